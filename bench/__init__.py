@@ -1,0 +1,1 @@
+"""Gauntlet: threat models, engine, referee, store. Nothing happens at import."""

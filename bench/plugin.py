@@ -1,0 +1,335 @@
+"""All that a plugin author imports: the contracts, and the mark `hookimpl`.
+
+Contracts are Protocols and records: authors inherit nothing. Optional attributes of an attack are
+read through `Traits`, so a plain class with `name`, `needs`, `steps`, `start` and `step` is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pluggy
+from torch import Tensor, nn
+
+from bench.kit import Loss
+from bench.records import Access, Budget, Claim
+from bench.threat import L1, L2, Draws, Goal, Linf, PerturbationSet, ThreatModel
+
+__all__ = [
+    "L1", "L2", "Access", "Attack", "Budget", "Certifier", "Claim", "Dataset", "Defense",
+    "Diagnostic", "Evidence", "Finding", "Fraction", "Goal", "Gradient", "Images", "Inner",
+    "Jacobian", "Lesson", "Linf", "Loss", "PerturbationSet", "Problem", "Randomness", "Recipe",
+    "Retire", "Shelf", "Split", "State", "ThreatModel", "Traits", "hookimpl",
+]  # fmt: skip
+
+hookimpl = pluggy.HookimplMarker("bench")
+
+State: TypeAlias = Any
+"""A tensor [n, ...] of images, or a NamedTuple of tensors whose first field `adv` is that."""
+
+
+class Retire(StrEnum):
+    """When a row of an attack has nothing more to do."""
+
+    FIRST_SUCCESS = "first success"
+    """The first verified success ends it (all attacks in a fixed ball)."""
+    CONVERGENCE = "convergence"
+    """`done(state)` ends it; success alone does not (attacks that shrink their perturbation)."""
+    NEVER = "never"
+    """Only its last step ends it."""
+
+
+class Gradient(NamedTuple):
+    """The answer to `problem.gradient`."""
+
+    gradient: Tensor
+    """[n, C, H, W]: uphill is towards the goal, also on targeted boards."""
+    loss: Tensor
+    """[n]: larger is better for the attacker."""
+    logits: Tensor
+    """[n, K]."""
+
+
+class Jacobian(NamedTuple):
+    """The answer to `problem.jacobian`."""
+
+    rows: Tensor
+    """[n, k, C, H, W]: the gradient of each asked logit."""
+    logits: Tensor
+    """[n, K]."""
+
+
+class Problem(Draws, Protocol):
+    """What an attack sees of one batch of rows; each row is one example in one run.
+
+    Rows are independent: whatever an attack computes for a row may depend on that row alone.
+    Every question takes `where` [n] bool: only those rows are charged, the others' answers are
+    not to be used.
+    """
+
+    x: Tensor
+    """[n, C, H, W] clean images."""
+    y: Tensor
+    """[n] int64: the true label; on targeted boards still the true label."""
+    target: Tensor
+    """[n] int64: the declared target on targeted boards; -1 elsewhere."""
+    ball: PerturbationSet
+    """The perturbation set: `sample`, `steepest`, `project`, `distance`, `contains`, `radius`."""
+    t: Tensor
+    """[n] int64: how many steps this row has made in this run."""
+    run: Tensor
+    """[n] int64: which restart or target this is, from 0."""
+    classes: int
+
+    @property
+    def clean_logits(self) -> Tensor:
+        """[n, K] of the clean images; needs scores. Costs nothing: the clean pass is shared."""
+
+    @property
+    def rivals(self) -> Tensor:
+        """[n, K - 1]: the other classes, the likeliest on the clean image first; needs scores."""
+
+    def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
+        """One forward and one gradient a row. `loss` gets the label, or the declared target."""
+
+    def jacobian(self, adv: Tensor, classes: Tensor, where: Tensor | None = None) -> Jacobian:
+        """One forward and k gradients a row, of the logits `classes` [n, k]."""
+
+    def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
+        """[n, K]; one forward a row."""
+
+    def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
+        """[n] int64; one forward a row."""
+
+    def wrong(self, answer: Tensor) -> Tensor:
+        """[n] bool: do these logits [n, K] or labels [n] reach the goal of the board?"""
+
+    def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape] keyed int64 in [0, high)."""
+
+
+class Attack(Protocol):
+    """A start and a step over explicit state; the harness owns everything else.
+
+    Optional: `cite`, `summary`, `runs(classes) -> int` (restarts or targets; a row begins run
+    r + 1 only if run r left it unbroken), `retires` (a `Retire`), `done(state) -> [n] bool`,
+    `minimises` (True when smaller perturbations are the aim), `norms` (names of the sets it can
+    work in), `goals` (goals it can serve), `source` (`"twin"`: asks the undefended twin instead).
+    """
+
+    name: str
+    needs: Access
+
+    @property
+    def steps(self) -> int:
+        """Steps of one run; step s leaves the iterate after s questions."""
+
+    def start(self, problem: Problem) -> State:
+        """The state of newly arrived rows: arithmetic only, nothing is asked of the defense."""
+
+    def step(self, problem: Problem, state: State) -> State:
+        """The next state of all rows."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """An attack's optional attributes, with what their absence means."""
+
+    cite: str
+    summary: str
+    retires: Retire
+    minimises: bool
+    norms: tuple[str, ...]
+    """Empty: every set."""
+    goals: tuple[str, ...]
+    """Empty: every goal."""
+    source: str
+
+    @classmethod
+    def of(cls, attack: Attack) -> Traits:
+        """Read them from any object."""
+        return cls(
+            cite=getattr(attack, "cite", ""),
+            summary=getattr(attack, "summary", ""),
+            retires=getattr(attack, "retires", Retire.FIRST_SUCCESS),
+            minimises=getattr(attack, "minimises", False),
+            norms=tuple(getattr(attack, "norms", ())),
+            goals=tuple(getattr(attack, "goals", ())),
+            source=getattr(attack, "source", ""),
+        )
+
+    @staticmethod
+    def runs(attack: Attack, classes: int) -> int:
+        """How many runs a row may need."""
+        count = getattr(attack, "runs", None)
+        return 1 if count is None else int(count(classes))
+
+
+class Split(NamedTuple):
+    """Images and labels of one half of a data set."""
+
+    images: npt.NDArray[np.uint8]
+    """[n, C, H, W]: the pixel k stands for k / 255."""
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set in memory."""
+
+    train: Split | None
+    """None where only the test half is there."""
+    test: Split
+    """In the fixed order of the index list: the first n are *the* n examples."""
+    index: npt.NDArray[np.int64]
+    """Where each test image stands in the official file."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set; reading it waits until it is needed."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    load: Callable[[Path | None], Images]
+    """Reads it from the data folder (None: the folder is not needed); may download into it."""
+    test_size: int
+    digest: str = ""
+    """SHA-256 of the test half in index order; refused when it differs. Empty: unchecked."""
+    cite: str = ""
+    summary: str = ""
+
+
+class Shelf(Protocol):
+    """Weights by name and digest; the only way weights reach a defense."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W) of the data set at hand."""
+    classes: int
+
+    def trained(self, module: nn.Module) -> nn.Module:
+        """The module, filled with the weights of *this* defense's recipe."""
+
+    def filled(self, module: nn.Module, file: str) -> nn.Module:
+        """The module, filled from a safetensors file beside the plugin (or in `BENCH_DATA`)."""
+
+    def built(self, name: str) -> nn.Module:
+        """Another registered defense, built."""
+
+
+class Lesson(NamedTuple):
+    """One batch of training, as a recipe's loss sees it."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    adv: Tensor
+    """What the inner attack made of x; x itself without one. Detached, inside ball and box."""
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An attack inside training, by name, with the fields to change."""
+
+    attack: str
+    ball: PerturbationSet
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a defense's weights come about."""
+
+    model: Callable[[tuple[int, int, int], int], nn.Module]
+    """(shape, classes) -> a fresh module, its weights drawn from torch's seeded generator."""
+    loss: Callable[[Lesson], Tensor]
+    """A scalar or [n]."""
+    inner: Inner | None = None
+    epochs: int = 30
+    batch: int = 64
+    rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    optimiser: str = "adam"
+    """`adam` or `sgd` (momentum 0.9)."""
+    schedule: str = "constant"
+    """`constant`, `cosine` or `cyclic` (up, then down to zero; arXiv:2001.03994)."""
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers the loss closes over, so that they are part of the digest."""
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """A defense that answers differently on each call, and says so."""
+
+    draws: int = 10
+    """Samples that an attacker averages a gradient over (EOT, arXiv:1707.07397)."""
+
+
+@dataclass(frozen=True)
+class Defense:
+    """An ordinary module from images in [0, 1] to logits, and what its author says of it."""
+
+    name: str
+    build: Callable[[Shelf], nn.Module]
+    datasets: tuple[str, ...] = ("digits",)
+    cite: str = ""
+    summary: str = ""
+    claims: tuple[Claim, ...] = ()
+    recipe: Recipe | None = None
+    stand_in: Callable[[Shelf], nn.Module] | None = None
+    """What an attacker differentiates through where `build` gives no useful gradient."""
+    randomness: Randomness | None = None
+    twin: str = "undefended"
+    """The defense that transfer attacks ask instead of this one."""
+    quick: bool = True
+    """Played by `bench run` without --defense."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Certifier(Protocol):
+    """A proof: which examples nobody inside the perturbation set can break."""
+
+    name: str
+    exact: bool
+    """True when an example that is not certified can be broken (a lower *and* an upper bound)."""
+
+    def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
+        """Why it cannot speak of this model and set; empty when it can."""
+
+    def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+        """[n] bool: right on every image of ball and box."""
+
+
+class Finding(StrEnum):
+    """What a diagnostic says. Clear and not tested are different facts."""
+
+    RAISED = "raised"
+    CLEAR = "clear"
+    NOT_TESTED = "not tested"
+
+
+class Evidence(NamedTuple):
+    """The numbers behind a flag."""
+
+    finding: Finding
+    sentence: str
+
+
+class Diagnostic(Protocol):
+    """A look at a built defense, before any attack."""
+
+    name: str
+
+    def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
+        """Judge 32 clean images' worth of behaviour."""

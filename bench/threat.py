@@ -1,0 +1,330 @@
+"""What an attacker may do: perturbation sets and threat models, as values with verbs.
+
+A perturbation set (`ball` for short) always means the norm ball around the clean image *and* the
+pixel box [0, 1] together. Attacks work through its verbs and never ask which norm it is.
+Images are [n, C, H, W] in [0, 1]; whatever is per image is [n].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bench.records import Access, Budget, digest
+
+NEWTON = 16  # steps; each passes a breakpoint, and every iterate is feasible
+BISECTION = 40  # halvings: past the resolution of float32
+
+
+class Draws(Protocol):
+    """Random numbers that belong to an example, not to a batch."""
+
+    def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape] in [0, 1), the same for the same example, run, step and name."""
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape], standard normal."""
+
+
+@runtime_checkable
+class PerturbationSet(Protocol):
+    """What may be done to an image."""
+
+    name: str
+    """The norm, for people: `Linf`, `L2`, `L1`."""
+    eps: Fraction
+    """The radius, exactly."""
+
+    @property
+    def radius(self) -> float:
+        """The radius as a float."""
+
+    def distance(self, adv: Tensor, x: Tensor) -> Tensor:
+        """[n], in the dtype of the images."""
+
+    def contains(self, adv: Tensor, x: Tensor) -> Tensor:
+        """[n] bool: inside ball (up to `tolerance`) and box (exactly)."""
+
+    def tolerance(self, pixels: int) -> float:
+        """How far float32 rounding may carry an honest image of so many pixels."""
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        """A random point: uniform in the ball, then clipped to the box."""
+
+    def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
+        """The direction of norm 1 that gains most; zero where the gradient is zero.
+
+        Nothing is spent on a pixel that cannot move: one that stands at the edge of the box
+        and would be pushed over it.
+        """
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest point (in L2) of ball and box together."""
+
+    def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
+        """The point of ball and box at which the linear function `weight` is largest."""
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """What the three norms share."""
+
+    eps: Fraction
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.eps, Fraction):
+            raise TypeError(
+                f"eps came as {self.eps!r}; a radius is an exact fraction: write Fraction(8, 255)."
+            )
+        if self.eps < 0:
+            raise ValueError(f"eps came as {self.eps}; a radius is not negative.")
+
+    @property
+    def radius(self) -> float:
+        return float(self.eps)
+
+    def distance(self, adv: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def tolerance(self, pixels: int) -> float:
+        return 1e-6
+
+    def contains(self, adv: Tensor, x: Tensor) -> Tensor:
+        inside = self.distance(adv, x) <= self.radius + self.tolerance(x[0].numel())
+        return inside & (adv.flatten(1).amin(1) >= 0) & (adv.flatten(1).amax(1) <= 1)
+
+
+@dataclass(frozen=True)
+class Linf(_Norm):
+    """max |adv - x| <= eps."""
+
+    name = "Linf"
+
+    def distance(self, adv: Tensor, x: Tensor) -> Tensor:
+        """Largest change of any pixel."""
+        return (adv - x).flatten(1).abs().amax(1)
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        """Uniform in the cube, then clipped to the box."""
+        noise = draws.uniform("ball", tuple(x.shape[1:]))
+        return self.project(x + self.radius * (2 * noise - 1), x)
+
+    def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
+        """The sign of the gradient: <g, sign g> = |g|_1."""
+        return gradient.sign()
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        """Two clamps: for a cube and a box that is the exact projection."""
+        return torch.clamp(adv, x - self.radius, x + self.radius).clamp_(0, 1)
+
+    def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Every pixel to its end."""
+        return self.project(x + self.radius * weight.sign(), x)
+
+
+@dataclass(frozen=True)
+class L2(_Norm):
+    """||adv - x||_2 <= eps."""
+
+    name = "L2"
+
+    def distance(self, adv: Tensor, x: Tensor) -> Tensor:
+        """Euclidean."""
+        return (adv - x).flatten(1).square().sum(1).sqrt()
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        """Uniform in the ball (a normal direction, radius u^(1/d)), then clipped to the box."""
+        direction = draws.normal("ball", tuple(x.shape[1:]))
+        length = direction.flatten(1).square().sum(1).sqrt()
+        # pow of a float32 differs in the last bit with the place in the batch; exp and log do not.
+        share = (draws.uniform("radius", (1,))[:, 0].clamp_min(1e-12).log() / x[0].numel()).exp()
+        return (x + per_row(self.radius * share / length, x) * direction).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
+        """g / ||g||_2 over the pixels that can move."""
+        movable = _movable(gradient, adv)
+        length = movable.flatten(1).square().sum(1).sqrt()
+        return movable / per_row(length.clamp_min(1e-30), movable)
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        """clamp(x + s (adv - x)) with the largest s in [0, 1] that stays in the ball."""
+        return _along(adv - x, x, self.radius, at_most_one=True)
+
+    def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
+        """clamp(x + s w) with the s that reaches the ball, or every corner of the box."""
+        return _along(weight, x, self.radius, at_most_one=False)
+
+
+@dataclass(frozen=True)
+class L1(_Norm):
+    """||adv - x||_1 <= eps."""
+
+    name = "L1"
+
+    def distance(self, adv: Tensor, x: Tensor) -> Tensor:
+        """Sum of the absolute changes."""
+        return (adv - x).flatten(1).abs().sum(1)
+
+    def tolerance(self, pixels: int) -> float:
+        """An honest sum of `pixels` float32 differences may be off by 2^-24 each."""
+        return 1e-6 + pixels * 2.0**-24
+
+    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+        """Uniform in the ball (Laplace over its sum and one exponential), then clipped."""
+        uniform = draws.uniform("ball", tuple(x.shape[1:]))
+        size = -torch.log(((2 * uniform - 1).abs()).clamp_min(1e-12))
+        rest = -torch.log(draws.uniform("radius", (1,))[:, 0].clamp_min(1e-12))
+        scale = self.radius / (size.flatten(1).sum(1) + rest)
+        return (x + per_row(scale, x) * size * (uniform - 0.5).sign()).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
+        """One coordinate: the largest |g_i| among the pixels that can move."""
+        movable = _movable(gradient, adv).flatten(1)
+        best = movable.abs().argmax(1, keepdim=True)
+        chosen = torch.zeros_like(movable).scatter_(1, best, movable.gather(1, best).sign())
+        return chosen.view_as(gradient)
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        """clamp(x + soft(adv - x, threshold)) with the least threshold that stays in the ball."""
+        change = (adv.clamp(0, 1) - x).flatten(1)
+        reach = _room(adv - x, x)
+        size = (adv - x).flatten(1).abs()
+        low = torch.zeros_like(size[:, 0])
+        high = size.amax(1)
+        for _ in range(BISECTION):
+            middle = (low + high) / 2
+            norm = torch.minimum((size - middle[:, None]).clamp_min_(0), reach).sum(1)
+            outside = norm > self.radius
+            low = torch.where(outside, middle, low)
+            high = torch.where(outside, high, middle)
+        kept = torch.minimum((size - high[:, None]).clamp_min_(0), reach)
+        inside = change.abs().sum(1, keepdim=True) <= self.radius
+        change = torch.where(inside, change, kept * (adv - x).flatten(1).sign())
+        return (x + change.view_as(x)).clamp_(0, 1)
+
+    def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Fill the best pixels, each up to its room, until the budget is spent."""
+        flat = weight.flatten(1)
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
+        room = _room(weight, x).gather(1, order)
+        before = room.cumsum(1) - room
+        spent = torch.minimum((self.radius - before).clamp_min_(0), room)
+        change = torch.zeros_like(flat).scatter_(1, order, spent) * flat.sign()
+        return (x + change.view_as(x)).clamp_(0, 1)
+
+
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """[n] shaped so that it multiplies [n, ...] row by row."""
+    return value.view(-1, *[1] * (like.dim() - 1))
+
+
+def _movable(gradient: Tensor, adv: Tensor) -> Tensor:
+    """The gradient, zero where the pixel stands at the edge it would be pushed over."""
+    stuck = ((gradient > 0) & (adv >= 1)) | ((gradient < 0) & (adv <= 0))
+    return gradient.masked_fill(stuck, 0)
+
+
+def _room(direction: Tensor, x: Tensor) -> Tensor:
+    """[n, d]: how far each pixel can go along the sign of `direction` inside the box."""
+    return torch.where(direction > 0, 1 - x, x).flatten(1)
+
+
+def _along(direction: Tensor, x: Tensor, radius: float, *, at_most_one: bool) -> Tensor:
+    """clamp(x + s d) with s >= 0 as large as the L2 ball allows.
+
+    ||clamp(x + s d) - x||^2 = sum min(t d^2, room^2) with t = s^2 is concave and increasing in t,
+    so Newton from the left climbs to the root and never passes it.
+    """
+    square = direction.flatten(1).double().square()
+    cap = _room(direction, x).double().square()
+    bound = radius * radius
+    t = bound / square.sum(1).clamp_min(1e-300)
+    for _ in range(NEWTON):
+        free = square * t[:, None] < cap
+        slope = torch.where(free, square, 0).sum(1)
+        norm = torch.where(free, square * t[:, None], cap).sum(1)
+        t = torch.where(slope > 0, t + (bound - norm).clamp_min(0) / slope.clamp_min(1e-300), t)
+    if at_most_one:
+        inside = torch.minimum(square, cap).sum(1) <= bound
+        t = torch.where(inside, torch.ones_like(t), t.clamp_max(1))
+    scale = t.sqrt()[:, None]
+    moved = x.flatten(1).double() + scale * direction.flatten(1).double()
+    return moved.clamp_(0, 1).to(x.dtype).view_as(x)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the attacker wants of the answer."""
+
+    kind: str = "untargeted"
+    """`untargeted`: any wrong class. `targeted`: the declared target. `nearest`: any wrong class,
+    as near to the clean image as possible (a distance board)."""
+    rule: str = ""
+    """How a targeted goal picks its target: `next`, `least-likely`, `random` or `all`."""
+
+    def __post_init__(self) -> None:
+        rules = {"untargeted": [""], "nearest": [""], "targeted": TARGET_RULES}
+        if self.kind not in rules:
+            raise ValueError(f"goal came as {self.kind!r}; known goals: {', '.join(rules)}.")
+        if self.rule not in rules[self.kind]:
+            known = ", ".join(map(repr, rules[self.kind]))
+            raise ValueError(f"a {self.kind} goal came with rule {self.rule!r}; allowed: {known}.")
+
+
+TARGET_RULES = ["next", "least-likely", "random", "all"]
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker knows, wants, may change and may spend, and on which data."""
+
+    name: str
+    dataset: str
+    ball: PerturbationSet
+    access: Access = Access.GRADIENTS
+    goal: Goal = field(default_factory=Goal)
+    budget: Budget = field(default_factory=Budget)
+    examples: int = 500
+    """The first so many of the data set's fixed list of test images."""
+    required: tuple[str, ...] = ()
+    """Attacks without which a defense has no rank."""
+    ranked: bool = True
+    """False for boards that are evidence only."""
+    order: int = 100
+    """Where the board stands in lists; the smallest comes first."""
+    summary: str = ""
+
+    @property
+    def id(self) -> str:
+        """Digest of every rule in it. Names, order and words are not rules."""
+        return digest(self.rules())[:16]
+
+    def rules(self) -> dict[str, Any]:
+        """The declaration as JSON values."""
+        return {
+            "dataset": self.dataset,
+            "set": describe(self.ball),
+            "access": self.access.name.lower(),
+            "goal": {"kind": self.goal.kind, "rule": self.goal.rule},
+            "budget": {"gradients": self.budget.gradients, "queries": self.budget.queries},
+            "required": sorted(self.required),
+            "ranked": self.ranked,
+        }
+
+
+def describe(ball: PerturbationSet) -> Mapping[str, Any]:
+    """A perturbation set as JSON values, its radius as an exact fraction."""
+    return {"name": ball.name, "eps": str(ball.eps), "radius": round_trip(ball.radius)}
+
+
+def round_trip(value: float) -> float:
+    """A float that JSON can carry; infinities have no place in a digest."""
+    if not math.isfinite(value):
+        raise ValueError(f"a radius came as {value}; it must be finite.")
+    return value

@@ -1,0 +1,1 @@
+"""The leaderboard: pages over the store. It never imports torch."""

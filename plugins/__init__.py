@@ -1,0 +1,1 @@
+"""The built-in plugins. They come through the same door as everybody else's."""
