@@ -1,0 +1,205 @@
+"""The one door to a built defense: it answers, counts, gates by access and refuses over budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import Loss, word
+from bench.plugin import Gradient, Jacobian
+from bench.records import Access, Budget, PluginError
+
+WORDS = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIENTS: "gradients"}
+
+
+class Ledger:
+    """What each row has spent: exact counts, and a hand on the purse."""
+
+    def __init__(self, rows: int, budget: Budget, device: torch.device) -> None:
+        self.forwards = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.gradients = torch.zeros_like(self.forwards)
+        self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
+        """Rows that asked for more than their budget."""
+        self.budget = budget
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything can be refused at all."""
+        return self.budget != Budget()
+
+    def charge(self, where: Tensor, forwards: int, gradients: int) -> Tensor:
+        """Charge the rows `where` [n] bool; [n] bool of those that could pay."""
+        if self.limited:
+            fits = self._fits(self.forwards + forwards, self.budget.queries)
+            fits &= self._fits(self.gradients + gradients, self.budget.gradients)
+            self.refused |= where & ~fits
+            where = where & fits
+        self.forwards += forwards * where
+        if gradients:
+            self.gradients += gradients * where
+        return where
+
+    def _fits(self, count: Tensor, limit: int | None) -> Tensor:
+        return torch.ones_like(self.refused) if limit is None else count <= limit
+
+
+class Noise:
+    """The random state of a declared-random defense: seeded by (seed, group, call).
+
+    A module draws where keys cannot reach, from torch's global generator; so each call runs in a
+    forked state, and a board with randomness is still reproducible.
+    """
+
+    def __init__(self, seed: int, role: str, device: torch.device) -> None:
+        self.seed, self.role, self.device = seed, role, device
+        self.group = 0
+        self.call = 0
+
+    def begin(self, group: int) -> None:
+        """Start a group of rows: its draws depend on nothing before it."""
+        self.group, self.call = group, 0
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """One call of the model."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            seed = word(f"{self.seed} {self.role} {self.group} {self.call}") % 2**63
+            torch.random.manual_seed(seed)
+            self.call += 1
+            yield
+
+
+class Target:
+    """A built defense behind one door. It freezes the module and never changes its answers."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        stand_in: nn.Module | None = None,
+        access: Access = Access.GRADIENTS,
+        draws: int = 1,
+        noise: Noise | None = None,
+        asker: str = "the attack",
+        board: str = "this board",
+    ) -> None:
+        self.module = freeze(module)
+        self.slope = freeze(stand_in) if stand_in is not None else module
+        self.has_stand_in = stand_in is not None
+        self.access, self.draws, self.noise = access, draws, noise
+        self.asker, self.board = asker, board
+
+    def require(self, access: Access) -> None:
+        """Refuse with a sentence what the board does not reveal."""
+        if access > self.access:
+            raise PluginError(
+                f"{self.asker} asked for {WORDS[access]}, but {self.board} reveals "
+                f"{WORDS.get(self.access, 'nothing')} only; declare needs = Access.{access.name}."
+            )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[n, K], the mean over the declared draws; no graph is kept."""
+        with torch.no_grad():
+            return self._mean(lambda: self._call(self.module, images))
+
+    def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
+        """Gradient [n, C, H, W], loss [n] and logits [n, K]; the mean over the declared draws.
+
+        With a stand-in the logits and the loss are the defense's own, and the gradient takes the
+        stand-in's slope at the same image (arXiv:1802.00420).
+        """
+        parts = [self._gradient(images, loss) for _ in range(self.draws)]
+        if len(parts) == 1:
+            return parts[0]
+        return Gradient._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
+
+    def jacobian(self, images: Tensor, classes: Tensor) -> Jacobian:
+        """The gradients [n, k, C, H, W] of the logits `classes` [n, k], one forward for all."""
+        parts = [self._jacobian(images, classes) for _ in range(self.draws)]
+        if len(parts) == 1:
+            return parts[0]
+        return Jacobian._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
+
+    def _mean(self, answer: Callable[[], Tensor]) -> Tensor:
+        if self.draws == 1:
+            return answer()
+        return torch.stack([answer() for _ in range(self.draws)]).mean(0)
+
+    def _call(self, module: nn.Module, images: Tensor) -> Tensor:
+        if self.noise is None:
+            answer = module(images)
+        else:
+            with self.noise.scope():
+                answer = module(images)
+        return checked(answer, len(images))
+
+    def _gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
+        leaf = images.detach().requires_grad_()
+        with torch.enable_grad():
+            if not self.has_stand_in:
+                logits = self._call(self.module, leaf)
+                value = loss(logits)
+                gradient = slope(value.sum(), leaf)
+                return Gradient(gradient, value.detach(), logits.detach())
+            with torch.no_grad():
+                logits = self._call(self.module, leaf)
+            answer = logits.detach().requires_grad_()
+            value = loss(answer)
+            weight = slope(value.sum(), answer)
+            gradient = slope((self._call(self.slope, leaf) * weight).sum(), leaf)
+        return Gradient(gradient, value.detach(), logits.detach())
+
+    def _jacobian(self, images: Tensor, classes: Tensor) -> Jacobian:
+        leaf = images.detach().requires_grad_()
+        with torch.enable_grad():
+            answer = self._call(self.slope, leaf)
+            rows = [
+                slope(answer.gather(1, column[:, None]).sum(), leaf, keep=True)
+                for column in classes.unbind(1)
+            ]
+        logits = self.logits_once(images) if self.has_stand_in else answer.detach()
+        return Jacobian(torch.stack(rows, 1), logits)
+
+    def logits_once(self, images: Tensor) -> Tensor:
+        """One draw's answer [n, K], whatever number of draws is declared."""
+        with torch.no_grad():
+            return self._call(self.module, images)
+
+
+def slope(value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
+    """d value / d leaf; zero where no graph leads there (argmax, rounding, numpy inside)."""
+    if not value.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, retain_graph=keep)
+    return torch.zeros_like(leaf) if gradient is None else gradient.detach()
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Eval mode, no parameter asks for a gradient: only the input's gradient is computed."""
+    return module.eval().requires_grad_(False)
+
+
+def checked(answer: object, rows: int) -> Tensor:
+    """The answer, if it is a matrix of logits."""
+    if not isinstance(answer, Tensor):
+        raise PluginError(
+            f"the defense answered with {type(answer).__name__}; a tensor of logits "
+            f"[{rows}, classes] was expected."
+        )
+    if answer.dim() != 2 or answer.shape[0] != rows or not answer.is_floating_point():
+        raise PluginError(
+            f"the defense answered {answer.dtype} {tuple(answer.shape)} for {rows} images; "
+            f"floating point logits [{rows}, classes] were expected."
+        )
+    return answer
+
+
+def aimed(loss: Loss, label: Tensor, sign: int) -> Callable[[Tensor], Tensor]:
+    """The attack's loss at its label; downhill when the board wants that label reached."""
+    if sign > 0:
+        return lambda logits: loss(logits, label)
+    return lambda logits: -loss(logits, label)
