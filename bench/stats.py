@@ -1,0 +1,177 @@
+"""How sure a figure is: intervals, paired tests, ranks that are ranges; no torch, no scipy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.records import Count
+
+Z95 = 1.959963984540054
+"""The 97.5 % point of the standard normal."""
+
+_HALVINGS = 64  # an interval of length 1 is then below the resolution of a float
+
+
+class Interval(NamedTuple):
+    """Where a share may lie, as fractions."""
+
+    low: float
+    high: float
+
+
+class Rank(NamedTuple):
+    """The places that an entry may hold, as far as the examples can tell."""
+
+    best: int
+    """1 + how many entries are significantly better."""
+    worst: int
+    """How many entries there are, less those that are significantly worse."""
+    group: int
+    """Entries of one group are tied: each may hold the place of the group's first. From 1."""
+
+
+def wilson(k: int, n: int, z: float = Z95) -> Interval:
+    """The score interval of k of n; of nothing at all, 0 to 1.
+
+    >>> low, high = wilson(350, 500)
+    >>> round(low, 3), round(high, 3)
+    (0.658, 0.738)
+    """
+    _of(k, n)
+    if n == 0:
+        return Interval(0.0, 1.0)
+    share, square = k / n, z * z / n
+    centre = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
+    return Interval(
+        low=0.0 if k == 0 else centre - half,
+        high=1.0 if k == n else centre + half,
+    )
+
+
+def count(k: int, n: int) -> Count:
+    """k of n with its 95 % Wilson interval."""
+    return Count(k, n, *wilson(k, n))
+
+
+def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
+    """The exact interval: each tail of the binomial keeps (1 - level) / 2."""
+    _of(k, n)
+    tail = (1 - level) / 2
+    at_least = _upper_tail(k, n)
+    more_than = _upper_tail(k + 1, n)
+    return Interval(
+        low=0.0 if k == 0 else _crossing(at_least, tail),
+        high=1.0 if k == n else _crossing(more_than, 1 - tail),
+    )
+
+
+def _of(k: int, n: int) -> None:
+    if not 0 <= k <= n:
+        raise ValueError(f"a count came as {k} of {n}; it must satisfy 0 <= k <= n.")
+
+
+def _upper_tail(k: int, n: int) -> Callable[[float], float]:
+    """p -> P(X >= k) for X binomial(n, p); rises with p."""
+    hits = np.arange(k, n + 1)
+    ways = np.array(
+        [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in hits.tolist()]
+    )
+
+    def tail(p: float) -> float:
+        logs = ways + hits * math.log(p) + (n - hits) * math.log1p(-p)
+        return float(np.exp(logs).sum())
+
+    return tail
+
+
+def _crossing(rising: Callable[[float], float], value: float) -> float:
+    """Where a function that rises on (0, 1) takes the value, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        low, high = (middle, high) if rising(middle) < value else (low, middle)
+    return (low + high) / 2
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The exact two-sided p of a paired comparison, from the examples that only one got right.
+
+    >>> mcnemar(6, 0)
+    0.03125
+    """
+    if only_a < 0 or only_b < 0:
+        raise ValueError(f"counts came as {only_a} and {only_b}; they must not be negative.")
+    n = only_a + only_b
+    ways, total = 1, 0
+    for i in range(min(only_a, only_b) + 1):
+        total += ways
+        ways = ways * (n - i) // (i + 1)
+    return min(1.0, 2 * total / 2**n)
+
+
+def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses fall when all are tested together (step-down), in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [True, False, False]
+    """
+    order = sorted(range(len(pvalues)), key=pvalues.__getitem__)
+    rejected = [False] * len(pvalues)
+    for step, position in enumerate(order):
+        if pvalues[position] > level / (len(pvalues) - step):
+            break
+        rejected[position] = True
+    return rejected
+
+
+def rank_ranges(robust: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, Rank]:
+    """Each entry's range of places, from paired tests on the shared examples.
+
+    `robust[name]` is [n] bool, one entry an example, in the same order for all. Exact McNemar,
+    Holm over the comparisons of an entry. Arrays of different length: ValueError, since entries
+    played on different examples are never compared. The result is ordered: most robust first.
+    """
+    _same_examples(robust)
+    right = {name: int(np.count_nonzero(held)) for name, held in robust.items()}
+    places = {name: _places(name, robust, right) for name in robust}
+    order = sorted(robust, key=lambda name: (-right[name], places[name], name))
+    ranks: dict[str, Rank] = {}
+    group, first = 0, 0
+    for position, name in enumerate(order, start=1):
+        best, worst = places[name]
+        if group == 0 or best > first:
+            group, first = group + 1, position
+        ranks[name] = Rank(best, worst, group)
+    return ranks
+
+
+def _same_examples(robust: Mapping[str, npt.NDArray[np.bool_]]) -> None:
+    lengths = {len(held) for held in robust.values()}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"entries came with {', '.join(map(str, sorted(lengths)))} examples; "
+            "only entries played on the same examples can be compared."
+        )
+
+
+def _places(
+    name: str, robust: Mapping[str, npt.NDArray[np.bool_]], right: Mapping[str, int]
+) -> tuple[int, int]:
+    others = [other for other in robust if other != name]
+    pvalues = [compare(robust[name], robust[other]) for other in others]
+    differ = [other for other, said in zip(others, holm(pvalues), strict=True) if said]
+    better = sum(right[other] > right[name] for other in differ)
+    return 1 + better, len(robust) - (len(differ) - better)
+
+
+def compare(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """McNemar's p of two entries on the same examples [n] bool."""
+    return mcnemar(int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a)))
