@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.records import Access, Budget, digest
 
-NEWTON = 16  # steps; each passes a breakpoint, and every iterate is feasible
+SETTLED = 4e-15  # of the value: a Newton step below it is rounding
 BISECTION = 40  # halvings: past the resolution of float32
 
 
@@ -38,8 +38,10 @@ class PerturbationSet(Protocol):
 
     name: str
     """The norm, for people: `Linf`, `L2`, `L1`."""
-    eps: Fraction
-    """The radius, exactly."""
+
+    @property
+    def eps(self) -> Fraction:
+        """The radius, exactly."""
 
     @property
     def radius(self) -> float:
@@ -149,16 +151,19 @@ class L2(_Norm):
     def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
         """g / ||g||_2 over the pixels that can move."""
         movable = _movable(gradient, adv)
+        # Divided by the largest entry first: the square of 1e-25 is zero in float32.
+        largest = movable.flatten(1).abs().amax(1).clamp_min(torch.finfo(movable.dtype).tiny)
+        movable = movable / per_row(largest, movable)
         length = movable.flatten(1).square().sum(1).sqrt()
-        return movable / per_row(length.clamp_min(1e-30), movable)
+        return movable / per_row(torch.where(length > 0, length, 1), movable)
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """clamp(x + s (adv - x)) with the largest s in [0, 1] that stays in the ball."""
-        return _along(adv - x, x, self.radius, at_most_one=True)
+        return _along(adv.double() - x.double(), x, self.radius, at_most_one=True)
 
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
         """clamp(x + s w) with the s that reaches the ball, or every corner of the box."""
-        return _along(weight, x, self.radius, at_most_one=False)
+        return _along(weight.double(), x, self.radius, at_most_one=False)
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ class L1(_Norm):
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """clamp(x + soft(adv - x, threshold)) with the least threshold that stays in the ball."""
-        change = (adv.clamp(0, 1) - x).flatten(1)
+        boxed = adv.clamp(0, 1)
         reach = _room(adv - x, x)
         size = (adv - x).flatten(1).abs()
         low = torch.zeros_like(size[:, 0])
@@ -204,9 +209,9 @@ class L1(_Norm):
             low = torch.where(outside, middle, low)
             high = torch.where(outside, high, middle)
         kept = torch.minimum((size - high[:, None]).clamp_min_(0), reach)
-        inside = change.abs().sum(1, keepdim=True) <= self.radius
-        change = torch.where(inside, change, kept * (adv - x).flatten(1).sign())
-        return (x + change.view_as(x)).clamp_(0, 1)
+        moved = (x + kept.view_as(x) * (adv - x).sign()).clamp_(0, 1)
+        inside = self.distance(boxed, x) <= self.radius
+        return torch.where(per_row(inside, x), boxed, moved)
 
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
         """Fill the best pixels, each up to its room, until the budget is spent."""
@@ -236,25 +241,29 @@ def _room(direction: Tensor, x: Tensor) -> Tensor:
 
 
 def _along(direction: Tensor, x: Tensor, radius: float, *, at_most_one: bool) -> Tensor:
-    """clamp(x + s d) with s >= 0 as large as the L2 ball allows.
+    """clamp(x + s d) with s >= 0 as large as the L2 ball allows; d in float64.
 
     ||clamp(x + s d) - x||^2 = sum min(t d^2, room^2) with t = s^2 is concave and increasing in t,
-    so Newton from the left climbs to the root and never passes it.
+    so Newton from the left climbs to the root and never passes it. Each step passes a breakpoint.
     """
-    square = direction.flatten(1).double().square()
-    cap = _room(direction, x).double().square()
+    square = direction.flatten(1).square()
+    cap = _room(direction, x.double()).square()
     bound = radius * radius
     t = bound / square.sum(1).clamp_min(1e-300)
-    for _ in range(NEWTON):
+    for _ in range(square.shape[1] + 1):
         free = square * t[:, None] < cap
         slope = torch.where(free, square, 0).sum(1)
         norm = torch.where(free, square * t[:, None], cap).sum(1)
-        t = torch.where(slope > 0, t + (bound - norm).clamp_min(0) / slope.clamp_min(1e-300), t)
+        rise = (bound - norm) / slope.clamp_min(1e-300)
+        # A settled row stays to the bit, however long the rows beside it take.
+        climbs = (rise > SETTLED * t) & (slope > 0)
+        if not climbs.any():
+            break
+        t = torch.where(climbs, t + rise, t)
     if at_most_one:
         inside = torch.minimum(square, cap).sum(1) <= bound
         t = torch.where(inside, torch.ones_like(t), t.clamp_max(1))
-    scale = t.sqrt()[:, None]
-    moved = x.flatten(1).double() + scale * direction.flatten(1).double()
+    moved = x.flatten(1).double() + t.sqrt()[:, None] * direction.flatten(1)
     return moved.clamp_(0, 1).to(x.dtype).view_as(x)
 
 
