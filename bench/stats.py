@@ -114,7 +114,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     for i in range(min(only_a, only_b) + 1):
         total += ways
         ways = ways * (n - i) // (i + 1)
-    return min(1.0, 2 * total / 2**n)
+    return min(1.0, 2 * total / (1 << n))
 
 
 def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:
