@@ -1,0 +1,221 @@
+"""What a plugin offered: whose it is, of which type, and the card that lists it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from bench.entry import NAME
+from bench.plugin import Access, Attack, Certifier, Dataset, Defense, Diagnostic, Traits
+from bench.records import Card, PluginError, digest
+from bench.threat import ThreatModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Offer(Generic[T]):
+    """One thing that a plugin offered, with where it came from."""
+
+    value: T
+    origin: str
+    """`built-in`, `entry-point` or `submission`."""
+    module: str
+    source: str
+    """SHA-256 of the plugin's module file, and of the plugin modules it imports."""
+    folder: Path | None = None
+    """A submission's folder; weights lie beside the code."""
+
+
+def complaint(kind: str, value: object) -> str:
+    """Why this is no offer of its kind; empty when it is one."""
+    wrong = _RULES[kind](value)
+    if wrong:
+        return wrong
+    name = value.name  # type: ignore[attr-defined]
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"has the name {name!r}; names are 1 to 64 of a-z, 0-9, '.', '_', '-'"
+    return ""
+
+
+def _is(kind: type) -> Callable[[object], str]:
+    """A rule: the value is one of these records."""
+    article = "a"
+    return lambda value: (
+        "" if isinstance(value, kind) else f"is {_shown(value)}, not {article} {kind.__name__}"
+    )
+
+
+def _has(kind: str, **wanted: Any) -> Callable[[object], str]:
+    """A rule: the value has these attributes; `callable` stands for a method."""
+
+    def rule(value: object) -> str:
+        if isinstance(value, type):
+            return f"is the class {value.__name__}; offer an instance: {value.__name__}()"
+        for name, type_ in wanted.items():
+            if not hasattr(value, name):
+                return f"is {_shown(value)} without {name!r}, which every {kind} has"
+            found = getattr(value, name)
+            if type_ is callable:
+                if not callable(found):
+                    return f"has {name} = {_shown(found)}, not a method"
+            elif not isinstance(found, type_) or (type_ is int and isinstance(found, bool)):
+                return f"has {name} = {_shown(found)}, not of type {type_.__name__}"
+        return ""
+
+    return rule
+
+
+def _attack(value: object) -> str:
+    wrong = _has("attack", name=str, needs=Access, steps=int, start=callable, step=callable)(value)
+    if wrong:
+        return wrong
+    if value.steps < 1:  # type: ignore[attr-defined]
+        return f"has steps = {value.steps}; at least one is needed"  # type: ignore[attr-defined]
+    try:
+        resolved(value)
+    except PluginError as error:
+        return f"has a parameter without a digest: {error}".rstrip(".")
+    return ""
+
+
+_RULES: dict[str, Callable[[object], str]] = {
+    "dataset": _is(Dataset),
+    "threat": _is(ThreatModel),
+    "attack": _attack,
+    "defense": _is(Defense),
+    "certifier": _has("certifier", name=str, exact=bool, refuses=callable, certify=callable),
+    "diagnostic": _has("diagnostic", name=str, examine=callable),
+}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__} {text[:40]}…"
+
+
+def resolved(value: object) -> dict[str, Any]:
+    """An attack's parameters as JSON values: its dataclass fields, or its instance attributes.
+
+    PluginError when one of them is nothing that a digest can name.
+    """
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value)]
+    else:
+        names = sorted(vars(value)) if hasattr(value, "__dict__") else []
+    return {name: _plain(getattr(value, name), f"{_called(value)}.{name}") for name in names}
+
+
+def _called(value: object) -> str:
+    return str(getattr(value, "name", type(value).__name__))
+
+
+def _plain(value: object, where: str) -> Any:
+    """A value as JSON, the same for the same meaning in every process."""
+    match value:
+        case Enum():
+            return value.name
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if np.isfinite(value) else str(value)
+        case Fraction() | torch.dtype() | Path():
+            return str(value)
+        case torch.Tensor():
+            return _plain(value.detach().cpu().numpy(), where)
+        case np.ndarray():
+            content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content}
+        case Mapping():
+            return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        case set() | frozenset():
+            return sorted(_plain(item, where) for item in value)
+        case functools.partial():
+            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
+            return _plain(parts, where)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"type": type(value).__name__, **resolved(value)}
+        case _ if callable(value) and "<lambda>" not in getattr(value, "__qualname__", "<lambda>"):
+            return f"{value.__module__}.{value.__qualname__}"  # type: ignore[attr-defined]
+    raise PluginError(
+        f"{where} is {_shown(value)}, which no digest can name; use a number, a string, a named "
+        "function or a dataclass."
+    )
+
+
+def attack_digest(offer: Offer[Attack]) -> str:
+    """Source and resolved parameters: what makes two attacks the same."""
+    return digest({"source": offer.source, "parameters": resolved(offer.value)})
+
+
+def attack_card(offer: Offer[Attack]) -> Card:
+    """How lists and pages show an attack."""
+    attack = offer.value
+    traits = Traits.of(attack)
+    detail = {
+        "needs": attack.needs.name.lower(),
+        "steps": attack.steps,
+        "norms": list(traits.norms),
+        "goals": list(traits.goals),
+        "retires": traits.retires.value,
+        "minimises": traits.minimises,
+        "source": traits.source,
+        "parameters": resolved(attack),
+    }
+    about = (traits.cite, traits.summary)
+    return Card("attack", attack.name, offer.origin, attack_digest(offer), *about, detail)
+
+
+def defense_card(offer: Offer[Defense], weights: str = "") -> Card:
+    """How lists and pages show a defense; `weights` is its digest once it was built."""
+    defense = offer.value
+    claims = [{"threat": c.threat, "robust": c.robust, "cite": c.cite} for c in defense.claims]
+    detail = {
+        **defense.detail,
+        "claims": claims,
+        "randomness": defense.randomness.draws if defense.randomness else None,
+        "stand_in": defense.stand_in is not None,
+        "twin": defense.twin,
+        "quick": defense.quick,
+        "datasets": list(defense.datasets),
+    }
+    about = (defense.cite, defense.summary)
+    return Card("defense", defense.name, offer.origin, weights, *about, detail)
+
+
+def threat_card(offer: Offer[ThreatModel]) -> Card:
+    """How lists and pages show a threat model: every rule in it."""
+    threat = offer.value
+    own = {"id": threat.id, "examples": threat.examples}
+    detail = {**threat.rules(), **own, "order": threat.order, "ranked": threat.ranked}
+    return Card("threat", threat.name, offer.origin, threat.id, "", threat.summary, detail)
+
+
+def dataset_card(offer: Offer[Dataset]) -> Card:
+    """How lists and pages show a data set."""
+    data = offer.value
+    detail = {
+        "classes": list(data.classes),
+        "shape": list(data.shape),
+        "test_size": data.test_size,
+    }
+    return Card("dataset", data.name, offer.origin, data.digest, data.cite, data.summary, detail)
+
+
+def tool_card(kind: str, offer: Offer[Certifier] | Offer[Diagnostic]) -> Card:
+    """How lists show a certifier or a diagnostic."""
+    tool = offer.value
+    cite, summary = getattr(tool, "cite", ""), getattr(tool, "summary", "")
+    return Card(kind, tool.name, offer.origin, offer.source, cite, summary)

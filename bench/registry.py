@@ -1,0 +1,301 @@
+"""Finds plugins: built in, installed, and submitted; all pass the same door.
+
+One bad plugin never takes down the rest: whatever is refused is refused with a sentence in
+`Registry.problems`, and everything else is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import pluggy
+
+import plugins
+from bench import hooks
+from bench.entry import Entry, entry_card, near, read_entry
+from bench.offer import (
+    Offer,
+    attack_card,
+    attack_digest,
+    complaint,
+    dataset_card,
+    defense_card,
+    resolved,
+    threat_card,
+    tool_card,
+)
+from bench.plugin import Attack, Certifier, Dataset, Defense, Diagnostic
+from bench.records import BenchError, Card, Cell, Count
+from bench.source import MARK, executed, modules_below, source_digest, unfit
+from bench.threat import ThreatModel
+
+__all__ = ["KINDS", "Offer", "Plugin", "Registry", "attack_digest", "resolved"]
+
+SHIPPED: Final[Mapping[str, str]] = {}
+"""Submissions that belong to the project, reviewed file by file: name -> digest."""
+
+KINDS = {
+    "dataset": "bench_datasets",
+    "threat": "bench_threat_models",
+    "attack": "bench_attacks",
+    "defense": "bench_defenses",
+    "certifier": "bench_certifiers",
+    "diagnostic": "bench_diagnostics",
+}
+"""What is asked for, in the order in which it is asked."""
+
+STRANGE = (Exception, SystemExit)
+"""What a stranger's module may raise when it is imported, asked or told: anything. It is caught in
+`_safely`, and only there, because one broken plugin must not take the others down; the sentence
+goes to `problems`. KeyboardInterrupt still ends the program."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A module that came through the door."""
+
+    module: ModuleType
+    origin: str
+    source: str
+    entry: Entry | None = None
+
+    @property
+    def name(self) -> str:
+        """What sentences call it."""
+        return f"submission {self.entry.card.name}" if self.entry else self.module.__name__
+
+
+@dataclass
+class Registry:
+    """Everything that can be played, by kind and name, sorted by name."""
+
+    datasets: dict[str, Offer[Dataset]] = field(default_factory=dict)
+    threats: dict[str, Offer[ThreatModel]] = field(default_factory=dict)
+    attacks: dict[str, Offer[Attack]] = field(default_factory=dict)
+    defenses: dict[str, Offer[Defense]] = field(default_factory=dict)
+    certifiers: dict[str, Offer[Certifier]] = field(default_factory=dict)
+    diagnostics: dict[str, Offer[Diagnostic]] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """Submissions whose card is in order, whether their code was imported or not."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence for each plugin or offer that was refused."""
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(MARK))
+
+    @classmethod
+    def load(cls, submissions: Path | None = None, *, allow_unsandboxed: bool = False) -> Registry:
+        """Ask every plugin there is.
+
+        `submissions` is the folder of entries (None: $BENCH_SUBMISSIONS, else ./submissions). Their
+        code is imported only with `allow_unsandboxed`, or where it ships with the project.
+        """
+        registry = cls()
+        registry.manager.add_hookspecs(hooks)
+        found = [*registry._built_in(), *registry._installed()]
+        found += registry._submitted(submissions or submissions_folder(), allow_unsandboxed)
+        registry.admit(found)
+        registry._drop_impostors()
+        return registry
+
+    def admit(self, found: list[Plugin]) -> None:
+        """Register plugins and take in what they offer, kind by kind."""
+        admitted = [plugin for plugin in found if self._register(plugin)]
+        for kind, hook in KINDS.items():
+            for plugin in admitted:
+                for value in self._asked(plugin, hook):
+                    self._take(kind, value, plugin)
+            table = self._table(kind)
+            for name in sorted(table):
+                table[name] = table.pop(name)
+
+    def find(self, kind: str, name: str) -> Offer[Any]:
+        """The offer of that name, or a BenchError that knows the near ones."""
+        table = self._table(kind)
+        if name in table:
+            return table[name]
+        if name in self.entries and self.entries[name].card.kind == kind:
+            raise BenchError(
+                f"the {kind} {name!r} is a submission, and its code was not imported; "
+                "--allow-unsandboxed runs it in this process, with all your rights."
+            )
+        raise BenchError(f"no {kind} named {name!r}{near(name, list(table))}.")
+
+    def attack_card(self, name: str) -> Card:
+        """How lists and pages show that attack."""
+        return attack_card(self.find("attack", name))
+
+    def defense_card(self, name: str, weights: str = "") -> Card:
+        """How lists and pages show that defense; `weights` is its digest once it was built."""
+        return defense_card(self.find("defense", name), weights)
+
+    def cards(self, weights: Mapping[str, str] | None = None) -> list[Card]:
+        """Every card, entries that were not imported included; `weights`: defense -> digest."""
+        known = weights or {}
+        cards = [dataset_card(offer) for offer in self.datasets.values()]
+        cards += [threat_card(offer) for offer in self.threats.values()]
+        cards += [attack_card(offer) for offer in self.attacks.values()]
+        cards += [defense_card(o, known.get(n, "")) for n, o in self.defenses.items()]
+        cards += [tool_card("certifier", offer) for offer in self.certifiers.values()]
+        cards += [tool_card("diagnostic", offer) for offer in self.diagnostics.values()]
+        return cards + [entry_card(e) for n, e in self.entries.items() if not self._imported(e)]
+
+    def judged(self, cell: Cell, robust: Count) -> None:
+        """Tell every plugin that listens, each apart from the others."""
+        told = {"cell": cell, "robust": robust}
+        for impl in self.manager.hook.bench_cell_judged.get_hookimpls():
+            arguments = [told[name] for name in impl.argnames]
+            self._safely(f"{impl.plugin_name} failed to listen", impl.function, *arguments)
+
+    def _table(self, kind: str) -> dict[str, Offer[Any]]:
+        if kind not in KINDS:
+            raise BenchError(f"no kind of plugin is named {kind!r}{near(kind, list(KINDS))}.")
+        table: dict[str, Offer[Any]] = getattr(self, f"{kind}s")
+        return table
+
+    def _imported(self, entry: Entry) -> bool:
+        return entry.card.name in self._table(entry.card.kind)
+
+    def _built_in(self) -> Iterator[Plugin]:
+        for name in sorted(modules_below(plugins)):
+            yield from self._loaded(name, built_in, name)
+
+    def _installed(self) -> Iterator[Plugin]:
+        for point in sorted(entry_points(group=MARK), key=lambda point: point.name):
+            yield from self._loaded(f"entry point {point.name!r}", installed, point)
+
+    def _submitted(self, folder: Path, allow_unsandboxed: bool) -> Iterator[Plugin]:
+        for place in sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] not in "._"):
+            try:
+                entry = read_entry(place)
+            except (BenchError, OSError) as error:
+                self.problems.append(str(error))
+                continue
+            self.entries[entry.card.name] = entry
+            if allow_unsandboxed or SHIPPED.get(entry.card.name) == entry.digest:
+                yield from self._loaded(f"submission {place.name}", submitted, entry)
+
+    def _loaded(self, name: str, load: Callable[[Any], Plugin], what: Any) -> list[Plugin]:
+        plugin = self._safely(f"{name} could not be imported", load, what)
+        return [] if plugin is None else [plugin]
+
+    def _safely(self, sentence: str, function: Callable[..., Any], *args: Any) -> Any:
+        """What the function gives, or None, the sentence and why."""
+        try:
+            return function(*args)
+        except STRANGE as error:
+            self.problems.append(f"{sentence}: {said(error)}.")
+            return None
+
+    def _drop_impostors(self) -> None:
+        """An entry that was not imported and bears the name of something else is not listed."""
+        for name, entry in list(self.entries.items()):
+            offer = self._table(entry.card.kind).get(name)
+            if offer is not None and offer.folder != entry.folder:
+                del self.entries[name]
+                twice = f"two plugins offer the {entry.card.kind} {name!r}: {offer.module} and "
+                sentence = f"{twice}submission {name}. Rename one; the first stands."
+                self.problems += [sentence] if sentence not in self.problems else []
+
+    def _register(self, plugin: Plugin) -> bool:
+        """Whether the plugin is in; otherwise it is out again, with a sentence."""
+        wrong = unfit(plugin.module)
+        if wrong:
+            self.problems.append(f"{plugin.name} {wrong}.")
+            return False
+        try:
+            self.manager.register(plugin.module, plugin.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            # register() leaves a plugin that failed validation inside the manager.
+            if self.manager.has_plugin(plugin.name):
+                self.manager.unregister(name=plugin.name)
+            self.problems.append(f"{plugin.name} was refused: {said(error)}.")
+            return False
+        return True
+
+    def _asked(self, plugin: Plugin, hook: str) -> list[Any]:
+        """The plugin's own answer, apart from all others: a raise concerns it alone."""
+        impls = getattr(self.manager.hook, hook).get_hookimpls()
+        own = [impl for impl in impls if impl.plugin is plugin.module]
+        answers = [self._safely(f"{plugin.name} failed in {hook}", answer, impl) for impl in own]
+        return [value for given in answers if given for value in given]
+
+    def _take(self, kind: str, value: Any, plugin: Plugin) -> None:
+        """Put one offer into its table, or say why not."""
+        what = f"{plugin.name}: what it offers as {kind}"
+        wrong = self._safely(f"{what} cannot be looked at", complaint, kind, value)
+        if wrong:
+            self.problems.append(f"{what} {wrong}.")
+        if wrong is None or wrong:
+            return
+        card = plugin.entry.card if plugin.entry else None
+        if card and (card.kind, card.name) != (kind, value.name):
+            self.problems.append(
+                f"{plugin.name} offers the {kind} {value.name!r}, but its card says the "
+                f"{card.kind} {card.name!r}; an entry offers what its card names, no more."
+            )
+            return
+        table = self._table(kind)
+        if value.name in table:
+            self.problems.append(
+                f"two plugins offer the {kind} {value.name!r}: {table[value.name].module} and "
+                f"{plugin.name}. Rename one; the first stands."
+            )
+            return
+        folder = plugin.entry.folder if plugin.entry else None
+        table[value.name] = Offer(value, plugin.origin, plugin.name, plugin.source, folder)
+
+
+def submissions_folder() -> Path:
+    """Where entries lie: $BENCH_SUBMISSIONS, else ./submissions."""
+    return Path(os.environ.get("BENCH_SUBMISSIONS", "submissions"))
+
+
+def built_in(name: str) -> Plugin:
+    """A module of the package `plugins`."""
+    module = import_module(name)
+    return Plugin(module, "built-in", source_digest(module))
+
+
+def installed(point: EntryPoint) -> Plugin:
+    """A module that an installed package names in its metadata."""
+    module = point.load()
+    if not isinstance(module, ModuleType):
+        raise BenchError(
+            f"it names {point.value}, which is no module; "
+            "name the module that holds the functions marked @hookimpl"
+        )
+    if module.__name__.startswith(f"{plugins.__name__}."):
+        raise BenchError(
+            f"it names {module.__name__}, which is built in; "
+            "point it at a module of your own package"
+        )
+    return Plugin(module, "entry-point", source_digest(module))
+
+
+def submitted(entry: Entry) -> Plugin:
+    """An entry's plugin.py, run from exactly the bytes whose digest was read."""
+    path = entry.folder / "plugin.py"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry.files["plugin.py"]:
+        raise BenchError(f"{path} changed while it was read; load it again")
+    return Plugin(executed(content, path), "submission", entry.files["plugin.py"], entry)
+
+
+def answer(impl: pluggy.HookImpl) -> list[Any]:
+    """All that a question's answer yields; a generator runs here, to its end."""
+    return list(impl.function() or ())
+
+
+def said(error: BaseException) -> str:
+    """An exception as the end of a sentence: one line, its type in front."""
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    if isinstance(error, BenchError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

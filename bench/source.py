@@ -1,0 +1,97 @@
+"""A plugin's source: run from exact bytes, digested with what it imports, judged by its marks."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+from bench import hooks
+from bench.entry import near
+from bench.records import digest
+
+MARK = "bench"
+"""Name of the plugin mark, of the hookspecs and of the entry point group."""
+
+
+def executed(content: bytes, path: Path) -> ModuleType:
+    """A module from source bytes: no import path, no byte code that somebody left beside it."""
+    name = f"bench_entry_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses look their own module up
+    try:
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def unfit(module: ModuleType) -> str:
+    """Why a module is no plugin, judged by its functions' names and marks; empty when it is."""
+    functions: list[tuple[str, FunctionType]] = inspect.getmembers(module, inspect.isfunction)
+    marked = {name: f for name, f in functions if hasattr(f, f"{MARK}_impl")}
+    known = [name for name, spec in vars(hooks).items() if hasattr(spec, f"{MARK}_spec")]
+    for name, function in marked.items():
+        options = getattr(function, f"{MARK}_impl")
+        hook = options["specname"] or name
+        if hook not in known:
+            return f"answers {hook!r}, which no hook asks{near(hook, known)}"
+        if options["wrapper"] or options["hookwrapper"]:
+            return f"wraps {hook}, and could change what others offer; offer only your own"
+    forgotten = [name for name, _ in functions if name in known and name not in marked]
+    if forgotten:
+        return f"has {forgotten[0]} without @hookimpl above it, so it is not asked; mark it"
+    if not marked:
+        return "has no function marked @hookimpl, so it offers nothing"
+    return ""
+
+
+def modules_below(package: ModuleType) -> Iterator[str]:
+    """Names of the modules in a package; an underscore in front says: no plugin."""
+    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if info.name.rpartition(".")[2].startswith("_"):
+            continue
+        if info.ispkg:
+            yield from modules_below(import_module(info.name))
+        else:
+            yield info.name
+
+
+def source_digest(module: ModuleType) -> str:
+    """SHA-256 of a module's file; with the files of its own package that it imports, if any."""
+    path = Path(str(module.__file__))
+    depth = module.__name__.count(".") + (path.name == "__init__.py")
+    family = _family(path, path.parents[depth], set())
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(family)]
+    return hashes[0] if len(hashes) == 1 else digest(hashes)
+
+
+def _family(path: Path, home: Path, seen: set[Path]) -> set[Path]:
+    """The file, and every file of the same top package that it imports, directly or not."""
+    seen.add(path)
+    top = path.relative_to(home).parts[0]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        for place in _places(node, path, home):
+            file = place.with_suffix(".py")
+            if file not in seen and file.is_file() and file.relative_to(home).parts[0] == top:
+                _family(file, home, seen)
+    return seen
+
+
+def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
+    """Where the modules that an import statement names would lie, without their suffix."""
+    if isinstance(node, ast.Import):
+        return [home.joinpath(*alias.name.split(".")) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = path.parents[node.level - 1] if node.level else home
+        package = base.joinpath(*node.module.split(".")) if node.module else base
+        return [package, *(package / alias.name for alias in node.names)]
+    return []
