@@ -1,0 +1,26 @@
+"""The fixed order of test images: a keyed shuffle in which every class has its turn."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.kit import example_key
+
+
+def balanced(labels: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
+    """[n] a permutation: the first of each class, the second of each class, and so on.
+
+    Which image is a class's first, and in which order the classes come, follows from `name`
+    alone. Any beginning of the list holds the classes in equal numbers, up to one, as long as
+    every class has images left.
+    """
+    count = len(labels)
+    example = torch.arange(count)
+    key = example_key(0, name, example, torch.zeros_like(example)).numpy()
+    by_class = np.lexsort((key, labels))
+    sizes = np.bincount(labels)
+    turn = np.empty(count, dtype=np.int64)
+    turn[by_class] = np.concatenate([np.arange(size) for size in sizes])
+    return np.lexsort((key, turn)).astype(np.int64)

@@ -1,0 +1,45 @@
+"""Handwritten digits, 8 x 8 pixels: they come with scikit-learn, so nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bench.plugin import Dataset, Images, Split, hookimpl
+from plugins.datasets._order import balanced
+
+TEST = 500
+"""Images of the test half, 50 of each class; the other 1297 are for training."""
+
+
+def read(folder: Path | None) -> Images:
+    """All 1797 images; the grey level k of 0..16 becomes the pixel round(255 k / 16)."""
+    from sklearn.datasets import load_digits  # seconds of import time that a list does not need
+
+    bunch = load_digits()
+    pixels = np.rint(255 * bunch.images / 16).astype(np.uint8)[:, None]
+    labels = bunch.target.astype(np.int64)
+    order = balanced(labels, "digits")
+    test, train = order[:TEST], np.sort(order[TEST:])
+    return Images(
+        train=Split(pixels[train], labels[train]),
+        test=Split(pixels[test], labels[test]),
+        index=test,
+    )
+
+
+@hookimpl
+def bench_datasets() -> Iterator[Dataset]:
+    """Offer the digits."""
+    yield Dataset(
+        name="digits",
+        classes=tuple("0123456789"),
+        shape=(1, 8, 8),
+        load=read,
+        test_size=TEST,
+        digest="bebe84fa20ae36890c493490152db2933fa85b9c81d99b6ef275e8938c7bc035",
+        cite="https://archive.ics.uci.edu/dataset/80",
+        summary="1797 handwritten digits, 8 x 8 grey levels, embedded in scikit-learn.",
+    )

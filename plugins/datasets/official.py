@@ -1,0 +1,174 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: torchvision's files, found or downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from bench.plugin import Dataset, Images, Split, hookimpl
+from plugins.datasets._order import balanced
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of torchvision's data sets."""
+
+    name: str
+    kind: str
+    """The class in torchvision.datasets."""
+    place: str
+    """Its folder inside the data folder."""
+    train: str = ""
+    """SHA-256 of the training half's pixels and labels, where torchvision itself checks none."""
+
+
+def read(source: Source, folder: Path | None) -> Images:
+    """The test half in its fixed order, and the training half where it is there.
+
+    Whatever is missing is downloaded into `folder`; the test half alone will do.
+    FileNotFoundError says why neither worked.
+    """
+    if folder is None:
+        raise FileNotFoundError("it needs a data folder; set BENCH_DATA to one.")
+    if not (folder / source.place).exists():
+        download(source, folder)
+    test = half(source, folder, train=False)
+    if test is None:
+        raise FileNotFoundError(
+            f"{folder / source.place} is there without an intact test half; delete that folder to "
+            "have it downloaded again."
+        )
+    train = half(source, folder, train=True)
+    if train is not None and source.train not in ("", fingerprint(train)):
+        raise ValueError(
+            f"the training half in {folder / source.place} is not the official one; delete that "
+            "folder to have it downloaded again."
+        )
+    order = balanced(test.labels, source.name)
+    return Images(train, Split(test.images[order], test.labels[order]), order)
+
+
+def half(source: Source, folder: Path, *, train: bool) -> Split | None:
+    """One half as torchvision reads it; None where its files are not there."""
+    try:
+        found = one_half(source, train=train)(folder, train=train)
+    except RuntimeError:
+        return None
+    images = np.asarray(found.data)
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return Split(np.ascontiguousarray(images), np.asarray(found.targets, dtype=np.int64))
+
+
+def one_half(source: Source, *, train: bool) -> Any:
+    """The torchvision class, insisting on the files of one half only."""
+    kind = official(source)
+    if hasattr(kind, "resources"):  # images and labels of the training half, then of the test half
+        wanted = {"resources": kind.resources[:2] if train else kind.resources[2:]}
+    else:
+        wanted = {"test_list" if train else "train_list": []}
+    # The name stays: torchvision makes the folder of it.
+    return type(kind.__name__, (kind,), wanted)
+
+
+def official(source: Source) -> Any:
+    """The torchvision class."""
+    from torchvision import datasets  # seconds of import time that a list does not need
+
+    return getattr(datasets, source.kind)
+
+
+def download(source: Source, folder: Path) -> None:
+    """Into a room beside it, then all at once: a kill leaves no half-written data set."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".download-") as room:
+            official(source)(room, download=True)
+            if not (folder / source.place).exists():
+                (Path(room) / source.place).rename(folder / source.place)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FileNotFoundError(
+            f"it is not in {folder}, and the download failed ({reason}); go online, or set "
+            f"BENCH_DATA to a folder that holds torchvision's {source.place}."
+        ) from error
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256 of pixels and labels in the order of the file."""
+    return hashlib.sha256(split.images.tobytes() + split.labels.astype("<i8").tobytes()).hexdigest()
+
+
+NUMERALS = tuple("0123456789")
+CLOTHES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+THINGS = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+FINE = tuple(
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
+tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+)  # noqa: SIM905 - a hundred quoted names read worse
+MNIST_TRAIN = "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c"
+FASHION_TRAIN = "1f243a60b4b748a44c48b9a6f6907be2a08bee3e4e226f0e86fbde8e147b745a"
+
+
+@hookimpl
+def bench_datasets() -> Iterator[Dataset]:
+    """Offer the four; their files are looked for when a cell needs them."""
+    yield Dataset(
+        name="mnist",
+        classes=NUMERALS,
+        shape=(1, 28, 28),
+        load=partial(read, Source("mnist", "MNIST", "MNIST", train=MNIST_TRAIN)),
+        test_size=10_000,
+        digest="0996a7b031a4ac107a7f0464b8174cb09115d32ea9d50dd539e89a88a08ee806",
+        cite="http://yann.lecun.com/exdb/mnist/",
+        summary="70,000 handwritten digits, 28 x 28 grey levels.",
+    )
+    yield Dataset(
+        name="fashion-mnist",
+        classes=CLOTHES,
+        shape=(1, 28, 28),
+        load=partial(
+            read, Source("fashion-mnist", "FashionMNIST", "FashionMNIST", train=FASHION_TRAIN)
+        ),
+        test_size=10_000,
+        digest="fa3d372795daa6e21f96e7800b7ce732c00bab9cd1b7dbb8f2cd8ec6748ff722",
+        cite="arXiv:1708.07747",
+        summary="70,000 pieces of clothing, 28 x 28 grey levels.",
+    )
+    yield Dataset(
+        name="cifar10",
+        classes=THINGS,
+        shape=(3, 32, 32),
+        load=partial(read, Source("cifar10", "CIFAR10", "cifar-10-batches-py")),
+        test_size=10_000,
+        digest="417cd263e2b73b6644c658222ddd544d2c27ee0fe24d0769638c53cf9c04a439",
+        cite="https://www.cs.toronto.edu/~kriz/cifar.html",
+        summary="60,000 photographs of animals and vehicles, 32 x 32 in colour.",
+    )
+    yield Dataset(
+        name="cifar100",
+        classes=FINE,
+        shape=(3, 32, 32),
+        load=partial(read, Source("cifar100", "CIFAR100", "cifar-100-python")),
+        test_size=10_000,
+        digest="a64063d5819dce3275299631718fb1936d047b8a2fd16bf7069ea838bbbe2756",
+        cite="https://www.cs.toronto.edu/~kriz/cifar.html",
+        summary="60,000 photographs of a hundred kinds of things, 32 x 32 in colour.",
+    )
