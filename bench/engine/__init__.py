@@ -1,0 +1,45 @@
+"""Plays a cell: fixed slots, retirement, refill, runs, pooled last looks; a generator of attempts.
+
+A row is one example in one run. Success is seen on the answer that the attack's own query got; a
+row leaves as soon as its verdict cannot change, and the next example takes its slot. Nothing an
+example gets depends on its slot, on its companions or on when the others leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.engine.game import GROUP, Attempts, Confirm, Game
+from bench.engine.table import Table
+
+__all__ = ["GROUP", "Attempts", "Confirm", "Game", "play"]
+
+
+def play(
+    game: Game,
+    confirm: Confirm,
+    *,
+    finished: Sequence[int] = (),
+    order: Sequence[int] | None = None,
+) -> Iterator[Attempts]:
+    """Play every item that is not finished.
+
+    Args:
+        game: the cell.
+        confirm: the referee's rule, asked before a row is retired as won.
+        finished: items that are not to be played again.
+        order: the order in which items are taken up; results do not depend on it.
+
+    Yields:
+        Each item exactly once, in chunks.
+    """
+    skip = set(finished)
+    items = [i for i in (range(len(game.x)) if order is None else order) if i not in skip]
+    if game.noise is None:
+        yield from Table(game, confirm, items).play()
+        return
+    # A group is played whole: its random draws belong to all of its rows.
+    for group in sorted({item // GROUP for item in items}):
+        game.noise.begin(group)
+        rows = range(group * GROUP, min((group + 1) * GROUP, len(game.x)))
+        yield from Table(game, confirm, list(rows)).play()

@@ -1,0 +1,251 @@
+"""The referee: judges attempts on a fresh defense; it refuses, it never repairs.
+
+Images are checked in float64 against the stored clean pixels: finite, shape, box (exactly), ball
+(up to the rounding of an honest float32 attack). Then one fresh copy of the defense, which has
+never seen the attack, answers in closed groups of 64.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.engine import GROUP, Attempts
+from bench.problem import pad
+from bench.records import Chunk, KeptImage, Outcomes, PluginError, Verdict
+from bench.target import Noise, Target
+from bench.threat import Goal, PerturbationSet
+
+VOTES = 20  # draws of a declared-random defense that the referee lets vote
+FRESH = 10  # draws on which a claim must stand before its row is retired
+SHARE = 0.6  # of the draws must be wrong
+FRAGILE = 1e-4  # margins below this share of the logit scale
+GRID_SLACK = 1e-3  # of a grey level: float32 puts an honest k/255 a hair beside the grid
+SAMPLE = 16  # items whose images are kept for the pages
+
+
+class Answer(NamedTuple):
+    """What a defense says to images: [n] each, logits [n, K]."""
+
+    logits: Tensor
+    """Of the first draw for the margin of a deterministic defense; the mean over draws else."""
+    label: Tensor
+    """-1 where the answer is not finite."""
+    confidence: Tensor
+    votes: Tensor
+    """[draws, n] labels."""
+
+
+class Court:
+    """A fresh copy of a defense, asked in closed groups of 64."""
+
+    def __init__(self, module: nn.Module, *, noise: Noise | None = None) -> None:
+        self.target = Target(module, noise=noise)
+        self.noise = noise
+
+    def answer(self, images: Tensor, groups: Iterable[int], *, draws: int = VOTES) -> Answer:
+        """Labels of images [n, C, H, W], 64 at a time; `groups` names the groups for the noise."""
+        if not len(images):
+            raise ValueError("the referee was asked about no image")
+        parts = []
+        for group, block in zip(groups, torch.split(images, GROUP), strict=True):
+            if self.noise is not None:
+                self.noise.begin(group)
+            parts.append(self._group(block, draws if self.noise is not None else 1))
+        joined = [torch.cat(column, -1) for column in zip(*(p[1:] for p in parts), strict=True)]
+        return Answer(torch.cat([part.logits for part in parts]), *joined)
+
+    def _group(self, block: Tensor, draws: int) -> Answer:
+        full = pad(block, GROUP)
+        answers = torch.stack([self.target.logits_once(full)[: len(block)] for _ in range(draws)])
+        finite = answers.isfinite().all(2)
+        votes = torch.where(finite, answers.argmax(2), -1)
+        label = votes.mode(0).values
+        shares = answers.double().softmax(2).mean(0)
+        confidence = shares.gather(1, label.clamp_min(0)[:, None])[:, 0]
+        confidence = torch.where(label >= 0, confidence, 0).nan_to_num(0.0)
+        return Answer(answers.mean(0), label, confidence.float(), votes)
+
+
+def wrong(votes: Tensor, y: Tensor, aim: Tensor, goal: Goal) -> Tensor:
+    """[n] bool: at least SHARE of the votes [draws, n] reach the goal; no answer is a wrong one."""
+    reached = votes == aim if goal.kind == "targeted" else votes != y
+    return (reached | (votes < 0)).double().mean(0) >= SHARE - 1e-9
+
+
+class Referee:
+    """The rules of one cell."""
+
+    def __init__(
+        self,
+        court: Court,
+        ball: PerturbationSet,
+        goal: Goal,
+        x: Tensor,
+        y: Tensor,
+        aim: Tensor,
+        *,
+        minimises: bool = False,
+    ) -> None:
+        self.court, self.ball, self.goal = court, ball, goal
+        self.x, self.y, self.aim = x, y, aim
+        self.minimises = minimises
+        self.random = court.noise is not None
+
+    def legal(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
+        clean = self.x[items].double()
+        if images.shape != clean.shape or not images.is_floating_point():
+            raise PluginError(
+                f"the attack returned {images.dtype} {tuple(images.shape)}; float images "
+                f"{tuple(clean.shape)} were expected."
+            )
+        exact = images.double()
+        finite = exact.flatten(1).isfinite().all(1)
+        exact = torch.where(finite.view(-1, 1, 1, 1), exact, clean)
+        flat = exact.flatten(1)
+        boxed = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        distance = self.ball.distance(exact, clean)
+        inside = distance <= self.ball.radius + self.ball.tolerance(flat.shape[1])
+        code = torch.full_like(items, Verdict.HELD)
+        code = torch.where(inside | self.minimises, code, int(Verdict.OUT_OF_BALL))
+        code = torch.where(boxed, code, int(Verdict.OUT_OF_BOX))
+        code = torch.where(finite, code, int(Verdict.NOT_FINITE))
+        return code, distance
+
+    def confirm(self, items: Tensor, images: Tensor) -> Tensor:
+        """[n] bool: the rule that retires a row. Random defenses must be wrong on 6 of 10 draws."""
+        items = items.to(self.x.device)
+        code, distance = self.legal(items, images)
+        upheld = (code == Verdict.HELD) & self._inside(distance)
+        if self.random:
+            votes = [self.court.target.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
+            labels = torch.stack(votes)[:, : len(images)].argmax(2)
+            upheld &= wrong(labels, self.y[items], self.aim[items], self.goal)
+        return upheld
+
+    def judge(self, attempts: Attempts) -> tuple[Outcomes, Answer]:
+        """The verdicts on one chunk of attempts."""
+        items = attempts.item.to(self.x.device)
+        code, distance = self.legal(items, attempts.image)
+        legal = code == Verdict.HELD
+        images = torch.where(legal.view(-1, 1, 1, 1), attempts.image, self.x[items])
+        answer = self.court.answer(images, self._groups(items))
+        reached = wrong(answer.votes, self.y[items], self.aim[items], self.goal)
+        broken = legal & reached & self._inside(distance)
+        code = torch.where(broken, int(Verdict.BROKEN), code)
+        outcomes = Outcomes(
+            item=attempts.item.numpy().astype(np.int32),
+            verdict=_numpy(code, np.uint8),
+            eight_bit=_numpy(self._eight_bit(items, images, broken), np.bool_),
+            fragile=_numpy(broken & self._fragile(answer.logits, items), np.bool_),
+            distance=_numpy(distance, np.float64),
+            label=_numpy(torch.where(legal, answer.label, -1), np.int16),
+            confidence=_numpy(torch.where(legal, answer.confidence, 0), np.float32),
+            forwards=attempts.forwards.numpy().astype(np.int32),
+            gradients=attempts.gradients.numpy().astype(np.int32),
+            looks=attempts.looks.numpy().astype(np.int32),
+            step=_numpy(torch.where(broken.cpu(), attempts.step.clamp_min(0), -1), np.int32),
+            run=_numpy(torch.where(broken.cpu(), attempts.run.clamp_min(0), -1), np.int32),
+        )
+        return outcomes, answer
+
+    def _inside(self, distance: Tensor) -> Tensor:
+        return distance <= self.ball.radius + self.ball.tolerance(self.x[0].numel())
+
+    def _groups(self, items: Tensor) -> list[int]:
+        """One name a group of 64; for random defenses the group they were played in."""
+        first: list[int] = items[::GROUP].tolist()
+        return [item // GROUP for item in first]
+
+    def _eight_bit(self, items: Tensor, images: Tensor, broken: Tensor) -> Tensor:
+        """Still broken with each pixel rounded to k/255 towards the clean one."""
+        if not broken.any():
+            return broken
+        clean = self.x[items].double()
+        level = (clean * 255).round()
+        change = images.double() * 255 - level
+        steps = (change.abs() + GRID_SLACK).floor() * change.sign()
+        rounded = ((level + steps) / 255).to(images.dtype)
+        answer = self.court.answer(rounded, self._groups(items))
+        reached = wrong(answer.votes, self.y[items], self.aim[items], self.goal)
+        distance = self.ball.distance(rounded.double(), clean)
+        return broken & reached & self._inside(distance)
+
+    def _fragile(self, logits: Tensor, items: Tensor) -> Tensor:
+        """[n] bool: the winning margin is under FRAGILE of the logit scale."""
+        own = (self.aim if self.goal.kind == "targeted" else self.y)[items][:, None]
+        value = logits.double().gather(1, own)[:, 0]
+        others = logits.double().scatter(1, own, -torch.inf).amax(1)
+        return (value - others).abs() < FRAGILE * logits.double().abs().amax(1)
+
+
+def judge(
+    attempts: Iterable[Attempts],
+    referee: Referee,
+    clean: Answer,
+    *,
+    keep: Collection[int] = range(SAMPLE),
+    keep_all: bool = False,
+) -> Iterator[Chunk]:
+    """Judge every chunk of attempts as it comes.
+
+    Args:
+        attempts: what the engine yields.
+        referee: the rules of the cell and the fresh defense.
+        clean: the clean pass, for the labels beside the kept images.
+        keep: items whose images go along for the pages.
+        keep_all: keep every image exactly.
+    """
+    wanted = set(keep)
+    since = time.process_time()
+    for part in attempts:
+        outcomes, answer = referee.judge(part)
+        rows = [row for row, item in enumerate(part.item.tolist()) if item in wanted]
+        images = tuple(_kept(referee, part, answer, clean, row) for row in rows)
+        exact = (outcomes.item, part.image.float().cpu().numpy()) if keep_all else None
+        now = time.process_time()
+        yield Chunk(outcomes, now - since, images, exact)
+        since = now
+
+
+def _kept(referee: Referee, part: Attempts, answer: Answer, clean: Answer, row: int) -> KeptImage:
+    item = int(part.item[row])
+    return KeptImage(
+        item=item,
+        original=_numpy((referee.x[item].double() * 255).round(), np.uint8),
+        adversarial=part.image[row].float().cpu().numpy(),
+        true_label=int(referee.y[item]),
+        clean_label=int(clean.label[item]),
+        clean_confidence=float(clean.confidence[item]),
+        label=int(answer.label[row]),
+        confidence=float(answer.confidence[row]),
+    )
+
+
+def clean_outcomes(answer: Answer, y: Tensor) -> Outcomes:
+    """The clean pass as outcomes: broken means a clean mistake."""
+    aim = torch.full_like(y, -1)
+    mistaken = wrong(answer.votes, y, aim, Goal())
+    count = len(y)
+    zero = np.zeros(count, dtype=np.int32)
+    none = np.full(count, -1, dtype=np.int32)
+    return Outcomes(
+        item=np.arange(count, dtype=np.int32),
+        verdict=_numpy(torch.where(mistaken, int(Verdict.BROKEN), int(Verdict.HELD)), np.uint8),
+        eight_bit=_numpy(mistaken, np.bool_),
+        fragile=np.zeros(count, dtype=np.bool_),
+        distance=np.zeros(count),
+        label=_numpy(answer.label, np.int16),
+        confidence=_numpy(answer.confidence, np.float32),
+        forwards=zero, gradients=zero, looks=zero, step=none, run=none,
+    )  # fmt: skip
+
+
+def _numpy(tensor: Tensor, kind: type[Any]) -> Any:
+    return tensor.detach().cpu().numpy().astype(kind)
