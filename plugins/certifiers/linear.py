@@ -1,0 +1,80 @@
+"""Exact robustness of softmax regression: the worst image of ball and box is in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import Certifier, PerturbationSet, hookimpl
+
+KNOWN = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear)
+
+
+class LinearExact:
+    """Certifies x when no rival k reaches the label's logit anywhere in ball and box.
+
+    The gap z_k - z_y is linear in the image, so its maximum stands at `ball.farthest`, and the
+    largest over the rivals decides: where the box is inactive that is |gap| / ||w||_dual > eps.
+    Examples nearer to the edge than float32 can tell are left uncertified.
+    """
+
+    name = "linear-exact"
+    exact = True
+    cite = "arXiv:1511.04599"
+    summary = "Worst case of a linear model over ball and box, for every rival class."
+
+    def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
+        """A sentence for anything but one linear layer."""
+        parts = list(module.modules())
+        strange = sorted({type(part).__name__ for part in parts if type(part) not in KNOWN})
+        if strange:
+            return f"the model holds {', '.join(strange)}; linear-exact reads one linear layer."
+        layers = sum(isinstance(part, nn.Linear) for part in parts)
+        if layers != 1:
+            return f"the model has {layers} linear layers; linear-exact reads exactly one."
+        return ""
+
+    def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+        """[n] bool: right on every image of ball and box."""
+        weight, bias = affine(module)
+        room = rounding(weight, bias) + ball.tolerance(x[0].numel()) * 2 * widest(weight)
+        return worst_gap(module, x, y, ball) < -room
+
+
+def worst_gap(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+    """[n] float64: max over k != y and over x' in ball and box of z_k(x') - z_y(x')."""
+    weight, bias = affine(module)
+    x = x.double()
+    gaps = []
+    for rival in range(len(bias)):
+        slope = (weight[rival] - weight[y]).view_as(x)
+        gap = (slope * ball.farthest(slope, x)).flatten(1).sum(1) + bias[rival] - bias[y]
+        gaps.append(gap.masked_fill(y == rival, -torch.inf))
+    return torch.stack(gaps).amax(0)
+
+
+def affine(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """W [K, d] and b [K] of the model's one linear layer, in float64."""
+    (layer,) = (part for part in module.modules() if isinstance(part, nn.Linear))
+    weight = layer.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
+    return weight, bias
+
+
+def widest(weight: Tensor) -> float:
+    """The largest ||w_k||_1: a change of any norm tol moves no logit by more than tol times it."""
+    return float(weight.abs().sum(1).amax())
+
+
+def rounding(weight: Tensor, bias: Tensor) -> float:
+    """How far float32 may carry a gap of two logits of an image in [0, 1]: Higham's bound."""
+    terms = weight.shape[1] + 1
+    return 2 * terms * 2.0**-24 * (widest(weight) + float(bias.abs().amax()))
+
+
+@hookimpl
+def bench_certifiers() -> Iterator[Certifier]:
+    """Offer the exact answer for linear models."""
+    yield LinearExact()

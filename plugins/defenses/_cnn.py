@@ -1,0 +1,31 @@
+"""The network that the digits defenses share, so that they differ in their training only."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.plugin import Shelf
+
+
+def cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Two convolutions of 32 and 64 channels, the second one with stride 2, and 128 hidden units.
+
+    Takes [n, *shape] in [0, 1], gives logits [n, classes].
+    """
+    channels, height, width = shape
+    features = 64 * ((height + 1) // 2) * ((width + 1) // 2)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(features, 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
+
+
+def trained(shelf: Shelf) -> nn.Module:
+    """That network with the weights of the defense's own recipe."""
+    return shelf.trained(cnn(shelf.shape, shelf.classes))

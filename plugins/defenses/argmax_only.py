@@ -1,0 +1,40 @@
+"""Argmax-only output: a control that hides its gradient and is exactly as weak as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Shelf, hookimpl
+
+
+class ArgmaxOnly(nn.Module):
+    """Answer with the winning class alone: one-hot, no graph, no confidence."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to one-hot [n, K]."""
+        logits = self.classifier(images)
+        return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The undefended network, its scores withheld."""
+    return ArgmaxOnly(shelf.built("undefended"))
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the control; it declares no stand-in, which is what diagnostics must notice."""
+    yield Defense(
+        name="argmax-only",
+        summary="A control: the undefended network with its scores and gradients hidden.",
+        build=build,
+    )

@@ -1,0 +1,53 @@
+"""Provably robust networks through the convex outer polytope. Wong and Kolter 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import nn
+
+from bench.plugin import Claim, Defense, Shelf, hookimpl
+
+HOME = "https://github.com/locuslab/convex_adversarial"
+
+
+def network() -> nn.Sequential:
+    """[n, 1, 28, 28] in [0, 1] to logits [n, 10]; two strided convolutions, one hidden layer."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+def published(shelf: Shelf, file: str) -> nn.Module:
+    """The network with the authors' weights."""
+    return shelf.filled(network(), file)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the authors' MNIST and Fashion-MNIST networks for L-infinity 0.1."""
+    yield Defense(
+        name="convex-mnist",
+        datasets=("mnist",),
+        cite="arXiv:1711.00851",
+        summary="Published weights, certified: at most 5.8 % of the test set can be broken.",
+        claims=(Claim("mnist-linf", 0.942, HOME),),
+        build=partial(published, file="convex-mnist-linf-0.1.safetensors"),
+        quick=False,
+    )
+    yield Defense(
+        name="convex-fashion",
+        datasets=("fashion-mnist",),
+        cite="arXiv:1711.00851",
+        summary="The same network for Fashion-MNIST, published weights.",
+        build=partial(published, file="convex-fashion-mnist-linf-0.1.safetensors"),
+        quick=False,
+    )

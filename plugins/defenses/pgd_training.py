@@ -1,0 +1,29 @@
+"""PGD adversarial training: min over weights of E max over the ball of the loss. Madry 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+
+
+def worst_case(lesson: Lesson) -> Tensor:
+    """-log p(y | x'), with x' where PGD found the loss largest."""
+    return cross_entropy(lesson.model(lesson.adv), lesson.y)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network trained against PGD with 7 steps of 2.5 eps / 7."""
+    inner = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+    yield Defense(
+        name="pgd-training",
+        cite="arXiv:1706.06083",
+        summary="Trained on what PGD makes of each batch, L-infinity 51/255.",
+        recipe=Recipe(cnn, worst_case, inner, epochs=30, rate=2e-3, schedule="cosine"),
+        build=trained,
+    )

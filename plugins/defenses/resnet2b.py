@@ -1,0 +1,73 @@
+"""A small residual network for CIFAR-10, trained and verified at L-infinity 2/255."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import Claim, Defense, Shelf, hookimpl
+
+HOME = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
+MEAN = (0.4914, 0.4822, 0.4465)
+DEVIATION = (0.2471, 0.2435, 0.2616)
+
+
+class Block(nn.Module):
+    """relu(conv(relu(conv(x))) + shortcut(x)), without batch normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Sequential()
+        if (inputs, stride) != (outputs, 1):
+            self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride=stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]."""
+        straight: Tensor = self.conv2(self.conv1(x).relu())
+        return (straight + self.shortcut(x)).relu()
+
+
+class ResNet2b(nn.Module):
+    """One convolution, two residual blocks, one hidden layer; the names are the weights' keys."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(Block(8, 16, stride=2), Block(16, 16, stride=1))
+        self.linear1 = nn.Linear(1024, 100)
+        self.linear2 = nn.Linear(100, 10)
+        # Not persistent: the published file holds no normalisation.
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, 3, 32, 32] in [0, 1] to logits [n, 10]."""
+        features = self.layer1(self.conv1((images - self.mean) / self.std).relu())
+        logits: Tensor = self.linear2(self.linear1(features.flatten(1)).relu())
+        return logits
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The network with the published weights."""
+    return shelf.filled(ResNet2b(), "resnet2b-cifar10-linf-2.safetensors")
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the published network."""
+    yield Defense(
+        name="resnet2b-cifar10",
+        datasets=("cifar10",),
+        cite=HOME,
+        summary="Published weights of the verifier's benchmark: 69.25 % clean, 26.88 % verified.",
+        claims=(Claim("cifar10-linf-2", 0.2688, HOME),),
+        build=build,
+        quick=False,
+    )

@@ -1,0 +1,40 @@
+"""Weight decay: smaller weights, a flatter function. A regulariser, not a defense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+
+STRENGTH = 5e-3
+
+
+def decayed(lesson: Lesson, strength: float) -> Tensor:
+    """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases."""
+    squares = torch.stack([weight.square().sum() for weight in lesson.model.parameters()])
+    loss = cross_entropy(lesson.model(lesson.x), lesson.y).mean()
+    return loss + strength / 2 * squares.sum()
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network trained with a penalty on its weights."""
+    yield Defense(
+        name="weight-decay",
+        summary=f"Clean images and a penalty of {STRENGTH:g} / 2 on the squared weights.",
+        recipe=Recipe(
+            cnn,
+            partial(decayed, strength=STRENGTH),
+            epochs=20,
+            rate=2e-3,
+            schedule="cosine",
+            options={"strength": STRENGTH},
+        ),
+        build=trained,
+    )

@@ -1,0 +1,35 @@
+"""What the diagnostics share: quiet random state, and the gradient that a module really gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def quiet(x: Tensor) -> Iterator[None]:
+    """A seeded random state for modules that draw; the caller's is back afterwards."""
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        yield
+
+
+def slope(module: nn.Module, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient [n, C, H, W] of value(logits) [n]; zero where no graph leads back to x."""
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        total = value(module(leaf)).sum()
+        if not total.requires_grad:
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+def answer(module: nn.Module, x: Tensor) -> Tensor:
+    """Logits [n, K] without a graph."""
+    with torch.no_grad():
+        logits: Tensor = module(x)
+    return logits

@@ -1,0 +1,38 @@
+"""Probabilities: an output after softmax starves every loss that expects logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
+from plugins.diagnostics._probe import answer, quiet
+
+NEAR = 1e-3
+
+
+class Probabilities:
+    """Whether every answer is a distribution: entries in [0, 1] that sum to 1."""
+
+    name = "probabilities"
+    cite = "arXiv:2003.01690"
+    summary = "Raised when the output looks like softmax instead of logits."
+
+    def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
+        """One forward."""
+        with quiet(x):
+            output = answer(module, x)
+        low, high = float(output.min()), float(output.max())
+        off = float((output.sum(1) - 1).abs().max())
+        if low >= 0 and high <= 1 + NEAR and off <= NEAR:
+            sentence = f"all outputs lie in [{low:.2g}, {high:.2g}] and sum to 1; give logits."
+            return Evidence(Finding.RAISED, sentence)
+        sentence = f"outputs lie in [{low:.2g}, {high:.2g}], their sums up to {off:.2g} from 1."
+        return Evidence(Finding.CLEAR, sentence)
+
+
+@hookimpl
+def bench_diagnostics() -> Iterator[Diagnostic]:
+    """Offer the look at the output."""
+    yield Probabilities()

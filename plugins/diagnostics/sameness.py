@@ -1,0 +1,72 @@
+"""Sameness: one image, one answer, whenever it is asked and whoever stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
+from plugins.diagnostics._probe import answer, quiet, slope
+
+NEAR = 1e-4
+"""Of the logit scale; honest kernels differ by far less between batch sizes."""
+
+
+class Deterministic:
+    """Whether an answer comes again, also after a gradient was asked; as the defense declares."""
+
+    name = "deterministic"
+    summary = "Raised when answers vary undeclared, or do not vary although randomness is declared."
+
+    def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
+        """Three forwards and a gradient."""
+        with quiet(x):
+            first = answer(module, x)
+            moved = difference(answer(module, x), first)
+            slope(module, x, lambda logits: cross_entropy(logits, y))
+            moved = max(moved, difference(answer(module, x), first))
+        declared = defense.randomness is not None
+        sentence = f"asked again, answers move by {moved:.2g} of the logit scale"
+        if declared == (moved > NEAR):
+            return Evidence(Finding.CLEAR, f"{sentence}, as declared.")
+        word = "randomness is declared" if declared else "no randomness is declared"
+        return Evidence(Finding.RAISED, f"{sentence}, but {word}.")
+
+
+class BatchIndependent:
+    """Whether an answer depends on the images beside it or on its place among them."""
+
+    name = "batch-independent"
+    summary = "Raised when an image alone, or in reverse order, is answered otherwise."
+
+    def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
+        """The batch, the batch reversed, and each image alone."""
+        if defense.randomness is not None:
+            sentence = "the defense is declared random, so answers differ anyway."
+            return Evidence(Finding.NOT_TESTED, sentence)
+        with quiet(x):
+            together = answer(module, x)
+            alone = torch.cat([answer(module, row[None]) for row in x])
+            reverse = answer(module, x.flip(0)).flip(0)
+        moved = max(difference(alone, together), difference(reverse, together))
+        sentence = f"alone or in reverse order, answers move by {moved:.2g} of the logit scale"
+        if moved <= NEAR:
+            return Evidence(Finding.CLEAR, f"{sentence}.")
+        return Evidence(Finding.RAISED, f"{sentence}, more than {NEAR:g}.")
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """max |a - b| over max |b|; infinite where an answer is not finite."""
+    scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
+    value = float((a - b).abs().max() / scale)
+    return value if value == value else float("inf")
+
+
+@hookimpl
+def bench_diagnostics() -> Iterator[Diagnostic]:
+    """Offer both looks."""
+    yield Deterministic()
+    yield BatchIndependent()

@@ -1,0 +1,42 @@
+"""Zero gradients: a white-box attack has nothing to climb, which is no robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
+from plugins.diagnostics._probe import quiet, slope
+
+LIMIT = 0.01
+
+
+class ZeroGradients:
+    """Share of clean images whose cross-entropy has a gradient that is zero or not finite."""
+
+    name = "zero-gradients"
+    cite = "arXiv:1802.00420"
+    summary = f"Raised above {LIMIT:.0%} of the images; the module itself, without its stand-in."
+
+    def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
+        """One gradient an image."""
+        with quiet(x):
+            gradient = slope(module, x, lambda logits: cross_entropy(logits, y)).flatten(1)
+        useless = (gradient == 0).all(1) | ~torch.isfinite(gradient).all(1)
+        count, share = int(useless.sum()), float(useless.double().mean())
+        found = f"the gradient of the cross-entropy is zero or not finite on {count} of {len(x)}"
+        if share <= LIMIT:
+            return Evidence(Finding.CLEAR, f"{found} images.")
+        way_out = (
+            "attacks use the declared stand_in" if defense.stand_in else "no stand_in is declared"
+        )
+        return Evidence(Finding.RAISED, f"{found} images, more than {LIMIT:.0%}; {way_out}.")
+
+
+@hookimpl
+def bench_diagnostics() -> Iterator[Diagnostic]:
+    """Offer the count of zero gradients."""
+    yield ZeroGradients()
