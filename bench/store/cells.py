@@ -1,0 +1,112 @@
+"""Cells: planned once by their key, and listed as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+
+from sqlalchemy import select, update
+from sqlalchemy.engine import Connection
+
+from bench.records import BenchError, CellState, Culprit
+from bench.store.database import insert_new
+from bench.store.rows import CellRow, Planned
+from bench.store.tables import CELLS
+
+_PLANNABLE = (CellState.MISSING, CellState.SKIPPED, CellState.NOT_APPLICABLE)
+_KEPT = (CellState.RUNNING, CellState.DONE)
+_COLUMNS = [CELLS.c[field.name] for field in fields(CellRow)]
+_BATCH = 500
+_UNPLAYED: dict[str, object] = {
+    "culprit": None,
+    "owner": "",
+    "fence": 0,
+    "lease_until": 0.0,
+    "attempts": 0,
+    "items_done": 0,
+    "seconds": 0.0,
+    "seal": "",
+}
+
+
+def plan(connection: Connection, planned: Iterable[Planned], moment: float) -> None:
+    """Add what is new, reopen what failed or was skipped; running and done cells stay."""
+    wanted = _by_key(planned)
+    known = _known(connection, list(wanted))
+    fresh = {key: plan for key, plan in wanted.items() if key not in known}
+    insert_new(connection, CELLS, [_row(key, plan, moment) for key, plan in fresh.items()])
+    for key, (state, reason, *names) in known.items():
+        plan = wanted[key]
+        if names != [plan.cell.threat, plan.cell.defense, plan.cell.attack, plan.required]:
+            _rename(connection, key, plan)
+        if state not in _KEPT and (state, reason) != (plan.state, plan.reason):
+            _reopen(connection, key, plan, moment)
+
+
+def listed(
+    connection: Connection, threat: str | None, examples: str | None, mode: str | None
+) -> list[CellRow]:
+    """The cells of a board, or all of them; by defense, then attack, then seed."""
+    query = select(*_COLUMNS).order_by(
+        CELLS.c.threat, CELLS.c.defense, CELLS.c.attack, CELLS.c.seed, CELLS.c.key
+    )
+    for name, value in (("threat", threat), ("examples", examples), ("mode", mode)):
+        if value is not None:
+            query = query.where(CELLS.c[name] == value)
+    rows = connection.execute(query).mappings()
+    return [
+        CellRow(
+            **{
+                **row,
+                "state": CellState(row["state"]),
+                "culprit": Culprit(row["culprit"]) if row["culprit"] else None,
+            }
+        )
+        for row in rows
+    ]
+
+
+def _by_key(planned: Iterable[Planned]) -> dict[str, Planned]:
+    wanted: dict[str, Planned] = {}
+    for plan in planned:
+        if plan.state not in _PLANNABLE:
+            raise BenchError(f"a cell was planned as {plan.state}: plan it as missing or skipped.")
+        first = wanted.setdefault(plan.cell.key, plan)
+        if asdict(first.cell) != asdict(plan.cell):
+            raise BenchError(
+                f"{_named(first)} and {_named(plan)} have one and the same key: their digests"
+                " must tell them apart."
+            )
+    return wanted
+
+
+def _named(plan: Planned) -> str:
+    return f"{plan.cell.attack!r} against {plan.cell.defense!r} on {plan.cell.threat!r}"
+
+
+def _known(connection: Connection, keys: Sequence[str]) -> dict[str, list[object]]:
+    columns = [CELLS.c[name] for name in ("threat", "defense", "attack", "required")]
+    query = select(CELLS.c.key, CELLS.c.state, CELLS.c.reason, *columns)
+    known: dict[str, list[object]] = {}
+    for start in range(0, len(keys), _BATCH):
+        batch = query.where(CELLS.c.key.in_(keys[start : start + _BATCH]))
+        known |= {key: rest for key, *rest in connection.execute(batch)}
+    return known
+
+
+def _row(key: str, plan: Planned, moment: float) -> dict[str, object]:
+    told = {"state": plan.state, "reason": plan.reason, "required": plan.required}
+    stamp = {"key": key, "tier": plan.tier, "updated": moment}
+    return asdict(plan.cell) | _UNPLAYED | told | stamp
+
+
+def _rename(connection: Connection, key: str, plan: Planned) -> None:
+    names = {"threat": plan.cell.threat, "defense": plan.cell.defense, "attack": plan.cell.attack}
+    renamed = update(CELLS).where(CELLS.c.key == key).values(**names, required=plan.required)
+    connection.execute(renamed)
+
+
+def _reopen(connection: Connection, key: str, plan: Planned, moment: float) -> None:
+    told = {"state": plan.state, "reason": plan.reason, "tier": plan.tier, "updated": moment}
+    untouched = (CELLS.c.key == key) & CELLS.c.state.not_in(_KEPT)
+    connection.execute(update(CELLS).where(untouched).values(**told, culprit=None, attempts=0))

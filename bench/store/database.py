@@ -1,0 +1,150 @@
+"""One door to the database: engines with the right guarantees, failures as sentences."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError
+
+from bench.records import BenchError, UnfitError
+
+DEFAULT = "sqlite:///bench.db"
+BUSY_SECONDS = 30
+"""How long a writer waits for another one."""
+
+_CAUSES = (
+    ("unable to open", "the file cannot be opened: give a path in a folder that can be written"),
+    ("not a database", "the file is not a database: give another path"),
+    ("readonly", "the file cannot be written: change its permissions, or choose another path"),
+    ("is full", "the disk is full: what was recorded is safe, free some space and run again"),
+    ("disk i/o", "the disk failed: run `bench db check`, then continue from a backup if needed"),
+    ("malformed", "the file is damaged: continue from a backup, see `bench db check`"),
+    ("locked", f"another process held it for {BUSY_SECONDS} seconds: wait for it and run again"),
+    ("connection", "the server does not answer: start it, or check the URL"),
+)
+
+
+def resolve(url: str | None) -> URL:
+    """The database asked for, else $BENCH_DB, else bench.db in the current folder."""
+    text = url or os.environ.get("BENCH_DB") or DEFAULT
+    try:
+        parsed = make_url(text)
+    except ArgumentError as error:
+        raise BenchError(
+            f"{text!r} is not a database URL: write sqlite:///bench.db or"
+            " postgresql://user@host/name."
+        ) from error
+    if parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() != "sqlite" or parsed.query:
+        raise BenchError(f"{text!r} is neither a plain sqlite:/// nor a postgresql:// URL.")
+    if parsed.database in (None, "", ":memory:"):
+        raise BenchError(f"{text!r} lives in memory and would be lost: name a file.")
+    return parsed.set(database=str(Path(str(parsed.database)).expanduser().absolute()))
+
+
+def file_of(url: URL) -> Path | None:
+    """The SQLite file; None on a server."""
+    return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+
+
+def shown(url: URL) -> str:
+    """The database as a sentence names it, without a password."""
+    path = file_of(url)
+    return str(path) if path else url.render_as_string(hide_password=True)
+
+
+def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True) -> Engine:
+    """An engine whose transactions are explicit; nothing is connected yet."""
+    path = file_of(url)
+    if path is None:
+        return _server_engine(url)
+    if read_only:
+        query = {"mode": "ro", "uri": "true"}
+        url = url.set(database=f"file:{quote(str(path))}", query=query)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
+    pragmas = [f"foreign_keys={int(foreign_keys)}", "trusted_schema=OFF"]
+    pragmas += ["query_only=ON"] if read_only else ["journal_mode=WAL", "synchronous=FULL"]
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reading = read_only or connection.get_execution_options().get("reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def reader_of(engine: Engine) -> Engine:
+    """The same pool for queries that see one moment and take no write lock."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(reading=True)
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def upsert(connection: Connection, table: Table, values: Mapping[str, object]) -> None:
+    """Insert a row, or replace the one with the same primary key."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    keys = {column.name for column in table.primary_key}
+    rest = {name: value for name, value in values.items() if name not in keys}
+    insert = dialect.insert(table).values(values)
+    connection.execute(insert.on_conflict_do_update(index_elements=sorted(keys), set_=rest))
+
+
+def insert_new(connection: Connection, table: Table, rows: list[dict[str, object]]) -> None:
+    """Insert the rows whose primary key is not there yet."""
+    if rows:
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
+@contextmanager
+def spoken(url: URL) -> Iterator[None]:
+    """Turn what a database says of its surroundings into one sentence."""
+    try:
+        yield
+    except (DatabaseError, InterfaceError) as error:
+        said = str(error.orig).strip().lower()
+        for mark, sentence in _CAUSES:
+            if mark in said:
+                raise UnfitError(f"{shown(url)}: {sentence}.") from error
+        raise
+
+
+def copy_file(path: Path, target: Path) -> None:
+    """A consistent copy of a SQLite database in use, by the online backup API; all or nothing."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(partial)) as copy,
+        ):
+            source.backup(copy)
+        partial.replace(target)
+    except (sqlite3.Error, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise UnfitError(
+            f"no backup of {path} at {target} ({error}): give a path in a folder that can be"
+            " written."
+        ) from error
+
+
+def _server_engine(url: URL) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise UnfitError(
+            "PostgreSQL needs the extra 'postgres': pip install 'gauntlet-bench[postgres]'."
+        ) from error

@@ -1,0 +1,153 @@
+"""Images: a sample for the pages in the database, exact ones as content-addressed files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import insert, select
+from sqlalchemy.engine import Connection
+
+from bench.records import BenchError, KeptImage, UnfitError, canonical
+from bench.store.tables import CHUNKS, IMAGES
+
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
+Exact = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+
+
+def keep(connection: Connection, key: str, kept: tuple[KeptImage, ...]) -> None:
+    """Add images of a chunk to its cell."""
+    if kept:
+        connection.execute(insert(IMAGES), [_row(key, image) for image in kept])
+
+
+def kept(connection: Connection, key: str) -> list[KeptImage]:
+    """The images kept of a cell, in item order."""
+    query = select(IMAGES).where(IMAGES.c.cell == key).order_by(IMAGES.c.item)
+    return [
+        KeptImage(
+            item=row.item,
+            original=_shaped(np.frombuffer(row.original, np.uint8), row.shape),
+            adversarial=_shaped(
+                np.frombuffer(row.adversarial, "<f4").astype(np.float32), row.shape
+            ),
+            true_label=row.true_label,
+            clean_label=row.clean_label,
+            clean_confidence=row.clean_confidence,
+            label=row.label,
+            confidence=row.confidence,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def write_exact(folder: Path, exact: Exact) -> str:
+    """Put images into a file named after its content; it is on the disk when this returns."""
+    from safetensors.numpy import save
+
+    item, adv = exact
+    if len(item) != len(adv) or adv.dtype != np.float32 or item.dtype != np.int32:
+        raise BenchError(
+            f"exact images came as {item.dtype}[{len(item)}] and {adv.dtype}[{len(adv)}],"
+            " expected as many int32 items as float32 images."
+        )
+    content = save({"item": np.ascontiguousarray(item), "adv": np.ascontiguousarray(adv)})
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        _write_durably(path_of(folder, digest), content)
+    except OSError as error:
+        raise UnfitError(
+            f"no images can be written to {folder} ({error.strerror}): free space, set"
+            " BENCH_ARTIFACTS, or run with --keep-images none."
+        ) from error
+    return digest
+
+
+def read_exact(connection: Connection, folder: Path, key: str) -> Exact | None:
+    """All exact images of a cell in item order; None where none were kept."""
+    from safetensors.numpy import load
+
+    parts = []
+    for digest in files_of(connection, key):
+        content = _content(path_of(folder, digest))
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise BenchError(f"{path_of(folder, digest)} was altered: run `bench db check`.")
+        parts.append(load(content))
+    if not parts:
+        return None
+    item = np.concatenate([part["item"] for part in parts])
+    order = np.argsort(item, kind="stable")
+    return item[order], np.concatenate([part["adv"] for part in parts])[order]
+
+
+def files_of(connection: Connection, key: str | None = None) -> list[str]:
+    """The digests of exact images that a cell, or any cell, refers to."""
+    query = select(CHUNKS.c.exact).where(CHUNKS.c.exact != "").order_by(CHUNKS.c.start)
+    if key is not None:
+        query = query.where(CHUNKS.c.cell == key)
+    return list(connection.execute(query).scalars())
+
+
+def path_of(folder: Path, digest: str) -> Path:
+    """Where the file with this content lies."""
+    return folder / digest[:2] / f"{digest}.safetensors"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BenchError(f"{path} is missing: put it back, or play the cell again.") from error
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    for folder in (path.parent, path.parent.parent):
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is only safe from a power failure once the folder itself is on the disk.
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _row(key: str, image: KeptImage) -> dict[str, object]:
+    if image.original.shape != image.adversarial.shape:
+        raise BenchError(
+            f"item {image.item} was kept as {image.original.shape} beside"
+            f" {image.adversarial.shape}: keep both in one shape."
+        )
+    return {
+        "cell": key,
+        "item": image.item,
+        "shape": canonical(list(image.original.shape)),
+        "original": np.ascontiguousarray(image.original, np.uint8).tobytes(),
+        "adversarial": np.ascontiguousarray(image.adversarial, "<f4").tobytes(),
+        "true_label": image.true_label,
+        "clean_label": image.clean_label,
+        "clean_confidence": image.clean_confidence,
+        "label": image.label,
+        "confidence": image.confidence,
+    }
+
+
+def _shaped(flat: npt.NDArray[Pixel], shape: str) -> npt.NDArray[Pixel]:
+    return flat.reshape(json.loads(shape)).copy()

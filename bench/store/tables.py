@@ -1,0 +1,158 @@
+"""The tables, as the newest migration leaves them."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+REVISIONS = ("0001",)
+"""Every revision this program knows, oldest first; the last one is what it writes."""
+
+METADATA = MetaData()
+
+
+def _leased() -> list[Column[object]]:
+    """The columns of whatever can be leased."""
+    return [
+        Column("key", Text, primary_key=True),
+        Column("state", Text, nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("culprit", Text),
+        Column("owner", Text, nullable=False),
+        Column("fence", Integer, nullable=False),
+        Column("lease_until", Double, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("updated", Double, nullable=False),
+    ]
+
+
+CARDS = Table(
+    "cards",
+    METADATA,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("origin", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("cite", Text, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+EXAMPLES = Table(
+    "examples",
+    METADATA,
+    Column("digest", Text, primary_key=True),
+    Column("dataset", Text, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("labels", LargeBinary, nullable=False),
+    Column("classes", Text, nullable=False),
+    Column("shape", Text, nullable=False),
+)
+
+CELLS = Table(
+    "cells",
+    METADATA,
+    *_leased(),
+    Column("threat", Text, nullable=False),
+    Column("defense", Text, nullable=False),
+    Column("attack", Text, nullable=False),
+    Column("threat_id", Text, nullable=False),
+    Column("defense_digest", Text, nullable=False),
+    Column("attack_digest", Text, nullable=False),
+    Column("examples", Text, nullable=False),
+    Column("items", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("numeric", Text, nullable=False),
+    Column("source_digest", Text, nullable=False),
+    Column("protocol", Integer, nullable=False),
+    Column("required", Boolean, nullable=False),
+    Column("tier", Text, nullable=False),
+    Column("items_done", Integer, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("robust", Integer),
+    Column("out_of_ball", Integer),
+    Column("fragile", Integer),
+    Column("broken_8bit", Integer),
+    Column("forwards", BigInteger),
+    Column("gradients", BigInteger),
+    Column("looks", BigInteger),
+    Column("max_distance", Double),
+    Column("seal", Text, nullable=False),
+    Index("cells_of_a_board", "threat", "examples", "mode"),
+)
+
+TASKS = Table("tasks", METADATA, *_leased())
+
+CHUNKS = Table(
+    "chunks",
+    METADATA,
+    Column("cell", Text, ForeignKey("cells.key"), primary_key=True),
+    Column("start", Integer, primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("first", Integer, nullable=False),
+    Column("last", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("exact", Text, nullable=False),
+    Column("outcomes", LargeBinary, nullable=False),
+)
+
+IMAGES = Table(
+    "images",
+    METADATA,
+    Column("cell", Text, ForeignKey("cells.key"), primary_key=True),
+    Column("item", Integer, primary_key=True),
+    Column("shape", Text, nullable=False),
+    Column("original", LargeBinary, nullable=False),
+    Column("adversarial", LargeBinary, nullable=False),
+    Column("true_label", Integer, nullable=False),
+    Column("clean_label", Integer, nullable=False),
+    Column("clean_confidence", Double, nullable=False),
+    Column("label", Integer, nullable=False),
+    Column("confidence", Double, nullable=False),
+)
+
+EVIDENCE = Table(
+    "evidence",
+    METADATA,
+    Column("defense_digest", Text, primary_key=True),
+    Column("examples", Text, primary_key=True),
+    Column("diagnostic", Text, primary_key=True),
+    Column("defense", Text, nullable=False),
+    Column("finding", Text, nullable=False),
+    Column("sentence", Text, nullable=False),
+)
+
+CERTIFICATES = Table(
+    "certificates",
+    METADATA,
+    Column("defense_digest", Text, primary_key=True),
+    Column("threat_id", Text, primary_key=True),
+    Column("examples", Text, primary_key=True),
+    Column("certifier", Text, primary_key=True),
+    Column("defense", Text, nullable=False),
+    Column("exact", Boolean, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("certified", LargeBinary, nullable=False),
+)
+
+SUBMISSIONS = Table(
+    "submissions",
+    METADATA,
+    Column("step", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
