@@ -290,7 +290,8 @@ def submitted(entry: Entry) -> Plugin:
 
 def answer(impl: pluggy.HookImpl) -> list[Any]:
     """All that a question's answer yields; a generator runs here, to its end."""
-    return list(impl.function() or ())
+    offered: Any = impl.function()
+    return list(offered or ())
 
 
 def said(error: BaseException) -> str:
