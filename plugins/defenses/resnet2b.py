@@ -27,8 +27,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]."""
-        straight: Tensor = self.conv2(self.conv1(x).relu())
-        return (straight + self.shortcut(x)).relu()
+        changed: Tensor = self.conv2(self.conv1(x).relu())
+        kept: Tensor = self.shortcut(x)
+        return (changed + kept).relu()
 
 
 class ResNet2b(nn.Module):
