@@ -113,16 +113,14 @@ CLOTHES = (
 THINGS = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-FINE = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+FINE = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
 bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
 crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
 lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
 oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
 possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
 squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
-tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
-)  # noqa: SIM905 - a hundred quoted names read worse
+tulip turtle wardrobe whale willow_tree wolf woman worm"""
 MNIST_TRAIN = "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c"
 FASHION_TRAIN = "1f243a60b4b748a44c48b9a6f6907be2a08bee3e4e226f0e86fbde8e147b745a"
 
@@ -164,7 +162,7 @@ def bench_datasets() -> Iterator[Dataset]:
     )
     yield Dataset(
         name="cifar100",
-        classes=FINE,
+        classes=tuple(FINE.split()),
         shape=(3, 32, 32),
         load=partial(read, Source("cifar100", "CIFAR100", "cifar-100-python")),
         test_size=10_000,
