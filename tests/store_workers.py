@@ -1,0 +1,134 @@
+"""Processes that the store's tests kill: forked from one that has paid for the imports once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Engine, event
+
+from bench.records import OUTCOME_DTYPES, Cell, CellState, Chunk, Outcomes
+from bench.store import LeaseLostError, Store, owner_name, revision
+from bench.store.database import resolve
+
+CHUNK = 8
+
+
+def tiny_cell(number: int = 0, items: int = 80) -> Cell:
+    return Cell("t", "d", f"a{number}", "threat-id", "dd", f"attack-{number}", "ex", items)
+
+
+def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
+    """Columns that follow from item and salt, so that a mixed-up row is seen."""
+    columns = [np.asarray(items).astype(kind) for kind in OUTCOME_DTYPES]
+    made = Outcomes._make(columns)
+    broken = made.item % 3 == 0
+    return made._replace(
+        verdict=broken.astype(np.uint8),
+        eight_bit=broken,
+        fragile=np.zeros(len(items), np.bool_),
+        forwards=(made.item * 7 + salt).astype(np.int32),
+    )
+
+
+def work(url: str, log: Path) -> None:
+    """Play whatever is open, writing `play` before and `ack` after each commit."""
+    journal = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    with Store.open(url) as store:
+        while unfinished := [row for row in store.cells() if row.state != CellState.DONE]:
+            random.shuffle(unfinished)
+            for row in unfinished:
+                _play(store, row.key, int(row.attack[1:]), row.items, journal)
+
+
+def _play(store: Store, key: str, salt: int, items: int, journal: int) -> None:
+    lease = store.lease(key, owner_name())
+    if lease is None:
+        return
+    known = set(store.finished_items(key).tolist())
+    left = [item for item in range(items) if item not in known]
+    try:
+        for start in range(0, len(left), CHUNK):
+            part = left[start : start + CHUNK]
+            told = f"{key} {' '.join(map(str, part))}\n"
+            os.write(journal, f"play {told}".encode())
+            store.record(lease, Chunk(tiny_outcomes(part, salt), seconds=0.0))
+            os.write(journal, f"ack {told}".encode())
+        store.finish(lease)
+    except LeaseLostError:
+        os.write(journal, f"lost {key}\n".encode())
+
+
+def chaos(url: str, log: Path, workers: int, kills: int, limit: float) -> None:
+    """Keep workers running and kill one at a time at a random moment; prints the kills."""
+    dice, killed, until = random.Random(5), 0, time.monotonic() + limit
+    running = [_forked(url, log) for _ in range(workers)]
+    while running and time.monotonic() < until:
+        time.sleep(dice.uniform(0.005, 0.05))
+        for pid in list(running):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                running.remove(pid)
+        if running and killed < kills:
+            victim = dice.choice(running)
+            os.kill(victim, signal.SIGKILL)
+            os.waitpid(victim, 0)
+            running[running.index(victim)] = _forked(url, log)
+            killed += 1
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    print(killed)
+
+
+def _forked(url: str, log: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    random.seed(os.getpid())
+    work(url, log)
+    os._exit(0)
+
+
+def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: int) -> bool:
+    """Upgrade in a child that dies before its statement number `at`; whether it died."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    seen = 0
+
+    def count(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "before_cursor_execute", count)
+    event.listen(Engine, "commit", count)
+    revision.upgrade(resolve(url), migrations=migrations, known=known)
+    os._exit(0)
+
+
+def upgrades(url: str, migrations: Path, known: tuple[str, ...]) -> None:
+    """Die at every statement in turn, printing what is on the disk each time, then succeed."""
+    import sqlite3
+
+    at = 1
+    while interrupted_upgrade(url, migrations, known, at):
+        with sqlite3.connect(str(resolve(url).database)) as connection:
+            schema = connection.execute("SELECT sql FROM sqlite_master ORDER BY sql").fetchall()
+            (whole,) = connection.execute("PRAGMA integrity_check").fetchone()
+        print(whole, hash(tuple(schema)), len(schema))
+        at += 1
+
+
+if __name__ == "__main__":
+    command, url, path, *rest = sys.argv[1:]
+    if command == "chaos":
+        chaos(url, Path(path), int(rest[0]), int(rest[1]), float(rest[2]))
+    else:
+        upgrades(url, Path(path), tuple(rest))
