@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Engine, event
 
 from bench.records import OUTCOME_DTYPES, Cell, CellState, Chunk, Outcomes
-from bench.store import LeaseLostError, Store, owner_name, revision
+from bench.store import LeaseLostError, Planned, Store, owner_name, revision
 from bench.store.database import resolve
 
 CHUNK = 8
@@ -41,6 +41,7 @@ def work(url: str, log: Path) -> None:
     journal = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with Store.open(url) as store:
         while unfinished := [row for row in store.cells() if row.state != CellState.DONE]:
+            store.plan(Planned(row.cell) for row in unfinished if row.state == CellState.FAILED)
             random.shuffle(unfinished)
             for row in unfinished:
                 _play(store, row.key, int(row.attack[1:]), row.items, journal)

@@ -134,7 +134,8 @@ def copy_file(path: Path, target: Path) -> None:
             source.backup(copy)
         partial.replace(target)
     except (sqlite3.Error, OSError) as error:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
         raise UnfitError(
             f"no backup of {path} at {target} ({error}): give a path in a folder that can be"
             " written."

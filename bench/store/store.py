@@ -250,8 +250,12 @@ class Store:
 
     def check(self) -> list[str]:
         """One sentence for each broken promise of the database or its files."""
-        with self._read() as connection:
-            return audit.problems(connection, self.artifacts)
+        try:
+            with self._read() as connection:
+                return audit.problems(connection, self.artifacts)
+        except UnfitError as damage:
+            # Some damage ends the check itself; then that is what it found.
+            return [str(damage)]
 
     def backup(self, path: Path | str) -> None:
         """Copy the database while others write; SQLite only, never over an existing file."""

@@ -1,0 +1,83 @@
+"""Processes die at any moment: what was acknowledged stays, what was not is played again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bench.records import CellState
+from bench.store import Planned, Store, revision
+from tests.store_workers import tiny_cell
+from tests.test_store_open import SECOND
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
+CELLS, ITEMS = 50, 80
+
+
+def nursery(*arguments: str) -> list[str]:
+    """What the killer prints, line by line."""
+    command = [sys.executable, "-m", "tests.store_workers", *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    return told.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Path) -> None:
+    url, log = f"sqlite:///{tmp_path / 'bench.db'}", tmp_path / "log"
+    cells = [tiny_cell(number, ITEMS) for number in range(CELLS)]
+    with Store.open(url) as store:
+        store.plan(Planned(cell) for cell in cells)
+    (kills,) = nursery("chaos", url, str(log), "3", "120", "20")
+    # A write cut short by a kill leaves a line without its end; none here is that long.
+    lines = [line.split() for line in log.read_text().splitlines()]
+    acknowledged: set[tuple[str, str]] = set()
+    for event, key, *items in lines:
+        pairs = {(key, item) for item in items}
+        assert not (event == "play" and pairs & acknowledged), "an acknowledged item came again"
+        acknowledged |= pairs if event == "ack" else set()
+    with Store.open(url) as store:
+        assert store.check() == []
+        rows = store.cells()
+        for row in rows:
+            found, salt = store.outcomes(row.key), int(row.attack[1:])
+            assert found.item.tolist() == sorted(set(found.item.tolist()))
+            assert found.forwards.tolist() == [item * 7 + salt for item in found.item.tolist()]
+            told = {int(item) for key, item in acknowledged if key == row.key}
+            assert told <= set(found.item.tolist())
+    assert Counter(row.state for row in rows) == {CellState.DONE: CELLS}
+    assert int(kills) >= 20
+
+
+def test_a_kill_while_a_database_is_created_leaves_no_table(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'bench.db'}"
+    states = nursery("upgrade", url, str(revision.MIGRATIONS), "0001")
+    assert len(states) > 15
+    assert {state.split()[0] for state in states} == {"ok"}
+    assert {state.split()[2] for state in states} == {"0"}
+    Store.open(url, read_only=True).close()
+
+
+def test_a_kill_in_the_middle_of_a_migration_leaves_the_database_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "bench.db"
+    shutil.copytree(revision.MIGRATIONS, tmp_path / "newer")
+    (tmp_path / "newer" / "versions" / "0002_note.py").write_text(SECOND)
+    with Store.open(f"sqlite:///{path}") as store:
+        store.plan([Planned(tiny_cell())])
+    states = nursery("upgrade", f"sqlite:///{path}", str(tmp_path / "newer"), "0001", "0002")
+    assert len(states) > 10
+    assert len(set(states)) == 1
+    assert states[0].startswith("ok")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("0002",)
+        ]
+        assert connection.execute("SELECT attack, note FROM cells").fetchall() == [("a0", "a0")]
