@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -141,7 +142,9 @@ def rank_ranges(robust: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, Rank]:
     """
     _same_examples(robust)
     right = {name: int(np.count_nonzero(held)) for name, held in robust.items()}
-    places = {name: _places(name, robust, right) for name in robust}
+    pvalues = {pair: compare(*map(robust.__getitem__, pair)) for pair in combinations(robust, 2)}
+    pvalues |= {(b, a): p for (a, b), p in pvalues.items()}
+    places = {name: _places(name, right, pvalues) for name in robust}
     order = sorted(robust, key=lambda name: (-right[name], places[name], name))
     ranks: dict[str, Rank] = {}
     group, first = 0, 0
@@ -163,13 +166,13 @@ def _same_examples(robust: Mapping[str, npt.NDArray[np.bool_]]) -> None:
 
 
 def _places(
-    name: str, robust: Mapping[str, npt.NDArray[np.bool_]], right: Mapping[str, int]
+    name: str, right: Mapping[str, int], pvalues: Mapping[tuple[str, str], float]
 ) -> tuple[int, int]:
-    others = [other for other in robust if other != name]
-    pvalues = [compare(robust[name], robust[other]) for other in others]
-    differ = [other for other, said in zip(others, holm(pvalues), strict=True) if said]
+    others = [other for other in right if other != name]
+    said = holm([pvalues[name, other] for other in others])
+    differ = [other for other, apart in zip(others, said, strict=True) if apart]
     better = sum(right[other] > right[name] for other in differ)
-    return 1 + better, len(robust) - (len(differ) - better)
+    return 1 + better, len(right) - (len(differ) - better)
 
 
 def compare(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:

@@ -1,0 +1,122 @@
+"""Boards: one for each threat model, example set and mode that has cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from bench.records import CLEAN, BenchError, Card, canonical
+from bench.store import Store
+
+
+@dataclass(frozen=True)
+class Board:
+    """The rules that every row of one board shares."""
+
+    name: str
+    """Name of the threat model."""
+    id: str
+    """Digest of its rules."""
+    dataset: str
+    set: Mapping[str, Any]
+    """The perturbation set: name, eps as an exact fraction, radius."""
+    access: str
+    goal: Mapping[str, str]
+    """kind and rule."""
+    budget: Mapping[str, int | None]
+    """gradients and queries an example."""
+    summary: str
+    ranked: bool
+    """False for boards that are evidence only."""
+    order: int
+    required: tuple[str, ...]
+    """Attacks without which an entry has no rank."""
+    examples: str
+    """Digest of the example set."""
+    n: int
+    mode: str
+
+    @property
+    def radius(self) -> float:
+        """The radius of the set."""
+        return float(self.set["radius"])
+
+    @property
+    def unbounded(self) -> bool:
+        """Is every image of the pixel box allowed?"""
+        return self.set["name"] == "Linf" and self.radius >= 1
+
+    @property
+    def targets(self) -> bool:
+        """Does an example stand once for each wrong class?"""
+        return self.goal["rule"] == "all"
+
+    @property
+    def nearest(self) -> bool:
+        """Does the board hold distances rather than a verdict at one radius?"""
+        return self.goal["kind"] == "nearest"
+
+    def relatives(self, others: Iterable[Board]) -> list[Board]:
+        """Boards that differ from this one in the radius alone, the smallest first."""
+        kin = [other for other in others if other._family() == self._family()]
+        return sorted((o for o in kin if o.radius != self.radius), key=lambda o: o.radius)
+
+    def _family(self) -> tuple[object, ...]:
+        rules = canonical([dict(self.goal), dict(self.budget)])
+        return self.dataset, self.set["name"], self.access, rules, self.examples, self.mode
+
+
+def boards(store: Store) -> list[Board]:
+    """All boards in display order: by the threat's order and name, the most examples first."""
+    threats = _by_id(store.cards("threat"))
+    rows = (row for row in store.cells() if row.attack != CLEAN and row.threat_id in threats)
+    found = {(row.threat_id, row.examples, row.mode) for row in rows}
+    sizes = {examples: store.examples(examples).n for _, examples, _ in found}
+    made = [_board(threats[id_], examples, sizes[examples], mode) for id_, examples, mode in found]
+    return sorted(made, key=lambda b: (b.order, b.name, -b.n, b.mode, b.examples))
+
+
+def find(store: Store, threat: str | None) -> Board:
+    """The first board, or the first of the named threat model; BenchError where there is none."""
+    known = boards(store)
+    for board in known:
+        if threat is None or threat in (board.name, board.id):
+            return board
+    raise BenchError(_nothing(threat, [board.name for board in known]))
+
+
+def _by_id(cards: Iterable[Card]) -> dict[str, Card]:
+    """Threat cards by the digest of their rules; of two names for one set of rules, the first."""
+    ordered = sorted(cards, key=lambda card: (card.detail["order"], card.name), reverse=True)
+    return {card.detail["id"]: card for card in ordered}
+
+
+def _board(card: Card, examples: str, n: int, mode: str) -> Board:
+    detail = card.detail
+    return Board(
+        name=card.name,
+        id=detail["id"],
+        dataset=detail["dataset"],
+        set=detail["set"],
+        access=detail["access"],
+        goal=detail["goal"],
+        budget=detail["budget"],
+        summary=card.summary,
+        ranked=detail["ranked"],
+        order=detail["order"],
+        required=tuple(detail["required"]),
+        examples=examples,
+        n=n,
+        mode=mode,
+    )
+
+
+def _nothing(threat: str | None, known: list[str]) -> str:
+    if not known:
+        return "the database holds no board yet; `bench run` plays the default ones."
+    near = get_close_matches(str(threat), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    names = ", ".join(dict.fromkeys(known))
+    return f"no board of a threat model named {threat!r}.{hint} Boards: {names}."

@@ -1,0 +1,144 @@
+"""One defense in full: its row, its cells, its curves, its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.board.boards import Board, boards
+from bench.board.flags import surroundings
+from bench.board.matrix import Square, squares
+from bench.board.played import Floats, Played, Standing, load
+from bench.board.ranking import Row, coverage, rows
+from bench.records import BenchError, CellState, Count, KeptImage
+from bench.stats import count
+from bench.store import Store
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How many examples are still right as the attacker may spend more: a falling staircase."""
+
+    x: Floats
+    """Where it falls: steps, forwards or distances, rising. It starts at 0."""
+    right: npt.NDArray[np.int64]
+    """Examples still right at and beyond x."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a whole board says at its one radius."""
+
+    eps: str
+    """As an exact fraction."""
+    radius: float
+    robust: Count
+    board: str
+    complete: bool
+    """Are all required attacks done?"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Everything that is known of one defense on one board."""
+
+    row: Row
+    squares: tuple[Square, ...]
+    steps: Mapping[str, Curve]
+    """By attack, against steps: those of earlier runs count."""
+    forwards: Mapping[str, Curve]
+    """By attack, against forward passes, those with a gradient included."""
+    distances: Mapping[str, Curve]
+    """Against the radius, by attack of the distance board for this set and these examples."""
+    points: tuple[Point, ...]
+    """Boards that differ in their radius alone, this one among them; never part of a curve."""
+    images: Mapping[str, tuple[KeptImage, ...]]
+    """By attack."""
+
+
+def entry(store: Store, board: Board, defense: str) -> Entry:
+    """One defense on one board; BenchError where it was not played there."""
+    played, known = load(store, board), boards(store)
+    standing = played.standings.get(defense)
+    if standing is None:
+        names = ", ".join(played.standings) or "none yet"
+        raise BenchError(f"{defense!r} was not played on {board.name}; played: {names}.")
+    mine = rows(played, surroundings(store, played, known))
+    return Entry(
+        row=next(row for row in mine if row.defense == defense),
+        squares=tuple(square for square in squares(played) if square.defense == defense),
+        steps={a: falling(bout.total, standing.clean) for a, bout in standing.bouts.items()},
+        forwards={a: falling(bout.forwards, standing.clean) for a, bout in standing.bouts.items()},
+        distances=_distances(store, played, known, defense),
+        points=_points(store, played, known, defense),
+        images=_images(store, played, defense),
+    )
+
+
+def falling(spent: Floats, clean: npt.NDArray[np.bool_]) -> Curve:
+    """The staircase of examples right on the clean image, each falling at what was spent on it.
+
+    `spent` [n] is inf where an example never fell.
+    """
+    falls = spent[clean & np.isfinite(spent)]
+    x, how_many = np.unique(np.concatenate([[0.0], falls]), return_counts=True)
+    how_many[0] -= 1
+    return Curve(x, int(clean.sum()) - np.cumsum(how_many), len(clean))
+
+
+def _distances(
+    store: Store, played: Played, known: Iterable[Board], defense: str
+) -> Mapping[str, Curve]:
+    for other in known:
+        if other.nearest and _same_space(other, played.board):
+            far = played if other == played.board else load(store, other)
+            if defense in far.standings:
+                return _distance_curves(far.standings[defense])
+    return {}
+
+
+def _same_space(other: Board, board: Board) -> bool:
+    return (other.examples, other.set["name"]) == (board.examples, board.set["name"])
+
+
+def _distance_curves(standing: Standing) -> Mapping[str, Curve]:
+    return {a: falling(bout.distance, standing.clean) for a, bout in standing.bouts.items()}
+
+
+def _points(
+    store: Store, played: Played, known: Iterable[Board], defense: str
+) -> tuple[Point, ...]:
+    if played.board.nearest:
+        return ()
+    others = [load(store, kin) for kin in played.board.relatives(known)]
+    both = [board for board in (played, *others) if defense in board.standings]
+    both.sort(key=lambda one: one.board.radius)
+    return tuple(_point(one, one.standings[defense]) for one in both if _has_figure(one, defense))
+
+
+def _has_figure(played: Played, defense: str) -> bool:
+    return played.standings[defense].cleaned and bool(played.standings[defense].bouts)
+
+
+def _point(played: Played, standing: Standing) -> Point:
+    covered = coverage(played, standing)
+    return Point(
+        eps=str(played.board.set["eps"]),
+        radius=played.board.radius,
+        robust=count(int(standing.robust().sum()), played.board.n),
+        board=played.board.name,
+        complete=covered.done == covered.required,
+    )
+
+
+def _images(store: Store, played: Played, defense: str) -> Mapping[str, tuple[KeptImage, ...]]:
+    found: dict[str, tuple[KeptImage, ...]] = {}
+    for (name, attack), cells in played.cells.items():
+        done = [row.key for row in cells if row.state == CellState.DONE]
+        if name == defense and done:
+            found[attack] = tuple(store.images(done[0]))
+    return {attack: images for attack, images in found.items() if images}

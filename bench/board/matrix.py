@@ -1,0 +1,98 @@
+"""The matrix: how every attack fared against every defense, with the state of what has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.board.boards import Board
+from bench.board.played import Bout, Played, Standing, load
+from bench.records import CLEAN, CellState, Count
+from bench.stats import count
+from bench.store import CellRow, Store
+
+_SAYS_MOST = [
+    CellState.DONE,
+    CellState.RUNNING,
+    CellState.FAILED,
+    CellState.MISSING,
+    CellState.SKIPPED,
+    CellState.NOT_APPLICABLE,
+]
+"""Of several seeds the state that stands first here is the square's."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """One attack against one defense: all its seeds together."""
+
+    defense: str
+    attack: str
+    state: str
+    reason: str
+    """Why it has no figure; empty where it has one."""
+    robust: Count | None
+    """Right on the clean image and not broken, of all examples; in a cascade of those played."""
+    out_of_ball: int | None
+    """Offers that the referee refused."""
+    fragile: int | None
+    forwards: int | None
+    gradients: int | None
+    seconds: float
+    """CPU seconds so far."""
+    items: int
+    items_done: int
+
+
+def matrix(store: Store, board: Board) -> list[Square]:
+    """Every attack that was planned or is required, against every defense, both by name."""
+    return squares(load(store, board))
+
+
+def squares(played: Played) -> list[Square]:
+    """The same from what was read already."""
+    planned = {attack for _, attack in played.cells if attack != CLEAN}
+    attacks = sorted(planned | set(played.board.required))
+    return [square(played, defense, attack) for defense in played.standings for attack in attacks]
+
+
+def square(played: Played, defense: str, attack: str) -> Square:
+    """One of them."""
+    rows = played.cells.get((defense, attack), ())
+    done = [row for row in rows if row.state == CellState.DONE]
+    telling = min(rows, key=lambda row: _SAYS_MOST.index(row.state), default=None)
+    return Square(
+        defense=defense,
+        attack=attack,
+        state=str(telling.state if telling else CellState.MISSING),
+        reason=_reason(telling),
+        robust=_robust(played.board, played.standings[defense], attack),
+        out_of_ball=_sum(done, "out_of_ball"),
+        fragile=_sum(done, "fragile"),
+        forwards=_sum(done, "forwards"),
+        gradients=_sum(done, "gradients"),
+        seconds=sum(row.seconds for row in rows),
+        items=sum(row.items for row in rows),
+        items_done=sum(row.items_done for row in rows),
+    )
+
+
+def _reason(telling: CellRow | None) -> str:
+    if telling is None:
+        return "Not planned; name the attack in `bench run --attack`."
+    return "" if telling.state == CellState.DONE else telling.reason
+
+
+def _robust(board: Board, standing: Standing, attack: str) -> Count | None:
+    bout: Bout | None = standing.bouts.get(attack)
+    if bout is None:
+        return None
+    right = ~bout.broken & standing.clean if standing.cleaned else ~bout.broken
+    among = bout.faced if board.mode == "rank" else np.ones(board.n, np.bool_)
+    return count(int((right & among).sum()), int(among.sum()))
+
+
+def _sum(done: Sequence[CellRow], name: str) -> int | None:
+    return sum(getattr(row, name) for row in done) if done else None

@@ -1,0 +1,240 @@
+"""What has been played on a board, by example: the arrays from which every figure is made.
+
+Only cells whose defense, attack and rules of play are the current ones count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.board.boards import Board
+from bench.records import CLEAN, PROTOCOL, Card, CellState, Outcomes, Verdict, canonical
+from bench.store import CellRow, ExamplesRow, Store
+
+Bits = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bout:
+    """What one attack did to one defense, all its seeds and targets together. Arrays are [n]."""
+
+    faced: Bits
+    """Was the attack played on the example? A cascade spares those already broken."""
+    broken: Bits
+    broken_8bit: Bits
+    """Still broken after rounding to 8 bits."""
+    step: Floats
+    """Steps within the run of first success; inf where the example held."""
+    total: Floats
+    """Steps of that run and of all runs before it; inf where the example held."""
+    forwards: Floats
+    """Forwards up to the first success; inf where the example held."""
+    distance: Floats
+    """Of the nearest wrong answer, also beyond the radius on distance boards; inf without one."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One defense on one board."""
+
+    defense: str
+    digest: str
+    clean: Bits
+    """[n]: right on the clean image; nowhere until the clean pass is done."""
+    cleaned: bool
+    """Is the clean pass done?"""
+    bouts: Mapping[str, Bout]
+    """By attack, where at least one cell is done."""
+    tier: str
+
+    def robust(self, attacks: Iterable[str] | None = None) -> Bits:
+        """[n]: right on the clean image and broken by none of the attacks (None: of all)."""
+        names = self.bouts if attacks is None else attacks
+        return self._except(self.bouts[name].broken for name in names if name in self.bouts)
+
+    def robust_8bit(self) -> Bits:
+        """[n]: right, and broken by no attempt that survives rounding to 8 bits."""
+        return self._except(bout.broken_8bit for bout in self.bouts.values())
+
+    def fallen(self, attacks: Iterable[str]) -> Bits:
+        """[n]: right on the clean image and broken by one of the attacks."""
+        return self.clean & ~self.robust(attacks)
+
+    def strongest(self, attacks: Iterable[str] | None = None) -> str | None:
+        """The attack that leaves the fewest examples right; None where none is done."""
+        names = sorted(self.bouts if attacks is None else set(attacks) & set(self.bouts))
+        return min(names, key=lambda name: int(self.robust([name]).sum()), default=None)
+
+    def _except(self, broken: Iterable[Bits]) -> Bits:
+        right = self.clean.copy()
+        for bits in broken:
+            right &= ~bits
+        return right
+
+
+@dataclass(frozen=True)
+class Played:
+    """One board with everything that was played on it."""
+
+    board: Board
+    attacks: Mapping[str, Card]
+    """The attacks that are current, by name."""
+    defenses: Mapping[str, Card]
+    """The defenses that are current, by name."""
+    cells: Mapping[tuple[str, str], tuple[CellRow, ...]]
+    """Current cells by (defense, attack), the clean passes among them."""
+    standings: Mapping[str, Standing]
+    """By defense, for all that have a cell of an attack here."""
+    digest: str
+    """SHA-256 over every example's verdict, whatever the order in which it was found."""
+
+
+def load(store: Store, board: Board) -> Played:
+    """Read one board; the outcomes of each done cell are read once."""
+    attacks = {card.name: card for card in store.cards("attack")}
+    defenses = {card.name: card for card in store.cards("defense")}
+    cells = _current(store, board, attacks, defenses)
+    outcomes = {
+        row.key: store.outcomes(row.key)
+        for rows in cells.values()
+        for row in rows
+        if row.state == CellState.DONE
+    }
+    examples = store.examples(board.examples)
+    names = sorted({defense for defense, attack in cells if attack != CLEAN})
+    standings = {
+        name: _standing(board, examples, defenses[name], attacks, cells, outcomes) for name in names
+    }
+    kept = {pair: rows for pair, rows in cells.items() if pair[0] in standings}
+    return Played(board, attacks, defenses, kept, standings, _digest(board, kept, outcomes))
+
+
+def _current(
+    store: Store, board: Board, attacks: Mapping[str, Card], defenses: Mapping[str, Card]
+) -> dict[tuple[str, str], tuple[CellRow, ...]]:
+    found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
+    rows = sorted(store.cells(examples=board.examples), key=_place)
+    for row in rows:
+        here = row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
+        if here and _is_current(row, attacks, defenses):
+            pair = row.defense, row.attack
+            found[pair] = (*found.get(pair, ()), row)
+    return found
+
+
+def _is_current(row: CellRow, attacks: Mapping[str, Card], defenses: Mapping[str, Card]) -> bool:
+    defense, attack = defenses.get(row.defense), attacks.get(row.attack)
+    return (
+        row.protocol == PROTOCOL
+        and defense is not None
+        and defense.digest == row.defense_digest
+        and (row.attack == CLEAN or (attack is not None and attack.digest == row.attack_digest))
+    )
+
+
+def _place(row: CellRow) -> tuple[str, str, int, str, str]:
+    return row.defense, row.attack, row.seed, row.numeric, row.key
+
+
+def _standing(
+    board: Board,
+    examples: ExamplesRow,
+    defense: Card,
+    attacks: Mapping[str, Card],
+    cells: Mapping[tuple[str, str], tuple[CellRow, ...]],
+    outcomes: Mapping[str, Outcomes],
+) -> Standing:
+    done = {
+        attack: [outcomes[row.key] for row in rows if row.key in outcomes]
+        for (name, attack), rows in cells.items()
+        if name == defense.name
+    }
+    passes = done.pop(CLEAN, [])
+    tiers = {row.tier for (name, _), rows in cells.items() if name == defense.name for row in rows}
+    return Standing(
+        defense=defense.name,
+        digest=defense.digest,
+        clean=_clean(board, passes),
+        cleaned=bool(passes),
+        bouts={
+            attack: _bout(board, examples, steps_of(attacks[attack]), parts)
+            for attack, parts in done.items()
+            if parts
+        },
+        tier=", ".join(sorted(tiers)),
+    )
+
+
+def steps_of(attack: Card) -> int:
+    """Steps of one run, as the card tells; 0 where an attack has none to tell."""
+    return int(attack.detail.get("steps") or 0)
+
+
+def _clean(board: Board, passes: list[Outcomes]) -> Bits:
+    right = np.full(board.n, bool(passes))
+    for outcome in passes:
+        held = np.zeros(board.n, np.bool_)
+        held[outcome.item] = outcome.verdict == Verdict.HELD
+        right &= held
+    return right
+
+
+def _bout(board: Board, examples: ExamplesRow, steps: int, parts: list[Outcomes]) -> Bout:
+    made = Outcomes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    per_example = len(examples.classes) - 1 if board.targets else 1
+    example = made.item // per_example
+    broken = made.verdict == Verdict.BROKEN
+    wrong = broken | (_answered_wrong(made, examples.labels[example]) & board.nearest)
+    return Bout(
+        faced=_any(board.n, example, np.ones_like(broken)),
+        broken=_any(board.n, example, broken),
+        broken_8bit=_any(board.n, example, broken & made.eight_bit),
+        step=_least(board.n, example, made.step, broken),
+        total=_least(board.n, example, made.run * steps + made.step, broken),
+        forwards=_least(board.n, example, made.forwards, broken),
+        distance=_least(board.n, example, made.distance, wrong),
+    )
+
+
+def _answered_wrong(made: Outcomes, truth: npt.NDArray[np.int16]) -> Bits:
+    """Beyond the radius a verdict is `held` whatever the answer was; the label tells."""
+    wrong: Bits = (made.verdict == Verdict.HELD) & (made.label >= 0) & (made.label != truth)
+    return wrong
+
+
+def _any(n: int, example: npt.NDArray[np.int32], flags: Bits) -> Bits:
+    """[n]: is the flag set for any item of the example?"""
+    found = np.zeros(n, np.bool_)
+    found[example[flags]] = True
+    return found
+
+
+def _least(
+    n: int, example: npt.NDArray[np.int32], values: npt.NDArray[np.generic], where: Bits
+) -> Floats:
+    """[n]: the smallest value among the example's items, inf where there is none."""
+    least = np.full(n, np.inf)
+    np.minimum.at(least, example[where], values[where].astype(np.float64))
+    return least
+
+
+def _digest(
+    board: Board,
+    cells: Mapping[tuple[str, str], tuple[CellRow, ...]],
+    outcomes: Mapping[str, Outcomes],
+) -> str:
+    sha = hashlib.sha256(canonical([board.id, board.examples]).encode())
+    for pair in sorted(cells):
+        for row in cells[pair]:
+            if row.key in outcomes:
+                found = outcomes[row.key]
+                sha.update(canonical([*pair, row.seed, row.items]).encode())
+                sha.update(found.item.astype("<i4").tobytes())
+                sha.update(found.verdict.tobytes())
+    return sha.hexdigest()

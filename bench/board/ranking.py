@@ -1,0 +1,194 @@
+"""The ranking: one row a defense, with everything that says how far to believe its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from bench.board.boards import Board, boards
+from bench.board.flags import Surroundings, flags, surroundings, verdict
+from bench.board.played import Bits, Played, Standing, load
+from bench.board.signs import Flag
+from bench.records import CellState, Count
+from bench.stats import Rank, count, rank_ranges
+from bench.store import Store
+
+LOW_N = 500
+"""With fewer examples nobody holds the first place."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the required attacks are done, of those that apply to the defense."""
+
+    done: int
+    required: int
+
+
+@dataclass(frozen=True)
+class ClaimCheck:
+    """A claim beside the interval that was measured."""
+
+    robust: float
+    cite: str
+    verdict: str
+    """`holds`, `below` (the whole interval lies below the claim) or `not testable`."""
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How many examples a certifier proved."""
+
+    certifier: str
+    exact: bool
+    count: Count
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defense on one board."""
+
+    defense: str
+    rank: Rank | None
+    """None where the row is provisional, invalid, or the board ranks nobody."""
+    note: str
+    """Why there is no rank, or why the first place is not given; else empty."""
+    clean: Count
+    robust: Count
+    """Right, and broken by no verified attempt of any attack."""
+    robust_required: Count
+    """The same over the required attacks alone."""
+    robust_8bit: Count
+    """The same over the attempts that survive rounding to 8 bits."""
+    strongest: str | None
+    """The attack that leaves the fewest examples right."""
+    coverage: Coverage
+    provisional: bool
+    """Is a required attack missing? Then the figure can only fall."""
+    low_n: bool
+    flags: tuple[Flag, ...]
+    verdict: str
+    """`sound`, `suspect` or `invalid`."""
+    claim: ClaimCheck | None
+    certified: Proof | None
+    """The certificate that covers most; None without one."""
+    tier: str
+    """How far a stranger's code was locked in."""
+
+
+def ranking(store: Store, board: Board) -> list[Row]:
+    """All rows: the ranked ones first, the most robust first."""
+    played = load(store, board)
+    return rows(played, surroundings(store, played, boards(store)))
+
+
+def rows(played: Played, around: Surroundings) -> list[Row]:
+    """The same from what was read already."""
+    drafts = [_row(played, standing, around) for standing in played.standings.values()]
+    fit = [row for row in drafts if not row.note]
+    places = rank_ranges({row.defense: played.standings[row.defense].robust() for row in fit})
+    ranked = [_placed(row, places) for row in drafts]
+    order = {name: place for place, name in enumerate(places)}
+    return sorted(
+        ranked, key=lambda row: (order.get(row.defense, len(order)), -row.robust.k, row.defense)
+    )
+
+
+def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
+    board = played.board
+    raised = flags(played, standing, around)
+    covered = coverage(played, standing)
+    opinion = verdict(raised)
+    robust = _count(standing, standing.robust())
+    complete = standing.cleaned and bool(standing.bouts) and covered.done == covered.required
+    return Row(
+        defense=standing.defense,
+        rank=None,
+        note=_why_not(board, standing, covered, opinion),
+        clean=_count(standing, standing.clean),
+        robust=robust,
+        robust_required=_count(standing, standing.robust(board.required)),
+        robust_8bit=_count(standing, standing.robust_8bit()),
+        strongest=standing.strongest(),
+        coverage=covered,
+        provisional=not complete,
+        low_n=board.n < LOW_N,
+        flags=raised,
+        verdict=opinion,
+        claim=_claim(played, standing.defense, robust, complete=complete),
+        certified=_proof(standing, around),
+        tier=standing.tier,
+    )
+
+
+def coverage(played: Played, standing: Standing) -> Coverage:
+    """Done and applicable among the required attacks; one that was never planned is applicable."""
+    applies = [
+        attack
+        for attack in played.board.required
+        if {row.state for row in played.cells.get((standing.defense, attack), ())}
+        != {CellState.NOT_APPLICABLE}
+    ]
+    return Coverage(sum(attack in standing.bouts for attack in applies), len(applies))
+
+
+def _why_not(board: Board, standing: Standing, covered: Coverage, opinion: str) -> str:
+    if not board.ranked:
+        return "This board is evidence and ranks nobody."
+    if not standing.cleaned:
+        return "Provisional: the clean pass is not done."
+    if not standing.bouts or covered.done < covered.required:
+        return f"Provisional: {covered.done} of {covered.required} required attacks are done."
+    if opinion == "invalid":
+        return "Invalid: a raised flag contradicts the figure."
+    return ""
+
+
+def _placed(row: Row, places: Mapping[str, Rank]) -> Row:
+    if row.defense not in places:
+        return row
+    best, worst, group = places[row.defense]
+    if not row.low_n or best > 1:
+        return replace(row, rank=Rank(best, worst, group))
+    sentence = f"Low n: with fewer than {LOW_N} examples nobody holds the first place."
+    return replace(row, rank=Rank(2, max(2, worst), group), note=sentence)
+
+
+def _count(standing: Standing, right: Bits) -> Count:
+    """k of n; of nothing while the clean pass is missing, since then nothing is known."""
+    return count(int(right.sum()), len(right)) if standing.cleaned else count(0, 0)
+
+
+def _claim(played: Played, defense: str, robust: Count, *, complete: bool) -> ClaimCheck | None:
+    for claim in played.defenses[defense].detail.get("claims", ()):
+        if claim["threat"] == played.board.name:
+            said = float(claim["robust"])
+            found = _claim_verdict(said, robust, complete=complete)
+            return ClaimCheck(said, claim.get("cite", ""), found, _claim_sentence(said, robust))
+    return None
+
+
+def _claim_verdict(said: float, robust: Count, *, complete: bool) -> str:
+    """A missing attack can only lower the figure: what is below already stays below."""
+    if robust.n and robust.high < said:
+        return "below"
+    return "holds" if complete else "not testable"
+
+
+def _claim_sentence(said: float, robust: Count) -> str:
+    if not robust.n:
+        return f"Claimed {said:.1%}; nothing is measured yet."
+    return (
+        f"Claimed {said:.1%}; measured {robust.k} of {robust.n}, that is between {robust.low:.1%}"
+        f" and {robust.high:.1%}."
+    )
+
+
+def _proof(standing: Standing, around: Surroundings) -> Proof | None:
+    mine = [proof for proof in around.certificates if proof.defense_digest == standing.digest]
+    if not mine:
+        return None
+    best = max(mine, key=lambda proof: int(proof.certified.sum()))
+    covered = count(int(best.certified.sum()), len(best.certified))
+    return Proof(best.certifier, best.exact, covered)

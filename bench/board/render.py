@@ -1,0 +1,111 @@
+"""The report for a terminal: figures as k of n with their interval, flags as words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Json = Mapping[str, Any]
+
+
+def render(report: Json) -> Group:
+    """What `report` gave, as tables: the ranking, the matrix, and the raised flags."""
+    flags = [(row["defense"], flag) for row in report["ranking"] for flag in row["flags"]]
+    raised = [(defense, flag) for defense, flag in flags if flag["state"] == "raised"]
+    shown: list[RenderableType] = [_heading(report), ranking(report), matrix(report)]
+    shown += [evidence(raised)] if raised else []
+    return Group(*shown, *_notes(report["ranking"]))
+
+
+def _heading(report: Json) -> Text:
+    threat, examples = report["threat"], report["examples"]
+    rules = f"{threat['set']['name']} {threat['set']['eps']} on {threat['dataset']}"
+    return Text(
+        f"{threat['name']}: {rules}, access {threat['access']}, {threat['goal']['kind']}, "
+        f"{examples['n']} examples, mode {report['mode']}, digest {report['digest'][:12]}"
+    )
+
+
+def ranking(report: Json) -> Table:
+    """One line a defense."""
+    table = Table(title=f"Ranking: {escape(report['threat']['name'])}", title_justify="left")
+    for name in ("Rank", "Defense", "Clean", "Robust", "95 %", "Strongest", "Done", "Flags"):
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
+    for row in report["ranking"]:
+        cells = (
+            _rank(row),
+            row["defense"],
+            fraction(row["clean"]),
+            fraction(row["robust"]),
+            interval(row["robust"]),
+            row["strongest"] or "-",
+            f"{row['coverage']['done']}/{row['coverage']['required']}",
+            _flags(row),
+        )
+        table.add_row(*map(escape, cells))
+    return table
+
+
+_NUMBERS = ("Rank", "Clean", "Robust", "95 %", "Done")
+
+
+def matrix(report: Json) -> Table:
+    """Right after each attack, of n; states where there is no figure."""
+    squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
+    attacks = sorted({attack for _, attack in squares})
+    table = Table(title="Right after each attack", title_justify="left")
+    table.add_column("Defense")
+    for attack in attacks:
+        table.add_column(escape(attack), justify="right")
+    for row in report["ranking"]:
+        name = row["defense"]
+        table.add_row(escape(name), *(escape(_square(squares[name, a])) for a in attacks))
+    return table
+
+
+def evidence(raised: Iterable[tuple[str, Json]]) -> Table:
+    """The raised flags with their sentences."""
+    table = Table(title="Raised flags", title_justify="left")
+    for name in ("Defense", "Flag", "Evidence"):
+        table.add_column(name)
+    for defense, flag in raised:
+        table.add_row(*map(escape, (defense, flag["name"], flag["evidence"])))
+    return table
+
+
+def fraction(count: Json) -> str:
+    """k/n."""
+    return f"{count['k']}/{count['n']}"
+
+
+def interval(count: Json) -> str:
+    """In percent, with no more decimals than n supports."""
+    decimals = 1 if count["n"] < 10_000 else 2
+    return f"{100 * count['low']:.{decimals}f}-{100 * count['high']:.{decimals}f}"
+
+
+def _rank(row: Json) -> str:
+    if row["rank"] is None:
+        return "-"
+    best, worst = row["rank"]
+    return f"{best}" if best == worst else f"{best}-{worst}"
+
+
+def _flags(row: Json) -> str:
+    raised = [flag["name"] for flag in row["flags"] if flag["state"] == "raised"]
+    tested = sum(flag["state"] != "not tested" for flag in row["flags"])
+    listed = f": {', '.join(raised)}" if raised else ""
+    return f"{row['verdict']}, {len(raised)} of {tested} tested{listed}"
+
+
+def _square(square: Json) -> str:
+    return fraction(square["robust"]) if square["robust"] else str(square["state"])
+
+
+def _notes(rows: Iterable[Json]) -> list[Text]:
+    return [Text(f"{row['defense']}: {row['note']}") for row in rows if row["note"]]
