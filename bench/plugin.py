@@ -124,8 +124,11 @@ class Attack(Protocol):
     work in), `goals` (goals it can serve), `source` (`"twin"`: asks the undefended twin instead).
     """
 
-    name: str
     needs: Access
+
+    @property
+    def name(self) -> str:
+        """Lower case, digits, '.', '_', '-'; unique."""
 
     @property
     def steps(self) -> int:

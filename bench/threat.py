@@ -118,8 +118,8 @@ class Linf(_Norm):
         return self.project(x + self.radius * (2 * noise - 1), x)
 
     def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
-        """The sign of the gradient: <g, sign g> = |g|_1."""
-        return gradient.sign()
+        """The sign of the gradient, <g, sign g> = |g|_1, over the pixels that can move."""
+        return _movable(gradient, adv).sign()
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """Two clamps: for a cube and a box that is the exact projection."""

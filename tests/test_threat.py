@@ -312,7 +312,7 @@ def test_steepest_reaches_the_dual_norm(
         assert size == (pytest.approx(1, abs=1e-5) if gain > 0 else 0)
 
 
-@pytest.mark.parametrize("norm", [L2, L1], ids=["L2", "L1"])
+@every_norm
 @given(x=images(), gradient=vectors())
 @deterministic
 def test_steepest_never_spends_on_a_pixel_that_cannot_move(

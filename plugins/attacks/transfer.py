@@ -1,0 +1,45 @@
+"""Transfer: fool the undefended twin, bring the image to the defense and hope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.kit import cross_entropy
+from bench.plugin import Access, Attack, Problem, hookimpl
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """PGD that asks the defense's twin and never the defense (arXiv:1605.07277).
+
+    Every step is made, also past success on the twin: confidence there is what carries over.
+    """
+
+    name = "transfer"
+    needs = Access.GRADIENTS
+    source = "twin"
+    cite = "arXiv:1605.07277"
+    summary = "PGD against the undefended twin; the defense sees the last image only."
+
+    steps: int = 40
+    rate: float = 0.1
+    """Step length, in radii."""
+
+    def start(self, problem: Problem) -> Tensor:
+        """A random point of the set."""
+        return problem.ball.sample(problem.x, problem)
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        """One step uphill on the twin, back into the ball."""
+        ball = problem.ball
+        uphill = ball.steepest(problem.gradient(adv, cross_entropy).gradient, adv)
+        return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
+
+
+@hookimpl
+def bench_attacks() -> Iterator[Attack]:
+    """With PGD's steps and rate."""
+    yield Transfer()
