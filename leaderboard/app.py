@@ -1,0 +1,65 @@
+"""The frame: title, navigation, the choice of the threat model, and every state without figures."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from bench.board import Board
+from bench.records import BenchError
+from leaderboard import choice, markup, reading, words
+
+HERE = Path(__file__).parent
+VIEWS = {
+    "ranking": "Ranking",
+    "matrix": "Matrix",
+    "defense": "Defense",
+    "submissions": "Submissions",
+    "rules": "Rules and method",
+}
+WITHOUT_BOARD = {"submissions", "rules"}
+"""Views that have something to say before the first cell is played."""
+
+
+def read_boards() -> list[Board] | None:
+    """The boards; None where the database cannot be read, after saying why."""
+    try:
+        return reading.boards()
+    except BenchError as error:
+        missing = not reading.present()
+        state = words.no_database(str(error)) if missing else words.unreadable(str(error))
+        st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
+        st.html(markup.notice(state, "warn" if missing else "bad"))
+        return None
+
+
+def choose_board(boards: list[Board]) -> None:
+    """The selector of the threat model; its value travels in the URL from page to page."""
+    left, _ = st.columns([2, 3])
+    choice.pick(
+        choice.THREAT, "Threat model", list(reading.labels(boards)), what="threat model", place=left
+    )
+
+
+def main() -> None:
+    """Handle what is broken or empty first, then run the chosen page."""
+    pages = {
+        name: st.Page(HERE / "views" / f"{name}.py", title=title, default=name == "ranking")
+        for name, title in VIEWS.items()
+    }
+    page = st.navigation(list(pages.values()), position="top")
+    st.set_page_config(page_title=f"{page.title} · {words.PRODUCT}", page_icon="🛡️", layout="wide")
+    st.html(HERE / "style.css")
+    boards = read_boards()
+    if boards is None:
+        st.stop()
+    here = next(name for name, known in pages.items() if known.title == page.title)
+    if not boards and here not in WITHOUT_BOARD:
+        st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
+        st.html(markup.notice(words.EMPTY))
+        st.stop()
+    if boards and here != "submissions":
+        choose_board(boards)
+    page.run()
+
+
+main()

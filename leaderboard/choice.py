@@ -1,0 +1,71 @@
+"""The state of a view is its URL: what is chosen, and what to say when a link is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from bench.board import Board
+from leaderboard import markup, reading, words
+
+THREAT = "threat"
+DEFENSE = "name"
+FILTER = "q"
+
+
+def asked(key: str) -> str | None:
+    """What the URL asks for, before a widget drops a value that it does not know."""
+    return st.query_params.get(key)
+
+
+def warn_when_stale(key: str, what: str, known: Sequence[str]) -> None:
+    """Say so when a link names what is not there; the widget would silently show another thing.
+
+    The widget removes the value from the URL with its first run, so the answer is kept until the
+    URL names something that is known.
+    """
+    wanted, memory = asked(key), f"stale {key}"
+    if wanted is not None:
+        st.session_state[memory] = None if wanted in known else wanted
+    missing = st.session_state.get(memory)
+    if missing is not None:
+        st.html(markup.notice(words.stale(what, missing), "warn"))
+
+
+def forget_stale(key: str) -> None:
+    """The reader has chosen; the old link does not matter any more."""
+    st.session_state[f"stale {key}"] = None
+
+
+def forget(key: str) -> None:
+    """Empty a field; for a button."""
+    st.session_state[key] = ""
+
+
+def pick(
+    key: str, label: str, options: Sequence[str], *, what: str, place: DeltaGenerator | None = None
+) -> str:
+    """One of `options`, held in the URL under `key`. Options are shown as plain text."""
+    warn_when_stale(key, what, options)
+    chosen: str = (place or st).selectbox(
+        label,
+        list(options),
+        key=key,
+        bind="query-params",
+        on_change=forget_stale,
+        args=(key,),
+    )
+    return chosen
+
+
+def label() -> str:
+    """What the frame's selector shows: the board's name in the URL."""
+    chosen: str = st.session_state[THREAT]
+    return chosen
+
+
+def board() -> Board:
+    """The board that the frame's selector shows."""
+    return reading.labels(reading.boards())[label()]

@@ -1,0 +1,106 @@
+"""One defense as tables and pictures: records in, HTML out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.board import Row
+from bench.records import Card, KeptImage
+from leaderboard import markup, words
+from leaderboard.markup import Column, Html
+from leaderboard.panels import CLAIM_KIND, place, signs
+
+
+def identity(card: Card) -> Html:
+    """What a defense is, by its card."""
+    draws = card.detail.get("randomness")
+    pairs = [
+        ("Origin", card.origin),
+        ("Paper", card.cite or "none named"),
+        (
+            "Randomness",
+            f"declared; attacks average over {draws} draws" if draws else "none declared",
+        ),
+        ("Stand-in", "declares one for the gradient" if card.detail.get("stand_in") else "none"),
+        ("Twin", f"{card.detail.get('twin') or 'none'} (asked by transfer attacks)"),
+    ]
+    digest = ("Digest", markup.tag("code", markup.text(card.digest)))
+    return markup.facts([*((term, markup.text(said)) for term, said in pairs), digest])
+
+
+def claims(card: Card, rows: Mapping[str, Row]) -> Html:
+    """Every claim of a defense beside what was measured."""
+    columns = (
+        Column("Threat model", kind="name"), Column("Claimed", kind="right"),
+        Column("Measured", "robust accuracy with its interval", "figure"),
+        Column("Verdict"), Column("Source", kind="words"),
+    )  # fmt: skip
+    lines = []
+    for said in card.detail.get("claims", ()):
+        row = rows.get(said["threat"])
+        found = row.claim.verdict if row and row.claim else "not testable"
+        lines.append(
+            (
+                markup.text(said["threat"]),
+                markup.text(f"{100 * float(said['robust']):.1f} %"),
+                markup.bar(row.robust if row else None),
+                markup.chip(words.CLAIMS[found], CLAIM_KIND[found]),
+                markup.text(said.get("cite") or "—"),
+            )
+        )
+    return markup.table(columns, lines) if lines else markup.notice(words.NO_CLAIM)
+
+
+def everywhere(rows: Iterable[tuple[str, Row]]) -> Html:
+    """One defense on every board where it was played, under the board's label."""
+    columns = (
+        Column("Threat model", kind="name"), Column("Rank", kind="rank"),
+        Column("Robust accuracy ↑", kind="figure"), Column("Clean accuracy ↑", kind="figure"),
+        Column("8-bit ↑", "broken only by images that survive rounding to k/255", "right"),
+        Column("Strongest attack"), Column("Required"), Column("Signs"),
+    )  # fmt: skip
+    lines = [
+        (
+            markup.link("", markup.text(label), threat=label),
+            place(row),
+            markup.bar(row.robust),
+            markup.bar(row.clean, "clean"),
+            markup.text(words.figure(row.robust_8bit)),
+            markup.text(row.strongest or "—"),
+            markup.text(f"{row.coverage.done}/{row.coverage.required}"),
+            signs(row),
+        )
+        for label, row in rows
+    ]
+    return markup.table(columns, lines)
+
+
+def pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
+    """Original, adversarial and magnified change, with labels and confidences."""
+    return markup.tag("div", markup.join(_picture(k, classes) for k in kept), class_="g-pictures")
+
+
+def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
+    change, factor = markup.magnified(kept.original, kept.adversarial)
+    truth, clean, fooled = (
+        _class(classes, n) for n in (kept.true_label, kept.clean_label, kept.label)
+    )
+    largest = float(abs(kept.adversarial - kept.original.astype("float32") / 255).max())
+    triple = (
+        (kept.original, "Original", f"it is {truth}; answered {clean}", kept.clean_confidence),
+        (kept.adversarial, "Adversarial", f"answered {fooled}", kept.confidence),
+        (change, f"Change × {factor:.3g}", f"around grey; largest {largest:.3f}", None),
+    )
+    drawn = []
+    for pixels, title, said, sure in triple:
+        confidence = "" if sure is None else f", {100 * sure:.0f} % sure"
+        caption = Html(f"<b>{markup.text(title)}</b><br>{markup.text(said + confidence)}")
+        image = markup.picture(pixels, f"{title} of example {kept.item}: {said}")
+        drawn.append(markup.tag("figure", Html(image + markup.tag("figcaption", caption))))
+    inside = Html(markup.small(f"example {kept.item}")
+                  + markup.tag("div", markup.join(drawn), class_="g-triple"))  # fmt: skip
+    return markup.tag("article", inside, class_="g-example")
+
+
+def _class(classes: Sequence[str], label: int) -> str:
+    return f"“{classes[label]}”" if 0 <= label < len(classes) else "nothing finite"

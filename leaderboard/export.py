@@ -1,0 +1,98 @@
+"""What is on the screen, as files: CSV that no spreadsheet runs, and JSON with its schema."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import streamlit as st
+
+from bench.board import Board, Row, Square
+from bench.records import PROTOCOL, SCHEMA, Count
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def harmless(value: object) -> str:
+    """A cell that a spreadsheet shows and never runs."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else text
+
+
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """The rows under the names of the first one."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    names = list(rows[0]) if rows else []
+    writer.writerow(names)
+    writer.writerows([harmless(row[name]) for name in names] for row in rows)
+    return file.getvalue()
+
+
+def as_json(board: Board, key: str, records: Sequence[Row] | Sequence[Square]) -> str:
+    """The records with the board that they belong to."""
+    whole = {
+        "schema": SCHEMA,
+        "protocol": PROTOCOL,
+        "board": asdict(board),
+        key: [asdict(record) for record in records],
+    }
+    return json.dumps(whole, indent=1, default=str)
+
+
+def ranking(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """One flat line a defense."""
+    return [
+        {
+            "defense": row.defense,
+            "rank_best": row.rank.best if row.rank else None,
+            "rank_worst": row.rank.worst if row.rank else None,
+            "tie_group": row.rank.group if row.rank else None,
+            **_counts("robust", row.robust),
+            **_counts("clean", row.clean),
+            **_counts("robust_required", row.robust_required),
+            "strongest": row.strongest,
+            "required_done": row.coverage.done,
+            "required": row.coverage.required,
+            "verdict": row.verdict,
+            "flags_raised": "; ".join(f.name for f in row.flags if f.state == "raised"),
+            "claim": row.claim.robust if row.claim else None,
+            "claim_verdict": row.claim.verdict if row.claim else None,
+            "tier": row.tier,
+            "note": row.note,
+        }
+        for row in rows
+    ]
+
+
+def matrix(squares: Sequence[Square]) -> list[dict[str, object]]:
+    """One flat line a cell."""
+    return [
+        {
+            **{key: value for key, value in asdict(square).items() if key != "robust"},
+            **_counts("robust", square.robust),
+        }
+        for square in squares
+    ]
+
+
+def _counts(name: str, count: Count | None) -> dict[str, Any]:
+    values = asdict(count) if count else dict.fromkeys(("k", "n", "low", "high"))
+    return {f"{name}_{part}": value for part, value in values.items()}
+
+
+def buttons(
+    name: str, board: Board, records: Sequence[Row] | Sequence[Square],
+    flat: Sequence[Mapping[str, object]],
+) -> None:  # fmt: skip
+    """Two buttons that hand out exactly what is shown."""
+    key = name.partition("-")[0]
+    with st.container(horizontal=True):
+        st.download_button("Download CSV", as_csv(flat), f"{name}.csv", "text/csv")
+        st.download_button(
+            "Download JSON", as_json(board, key, records), f"{name}.json", "application/json"
+        )

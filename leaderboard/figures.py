@@ -1,0 +1,222 @@
+"""Rows in, chart out: pure functions from plain dictionaries to Altair charts.
+
+Every chart has words beside its symbols and a number wherever there is a colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import altair as alt
+
+Row: TypeAlias = Mapping[str, Any]
+Chart: TypeAlias = alt.LayerChart | alt.FacetChart
+
+SCALE: Literal["viridis"] = "viridis"
+QUIET = "#8795a1"
+"""Grey that is readable on a light and on a dark page."""
+ROBUST = "#21918c"
+CLEAN = "#8795a1"
+CLAIM = "#d1495b"
+CERTIFIED = "#8a6fd1"
+PERCENT = alt.Axis(format="%", tickCount=6)
+SHARE = alt.Scale(domain=[0, 1], nice=False)
+
+
+def _data(rows: Sequence[Row]) -> alt.InlineData:
+    return alt.InlineData([dict(row) for row in rows])
+
+
+def _names(rows: Sequence[Row], field: str) -> list[str]:
+    return list(dict.fromkeys(str(row[field]) for row in rows))
+
+
+MARKS = {
+    "robust": ("circle", ROBUST),
+    "clean": ("circle", CLEAN),
+    "claimed": ("diamond", CLAIM),
+    "certified": ("triangle-right", CERTIFIED),
+}
+
+
+def forest(rows: Sequence[Row]) -> Chart:
+    """Intervals, one line a defense. Rows: defense, what (a key of `MARKS`), value, low, high."""
+    order = _names(rows, "defense")
+    kinds = [what for what in MARKS if any(row["what"] == what for row in rows)]
+    colour = alt.Color(
+        "what:N",
+        scale=alt.Scale(domain=kinds, range=[MARKS[what][1] for what in kinds]),
+        legend=alt.Legend(title=None, orient="top", symbolSize=110),
+    )
+    shape = alt.Shape(
+        "what:N", scale=alt.Scale(domain=kinds, range=[MARKS[what][0] for what in kinds])
+    )
+    lines = alt.Y("defense:N", sort=order, title=None, axis=_labels())
+    base = alt.Chart(_data(rows)).encode(y=lines, color=colour)
+    whiskers = base.mark_rule(strokeWidth=2, opacity=0.75).encode(
+        x=alt.X("low:Q", title="share of the examples still right", axis=PERCENT, scale=SHARE),
+        x2="high:Q",
+    )
+    points = base.mark_point(filled=True, size=95, opacity=1).encode(
+        x="value:Q",
+        shape=shape,
+        tooltip=[
+            alt.Tooltip("defense:N", title="defense"),
+            alt.Tooltip("what:N", title="figure"),
+            alt.Tooltip("words:N", title="value"),
+        ],
+    )
+    return alt.layer(whiskers, points).properties(height=alt.Step(30))
+
+
+def _labels(limit: int = 220) -> alt.Axis:
+    return alt.Axis(
+        labelLimit=limit, grid=True, gridOpacity=0.35, labelFontSize=13, domain=False, ticks=False
+    )
+
+
+def front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other row beats in both clean and robust accuracy, best clean first."""
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda r: (-r["clean"], -r["robust"], str(r["defense"]))):
+        if not best or row["robust"] > best[-1]["robust"]:
+            best.append(row)
+    return best
+
+
+def trade(rows: Sequence[Row]) -> Chart:
+    """Clean against robust accuracy. Rows: defense, clean, robust, standing, words."""
+    x = alt.X("clean:Q", title="clean accuracy", axis=PERCENT, scale=SHARE)
+    y = alt.Y("robust:Q", title="robust accuracy", axis=PERCENT, scale=SHARE)
+    equal = (
+        alt.Chart(_data([{"clean": 0, "robust": 0}, {"clean": 1, "robust": 1}]))
+        .mark_line(strokeDash=[4, 4], color=QUIET, opacity=0.7)
+        .encode(x=x, y=y)
+    )
+    best = (
+        alt.Chart(_data(front(rows)))
+        .mark_line(interpolate="step-before", color=ROBUST, opacity=0.45, strokeWidth=2)
+        .encode(x=x, y=y, order=alt.Order("clean:Q"))
+    )
+    base = alt.Chart(_data(rows)).encode(x=x, y=y)
+    points = base.mark_point(filled=True, size=110, opacity=0.95).encode(
+        shape=alt.Shape(
+            "standing:N",
+            scale=alt.Scale(domain=["ranked", "not ranked"], range=["circle", "cross"]),
+            legend=alt.Legend(title=None, orient="top"),
+        ),
+        color=alt.Color(
+            "standing:N", scale=alt.Scale(domain=["ranked", "not ranked"], range=[ROBUST, CLAIM])
+        ),
+        tooltip=[
+            alt.Tooltip("defense:N", title="defense"),
+            alt.Tooltip("words:N", title="clean, robust"),
+        ],
+    )
+    names = base.mark_text(align="right", dx=-9, dy=-7, fontSize=12, limit=150, color=QUIET).encode(
+        text="defense:N"
+    )
+    return alt.layer(equal, best, points, names).properties(height=380)
+
+
+def heat(
+    squares: Sequence[Row], rows: Sequence[str], columns: Sequence[str], metric: str, top: float
+) -> Chart:
+    """The matrix. Squares: defense, attack, state, value (None: no figure), shown, words."""
+    x = alt.X(
+        "attack:N",
+        sort=list(columns),
+        title=None,
+        axis=alt.Axis(orient="top", labelAngle=-35, labelLimit=150, domain=False, ticks=False,
+                      labelFontSize=13, labelOverlap=False),
+    )  # fmt: skip
+    y = alt.Y("defense:N", sort=list(rows), title=None, axis=_labels())
+    tips = [
+        alt.Tooltip("defense:N", title="defense"),
+        alt.Tooltip("attack:N", title="attack"),
+        alt.Tooltip("state:N", title="state"),
+        alt.Tooltip("words:N", title=metric),
+    ]
+    base = alt.Chart(_data(squares)).encode(x=x, y=y, tooltip=tips)
+    known = "isValid(datum.value)"
+    tiles = (
+        base.transform_filter(known)
+        .mark_rect(cornerRadius=3)
+        .encode(
+            color=alt.Color(
+                "value:Q",
+                scale=alt.Scale(scheme=SCALE, domain=[0, top or 1]),
+                legend=alt.Legend(title=None, orient="bottom", gradientLength=260,
+                                  format="%" if top == 1 else "~s"),
+            )
+        )
+    )  # fmt: skip
+    holes = base.transform_filter(f"!{known}").mark_rect(
+        cornerRadius=3, fill=QUIET, fillOpacity=0.14, stroke=QUIET, strokeDash=[3, 3],
+        strokeOpacity=0.6,
+    )  # fmt: skip
+    figures = base.transform_filter(known).mark_text(fontSize=13, fontWeight=600).encode(
+        text="shown:N",
+        color=alt.condition(
+            alt.datum.value > 0.6 * (top or 1), alt.value("#10161c"), alt.value("#ffffff")
+        ),
+    )  # fmt: skip
+    states = base.transform_filter(f"!{known}").mark_text(
+        fontSize=11, fontStyle="italic", color=QUIET
+    ).encode(text="shown:N")  # fmt: skip
+    return alt.layer(holes, tiles, figures, states).properties(height=alt.Step(36))
+
+
+def steps(rows: Sequence[Row], axis: str) -> Chart:
+    """Accuracy as an attack goes on. Rows: attack, step, accuracy, words."""
+    base = alt.Chart(_data(rows)).encode(
+        x=alt.X("step:Q", title=axis, scale=alt.Scale(type="symlog", nice=False)),
+        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT, scale=SHARE),
+        color=_series("attack", rows),
+        tooltip=_point_tips("attack", axis, "step"),
+    )
+    lines = base.mark_line(interpolate="step-after", strokeWidth=2.2)
+    return alt.layer(lines, base.mark_point(size=22, filled=True)).properties(height=320)
+
+
+def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
+    """Accuracy against eps. Rows: attack, kind (`smallest distance` or `fixed radius`), eps,
+    accuracy, words. A line holds smallest distances; a fixed radius is a point, joined to none."""
+    base = alt.Chart(_data(rows)).encode(
+        x=alt.X("eps:Q", title=axis, scale=alt.Scale(zero=True, nice=False)),
+        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT, scale=SHARE),
+        color=_series("attack", rows),
+        tooltip=_point_tips("attack", axis, "eps"),
+    )
+    curve: Literal["step-after"] = "step-after"
+    lines = base.transform_filter("datum.kind == 'smallest distance'").mark_line(
+        interpolate=curve, strokeWidth=2.2
+    )
+    points = base.transform_filter("datum.kind == 'fixed radius'").mark_point(
+        size=110, filled=True, shape="diamond"
+    )
+    layers: list[alt.Chart] = [lines, points]
+    if radius is not None:
+        layers.append(
+            alt.Chart(_data([{"eps": radius}]))
+            .mark_rule(strokeDash=[4, 4], color=QUIET)
+            .encode(x="eps:Q")
+        )
+    return alt.layer(*layers).properties(height=320)
+
+
+def _series(field: str, rows: Sequence[Row]) -> alt.Color:
+    return alt.Color(
+        f"{field}:N",
+        sort=_names(rows, field),
+        legend=alt.Legend(title=None, orient="bottom", labelLimit=160, columns=4),
+    )
+
+
+def _point_tips(field: str, axis: str, x: str) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip(f"{field}:N", title=field),
+        alt.Tooltip(f"{x}:Q", title=axis),
+        alt.Tooltip("words:N", title="still right"),
+    ]

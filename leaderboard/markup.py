@@ -1,0 +1,170 @@
+"""Pieces of HTML for the pages: a stranger's text goes in as text and comes out inert.
+
+The type `Html` marks what is safe to print; only `text` and the pieces built from it make one, so
+the type checker sees where something unescaped would slip in. No Markdown is read here.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NewType
+from urllib.parse import urlencode
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bench.records import Count
+from leaderboard import words
+
+Html = NewType("Html", str)
+
+NOTHING = Html("")
+
+
+def text(value: object) -> Html:
+    """Anything as inert text: one line, no control or direction marks, cut when long."""
+    return Html(html.escape(words.plain(value), quote=True))
+
+
+def join(parts: Iterable[Html], between: str = "") -> Html:
+    """Pieces one after the other."""
+    return Html(between.join(parts))
+
+
+def tag(name: str, inside: Html = NOTHING, **attributes: object) -> Html:
+    """One element. Attribute values are text; `class_` stands for `class`."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Html(f"<{name}{written}>{inside}</{name}>")
+
+
+def link(page: str, label: Html, **query: str) -> Html:
+    """A link to one of our own pages, never to anywhere else."""
+    path = f"/{page}" + (f"?{urlencode(query)}" if query else "")
+    return tag("a", label, href=path)
+
+
+def chip(label: str, kind: str = "plain", why: str | None = None) -> Html:
+    """A small label; `kind` colours it, the words carry the meaning."""
+    return tag("span", text(label), class_=f"g-chip g-{kind}", title=why)
+
+
+def small(value: object) -> Html:
+    """Secondary words."""
+    return tag("span", text(value), class_="g-small")
+
+
+def bar(count: Count | None, kind: str = "robust") -> Html:
+    """A figure with its interval drawn under it: share filled, whisker from low to high."""
+    if count is None or not count.n:
+        return tag("span", text("—"), class_="g-small")
+    share = 100 * count.k / count.n
+    width = 100 * (count.high - count.low)
+    drawn = tag("span", class_=f"g-fill g-fill-{kind}", style=f"width:{share:.2f}%") + tag(
+        "span", class_="g-whisker", style=f"left:{100 * count.low:.2f}%;width:{width:.2f}%"
+    )
+    return join(
+        (
+            tag("span", text(words.figure(count)), class_="g-number"),
+            tag("span", Html(drawn), class_="g-track", aria_hidden="true"),
+            small(words.interval(count)),
+        )
+    )
+
+
+class Column(NamedTuple):
+    """A heading, what it means, and how its cells stand."""
+
+    label: str
+    means: str = ""
+    kind: str = "left"
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = "") -> Html:
+    """A table that scrolls sideways on a narrow screen; the first cell of a row heads it."""
+    head = join(
+        tag("th", text(c.label), scope="col", title=c.means or None, class_=f"g-{c.kind}")
+        for c in columns
+    )
+    lines = []
+    for row in rows:
+        cells = [
+            tag("td", cell, class_=f"g-{c.kind}") for c, cell in zip(columns, row, strict=True)
+        ]
+        lines.append(tag("tr", join(cells)))
+    titled = tag("caption", text(caption)) if caption else NOTHING
+    whole = titled + tag("thead", tag("tr", head)) + tag("tbody", join(lines))
+    return tag("div", tag("table", Html(whole), class_="g-table"), class_="g-scroll", tabindex="0")
+
+
+def facts(pairs: Iterable[tuple[str, Html]]) -> Html:
+    """Terms and what they are here."""
+    rows = (tag("dt", text(term)) + tag("dd", inside) for term, inside in pairs)
+    return tag("dl", Html("".join(rows)), class_="g-facts")
+
+
+def notice(said: words.Notice, kind: str = "info") -> Html:
+    """A heading, sentences, and the commands that help."""
+    body = tag("h3", text(said.heading)) + join(tag("p", text(s)) for s in said.sentences)
+    if said.commands:
+        lines = Html("\n".join(html.escape(command) for command in said.commands))
+        body += tag("pre", tag("code", lines))
+    return tag("section", Html(body), class_=f"g-notice g-notice-{kind}", role="status")
+
+
+def heading(title: str, under: Html = NOTHING) -> Html:
+    """The head of a page whose title may hold a stranger's words."""
+    return tag("header", Html(tag("h1", text(title)) + tag("p", under)), class_="g-head")
+
+
+def tiles(values: Iterable[tuple[str, str, str]]) -> Html:
+    """Headline figures: label, figure, what it means."""
+    made = (
+        tag(
+            "div",
+            Html(
+                tag("span", text(label), class_="g-small")
+                + tag("strong", text(value))
+                + tag("span", text(means), class_="g-small")
+            ),
+            class_="g-tile",
+        )
+        for label, value, means in values
+    )
+    return tag("div", join(made), class_="g-tiles")
+
+
+def picture(pixels: npt.NDArray[Any], alt: str, edge: int = 132) -> Html:
+    """[C, H, W], uint8 or float in [0, 1], as an image of `edge` points; pixels stay square."""
+    return Html(
+        f'<img class="g-picture" width="{edge}" height="{edge}" alt="{text(alt)}" '
+        f'src="data:image/png;base64,{png(pixels)}">'
+    )
+
+
+def png(pixels: npt.NDArray[Any]) -> str:
+    """[C, H, W] as base64 of a PNG; one channel is grey, otherwise the first three are colours."""
+    scaled = pixels if pixels.dtype == np.uint8 else np.rint(np.clip(pixels, 0, 1) * 255)
+    rows = np.moveaxis(scaled.astype(np.uint8), 0, -1)
+    shown = rows[..., 0] if rows.shape[-1] < 3 else rows[..., :3]
+    file = io.BytesIO()
+    Image.fromarray(shown).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def magnified(
+    original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float64], float]:
+    """The change around mid grey, and the factor it was enlarged by (1 where nothing changed)."""
+    change = adversarial.astype(np.float64) - original.astype(np.float64) / 255
+    largest = float(np.abs(change).max(initial=0.0))
+    factor = 1.0 if largest == 0 else 0.5 / largest
+    factor = float(np.floor(factor)) if factor >= 2 else factor
+    return 0.5 + factor * change, factor

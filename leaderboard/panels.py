@@ -1,0 +1,218 @@
+"""The board as tables: records in, HTML out; no widgets, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.board import Board, ClaimCheck, Flag, Row, Square
+from bench.records import Card, Count
+from leaderboard import markup, words
+from leaderboard.markup import Column, Html
+
+VERDICT_KIND = {"sound": "good", "suspect": "warn", "invalid": "bad"}
+CLAIM_KIND = {"holds": "good", "below": "bad", "not testable": "quiet"}
+FINDING_KIND = {"raised": "warn", "clear": "good", "not tested": "quiet"}
+STATE_KIND = {"done": "good", "failed": "bad", "running": "warn"}
+
+
+def rules(board: Board) -> Html:
+    """What exactly is allowed on a board."""
+    required = markup.join(markup.chip(name) for name in board.required)
+    notation = f"{board.set['name']}, eps = {board.set['eps']}"
+    pairs = [
+        ("Data", markup.text(f"{board.dataset}, the first {board.n} images of its fixed list")),
+        ("May change", markup.text(words.perturbation(board.set))),
+        ("In symbols", markup.text(notation)),
+        ("Knows", markup.text(words.access(board.access))),
+        ("Wants", markup.text(words.goal(board.goal))),
+        ("May spend", markup.text(words.budget(board.budget))),
+        ("Required attacks", required or markup.text("none")),
+        ("Ranked", markup.text("yes" if board.ranked else "no: this board is evidence only")),
+        ("Mode", markup.text(words.MODES.get(board.mode, board.mode))),
+        ("Id", markup.tag("code", markup.text(board.id))),
+        ("Examples", markup.tag("code", markup.text(board.examples))),
+    ]
+    return markup.facts(pairs)
+
+
+def lead(board: Board, label: str) -> Html:
+    """A board in one line."""
+    access = words.access(board.access).partition(":")[0]
+    said = (
+        f"{words.perturbation(board.set)} {access}, {board.goal['kind']}."
+        f" {board.n} images of {board.dataset}. {board.summary}"
+    )
+    more = markup.link("rules", markup.text("All rules"), threat=label)
+    return Html(f"{markup.text(said)} {more}")
+
+
+def headline(rows: Sequence[Row], board: Board) -> Html:
+    """What a reader wants first: the leader, the tie, and how much is believable."""
+    ranked = [row for row in rows if row.rank]
+    values = []
+    if ranked:
+        first = ranked[0]
+        tied = sum(row.rank is not None and first.rank is not None
+                   and row.rank.group == first.rank.group for row in ranked)  # fmt: skip
+        means = f"alone in front: {first.defense}" if tied == 1 else f"{tied} tied in front"
+        values.append(("Highest robust accuracy", words.figure(first.robust), means))
+    suspect = sum(row.verdict != "sound" for row in rows)
+    below = sum(row.claim is not None and row.claim.verdict == "below" for row in rows)
+    claimed = sum(row.claim is not None for row in rows)
+    values += [
+        ("Ranked", f"{len(ranked)} of {len(rows)}", "the others are named with the reason below"),
+        ("Suspect or invalid", str(suspect), "rows with a raised sign"),
+        ("Claims not reached", f"{below} of {claimed}", "the interval lies below the claim"),
+        ("Required attacks", str(len(board.required)), ", ".join(board.required) or "none"),
+    ]
+    return markup.tiles(values)
+
+
+def place(row: Row) -> Html:
+    """The range of places, and the group of those it is tied with."""
+    if row.rank is None:
+        return markup.chip("provisional" if row.provisional else "unranked", "quiet", row.note)
+    group = markup.tag("span", markup.text(f"tie {row.rank.group}"), class_="g-group",
+                       title="these examples cannot tell the defenses of one tie apart")  # fmt: skip
+    return Html(markup.text(words.rank_range(row.rank.best, row.rank.worst)) + group)
+
+
+def name(row: Row, card: Card | None, threat: str) -> Html:
+    """The defense, what it is, and how far its code was locked in."""
+    chips = [markup.chip("baseline", "quiet")] if row.defense == words.BASELINE else []
+    if card is not None:
+        chips += [
+            markup.chip(label, "plain", why)
+            for field, (label, why) in words.TAGS.items()
+            if card.detail.get(field)
+        ]
+        if card.origin != "built-in":
+            chips.append(markup.chip(card.origin))
+    if row.tier not in ("", "in-process"):
+        chips.append(markup.chip(row.tier, "plain", "how far its code was locked in"))
+    link = markup.link("defense", markup.text(row.defense), name=row.defense, threat=threat)
+    return markup.join((link, Html("<br>"), *chips)) if chips else link
+
+
+def signs(row: Row) -> Html:
+    """The verdict on the row, and how many signs were raised, clear and not tested."""
+    counts = [
+        f"{sum(flag.state == state for flag in row.flags)} {state}" for state in words.FINDINGS
+    ]
+    raised = ", ".join(flag.name for flag in row.flags if flag.state == "raised")
+    chip = markup.chip(words.VERDICTS[row.verdict], VERDICT_KIND[row.verdict], raised or None)
+    return markup.join((chip, Html("<br>"), markup.small(", ".join(counts))))
+
+
+def claim(found: ClaimCheck | None) -> Html:
+    """What the authors say beside what was measured."""
+    if found is None:
+        return markup.small("no claim")
+    chip = markup.chip(words.CLAIMS[found.verdict], CLAIM_KIND[found.verdict], found.sentence)
+    return markup.join((chip, Html("<br>"), markup.small(f"claims {100 * found.robust:.1f} %")))
+
+
+def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html:
+    """The board: place, figures with their intervals, and why to believe them."""
+    proven = any(row.certified for row in rows)
+    columns = [
+        Column("Rank", "range of places these examples allow, and the tie group", "rank"),
+        Column("Defense", kind="name"),
+        Column("Robust accuracy ↑", "right, and broken by no verified attempt of any attack",
+               "figure"),
+        Column("Clean accuracy ↑", "right without an attack", "figure"),
+        Column("Strongest attack", "the attack that leaves the fewest examples right"),
+        Column("Required", "required attacks that are done; the figure over them alone"),
+        *([Column("Certified ↑", "proven: nobody can break these", "figure")] if proven else []),
+        Column("Signs", "of masked gradients and of cheating: raised, clear, not tested"),
+        Column("Claim", "the authors' figure beside the measured interval"),
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        done = f"{row.coverage.done}/{row.coverage.required}"
+        required = (markup.text(done), markup.small(words.figure(row.robust_required)))
+        lines.append(
+            [
+                place(row),
+                name(row, cards.get(row.defense), threat),
+                markup.bar(row.robust),
+                markup.bar(row.clean, "clean"),
+                markup.text(row.strongest or "—"),
+                markup.join(required, "<br>"),
+                *([markup.bar(best_proof(row), "certified")] if proven else []),
+                signs(row),
+                claim(row.claim),
+            ]
+        )
+    return markup.table(columns, lines)
+
+
+def best_proof(row: Row) -> Count | None:
+    """The most that any certifier proved."""
+    return row.certified.count if row.certified else None
+
+
+def unranked(rows: Iterable[Row]) -> Html:
+    """Why a row has no rank, or not the first place."""
+    told = [row for row in rows if row.note]
+    lines = [markup.tag("li", Html(f"<b>{markup.text(r.defense)}</b>: {markup.text(r.note)}"))
+             for r in told]  # fmt: skip
+    return markup.tag("ul", markup.join(lines), class_="g-list") if lines else markup.NOTHING
+
+
+def flags(found: Sequence[Flag]) -> Html:
+    """Every sign with its state and the numbers behind it; raised ones first."""
+    order = list(words.FINDINGS)
+    lines = [
+        (
+            markup.tag("b", markup.text(flag.name)),
+            markup.chip(words.FINDINGS[flag.state], FINDING_KIND[flag.state]),
+            markup.text(flag.evidence),
+        )
+        for flag in sorted(found, key=lambda flag: order.index(flag.state))
+    ]
+    columns = (Column("Sign", kind="name"), Column("State"), Column("Evidence", kind="words"))
+    return markup.table(columns, lines)
+
+
+def squares(found: Sequence[tuple[str, Square]], first: str) -> Html:
+    """Cells as a table: `first` heads the leading column, whose words come with each cell."""
+    columns = (
+        Column(first, kind="name"), Column("State"),
+        Column("Robust accuracy ↑", "right on the clean image and not broken", "figure"),
+        Column("Gradients", "asked for, over all examples", "right"),
+        Column("Forwards", "asked for, over all examples", "right"),
+        Column("Time", "CPU seconds", "right"),
+        Column("Refused", "offers outside ball or box", "right"),
+        Column("Fragile", "broken by a hair's margin", "right"),
+        Column("Reason", kind="words"),
+    )  # fmt: skip
+    lines = [
+        (
+            markup.tag("b", markup.text(label)),
+            markup.chip(square.state, STATE_KIND.get(square.state, "quiet"),
+                        words.STATE_MEANS[square.state]),
+            markup.bar(square.robust),
+            *(markup.text("—" if value is None else f"{value:,}".replace(",", " "))
+              for value in (square.gradients, square.forwards)),
+            markup.text(words.seconds(square.seconds) if square.state == "done" else "—"),
+            *(markup.text("—" if value is None else value)
+              for value in (square.out_of_ball, square.fragile)),
+            markup.text(square.reason or "—"),
+        )
+        for label, square in found
+    ]  # fmt: skip
+    return markup.table(columns, lines)
+
+
+def legend(found: Iterable[Square]) -> Html:
+    """The states that occur, how often, and what they mean."""
+    squares = list(found)
+    counts = {state: sum(s.state == state for s in squares) for state in words.STATES}
+    parts = [
+        markup.join((markup.chip(f"{words.STATES[state]} {count}", STATE_KIND.get(state, "quiet")),
+                     markup.small(words.STATE_MEANS[state])))
+        for state, count in counts.items()
+        if count
+    ]  # fmt: skip
+    return markup.tag("p", markup.join(parts, "&emsp;"), class_="g-legend")

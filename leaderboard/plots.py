@@ -1,0 +1,224 @@
+"""From the board's records to the rows that a chart draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from bench.board import Curve, Point, Row, Square
+from bench.records import Card, Count
+from leaderboard import words
+
+Drawn: TypeAlias = dict[str, Any]
+
+ACCURACY = "robust accuracy"
+MARGINS = ("clean", "all attacks")
+"""Columns of the matrix that belong to no attack."""
+CORNERS = 160
+"""Corners of a staircase that are drawn; more cannot be told apart on a screen."""
+
+
+class Metric(NamedTuple):
+    """A figure of a cell that the matrix can show."""
+
+    means: str
+    value: Callable[[Square], float | None]
+    """None where the cell has no such figure."""
+    shown: Callable[[float], str]
+
+
+def _each(name: str) -> Callable[[Square], float | None]:
+    def value(square: Square) -> float | None:
+        total: int | float | None = getattr(square, name)
+        return None if square.state != "done" or total is None else total / max(square.items, 1)
+
+    return value
+
+
+def _total(name: str) -> Callable[[Square], float | None]:
+    def value(square: Square) -> float | None:
+        total: int | None = getattr(square, name)
+        return None if total is None else float(total)
+
+    return value
+
+
+def _accuracy(square: Square) -> float | None:
+    return square.robust.k / square.robust.n if square.robust and square.robust.n else None
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+METRICS: Mapping[str, Metric] = {
+    ACCURACY: Metric(
+        "Share of the examples that are right on the clean image and that this attack did not"
+        " break, in percent. Higher is better for the defense.",
+        _accuracy,
+        lambda share: f"{100 * share:.1f}",
+    ),
+    "gradients an example": Metric(
+        "Gradients that the attack asked for, up to its first success, averaged over the examples.",
+        _each("gradients"),
+        _number,
+    ),
+    "forward passes an example": Metric(
+        "Forward passes that the attack asked for, those with a gradient included, averaged.",
+        _each("forwards"),
+        _number,
+    ),
+    "seconds an example": Metric(
+        "CPU seconds, averaged over the examples.", _each("seconds"), lambda s: f"{s:.2g}"
+    ),
+    "refused offers": Metric(
+        "Examples whose offer the referee refused: outside the set or the box, or not finite.",
+        _total("out_of_ball"),
+        _number,
+    ),
+    "fragile wins": Metric(
+        "Broken examples whose margin is under 1e-4 of the logit scale.",
+        _total("fragile"),
+        _number,
+    ),
+}
+
+
+def tiles(squares: Iterable[Square], metric: str) -> list[Drawn]:
+    """The cells of the matrix, with a figure or with the state that stands for it."""
+    return [_tile(square, METRICS[metric]) for square in squares]
+
+
+def _tile(square: Square, metric: Metric) -> Drawn:
+    value = metric.value(square)
+    without = "—" if square.state == "done" else words.STATES[square.state]
+    said = words.interval(square.robust) if value is not None else square.reason or without
+    return {
+        "defense": square.defense,
+        "attack": square.attack,
+        "state": square.state,
+        "value": value,
+        "shown": without if value is None else metric.shown(value),
+        "words": said if metric is METRICS[ACCURACY] or value is None else metric.shown(value),
+    }
+
+
+def margins(rows: Iterable[Row]) -> list[Drawn]:
+    """Clean accuracy and the worst case over all attacks, as columns of the matrix."""
+    found = []
+    for row in rows:
+        for column, count in zip(MARGINS, (row.clean, row.robust), strict=True):
+            share = count.k / count.n if count.n else None
+            found.append(
+                {
+                    "defense": row.defense,
+                    "attack": column,
+                    "state": "done" if count.n else "missing",
+                    "value": share,
+                    "shown": "missing" if share is None else f"{100 * share:.1f}",
+                    "words": words.interval(count),
+                }
+            )
+    return found
+
+
+def top(metric: str, drawn: Iterable[Drawn]) -> float:
+    """Where the colour scale ends."""
+    if metric == ACCURACY:
+        return 1.0
+    return max((row["value"] for row in drawn if row["value"] is not None), default=1.0)
+
+
+def strongest_first(squares: Sequence[Square]) -> list[str]:
+    """Attacks by the mean accuracy they leave; those without a figure last."""
+    left: dict[str, list[float]] = {square.attack: [] for square in squares}
+    for square in squares:
+        share = _accuracy(square)
+        if share is not None:
+            left[square.attack].append(share)
+    return sorted(left, key=lambda name: (np.mean(left[name]) if left[name] else 2.0, name))
+
+
+def intervals(rows: Iterable[Row]) -> list[Drawn]:
+    """What a forest plot shows: clean, robust, claimed and certified figures."""
+    drawn: list[Drawn] = []
+    for row in rows:
+        drawn.append(_interval(row.defense, "clean", row.clean))
+        drawn.append(_interval(row.defense, "robust", row.robust))
+        if row.certified is not None:
+            drawn.append(_interval(row.defense, "certified", row.certified.count))
+        if row.claim is not None:
+            said = row.claim.robust
+            drawn.append({"defense": row.defense, "what": "claimed", "value": said, "low": said,
+                          "high": said, "words": f"{100 * said:.1f} %"})  # fmt: skip
+    return [point for point in drawn if point["value"] is not None]
+
+
+def _interval(defense: str, what: str, count: Count) -> Drawn:
+    return {
+        "defense": defense,
+        "what": what,
+        "value": count.k / count.n if count.n else None,
+        "low": count.low,
+        "high": count.high,
+        "words": f"{words.figure(count)} ({words.interval(count)})",
+    }
+
+
+def trades(rows: Iterable[Row]) -> list[Drawn]:
+    """Clean against robust accuracy, one point a defense."""
+    return [
+        {
+            "defense": row.defense,
+            "clean": row.clean.k / row.clean.n,
+            "robust": row.robust.k / row.robust.n,
+            "standing": "ranked" if row.rank else "not ranked",
+            "words": f"{words.figure(row.clean)}, {words.figure(row.robust)}",
+        }
+        for row in rows
+        if row.clean.n and row.robust.n
+    ]
+
+
+def staircases(curves: Mapping[str, Curve], attacks: Mapping[str, Card] | None) -> list[Drawn]:
+    """Accuracy as the attacker spends more; with `attacks`, each line ends where its steps end."""
+    drawn = []
+    for name, curve in curves.items():
+        card = attacks.get(name) if attacks else None
+        end = int(card.detail.get("steps") or 0) if card else 0
+        for x, right in _corners(curve, float(end)):
+            drawn.append(
+                {
+                    "attack": name,
+                    "step": x,
+                    "accuracy": right / curve.n,
+                    "words": f"{100 * right / curve.n:.1f} %, {right}/{curve.n}",
+                }
+            )
+    return drawn
+
+
+def _corners(curve: Curve, end: float) -> list[tuple[float, int]]:
+    """At most `CORNERS` corners, the first and the last among them, and a level end."""
+    chosen = np.unique(np.linspace(0, len(curve.x) - 1, CORNERS).astype(int))
+    made = [(float(curve.x[i]), int(curve.right[i])) for i in chosen]
+    return [*made, (end, made[-1][1])] if end > made[-1][0] else made
+
+
+def by_radius(distances: Mapping[str, Curve], points: Iterable[Point]) -> list[Drawn]:
+    """Curves of smallest distances, and one point for each board of a fixed radius."""
+    drawn = [
+        {**row, "eps": row["step"], "kind": "smallest distance"}
+        for row in staircases(distances, None)
+    ]
+    for point in points:
+        share = point.robust.k / point.robust.n
+        note = "" if point.complete else ", provisional"
+        drawn.append(
+            {"attack": "all attacks, one board each", "eps": point.radius, "accuracy": share,
+             "kind": "fixed radius",
+             "words": f"{words.figure(point.robust)} ({words.interval(point.robust)}){note}"}
+        )  # fmt: skip
+    return drawn

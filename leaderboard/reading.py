@@ -1,0 +1,122 @@
+"""The one reader: opens the database read-only, answers from memory until the database changes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import streamlit as st
+from sqlalchemy.engine import make_url
+
+from bench import board as boarding
+from bench.board import Board, Entry, Row, Square
+from bench.records import Card
+from bench.store import CellRow, ExamplesRow, Store, Submission
+
+Answer = TypeVar("Answer")
+
+DEFAULT = "sqlite:///bench.db"
+REMOTE = 10  # seconds for which an answer from a database server is kept
+
+
+def address() -> str:
+    """Where the database is: BENCH_DB, else a file in the current folder."""
+    return os.environ.get("BENCH_DB") or DEFAULT
+
+
+def present() -> bool:
+    """False where the address is a file that is not there."""
+    url = make_url(address())
+    return not (url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists())
+
+
+def stamp(url: str) -> tuple[object, ...]:
+    """Changes whenever the database may have changed."""
+    database = make_url(url).database
+    if not url.startswith("sqlite") or not database:
+        return (int(time.time()) // REMOTE,)
+    files = [Path(database), Path(f"{database}-wal")]
+    facts = [file.stat() for file in files if file.exists()]
+    return tuple((fact.st_ino, fact.st_mtime_ns, fact.st_size) for fact in facts)
+
+
+@st.cache_data(show_spinner=False, max_entries=256)
+def _answer(
+    url: str,
+    seen: tuple[object, ...],
+    question: str,
+    rest: tuple[Any, ...],
+    _ask: Callable[..., Any],
+) -> Any:
+    with Store.open(url, read_only=True) as store:
+        return _ask(store, *rest)
+
+
+def _asked(ask: Callable[..., Answer], *rest: Any) -> Answer:
+    url = address()
+    answer: Answer = _answer(url, stamp(url), ask.__qualname__, rest, ask)
+    return answer
+
+
+def boards() -> list[Board]:
+    """Every board, in display order."""
+    return _asked(boarding.boards)
+
+
+def ranking(board: Board) -> list[Row]:
+    """The rows of a board, best first."""
+    return _asked(boarding.ranking, board)
+
+
+def row(board: Board, defense: str) -> Row | None:
+    """One defense's row of a board; None where it was not played there."""
+    return next((row for row in ranking(board) if row.defense == defense), None)
+
+
+def matrix(board: Board) -> list[Square]:
+    """Every attack against every defense of a board."""
+    return _asked(boarding.matrix, board)
+
+
+def entry(board: Board, defense: str) -> Entry:
+    """One defense on one board: cells, curves, images."""
+    return _asked(boarding.entry, board, defense)
+
+
+def cards(kind: str) -> list[Card]:
+    """What the plugins of one kind say of themselves."""
+    return _asked(Store.cards, kind)
+
+
+def cells() -> list[CellRow]:
+    """Every cell as it stands."""
+    return _asked(Store.cells)
+
+
+def examples(digest: str) -> ExamplesRow:
+    """Labels and class names of an example set."""
+    return _asked(Store.examples, digest)
+
+
+def submissions() -> list[Submission]:
+    """Every submission with its history."""
+    return _asked(Store.submissions)
+
+
+def labels(known: Sequence[Board]) -> dict[str, Board]:
+    """Boards by the name that the URL carries: the threat's, with n and mode where it repeats."""
+    named: dict[str, Board] = {}
+    for board in known:
+        for label in (
+            board.name,
+            f"{board.name} ({board.n} examples)",
+            f"{board.name} ({board.n} examples, {board.mode})",
+            f"{board.name} ({board.n} examples, {board.mode}, {board.examples[:8]})",
+        ):
+            if label not in named:
+                named[label] = board
+                break
+    return named

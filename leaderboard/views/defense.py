@@ -1,0 +1,72 @@
+"""Should I believe this defense? What it is, what it claims, what was measured, and the signs."""
+
+import streamlit as st
+
+from leaderboard import choice, dossier, figures, markup, panels, plots, reading, words
+
+here = choice.board()
+known = reading.labels(reading.boards())
+cards = {card.name: card for card in reading.cards("defense")}
+attacks = {card.name: card for card in reading.cards("attack")}
+ranked = [row.defense for row in reading.ranking(here)]
+names = [*ranked, *(name for name in cards if name not in ranked)]
+
+left, _ = st.columns([2, 3])
+name = choice.pick(choice.DEFENSE, "Defense", names, what="defense", place=left)
+card = cards[name]
+st.html(markup.heading(name, markup.text(card.summary)))
+
+rows = {label: reading.row(board, name) for label, board in known.items()}
+left, right = st.columns([1, 1], gap="large")
+with left:
+    st.subheader("Identity", anchor="identity")
+    st.html(dossier.identity(card))
+with right:
+    st.subheader("Claim and measurement", anchor="claims")
+    st.html(
+        dossier.claims(
+            card, {known[label].name: row for label, row in reversed(rows.items()) if row}
+        )
+    )
+
+st.subheader("Under every threat model", anchor="boards")
+st.html(dossier.everywhere([(label, row) for label, row in rows.items() if row]))
+
+if rows[choice.label()] is None:
+    st.html(markup.notice(words.not_played(name, here.name)))
+    st.stop()
+entry = reading.entry(here, name)
+
+st.subheader(f"Signs under {here.name}", anchor="signs")
+st.caption(words.SIGNS)
+st.html(panels.flags(entry.row.flags))
+
+left, right = st.columns(2, gap="large")
+with left:
+    st.subheader("As the attack goes on", anchor="steps")
+    st.caption(words.STEPS)
+    drawn = plots.staircases(entry.steps, attacks)
+    st.altair_chart(figures.steps(drawn, "steps of the attack"), alt=words.STEPS)
+with right:
+    st.subheader("As the radius grows", anchor="radius")
+    st.caption(words.RADII)
+    drawn = plots.by_radius(entry.distances, entry.points)
+    axis = f"radius in {words.norm(here.set['name'])}"
+    mark = None if here.nearest else here.radius
+    st.altair_chart(figures.radii(drawn, axis, mark), alt=words.RADII)
+
+st.subheader("What fooled it", anchor="images")
+if entry.images:
+    left, _ = st.columns([2, 3])
+    by = choice.pick("attack", "Attack", list(entry.images), what="attack with images", place=left)
+    classes = reading.examples(here.examples).classes
+    st.html(dossier.pictures(entry.images[by], classes))
+else:
+    st.html(markup.notice(words.NO_IMAGES))
+
+st.subheader("Cells", anchor="cells")
+for label, board in known.items():
+    mine = [(s.attack, s) for s in reading.matrix(board) if s.defense == name]
+    if mine:
+        with st.expander(words.plain(label), expanded=board == here):
+            st.html(panels.squares(mine, "Attack"))

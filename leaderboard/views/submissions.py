@@ -1,0 +1,27 @@
+"""What happened to mine? Submissions, and the cells that are in play or failed."""
+
+import time
+
+import streamlit as st
+
+from bench.records import CellState
+from leaderboard import markup, reading, states, words
+
+st.html(markup.heading("Submissions and cells", markup.text(words.SUBMISSIONS_LEAD)))
+now = time.time()
+
+st.subheader("Submissions", anchor="submissions")
+entries = reading.submissions()
+st.html(states.submissions(entries, now) if entries else markup.notice(words.NO_SUBMISSIONS))
+
+st.subheader("Cells", anchor="cells")
+cells = reading.cells()
+st.html(states.progress(cells))
+playing = [cell for cell in cells if cell.state == CellState.RUNNING]
+if playing:
+    st.markdown("#### In play")
+    st.html(states.running(playing, now))
+broken = [cell for cell in cells if cell.state == CellState.FAILED]
+if broken:
+    st.markdown("#### Failed")
+    st.html(states.failed(broken))

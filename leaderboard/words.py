@@ -1,0 +1,252 @@
+"""What the pages say: figures as text, rules as sentences, and every empty state."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bench.records import Count
+
+PRODUCT = "Gauntlet"
+MOTTO = "Every attack against every defense, under rules declared first and checked by a referee."
+BASELINE = "undefended"
+LONGEST = 200
+"""Characters of a stranger's text that a page prints before it cuts."""
+
+NORMS = {
+    "Linf": ("L∞", "no pixel may change by more than {eps} of the full range"),
+    "L2": ("L2", "the Euclidean length of the whole change is at most {eps}"),
+    "L1": ("L1", "the changes of all pixels together are at most {eps}"),
+    "L0": ("L0", "at most {eps} pixels may change"),
+}
+ACCESS = {
+    "nothing": "Nothing: the attacker may not ask the defense at all.",
+    "labels": "Labels: the attacker sees only the class that the defense answers.",
+    "scores": "Scores: the attacker sees the defense's scores for every class.",
+    "gradients": "White box: the attacker sees scores and gradients, and knows the defense.",
+}
+GOALS = {
+    "untargeted": "Untargeted: any wrong class is a success.",
+    "targeted": "Targeted ({rule}): only the declared target class is a success.",
+    "nearest": "Nearest: any wrong class, as close to the clean image as possible.",
+}
+VERDICTS = {"sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ invalid"}
+CLAIMS = {"holds": "✓ holds", "below": "✕ below the claim", "not testable": "○ not testable"}
+FINDINGS = {"raised": "▲ raised", "clear": "✓ clear", "not tested": "○ not tested"}
+TAGS = {
+    "stand_in": ("stand-in", "declares what an attacker should differentiate through"),
+    "randomness": ("random", "answers differently on each call, and says so"),
+}
+STATES = {
+    "done": "done",
+    "missing": "missing",
+    "running": "running",
+    "failed": "failed",
+    "skipped": "skipped",
+    "not applicable": "n/a",
+}
+STATE_MEANS = {
+    "done": "every example has been judged",
+    "missing": "planned, not played yet",
+    "running": "a worker is playing it now",
+    "failed": "it stopped without a figure; the reason says who must act",
+    "skipped": "left out on purpose",
+    "not applicable": "this attack and this defense cannot meet under this threat model",
+}
+
+
+MODES = {
+    "full": "full: every attack meets every example",
+    "rank": "rank: a cascade, later attacks meet only the survivors; cells are not comparable",
+}
+SUBMISSIONS_LEAD = (
+    "What happened to an entry, and what the workers are doing. A cell without a sign of life is"
+    " called stalled, not running."
+)
+RULES_LEAD = "What the attacker may do on the chosen board, and how every figure here is made."
+
+FOREST = (
+    "Each dot is a figure, each line its 95 % interval. Overlapping lines do not decide anything:"
+    " ranks come from the paired test on the same examples."
+)
+TRADE = (
+    "Clean against robust accuracy. On the dashed line no attack took anything; the green staircase"
+    " joins the defenses that no other beats in both."
+)
+SIGNS = (
+    "A high figure may only mean that the attacks could not see the slope. Clear and not tested are"
+    " different facts."
+)
+STEPS = (
+    "Share of the examples still right after so many steps of each attack. A line that still falls"
+    " at its end was stopped too early."
+)
+RADII = (
+    "Lines: smallest distances found by one attack, valid at every radius. Diamonds: the worst case"
+    " over all attacks of a board with that fixed radius. The dashed line is the board's radius."
+)
+
+
+class Notice(NamedTuple):
+    """A state of the whole page: a heading, sentences, and commands that help."""
+
+    heading: str
+    sentences: tuple[str, ...]
+    commands: tuple[str, ...] = ()
+
+
+def plain(text: object) -> str:
+    """A stranger's text on one line: no control or direction marks, cut at `LONGEST`."""
+    kept = "".join(c if not unicodedata.category(c).startswith("C") else " " for c in str(text))
+    return kept if len(kept) <= LONGEST else kept[: LONGEST - 1] + "…"
+
+
+def percent(share: float, n: int) -> str:
+    """A share as precisely as n examples support: one decimal, two from 10 000 on."""
+    return f"{100 * share:.{2 if n >= 10_000 else 1}f} %"
+
+
+def figure(count: Count | None) -> str:
+    """`62.0 %`, or a dash where nothing was measured."""
+    return percent(count.k / count.n, count.n) if count and count.n else "—"
+
+
+def interval(count: Count | None) -> str:
+    """`57.7-66.1 %, 310/500`."""
+    if not count or not count.n:
+        return "no figure"
+    low, high = (percent(edge, count.n).removesuffix(" %") for edge in (count.low, count.high))
+    return f"{low}–{high} %, {count.k}/{count.n}"  # noqa: RUF001
+
+
+def rank_range(best: int, worst: int) -> str:
+    """`1` or `1-3`."""
+    return str(best) if best == worst else f"{best}–{worst}"  # noqa: RUF001
+
+
+def seconds(value: float) -> str:
+    """A duration a person can read."""
+    if value < 60:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{value / 60:.1f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def norm(name: str) -> str:
+    """`L∞` for `Linf`."""
+    return NORMS.get(name, (name, ""))[0]
+
+
+def perturbation(ball: Mapping[str, Any]) -> str:
+    """What may be changed, in words and in both notations of the radius."""
+    symbol, sentence = NORMS.get(str(ball["name"]), (str(ball["name"]), "radius {eps}"))
+    eps, radius = str(ball["eps"]), float(ball["radius"])
+    both = eps if "/" not in eps else f"{eps} (= {radius:.4g})"
+    return f"{symbol}: {sentence.format(eps=both)}; pixels stay in [0, 1]."
+
+
+def access(word: str) -> str:
+    """What the attacker may ask, as a sentence."""
+    return ACCESS.get(word, word)
+
+
+def goal(wish: Mapping[str, Any]) -> str:
+    """What counts as a success, as a sentence."""
+    kind = str(wish.get("kind", ""))
+    return GOALS.get(kind, kind).format(rule=wish.get("rule", ""))
+
+
+def budget(limit: Mapping[str, Any]) -> str:
+    """What may be spent on one example, as a sentence."""
+    parts = [
+        f"{limit[what]} {name}"
+        for what, name in (("gradients", "gradients"), ("queries", "forward passes"))
+        if limit.get(what) is not None
+    ]
+    return "At most " + " and ".join(parts) + " an example." if parts else "Without limit."
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 defense`, `2 defenses`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+FILL = (
+    "bench run                  # every required attack against the quick defenses",
+    "bench run --defense all --attack all",
+    "bench leaderboard          # come back here",
+)
+
+
+def no_database(sentence: str) -> Notice:
+    """There is nothing to read yet."""
+    return Notice(
+        "No database yet",
+        (sentence, "Play the first cells from the same folder, then reload this page:"),
+        FILL,
+    )
+
+
+def unreadable(sentence: str) -> Notice:
+    """There is a file, and it is not for us."""
+    return Notice(
+        "This database cannot be read",
+        (sentence, "Nothing was changed. These commands say more, or point to another file:"),
+        ("bench db check", "bench leaderboard --db sqlite:///other.db"),
+    )
+
+
+EMPTY = Notice(
+    "The database is empty",
+    ("It has no threat model and no cell yet. Fill it, then reload this page:",),
+    FILL,
+)
+
+NO_SUBMISSIONS = Notice(
+    "No submissions yet",
+    ("An entry is one folder with a card and a plugin. Check it before you hand it in:",),
+    ("bench new defense mine", "bench check submissions/mine", "bench submit submissions/mine"),
+)
+
+NOTHING_LEFT = Notice(
+    "The filter hides every defense", ("Clear the field above, or press “Show all”.",)
+)
+NO_CLAIM = Notice("No claim", ("The authors name no robust accuracy under a known threat model.",))
+NO_IMAGES = Notice(
+    "No images kept",
+    ("The store keeps a sample of images where it is asked to, and only of broken examples:",),
+    ("bench run --keep-images sample",),
+)
+
+
+def best(defense: str, robust: Count) -> str:
+    """The one-sentence finding of the forest plot."""
+    return f"{plain(defense)} leads with {figure(robust)} ({interval(robust)})."
+
+
+def not_played(defense: str, board: str) -> Notice:
+    """A defense without a cell on the chosen board."""
+    return Notice(
+        "Not played under this threat model",
+        (f"“{plain(defense)}” has met no attack under “{plain(board)}” yet.",),
+        (f"bench run --threat {board} --defense {defense}",),
+    )
+
+
+def no_results(board: str) -> Notice:
+    """A threat model that nobody has played."""
+    return Notice(
+        "Nothing played under this threat model yet",
+        (f"“{board}” is declared, but no defense has met an attack under it.",),
+        (f"bench run --threat {board}",),
+    )
+
+
+def stale(what: str, name: str) -> Notice:
+    """A link to something that is no longer there."""
+    return Notice(
+        f"This link names a {what} that is not here",
+        (f"“{name}” is not known to this database. What you see below is something else.",),
+    )
