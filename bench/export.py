@@ -156,6 +156,7 @@ def _whole(path: Path) -> Iterator[Path]:
     """A neighbour to write into, renamed when all is written, removed when something fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
         yield partial
         partial.replace(path)
     except OSError as error:
