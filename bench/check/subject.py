@@ -1,0 +1,108 @@
+"""A built defense under examination: its images, and the questions that laws put to it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import data
+from bench.check.law import DoesNotApply
+from bench.check.world import RandomState
+from bench.plugin import Dataset, Defense
+from bench.records import UnfitError
+from bench.registry import Registry
+from bench.shelf import DefenseShelf
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A defense on the first data set it names, with a few test images."""
+
+    registry: Registry
+    defense: Defense
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The first that can be read here."""
+        missing = []
+        for name in self.defense.datasets:
+            found: Dataset = self.registry.find("dataset", name).value
+            try:
+                data.read(found)
+            except UnfitError as error:
+                missing.append(str(error))
+            else:
+                return found
+        raise DoesNotApply(f"none of its data sets can be read here: {' '.join(missing)}")
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Images and labels; fewer where an image is large."""
+        n = 256 if np.prod(self.dataset.shape) <= 28 * 28 else 64
+        examples = data.examples(self.dataset, min(n, self.dataset.test_size))
+        return examples.tensor(), torch.from_numpy(examples.labels.copy())
+
+    @property
+    def x(self) -> Tensor:
+        """32 of the images: one unit of rows."""
+        return self.test[0][:32]
+
+    @property
+    def random(self) -> bool:
+        """Whether it declares randomness."""
+        return self.defense.randomness is not None
+
+    @property
+    def shelf(self) -> DefenseShelf:
+        """A fresh one: each law gets a build of its own."""
+        return DefenseShelf(self.registry, self.defense.name, self.dataset)
+
+    def build(self) -> nn.Module:
+        """A fresh copy of the defense."""
+        return self.shelf.build()
+
+
+def ask(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
+    """Logits without a graph, the global generators seeded and put back."""
+    with torch.no_grad():
+        return seeded(module, images, seed).detach()
+
+
+def seeded(module: nn.Module, images: Tensor, seed: int) -> Tensor:
+    """Logits, with whatever graph the caller asked for."""
+    before = RandomState.now()
+    try:
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        answer: Tensor = module(images)
+    finally:
+        before.restore()
+    return answer
+
+
+def slope(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of <weight, logits>, zero where no graph leads back to the images."""
+    leaf = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = (seeded(module, leaf, 0) * weight).sum()
+        if not value.requires_grad:
+            return torch.zeros_like(images)
+        (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    return torch.zeros_like(images) if gradient is None else gradient
+
+
+def apart(one: Tensor, two: Tensor) -> float:
+    """The largest difference, in units of the largest logit."""
+    return float((one - two).abs().max() / one.abs().max().clamp_min(1e-12))
+
+
+def weights_of(logits: Tensor) -> Tensor:
+    """Fixed random weights of the logits, so that no class is left out."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(logits.shape, generator=generator)

@@ -1,0 +1,121 @@
+"""A stranger's weights file, read without trusting it: safetensors, its header first. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bench.entry import LARGEST
+
+HEADER = 16 << 20  # bytes; a million tensors' worth
+TENSORS = 10_000
+SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1,
+}  # fmt: skip
+BLOCK = 1 << 22  # numbers looked at together
+
+
+class UnsoundError(ValueError):
+    """What is wrong with the file."""
+
+
+def soundness(path: Path) -> str:
+    """Why the file must not be loaded, as a sentence; empty when it may be."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST["weights.safetensors"]:
+            raise UnsoundError(
+                f"has {size} bytes; at most {LARGEST['weights.safetensors']} are allowed"
+            )
+        with path.open("rb") as file:
+            header, start = _header(file, size)
+            for name, place in _places(header, size - start):
+                _finite(file, start, name, place)
+    except UnsoundError as error:
+        return f"{path.name} {error}."
+    return ""
+
+
+def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The JSON in front, and where the numbers begin."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, HEADER):
+        raise UnsoundError(f"announces a header of {length} bytes, which it has no room for")
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UnsoundError(f"has a header that is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise UnsoundError("has a header that is no table of tensors")
+    header.pop("__metadata__", None)
+    if len(header) > TENSORS:
+        raise UnsoundError(f"holds {len(header)} tensors; at most {TENSORS} are allowed")
+    return header, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise UnsoundError(f"names the key {key!r} twice")
+        table[key] = value
+    return table
+
+
+def _places(header: dict[str, Any], room: int) -> list[tuple[str, dict[str, Any]]]:
+    """Tensors in file order, back to back from 0 to the end, each as large as its shape."""
+    at = 0
+    ordered = sorted(header.items(), key=lambda item: _offsets(*item))
+    for name, tensor in ordered:
+        begin, end = _offsets(name, tensor)
+        if begin != at or end - begin != _length(name, tensor):
+            raise UnsoundError(
+                f"gives {name!r} the bytes {begin} to {end}; from {at}, "
+                f"{_length(name, tensor)} bytes long, was expected"
+            )
+        at = end
+    if at != room:
+        raise UnsoundError(f"holds {room} bytes of numbers, its header tells of {at}")
+    return ordered
+
+
+def _offsets(name: str, tensor: Any) -> tuple[int, int]:
+    match tensor:
+        case {"data_offsets": [int(begin), int(end)], "dtype": str(), "shape": list()}:
+            return begin, end
+    raise UnsoundError(f"describes {name!r} without dtype, shape and data_offsets")
+
+
+def _length(name: str, tensor: dict[str, Any]) -> int:
+    shape: list[int] = tensor["shape"]
+    kind: str = tensor["dtype"]
+    if kind not in SIZES:
+        raise UnsoundError(f"holds {name!r} as {kind!r}; known: {', '.join(SIZES)}")
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise UnsoundError(f"gives {name!r} the shape {shape}")
+    return math.prod(shape) * SIZES[kind]
+
+
+def _finite(file: BinaryIO, start: int, name: str, place: dict[str, Any]) -> None:
+    """Refuse NaN and infinities; whole numbers have none."""
+    kind, (begin, end) = place["dtype"], place["data_offsets"]
+    if kind not in ("F64", "F32", "F16", "BF16"):
+        return
+    file.seek(start + begin)
+    left = end - begin
+    while left:
+        content = file.read(min(left, BLOCK * SIZES[kind]))
+        if not np.isfinite(_numbers(content, kind)).all():
+            raise UnsoundError(f"holds values in {name!r} that are not finite")
+        left -= len(content)
+
+
+def _numbers(content: bytes, kind: str) -> Any:
+    if kind == "BF16":  # the upper half of a float32
+        return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(content, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[kind])
