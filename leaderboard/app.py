@@ -16,8 +16,8 @@ VIEWS = {
     "submissions": "Submissions",
     "rules": "Rules and method",
 }
+# Views that have something to say before the first cell is played.
 WITHOUT_BOARD = {"submissions", "rules"}
-"""Views that have something to say before the first cell is played."""
 
 
 def read_boards() -> list[Board] | None:
@@ -47,7 +47,10 @@ def main() -> None:
         for name, title in VIEWS.items()
     }
     page = st.navigation(list(pages.values()), position="top")
-    st.set_page_config(page_title=f"{page.title} · {words.PRODUCT}", page_icon="🛡️", layout="wide")
+    st.set_page_config(
+        page_title=f"{page.title} · {words.PRODUCT}", page_icon=HERE / "mark.svg", layout="wide"
+    )
+    st.logo(HERE / "logo.svg", icon_image=HERE / "mark.svg", size="large")
     st.html(HERE / "style.css")
     boards = read_boards()
     if boards is None:

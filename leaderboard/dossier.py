@@ -33,7 +33,7 @@ def claims(card: Card, rows: Mapping[str, Row]) -> Html:
     columns = (
         Column("Threat model", kind="name"), Column("Claimed", kind="right"),
         Column("Measured", "robust accuracy with its interval", "figure"),
-        Column("Verdict"), Column("Source", kind="words"),
+        Column("Verdict"), Column("Source"),
     )  # fmt: skip
     lines = []
     for said in card.detail.get("claims", ()):
@@ -89,7 +89,7 @@ def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
     triple = (
         (kept.original, "Original", f"it is {truth}; answered {clean}", kept.clean_confidence),
         (kept.adversarial, "Adversarial", f"answered {fooled}", kept.confidence),
-        (change, f"Change × {factor:.3g}", f"around grey; largest {largest:.3f}", None),
+        (change, f"Change \u00d7 {factor:.3g}", f"around grey; largest {largest:.3f}", None),
     )
     drawn = []
     for pixels, title, said, sure in triple:

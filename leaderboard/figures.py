@@ -5,6 +5,7 @@ Every chart has words beside its symbols and a number wherever there is a colour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,10 @@ QUIET = "#8795a1"
 """Grey that is readable on a light and on a dark page."""
 ROBUST = "#21918c"
 CLEAN = "#8795a1"
+DECADES = [0, *(m * 10**e for e in range(6) for m in (1, 2, 5))]
+"""Where a logarithmic axis of steps is marked."""
+FLAT = 10
+"""Columns up to which the names above them stand level."""
 CLAIM = "#d1495b"
 CERTIFIED = "#8a6fd1"
 PERCENT = alt.Axis(format="%", tickCount=6)
@@ -70,9 +75,16 @@ def forest(rows: Sequence[Row]) -> Chart:
     return alt.layer(whiskers, points).properties(height=alt.Step(30))
 
 
-def _labels(limit: int = 220) -> alt.Axis:
+def _labels(limit: int = 220, *, grid: bool = True) -> alt.Axis:
     return alt.Axis(
-        labelLimit=limit, grid=True, gridOpacity=0.35, labelFontSize=13, domain=False, ticks=False
+        labelLimit=limit,
+        labelFontSize=13,
+        labelFlush=False,
+        labelOverlap=False,
+        grid=grid,
+        gridOpacity=0.35,
+        domain=False,
+        ticks=False,
     )
 
 
@@ -86,11 +98,17 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 
 def trade(rows: Sequence[Row]) -> Chart:
-    """Clean against robust accuracy. Rows: defense, clean, robust, standing, words."""
-    x = alt.X("clean:Q", title="clean accuracy", axis=PERCENT, scale=SHARE)
+    """Clean against robust accuracy. Rows: defense, clean, robust, name_at, standing, words.
+
+    `name_at` is the height at which the name stands, where it covers no other.
+    """
+    least = min((row["clean"] for row in rows), default=0.0)
+    left = max(0.0, math.floor(10 * least - 1) / 10)
+    x = alt.X("clean:Q", title="clean accuracy", axis=PERCENT,
+              scale=alt.Scale(domain=[left, 1], nice=False))  # fmt: skip
     y = alt.Y("robust:Q", title="robust accuracy", axis=PERCENT, scale=SHARE)
     equal = (
-        alt.Chart(_data([{"clean": 0, "robust": 0}, {"clean": 1, "robust": 1}]))
+        alt.Chart(_data([{"clean": left, "robust": left}, {"clean": 1, "robust": 1}]))
         .mark_line(strokeDash=[4, 4], color=QUIET, opacity=0.7)
         .encode(x=x, y=y)
     )
@@ -114,8 +132,8 @@ def trade(rows: Sequence[Row]) -> Chart:
             alt.Tooltip("words:N", title="clean, robust"),
         ],
     )
-    names = base.mark_text(align="right", dx=-9, dy=-7, fontSize=12, limit=150, color=QUIET).encode(
-        text="defense:N"
+    names = base.mark_text(align="right", dx=-10, fontSize=12, limit=150, color=QUIET).encode(
+        y=alt.Y("name_at:Q", scale=SHARE), text="defense:N"
     )
     return alt.layer(equal, best, points, names).properties(height=380)
 
@@ -128,10 +146,12 @@ def heat(
         "attack:N",
         sort=list(columns),
         title=None,
-        axis=alt.Axis(orient="top", labelAngle=-35, labelLimit=150, domain=False, ticks=False,
-                      labelFontSize=13, labelOverlap=False),
+        axis=alt.Axis(
+            orient="top", labelAngle=0 if len(columns) <= FLAT else -35, labelLimit=150,
+            domain=False, ticks=False, labelFontSize=13, labelOverlap=False,
+        ),
     )  # fmt: skip
-    y = alt.Y("defense:N", sort=list(rows), title=None, axis=_labels())
+    y = alt.Y("defense:N", sort=list(rows), title=None, axis=_labels(grid=False))
     tips = [
         alt.Tooltip("defense:N", title="defense"),
         alt.Tooltip("attack:N", title="attack"),
@@ -169,15 +189,21 @@ def heat(
 
 
 def steps(rows: Sequence[Row], axis: str) -> Chart:
-    """Accuracy as an attack goes on. Rows: attack, step, accuracy, words."""
+    """Accuracy as an attack goes on. Rows: attack, step, accuracy, words, end (the last one?)."""
     base = alt.Chart(_data(rows)).encode(
-        x=alt.X("step:Q", title=axis, scale=alt.Scale(type="symlog", nice=False)),
+        x=alt.X(
+            "step:Q",
+            title=axis,
+            axis=alt.Axis(values=DECADES),
+            scale=alt.Scale(type="symlog", nice=False),
+        ),
         y=alt.Y("accuracy:Q", title="still right", axis=PERCENT, scale=SHARE),
         color=_series("attack", rows),
         tooltip=_point_tips("attack", axis, "step"),
     )
     lines = base.mark_line(interpolate="step-after", strokeWidth=2.2)
-    return alt.layer(lines, base.mark_point(size=22, filled=True)).properties(height=320)
+    ends = base.transform_filter("datum.end").mark_point(size=60, filled=True, opacity=1)
+    return alt.layer(lines, ends).properties(height=320)
 
 
 def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:

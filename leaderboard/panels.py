@@ -20,6 +20,8 @@ def rules(board: Board) -> Html:
     required = markup.join(markup.chip(name) for name in board.required)
     notation = f"{board.set['name']}, eps = {board.set['eps']}"
     pairs = [
+        ("Name", markup.tag("b", markup.text(board.name))),
+        ("In short", markup.text(board.summary or "no summary")),
         ("Data", markup.text(f"{board.dataset}, the first {board.n} images of its fixed list")),
         ("May change", markup.text(words.perturbation(board.set))),
         ("In symbols", markup.text(notation)),
@@ -73,7 +75,7 @@ def place(row: Row) -> Html:
     if row.rank is None:
         return markup.chip("provisional" if row.provisional else "unranked", "quiet", row.note)
     group = markup.tag("span", markup.text(f"tie {row.rank.group}"), class_="g-group",
-                       title="these examples cannot tell the defenses of one tie apart")  # fmt: skip
+                       title="these examples cannot tell its members apart")  # fmt: skip
     return Html(markup.text(words.rank_range(row.rank.best, row.rank.worst)) + group)
 
 
@@ -96,12 +98,15 @@ def name(row: Row, card: Card | None, threat: str) -> Html:
 
 def signs(row: Row) -> Html:
     """The verdict on the row, and how many signs were raised, clear and not tested."""
-    counts = [
-        f"{sum(flag.state == state for flag in row.flags)} {state}" for state in words.FINDINGS
-    ]
+    counts = (sum(flag.state == state for flag in row.flags) for state in words.FINDINGS)
+    said = " · ".join(
+        f"{count} {state}" for count, state in zip(counts, words.FINDINGS, strict=True)
+    )
     raised = ", ".join(flag.name for flag in row.flags if flag.state == "raised")
     chip = markup.chip(words.VERDICTS[row.verdict], VERDICT_KIND[row.verdict], raised or None)
-    return markup.join((chip, Html("<br>"), markup.small(", ".join(counts))))
+    return markup.join(
+        (chip, Html("<br>"), markup.tag("span", markup.small(said), class_="g-line"))
+    )
 
 
 def claim(found: ClaimCheck | None) -> Html:
@@ -215,4 +220,6 @@ def legend(found: Iterable[Square]) -> Html:
         for state, count in counts.items()
         if count
     ]  # fmt: skip
-    return markup.tag("p", markup.join(parts, "&emsp;"), class_="g-legend")
+    return markup.tag(
+        "p", markup.join(markup.tag("span", part) for part in parts), class_="g-legend"
+    )

@@ -168,8 +168,8 @@ def _interval(defense: str, what: str, count: Count) -> Drawn:
 
 
 def trades(rows: Iterable[Row]) -> list[Drawn]:
-    """Clean against robust accuracy, one point a defense."""
-    return [
+    """Clean against robust accuracy, one point a defense, with a free height for its name."""
+    points: list[Drawn] = [
         {
             "defense": row.defense,
             "clean": row.clean.k / row.clean.n,
@@ -180,11 +180,22 @@ def trades(rows: Iterable[Row]) -> list[Drawn]:
         for row in rows
         if row.clean.n and row.robust.n
     ]
+    heights = apart([point["robust"] for point in points], 0.045)
+    return [{**point, "name_at": at} for point, at in zip(points, heights, strict=True)]
+
+
+def apart(heights: Sequence[float], least: float) -> list[float]:
+    """The heights, those too near to the one below lifted until `least` lies between them."""
+    lifted = [0.0] * len(heights)
+    below = -least
+    for index in sorted(range(len(heights)), key=lambda i: heights[i]):
+        lifted[index] = below = max(heights[index], below + least)
+    return lifted
 
 
 def staircases(curves: Mapping[str, Curve], attacks: Mapping[str, Card] | None) -> list[Drawn]:
     """Accuracy as the attacker spends more; with `attacks`, each line ends where its steps end."""
-    drawn = []
+    drawn: list[Drawn] = []
     for name, curve in curves.items():
         card = attacks.get(name) if attacks else None
         end = int(card.detail.get("steps") or 0) if card else 0
@@ -195,8 +206,10 @@ def staircases(curves: Mapping[str, Curve], attacks: Mapping[str, Card] | None) 
                     "step": x,
                     "accuracy": right / curve.n,
                     "words": f"{100 * right / curve.n:.1f} %, {right}/{curve.n}",
+                    "end": False,
                 }
             )
+        drawn[-1]["end"] = True
     return drawn
 
 

@@ -35,21 +35,19 @@ def submissions(entries: Sequence[Submission], now: float) -> Html:
         Column("Reason", "why it was rejected or failed", "words"),
         Column("History", "every state it has been in", "words"),
     )
-    rows = [
-        (
-            markup.tag("b", markup.text(entry.name)),
-            markup.chip(entry.state, STEP_KIND.get(entry.state, "plain")),
-            markup.join((markup.text(moment(entry.at)), markup.small(ago(entry.at, now))), "<br>"),
-            markup.text(entry.reason or "—"),
-            markup.small(
-                " → ".join(
-                    f"{s.state} {datetime.fromtimestamp(s.at, UTC):%H:%M}" for s in entry.history
-                )
-            ),
-        )
-        for entry in entries
+    return markup.table(columns, [_submission(entry, now) for entry in entries])
+
+
+def _submission(entry: Submission, now: float) -> list[Html]:
+    since = (markup.text(moment(entry.at)), markup.small(ago(entry.at, now)))
+    history = (f"{s.state} {datetime.fromtimestamp(s.at, UTC):%H:%M}" for s in entry.history)
+    return [
+        markup.tag("b", markup.text(entry.name)),
+        markup.chip(entry.state, STEP_KIND.get(entry.state, "plain")),
+        markup.tag("span", markup.join(since, "<br>"), class_="g-line"),
+        markup.text(entry.reason or "—"),
+        markup.small(" → ".join(history)),
     ]
-    return markup.table(columns, rows)
 
 
 def running(cells: Iterable[CellRow], now: float) -> Html:
@@ -98,6 +96,5 @@ def progress(cells: Sequence[CellRow]) -> Html:
     """Headline counts of the cells by state."""
     counts = {state: sum(cell.state == state for cell in cells) for state in CellState}
     return markup.tiles(
-        (words.STATES[state].capitalize(), str(counts[state]), words.STATE_MEANS[state])
-        for state in CellState
+        (state.capitalize(), str(counts[state]), words.STATE_MEANS[state]) for state in CellState
     )

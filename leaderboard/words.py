@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.records import Count
@@ -72,20 +73,27 @@ FOREST = (
 )
 TRADE = (
     "Clean against robust accuracy. On the dashed line no attack took anything; the green staircase"
-    " joins the defenses that no other beats in both."
+    " joins the defenses that no other beats in both. Names may stand above their point."
 )
 SIGNS = (
     "A high figure may only mean that the attacks could not see the slope. Clear and not tested are"
     " different facts."
 )
 STEPS = (
-    "Share of the examples still right after so many steps of each attack. A line that still falls"
-    " at its end was stopped too early."
+    "Share of the examples still right after so many steps of each attack. The dot is where its"
+    " steps end; a line that still falls there was stopped too early."
 )
 RADII = (
     "Lines: smallest distances found by one attack, valid at every radius. Diamonds: the worst case"
     " over all attacks of a board with that fixed radius. The dashed line is the board's radius."
 )
+
+
+def method() -> list[tuple[str, str]]:
+    """How everything is computed: titles and static Markdown, the only Markdown of the pages."""
+    whole = Path(__file__).with_name("method.md").read_text(encoding="utf-8")
+    sections = whole.removeprefix("## ").split("\n## ")
+    return [(title, text) for title, _, text in (section.partition("\n") for section in sections)]
 
 
 class Notice(NamedTuple):

@@ -19,9 +19,9 @@ cells = reading.cells()
 st.html(states.progress(cells))
 playing = [cell for cell in cells if cell.state == CellState.RUNNING]
 if playing:
-    st.markdown("#### In play")
+    st.subheader("In play", anchor="playing")
     st.html(states.running(playing, now))
 broken = [cell for cell in cells if cell.state == CellState.FAILED]
 if broken:
-    st.markdown("#### Failed")
+    st.subheader("Failed", anchor="failed")
     st.html(states.failed(broken))

@@ -1,4 +1,4 @@
-"""A small database of hand-made outcomes: honest, masked, failed, unfinished and hostile entries."""
+"""A small database of hand-made outcomes: honest, masked, failed, unfinished, hostile entries."""
 
 from __future__ import annotations
 
