@@ -41,7 +41,7 @@ def wilson(k: int, n: int, z: float = Z95) -> Interval:
 
     >>> low, high = wilson(350, 500)
     >>> round(low, 3), round(high, 3)
-    (0.658, 0.738)
+    (0.658, 0.739)
     """
     _of(k, n)
     if n == 0:
@@ -110,12 +110,14 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """
     if only_a < 0 or only_b < 0:
         raise ValueError(f"counts came as {only_a} and {only_b}; they must not be negative.")
-    n = only_a + only_b
-    ways, total = 1, 0
-    for i in range(min(only_a, only_b) + 1):
-        total += ways
-        ways = ways * (n - i) // (i + 1)
-    return min(1.0, 2 * total / (1 << n))
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    term = total = math.comb(n, fewer) / (1 << n)
+    for i in range(fewer, 0, -1):
+        term *= i / (n - i + 1)
+        if total + term == total:
+            break
+        total += term
+    return min(1.0, 2 * total)
 
 
 def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:

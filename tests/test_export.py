@@ -137,7 +137,9 @@ def test_images_that_are_not_there_are_refused_with_a_way_out(world: World, tmp_
 def test_a_file_appears_whole_or_not_at_all(world: World, tmp_path: Path) -> None:
     with pytest.raises(UnfitError, match="cannot be written"):
         export.outcomes(world.store, "linf", tmp_path / "nowhere" / "out.csv")
-    world.record(world.cell("d", "pgd"), outcomes(first(0, 6)), exact=np.zeros((6, 1, 2, 2), np.float32))
+    world.record(
+        world.cell("d", "pgd"), outcomes(first(0, 6)), exact=np.zeros((6, 1, 2, 2), np.float32)
+    )
     with pytest.raises(UnfitError, match="cannot be written"):
         export.images(world.store, "linf", "d", "pgd", tmp_path / "nowhere" / "adv.safetensors")
     old = tmp_path / "out.csv"
