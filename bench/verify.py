@@ -91,11 +91,13 @@ class Referee:
         aim: Tensor,
         *,
         minimises: bool = False,
+        fresh: Noise | None = None,
     ) -> None:
         self.court, self.ball, self.goal = court, ball, goal
         self.x, self.y, self.aim = x, y, aim
         self.minimises = minimises
-        self.random = court.noise is not None
+        self.fresh = fresh
+        """The draws of a declared-random defense on which a claim must stand."""
 
     def legal(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
@@ -123,8 +125,12 @@ class Referee:
         items = items.to(self.x.device)
         code, distance = self.legal(items, images)
         upheld = (code == Verdict.HELD) & self._inside(distance)
-        if self.random:
-            votes = [self.court.target.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
+        if self.fresh is not None:
+            group = int(items[0]) // GROUP
+            if group != self.fresh.group:
+                self.fresh.begin(group)
+            checker = Target(self.court.target.module, noise=self.fresh)
+            votes = [checker.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
             labels = torch.stack(votes)[:, : len(images)].argmax(2)
             upheld &= wrong(labels, self.y[items], self.aim[items], self.goal)
         return upheld

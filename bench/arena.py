@@ -1,0 +1,168 @@
+"""A built defense on a set of examples: what all of its cells share, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.data import Examples
+from bench.engine import GROUP, Game
+from bench.kit import KeyedDraws, example_key
+from bench.plugin import Attack, Dataset, Defense, Traits
+from bench.records import CLEAN, Cell
+from bench.registry import Registry, attack_digest
+from bench.shelf import DefenseShelf
+from bench.target import Noise, Target
+from bench.threat import ThreatModel
+from bench.verify import Answer, Court, Referee, wrong
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How cells are played on this machine; none of it may change a verdict."""
+
+    device: torch.device
+    slots: int = 128
+
+
+class Arena:
+    """One defense, built, its clean pass known; it makes the cells, games and referees."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        defense: Defense,
+        dataset: Dataset,
+        examples: Examples,
+        setting: Setting,
+        seed: int,
+    ) -> None:
+        self.registry, self.defense, self.dataset = registry, defense, dataset
+        self.examples, self.setting, self.seed = examples, setting, seed
+        self.module = self._fresh()
+        self.stand_in = self._stand_in()
+        self.x = examples.tensor(setting.device)
+        self.y = torch.tensor(examples.labels, device=setting.device)
+        groups = range(-(-len(self.x) // GROUP))
+        self.clean: Answer = Court(self._fresh(), noise=self.noise("clean")).answer(self.x, groups)
+
+    def _shelf(self) -> DefenseShelf:
+        return DefenseShelf(self.registry, self.defense.name, self.dataset)
+
+    def _fresh(self) -> nn.Module:
+        """A copy that has seen nothing; building it tells the digest."""
+        shelf = self._shelf()
+        module = shelf.build().to(self.setting.device)
+        self.digest = shelf.digest
+        return module
+
+    def _stand_in(self) -> nn.Module | None:
+        module = self._shelf().stand_in()
+        return None if module is None else module.to(self.setting.device)
+
+    def noise(self, role: str) -> Noise | None:
+        """The random state of a declared-random defense, for one role in a cell."""
+        if self.defense.randomness is None:
+            return None
+        return Noise(self.seed, role, self.setting.device)
+
+    def clean_cell(self) -> Cell:
+        """The clean pass, shared by all boards on these examples."""
+        return Cell(
+            threat="", defense=self.defense.name, attack=CLEAN, threat_id="",
+            defense_digest=self.digest, attack_digest=CLEAN, examples=self.examples.digest,
+            items=len(self.x), seed=self.seed,
+        )  # fmt: skip
+
+    def cell(self, threat: ThreatModel, attack: Attack, mode: str, source: Arena | None) -> Cell:
+        """The cell of one attack on one board."""
+        return Cell(
+            threat=threat.name, defense=self.defense.name, attack=attack.name,
+            threat_id=threat.id, defense_digest=self.digest,
+            attack_digest=attack_digest(self.registry.find("attack", attack.name)),
+            examples=self.examples.digest, items=len(self._items(threat)), seed=self.seed,
+            mode=mode, source_digest="" if source is None else source.digest,
+        )  # fmt: skip
+
+    def game(self, threat: ThreatModel, attack: Attack, source: Arena | None) -> Game:
+        """The cell, resolved for the engine."""
+        items, aim = self._items(threat), self._aims(threat)
+        noise = self.noise(f"play {attack.name}")
+        draws = 1 if self.defense.randomness is None else self.defense.randomness.draws
+        own = Target(
+            self.module, stand_in=self.stand_in, access=threat.access, draws=draws, noise=noise,
+            asker=attack.name, board=threat.name,
+        )  # fmt: skip
+        # The source is the attacker's own: asked freely, and whatever it reveals.
+        door = own if source is None else Target(source.module, stand_in=source.stand_in)
+        y = self.y[items]
+        return Game(
+            attack=attack, door=door, defense=Target(self.module, noise=noise),
+            ball=threat.ball, goal=threat.goal, budget=threat.budget,
+            x=self.x[items], y=y, aim=aim, clean=(source or self).clean.logits[items],
+            lost=wrong(self.clean.votes[:, items], y, aim, threat.goal),
+            seed=self.seed, slots=self.setting.slots, noise=noise,
+        )  # fmt: skip
+
+    def referee(self, threat: ThreatModel, attack: Attack) -> Referee:
+        """The rules of the cell and a fresh defense that has never seen the attack."""
+        items = self._items(threat)
+        court = Court(self._fresh(), noise=self.noise(f"judge {attack.name}"))
+        return Referee(
+            court, threat.ball, threat.goal, self.x[items], self.y[items], self._aims(threat),
+            minimises=Traits.of(attack).minimises, fresh=self.noise(f"confirm {attack.name}"),
+        )  # fmt: skip
+
+    def answers(self, threat: ThreatModel) -> Answer:
+        """The clean pass, item by item."""
+        items = self._items(threat)
+        clean = self.clean
+        return Answer(
+            clean.logits[items], clean.label[items], clean.confidence[items], clean.votes[:, items]
+        )
+
+    def _items(self, threat: ThreatModel) -> Tensor:
+        """[items] which example each item is: one each, or one for each wrong class."""
+        times = len(self.dataset.classes) - 1 if threat.goal.rule == "all" else 1
+        index = torch.arange(len(self.x), device=self.x.device)
+        return index.repeat_interleave(times)
+
+    def _aims(self, threat: ThreatModel) -> Tensor:
+        """[items] declared targets; -1 on boards without."""
+        if threat.goal.kind != "targeted":
+            return torch.full_like(self.y, -1)
+        classes = len(self.dataset.classes)
+        return RULES[threat.goal.rule](self.y, self.clean.logits, classes, self.seed)
+
+
+def _next(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    return (y + 1) % classes
+
+
+def _least_likely(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    own = nn.functional.one_hot(y, classes).bool()
+    return clean.masked_fill(own, torch.inf).argmin(1)
+
+
+def _random(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    index = torch.arange(len(y), device=y.device)
+    key = example_key(seed, "target", index, torch.zeros_like(index))
+    shift = KeyedDraws(key, torch.zeros_like(index)).integers("shift", classes - 1, (1,))[:, 0]
+    return (y + 1 + shift) % classes
+
+
+def _all(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    shift = torch.arange(1, classes, device=y.device)
+    return ((y[:, None] + shift) % classes).flatten()
+
+
+RULES: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
+    "next": _next,
+    "least-likely": _least_likely,
+    "random": _random,
+    "all": _all,
+}
+"""(labels, clean logits, classes, seed) -> the declared target of each item."""

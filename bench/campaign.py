@@ -1,0 +1,219 @@
+"""A run as a person asks for it: one worker here, or several processes on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from bench import matrix
+from bench.arena import Setting
+from bench.matrix import Selection
+from bench.progress import Costs, Show
+from bench.records import CLEAN, BenchError, CellState, Outcomes, UnfitError
+from bench.registry import Registry
+from bench.runner import Event, Listener, Worker
+from bench.store import CellRow, Store
+from bench.threat import ThreatModel
+
+WATCH = 0.5  # seconds between looks at whether a child process lives
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What to play, on which machine, into which database."""
+
+    selection: Selection
+    url: str | None
+    device: str = "auto"
+    batch: int = 128
+    workers: int = 1
+    keep_images: str = "sample"
+    allow_unsandboxed: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        choose("--mode", self.selection.mode, ["full"])
+        choose("--keep-images", self.keep_images, ["none", "sample", "all"])
+
+    def threats(self) -> list[ThreatModel]:
+        """The boards of the selection, in display order."""
+        registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
+        return matrix.threats(registry, self.selection)
+
+    def plan(self) -> list[dict[str, str]]:
+        """Every pair of the selection with its state, nothing played."""
+        registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
+        with Store.open(self.url) as store:
+            states = {(r.threat, r.defense, r.attack): str(r.state) for r in current(store)}
+        rows = []
+        for pair in matrix.pairs(registry, self.selection):
+            names = (pair.threat.name, pair.defense.name, pair.attack.name)
+            state = "not applicable" if pair.reason else states.get(names, "missing")
+            named = dict(zip(("threat", "defense", "attack"), names, strict=True))
+            rows.append({**named, "state": state, "reason": pair.reason})
+        return rows
+
+    def run(self) -> int:
+        """Play; how many cells failed."""
+        registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
+        pairs = matrix.pairs(registry, self.selection)
+        with Store.open(self.url) as store:
+            costs = Costs(store.cells())
+            playable = sum(not pair.reason for pair in pairs)
+            with Show(playable, costs, quiet=self.quiet) as show:
+                for problem in registry.problems:
+                    show(Event("problem", f"refused: {problem}"))
+                if self.workers == 1:
+                    worker(self, store, registry, show).run()
+                else:
+                    self._together(show)
+            chosen = {(p.threat.name, p.defense.name, p.attack.name) for p in pairs}
+            rows = [r for r in current(store) if (r.threat, r.defense, r.attack) in chosen]
+            return sum(row.state is CellState.FAILED for row in rows)
+
+    def _together(self, show: Listener) -> None:
+        """Several processes on one database; whoever dies is missed by nobody."""
+        context = multiprocessing.get_context("spawn")
+        events: Queue[Event | str] = context.Queue()
+        crew: list[BaseProcess] = [
+            context.Process(target=member, args=(self, rank, events), daemon=True)
+            for rank in range(self.workers)
+        ]
+        for process in crew:
+            process.start()
+        try:
+            while any(process.is_alive() for process in crew):
+                hear(events, show)
+            hear(events, show)
+        finally:
+            for process in crew:
+                process.terminate()
+        # One survivor is enough: it takes over what the others left open.
+        if all(process.exitcode for process in crew):
+            raise BenchError("every worker died; run again to go on, with fewer --workers.")
+
+
+def member(campaign: Campaign, rank: int, events: Queue[Event | str]) -> None:
+    """One worker process; it ends with its parent."""
+    parent = os.getppid()
+    threads = max(1, (os.cpu_count() or 1) // campaign.workers)
+    torch.set_num_threads(threads)
+    registry = Registry.load(allow_unsandboxed=campaign.allow_unsandboxed)
+
+    def send(event: Event) -> None:
+        if os.getppid() != parent:
+            os._exit(130)
+        events.put(event)
+
+    count = torch.cuda.device_count() if campaign.device == "auto" else 0
+    own = replace(campaign, device=f"cuda:{rank % count}") if count else campaign
+    with Store.open(campaign.url) as store:
+        worker(own, store, registry, send).run()
+
+
+def hear(events: Queue[Event | str], show: Listener) -> None:
+    """Show what the workers have sent, until none has anything to say."""
+    try:
+        while True:
+            event = events.get(timeout=WATCH)
+            if isinstance(event, Event):
+                show(event)
+    except queue.Empty:
+        return
+
+
+def worker(campaign: Campaign, store: Store, registry: Registry, listener: Listener) -> Worker:
+    """A worker of this campaign in this process."""
+    deterministic()
+    setting = Setting(chosen_device(campaign.device), campaign.batch)
+    return Worker(
+        registry, store, campaign.selection, setting, keep=campaign.keep_images, listener=listener
+    )
+
+
+def deterministic() -> None:
+    """The same arithmetic on every run of one machine."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU; UnfitError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BenchError(f"--device came as {name!r}; use auto, cpu, cuda or cuda:N.") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UnfitError(f"--device {name} was asked for; this machine has {count} CUDA devices.")
+    return device
+
+
+def choose(option: str, came: str, known: list[str]) -> None:
+    """Refuse what is not a known choice."""
+    if came not in known:
+        raise BenchError(f"{option} came as {came!r}; use one of {', '.join(known)}.")
+
+
+def current(store: Store) -> list[CellRow]:
+    """Cells of the defenses as they are now; older weights' cells are history."""
+    digests = {card.name: card.digest for card in store.cards("defense")}
+    return [row for row in store.cells() if digests.get(row.defense) == row.defense_digest]
+
+
+def reproduced(
+    key: str, url: str | None, device: str, allow_unsandboxed: bool
+) -> Mapping[str, Any]:
+    """Play one finished cell again, in memory, and compare every verdict."""
+    registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
+    with Store.open(url, read_only=True) as store:
+        row = named_cell(store, key)
+        kept = store.outcomes(row.key)
+        count = store.examples(row.examples).n
+    again = played_again(registry, row, count, chosen_device(device))
+    differ = kept.item[(kept.verdict != again.verdict)].tolist()
+    name = f"{row.threat} · {row.attack} · {row.defense}"
+    sentence = f"{name}: all {row.items} verdicts are the same."
+    if differ:
+        sentence = f"{name}: {len(differ)} of {row.items} verdicts differ, first item {differ[0]}."
+    return {"cell": row.key, "same": not differ, "differ": differ, "sentence": sentence}
+
+
+def named_cell(store: Store, key: str) -> CellRow:
+    """The one finished cell whose key begins so."""
+    rows = [row for row in store.cells() if row.key.startswith(key) and row.attack != CLEAN]
+    rows = [row for row in rows if row.state is CellState.DONE]
+    if len(rows) != 1:
+        raise BenchError(
+            f"{len(rows)} finished cells have a key that begins with {key!r}; give more of it, "
+            "as `bench report --json` prints it."
+        )
+    return rows[0]
+
+
+def played_again(registry: Registry, row: CellRow, count: int, device: torch.device) -> Outcomes:
+    """The outcomes of a cell, played from the plugins of today."""
+    selection = Selection((row.threat,), (row.defense,), (row.attack,), count, row.seed, row.mode)
+    (pair,) = matrix.pairs(registry, selection)
+    with TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/again.db") as aside:
+        hand = Worker(registry, aside, selection, Setting(device))
+        arena, source = hand.seats(pair)
+        cell = arena.cell(pair.threat, pair.attack, row.mode, source)
+        if cell.key != row.key:
+            raise BenchError(
+                f"{row.defense} or {row.attack} has changed since this cell was played: "
+                f"its key would be {cell.key[:12]} now, it was {row.key[:12]}."
+            )
+        return Outcomes.concatenate([c.outcomes for c in hand.chunks(pair, arena, source)])

@@ -1,0 +1,110 @@
+"""`bench run`, `bench train`, `bench reproduce`: whatever computes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bench.cli.look import tell
+from bench.cli.options import AsJson, Database, Unsandboxed, print_json, url
+from bench.records import BenchError
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+
+
+def enter(app: typer.Typer) -> None:
+    """Offer these commands."""
+    app.command()(run)
+    app.command()(train)
+    app.command()(reproduce)
+
+
+def run(
+    threat: Annotated[
+        list[str] | None, typer.Option(help="A threat model; may be given again.")
+    ] = None,
+    defense: Annotated[list[str] | None, typer.Option(help="A defense, or `all`.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="An attack, or `all`.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="The first N examples.")] = None,
+    seed: int = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Rows on the device at once.")] = 128,
+    mode: Annotated[str, typer.Option(help="full: every cell is complete.")] = "full",
+    keep_images: Annotated[str, typer.Option(help="none, sample or all.")] = "sample",
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    db: Database = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    allow_unsandboxed: Unsandboxed = False,
+) -> None:
+    """Play every attack against every defense; go on where the last run stopped."""
+    from bench.campaign import Campaign
+    from bench.matrix import Selection
+
+    campaign = Campaign(
+        selection=Selection(
+            tuple(threat or ()), tuple(defense or ()), tuple(attack or ()), examples, seed, mode
+        ),
+        url=url(db), device=device, batch=batch, workers=workers, keep_images=keep_images,
+        allow_unsandboxed=allow_unsandboxed, quiet=quiet,
+    )  # fmt: skip
+    if dry_run:
+        plan = campaign.plan()
+        if json:
+            print_json({"cells": plan})
+        else:
+            for row in plan:
+                print(
+                    "\t".join(str(row[name]) for name in ("threat", "defense", "attack", "state"))
+                )
+        return
+    failed = campaign.run()
+    tell(campaign.url, [threat.name for threat in campaign.threats()], as_json=json)
+    if failed:
+        print(f"bench: {failed} cells failed; `bench report` tells why.", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="A defense with a recipe.")],
+    dataset: Annotated[str | None, typer.Option(help="One of its data sets.")] = None,
+    device: Device = "auto",
+    mixed: Annotated[bool, typer.Option("--mixed", help="bfloat16 where torch allows.")] = False,
+    allow_unsandboxed: Unsandboxed = False,
+) -> None:
+    """Train a defense by its recipe, or go on where a killed training stopped."""
+    from bench.campaign import chosen_device
+    from bench.registry import Registry
+    from bench.runner import said
+    from bench.train import train as teach
+
+    registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
+    offer = registry.find("defense", name)
+    data = registry.find("dataset", dataset or offer.value.datasets[0]).value
+    digest = teach(
+        registry, name, data, device=chosen_device(device), mixed=mixed,
+        progress=lambda epoch: print(said(epoch), file=sys.stderr),
+    )  # fmt: skip
+    print(digest)
+
+
+def reproduce(
+    cell: Annotated[str, typer.Argument(help="The key of a finished cell, or its beginning.")],
+    db: Database = None,
+    device: Device = "auto",
+    allow_unsandboxed: Unsandboxed = False,
+    json: AsJson = False,
+) -> None:
+    """Play one finished cell again and compare every verdict."""
+    from bench.campaign import reproduced
+
+    result = reproduced(cell, url(db), device, allow_unsandboxed)
+    if json:
+        print_json(result)
+    else:
+        print(result["sentence"])
+    if not result["same"]:
+        raise typer.Exit(BenchError.exit_code + 2)

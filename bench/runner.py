@@ -1,0 +1,368 @@
+"""Plays what is open: trains what must be trained, leases cells, records, resumes.
+
+The database is the source of truth. Any number of workers may run this on one database: each cell
+and each training belongs to one lease, and whoever dies gives its lease back.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import bench
+from bench import data, matrix, stats, verify
+from bench.arena import Arena, Setting
+from bench.data import Examples
+from bench.engine import play
+from bench.matrix import Pair, Selection
+from bench.plugin import Dataset, Defense, ThreatModel, Traits
+from bench.records import (
+    BenchError,
+    Cell,
+    CellState,
+    Chunk,
+    Culprit,
+    Failure,
+    PluginError,
+    Verdict,
+)
+from bench.registry import STRANGE, Registry, attack_digest
+from bench.shelf import NeedsTraining
+from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
+from bench.train import Progress, train
+
+POLL = 0.2  # seconds between looks at work that somebody else holds
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a watcher may show."""
+
+    kind: str
+    """`train`, `plan`, `cell`, `chunk`, `done`, `failed` or `wait`."""
+    text: str = ""
+    cell: Cell | None = None
+    items: int = 0
+    """Items finished since the event before."""
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass
+class Worker:
+    """One process's way through the matrix."""
+
+    registry: Registry
+    store: Store
+    selection: Selection
+    setting: Setting
+    keep: str = "sample"
+    """Which images are kept: `none`, `sample` or `all`."""
+    order: Callable[[int], list[int] | None] = lambda count: None
+    """The order in which a cell's items are taken up; verdicts do not depend on it."""
+    listener: Listener = lambda event: None
+    owner: str = field(default_factory=owner_name)
+    arenas: dict[tuple[str, str, int], Arena] = field(default_factory=dict)
+
+    def run(self) -> list[Cell]:
+        """Play the selection to its end; the cells it holds, in order."""
+        pairs = matrix.pairs(self.registry, self.selection)
+        self.store.declare(self.registry.cards())
+        cells: list[Cell] = []
+        for defense, group in _by_defense(pairs):
+            cells += self._defense(defense, group)
+        self._wait_for_others(cells)
+        return cells
+
+    def _defense(self, defense: Defense, pairs: list[Pair]) -> list[Cell]:
+        """All cells of one defense, so that it is built once."""
+        submitted = self.registry.find("defense", defense.name).origin == "submission"
+        if submitted:
+            self.store.submission(defense.name, "running")
+        planned = []
+        for threat in dict.fromkeys(pair.threat for pair in pairs):
+            part = [pair for pair in pairs if pair.threat is threat]
+            try:
+                planned += self._board(threat, defense, part)
+            except STRANGE as error:
+                planned += self._unbuilt(threat, defense, part, error)
+        if submitted:
+            states = {row.key: row.state for row in self.store.cells()}
+            failed = any(states[cell.key] is CellState.FAILED for cell in planned)
+            self.store.submission(defense.name, "failed" if failed else "finished")
+        self.arenas.clear()
+        return planned
+
+    def _board(self, threat: ThreatModel, defense: Defense, pairs: list[Pair]) -> list[Cell]:
+        """Plan and play the cells of one defense on one board."""
+        arena = self._arena(defense, threat)
+        self._clean(arena)
+        self._certify(arena, threat)
+        tier = self.registry.find("defense", defense.name).origin
+        planned = []
+        for pair in pairs:
+            source = self._source(pair, threat)
+            cell = arena.cell(threat, pair.attack, self.selection.mode, source)
+            state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
+            planned.append(
+                (Planned(cell, state, pair.reason, pair.required, TIERS[tier]), pair, source)
+            )
+        self.store.plan(plan for plan, _, _ in planned)
+        for plan, pair, source in planned:
+            if plan.state is CellState.MISSING:
+                self._cell(plan.cell, pair, arena, source)
+        return [plan.cell for plan, _, _ in planned]
+
+    def _unbuilt(
+        self, threat: ThreatModel, defense: Defense, pairs: list[Pair], error: BaseException
+    ) -> list[Cell]:
+        """The defense could not even be built: its cells fail with the reason."""
+        failure = blame(error)
+        self.listener(Event("failed", f"{defense.name}: {failure.reason}"))
+        offer = self.registry.find("defense", defense.name)
+        digest = f"unbuilt {offer.source}"
+        dataset: Dataset = self.registry.find("dataset", threat.dataset).value
+        examples = self._examples(dataset, matrix.examples(threat, self.selection, dataset))
+        self.store.declare([self.registry.defense_card(defense.name, digest)])
+        cells = [
+            Cell(
+                threat=threat.name,
+                defense=defense.name,
+                attack=pair.attack.name,
+                threat_id=threat.id,
+                defense_digest=digest,
+                attack_digest=attack_digest(self.registry.find("attack", pair.attack.name)),
+                examples=examples.digest,
+                items=len(examples.labels),
+                seed=self.selection.seed,
+                mode=self.selection.mode,
+            )
+            for pair in pairs
+        ]
+        plans = zip(cells, pairs, strict=True)
+        tier = TIERS[offer.origin]
+        self.store.plan(Planned(c, required=p.required, tier=tier) for c, p in plans)
+        for cell in cells:
+            lease = self.store.lease(cell.key, self.owner)
+            if lease is not None:
+                self.store.fail(lease, failure)
+        return cells
+
+    def _arena(self, defense: Defense, threat: ThreatModel) -> Arena:
+        """The defense, built; what it needs is trained first."""
+        dataset: Dataset = self.registry.find("dataset", threat.dataset).value
+        count = matrix.examples(threat, self.selection, dataset)
+        key = (defense.name, dataset.name, count)
+        while key not in self.arenas:
+            try:
+                self.arenas[key] = self._built(defense, dataset, count)
+            except NeedsTraining as need:
+                self._train(need, dataset)
+        return self.arenas[key]
+
+    def _built(self, defense: Defense, dataset: Dataset, count: int) -> Arena:
+        examples = self._examples(dataset, count)
+        arena = Arena(self.registry, defense, dataset, examples, self.setting, self.selection.seed)
+        self.store.declare([self.registry.defense_card(defense.name, arena.digest)])
+        return arena
+
+    def _examples(self, dataset: Dataset, count: int) -> Examples:
+        chosen = data.examples(dataset, count)
+        labels = chosen.labels.astype(np.int16)
+        shown = (dataset.classes, dataset.shape)
+        self.store.keep_examples(chosen.digest, dataset.name, count, labels, *shown)
+        return chosen
+
+    def _train(self, need: NeedsTraining, dataset: Dataset) -> None:
+        """Train once; a worker that finds it in other hands waits for them."""
+        task = f"train:{need.recipe}"
+        lease = self.store.lease_task(task, self.owner)
+        if lease is None:
+            if self.store.task_done(task):
+                # The database knows of a training whose weights this machine does not have.
+                task = f"{task}:{self.owner}"
+                lease = self.store.lease_task(task, self.owner)
+            if lease is None:
+                self.listener(Event("wait", f"{need.name} is being trained by another worker"))
+                time.sleep(POLL)
+                return
+        held = lease
+
+        def heard(progress: Progress) -> None:
+            self.store.heartbeat(held)
+            self.listener(Event("train", f"{need.name}: {said(progress)}"))
+
+        try:
+            train(self.registry, need.name, dataset, device=self.setting.device, progress=heard)
+        except BaseException:
+            self.store.release(held)
+            raise
+        self.store.finish_task(held)
+
+    def _clean(self, arena: Arena) -> None:
+        """The clean pass and what the diagnostics say, once for each set of examples."""
+        cell = arena.clean_cell()
+        self.store.plan([Planned(cell, required=True)])
+        lease = self.store.lease(cell.key, self.owner)
+        if lease is None:
+            return
+        known = self.store.finished_items(cell.key)
+        if len(known) == 0:
+            self.store.record(lease, Chunk(verify.clean_outcomes(arena.clean, arena.y), 0.0))
+        self._examine(arena)
+        self.store.finish(lease)
+
+    def _examine(self, arena: Arena) -> None:
+        for name, offer in self.registry.diagnostics.items():
+            with torch.random.fork_rng(_cuda(arena.setting.device)):
+                torch.random.manual_seed(arena.seed)
+                found = offer.value.examine(arena.module, arena.x[:64], arena.y[:64], arena.defense)
+            self.store.note(
+                arena.defense.name, arena.digest, arena.examples.digest, name,
+                str(found.finding), found.sentence,
+            )  # fmt: skip
+
+    def _certify(self, arena: Arena, threat: ThreatModel) -> None:
+        for name, offer in self.registry.certifiers.items():
+            if threat.goal.kind != "untargeted":
+                continue
+            if offer.value.refuses(arena.module, threat.ball):
+                continue
+            held = offer.value.certify(arena.module, arena.x, arena.y, threat.ball)
+            self.store.certify(
+                arena.defense.name, arena.digest, threat.id, arena.examples.digest, name,
+                offer.value.exact, held.cpu().numpy(),
+            )  # fmt: skip
+
+    def _source(self, pair: Pair, threat: ThreatModel) -> Arena | None:
+        if pair.reason or not Traits.of(pair.attack).source:
+            return None
+        twin: Defense = self.registry.find("defense", pair.defense.twin).value
+        return self._arena(twin, threat)
+
+    def _cell(self, cell: Cell, pair: Pair, arena: Arena, source: Arena | None) -> None:
+        """Play one cell, if it is open."""
+        lease = self.store.lease(cell.key, self.owner)
+        if lease is None:
+            return
+        finished = self.store.finished_items(cell.key).tolist()
+        self.listener(Event("cell", cell=cell, items=len(finished)))
+        try:
+            with torch.random.fork_rng(_cuda(self.setting.device)):
+                for chunk in self.chunks(pair, arena, source, finished):
+                    self.store.record(lease, chunk)
+                    self.listener(Event("chunk", cell=cell, items=len(chunk.outcomes.item)))
+            self.store.finish(lease)
+        except LeaseLostError as error:
+            self.listener(Event("wait", str(error), cell))
+        except KeyboardInterrupt:
+            self.store.release(lease)
+            raise
+        except STRANGE as error:
+            self._failed(cell, lease, blame(error))
+        else:
+            self._judged(cell)
+
+    def chunks(
+        self, pair: Pair, arena: Arena, source: Arena | None, finished: Sequence[int] = ()
+    ) -> Iterator[Chunk]:
+        """The heart: the engine's attempts through the referee's hands."""
+        threat, attack = pair.threat, pair.attack
+        referee, answers = arena.referee(threat, attack), arena.answers(threat)
+        game = arena.game(threat, attack, source)
+        attempts = play(game, referee.confirm, finished=finished, order=self.order(len(game.x)))
+        sample = () if self.keep == "none" else range(verify.SAMPLE)
+        return verify.judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")
+
+    def seats(self, pair: Pair) -> tuple[Arena, Arena | None]:
+        """The defense of a pair, built, and the twin that a transfer attack asks."""
+        return self._arena(pair.defense, pair.threat), self._source(pair, pair.threat)
+
+    def _failed(self, cell: Cell, lease: Lease, failure: Failure) -> None:
+        self.store.fail(lease, failure)
+        self.listener(Event("failed", failure.reason, cell))
+
+    def _judged(self, cell: Cell) -> None:
+        outcomes = self.store.outcomes(cell.key)
+        held = int((outcomes.verdict != Verdict.BROKEN).sum())
+        robust = stats.count(held, cell.items)
+        self.registry.judged(cell, robust)
+        self.listener(Event("done", f"{robust.k}/{robust.n}", cell))
+
+    def _wait_for_others(self, cells: list[Cell]) -> None:
+        """Cells in other hands: wait until they are closed, or take over what was left open."""
+        mine = {cell.key for cell in cells}
+        while True:
+            rows = [row for row in self.store.cells() if row.key in mine]
+            running = [row for row in rows if row.state is CellState.RUNNING]
+            missing = [row for row in rows if row.state is CellState.MISSING]
+            if not running and not missing:
+                return
+            self._take_over([row.cell for row in [*running, *missing]])
+            time.sleep(POLL)
+
+    def _take_over(self, cells: list[Cell]) -> None:
+        pairs = {
+            (pair.threat.name, pair.defense.name, pair.attack.name): pair
+            for pair in matrix.pairs(self.registry, self.selection)
+        }
+        for cell in cells:
+            pair = pairs[cell.threat, cell.defense, cell.attack]
+            self._cell(cell, pair, *self.seats(pair))
+
+
+TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
+"""How far the code of each origin is locked in, until the sandbox stands."""
+
+PACKAGE = str(Path(bench.__file__).parent)
+
+
+def blame(error: BaseException) -> Failure:
+    """Whose mistake an exception is, in one sentence."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return Failure(
+            Culprit.INFRASTRUCTURE,
+            "memory ran out; play with a smaller --batch or fewer --workers.",
+        )
+    text = " ".join(str(error).split())[:400].rstrip(".")
+    if isinstance(error, PluginError):
+        return Failure(Culprit.PLUGIN, f"{text}.")
+    if isinstance(error, BenchError):
+        return Failure(Culprit.USER, f"{text}.")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _foreign(frame.filename)]
+    last = own[-1] if own else frames[-1]
+    culprit = Culprit.HARNESS if last.filename.startswith(PACKAGE) else Culprit.PLUGIN
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    return Failure(culprit, f"{type(error).__name__} in {place}: {text}.")
+
+
+def said(progress: Progress) -> str:
+    """One epoch as a line."""
+    robust = "" if progress.robust is None else f", robust {progress.robust:.0%}"
+    return (
+        f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}, "
+        f"clean {progress.clean:.0%}{robust}"
+    )
+
+
+def _foreign(filename: str) -> bool:
+    """Libraries do what they are told: the fault is with whoever called them."""
+    return "site-packages" in filename or filename.startswith("<")
+
+
+def _by_defense(pairs: list[Pair]) -> Iterator[tuple[Defense, list[Pair]]]:
+    for name in dict.fromkeys(pair.defense.name for pair in pairs):
+        group = [pair for pair in pairs if pair.defense.name == name]
+        yield group[0].defense, group
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
