@@ -116,8 +116,10 @@ class DefenseShelf:
 
         It is looked for beside the plugin, then in the data folder, then in its `weights`.
         """
-        if Path(file).name != file:
-            raise PluginError(f"{self.name} asked for the weights {file!r}; name a file, no path.")
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise PluginError(
+                f"{self.name} asked for the weights {file!r}; name a .safetensors file, no path."
+            )
         places = [*self._beside(), data.folder(), data.folder() / "weights"]
         for place in places:
             if (place / file).is_file():

@@ -1,0 +1,98 @@
+"""The built-in boards: their rules, and that each can be played as it is declared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+
+from bench.matrix import why_not
+from bench.plugin import Access, Budget, Goal, Traits
+from bench.registry import Registry
+from bench.threat import ThreatModel
+from plugins.threats import digits, images
+
+BOARDS = [*digits.bench_threat_models(), *images.bench_threat_models()]
+BY_NAME = {board.name: board for board in BOARDS}
+
+RULES = [
+    ("digits-linf", "digits", "Linf", Fraction(1, 5), "untargeted", True),
+    ("digits-l2", "digits", "L2", Fraction(1), "untargeted", True),
+    ("digits-l1", "digits", "L1", Fraction(2), "untargeted", True),
+    ("digits-labels", "digits", "L2", Fraction(1), "untargeted", True),
+    ("digits-targeted", "digits", "Linf", Fraction(1, 5), "targeted", False),
+    ("digits-nearest", "digits", "L2", Fraction(8), "nearest", False),
+    ("digits-box", "digits", "Linf", Fraction(1), "untargeted", False),
+    ("mnist-linf", "mnist", "Linf", Fraction(1, 10), "untargeted", True),
+    ("fashion-linf", "fashion-mnist", "Linf", Fraction(1, 10), "untargeted", True),
+    ("cifar10-linf", "cifar10", "Linf", Fraction(8, 255), "untargeted", True),
+    ("cifar10-l2", "cifar10", "L2", Fraction(1, 2), "untargeted", True),
+    ("cifar100-linf", "cifar100", "Linf", Fraction(8, 255), "untargeted", True),
+]
+
+
+@pytest.fixture(scope="module")
+def known() -> Registry:
+    """Every built-in plugin."""
+    return Registry.load()
+
+
+def test_the_boards_are_these_with_these_rules() -> None:
+    found = [
+        (b.name, b.dataset, b.ball.name, b.ball.eps, b.goal.kind, b.ranked)
+        for b in sorted(BOARDS, key=lambda board: board.order)
+    ]
+    assert found == RULES
+
+
+def test_every_board_has_an_id_a_place_and_a_sentence_of_its_own() -> None:
+    for field in ("id", "order", "summary"):
+        values = [getattr(board, field) for board in BOARDS]
+        assert len(set(values)) == len(values)
+        assert all(values)
+
+
+def test_only_the_labels_board_hides_scores_and_counts_queries() -> None:
+    for board in BOARDS:
+        labels = board.name == "digits-labels"
+        assert board.access == (Access.LABELS if labels else Access.GRADIENTS)
+        assert board.budget == (Budget(queries=1000) if labels else Budget())
+
+
+def test_the_targeted_board_says_which_class() -> None:
+    assert BY_NAME["digits-targeted"].goal == Goal("targeted", "next")
+
+
+def test_the_radius_of_the_nearest_board_holds_every_image() -> None:
+    black, white = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    assert bool(BY_NAME["digits-nearest"].ball.contains(white, black).all())
+    assert bool(BY_NAME["digits-box"].ball.contains(white, black).all())
+    smaller = replace(BY_NAME["digits-nearest"].ball, eps=Fraction(799, 100))  # type: ignore[type-var]
+    assert not bool(smaller.contains(white, black).any())
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_required_attacks_exist_and_can_be_played(name: str, known: Registry) -> None:
+    board: ThreatModel = known.find("threat", name).value
+    assert board.required
+    assert board.dataset in known.datasets
+    other = replace(known.defenses["undefended"].value, name="other")
+    for attack in board.required:
+        assert why_not(board, other, known.find("attack", attack).value) == ""
+
+
+def test_ranked_boards_require_more_than_one_step_of_a_gradient(known: Registry) -> None:
+    for board in BOARDS:
+        attacks = [known.find("attack", name).value for name in board.required]
+        if board.ranked:
+            assert any(attack.steps >= 20 and not Traits.of(attack).source for attack in attacks)
+
+
+def test_a_folder_of_photographs_brings_its_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_IMAGE_FOLDER", "somewhere")
+    added = [b for b in images.bench_threat_models() if b.name not in BY_NAME]
+    assert [(b.name, b.dataset, b.ball.eps) for b in added] == [
+        ("folder-linf", "image-folder", Fraction(4, 255))
+    ]
