@@ -7,7 +7,7 @@ from torch import nn
 from bench.plugin import Shelf
 
 
-def cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
+def cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     """Two convolutions of 32 and 64 channels, the second one with stride 2, and 128 hidden units.
 
     Takes [n, *shape] in [0, 1], gives logits [n, classes].

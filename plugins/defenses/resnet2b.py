@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Claim, Defense, Shelf, hookimpl
+from bench.plugin import Claim, Defense, Fraction, Linf, Shelf, ThreatModel, hookimpl
 
 HOME = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -58,6 +58,19 @@ class ResNet2b(nn.Module):
 def build(shelf: Shelf) -> nn.Module:
     """The network with the published weights."""
     return shelf.filled(ResNet2b(), "resnet2b-cifar10-linf-2.safetensors")
+
+
+@hookimpl
+def bench_threat_models() -> Iterator[ThreatModel]:
+    """Declare the board that the published figures speak of."""
+    yield ThreatModel(
+        "cifar10-linf-2",
+        "cifar10",
+        Linf(Fraction(2, 255)),
+        required=("fgsm", "pgd", "pgd-margin"),
+        order=16,
+        summary="Linf changes up to 2/255 on cifar10; all is known.",
+    )
 
 
 @hookimpl

@@ -1,0 +1,116 @@
+"""Networks whose figures other people published: the same figures here, on the whole test sets."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import data
+from bench.plugin import Linf
+from bench.problem import craft
+from bench.records import UnfitError
+from bench.registry import Registry
+from bench.shelf import DefenseShelf
+
+
+class Published(NamedTuple):
+    """A network of known clean accuracy."""
+
+    defense: str
+    dataset: str
+    clean: float
+    """Share of the 10,000 test images, as published or measured to the given digits."""
+    digits: float
+    """Half a unit of the last digit given."""
+
+
+KNOWN = [
+    Published("convex-mnist", "mnist", 0.982, 0.0005),
+    Published("resnet2b-cifar10", "cifar10", 0.6925, 0.00005),
+]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry.load(tmp_path_factory.mktemp("submissions"))
+
+
+def world(registry: Registry, defense: str, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, every test image and every label; skips where one of them is not here."""
+    dataset = registry.datasets[name].value
+    place = data.folder()
+    if not place.is_dir() or not any(place.iterdir()):
+        pytest.skip(f"{name} is not in {place}; set BENCH_DATA to a folder that has it")
+    try:
+        model = DefenseShelf(registry, defense, dataset).build()
+        examples = data.examples(dataset, dataset.test_size)
+    except UnfitError as error:
+        pytest.skip(str(error))
+    return model, examples.tensor(), torch.tensor(examples.labels)
+
+
+def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """[n] bool, without a graph."""
+    with torch.no_grad():
+        answers = [model(part).argmax(1) for part in torch.split(x, 1000)]
+    return torch.cat(answers) == y
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=[known.defense for known in KNOWN])
+def test_clean_accuracy_is_the_published_one(registry: Registry, known: Published) -> None:
+    model, x, y = world(registry, known.defense, known.dataset)
+    assert len(x) == 10_000
+    share = float(right(model, x, y).double().mean())
+    assert share == pytest.approx(known.clean, abs=known.digits + 1e-9)
+
+
+def test_the_fashion_network_answers_as_measured_before(registry: Registry) -> None:
+    model, x, y = world(registry, "convex-fashion", "fashion-mnist")
+    share = float(right(model, x, y).double().mean())
+    assert 0.77 < share < 0.81, "79.3 % of a thousand images was measured"
+
+
+def attacked(
+    registry: Registry, model: nn.Module, x: Tensor, y: Tensor, ball: Linf, attack: str
+) -> float:
+    """The share of all images that one run leaves right."""
+    found = registry.attacks[attack].value
+    held = []
+    for part in torch.split(torch.arange(len(x)), 500):
+        clean, label = x[part], y[part]
+        adv = craft(found, model, clean, label, ball, seed=0, example=part)
+        assert ball.contains(adv, clean).all()
+        held.append(right(model, clean, label) & right(model, adv, label))
+    return float(torch.cat(held).double().mean())
+
+
+@pytest.mark.slow
+def test_the_certified_network_holds_what_is_certified_and_no_more_than_pgd_leaves(
+    registry: Registry,
+) -> None:
+    model, x, y = world(registry, "convex-mnist", "mnist")
+    share = attacked(registry, model, x, y, Linf(Fraction(1, 10)), "pgd")
+    assert 0.942 <= share <= 0.961
+
+
+@pytest.mark.slow
+def test_the_verified_network_holds_what_is_verified_and_no_more_than_pgd_leaves(
+    registry: Registry,
+) -> None:
+    model, x, y = world(registry, "resnet2b-cifar10", "cifar10")
+    share = attacked(registry, model, x, y, Linf(Fraction(2, 255)), "pgd")
+    assert 0.2688 <= share <= 0.57
+
+
+def test_without_the_file_the_sentence_says_where_it_was_looked_for(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    shelf = DefenseShelf(registry, "convex-mnist", registry.datasets["mnist"].value)
+    with pytest.raises(UnfitError, match=r"convex-mnist-linf-0\.1"):
+        shelf.build()
