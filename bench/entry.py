@@ -82,7 +82,7 @@ class EntryCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = Field(alias="schema")
-    kind: Literal["defense", "attack"]
+    kind: Literal["defense", "attack", "threat"]
     name: Name
     title: Line
     authors: list[Line] = Field(min_length=1, max_length=50)

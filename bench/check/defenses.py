@@ -270,11 +270,12 @@ def names_are_known(subject: Subject) -> str:
 def claims_are_shares(subject: Subject) -> str:
     """A claim is a share of all examples, 0 to 1, one for each threat model."""
     claims = subject.defense.claims
-    wrong = [f"{c.threat}: {c.robust}" for c in claims if not 0 <= c.robust <= 1]
-    twice = len({c.threat for c in claims}) < len(claims)
-    return (
-        f"claims came as {wrong}; a share is 0 to 1." if wrong else "two claims." if twice else ""
-    )
+    for claim in claims:
+        if not 0 <= claim.robust <= 1:
+            return f"{claim.threat} is claimed at {claim.robust}; a share is 0 to 1."
+        if sum(other.threat == claim.threat for other in claims) > 1:
+            return f"{claim.threat} is claimed twice; one share is one claim."
+    return ""
 
 
 def better_than_chance(subject: Subject) -> str:

@@ -96,7 +96,7 @@ class Player:
         goal = goal or next(iter(self.goals.values()))
         x, y = world.x[first : first + ROWS].clone(), world.y[first : first + ROWS].clone()
         access = Access.GRADIENTS if self.traits.source else self.attack.needs
-        door = Target(world.model, access=access, asker=self.attack.name, board="what it needs")
+        door = Target(world.model, access=access, asker=self.attack.name, board="its declared need")
         aim = (y + 1) % world.classes if goal.kind == "targeted" else torch.full_like(y, -1)
         return Rows(
             door, ball or self.ball, goal, x, y,

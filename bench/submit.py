@@ -1,0 +1,147 @@
+"""`bench submit`: takes an entry in, by digest, once it has passed; the next run plays it."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench import check
+from bench.archive import unpacked
+from bench.entry import NAME, Entry, read_entry
+from bench.records import BenchError
+from bench.registry import KINDS, Registry, submissions_folder
+from bench.scaffold import AUTHOR
+from bench.store import Store
+from bench.weights import soundness
+
+OLDER = ".older"
+"""Where entries go that a newer one replaces, by name and digest."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An entry that was taken in."""
+
+    name: str
+    kind: str
+    digest: str
+    folder: Path
+    checked: bool
+    """Whether the contract was checked; without a sandbox that needs the user's word."""
+
+
+def submit(
+    path: Path | str,
+    store: Store,
+    submissions: Path | None = None,
+    *,
+    allow_unsandboxed: bool = False,
+) -> Submitted:
+    """Take in an entry: a folder, or a zip of one.
+
+    Card, files and weights are judged without running a line of it. The contract is checked only
+    with `allow_unsandboxed`, for that runs the entry in this process. Each state is written to the
+    store: received, then queued, or rejected with the sentence that the BenchError carries too.
+    """
+    path, shelf = Path(path), submissions or submissions_folder()
+    shelf.mkdir(parents=True, exist_ok=True)
+    # Beside its later place: taking it in is then one rename.
+    with TemporaryDirectory(prefix=".incoming-", dir=shelf) as incoming:
+        name = _name(path)
+        try:
+            entry = _received(path, Path(incoming))
+            name = entry.card.name
+            store.submission(name, "received")
+            _judge(entry, shelf, allow_unsandboxed)
+        except BenchError as error:
+            if NAME.fullmatch(name):
+                store.submission(name, "rejected", str(error))
+            raise
+        folder = _taken_in(entry, shelf)
+    store.submission(name, "queued")
+    return Submitted(name, entry.card.kind, entry.digest, folder, allow_unsandboxed)
+
+
+def _name(path: Path) -> str:
+    return path.stem if path.suffix == ".zip" else path.resolve().name
+
+
+def _received(path: Path, incoming: Path) -> Entry:
+    """A private copy, so that nothing changes between looking and taking."""
+    if path.suffix == ".zip":
+        return read_entry(unpacked(path, incoming))
+    entry = read_entry(path.resolve())
+    place = incoming / entry.card.name
+    place.mkdir()
+    for file in entry.files:
+        shutil.copyfile(entry.folder / file, place / file, follow_symlinks=False)
+    copy = read_entry(place)
+    if copy.digest != entry.digest:
+        raise BenchError(f"{path} changed while it was copied; submit it again.")
+    return copy
+
+
+def _judge(entry: Entry, shelf: Path, allow_unsandboxed: bool) -> None:
+    """Every rule, the cheap ones first."""
+    if AUTHOR in entry.card.authors:
+        raise BenchError(f"card.toml of {entry.card.name!r} still says {AUTHOR!r}; sign it.")
+    wrong = soundness(entry.folder / "weights.safetensors") if entry.card.weights else ""
+    wrong = wrong or _hookless(entry) or _taken(entry, shelf)
+    if wrong:
+        raise BenchError(wrong)
+    if allow_unsandboxed:
+        failed = [r for r in check.run(entry.folder) if r.outcome is check.Outcome.FAIL]
+        if failed:
+            reasons = " ".join(f"{result.check}: {result.sentence}" for result in failed[:3])
+            raise BenchError(f"{len(failed)} checks of {entry.card.name!r} fail. {reasons}")
+
+
+def _hookless(entry: Entry) -> str:
+    """Why plugin.py can offer nothing of the card's kind, judged from its text alone."""
+    hook = KINDS[entry.card.kind]
+    try:
+        tree = ast.parse((entry.folder / "plugin.py").read_bytes())
+    except (SyntaxError, ValueError) as error:
+        return f"plugin.py of {entry.card.name!r} is no Python: {error}."
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook]
+    if not found:
+        return f"plugin.py of {entry.card.name!r} has no {hook}, as a {entry.card.kind} must."
+    if not found[0].decorator_list:
+        return f"plugin.py of {entry.card.name!r} has {hook} without @hookimpl above it; mark it."
+    return ""
+
+
+def _taken(entry: Entry, shelf: Path) -> str:
+    """Whether something that is no submission bears the name, or its claims name no board."""
+    registry, card = Registry.load(shelf / ".nothing"), entry.card
+    if card.name in getattr(registry, f"{card.kind}s"):
+        return f"the {card.kind} {card.name!r} is built in or installed; choose another name."
+    for claim in card.claims:
+        registry.find("threat", claim.threat)
+    return ""
+
+
+def _taken_in(entry: Entry, shelf: Path) -> Path:
+    """Move the copy to its place; what stood there goes to `.older`, unless it is the same."""
+    place = shelf / entry.card.name
+    if place.exists():
+        before = _digest(place)
+        if before == entry.digest:
+            return place
+        older = shelf / OLDER / f"{entry.card.name}-{before[:16]}"
+        older.parent.mkdir(exist_ok=True)
+        if older.exists():
+            shutil.rmtree(place)
+        else:
+            place.rename(older)
+    return entry.folder.rename(place)
+
+
+def _digest(place: Path) -> str:
+    try:
+        return read_entry(place).digest
+    except BenchError:
+        return "unreadable"

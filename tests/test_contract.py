@@ -1,0 +1,41 @@
+"""The plugin contract over every registered plugin: the list that `bench check` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from bench.check import LAWS, Outcome
+from bench.check.run import SUBJECTS, tried
+from bench.registry import KINDS, Registry
+
+SUBMISSIONS = Path(__file__).parents[1] / "submissions"
+
+
+@cache
+def world() -> Registry:
+    return Registry.load(SUBMISSIONS)
+
+
+def offered() -> Iterator[tuple[str, str]]:
+    for kind in KINDS:
+        for name in getattr(world(), f"{kind}s"):
+            yield kind, name
+
+
+def test_no_plugin_is_refused() -> None:
+    assert world().problems == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [pytest.param(*o, id="-".join(o)) for o in offered()])
+def test_every_plugin_keeps_every_law(kind: str, name: str) -> None:
+    offer = world().find(kind, name)
+    subject = SUBJECTS[kind](world(), offer.value)
+    results = [tried(kind, name, law, subject) for law in LAWS[kind]]
+    broken = [f"{r.check}: {r.sentence}" for r in results if r.outcome is Outcome.FAIL]
+    assert broken == []
+    if all(r.outcome is Outcome.NOT_APPLICABLE for r in results):
+        pytest.skip(results[0].sentence)
