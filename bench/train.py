@@ -79,6 +79,7 @@ def train(
     device: torch.device | str = "cpu",
     mixed: bool = False,
     progress: Tell | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> str:
     """Train a defense by its recipe, or go on where a killed training stopped.
 
@@ -90,6 +91,7 @@ def train(
         device: where to compute. Only the CPU promises the same weights again.
         mixed: forward passes in bfloat16 where torch deems it safe.
         progress: is told of each epoch, those of a training taken up again included.
+        beat: called after each batch, so that whoever holds a lease can extend it.
 
     Returns:
         The SHA-256 of the weights file. A recipe that is done is not trained again.
@@ -103,7 +105,7 @@ def train(
         for done in course.history:
             tell(done)
         for epoch in range(len(course.history), course.recipe.epochs):
-            course.history.append(one_epoch(course, epoch))
+            course.history.append(one_epoch(course, epoch, beat or (lambda: None)))
             keep(course, stock.checkpoint)
             tell(course.history[-1])
         content = finish(course, stock)
@@ -148,7 +150,7 @@ def begin(
     )
 
 
-def one_epoch(course: Course, epoch: int) -> Progress:
+def one_epoch(course: Course, epoch: int, beat: Callable[[], None]) -> Progress:
     """Every training image once, in the epoch's own order."""
     recipe, count = course.recipe, len(course.labels)
     batches = order(recipe, epoch, count)
@@ -159,6 +161,7 @@ def one_epoch(course: Course, epoch: int) -> Progress:
             pace(course, (epoch + (number + 0.5) / len(batches)) / recipe.epochs)
             lesson = lesson_on(course, rows.to(course.device), epoch)
             total += learn(course, lesson) * len(rows)
+            beat()
             if number + 1 == len(batches):
                 clean = right(course.model, lesson.x, lesson.y)
                 robust = course.foe and right(course.model, lesson.adv, lesson.y)

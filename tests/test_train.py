@@ -141,6 +141,7 @@ def test_adversarial_training_holds_where_clean_training_falls(tmp_path: Path) -
         made_by = small(loss=loss, inner=inner, epochs=8)
         taught(tmp_path / name, made_by, progress=heard.append)
         robust.append(sum(progress.robust or 0.0 for progress in heard[-3:]) / 3)
+        assert robust[-1] < heard[-1].clean
     assert robust[1] > robust[0] + 0.1
 
 
@@ -197,34 +198,58 @@ def test_schedules_pass_through_their_corners(schedule: str, shares: list[float]
     assert found == pytest.approx(shares)
 
 
-def test_the_rate_follows_the_schedule_over_the_whole_training(tmp_path: Path) -> None:
-    """With SGD and a constant gradient the weight walks the sum of the rates."""
+class Walk(nn.Module):
+    """A place, and logits that do not depend on the image."""
 
-    class Walk(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.place = nn.Parameter(torch.zeros(()))
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.ones(()))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.place.expand(len(x), 10)
+    def forward(self, x: Tensor) -> Tensor:
+        """The place, ten times."""
+        return self.place.expand(len(x), 10)
 
+
+def walked(folder: Path, slope: float, **changes: Any) -> list[float]:
+    """The places of a walk down a constant slope, two epochs of eleven steps at rate 1."""
     places: list[float] = []
 
     def loss(lesson: Lesson) -> Tensor:
         place = lesson.model.get_parameter("place")
         places.append(float(place.detach()))
-        return -place
+        return slope * place
 
-    steps = 2 * 11
-    made_by = small(
-        model=lambda shape, classes: Walk(), loss=loss, batch=128, rate=1.0, schedule="cyclic"
-    )
-    taught(tmp_path, replace(made_by, optimiser="adam"))
-    moves = np.diff(places)
-    assert len(moves) == steps - 1
-    # Adam's step is the rate itself where the gradient never changes.
-    expected = [1 - abs(2 * (i + 0.5) / steps - 1) for i in range(steps - 1)]
-    assert moves == pytest.approx(expected, abs=1e-4)
+    taught(folder, small(model=lambda shape, classes: Walk(), loss=loss, rate=1.0, **changes))
+    return places
+
+
+def test_the_rate_follows_the_schedule_over_the_whole_training(tmp_path: Path) -> None:
+    """Adam's step is the rate itself where the gradient never changes."""
+    moves = np.diff(walked(tmp_path, -1.0, schedule="cyclic"))
+    assert moves == pytest.approx([1 - abs((i + 0.5) / 11 - 1) for i in range(21)], abs=1e-4)
+
+
+def test_sgd_has_momentum_of_nine_tenths(tmp_path: Path) -> None:
+    moves = np.diff(walked(tmp_path, -1.0, optimiser="sgd"))
+    assert moves[:3] == pytest.approx([1, 1.9, 2.71], abs=1e-5)
+
+
+def test_weight_decay_pulls_towards_zero(tmp_path: Path) -> None:
+    still = walked(tmp_path / "a", 0.0, optimiser="sgd")
+    assert still == [1.0] * 22
+    pulled = walked(tmp_path / "b", 0.0, optimiser="sgd", weight_decay=0.25)
+    assert pulled[1] == pytest.approx(0.75)
+    assert walked(tmp_path / "c", 0.0, weight_decay=0.25)[1] < 0.5
+
+
+def test_the_loss_that_is_told_is_the_mean_over_the_epoch(tmp_path: Path) -> None:
+    witness = Witness(on_clean)
+    heard: list[train.Progress] = []
+    taught(tmp_path, small(loss=witness, rate=1e-9, batch=100, epochs=1), progress=heard.append)
+    with torch.no_grad():
+        rows = torch.cat([on_clean(lesson) for lesson in witness.lessons])
+    assert len(rows) == 1297
+    assert heard[0].loss == pytest.approx(float(rows.mean()), abs=1e-5)
 
 
 # --- the inner attack ------------------------------------------------------------------------
@@ -400,6 +425,12 @@ def test_weights_that_were_changed_behind_our_back_are_refused(tmp_path: Path) -
         taught(tmp_path, small())
     weights.unlink()
     taught(tmp_path, small())
+
+
+def test_a_lease_can_be_extended_after_each_batch(tmp_path: Path) -> None:
+    beats: list[int] = []
+    taught(tmp_path, small(), beat=lambda: beats.append(1))
+    assert len(beats) == 2 * 11
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02K\x01."])
