@@ -99,6 +99,10 @@ class World:
         """Declare a defense; `version` changes its digest."""
         self._declare("defense", name, f"{name} {version}", {"claims": list(claims)})
 
+    def unbuilt(self, name: str, **detail: Any) -> None:
+        """Declare a defense again, without a digest or with `digests` by data set."""
+        self.store.declare([Card("defense", name, "built-in", "", "", "", detail)])
+
     def tool(self, kind: str, name: str, **detail: Any) -> None:
         """Declare a certifier or a diagnostic."""
         self._declare(kind, name, name, detail)

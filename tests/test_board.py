@@ -134,6 +134,26 @@ def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
     }
 
 
+def test_a_card_without_a_digest_leaves_the_newest_version_standing(world: World) -> None:
+    enter(world, "d", ALL, first(100), first(100))
+    world.defense("d", version="2")
+    enter_again = world.cell("d", "pgd")
+    world.clean("d", ALL)
+    world.record(enter_again, outcomes(first(30)))
+    world.unbuilt("d")
+    assert rows_of(world)["d"].robust.k == 570
+    assert "fgsm" not in load(world.store, find(world.store, None)).standings["d"].bouts
+
+
+def test_a_card_may_name_a_digest_for_each_data_set(world: World) -> None:
+    enter(world, "d", ALL, first(100), first(100))
+    mine = world.digests["defense", "d"]
+    world.defense("d", version="built on other data")
+    assert rows_of(world) == {}
+    world.unbuilt("d", digests={"digits": mine, "mnist": "other"})
+    assert rows_of(world)["d"].robust.k == 500
+
+
 def test_other_modes_and_example_sets_have_boards_of_their_own(world: World) -> None:
     enter(world, "d", ALL, first(6), first(9))
     world.play("d", "pgd", first(500), mode="rank")
@@ -560,6 +580,7 @@ def test_a_distance_board_gives_the_whole_curve_and_other_radii_give_points(worl
     curve = found.distances["deepfool"]
     at = {x: int(k) for x, k in zip(np.round(curve.x, 6), curve.right, strict=True)}
     assert (at[0.0], at[0.1], at[0.3], at[0.499]) == (500, 499, 299, 100)
+    assert curve.right.min() == 100
     assert [(p.radius, p.robust.k, p.complete) for p in found.points] == [
         (0.1, 400, True),
         (0.2, 300, True),

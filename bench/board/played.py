@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +88,7 @@ class Played:
     defenses: Mapping[str, Card]
     """The defenses that are current, by name."""
     cells: Mapping[tuple[str, str], tuple[CellRow, ...]]
-    """Current cells by (defense, attack), the clean passes among them."""
+    """Current cells by (defense, attack) in that order, the clean passes among them."""
     standings: Mapping[str, Standing]
     """By defense, for all that have a cell of an attack here."""
     digest: str
@@ -98,8 +98,12 @@ class Played:
 def load(store: Store, board: Board) -> Played:
     """Read one board; the outcomes of each done cell are read once."""
     attacks = {card.name: card for card in store.cards("attack")}
-    defenses = {card.name: card for card in store.cards("defense")}
-    cells = _current(store, board, attacks, defenses)
+    rows = sorted(store.cells(examples=board.examples), key=_place)
+    defenses = {
+        card.name: replace(card, digest=_digest_here(card, board, rows))
+        for card in store.cards("defense")
+    }
+    cells = _current(rows, board, attacks, defenses)
     outcomes = {
         row.key: store.outcomes(row.key)
         for rows in cells.values()
@@ -115,11 +119,25 @@ def load(store: Store, board: Board) -> Played:
     return Played(board, attacks, defenses, kept, standings, _digest(board, kept, outcomes))
 
 
+def _digest_here(defense: Card, board: Board, rows: Iterable[CellRow]) -> str:
+    """Under which digest a defense stands on this data set.
+
+    Its card says so, for each data set in `digests` or once for all. A card that was declared
+    before the defense was built knows no digest: then its newest cell here tells.
+    """
+    said = defense.detail.get("digests", {}).get(board.dataset, defense.digest)
+    mine = [row for row in rows if row.defense == defense.name]
+    newest = max(mine, key=lambda row: row.updated, default=None)
+    return str(said or (newest.defense_digest if newest else ""))
+
+
 def _current(
-    store: Store, board: Board, attacks: Mapping[str, Card], defenses: Mapping[str, Card]
+    rows: Iterable[CellRow],
+    board: Board,
+    attacks: Mapping[str, Card],
+    defenses: Mapping[str, Card],
 ) -> dict[tuple[str, str], tuple[CellRow, ...]]:
     found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
-    rows = sorted(store.cells(examples=board.examples), key=_place)
     for row in rows:
         here = row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
         if here and _is_current(row, attacks, defenses):
@@ -230,8 +248,8 @@ def _digest(
     outcomes: Mapping[str, Outcomes],
 ) -> str:
     sha = hashlib.sha256(canonical([board.id, board.examples]).encode())
-    for pair in sorted(cells):
-        for row in cells[pair]:
+    for pair, rows in cells.items():
+        for row in rows:
             if row.key in outcomes:
                 found = outcomes[row.key]
                 sha.update(canonical([*pair, row.seed, row.items]).encode())
