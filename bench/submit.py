@@ -108,7 +108,9 @@ def _hookless(entry: Entry) -> str:
         return f"plugin.py of {entry.card.name!r} is no Python: {error}."
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook]
     if not found:
-        return f"plugin.py of {entry.card.name!r} has no {hook}, as a {entry.card.kind} must."
+        return (
+            f"plugin.py of {entry.card.name!r} has no {hook}; {entry.card.kind}s are offered there."
+        )
     if not found[0].decorator_list:
         return f"plugin.py of {entry.card.name!r} has {hook} without @hookimpl above it; mark it."
     return ""

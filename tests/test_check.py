@@ -783,6 +783,38 @@ def test_a_defense_without_weights_is_told_apart_from_a_broken_one(
     assert "bench train undefended" in result.sentence
 
 
+def test_weights_that_are_missing_can_be_made_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "taught.py"
+    path.write_text(TAUGHT)
+    registry = Registry.load(tmp_path / "none")
+    builds = {r.check: r for r in run(path, registry)}["builds"]
+    assert builds.outcome is Outcome.NOT_APPLICABLE
+    results = run(path, Registry.load(tmp_path / "none"), train=True)
+    assert {r.check: r for r in results}["builds"].outcome is Outcome.PASS
+    assert [r for r in results if r.outcome is Outcome.FAIL] == []
+
+
+TAUGHT = """
+from torch import nn
+from bench.kit import cross_entropy
+from bench.plugin import *
+
+def net(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+def loss(lesson):
+    return cross_entropy(lesson.model(lesson.x), lesson.y)
+
+@hookimpl
+def bench_defenses():
+    build = lambda shelf: shelf.trained(net(shelf.shape, shelf.classes))
+    yield Defense("taught", build, recipe=Recipe(net, loss, epochs=3, rate=1e-2))
+"""
+
+
 def test_a_name_is_checked_as_a_path_is(world: Registry, tmp_path: Path) -> None:
     place = entry(tmp_path, "nudge", ATTACK.format(name="nudge"))
     by_path = run(place, Registry.load(tmp_path))

@@ -14,7 +14,7 @@ from bench.check.subject import Subject
 from bench.entry import near, read_entry
 from bench.records import BenchError, UnfitError
 from bench.registry import KINDS, STRANGE, Offer, Plugin, Registry, said
-from bench.shelf import NeedsTraining
+from bench.shelf import NeedsTraining, prepared
 from bench.source import executed
 from bench.weights import soundness
 
@@ -36,26 +36,33 @@ SUBJECTS: Mapping[str, Callable[[Registry, Any], Any]] = {
 }
 
 
-def run(path_or_name: str | Path, registry: Registry | None = None) -> list[Result]:
+def run(
+    path_or_name: str | Path, registry: Registry | None = None, *, train: bool = False
+) -> list[Result]:
     """Every check of everything that a plugin offers.
 
     A path is a plugin's file, or its folder: its code is imported into this process, so name only
-    what you trust. A name is that of anything registered. BenchError when it is neither.
+    what you trust. A name is that of anything registered. BenchError when it is neither. With
+    `train` the weights that a defense needs and nobody has made yet are made first.
     """
     path = Path(path_or_name)
     if path.is_dir() or path.suffix == ".py":
-        return list(_of_path(path, registry or Registry.load()))
+        return list(_of_path(path, registry or Registry.load(), train))
     filled = registry or Registry.load(allow_unsandboxed=True)
     found = [(kind, offer) for kind, offer in _offers(filled) if offer.value.name == str(path)]
     if not found:
         known = sorted({offer.value.name for _, offer in _offers(filled)})
         raise BenchError(f"no plugin and no path is named {str(path)!r}{near(str(path), known)}.")
-    return [result for kind, offer in found for result in examine(filled, kind, offer)]
+    return [result for kind, offer in found for result in examine(filled, kind, offer, train)]
 
 
-def examine(registry: Registry, kind: str, offer: Offer[Any]) -> Iterator[Result]:
+def examine(
+    registry: Registry, kind: str, offer: Offer[Any], train: bool = False
+) -> Iterator[Result]:
     """Every law of the kind, in order."""
     subject = SUBJECTS[kind](registry, offer.value)
+    if train and isinstance(subject, Subject):
+        yield from _trained(subject)
     for law in LAWS[kind]:
         yield tried(kind, offer.value.name, law, subject)
 
@@ -82,7 +89,20 @@ def _offers(registry: Registry) -> Iterator[tuple[str, Offer[Any]]]:
             yield kind, offer
 
 
-def _of_path(path: Path, registry: Registry) -> Iterator[Result]:
+def _trained(subject: Subject) -> list[Result]:
+    """Make missing weights; what fails there is a result of its own."""
+    law = Law(weights_can_be_made)
+    result = tried("defense", subject.defense.name, law, subject)
+    return [result] if result.outcome is Outcome.FAIL else []
+
+
+def weights_can_be_made(subject: Subject) -> str:
+    """Whatever the defense needs and nobody has trained yet can be trained."""
+    prepared(subject.registry, subject.defense.name, subject.dataset)
+    return ""
+
+
+def _of_path(path: Path, registry: Registry, train: bool) -> Iterator[Result]:
     """The folder's own rules, the door's, then every law of what the plugin offers."""
     name = path.stem if path.suffix == ".py" else path.resolve().name
     sound = _folder(path, name) if path.is_dir() else []
@@ -99,7 +119,7 @@ def _of_path(path: Path, registry: Registry) -> Iterator[Result]:
     yield Result("plugin", name, "passes-the-door", outcome, sentence or "The registry takes it.")
     for kind, offer in list(_offers(registry)):
         if plugin is not None and offer.module == plugin.name:
-            yield from examine(registry, kind, offer)
+            yield from examine(registry, kind, offer, train)
 
 
 def _folder(path: Path, name: str) -> list[Result]:

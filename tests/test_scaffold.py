@@ -1,0 +1,76 @@
+"""Templates are executed: a new plugin runs and keeps its contract before a line is changed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import check, scaffold
+from bench.entry import read_entry
+from bench.records import BenchError
+from bench.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+KINDS = ["attack", "defense", "threat"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kind: str = request.param
+    return scaffold.new(kind, f"my-{kind}.2", tmp_path_factory.mktemp("new"))
+
+
+def test_a_new_plugin_passes_its_whole_contract(place: Path) -> None:
+    results = check.run(place, Registry.load(place / "none"))
+    assert len(results) > 8
+    assert [r for r in results if r.outcome is check.Outcome.FAIL] == []
+    assert any(r.check == "passes-the-door" for r in results)
+
+
+def test_a_new_plugin_is_an_entry_that_lists(place: Path) -> None:
+    entry = read_entry(place)
+    assert (entry.card.name, entry.card.version) == (place.name, 1)
+    assert place.name in Registry.load(place.parent).entries
+
+
+def test_a_new_plugin_is_offered_when_it_may_run(place: Path) -> None:
+    registry = Registry.load(place.parent, allow_unsandboxed=True)
+    assert registry.problems == []
+    assert registry.find(read_entry(place).card.kind, place.name).folder == place
+
+
+def test_a_new_plugin_is_short_and_in_the_style_of_the_house(place: Path) -> None:
+    plugin = place / "plugin.py"
+    assert len(plugin.read_text().splitlines()) <= 45
+    for tool in (["ruff", "check", "--no-cache"], ["ruff", "format", "--check", "--no-cache"]):
+        config = ["--config", str(ROOT / "pyproject.toml")]
+        command = [sys.executable, "-m", *tool, *config, str(plugin)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_unknown_kind_is_answered_with_the_near_one(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="Did you mean 'defense'"):
+        scaffold.new("defence", "mine", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Mine", "a b", "../up", "", "x" * 65, ".hidden"])
+def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BenchError, match="1 to 64"):
+        scaffold.new("attack", name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    place = scaffold.new("attack", "mine", tmp_path)
+    (place / "plugin.py").write_text("my own")
+    with pytest.raises(BenchError, match="is there already"):
+        scaffold.new("attack", "mine", tmp_path)
+    assert (place / "plugin.py").read_text() == "my own"
+
+
+def test_a_name_of_digits_still_makes_a_class() -> None:
+    assert "class Entry2024:" in scaffold.texts("attack", "2024")["plugin.py"]
