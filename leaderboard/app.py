@@ -26,7 +26,8 @@ def read_boards() -> list[Board] | None:
         return reading.boards()
     except BenchError as error:
         missing = not reading.present()
-        state = words.no_database(str(error)) if missing else words.unreadable(str(error))
+        said = words.sentence(str(error))
+        state = words.no_database(said) if missing else words.unreadable(said)
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
         st.html(markup.notice(state, "warn" if missing else "bad"))
         return None

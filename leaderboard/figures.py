@@ -113,7 +113,7 @@ def trade(rows: Sequence[Row]) -> Chart:
         .encode(x=x, y=y)
     )
     best = (
-        alt.Chart(_data(front(rows)))
+        alt.Chart(_data(front([row for row in rows if row["standing"] == "ranked"])))
         .mark_line(interpolate="step-before", color=ROBUST, opacity=0.45, strokeWidth=2)
         .encode(x=x, y=y, order=alt.Order("clean:Q"))
     )
@@ -146,12 +146,14 @@ def heat(
         "attack:N",
         sort=list(columns),
         title=None,
+        scale=alt.Scale(paddingInner=0.03, paddingOuter=0),
         axis=alt.Axis(
             orient="top", labelAngle=0 if len(columns) <= FLAT else -35, labelLimit=150,
-            domain=False, ticks=False, labelFontSize=13, labelOverlap=False,
+            domain=False, ticks=False, labelFontSize=13, labelOverlap=False, labelFlush=False,
         ),
     )  # fmt: skip
-    y = alt.Y("defense:N", sort=list(rows), title=None, axis=_labels(grid=False))
+    y = alt.Y("defense:N", sort=list(rows), title=None, axis=_labels(grid=False),
+              scale=alt.Scale(paddingInner=0.07, paddingOuter=0))  # fmt: skip
     tips = [
         alt.Tooltip("defense:N", title="defense"),
         alt.Tooltip("attack:N", title="attack"),

@@ -93,7 +93,7 @@ def tiles(squares: Iterable[Square], metric: str) -> list[Drawn]:
 
 def _tile(square: Square, metric: Metric) -> Drawn:
     value = metric.value(square)
-    without = "—" if square.state == "done" else words.STATES[square.state]
+    without = _without(square)
     said = words.interval(square.robust) if value is not None else square.reason or without
     return {
         "defense": square.defense,
@@ -103,6 +103,12 @@ def _tile(square: Square, metric: Metric) -> Drawn:
         "shown": without if value is None else metric.shown(value),
         "words": said if metric is METRICS[ACCURACY] or value is None else metric.shown(value),
     }
+
+
+def _without(square: Square) -> str:
+    if square.state == "running":
+        return f"running {square.items_done}/{square.items}"
+    return "—" if square.state == "done" else words.STATES[square.state]
 
 
 def margins(rows: Iterable[Row]) -> list[Drawn]:

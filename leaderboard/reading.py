@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import streamlit as st
-from sqlalchemy.engine import make_url
 
 from bench import board as boarding
 from bench.board import Board, Entry, Row, Square
@@ -18,7 +17,8 @@ from bench.store import CellRow, ExamplesRow, Store, Submission
 
 Answer = TypeVar("Answer")
 
-DEFAULT = "sqlite:///bench.db"
+SQLITE = "sqlite:///"
+DEFAULT = f"{SQLITE}bench.db"
 REMOTE = 10  # seconds for which an answer from a database server is kept
 
 
@@ -27,19 +27,25 @@ def address() -> str:
     return os.environ.get("BENCH_DB") or DEFAULT
 
 
+def file(url: str) -> Path | None:
+    """The database file; None on a server, or where the address is none."""
+    path = url.removeprefix(SQLITE)
+    return Path(path).expanduser() if url.startswith(SQLITE) and path else None
+
+
 def present() -> bool:
     """False where the address is a file that is not there."""
-    url = make_url(address())
-    return not (url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists())
+    path = file(address())
+    return path is None or path.exists()
 
 
 def stamp(url: str) -> tuple[object, ...]:
     """Changes whenever the database may have changed."""
-    database = make_url(url).database
-    if not url.startswith("sqlite") or not database:
+    path = file(url)
+    if path is None:
         return (int(time.time()) // REMOTE,)
-    files = [Path(database), Path(f"{database}-wal")]
-    facts = [file.stat() for file in files if file.exists()]
+    files = (path, path.with_name(f"{path.name}-wal"))
+    facts = [each.stat() for each in files if each.exists()]
     return tuple((fact.st_ino, fact.st_mtime_ns, fact.st_size) for fact in facts)
 
 

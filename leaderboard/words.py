@@ -50,7 +50,7 @@ STATES = {
 STATE_MEANS = {
     "done": "every example has been judged",
     "missing": "planned, not played yet",
-    "running": "a worker is playing it now",
+    "running": "a worker holds it; Submissions tells its last sign of life",
     "failed": "it stopped without a figure; the reason says who must act",
     "skipped": "left out on purpose",
     "not applicable": "this attack and this defense cannot meet under this threat model",
@@ -73,7 +73,7 @@ FOREST = (
 )
 TRADE = (
     "Clean against robust accuracy. On the dashed line no attack took anything; the green staircase"
-    " joins the defenses that no other beats in both. Names may stand above their point."
+    " joins the defenses that no other ranked one beats in both. Names may stand above their point."
 )
 SIGNS = (
     "A high figure may only mean that the attacks could not see the slope. Clear and not tested are"
@@ -186,6 +186,11 @@ FILL = (
     "bench run --defense all --attack all",
     "bench leaderboard          # come back here",
 )
+
+
+def sentence(said: str) -> str:
+    """A message of the program as a sentence on a page."""
+    return said[:1].upper() + said[1:].replace("`", "")
 
 
 def no_database(sentence: str) -> Notice:

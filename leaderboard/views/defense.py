@@ -17,7 +17,7 @@ card = cards[name]
 st.html(markup.heading(name, markup.text(card.summary)))
 
 rows = {label: reading.row(board, name) for label, board in known.items()}
-left, right = st.columns([1, 1], gap="large")
+left, right = st.columns([2, 3], gap="large")
 with left:
     st.subheader("Identity", anchor="identity")
     st.html(dossier.identity(card))

@@ -28,7 +28,8 @@ if not shown:
 
 cards = {card.name: card for card in reading.cards("defense")}
 st.html(panels.ranking(shown, cards, choice.label()))
-st.html(panels.unranked(shown))
+if notes := panels.unranked(shown):
+    st.html(notes)
 
 left, right = st.columns([3, 2], gap="large")
 with left:

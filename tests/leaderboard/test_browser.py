@@ -1,0 +1,215 @@
+"""The pages in a real browser, behind their real headers, started as `bench leaderboard` does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from playwright.sync_api import Page, Route, sync_playwright
+
+from leaderboard.server import POLICY
+from tests.leaderboard.world import HOSTILE
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--disable-background-networking"]  # fmt: skip
+SERVE = (
+    "import sys; from bench.serve import serve; sys.exit(serve(port={port}, open_browser=False))"
+)
+SETTLED = "[data-testid=stApp][data-test-script-state=notRunning]"
+PATIENCE = 30_000  # milliseconds
+
+
+def chromium() -> str:
+    """The browser to drive, or skip with the reason."""
+    asked = os.environ.get("BENCH_CHROMIUM")
+    found = asked or next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        message = f"no browser: none of {', '.join(NAMES)} on PATH, BENCH_CHROMIUM is not set"
+        if os.environ.get("BENCH_REQUIRE_BROWSER") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+class Server(NamedTuple):
+    url: str
+    process: subprocess.Popen[str]
+
+
+def start(db: str, log: Path) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+        [sys.executable, "-c", SERVE.format(port=port)], env={**os.environ, "BENCH_DB": db},
+        stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while "Leaderboard: " not in log.read_text() and process.poll() is None:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    assert process.poll() is None, log.read_text()
+    yield Server(f"http://127.0.0.1:{port}", process)
+    os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(world: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    chromium()
+    yield from start(world, tmp_path_factory.mktemp("log") / "server.log")
+
+
+class Visitor:
+    """One browser page; whatever it asks of another host is refused and remembered."""
+
+    def __init__(self, page: Page, home: str) -> None:
+        self.page = page
+        self.home = home
+        self.outside: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        page.route("**/*", self._guard)
+
+    def _guard(self, route: Route) -> None:
+        url = route.request.url
+        if url.startswith((self.home, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.outside.append(url)
+            route.abort()
+
+    def go(self, path: str = "/") -> Page:
+        self.page.goto(self.home + path)
+        self.settle()
+        return self.page
+
+    def settle(self) -> None:
+        self.page.wait_for_selector(".g-head")
+        self.page.wait_for_selector(SETTLED)
+        assert self.page.locator("[data-testid=stException]").count() == 0
+
+    def said(self) -> str:
+        return self.page.inner_text("[data-testid=stMain]")
+
+
+@pytest.fixture(scope="module")
+def visitor(server: Server) -> Iterator[Visitor]:
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        yield Visitor(page, server.url)
+        browser.close()
+
+
+def test_pages_render_under_the_policy_with_titles_of_their_own(visitor: Visitor) -> None:
+    titles = set()
+    for path in ("/", "/matrix", "/defense?name=bit-depth-3", "/submissions", "/rules"):
+        page = visitor.go(path)
+        assert page.locator("[role=dialog]").count() == 0, f"{path} says that it is not found"
+        titles.add(page.title())
+    assert len(titles) == 5 and all(title.endswith("Gauntlet") for title in titles)
+    assert visitor.outside == []
+
+
+def test_charts_are_drawn_and_described(visitor: Visitor) -> None:
+    page = visitor.go("/")
+    charts = page.locator("[data-testid=stVegaLiteChart]")
+    charts.nth(1).locator("canvas, svg").first.wait_for()
+    assert charts.count() == 2
+    assert page.get_by_text("95 % interval").count() > 0
+    assert visitor.outside == []
+
+
+def test_the_packaged_theme_is_in_force(visitor: Visitor) -> None:
+    page = visitor.go("/rules")
+    colour = page.evaluate("getComputedStyle(document.querySelector('.g-head h1')).color")
+    assert colour == "rgb(23, 33, 43)"
+
+
+def test_a_hostile_name_asks_no_other_host(visitor: Visitor) -> None:
+    page = visitor.go("/")
+    page.get_by_role("link", name=HOSTILE).click()
+    visitor.page.wait_for_selector("text=Identity")
+    visitor.settle()
+    assert page.inner_text(".g-head h1") == HOSTILE
+    visitor.go("/matrix")
+    page.get_by_text("The same as a table").click()
+    visitor.go("/submissions")
+    assert visitor.outside == []
+    assert page.locator("img[src*='evil']").count() == 0
+
+
+def test_a_choice_reaches_the_url_and_the_url_makes_the_choice(visitor: Visitor) -> None:
+    page = visitor.go("/matrix?threat=digits-l2&metric=fragile%20wins")
+    assert "under digits-l2" in page.inner_text(".g-head h1")
+    assert "Broken examples whose margin" in visitor.said()
+    page.get_by_role("link", name="Ranking").click()
+    page.wait_for_selector("text=Which defenses hold under digits-l2?")
+    assert "threat=digits-l2" in page.url
+    page.get_by_role("combobox").first.click()
+    page.get_by_role("option", name="digits-linf-nearest").click()
+    page.wait_for_selector("text=Which defenses hold under digits-linf-nearest?")
+    page.wait_for_url("**threat=digits-linf-nearest**")
+
+
+def test_a_stale_link_warns_in_the_browser_too(visitor: Visitor) -> None:
+    visitor.go("/?threat=retired")
+    assert "“retired” is not known to this database" in visitor.said()
+
+
+def test_a_phone_scrolls_the_table_and_not_the_page(visitor: Visitor) -> None:
+    visitor.page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        for path in ("/", "/defense"):
+            page = visitor.go(path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            main = page.locator("[data-testid=stMain]")
+            assert main.evaluate("e => e.scrollWidth <= e.clientWidth")
+    finally:
+        visitor.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_download_holds_exactly_what_is_shown(visitor: Visitor) -> None:
+    page = visitor.go("/?q=tra")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download CSV").click()
+    lines = waiting.value.path().read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["defense", "trades", "adversarial-training"]
+
+
+def test_pictures_tables_and_scrolling_boxes_can_be_read_without_eyes(visitor: Visitor) -> None:
+    page = visitor.go("/defense?name=bit-depth-3")
+    assert page.locator(".g-picture").count() >= 3
+    assert page.locator(".g-picture:not([alt]), .g-picture[alt='']").count() == 0
+    assert page.locator("table.g-table th:not([scope])").count() == 0
+    assert page.locator(".g-scroll:not([tabindex])").count() == 0
+    assert page.locator("h1").count() == 1
+
+
+def test_every_answer_carries_the_policy(server: Server) -> None:
+    for path in ("/", "/matrix", "/_stcore/health"):
+        with urllib.request.urlopen(server.url + path) as answer:
+            assert answer.headers["Content-Security-Policy"] == POLICY
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "unsafe-eval" not in POLICY and "script-src 'self';" in POLICY
+
+
+def test_an_interrupt_ends_the_server_with_code_0(server: Server) -> None:
+    server.process.send_signal(signal.SIGINT)
+    out, _ = server.process.communicate(timeout=30)
+    assert server.process.returncode == 0
+    assert out == "", "stdout is for data"
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(server.url.rpartition(":")[2]))) != 0

@@ -1,0 +1,203 @@
+"""What charts, tables and files are made of: pure functions with known answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from bench.board import Board, Curve, Square
+from bench.records import Count
+from bench.stats import count
+from leaderboard import export, figures, markup, plots, reading, words
+
+BOARD = Board(
+    name="digits-linf", id="0123", dataset="digits",
+    set={"name": "Linf", "eps": "51/255", "radius": 0.2}, access="gradients",
+    goal={"kind": "untargeted", "rule": ""}, budget={"gradients": None, "queries": None},
+    summary="", ranked=True, order=1, required=("pgd",), examples="e" * 16, n=500, mode="full",
+)  # fmt: skip
+
+
+def square(state: str, k: int | None = None, **more: Any) -> Square:
+    values: dict[str, Any] = {
+        "defense": "d", "attack": "a", "state": state, "reason": "", "out_of_ball": 0,
+        "fragile": 0, "forwards": 500, "gradients": 250, "seconds": 5.0, "items": 500,
+        "items_done": 500, "robust": None if k is None else count(k, 500), **more,
+    }  # fmt: skip
+    return Square(**values)
+
+
+def spec(chart: figures.Chart) -> str:
+    return json.dumps(chart.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "shown"),
+    [(310, 500, "62.0 %"), (0, 500, "0.0 %"), (6201, 10000, "62.01 %"), (1, 3, "33.3 %")],
+)
+def test_a_figure_is_as_fine_as_its_examples_allow(k: int, n: int, shown: str) -> None:
+    assert words.figure(count(k, n)) == shown
+
+
+def test_a_figure_of_nothing_is_no_zero() -> None:
+    assert words.figure(Count(0, 0, 0.0, 1.0)) == words.figure(None) == "—"
+    assert words.interval(None) == "no figure"
+
+
+def test_no_success_still_has_an_upper_bound() -> None:
+    assert words.interval(count(0, 500)) == "0.0–0.8 %, 0/500"  # noqa: RUF001
+
+
+def test_the_front_holds_what_no_other_row_beats_in_both() -> None:
+    rows = [
+        {"defense": "a", "clean": 0.9, "robust": 0.5},
+        {"defense": "b", "clean": 0.8, "robust": 0.6},
+        {"defense": "c", "clean": 0.8, "robust": 0.4},
+        {"defense": "d", "clean": 0.7, "robust": 0.6},
+    ]
+    assert [row["defense"] for row in figures.front(rows)] == ["a", "b"]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_names_stand_apart_and_never_below_their_point(heights: list[float]) -> None:
+    lifted = plots.apart(heights, 0.05)
+    assert all(new >= old for new, old in zip(lifted, heights, strict=True))
+    gaps = np.diff(sorted(lifted))
+    assert (gaps >= 0.05 - 1e-9).all()
+
+
+def test_a_staircase_starts_at_clean_and_ends_where_its_steps_end() -> None:
+    curve = Curve(np.array([0.0, 3.0, 7.0]), np.array([9, 5, 4]), 10)
+    drawn = plots.staircases({"pgd": curve}, None)
+    assert [(row["step"], row["accuracy"]) for row in drawn] == [(0, 0.9), (3, 0.5), (7, 0.4)]
+    assert [row["end"] for row in drawn] == [False, False, True]
+
+
+def test_a_long_staircase_keeps_its_ends_and_few_corners() -> None:
+    curve = Curve(np.arange(5000.0), np.arange(5000, 0, -1), 5000)
+    drawn = plots.staircases({"pgd": curve}, None)
+    assert len(drawn) <= plots.CORNERS
+    assert (drawn[0]["accuracy"], drawn[-1]["accuracy"]) == (1.0, 1 / 5000)
+
+
+def test_a_fixed_radius_is_a_point_and_never_part_of_a_line() -> None:
+    curve = Curve(np.array([0.0, 0.1]), np.array([9, 5]), 10)
+    drawn = plots.by_radius({"deepfool": curve}, [])
+    assert {row["kind"] for row in drawn} == {"smallest distance"}
+    layers = figures.radii(drawn, "radius", 0.2).to_dict()["layer"]
+    line = next(layer for layer in layers if layer["mark"]["type"] == "line")
+    assert "smallest distance" in json.dumps(line["transform"])
+
+
+def test_every_tile_carries_its_number_or_its_state() -> None:
+    found = [square("done", 310), square("failed"), square("not applicable"), square("running")]
+    tiles = plots.tiles(found, plots.ACCURACY)
+    assert [tile["shown"] for tile in tiles] == ["62.0", "failed", "n/a", "running 500/500"]
+    assert [tile["value"] for tile in tiles] == [0.62, None, None, None]
+
+
+def test_what_has_no_figure_is_never_drawn_as_zero() -> None:
+    tiles = plots.tiles([square("failed", gradients=None)], "gradients an example")
+    assert tiles[0]["value"] is None
+    assert plots.tiles([square("done")], "gradients an example")[0]["value"] == 0.5
+
+
+def test_attacks_stand_by_the_accuracy_they_leave() -> None:
+    found = [
+        square("done", 100, attack="weak"), square("done", 50, attack="strong"),
+        square("missing", attack="absent"),
+    ]  # fmt: skip
+    assert plots.strongest_first(found) == ["strong", "weak", "absent"]
+
+
+def test_a_chart_carries_hostile_text_as_data_only() -> None:
+    hostile = "![x](http://evil.example/x.png)"
+    tile = plots.tiles([square("done", 1, defense=hostile)], plots.ACCURACY)
+    drawn = figures.heat(tile, [hostile], ["a"], plots.ACCURACY, 1.0).to_dict()
+    assert {t["title"] for t in drawn["layer"][0]["encoding"]["tooltip"]} & {
+        "image",
+        "href",
+    } == set()
+    assert '"href"' not in json.dumps(drawn["layer"]) and '"url"' not in json.dumps(drawn["layer"])
+
+
+@given(st.text())
+def test_no_text_opens_a_tag_or_an_attribute(said: str) -> None:
+    safe = markup.text(said)
+    assert not set(safe) & set("<>\"'")
+    assert "\n" not in safe and "\u202e" not in safe
+
+
+def test_long_text_is_cut() -> None:
+    assert len(words.plain("x" * 10_000)) == words.LONGEST
+
+
+def test_links_lead_to_our_own_pages_and_home_is_the_root() -> None:
+    assert 'href="/defense?name=a%26b%2F%2F' in markup.link(
+        "defense", markup.text("x"), name="a&b//"
+    )
+    assert 'href="/?threat=t"' in markup.link("", markup.text("x"), threat="t")
+
+
+def test_a_picture_is_the_image_pixel_by_pixel() -> None:
+    pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    read = np.asarray(Image.open(io.BytesIO(base64.b64decode(markup.png(pixels)))))
+    assert (np.moveaxis(read, -1, 0) == pixels).all()
+    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(markup.png(pixels[:1] / 255)))))
+    assert (grey == pixels[0]).all()
+
+
+def test_the_change_is_magnified_by_the_factor_that_is_printed() -> None:
+    original = np.full((1, 2, 2), 100, np.uint8)
+    adversarial = (original / 255).astype(np.float32)
+    adversarial[0, 0, 0] += 0.09
+    shown, factor = markup.magnified(original, adversarial)
+    assert factor == 5
+    assert shown[0, 0, 0] == pytest.approx(0.95, abs=1e-5)
+    assert shown[0, 1, 1] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_the_whole_change_stays_visible() -> None:
+    original = np.zeros((1, 2, 2), np.uint8)
+    adversarial = np.array([[[1.0, 0.3], [0.0, 0.7]]], np.float32)
+    shown, _ = markup.magnified(original, adversarial)
+    assert shown.min() >= 0 and shown.max() <= 1
+
+
+def test_a_spreadsheet_runs_nothing() -> None:
+    lines = export.as_csv([{"defense": "=1+1", "k": -3}, {"defense": "@x", "k": None}]).splitlines()
+    assert lines == ["defense,k", "'=1+1,-3", "'@x,"]
+
+
+def test_json_carries_its_schema_and_the_rules() -> None:
+    said = json.loads(export.as_json(BOARD, "matrix", [square("done", 310)]))
+    assert said["schema"] == 1 and said["board"]["set"]["eps"] == "51/255"
+    assert said["matrix"][0]["robust"]["k"] == 310
+
+
+def test_boards_of_one_threat_model_have_names_of_their_own() -> None:
+    small = Board(**{**vars(BOARD), "n": 100, "examples": "f" * 16})
+    cascade = Board(**{**vars(small), "mode": "rank"})
+    labels = reading.labels([BOARD, small, cascade])
+    assert list(labels) == [
+        "digits-linf", "digits-linf (100 examples)", "digits-linf (100 examples, rank)",
+    ]  # fmt: skip
+    assert list(labels.values()) == [BOARD, small, cascade]
+
+
+def test_the_answer_is_read_again_when_the_file_changes(tmp_path: Any) -> None:
+    file = tmp_path / "x.db"
+    url = f"sqlite:///{file}"
+    before = reading.stamp(url)
+    file.write_text("a")
+    middle = reading.stamp(url)
+    file.with_name("x.db-wal").write_text("b")
+    assert len({before, middle, reading.stamp(url)}) == 3

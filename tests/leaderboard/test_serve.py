@@ -1,0 +1,39 @@
+"""`bench leaderboard` before the first page: ports, and what it refuses."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from bench import serve
+from bench.records import UnfitError
+
+
+def test_port_zero_takes_a_free_one() -> None:
+    assert serve._free("127.0.0.1", 0) > 0
+
+
+def test_a_taken_port_is_a_sentence() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(UnfitError, match=f"port {port} of 127.0.0.1 cannot be used"):
+            serve.serve(port=port, open_browser=False)
+
+
+def test_a_server_that_dies_at_once_is_a_sentence() -> None:
+    dead = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    dead.wait()
+    with pytest.raises(UnfitError, match="did not answer"):
+        serve._wait_until_healthy(dead, "127.0.0.1", 1)
+
+
+def test_nothing_is_reported_home_and_no_trace_is_shown() -> None:
+    command = " ".join(serve._command("127.0.0.1", 8501))
+    assert "--browser.gatherUsageStats false" in command
+    assert "--client.showErrorDetails none" in command
+    assert "--server.address 127.0.0.1" in command
