@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import tempfile
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,8 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_reader_cannot_write(filled: Path) -> None:
     with Store.open(f"sqlite:///{filled}", read_only=True) as store:
+        with store._engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA query_only").scalar() == 1
         assert store.cells()[0].robust == 2
         assert len(store.outcomes(store.cells()[0].key).item) == 3
         with pytest.raises(UnfitError, match="opened for reading only"):
@@ -225,6 +229,23 @@ def test_a_reader_reads_while_a_writer_is_in_the_middle(filled: Path) -> None:
             connection.execute(text("UPDATE cells SET robust = 77"))
             assert reader.cells()[0].robust == 2
         assert reader.cells()[0].robust == 77
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become nobody"
+)
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_reader_needs_no_permission_to_write(filled: Path, writing: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        shutil.copy(filled, Path(folder) / "bench.db")
+        url = f"sqlite:///{folder}/bench.db"
+        with Store.open(url) if writing else nullcontext() as writer:
+            if writer is not None:
+                writer.plan([Planned(tiny_cell(2))])
+            command = [sys.executable, "-m", "tests.store_workers", "read", url, ""]
+            told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "2" if writing else "1"]
 
 
 def test_a_locked_database_is_named(filled: Path) -> None:
@@ -343,13 +364,17 @@ def test_a_backup_is_a_whole_database_and_never_replaces_a_file(filled: Path) ->
         ("UPDATE cells SET items_done = 2", "counts 2 outcomes and has 3"),
         ("UPDATE cells SET seal = 'x'", "does not match its seal"),
         ("UPDATE chunks SET outcomes = x'01'", "1 altered chunks"),
+        (
+            "INSERT INTO chunks SELECT cell, 3, count, first, last, digest, exact, outcomes"
+            " FROM chunks; UPDATE cells SET items_done = 6, state = 'running'",
+            "has an item twice",
+        ),
         ("UPDATE chunks SET cell = 'x'", "refers to a row of cells that is not there"),
     ],
 )
 def test_a_row_edited_by_hand_is_named(filled: Path, edit: str, sentence: str) -> None:
     with closing(sqlite3.connect(filled)) as connection:
-        connection.execute(edit)
-        connection.commit()
+        connection.executescript(edit)
     with Store.open(f"sqlite:///{filled}") as store:
         (found,) = store.check()
     assert sentence in found

@@ -13,12 +13,16 @@ from sqlalchemy import Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError
+from sqlalchemy.pool import NullPool
 
 from bench.records import BenchError, UnfitError
 
 DEFAULT = "sqlite:///bench.db"
 BUSY_SECONDS = 30
 """How long a writer waits for another one."""
+
+_EXPLICIT = {"timeout": BUSY_SECONDS, "isolation_level": None}
+"""Transactions begin where we say so, not where Python's driver guesses."""
 
 _CAUSES = (
     ("unable to open", "the file cannot be opened: give a path in a folder that can be written"),
@@ -67,10 +71,7 @@ def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True)
     path = file_of(url)
     if path is None:
         return _server_engine(url)
-    if read_only:
-        query = {"mode": "ro", "uri": "true"}
-        url = url.set(database=f"file:{quote(str(path))}", query=query)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "isolation_level": None})
+    engine = _reading_engine(url, path) if read_only else create_engine(url, connect_args=_EXPLICIT)
     pragmas = [f"foreign_keys={int(foreign_keys)}", "trusted_schema=OFF"]
     pragmas += ["query_only=ON"] if read_only else ["journal_mode=WAL", "synchronous=FULL"]
 
@@ -140,6 +141,23 @@ def copy_file(path: Path, target: Path) -> None:
             f"no backup of {path} at {target} ({error}): give a path in a folder that can be"
             " written."
         ) from error
+
+
+def _reading_engine(url: URL, path: Path) -> Engine:
+    if os.access(path.parent, os.W_OK):
+        url = url.set(database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
+        return create_engine(url, connect_args=_EXPLICIT)
+
+    def connect() -> sqlite3.Connection:
+        # WAL needs a file beside the database even to read, unless nobody writes: then the file
+        # may be taken as it is. Asked for each connection, as a writer may come any time.
+        writing = path.with_name(f"{path.name}-wal").exists()
+        uri = f"file:{quote(str(path))}?mode=ro" + ("" if writing else "&immutable=1")
+        return sqlite3.connect(
+            uri, BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
+        )
+
+    return create_engine(url, creator=connect, poolclass=NullPool)
 
 
 def _server_engine(url: URL) -> Engine:
