@@ -37,7 +37,7 @@ def choose_board(boards: list[Board]) -> None:
     """The selector of the threat model; its value travels in the URL from page to page."""
     left, _ = st.columns([2, 3])
     choice.pick(
-        choice.THREAT, "Threat model", list(reading.labels(boards)), what="threat model", place=left
+        choice.THREAT, "Threat model", list(words.labels(boards)), what="threat model", place=left
     )
 
 

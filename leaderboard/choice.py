@@ -68,4 +68,4 @@ def label() -> str:
 
 def board() -> Board:
     """The board that the frame's selector shows."""
-    return reading.labels(reading.boards())[label()]
+    return words.labels(reading.boards())[label()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,19 +110,3 @@ def examples(digest: str) -> ExamplesRow:
 def submissions() -> list[Submission]:
     """Every submission with its history."""
     return _asked(Store.submissions)
-
-
-def labels(known: Sequence[Board]) -> dict[str, Board]:
-    """Boards by the name that the URL carries: the threat's, with n and mode where it repeats."""
-    named: dict[str, Board] = {}
-    for board in known:
-        for label in (
-            board.name,
-            f"{board.name} ({board.n} examples)",
-            f"{board.name} ({board.n} examples, {board.mode})",
-            f"{board.name} ({board.n} examples, {board.mode}, {board.examples[:8]})",
-        ):
-            if label not in named:
-                named[label] = board
-                break
-    return named

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.board import Board
 from bench.records import Count
 
 PRODUCT = "Gauntlet"
@@ -263,3 +264,19 @@ def stale(what: str, name: str) -> Notice:
         f"This link names a {what} that is not here",
         (f"“{name}” is not known to this database. What you see below is something else.",),
     )
+
+
+def labels(known: Sequence[Board]) -> dict[str, Board]:
+    """Boards by the name that the URL carries: the threat's, with n and mode where it repeats."""
+    named: dict[str, Board] = {}
+    for board in known:
+        for label in (
+            board.name,
+            f"{board.name} ({board.n} examples)",
+            f"{board.name} ({board.n} examples, {board.mode})",
+            f"{board.name} ({board.n} examples, {board.mode}, {board.examples[:8]})",
+        ):
+            if label not in named:
+                named[label] = board
+                break
+    return named

@@ -5,7 +5,7 @@ import streamlit as st
 from leaderboard import choice, dossier, figures, markup, panels, plots, reading, words
 
 here = choice.board()
-known = reading.labels(reading.boards())
+known = words.labels(reading.boards())
 cards = {card.name: card for card in reading.cards("defense")}
 attacks = {card.name: card for card in reading.cards("attack")}
 ranked = [row.defense for row in reading.ranking(here)]

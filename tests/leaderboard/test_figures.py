@@ -186,7 +186,7 @@ def test_json_carries_its_schema_and_the_rules() -> None:
 def test_boards_of_one_threat_model_have_names_of_their_own() -> None:
     small = Board(**{**vars(BOARD), "n": 100, "examples": "f" * 16})
     cascade = Board(**{**vars(small), "mode": "rank"})
-    labels = reading.labels([BOARD, small, cascade])
+    labels = words.labels([BOARD, small, cascade])
     assert list(labels) == [
         "digits-linf", "digits-linf (100 examples)", "digits-linf (100 examples, rank)",
     ]  # fmt: skip

@@ -1,0 +1,54 @@
+"""The matrix as a plain table of coloured cells, for readers without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leaderboard import markup
+from leaderboard.markup import NOTHING, Html
+
+STOPS = (
+    (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140),
+    (40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37),
+)  # fmt: skip
+"""The viridis scale at nine even places."""
+
+
+def colour(share: float) -> tuple[int, int, int]:
+    """Viridis at `share` of its length."""
+    place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
+    low = min(int(place), len(STOPS) - 2)
+    part = place - low
+    red, green, blue = (
+        round(a + part * (b - a)) for a, b in zip(STOPS[low], STOPS[low + 1], strict=True)
+    )
+    return red, green, blue
+
+
+def table(
+    tiles: Sequence[Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str], top: float
+) -> Html:
+    """One line a defense. Tiles as for `figures.heat`."""
+    by = {(tile["defense"], tile["attack"]): tile for tile in tiles}
+    head = markup.join(markup.tag("th", markup.text(name), scope="col") for name in ("", *columns))
+    lines = []
+    for name in rows:
+        cells = markup.join(_cell(by.get((name, column)), top) for column in columns)
+        leader = markup.tag("th", markup.text(name), scope="row", class_="g-name")
+        lines.append(markup.tag("tr", Html(leader + cells)))
+    inside = markup.tag("thead", markup.tag("tr", head)) + markup.tag("tbody", markup.join(lines))
+    whole = markup.tag("table", Html(inside), class_="g-table g-grid")
+    return markup.tag("div", whole, class_="g-scroll", tabindex="0")
+
+
+def _cell(tile: Mapping[str, Any] | None, top: float) -> Html:
+    if tile is None:
+        return markup.tag("td", NOTHING)
+    said = f"{tile['defense']}, {tile['attack']}: {tile['words']}"
+    if tile["value"] is None:
+        return markup.tag("td", markup.small(tile["shown"]), title=said)
+    share = tile["value"] / (top or 1)
+    ink = "#10161c" if share > 0.6 else "#ffffff"
+    style = f"background:rgb{colour(share)};color:{ink}"
+    return markup.tag("td", markup.text(tile["shown"]), title=said, style=style)

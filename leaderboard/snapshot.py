@@ -1,0 +1,181 @@
+"""The board as plain files: HTML without scripts, and the report as JSON; for any static host."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from bench import board as boarding
+from bench.board import Board, Row
+from bench.records import BenchError, Card
+from bench.store import Store
+from leaderboard import dossier, grid, markup, panels, plots, words
+from leaderboard.markup import Html
+
+HERE = Path(__file__).parent
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+BASE = """
+:root { color-scheme: light dark; }
+body { background: Canvas; color: CanvasText; margin: 0 auto; max-width: 82rem; padding: 1.5rem;
+       font: 16px/1.5 "Source Sans 3", "Segoe UI", Helvetica, Arial, sans-serif; }
+h2 { font-size: 1.3rem; margin: 2rem 0 .6rem; }
+.g-grid td { text-align: center; }
+"""
+
+
+def write(url: str | None, folder: Path) -> list[Path]:
+    """Write every page; returns the files. BenchError where the database cannot be read."""
+    with Store.open(url, read_only=True) as store:
+        boards = words.labels(boarding.boards(store))
+        if not boards:
+            raise BenchError("the database holds no board yet; `bench run` plays the default ones.")
+        pages = _pages(store, boards)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in pages.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return [folder / name for name in pages]
+
+
+def _pages(store: Store, boards: Mapping[str, Board]) -> dict[str, str]:
+    cards = {card.name: card for card in store.cards("defense")}
+    rows = {label: boarding.ranking(store, board) for label, board in boards.items()}
+    pages: dict[str, str] = {}
+    for label, board in boards.items():
+        body = _board(store, label, board, rows[label], cards)
+        pages[file("board", label)] = _page(label, body)
+        if label == board.name:
+            report = json.dumps(boarding.report(store, label), indent=1, sort_keys=True)
+            pages[file("board", label).replace(".html", ".json")] = report
+    for name in sorted({row.defense for found in rows.values() for row in found}):
+        pages[file("defense", name)] = _page(name, _defense(store, name, cards[name], boards, rows))
+    digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
+    pages["index.html"] = _page(words.PRODUCT, _index(boards, rows, digest))
+    pages["method.txt"] = (HERE / "method.md").read_text(encoding="utf-8")
+    return pages
+
+
+def file(kind: str, name: str) -> str:
+    """A file name for any text; the same for the same."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower())[:60]
+    mark = "" if plain == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{kind}-{plain}{mark}.html"
+
+
+def _relative(page: str) -> str:
+    """Links of the app as links between the files."""
+
+    def turned(link: re.Match[str]) -> str:
+        query = parse_qs(html.unescape(link[2]))
+        kind, key = ("defense", "name") if link[1] == "defense" else ("board", "threat")
+        return f'href="{markup.text(file(kind, query[key][0]))}"'
+
+    return re.sub(r'href="/(\w*)\?([^"]*)"', turned, page)
+
+
+def _page(title: str, body: Html) -> str:
+    style = BASE + (HERE / "style.css").read_text(encoding="utf-8")
+    home = markup.tag("p", markup.tag("a", markup.text("All boards"), href="index.html"))
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{markup.text(title)}</title><style>{style}</style></head>"
+        f"<body>{home}{_relative(body)}</body></html>\n"
+    )
+
+
+def _part(title: str, body: Html) -> Html:
+    return Html(markup.tag("h2", markup.text(title)) + body)
+
+
+def _board(
+    store: Store, label: str, board: Board, rows: Sequence[Row], cards: Mapping[str, Card]
+) -> Html:
+    squares = boarding.matrix(store, board)
+    tiles = [*plots.margins(rows), *plots.tiles(squares, plots.ACCURACY)]
+    columns = [*plots.MARGINS, *plots.strongest_first(squares)]
+    names = [row.defense for row in rows]
+    reasons = [(f"{s.attack} → {s.defense}", s) for s in squares if s.state != "done"]
+    return markup.join(
+        (
+            markup.heading(f"Which defenses hold under {label}?", markup.text(board.summary)),
+            panels.headline(rows, board),
+            _part("Ranking", panels.ranking(rows, cards, label)),
+            panels.unranked(rows),
+            _part("Every attack against every defense", grid.table(tiles, names, columns, 1.0)),
+            panels.legend(squares),
+            _part("Cells without a figure", panels.squares(reasons, "Cell")),
+            _part("Rules", panels.rules(board)),
+        )
+    )
+
+
+def _defense(
+    store: Store,
+    name: str,
+    card: Card,
+    boards: Mapping[str, Board],
+    rows: Mapping[str, Sequence[Row]],
+) -> Html:
+    mine = {label: row for label in boards for row in rows[label] if row.defense == name}
+    named = {boards[label].name: row for label, row in reversed(mine.items())}
+    parts = [
+        markup.heading(name, markup.text(card.summary)),
+        _part("Identity", dossier.identity(card)),
+        _part("Claim and measurement", dossier.claims(card, named)),
+        _part("Under every threat model", dossier.everywhere(list(mine.items()))),
+    ]
+    for label, row in mine.items():
+        entry = boarding.entry(store, boards[label], name)
+        parts.append(_part(f"Signs under {label}", panels.flags(row.flags)))
+        cells = [(square.attack, square) for square in entry.squares]
+        parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack")))
+        classes = store.examples(boards[label].examples).classes
+        for attack, kept in entry.images.items():
+            title = f"What fooled it: {attack} under {label}"
+            parts.append(_part(title, dossier.pictures(kept[:2], classes)))
+    return markup.join(parts)
+
+
+def _index(boards: Mapping[str, Board], rows: Mapping[str, Sequence[Row]], digest: str) -> Html:
+    lines = [
+        (
+            markup.link("", markup.text(label), threat=label),
+            markup.text(words.perturbation(board.set)),
+            markup.text(words.counted(len(rows[label]), "defense")),
+            markup.text(board.n),
+        )
+        for label, board in boards.items()
+    ]
+    columns = [markup.Column(name) for name in ("Threat model", "May change", "Played", "n")]
+    today = f"Snapshot of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; content sha256 {digest}."
+    method = markup.tag("a", markup.text("How the figures are made"), href="method.txt")
+    return markup.join(
+        (
+            markup.heading(words.PRODUCT, markup.text(words.MOTTO)),
+            _part("Boards", markup.table(columns, lines, today)),
+            markup.tag("p", method),
+        )
+    )
+
+
+def main() -> int:
+    """`python -m leaderboard.snapshot FOLDER`."""
+    try:
+        for path in write(None, Path(sys.argv[1])):
+            print(path)
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The plain files say what the pages say, without a script and without another host."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.board import boards, ranking, report
+from bench.records import BenchError
+from bench.serve import serve
+from bench.store import Store
+from leaderboard import grid, markup, snapshot
+from tests.leaderboard.world import DEFENSES, HOSTILE, THREATS
+
+
+@pytest.fixture(scope="module")
+def files(world: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    written = snapshot.write(world, tmp_path_factory.mktemp("snapshot"))
+    return {path.name: path.read_text(encoding="utf-8") for path in written}
+
+
+def test_every_board_and_every_defense_has_a_page(files: dict[str, str]) -> None:
+    boards_, defenses = ([n for n in files if n.startswith(k)] for k in ("board-", "defense-"))
+    assert len(boards_) == 2 * len(THREATS), "a page and a report each"
+    assert len(defenses) == len(DEFENSES)
+
+
+def test_every_link_leads_to_a_file_that_is_there(files: dict[str, str]) -> None:
+    links = {link for page in files.values() for link in re.findall(r'href="([^"]*)"', page)}
+    assert len(links) > len(DEFENSES) and links <= set(files)
+
+
+def test_no_script_and_no_other_host(files: dict[str, str]) -> None:
+    for name, page in files.items():
+        if name.endswith(".html"):
+            assert "<script" not in page and not re.search(r'(src|href)="(?!data:)[a-z]+:', page)
+            assert snapshot.POLICY in page
+
+
+def test_the_figures_are_those_of_the_page(files: dict[str, str], world: str) -> None:
+    with Store.open(world, read_only=True) as store:
+        for board in boards(store):
+            page = files[snapshot.file("board", board.name)]
+            for row in ranking(store, board):
+                assert markup.bar(row.robust) in page
+            told = json.loads(files[snapshot.file("board", board.name).replace(".html", ".json")])
+            assert told == json.loads(json.dumps(report(store, board.name)))
+
+
+def test_a_hostile_name_is_inert(files: dict[str, str]) -> None:
+    page = files[snapshot.file("defense", HOSTILE)]
+    assert "<h1>![x](http://evil.example/x.png)&lt;img" in page
+    assert set(snapshot.file("defense", HOSTILE)) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+def test_names_that_look_alike_have_files_of_their_own() -> None:
+    assert len({snapshot.file("defense", name) for name in ("a b", "a-b", "A-b", "a/b")}) == 4
+
+
+def test_an_empty_database_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'e.db'}"
+    Store.open(url).close()
+    with pytest.raises(BenchError, match="bench run"):
+        snapshot.write(url, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_writes_and_does_not_serve(world: str, tmp_path: Path) -> None:
+    assert serve(db=world, export=tmp_path / "out") == 0
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_the_exit_code_tells_an_unfit_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENCH_DB", f"sqlite:///{tmp_path / 'none.db'}")
+    monkeypatch.setattr("sys.argv", ["snapshot", str(tmp_path / "out")])
+    assert snapshot.main() == 5
+    assert "no database" in capsys.readouterr().err
+
+
+def test_the_scale_is_dark_where_low_and_light_where_high() -> None:
+    assert grid.colour(0.0) == (68, 1, 84) and grid.colour(1.0) == (253, 231, 37)
+    light = [sum(grid.colour(k / 50)) for k in range(51)]
+    assert grid.colour(-1.0) == grid.colour(0.0) and grid.colour(7.0) == grid.colour(1.0)
+    assert light[0] < light[25] < light[50]
