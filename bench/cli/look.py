@@ -80,6 +80,7 @@ def tell(database: str | None, threats: Sequence[str | None], *, as_json: bool) 
     from rich.console import Console
 
     from bench import board
+    from bench.board.render import render
     from bench.store import Store
 
     with Store.open(database, read_only=True) as store:
@@ -90,7 +91,7 @@ def tell(database: str | None, threats: Sequence[str | None], *, as_json: bool) 
         return
     console = Console()
     for document in reports:
-        console.print(board.render(document))
+        console.print(render(document))
 
 
 @export.command("outcomes")

@@ -59,6 +59,8 @@ class Table:
         self.distance = torch.full((size,), math.inf, device=device)
         self.hit_step = torch.full_like(first, -1)
         self.hit_run = torch.full_like(first, -1)
+        self.hit_forwards = torch.zeros_like(first)
+        self.hit_gradients = torch.zeros_like(first)
         self.last = rows.x.clone()
         self.last_step = torch.zeros_like(first)
         self.item = np.full(size, -1, dtype=np.int64)
@@ -143,7 +145,7 @@ class Table:
 
     def _watch(self, adv: Tensor, logits: Tensor, allowed: Tensor) -> None:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""
-        hit = self.rows.wrong(logits) & allowed
+        hit = self.rows.wrong(logits) & allowed & ~self.found
         if not hit.any():
             return
         inside = hit & self.game.ball.contains(adv, self.rows.x)
@@ -158,9 +160,12 @@ class Table:
         self.hit_step = torch.where(better, self.rows.t, self.hit_step)
         self.hit_run = torch.where(better, self.rows.run, self.hit_run)
         if self.game.goal.kind != "nearest":
+            # What is spent until the next settlement is not part of the price of this success,
+            # but it is counted, for the referee may refuse the claim and the row goes on.
+            ledger = self.rows.ledger
+            self.hit_forwards = torch.where(inside, ledger.forwards, self.hit_forwards)
+            self.hit_gradients = torch.where(inside, ledger.gradients, self.hit_gradients)
             self.found = self.found | inside
-            if self.traits.retires is not Retire.NEVER:
-                self.rows.active = self.rows.active & ~inside
 
     def _settle(self) -> None:
         """Confirm wins, end spent runs and begin the next, look when enough are waiting."""
@@ -189,7 +194,6 @@ class Table:
         won[refused] = False
         self.found[refused] = False
         self.distance[refused] = math.inf
-        self.rows.active[refused] = True
         return won
 
     def _end(self, slots: list[int]) -> None:
@@ -200,7 +204,8 @@ class Table:
         adv = iterate(self.state)[where]
         adv = torch.where(per_row(self.ended[where], adv), self.last[where], adv)
         step = torch.where(self.ended[where], self.last_step[where], self.rows.t[where]).tolist()
-        forwards, gradients = self._spent(where)
+        ledger = self.rows.ledger
+        forwards, gradients = ledger.forwards[where].tolist(), ledger.gradients[where].tolist()
         refused = self.rows.ledger.refused[where].tolist()
         again = []
         for row, slot in enumerate(slots):
@@ -239,7 +244,7 @@ class Table:
         if not slots:
             return
         where = torch.tensor(slots, device=self.found.device)
-        forwards, gradients = self._spent(where)
+        forwards, gradients = self.hit_forwards[where].tolist(), self.hit_gradients[where].tolist()
         step = self.hit_step[where].tolist()
         for row, slot in enumerate(slots):
             run = int(self.run[slot])
@@ -255,10 +260,6 @@ class Table:
             self.rows.active[where] = False
             self.playing[where] = False
             self.rows.t[where] = 0
-
-    def _spent(self, where: Tensor) -> tuple[list[int], list[int]]:
-        ledger = self.rows.ledger
-        return ledger.forwards[where].tolist(), ledger.gradients[where].tolist()
 
     def _on_device(self, mirror: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:
         return torch.from_numpy(mirror).to(self.found.device)

@@ -1,0 +1,126 @@
+"""Is this machine fit to play? One finding for each thing a run leans on."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from bench import data
+from bench.kit import cross_entropy
+from bench.records import BenchError
+from bench.registry import Registry
+from bench.store import Store
+from bench.target import Target
+
+SPARE = 1 << 30  # bytes under which the disk counts as full
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    fit: bool
+    sentence: str
+
+
+def examine(url: str | None) -> list[Finding]:
+    """Look at everything a run needs; nothing is changed."""
+    return [look(url) for look in LOOKS]
+
+
+def _python(_: str | None) -> Finding:
+    names = ("torch", "torchvision", "sqlalchemy", "streamlit", "pluggy")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return Finding("versions", True, f"Python {platform.python_version()}, {versions}.")
+
+
+def _devices(_: str | None) -> Finding:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = ", ".join(names) or "no CUDA device; cells are played on the CPU"
+    return Finding("devices", True, f"{found}; {torch.get_num_threads()} threads.")
+
+
+def _arithmetic(_: str | None) -> Finding:
+    """A gradient that is known: of the cross-entropy of a linear model."""
+    layer = torch.nn.Linear(4, 3)
+    images = torch.full((32, 4), 0.5)
+    label = torch.zeros(32, dtype=torch.int64)
+    since = time.perf_counter()
+    answer = Target(layer).gradient(images, lambda logits: cross_entropy(logits, label))
+    share = answer.logits.softmax(1) - torch.nn.functional.one_hot(label, 3)
+    exact = bool(torch.allclose(answer.gradient, share @ layer.weight, atol=1e-6))
+    took = time.perf_counter() - since
+    word = "as in closed form" if exact else "NOT as in closed form: reinstall torch"
+    return Finding("arithmetic", exact, f"a smoke gradient came out {word} in {took:.2f} s.")
+
+
+def _plugins(_: str | None) -> Finding:
+    registry = Registry.load()
+    counts = f"{len(registry.attacks)} attacks, {len(registry.defenses)} defenses"
+    if registry.problems:
+        return Finding("plugins", False, f"{counts}; refused: {' '.join(registry.problems)}")
+    return Finding("plugins", True, f"{counts}, none refused.")
+
+
+def _datasets(_: str | None) -> Finding:
+    registry = Registry.load()
+    here = []
+    for name, offer in registry.datasets.items():
+        if name == "digits" or (data.folder() / name).exists():
+            data.read(offer.value)
+            here.append(name)
+    return Finding(
+        "data", True, f"read and checked: {', '.join(here)}; others from {data.folder()}."
+    )
+
+
+def _database(url: str | None) -> Finding:
+    with Store.open(url, read_only=True) as store:
+        problems = store.check()
+    sentence = " ".join(problems) or "every stored digest and reference holds."
+    return Finding("database", not problems, sentence)
+
+
+def _disk(_: str | None) -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    word = "enough" if free > SPARE else "too little: free some before a run"
+    return Finding("disk", free > SPARE, f"{free / SPARE:.1f} GiB free here, {word}.")
+
+
+def _isolation(_: str | None) -> Finding:
+    tool = shutil.which("bwrap") if sys.platform == "linux" else None
+    word = "bubblewrap is installed" if tool else "bubblewrap is not installed"
+    return Finding(
+        "isolation", True, f"{word}; submitted code runs only with --allow-unsandboxed so far."
+    )
+
+
+def _guarded(look: Callable[[str | None], Finding]) -> Callable[[str | None], Finding]:
+    """A look whose failure is a finding."""
+
+    def guarded(url: str | None) -> Finding:
+        try:
+            return look(url)
+        except BenchError as error:
+            # A database that is not there yet is no illness.
+            missing = "there is no database" in str(error)
+            return Finding(look.__name__.strip("_"), missing, str(error))
+
+    return guarded
+
+
+LOOKS = [
+    _guarded(look)
+    for look in (
+        _python, _devices, _arithmetic, _plugins, _datasets, _database, _disk, _isolation,
+    )
+]  # fmt: skip
