@@ -208,13 +208,15 @@ class Registry:
     def _register(self, plugin: Plugin) -> bool:
         """Whether the plugin is in; otherwise it is out again, with a sentence."""
         wrong = unfit(plugin.module)
+        if self.manager.has_plugin(plugin.name):
+            wrong = "is named twice; the first stands"
         if wrong:
             self.problems.append(f"{plugin.name} {wrong}.")
             return False
         try:
             self.manager.register(plugin.module, plugin.name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            # register() leaves a plugin that failed validation inside the manager.
+            # Before 1.7, register() left a plugin that failed validation inside the manager.
             if self.manager.has_plugin(plugin.name):
                 self.manager.unregister(name=plugin.name)
             self.problems.append(f"{plugin.name} was refused: {said(error)}.")

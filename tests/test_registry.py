@@ -149,6 +149,15 @@ def test_two_plugins_with_one_name_are_both_named_and_the_first_stands(tmp_path:
     assert found.attacks["pgd"].module == "one"
 
 
+def test_a_plugin_that_is_named_twice_stands_once(site: Path) -> None:
+    text = "from bench.plugin import *\n" + attack("stranger-fast")
+    install(site, "fast = stranger_fast\nfaster = stranger_fast", "stranger_fast", text)
+    found = Registry.load(site / "none")
+    assert found.problems == ["stranger_fast is named twice; the first stands."]
+    assert found.attacks["stranger-fast"].module == "stranger_fast"
+    assert found.manager.has_plugin("stranger_fast")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
