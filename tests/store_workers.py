@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -116,8 +118,7 @@ def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: 
 
 def upgrades(url: str, migrations: Path, known: tuple[str, ...]) -> None:
     """Die at every statement in turn, printing what is on the disk each time, then succeed."""
-    import sqlite3
-
+    importlib.import_module("alembic.command")  # once, for all the children
     at = 1
     while interrupted_upgrade(url, migrations, known, at):
         with sqlite3.connect(str(resolve(url).database)) as connection:

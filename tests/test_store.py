@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -90,7 +90,7 @@ def server() -> Iterator[str]:
         run("initdb", "-A", "trust", "-U", "bench", "-E", "UTF8", "--no-sync")
         quiet = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
         run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", quiet, "start")
-        yield f"postgresql+psycopg://bench@/postgres?host={folder}"
+        yield f"postgresql://bench@/postgres?host={folder}"
         run("pg_ctl", "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder)
@@ -101,13 +101,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database that does not exist yet, or is empty."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'bench.db'}"
-    admin = request.getfixturevalue("server")
-    name = f"t{len(list(tmp_path.parent.iterdir()))}_{os.urandom(4).hex()}"
-    engine = create_engine(admin, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    server = str(request.getfixturevalue("server"))
+    engine = create_engine(server.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
     engine.dispose()
-    return str(admin).replace("/postgres?", f"/{name}?").replace("+psycopg", "")
+    return server
 
 
 @pytest.fixture
@@ -132,6 +132,7 @@ def any_outcomes(draw: st.DrawFn) -> Outcomes:
 
 
 @given(any_outcomes())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_unpacking_gives_back_every_bit(outcomes: Outcomes) -> None:
     assert same_bits(outcomes, unpack(pack(outcomes)))
     assert unpack_items(pack(outcomes)).tolist() == outcomes.item.tolist()
@@ -672,4 +673,9 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestLeases.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -36,7 +36,7 @@ def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Pat
     cells = [tiny_cell(number, ITEMS) for number in range(CELLS)]
     with Store.open(url) as store:
         store.plan(Planned(cell) for cell in cells)
-    (kills,) = nursery("chaos", url, str(log), "3", "120", "20")
+    (kills,) = nursery("chaos", url, str(log), "3", "120", "120")
     # A write cut short by a kill leaves a line without its end; none here is that long.
     lines = [line.split() for line in log.read_text().splitlines()]
     acknowledged: set[tuple[str, str]] = set()
