@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich import box
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -33,9 +34,10 @@ def _heading(report: Json) -> Text:
 
 def ranking(report: Json) -> Table:
     """One line a defense."""
-    table = Table(title=f"Ranking: {escape(report['threat']['name'])}", title_justify="left")
-    for name in ("Rank", "Defense", "Clean", "Robust", "95 %", "Strongest", "Done", "Flags"):
-        table.add_column(name, justify="right" if name in _NUMBERS else "left")
+    table = _table(f"Ranking: {escape(report['threat']['name'])}")
+    for name in ("Rank", "Defense", "Clean", "Robust", "95 %", "Strongest", "Done", "Verdict"):
+        justify: JustifyMethod = "right" if name in _NUMBERS else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in _WORDS)
     for row in report["ranking"]:
         cells = (
             _rank(row),
@@ -45,23 +47,24 @@ def ranking(report: Json) -> Table:
             interval(row["robust"]),
             row["strongest"] or "-",
             f"{row['coverage']['done']}/{row['coverage']['required']}",
-            _flags(row),
+            _verdict(row),
         )
         table.add_row(*map(escape, cells))
     return table
 
 
 _NUMBERS = ("Rank", "Clean", "Robust", "95 %", "Done")
+_WORDS = ("Strongest", "Verdict")
 
 
 def matrix(report: Json) -> Table:
     """Right after each attack, of n; states where there is no figure."""
     squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
     attacks = sorted({attack for _, attack in squares})
-    table = Table(title="Right after each attack", title_justify="left")
-    table.add_column("Defense")
+    table = _table("Right after each attack")
+    table.add_column("Defense", overflow="fold", no_wrap=True)
     for attack in attacks:
-        table.add_column(escape(attack), justify="right")
+        table.add_column(escape(attack), justify="right", overflow="fold")
     for row in report["ranking"]:
         name = row["defense"]
         table.add_row(escape(name), *(escape(_square(squares[name, a])) for a in attacks))
@@ -70,12 +73,16 @@ def matrix(report: Json) -> Table:
 
 def evidence(raised: Iterable[tuple[str, Json]]) -> Table:
     """The raised flags with their sentences."""
-    table = Table(title="Raised flags", title_justify="left")
+    table = _table("Raised flags")
     for name in ("Defense", "Flag", "Evidence"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for defense, flag in raised:
         table.add_row(*map(escape, (defense, flag["name"], flag["evidence"])))
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def fraction(count: Json) -> str:
@@ -96,11 +103,11 @@ def _rank(row: Json) -> str:
     return f"{best}" if best == worst else f"{best}-{worst}"
 
 
-def _flags(row: Json) -> str:
-    raised = [flag["name"] for flag in row["flags"] if flag["state"] == "raised"]
+def _verdict(row: Json) -> str:
+    """The verdict, how many flags are raised, and how many were tested at all."""
+    raised = sum(flag["state"] == "raised" for flag in row["flags"])
     tested = sum(flag["state"] != "not tested" for flag in row["flags"])
-    listed = f": {', '.join(raised)}" if raised else ""
-    return f"{row['verdict']}, {len(raised)} of {tested} tested{listed}"
+    return f"{row['verdict']} {raised}/{tested}"
 
 
 def _square(square: Json) -> str:
@@ -108,4 +115,9 @@ def _square(square: Json) -> str:
 
 
 def _notes(rows: Iterable[Json]) -> list[Text]:
-    return [Text(f"{row['defense']}: {row['note']}") for row in rows if row["note"]]
+    """Each note once, with the entries it is about."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            about.setdefault(row["note"], []).append(row["defense"])
+    return [Text(f"{', '.join(names)}: {note}") for note, names in about.items()]
