@@ -219,6 +219,37 @@ def test_the_stand_in_answers_alike_and_has_the_slope_at_the_rounded_image() -> 
     assert (gradient(plain, adv) == 0).all()
 
 
+class OneShelf:
+    """A shelf on which every defense is the same network."""
+
+    shape = SHAPE
+    classes = 10
+
+    def built(self, name: str) -> nn.Module:
+        assert name == "undefended"
+        return network().eval().requires_grad_(False)
+
+    def trained(self, module: nn.Module) -> nn.Module:
+        raise AssertionError("nothing to train")
+
+    def filled(self, module: nn.Module, file: str) -> nn.Module:
+        raise AssertionError("nothing to fill")
+
+
+def test_the_declared_stand_in_has_a_slope_where_the_defense_has_none(registry: Registry) -> None:
+    x, y, _ = batch()
+    defense = registry.find("defense", "bit-depth").value
+    built, slope = defense.build(OneShelf()), defense.stand_in(OneShelf())
+    assert torch.equal(built(x), slope(x))
+
+    def steep(model: nn.Module) -> Tensor:
+        found = Target(model).gradient(x, lambda logits: cross_entropy(logits, y))
+        return (found.gradient.flatten(1) != 0).any(1)
+
+    assert steep(slope).all()
+    assert not steep(built).any()
+
+
 def test_argmax_only_gives_the_same_labels_and_nothing_else() -> None:
     x = batch()[0]
     classifier = network().eval()

@@ -106,6 +106,15 @@ def place_dependent() -> nn.Module:
     return Then(lambda logits, images: logits + torch.arange(len(images))[:, None] / 10)
 
 
+def order_dependent() -> nn.Module:
+    """Honest alone and in the given order, whose first image is the darker one."""
+
+    def change(logits: Tensor, images: Tensor) -> Tensor:
+        return -logits if images[0].mean() > images[-1].mean() else logits
+
+    return Then(change)
+
+
 def misleading() -> nn.Module:
     return Squeezed(honest(), lambda images: _Misleading.apply(images))
 
@@ -145,11 +154,12 @@ FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
     (Deterministic(), AfterGradient),
     (BatchIndependent(), with_batch_mean),
     (BatchIndependent(), place_dependent),
+    (BatchIndependent(), order_dependent),
 ]
 FAKE_NAMES = [
     "one-hot", "rounding", "detached", "saturated", "not-finite", "noise-for-gradient", "downhill",
     "detached-differs", "one-hot-output", "softmax", "noise", "call-counter", "gradient-watcher",
-    "batch-mean", "place",
+    "batch-mean", "place", "order",
 ]  # fmt: skip
 
 
@@ -182,6 +192,39 @@ def test_one_percent_of_zero_gradients_is_the_limit() -> None:
 
     assert some(2).finding is Finding.CLEAR
     assert some(3).finding is Finding.RAISED
+
+
+def test_a_gradient_on_one_pixel_is_not_zero() -> None:
+    model = Then(lambda logits, images: images[:, 0, 0, :1] * torch.arange(1.0, 11.0))
+    assert look(ZeroGradients(), model).finding is Finding.CLEAR
+
+
+@pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
+def test_only_images_are_put_to_a_defense(diagnostic: Diagnostic) -> None:
+    outside = []
+
+    def watch(logits: Tensor, images: Tensor) -> Tensor:
+        outside.append(bool(((images < 0) | (images > 1)).any()))
+        return logits
+
+    look(diagnostic, Then(watch))
+    assert outside
+    assert not any(outside)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits, images: logits.sigmoid(),
+        lambda logits, images: 5 * (logits - logits.mean(1, keepdim=True)) + 0.1,
+        lambda logits, images: 2 * logits.softmax(1),
+    ],
+    ids=["sum-is-not-one", "negative", "twice"],
+)
+def test_logits_with_one_trait_of_probabilities_are_clear(
+    change: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    assert look(Probabilities(), Then(change)).finding is Finding.CLEAR
 
 
 def test_flat_answers_leave_nothing_to_compare() -> None:

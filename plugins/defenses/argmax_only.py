@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,7 +17,6 @@ class ArgmaxOnly(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to one-hot [n, K]."""
         logits = self.classifier(images)
