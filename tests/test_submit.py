@@ -349,7 +349,8 @@ def test_a_zip_of_an_entry_comes_in_as_the_entry_does(
     assert states(store) == ["received", "queued"]
 
 
-BOMB = b"\x00" * (1 << 20)
+BLOCK = 1 << 20
+BOMB = b"\x00" * BLOCK
 ZIPS: list[tuple[dict[str, bytes], int, str]] = [
     ({"../plugin.py": b""}, 0, "no plain relative name"),
     ({"/plugin.py": b""}, 0, "no plain relative name"),
@@ -364,6 +365,7 @@ ZIPS: list[tuple[dict[str, bytes], int, str]] = [
     ({"mine/plugin.py": b""}, stat.S_IFIFO | 0o777, "a link or a device"),
     ({"mine/weights.safetensors": BOMB * 8}, 0, "unpacks to 8388608 bytes"),
     ({f"mine/{n}": b"" for n in range(17)}, 0, "holds 17 members"),
+    ({"mine/README.md": np.random.default_rng(0).bytes(BLOCK + 1)}, 0, "to more than it may"),
     ({}, 0, "holds 0 folders"),
 ]
 
