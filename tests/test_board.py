@@ -95,6 +95,8 @@ def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(worl
     row = rows_of(world)["d"]
     assert (row.clean.k, row.robust.k, row.robust.n) == (500, 496, 600)
     assert row.strongest == "pgd"
+    alone = [s.robust and s.robust.k for s in matrix(world.store, find(world.store, None))]
+    assert alone == [498, 497]
 
 
 def test_optional_attacks_lower_the_robust_figure_but_not_the_required_one(world: World) -> None:
