@@ -29,6 +29,11 @@ PERCENT = alt.Axis(format="%", tickCount=6)
 SHARE = alt.Scale(domain=[0, 1], nice=False)
 
 
+def described(chart: Chart, sentence: str) -> Chart:
+    """The chart with its finding as words, for readers who do not see it."""
+    return chart.properties(description=sentence)
+
+
 def _data(rows: Sequence[Row]) -> alt.InlineData:
     return alt.InlineData([dict(row) for row in rows])
 

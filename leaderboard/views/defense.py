@@ -46,14 +46,14 @@ with left:
     st.subheader("As the attack goes on", anchor="steps")
     st.caption(words.STEPS)
     drawn = plots.staircases(entry.steps, attacks)
-    st.altair_chart(figures.steps(drawn, "steps of the attack"), alt=words.STEPS)
+    st.altair_chart(figures.described(figures.steps(drawn, "steps of the attack"), words.STEPS))
 with right:
     st.subheader("As the radius grows", anchor="radius")
     st.caption(words.RADII)
     drawn = plots.by_radius(entry.distances, entry.points)
     axis = f"radius in {words.norm(here.set['name'])}"
     mark = None if here.nearest else here.radius
-    st.altair_chart(figures.radii(drawn, axis, mark), alt=words.RADII)
+    st.altair_chart(figures.described(figures.radii(drawn, axis, mark), words.RADII))
 
 st.subheader("What fooled it", anchor="images")
 if entry.images:

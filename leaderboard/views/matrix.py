@@ -28,10 +28,9 @@ if metric == plots.ACCURACY:
     tiles += plots.margins(rows)
     columns = [*plots.MARGINS, *attacks]
 st.caption(plots.METRICS[metric].means)
-st.altair_chart(
-    figures.heat(tiles, defenses, columns, metric, plots.top(metric, tiles)),
-    alt=f"{len(defenses)} defenses against {len(attacks)} attacks: {metric}.",
-)
+heat = figures.heat(tiles, defenses, columns, metric, plots.top(metric, tiles))
+told = f"{len(defenses)} defenses against {len(attacks)} attacks: {metric}."
+st.altair_chart(figures.described(heat, told))
 st.html(panels.legend(squares))
 
 place = {name: number for number, name in enumerate(defenses)}

@@ -35,12 +35,11 @@ left, right = st.columns([3, 2], gap="large")
 with left:
     st.subheader("Where the figures lie", anchor="intervals")
     st.caption(words.FOREST)
-    st.altair_chart(
-        figures.forest(plots.intervals(shown)), alt=words.best(shown[0].defense, shown[0].robust)
-    )
+    leads = words.best(shown[0].defense, shown[0].robust)
+    st.altair_chart(figures.described(figures.forest(plots.intervals(shown)), leads))
 with right:
     st.subheader("What robustness costs", anchor="trade")
     st.caption(words.TRADE)
-    st.altair_chart(figures.trade(plots.trades(shown)), alt=words.TRADE)
+    st.altair_chart(figures.described(figures.trade(plots.trades(shown)), words.TRADE))
 
 export.buttons(f"ranking-{board.name}", board, shown, export.ranking(shown))
