@@ -169,8 +169,9 @@ def choose(option: str, came: str, known: list[str]) -> None:
 
 def current(store: Store) -> list[CellRow]:
     """Cells of the defenses as they are now; older weights' cells are history."""
-    digests = {card.name: card.digest for card in store.cards("defense")}
-    return [row for row in store.cells() if digests.get(row.defense) == row.defense_digest]
+    cards = store.cards("defense")
+    digests = {(c.name, d) for c in cards for d in c.detail.get("digests", {}).values()}
+    return [row for row in store.cells() if (row.defense, row.defense_digest) in digests]
 
 
 def reproduced(

@@ -156,8 +156,9 @@ def _plain(value: object, where: str) -> Any:
 
 
 def attack_digest(offer: Offer[Attack]) -> str:
-    """Source and resolved parameters: what makes two attacks the same."""
-    return digest({"source": offer.source, "parameters": resolved(offer.value)})
+    """Source, name (it keys the random numbers) and resolved parameters of an attack."""
+    own = {"name": offer.value.name, "parameters": resolved(offer.value)}
+    return digest({"source": offer.source, **own})
 
 
 def attack_card(offer: Offer[Attack]) -> Card:
@@ -178,8 +179,8 @@ def attack_card(offer: Offer[Attack]) -> Card:
     return Card("attack", attack.name, offer.origin, attack_digest(offer), *about, detail)
 
 
-def defense_card(offer: Offer[Defense], weights: str = "") -> Card:
-    """How lists and pages show a defense; `weights` is its digest once it was built."""
+def defense_card(offer: Offer[Defense], digests: Mapping[str, str] | None = None) -> Card:
+    """How lists and pages show a defense; `digests`: data set -> its digest as built there."""
     defense = offer.value
     claims = [{"threat": c.threat, "robust": c.robust, "cite": c.cite} for c in defense.claims]
     detail = {
@@ -190,9 +191,10 @@ def defense_card(offer: Offer[Defense], weights: str = "") -> Card:
         "twin": defense.twin,
         "quick": defense.quick,
         "datasets": list(defense.datasets),
+        "digests": dict(digests or {}),
     }
     about = (defense.cite, defense.summary)
-    return Card("defense", defense.name, offer.origin, weights, *about, detail)
+    return Card("defense", defense.name, offer.origin, "", *about, detail)
 
 
 def threat_card(offer: Offer[ThreatModel]) -> Card:

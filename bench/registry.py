@@ -133,17 +133,17 @@ class Registry:
         """How lists and pages show that attack."""
         return attack_card(self.find("attack", name))
 
-    def defense_card(self, name: str, weights: str = "") -> Card:
-        """How lists and pages show that defense; `weights` is its digest once it was built."""
-        return defense_card(self.find("defense", name), weights)
+    def defense_card(self, name: str, digests: Mapping[str, str] | None = None) -> Card:
+        """How lists and pages show that defense; `digests`: data set -> digest once built."""
+        return defense_card(self.find("defense", name), digests)
 
-    def cards(self, weights: Mapping[str, str] | None = None) -> list[Card]:
-        """Every card, entries that were not imported included; `weights`: defense -> digest."""
-        known = weights or {}
+    def cards(self, digests: Mapping[str, Mapping[str, str]] | None = None) -> list[Card]:
+        """Every card, entries that were not imported included; `digests` by defense."""
+        known = digests or {}
         cards = [dataset_card(offer) for offer in self.datasets.values()]
         cards += [threat_card(offer) for offer in self.threats.values()]
         cards += [attack_card(offer) for offer in self.attacks.values()]
-        cards += [defense_card(o, known.get(n, "")) for n, o in self.defenses.items()]
+        cards += [defense_card(o, known.get(n)) for n, o in self.defenses.items()]
         cards += [tool_card("certifier", offer) for offer in self.certifiers.values()]
         cards += [tool_card("diagnostic", offer) for offer in self.diagnostics.values()]
         return cards + [entry_card(e) for n, e in self.entries.items() if not self._imported(e)]

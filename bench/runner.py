@@ -7,29 +7,24 @@ and each training belongs to one lease, and whoever dies gives its lease back.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-import bench
 from bench import data, matrix, stats, verify
 from bench.arena import Arena, Setting
+from bench.blame import blame
 from bench.data import Examples
 from bench.engine import play
 from bench.matrix import Pair, Selection
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
 from bench.records import (
-    BenchError,
     Cell,
     CellState,
     Chunk,
-    Culprit,
     Failure,
-    PluginError,
     Verdict,
 )
 from bench.registry import STRANGE, Registry, attack_digest
@@ -37,6 +32,7 @@ from bench.shelf import NeedsTraining
 from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
 from bench.train import Progress, train
 
+BEAT = 5.0  # seconds between extensions of a training's lease
 POLL = 0.2  # seconds between looks at work that somebody else holds
 
 
@@ -74,7 +70,7 @@ class Worker:
     def run(self) -> list[Cell]:
         """Play the selection to its end; the cells it holds, in order."""
         pairs = matrix.pairs(self.registry, self.selection)
-        self.store.declare(self.registry.cards())
+        self.store.declare(self.registry.cards(self._digests()))
         cells: list[Cell] = []
         for defense, group in _by_defense(pairs):
             cells += self._defense(defense, group)
@@ -130,7 +126,7 @@ class Worker:
         digest = f"unbuilt {offer.source}"
         dataset: Dataset = self.registry.find("dataset", threat.dataset).value
         examples = self._examples(dataset, matrix.examples(threat, self.selection, dataset))
-        self.store.declare([self.registry.defense_card(defense.name, digest)])
+        self._declare(defense, dataset, digest)
         cells = [
             Cell(
                 threat=threat.name,
@@ -170,8 +166,16 @@ class Worker:
     def _built(self, defense: Defense, dataset: Dataset, count: int) -> Arena:
         examples = self._examples(dataset, count)
         arena = Arena(self.registry, defense, dataset, examples, self.setting, self.selection.seed)
-        self.store.declare([self.registry.defense_card(defense.name, arena.digest)])
+        self._declare(defense, dataset, arena.digest)
         return arena
+
+    def _digests(self) -> dict[str, dict[str, str]]:
+        """Under which digest each defense stands, on each data set it was played on."""
+        return {c.name: dict(c.detail.get("digests", {})) for c in self.store.cards("defense")}
+
+    def _declare(self, defense: Defense, dataset: Dataset, digest: str) -> None:
+        known = self._digests().get(defense.name, {}) | {dataset.name: digest}
+        self.store.declare([self.registry.defense_card(defense.name, known)])
 
     def _examples(self, dataset: Dataset, count: int) -> Examples:
         chosen = data.examples(dataset, count)
@@ -196,15 +200,29 @@ class Worker:
         held = lease
 
         def heard(progress: Progress) -> None:
-            self.store.heartbeat(held)
             self.listener(Event("train", f"{need.name}: {said(progress)}"))
 
         try:
-            train(self.registry, need.name, dataset, device=self.setting.device, progress=heard)
+            train(
+                self.registry, need.name, dataset,
+                device=self.setting.device, progress=heard, beat=self._beat(held),
+            )  # fmt: skip
         except BaseException:
             self.store.release(held)
             raise
         self.store.finish_task(held)
+
+    def _beat(self, lease: Lease) -> Callable[[], None]:
+        """Extends the lease now and then, however often it is called."""
+        last = time.monotonic()
+
+        def beat() -> None:
+            nonlocal last
+            if time.monotonic() - last > BEAT:
+                self.store.heartbeat(lease)
+                last = time.monotonic()
+
+        return beat
 
     def _clean(self, arena: Arena) -> None:
         """The clean pass and what the diagnostics say, once for each set of examples."""
@@ -217,6 +235,9 @@ class Worker:
         if len(known) == 0:
             self.store.record(lease, Chunk(verify.clean_outcomes(arena.clean, arena.y), 0.0))
         self._examine(arena)
+        mute = int((arena.clean.label < 0).sum())
+        if mute:
+            self.listener(Event("odd", bad_answers(arena.defense.name, mute, len(arena.y))))
         self.store.finish(lease)
 
     def _examine(self, arena: Arena) -> None:
@@ -291,6 +312,10 @@ class Worker:
 
     def _judged(self, cell: Cell) -> None:
         outcomes = self.store.outcomes(cell.key)
+        outside = outcomes.verdict > Verdict.BROKEN
+        if outside.any():
+            worst = float(outcomes.distance[outside].max())
+            self.listener(Event("odd", refused_offers(cell, int(outside.sum()), worst)))
         held = int((outcomes.verdict != Verdict.BROKEN).sum())
         robust = stats.count(held, cell.items)
         self.registry.judged(cell, robust)
@@ -321,27 +346,21 @@ class Worker:
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
 """How far the code of each origin is locked in, until the sandbox stands."""
 
-PACKAGE = str(Path(bench.__file__).parent)
+
+def bad_answers(name: str, count: int, of: int) -> str:
+    """A defense without a finite answer, in one sentence."""
+    return (
+        f"{name} gave no finite logits for {count} of {of} clean images; they count as wrong. "
+        f"`bench check {name}` shows where."
+    )
 
 
-def blame(error: BaseException) -> Failure:
-    """Whose mistake an exception is, in one sentence."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return Failure(
-            Culprit.INFRASTRUCTURE,
-            "memory ran out; play with a smaller --batch or fewer --workers.",
-        )
-    text = " ".join(str(error).split())[:400].rstrip(".")
-    if isinstance(error, PluginError):
-        return Failure(Culprit.PLUGIN, f"{text}.")
-    if isinstance(error, BenchError):
-        return Failure(Culprit.USER, f"{text}.")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _foreign(frame.filename)]
-    last = own[-1] if own else frames[-1]
-    culprit = Culprit.HARNESS if last.filename.startswith(PACKAGE) else Culprit.PLUGIN
-    place = f"{Path(last.filename).name}, line {last.lineno}"
-    return Failure(culprit, f"{type(error).__name__} in {place}: {text}.")
+def refused_offers(cell: Cell, count: int, worst: float) -> str:
+    """Attempts that the referee refused, in one sentence."""
+    return (
+        f"{cell.attack} on {cell.threat}: {count} of {cell.items} images against {cell.defense} "
+        f"left ball or box (largest distance {worst:.4f}); they count as unbroken."
+    )
 
 
 def said(progress: Progress) -> str:
@@ -351,11 +370,6 @@ def said(progress: Progress) -> str:
         f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}, "
         f"clean {progress.clean:.0%}{robust}"
     )
-
-
-def _foreign(filename: str) -> bool:
-    """Libraries do what they are told: the fault is with whoever called them."""
-    return "site-packages" in filename or filename.startswith("<")
 
 
 def _by_defense(pairs: list[Pair]) -> Iterator[tuple[Defense, list[Pair]]]:

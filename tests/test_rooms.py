@@ -15,7 +15,7 @@ ROOMS = ("bench", "plugins", "leaderboard")
 CORRIDOR = (
     "records", "stats", "store", "board", "export", "entry", "weights", "threat", "kit", "plugin",
     "hooks", "source", "offer", "registry", "data", "target", "problem", "recipe", "train", "shelf",
-    "matrix", "engine", "verify", "arena", "diagnose", "sandbox", "runner", "progress", "campaign",
+    "matrix", "engine", "verify", "arena", "blame", "runner", "progress", "campaign", "doctor",
     "check", "scaffold", "archive", "submit", "serve", "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""

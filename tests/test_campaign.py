@@ -1,0 +1,186 @@
+"""Whole runs: the same board whatever batch, order, workers or kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import board
+from bench.campaign import Campaign, reproduced, worker
+from bench.matrix import Selection
+from bench.records import CLEAN, BenchError, CellState, Outcomes
+from bench.registry import Registry
+from bench.store import CellRow, Store
+
+ROOT = Path(__file__).parent.parent
+SUBMISSIONS = ROOT / "submissions"
+SELECTION = Selection(
+    threats=("digits-linf",),
+    defenses=("linear", "undefended", "bit-depth", "gaussian-noise"),
+    attacks=("random", "fgsm", "bim", "pgd", "transfer"),
+    examples=128,
+)
+KILLS = 20
+
+
+@pytest.fixture(autouse=True)
+def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
+
+
+def campaign(path: Path, **changes: object) -> Campaign:
+    return replace(Campaign(SELECTION, f"sqlite:///{path}", quiet=True), **changes)  # type: ignore[arg-type]
+
+
+def digest(url: str | None) -> str:
+    with Store.open(url, read_only=True) as store:
+        assert store.check() == []
+        report = board.report(store, "digits-linf")
+    played = [s for s in report["matrix"] if s["attack"] in SELECTION.attacks]
+    assert {square["state"] for square in played} == {"done", "not applicable"}
+    return str(report["digest"])
+
+
+def rows(url: str | None) -> list[CellRow]:
+    with Store.open(url, read_only=True) as store:
+        return [row for row in store.cells() if row.attack != CLEAN]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """The mini matrix, played once at batch 64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
+        whole = campaign(tmp_path_factory.mktemp("whole") / "bench.db", batch=64)
+        assert whole.run() == 0
+    return whole
+
+
+@pytest.mark.parametrize("batch", [7, 32, 512])
+def test_the_batch_changes_no_verdict(played: Campaign, tmp_path: Path, batch: int) -> None:
+    other = campaign(tmp_path / "bench.db", batch=batch)
+    assert other.run() == 0
+    assert digest(other.url) == digest(played.url)
+
+
+def test_the_order_changes_no_verdict(played: Campaign, tmp_path: Path) -> None:
+    shuffled = campaign(tmp_path / "bench.db")
+    generator = np.random.default_rng(0)
+    with Store.open(shuffled.url) as store:
+        hand = worker(shuffled, store, Registry.load(), lambda event: None)
+        hand.order = lambda count: generator.permutation(count).tolist()
+        hand.run()
+    assert digest(shuffled.url) == digest(played.url)
+
+
+def test_two_workers_share_the_matrix(played: Campaign, tmp_path: Path) -> None:
+    shared = campaign(tmp_path / "bench.db", workers=2)
+    assert shared.run() == 0
+    assert digest(shared.url) == digest(played.url)
+    owners = {row.owner for row in rows(shared.url) if row.state is CellState.DONE}
+    assert len(owners) == 2
+
+
+def command(url: str | None) -> list[str]:
+    words = [sys.executable, "-m", "bench.cli", "run", "--db", str(url), "--examples", "128"]
+    for option, names in (
+        ("--threat", SELECTION.threats),
+        ("--defense", SELECTION.defenses),
+        ("--attack", SELECTION.attacks),
+    ):
+        words += [word for name in names for word in (option, name)]
+    return words
+
+
+def start(url: str | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(url), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_database_play_each_cell_once(played: Campaign, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/bench.db"
+    both = [start(url), start(url)]
+    errors = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert digest(url) == digest(played.url)
+    done = [line for text in errors for line in text.splitlines() if ": held " in line]
+    cells = [line.split("] ", 1)[1] for line in done]
+    assert len(cells) == len(set(cells)) == len(rows(url)) - 1  # one is not applicable
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing_and_play_nothing_twice(played: Campaign, tmp_path: Path) -> None:
+    """kill -9 at random moments; every outcome that was there before is there after, unchanged."""
+    url = f"sqlite:///{tmp_path}/bench.db"
+    dice = random.Random(0)
+    seen: dict[str, Outcomes] = {}
+    for _ in range(KILLS):
+        process = start(url)
+        assert process.stderr is not None
+        process.stderr.readline()  # the first cell is over, or all are
+        time.sleep(dice.random() * 0.15)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with Store.open(url) as store:
+            found = {row.key: store.outcomes(row.key) for row in store.cells()}
+        for key, before in seen.items():
+            rows_kept = np.isin(found[key].item, before.item)
+            for old, new in zip(before, found[key], strict=True):
+                assert np.array_equal(old, new[rows_kept])
+        seen = found
+    last = start(url)
+    assert last.wait() == 0
+    assert last.communicate() is not None
+    assert digest(url) == digest(played.url)
+
+
+def test_a_finished_matrix_is_not_played_again(played: Campaign) -> None:
+    before = {row.key: row.updated for row in rows(played.url)}
+    assert played.run() == 0
+    assert {row.key: row.updated for row in rows(played.url)} == before
+
+
+def test_a_finished_cell_can_be_reproduced(played: Campaign) -> None:
+    for attack, defense in (
+        ("pgd", "undefended"),
+        ("transfer", "linear"),
+        ("pgd", "gaussian-noise"),
+    ):
+        (row,) = [r for r in rows(played.url) if (r.attack, r.defense) == (attack, defense)]
+        result = reproduced(row.key[:16], played.url, "cpu", allow_unsandboxed=False)
+        assert result["same"], result["sentence"]
+    with pytest.raises(BenchError, match="0 finished cells have a key that begins with 'zz'"):
+        reproduced("zz", played.url, "cpu", allow_unsandboxed=False)
+
+
+def test_the_plan_tells_why_a_pair_may_not_meet(played: Campaign) -> None:
+    plan = {(row["attack"], row["defense"]): row for row in played.plan()}
+    assert len(plan) == 20
+    assert plan["transfer", "undefended"]["state"] == "not applicable"
+    assert "its own twin" in plan["transfer", "undefended"]["reason"]
+    assert plan["pgd", "linear"]["state"] == "done"
+
+
+def test_the_certificate_is_exact_and_margin_pgd_reaches_it(tmp_path: Path) -> None:
+    only = replace(SELECTION, defenses=("linear",), attacks=("pgd", "pgd-margin"))
+    alone = campaign(tmp_path / "bench.db", selection=only)
+    assert alone.run() == 0
+    with Store.open(alone.url, read_only=True) as store:
+        cells = {row.attack: row for row in store.cells("digits-linf")}
+        (proof,) = store.certificates(cells["pgd"].threat_id, cells["pgd"].examples)
+        held = store.outcomes(cells["pgd-margin"].key).verdict != 1
+        other = store.outcomes(cells["pgd"].key).verdict != 1
+    assert proof.exact and np.array_equal(held, proof.certified)
+    assert not (proof.certified & ~other).any()
