@@ -165,4 +165,5 @@ def small_cnn() -> nn.Module:
                 optimiser.zero_grad()
                 torch.autograd.backward(loss)
                 optimiser.step()
+    model.zero_grad()
     return model.eval().requires_grad_(False)
