@@ -105,8 +105,6 @@ class Campaign:
 def member(campaign: Campaign, rank: int, events: Queue[Event | str]) -> None:
     """One worker process; it ends with its parent."""
     parent = os.getppid()
-    threads = max(1, (os.cpu_count() or 1) // campaign.workers)
-    torch.set_num_threads(threads)
     registry = Registry.load(allow_unsandboxed=campaign.allow_unsandboxed)
 
     def send(event: Event) -> None:
@@ -142,6 +140,8 @@ def worker(campaign: Campaign, store: Store, registry: Registry, listener: Liste
 
 def deterministic() -> None:
     """The same arithmetic on every run of one machine."""
+    # Threads of one small kernel mostly wait for each other; cores are filled by --workers.
+    torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

@@ -35,8 +35,12 @@ class Examples:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """uint8 [n, C, H, W] as float32 in [0, 1]."""
-    return images.float() / 255
+    """uint8 [n, C, H, W] as float32 in [0, 1], in the plain memory layout.
+
+    One channel lets two layouts pass as contiguous, and convolutions differ between them in the
+    last bit.
+    """
+    return images.clone(memory_format=torch.contiguous_format).float() / 255
 
 
 def cache() -> Path:

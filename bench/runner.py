@@ -101,20 +101,25 @@ class Worker:
         arena = self._arena(defense, threat)
         self._clean(arena)
         self._certify(arena, threat)
-        tier = self.registry.find("defense", defense.name).origin
         planned = []
         for pair in pairs:
             source = self._source(pair, threat)
             cell = arena.cell(threat, pair.attack, self.selection.mode, source)
             state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
             planned.append(
-                (Planned(cell, state, pair.reason, pair.required, TIERS[tier]), pair, source)
+                (Planned(cell, state, pair.reason, pair.required, self._tier(pair)), pair, source)
             )
         self.store.plan(plan for plan, _, _ in planned)
         for plan, pair, source in planned:
             if plan.state is CellState.MISSING:
                 self._cell(plan.cell, pair, arena, source)
         return [plan.cell for plan, _, _ in planned]
+
+    def _tier(self, pair: Pair) -> str:
+        """How far the code of a cell is locked in: as little as its freer half."""
+        named = (("defense", pair.defense.name), ("attack", pair.attack.name))
+        tiers = {TIERS[self.registry.find(kind, name).origin] for kind, name in named}
+        return max(tiers)  # unsandboxed, where one is
 
     def _unbuilt(
         self, threat: ThreatModel, defense: Defense, pairs: list[Pair], error: BaseException
@@ -143,8 +148,7 @@ class Worker:
             for pair in pairs
         ]
         plans = zip(cells, pairs, strict=True)
-        tier = TIERS[offer.origin]
-        self.store.plan(Planned(c, required=p.required, tier=tier) for c, p in plans)
+        self.store.plan(Planned(c, required=p.required, tier=self._tier(p)) for c, p in plans)
         for cell in cells:
             lease = self.store.lease(cell.key, self.owner)
             if lease is not None:
@@ -227,7 +231,8 @@ class Worker:
     def _clean(self, arena: Arena) -> None:
         """The clean pass and what the diagnostics say, once for each set of examples."""
         cell = arena.clean_cell()
-        self.store.plan([Planned(cell, required=True)])
+        origin = self.registry.find("defense", arena.defense.name).origin
+        self.store.plan([Planned(cell, required=True, tier=TIERS[origin])])
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return

@@ -734,7 +734,7 @@ def test_the_terminal_shows_counts_intervals_ranks_coverage_and_flags(world: Wor
 
 
 def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
-    cards = Registry.load().cards({"undefended": "weights"})
+    cards = Registry.load().cards({"undefended": {"digits": "weights"}})
     store.declare(cards)
     attacks = {card.name: card for card in cards if card.kind == "attack"}
     assert asks_gradients(attacks["pgd"])

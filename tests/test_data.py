@@ -387,3 +387,10 @@ def test_the_folder_is_offered_when_the_variable_names_it(
     monkeypatch.setenv("BENCH_IMAGE_SIZE", "7")
     (offered,) = image_folder.bench_datasets()
     assert (offered.shape, offered.test_size) == ((3, 7, 7), 6)
+
+
+def test_pixels_have_the_plain_layout_whatever_came() -> None:
+    """A convolution takes another path, and gives other last bits, where strides differ."""
+    odd = torch.zeros(2, 8, 8, 1, dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert odd.stride() != (64, 64, 8, 1)
+    assert data.pixels(odd).stride() == (64, 64, 8, 1)

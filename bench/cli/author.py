@@ -40,7 +40,7 @@ def check(
     """Hold a plugin against its contract. Its code runs in this process, with your rights."""
     from bench.check import run
 
-    results = run(plugin)
+    results = run(plugin, train=True)
     if json:
         print_json({"checks": [asdict(result) for result in results]})
     else:

@@ -129,11 +129,12 @@ def leaderboard(
     port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8501,
     db: Database = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
+    export: Annotated[Path | None, typer.Option(help="Write plain HTML there and stop.")] = None,
 ) -> None:
-    """Serve the pages of a database."""
+    """Serve the pages of a database, or write them as plain files."""
     from bench.serve import serve
 
-    raise typer.Exit(serve(host, port, url(db), open_browser=open_browser))
+    raise typer.Exit(serve(host, port, url(db), open_browser, export))
 
 
 def _cards(kind: str, allow_unsandboxed: bool) -> tuple[list[Card], Sequence[Any]]:
