@@ -251,10 +251,12 @@ def test_boundary_takes_an_undefended_network_within_a_thousand_labels() -> None
 
 
 def test_a_row_without_a_start_has_held_after_its_hundred_noises_and_costs_no_more() -> None:
-    """A model with one answer for all but the clean image of the other class."""
+    """The model has one answer for all images."""
     x, _ = digits(32)
-    y = torch.full((32,), 9)
-    result = duel(Boundary(steps=150), Deaf(), x, y, BALLS["L2"], access=Access.LABELS)
+    y, attack = torch.full((32,), 9), Boundary(steps=150)
+    *_, state = states(attack, rows_of(attack, Deaf(), x, y, BALLS["L2"]), 101)
+    assert attack.done(state).all()
+    result = duel(attack, Deaf(), x, y, BALLS["L2"], access=Access.LABELS)
     assert not result.broken.any()
     assert (result.forwards == 100).all()
     assert torch.equal(result.image, x)

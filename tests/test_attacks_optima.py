@@ -18,7 +18,7 @@ from bench.target import Target, aimed
 from bench.threat import L1, L2, Goal, Linf, PerturbationSet
 from plugins.attacks import fast_gradient
 from plugins.attacks.bim import BIM
-from plugins.attacks.boundary import Boundary
+from plugins.attacks.boundary import Boundary, sideways
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.fgsm_targeted import TargetedFGSM
 from plugins.attacks.pgd import PGD
@@ -234,7 +234,7 @@ def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_do
 def test_without_the_sign_l2_is_pgd_itself() -> None:
     x, y = digits(64)
     first, second = (
-        last(attack, rows_of(attack, small_cnn(), x, y, L2(Fraction(1)), name="same"), 10)
+        last(attack, rows_of(attack, small_cnn(), x, y, L2(Fraction(1, 2)), name="same"), 10)
         for attack in (PGD(), UnsignedPGD())
     )
     assert (first - second).abs().max() < 1e-4
@@ -354,6 +354,15 @@ def test_deepfool_stands_beyond_the_border_of_a_network_on_digits_with_saturated
     assert rows.ledger.gradients.float().mean() < 60
 
 
+def test_deepfool_pays_for_the_candidates_it_looks_at_and_no_more() -> None:
+    x, y = digits(64)
+    attack = DeepFool(candidates=3)
+    rows = rows_of(attack, small_cnn(), x, y, L2(Fraction(1)))
+    *_, state = states(attack, rows, 10)
+    assert attack.done(state).float().mean() > 0.9
+    assert torch.equal(rows.ledger.gradients, 3 * rows.ledger.forwards)
+
+
 def test_on_a_distance_board_deepfool_is_within_its_overshoot_of_the_closed_form() -> None:
     weight, x, ball = gaussian(6, 12, seed=4), interior(64, 12), L2(Fraction(4))
     model = linear(weight)
@@ -384,6 +393,27 @@ def test_boundary_converges_to_the_projection_onto_a_half_space() -> None:
     assert (before <= 1.02 * closed).float().mean() > 0.9
 
 
-def test_the_unbounded_attack_breaks_any_model_with_a_gradient() -> None:
+def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
+    """A push of length a * d along the tangent, brought back: cos = 1 / sqrt(1 + a^2)."""
+    x = interior(32, 12)
+    rows = rows_of(Boundary(), binary(gaussian(12)), x, torch.ones(32).long(), L2(Fraction(1)))
+    adv, around = x + 0.1 * gaussian(32, 1, 1, 12, seed=6), torch.full((32,), 0.3)
+    moved, change = flat(sideways(rows, adv, around) - x), flat(adv - x)
+    assert torch.allclose(moved.norm(dim=1), change.norm(dim=1), rtol=1e-5)
+    cosine = torch.cosine_similarity(moved, change)
+    assert torch.allclose(cosine, torch.tensor(1.09**-0.5).double(), rtol=1e-5)
+
+
+def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> None:
+    x, y = digits(64)
+    attack = Unbounded()
+    assert attack.runs(10) == 3
+    run = torch.arange(64) % 3
+    rows = rows_of(attack, small_cnn(), x, y, Linf(Fraction(1)), run=run)
+    moved = (attack.start(rows) != x).flatten(1).any(1)
+    assert torch.equal(moved, run > 0)
+
+
+def test_the_unbounded_attack_breaks_breaks_any_model_with_a_gradient() -> None:
     x, y = digits(64)
     assert duel(Unbounded(), small_cnn(), x, y, Linf(Fraction(1))).broken.all()
