@@ -23,7 +23,8 @@ from bench.threat import Goal, PerturbationSet
 
 VOTES = 20  # draws of a declared-random defense that the referee lets vote
 FRESH = 10  # draws on which a claim must stand before its row is retired
-SHARE = 0.6  # of the draws must be wrong
+SHARE = 0.6  # of the votes must be wrong
+SURE = 0.9  # of the fresh draws: a claim at the bare majority would lose every other vote
 FRAGILE = 1e-4  # margins below this share of the logit scale
 GRID_SLACK = 1e-3  # of a grey level: float32 puts an honest k/255 a hair beside the grid
 SAMPLE = 16  # items whose images are kept for the pages
@@ -72,10 +73,10 @@ class Court:
         return Answer(answers.mean(0), label, confidence.float(), votes)
 
 
-def wrong(votes: Tensor, y: Tensor, aim: Tensor, goal: Goal) -> Tensor:
-    """[n] bool: at least SHARE of the votes [draws, n] reach the goal; no answer is a wrong one."""
+def wrong(votes: Tensor, y: Tensor, aim: Tensor, goal: Goal, *, share: float = SHARE) -> Tensor:
+    """[n] bool: so many of the votes [draws, n] reach the goal; no answer is a wrong one."""
     reached = votes == aim if goal.kind == "targeted" else votes != y
-    return (reached | (votes < 0)).double().mean(0) >= SHARE - 1e-9
+    return (reached | (votes < 0)).double().mean(0) >= share - 1e-9
 
 
 class Referee:
@@ -121,7 +122,7 @@ class Referee:
         return code, distance
 
     def confirm(self, items: Tensor, images: Tensor) -> Tensor:
-        """[n] bool: the rule that retires a row. Random defenses must be wrong on 6 of 10 draws."""
+        """[n] bool: the rule that retires a row; random defenses must be wrong on 9 of 10 draws."""
         items = items.to(self.x.device)
         code, distance = self.legal(items, images)
         upheld = (code == Verdict.HELD) & self._inside(distance)
@@ -132,7 +133,7 @@ class Referee:
             checker = Target(self.court.target.module, noise=self.fresh)
             votes = [checker.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
             labels = torch.stack(votes)[:, : len(images)].argmax(2)
-            upheld &= wrong(labels, self.y[items], self.aim[items], self.goal)
+            upheld &= wrong(labels, self.y[items], self.aim[items], self.goal, share=SURE)
         return upheld
 
     def judge(self, attempts: Attempts) -> tuple[Outcomes, Answer]:

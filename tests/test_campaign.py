@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,30 @@ def test_two_runs_on_one_database_play_each_cell_once(played: Campaign, tmp_path
     assert len(cells) == len(set(cells)) == len(rows(url)) - 1  # one is not applicable
 
 
+def play(url: str, listener: Connection) -> None:
+    """A whole run, in a process that somebody will kill."""
+    with Store.open(url) as store:
+        tell = lambda event: listener.send(event.kind)  # noqa: E731
+        worker(Campaign(SELECTION, url), store, Registry.load(), tell).run()
+
+
+def killed_after(count: int, delay: float, url: str) -> None:
+    """Start a run and kill -9 it, so many events and seconds later."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_campaign"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=play, args=(url, theirs))
+    process.start()
+    theirs.close()
+    with contextlib.suppress(EOFError):
+        for _ in range(count):
+            assert ours.poll(60), "the run stands still"
+            ours.recv()
+    time.sleep(delay)
+    process.kill()
+    process.join()
+
+
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing_and_play_nothing_twice(played: Campaign, tmp_path: Path) -> None:
     """kill -9 at random moments; every outcome that was there before is there after, unchanged."""
@@ -127,12 +153,7 @@ def test_twenty_kills_lose_nothing_and_play_nothing_twice(played: Campaign, tmp_
     dice = random.Random(0)
     seen: dict[str, Outcomes] = {}
     for _ in range(KILLS):
-        process = start(url)
-        assert process.stderr is not None
-        process.stderr.readline()  # the first cell is over, or all are
-        time.sleep(dice.random() * 0.15)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        killed_after(dice.randint(2, 5), dice.random() / 10, url)
         with Store.open(url) as store:
             found = {row.key: store.outcomes(row.key) for row in store.cells()}
         for key, before in seen.items():
@@ -140,9 +161,8 @@ def test_twenty_kills_lose_nothing_and_play_nothing_twice(played: Campaign, tmp_
             for name, old in before._asdict().items():
                 assert np.array_equal(old, getattr(found[key], name)[rows_kept]), name
         seen = found
-    last = start(url)
-    assert last.wait() == 0
-    assert last.communicate() is not None
+    assert sum(len(outcomes.item) for outcomes in seen.values()) > 128
+    assert campaign(tmp_path / "bench.db").run() == 0
     assert digest(url) == digest(played.url)
 
 

@@ -63,5 +63,5 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Noise of deviation {SIGMA} inside the network, in training and in play.",
         build=build,
         recipe=Recipe(noisy, standard, epochs=30, rate=2e-3, schedule="cosine"),
-        randomness=Randomness(draws=10),
+        randomness=Randomness(draws=4),
     )
