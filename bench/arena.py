@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -42,26 +43,41 @@ class Arena:
     ) -> None:
         self.registry, self.defense, self.dataset = registry, defense, dataset
         self.examples, self.setting, self.seed = examples, setting, seed
-        self.module = self._fresh()
-        self.stand_in = self._stand_in()
-        self.x = examples.tensor(setting.device)
-        self.y = torch.tensor(examples.labels, device=setting.device)
-        groups = range(-(-len(self.x) // GROUP))
-        self.clean: Answer = Court(self._fresh(), noise=self.noise("clean")).answer(self.x, groups)
+        self.digest = self._shelf().digest
 
     def _shelf(self) -> DefenseShelf:
         return DefenseShelf(self.registry, self.defense.name, self.dataset)
 
     def _fresh(self) -> nn.Module:
-        """A copy that has seen nothing; building it tells the digest."""
-        shelf = self._shelf()
-        module = shelf.build().to(self.setting.device)
-        self.digest = shelf.digest
-        return module
+        """A copy that has seen nothing."""
+        return self._shelf().build().to(self.setting.device)
 
-    def _stand_in(self) -> nn.Module | None:
+    @cached_property
+    def module(self) -> nn.Module:
+        """The copy that attacks ask."""
+        return self._fresh()
+
+    @cached_property
+    def stand_in(self) -> nn.Module | None:
+        """What attacks differentiate through, where the author declares it."""
         module = self._shelf().stand_in()
         return None if module is None else module.to(self.setting.device)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """[n, C, H, W] clean images."""
+        return self.examples.tensor(self.setting.device)
+
+    @cached_property
+    def y(self) -> Tensor:
+        """[n] labels."""
+        return torch.tensor(self.examples.labels, device=self.setting.device)
+
+    @cached_property
+    def clean(self) -> Answer:
+        """The clean pass, of a copy of its own."""
+        groups = range(-(-len(self.x) // GROUP))
+        return Court(self._fresh(), noise=self.noise("clean")).answer(self.x, groups)
 
     def noise(self, role: str) -> Noise | None:
         """The random state of a declared-random defense, for one role in a cell."""
@@ -74,7 +90,7 @@ class Arena:
         return Cell(
             threat="", defense=self.defense.name, attack=CLEAN, threat_id="",
             defense_digest=self.digest, attack_digest=CLEAN, examples=self.examples.digest,
-            items=len(self.x), seed=self.seed,
+            items=len(self.examples.labels), seed=self.seed,
         )  # fmt: skip
 
     def cell(self, threat: ThreatModel, attack: Attack, mode: str, source: Arena | None) -> Cell:
@@ -83,7 +99,7 @@ class Arena:
             threat=threat.name, defense=self.defense.name, attack=attack.name,
             threat_id=threat.id, defense_digest=self.digest,
             attack_digest=attack_digest(self.registry.find("attack", attack.name)),
-            examples=self.examples.digest, items=len(self._items(threat)), seed=self.seed,
+            examples=self.examples.digest, items=self._count(threat), seed=self.seed,
             mode=mode, source_digest="" if source is None else source.digest,
         )  # fmt: skip
 
@@ -124,11 +140,17 @@ class Arena:
             clean.logits[items], clean.label[items], clean.confidence[items], clean.votes[:, items]
         )
 
+    def _targets(self, threat: ThreatModel) -> int:
+        """How often each example is played: once, or once for each wrong class."""
+        return len(self.dataset.classes) - 1 if threat.goal.rule == "all" else 1
+
+    def _count(self, threat: ThreatModel) -> int:
+        return len(self.examples.labels) * self._targets(threat)
+
     def _items(self, threat: ThreatModel) -> Tensor:
-        """[items] which example each item is: one each, or one for each wrong class."""
-        times = len(self.dataset.classes) - 1 if threat.goal.rule == "all" else 1
+        """[items] which example each item is."""
         index = torch.arange(len(self.x), device=self.x.device)
-        return index.repeat_interleave(times)
+        return index.repeat_interleave(self._targets(threat))
 
     def _aims(self, threat: ThreatModel) -> Tensor:
         """[items] declared targets; -1 on boards without."""

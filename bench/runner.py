@@ -236,14 +236,18 @@ class Worker:
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return
-        known = self.store.finished_items(cell.key)
-        if len(known) == 0:
-            self.store.record(lease, Chunk(verify.clean_outcomes(arena.clean, arena.y), 0.0))
-        self._examine(arena)
+        try:
+            if len(self.store.finished_items(cell.key)) == 0:
+                outcomes = verify.clean_outcomes(arena.clean, arena.y)
+                self.store.record(lease, Chunk(outcomes, 0.0))
+            self._examine(arena)
+        except BaseException:
+            self.store.release(lease)
+            raise
+        self.store.finish(lease)
         mute = int((arena.clean.label < 0).sum())
         if mute:
             self.listener(Event("odd", bad_answers(arena.defense.name, mute, len(arena.y))))
-        self.store.finish(lease)
 
     def _examine(self, arena: Arena) -> None:
         for name, offer in self.registry.diagnostics.items():
@@ -256,8 +260,10 @@ class Worker:
             )  # fmt: skip
 
     def _certify(self, arena: Arena, threat: ThreatModel) -> None:
+        known = self.store.certificates(threat.id, arena.examples.digest)
+        proved = {proof.certifier for proof in known if proof.defense_digest == arena.digest}
         for name, offer in self.registry.certifiers.items():
-            if threat.goal.kind != "untargeted":
+            if threat.goal.kind != "untargeted" or name in proved:
                 continue
             if offer.value.refuses(arena.module, threat.ball):
                 continue
