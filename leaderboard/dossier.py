@@ -24,8 +24,12 @@ def identity(card: Card) -> Html:
         ("Stand-in", "declares one for the gradient" if card.detail.get("stand_in") else "none"),
         ("Twin", f"{card.detail.get('twin') or 'none'} (asked by transfer attacks)"),
     ]
-    digest = ("Digest", markup.tag("code", markup.text(card.digest)))
-    return markup.facts([*((term, markup.text(said)) for term, said in pairs), digest])
+    built = card.detail.get("digests") or {"": card.digest}
+    digests = [
+        (f"Digest {dataset}".strip(), markup.tag("code", markup.text(digest)))
+        for dataset, digest in built.items()
+    ]
+    return markup.facts([*((term, markup.text(said)) for term, said in pairs), *digests])
 
 
 def claims(card: Card, rows: Mapping[str, Row]) -> Html:
