@@ -36,11 +36,6 @@ def margin(logits: Tensor, label: Tensor) -> Tensor:
     return logits.masked_fill(own, -math.inf).amax(1) - pick(logits, label)
 
 
-def margin_to(target: Tensor) -> Loss:
-    """z_target - z_label: towards one class per row."""
-    return lambda logits, label: pick(logits, target) - pick(logits, label)
-
-
 def pick(logits: Tensor, column: Tensor) -> Tensor:
     """logits[i, column[i]]."""
     return logits.gather(1, column[:, None])[:, 0]
