@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -16,7 +16,7 @@ import torch
 
 from bench import matrix
 from bench.arena import Setting
-from bench.matrix import Selection
+from bench.matrix import Pair, Selection
 from bench.progress import Costs, Show
 from bench.records import CLEAN, BenchError, CellState, Outcomes, UnfitError
 from bench.registry import Registry
@@ -68,17 +68,32 @@ class Campaign:
         pairs = matrix.pairs(registry, self.selection)
         with Store.open(self.url) as store:
             costs = Costs(store.cells())
-            playable = sum(not pair.reason for pair in pairs)
-            with Show(playable, costs, quiet=self.quiet) as show:
+            names = {(p.threat.name, p.attack.name, p.defense.name): p for p in pairs}
+            finished = {n for n, row in self._cells(store, registry, pairs) if is_done(row)}
+            open_cells = [n for n, pair in names.items() if not pair.reason and n not in finished]
+            with Show(open_cells, costs, quiet=self.quiet) as show:
                 for problem in registry.problems:
                     show(Event("problem", f"refused: {problem}"))
                 if self.workers == 1:
                     worker(self, store, registry, show).run()
                 else:
                     self._together(show)
-            chosen = {(p.threat.name, p.defense.name, p.attack.name) for p in pairs}
-            rows = [r for r in current(store) if (r.threat, r.defense, r.attack) in chosen]
+            rows = [row for _, row in self._cells(store, registry, pairs)]
             return sum(row.state is CellState.FAILED for row in rows)
+
+    def _cells(
+        self, store: Store, registry: Registry, pairs: Iterable[Pair]
+    ) -> Iterator[tuple[tuple[str, str, str], CellRow]]:
+        """(threat, attack, defense) and cell of each pair, on the examples of this campaign."""
+        counts: dict[tuple[str, str, str], int] = {}
+        for pair in pairs:
+            dataset = registry.find("dataset", pair.threat.dataset).value
+            name = (pair.threat.name, pair.attack.name, pair.defense.name)
+            counts[name] = matrix.examples(pair.threat, self.selection, dataset)
+        for row in current(store):
+            name = (row.threat, row.attack, row.defense)
+            if name in counts and store.examples(row.examples).n == counts[name]:
+                yield name, row
 
     def _together(self, show: Listener) -> None:
         """Several processes on one database; whoever dies is missed by nobody."""
@@ -165,6 +180,11 @@ def choose(option: str, came: str, known: list[str]) -> None:
     """Refuse what is not a known choice."""
     if came not in known:
         raise BenchError(f"{option} came as {came!r}; use one of {', '.join(known)}.")
+
+
+def is_done(row: CellRow) -> bool:
+    """Whether the cell carries a figure."""
+    return row.state is CellState.DONE
 
 
 def current(store: Store) -> list[CellRow]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from statistics import median
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -14,38 +15,46 @@ from bench.records import CellState
 from bench.runner import Event
 from bench.store import CellRow
 
-UNKNOWN = 2.0  # seconds: the guess for a cell of which nothing is recorded
+Name: TypeAlias = tuple[str, str, str]
+"""Threat model, attack, defense."""
+
+UNKNOWN = 0.005  # seconds an item: the guess for an attack of which nothing is recorded
 
 
 class Costs:
-    """Seconds an item has cost before, by attack and defense."""
+    """Seconds an item has cost, by attack and defense: recorded ones, then those of this run."""
 
     def __init__(self, rows: Iterable[CellRow]) -> None:
-        seen: dict[tuple[str, str], list[float]] = {}
+        self._known: dict[tuple[str, str], list[float]] = {}
         for row in rows:
             if row.state is CellState.DONE and row.items:
-                for defense in (row.defense, ""):
-                    seen.setdefault((row.attack, defense), []).append(row.seconds / row.items)
-        self._known = {key: median(values) for key, values in seen.items()}
+                self.learn(row.attack, row.defense, row.seconds / row.items)
 
-    def of(self, attack: str, defense: str, items: int) -> float:
-        """Expected seconds of a cell."""
+    def learn(self, attack: str, defense: str, seconds: float) -> None:
+        """Take up what an item of a cell has cost."""
+        for key in ((attack, defense), (attack, "")):
+            self._known.setdefault(key, []).append(seconds)
+
+    def of(self, attack: str, defense: str) -> float:
+        """Expected seconds an item."""
         for key in ((attack, defense), (attack, "")):
             if key in self._known:
-                return self._known[key] * items
+                return median(self._known[key])
         return UNKNOWN
 
 
 class Show:
     """A listener for one or many workers' events."""
 
-    def __init__(self, total: int, costs: Costs, *, quiet: bool = False) -> None:
+    def __init__(self, cells: Iterable[Name], costs: Costs, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)
         self.costs = costs
-        self.total = total
-        self.seconds: list[float] = []
-        self.done = 0
-        self.items: dict[str, int] = {}
+        self.open = set(cells)
+        self.total = len(self.open)
+        self.size = 0
+        """Items of a cell, as far as any was seen."""
+        self.begun: dict[Name, float] = {}
+        self.items: dict[Name, int] = {}
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +63,7 @@ class Show:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.matrix = self.bars.add_task("matrix", total=total, left="")
+        self.matrix = self.bars.add_task("matrix", total=self.total, left="")
         self.cell = self.bars.add_task("cell", total=None, left="")
 
     def __enter__(self) -> Self:
@@ -75,24 +84,35 @@ class Show:
             self._say(event.text, fleeting=event.kind in ("train", "wait"))
             return
         cell = event.cell
-        name = f"{cell.threat} · {cell.attack} · {cell.defense}"
+        name = (cell.threat, cell.attack, cell.defense)
+        title = " · ".join(name)
         if event.kind == "cell":
-            self.items[cell.key] = event.items
-            self.bars.update(self.cell, description=name, total=cell.items, completed=event.items)
+            self.size = cell.items
+            self.begun[name], self.items[name] = time.monotonic(), event.items
+            self.bars.update(self.cell, description=title, total=cell.items, completed=event.items)
         elif event.kind == "chunk":
-            self.items[cell.key] = self.items.get(cell.key, 0) + event.items
-            self.bars.update(self.cell, description=name, completed=self.items[cell.key])
+            self.items[name] = self.items.get(name, 0) + event.items
+            self.bars.update(self.cell, description=title, completed=self.items[name])
         elif event.kind in ("done", "failed"):
-            self.done += 1
-            self.seconds.append(self.costs.of(cell.attack, cell.defense, cell.items))
-            self.bars.update(self.matrix, completed=self.done, left=self._left())
+            self._close(name, cell.items)
             word = "held" if event.kind == "done" else "FAILED:"
-            self._say(f"[{self.done}/{self.total}] {name}: {word} {event.text}")
+            count = f"[{self.total - len(self.open)}/{self.total}]"
+            self._say(f"{count} {title}: {word} {event.text}")
+        else:
+            self._say(event.text)
+
+    def _close(self, name: Name, items: int) -> None:
+        self.open.discard(name)
+        if name in self.begun and items:
+            seconds = time.monotonic() - self.begun.pop(name)
+            self.costs.learn(name[1], name[2], seconds / items)
+        done = self.total - len(self.open)
+        self.bars.update(self.matrix, completed=done, left=self._left())
 
     def _left(self) -> str:
-        """Expected time to the end: what the open cells cost before."""
-        open_cells = max(self.total - self.done, 0)
-        minutes, seconds = divmod(int(sum(self.seconds) / len(self.seconds) * open_cells), 60)
+        """Expected time to the end: what the open cells have cost before."""
+        expected = sum(self.costs.of(attack, defense) for _, attack, defense in self.open)
+        minutes, seconds = divmod(int(expected * self.size), 60)
         return f"about {minutes}:{seconds:02d} left"
 
     def _say(self, text: str, *, fleeting: bool = False) -> None:

@@ -334,6 +334,23 @@ class Raises(Peek):
         return adv + 0.01 * problem.gradient(adv, cross_entropy).gradient
 
 
+class Clock(Peek):
+    """Looks at every row's clock, idle ones included: a schedule may be indexed by it."""
+
+    steps = 5
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        assert 0 <= int(problem.t.min()) <= int(problem.t.max()) < self.steps
+        return problem.ball.project(adv + 0.03 * problem.gradient(adv, cross_entropy).gradient, adv)
+
+
+def test_no_clock_runs_past_the_last_step() -> None:
+    assert len(Match(Clock()).play(32).outcomes.item) == COUNT
+
+
 def test_start_may_not_ask() -> None:
     match = Match(Peek())
     game = match.game()

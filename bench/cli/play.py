@@ -63,6 +63,8 @@ def run(
         return
     failed = campaign.run()
     tell(campaign.url, [threat.name for threat in campaign.threats()], as_json=json)
+    option = f" --db {db}" if db else ""
+    print(f"next: bench leaderboard{option}", file=sys.stderr)
     if failed:
         print(f"bench: {failed} cells failed; `bench report` tells why.", file=sys.stderr)
         raise typer.Exit(3)

@@ -1,0 +1,174 @@
+"""What a cell is made of: targets, keys, the twin's door; and which pairs may meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench import data, matrix, verify
+from bench.arena import RULES, Arena, Setting
+from bench.engine import play
+from bench.matrix import Selection
+from bench.plugin import Dataset
+from bench.records import Access, BenchError, Outcomes, Verdict
+from bench.registry import Registry
+from bench.shelf import prepared
+from bench.threat import Goal, Linf, ThreatModel
+
+CPU = Setting(torch.device("cpu"), 64)
+BOARD = ThreatModel("here", "digits", Linf(Fraction(51, 255)))
+CLEAN = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
+LABEL = torch.arange(200) % 10
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    found = Registry.load()
+    for name in ("undefended", "linear"):
+        prepared(found, name, found.datasets["digits"].value)
+    return found
+
+
+def arena(registry: Registry, name: str, n: int = 64, seed: int = 0) -> Arena:
+    digits: Dataset = registry.datasets["digits"].value
+    defense = registry.find("defense", name).value
+    return Arena(registry, defense, digits, data.examples(digits, n), CPU, seed)
+
+
+def test_the_next_class_wraps_around() -> None:
+    assert RULES["next"](LABEL, CLEAN, 10, 0)[[0, 9]].tolist() == [1, 0]
+
+
+def test_the_least_likely_class_is_never_the_label() -> None:
+    target = RULES["least-likely"](LABEL, CLEAN, 10, 0)
+    for row in range(200):
+        others = CLEAN[row].clone()
+        others[LABEL[row]] = torch.inf
+        assert target[row] == others.argmin() != LABEL[row]
+
+
+def test_random_targets_are_keyed_uniform_and_never_the_label() -> None:
+    target = RULES["random"](LABEL, CLEAN, 10, 0)
+    assert torch.equal(target[:50], RULES["random"](LABEL[:50], CLEAN[:50], 10, 0))
+    assert not torch.equal(target, RULES["random"](LABEL, CLEAN, 10, 1))
+    assert not (target == LABEL).any()
+    many = RULES["random"](torch.zeros(9000, dtype=torch.int64), torch.zeros(9000, 10), 10, 0)
+    counts = torch.bincount(many, minlength=10)
+    assert counts[0] == 0 and (counts[1:] - 1000).abs().max() < 150
+
+
+def test_all_targets_are_every_other_class_once() -> None:
+    target = RULES["all"](LABEL, CLEAN, 10, 0).view(200, 9)
+    for row in range(200):
+        assert sorted([*target[row].tolist(), int(LABEL[row])]) == list(range(10))
+
+
+def outcomes(arena: Arena, threat: ThreatModel, registry: Registry) -> Outcomes:
+    attack = registry.find("attack", "pgd").value
+    referee = arena.referee(threat, attack)
+    attempts = play(arena.game(threat, attack, None), referee.confirm)
+    chunks = verify.judge(attempts, referee, arena.answers(threat))
+    return Outcomes.concatenate([chunk.outcomes for chunk in chunks])
+
+
+def test_all_targets_are_played_one_by_one_and_each_success_hits_its_target(
+    registry: Registry,
+) -> None:
+    here = arena(registry, "undefended", 20)
+    threat = replace(BOARD, goal=Goal("targeted", "all"))
+    found = outcomes(here, threat, registry)
+    assert found.item.tolist() == list(range(180))
+    assert here.cell(threat, registry.attacks["pgd"].value, "full", None).items == 180
+    target = RULES["all"](here.y, here.clean.logits, 10, 0).numpy()
+    broken = found.verdict == Verdict.BROKEN
+    assert 0 < broken.sum() < 180
+    assert np.array_equal(found.label[broken], target[broken])
+
+
+def test_reaching_a_target_is_no_easier_than_leaving_the_label(registry: Registry) -> None:
+    here = arena(registry, "undefended")
+    aimed = outcomes(here, replace(BOARD, goal=Goal("targeted", "next")), registry)
+    free = outcomes(here, BOARD, registry)
+    wrong = (aimed.verdict == Verdict.BROKEN).sum(), (free.verdict == Verdict.BROKEN).sum()
+    assert 0 < wrong[0] < wrong[1]
+
+
+def test_a_transfer_attack_asks_the_twin_and_ranks_rivals_by_it(registry: Registry) -> None:
+    linear, twin = arena(registry, "linear"), arena(registry, "undefended")
+    game = linear.game(BOARD, registry.attacks["transfer"].value, twin)
+    assert game.door.module is twin.module and game.defense.module is linear.module
+    assert torch.equal(game.clean, twin.clean.logits)
+    own = linear.game(BOARD, registry.attacks["pgd"].value, None)
+    assert own.door.module is linear.module and torch.equal(own.clean, linear.clean.logits)
+
+
+def test_the_key_changes_with_everything_that_may_move_a_verdict(registry: Registry) -> None:
+    pgd, fgsm = registry.attacks["pgd"].value, registry.attacks["fgsm"].value
+    linear, other = arena(registry, "linear"), arena(registry, "undefended")
+    keys = [
+        linear.cell(BOARD, pgd, "full", None).key,
+        linear.cell(BOARD, fgsm, "full", None).key,
+        linear.cell(BOARD, pgd, "full", other).key,
+        linear.cell(BOARD, pgd, "rank", None).key,
+        linear.cell(replace(BOARD, ball=Linf(Fraction(50, 255))), pgd, "full", None).key,
+        other.cell(BOARD, pgd, "full", None).key,
+        arena(registry, "linear", 63).cell(BOARD, pgd, "full", None).key,
+        arena(registry, "linear", seed=1).cell(BOARD, pgd, "full", None).key,
+    ]
+    assert len(set(keys)) == len(keys)
+    renamed = replace(BOARD, name="elsewhere", summary="other words", order=7)
+    assert linear.cell(renamed, pgd, "full", None).key == keys[0]
+
+
+def test_the_referee_never_shares_the_copy_that_was_attacked(registry: Registry) -> None:
+    here = arena(registry, "undefended")
+    pgd = registry.attacks["pgd"].value
+    asked = here.game(BOARD, pgd, None).door.module
+    judging = here.referee(BOARD, pgd).court.target.module
+    assert judging is not asked
+    x: Tensor = here.x
+    assert torch.equal(judging(x), asked(x))
+
+
+@pytest.mark.parametrize(
+    ("attack", "threat", "defense", "reason"),
+    [
+        ("pgd", replace(BOARD, access=Access.LABELS), "linear", "here reveals labels only"),
+        ("boundary", BOARD, "linear", "boundary works in L2; here is Linf 1/5"),
+        ("pgd", replace(BOARD, goal=Goal("nearest")), "linear", "does not shrink"),
+        ("pgd-margin", replace(BOARD, goal=Goal("targeted", "next")), "linear", "serves"),
+        ("transfer", BOARD, "undefended", "undefended is its own twin"),
+        ("transfer", replace(BOARD, access=Access.LABELS), "linear", ""),
+        ("random", replace(BOARD, access=Access.LABELS), "linear", ""),
+        ("pgd", BOARD, "linear", ""),
+    ],
+)  # fmt: skip
+def test_pairs_that_may_not_meet_say_why(
+    registry: Registry, attack: str, threat: ThreatModel, defense: str, reason: str
+) -> None:
+    pair = (registry.find("defense", defense).value, registry.find("attack", attack).value)
+    said = matrix.why_not(threat, *pair)
+    assert reason in said and bool(reason) == bool(said)
+
+
+def test_the_default_selection_is_the_embedded_boards_and_their_required_attacks(
+    registry: Registry,
+) -> None:
+    pairs = matrix.pairs(registry, Selection())
+    assert pairs and all(pair.required for pair in pairs)
+    assert {pair.threat.dataset for pair in pairs} == {"digits"}
+    assert pairs[0].threat.name == "digits-linf"
+    quick = {name for name, offer in registry.defenses.items() if offer.value.quick}
+    submitted = {n for n, offer in registry.defenses.items() if offer.origin == "submission"}
+    assert {pair.defense.name for pair in pairs} == quick | submitted
+
+
+def test_a_selection_without_a_fitting_defense_is_refused(registry: Registry) -> None:
+    selection = Selection(threats=("mnist-linf",), defenses=("linear",))
+    with pytest.raises(BenchError, match="none of the chosen defenses serves mnist"):
+        matrix.pairs(registry, selection)
