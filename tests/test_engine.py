@@ -334,6 +334,21 @@ class Raises(Peek):
         return adv + 0.01 * problem.gradient(adv, cross_entropy).gradient
 
 
+class Twice(Peek):
+    """Draws under one name in start and in the first step."""
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.uniform("same", tuple(problem.x.shape[1:]))
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        assert not torch.equal(adv, problem.uniform("same", tuple(problem.x.shape[1:])))
+        return adv
+
+
+def test_start_draws_other_numbers_than_the_first_step() -> None:
+    assert len(Match(Twice(), count=UNIT).play(UNIT).outcomes.item) == UNIT
+
+
 class Clock(Peek):
     """Looks at every row's clock, idle ones included: a schedule may be indexed by it."""
 
