@@ -18,6 +18,7 @@ from bench.arena import Arena, Setting
 from bench.blame import blame
 from bench.data import Examples
 from bench.engine import play
+from bench.entrants import Entrants
 from bench.matrix import Pair, Selection
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
 from bench.records import (
@@ -71,17 +72,16 @@ class Worker:
         """Play the selection to its end; the cells it holds, in order."""
         pairs = matrix.pairs(self.registry, self.selection)
         self.store.declare(self.registry.cards(self._digests()))
+        self.entrants = Entrants(self.registry, self.store)
         cells: list[Cell] = []
         for defense, group in _by_defense(pairs):
             cells += self._defense(defense, group)
         self._wait_for_others(cells)
+        self.entrants.end(cells)
         return cells
 
     def _defense(self, defense: Defense, pairs: list[Pair]) -> list[Cell]:
         """All cells of one defense, so that it is built once."""
-        submitted = self.registry.find("defense", defense.name).origin == "submission"
-        if submitted:
-            self.store.submission(defense.name, "running")
         planned = []
         for threat in dict.fromkeys(pair.threat for pair in pairs):
             part = [pair for pair in pairs if pair.threat is threat]
@@ -89,10 +89,6 @@ class Worker:
                 planned += self._board(threat, defense, part)
             except STRANGE as error:
                 planned += self._unbuilt(threat, defense, part, error)
-        if submitted:
-            states = {row.key: row.state for row in self.store.cells()}
-            failed = any(states[cell.key] is CellState.FAILED for cell in planned)
-            self.store.submission(defense.name, "failed" if failed else "finished")
         self.arenas.clear()
         return planned
 
@@ -152,6 +148,7 @@ class Worker:
         for cell in cells:
             lease = self.store.lease(cell.key, self.owner)
             if lease is not None:
+                self.entrants.begin(cell)
                 self.store.fail(lease, failure)
         return cells
 
@@ -284,6 +281,7 @@ class Worker:
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return
+        self.entrants.begin(cell)
         finished = self.store.finished_items(cell.key).tolist()
         self.listener(Event("cell", cell=cell, items=len(finished)))
         try:

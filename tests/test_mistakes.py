@@ -140,6 +140,8 @@ def test_missing_weights_are_named(shell: Shell) -> None:
     code, _, err = shell.play("--defense", "lost", "--attack", "fgsm")
     assert code == 3
     assert "lost needs the weights mine.safetensors" in err
+    _, out, _ = shell.run("list", "submissions")
+    assert out.startswith("lost  failed  lost needs the weights mine.safetensors")
 
 
 def test_an_attack_outside_the_ball_breaks_nothing_and_it_is_said(shell: Shell) -> None:

@@ -74,6 +74,12 @@ def test_the_readme_leads_from_new_to_a_row(run: Run, tmp_path: Path) -> None:
     with Store.open(read_only=True) as store:
         (entry,) = [s for s in store.submissions() if s.name == "two-shades"]
     assert [step.state for step in entry.history] == ["received", "queued", "running", "finished"]
+    listed = json.loads(run("list", "submissions", "--json")[1])
+    assert {item["name"]: item["state"] for item in listed["items"]} == {
+        "two-shades": "finished",
+        "heavy-ball": "finished",
+    }
+    assert "two-shades  finished" in run("list", "submissions")[1]
 
 
 def install(folder: Path, module: str, text: str) -> None:

@@ -15,8 +15,8 @@ ROOMS = ("bench", "plugins", "leaderboard")
 CORRIDOR = (
     "records", "stats", "store", "board", "export", "entry", "weights", "threat", "kit", "plugin",
     "hooks", "source", "offer", "registry", "data", "target", "problem", "recipe", "train", "shelf",
-    "matrix", "engine", "verify", "arena", "blame", "runner", "progress", "campaign", "doctor",
-    "check", "scaffold", "archive", "submit", "serve", "cli",
+    "matrix", "engine", "verify", "arena", "blame", "entrants", "runner", "progress", "campaign",
+    "doctor", "check", "scaffold", "archive", "submit", "serve", "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""
 DRY = {"records", "stats", "store", "board", "export", "entry", "weights", "scaffold", "archive"}

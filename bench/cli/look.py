@@ -15,6 +15,7 @@ from bench.cli.options import AsJson, Database, Unsandboxed, print_json, url
 from bench.records import BenchError, Card
 
 KINDS = ("attacks", "defenses", "threats", "datasets", "certifiers", "diagnostics")
+LISTS = (*KINDS, "submissions")
 export = typer.Typer(help="Write outcomes or images to a file.", no_args_is_help=True)
 
 
@@ -28,13 +29,17 @@ def enter(app: typer.Typer) -> None:
 
 
 def listed(
-    kind: Annotated[str, typer.Argument(help=", ".join(KINDS))],
+    kind: Annotated[str, typer.Argument(help=", ".join(LISTS))],
     json: AsJson = False,
+    db: Database = None,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
-    """List what is there, whoever offers it."""
+    """List what is there, whoever offers it; or where each submission stands."""
+    if kind == "submissions":
+        submissions(url(db), as_json=json)
+        return
     if kind not in KINDS:
-        raise BenchError(f"bench list came with {kind!r}; use one of {', '.join(KINDS)}.")
+        raise BenchError(f"bench list came with {kind!r}; use one of {', '.join(LISTS)}.")
     cards, problems = _cards(kind[:-1], allow_unsandboxed)
     for problem in problems:
         print(f"refused: {problem}", file=sys.stderr)
@@ -44,6 +49,26 @@ def listed(
     width = max((len(card.name) for card in cards), default=0)
     for card in cards:
         print(f"{card.name:<{width}}  {card.origin:<11}  {card.summary}")
+
+
+def submissions(database: str | None, *, as_json: bool) -> None:
+    """Every submission with its state."""
+    from bench.store import Store
+
+    with Store.open(database, read_only=True) as store:
+        entries = store.submissions()
+    if as_json:
+        print_json(
+            {
+                "items": [
+                    {**entry._asdict(), "history": [step._asdict() for step in entry.history]}
+                    for entry in entries
+                ]
+            }
+        )
+        return
+    for entry in entries:
+        print(f"{entry.name}  {entry.state}  {entry.reason}".rstrip())
 
 
 def show(
