@@ -24,6 +24,7 @@ from bench.runner import Event, Listener, Worker
 from bench.store import CellRow, Store
 from bench.threat import ThreatModel
 
+NOT_RUN = "submitted code runs only with --allow-unsandboxed, and then with all your rights."
 WATCH = 0.5  # seconds between looks at whether a child process lives
 
 
@@ -74,6 +75,8 @@ class Campaign:
             with Show(open_cells, costs, quiet=self.quiet) as show:
                 for problem in registry.problems:
                     show(Event("problem", f"refused: {problem}"))
+                for name in registry.waiting():
+                    show(Event("problem", f"{name} waits: {NOT_RUN}"))
                 if self.workers == 1:
                     worker(self, store, registry, show).run()
                 else:

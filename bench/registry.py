@@ -155,6 +155,10 @@ class Registry:
             arguments = [told[name] for name in impl.argnames]
             self._safely(f"{impl.plugin_name} failed to listen", impl.function, *arguments)
 
+    def waiting(self) -> list[str]:
+        """Entries whose code was not imported: they are listed, and not played."""
+        return [name for name, entry in self.entries.items() if not self._imported(entry)]
+
     def _table(self, kind: str) -> dict[str, Offer[Any]]:
         if kind not in KINDS:
             raise BenchError(f"no kind of plugin is named {kind!r}{near(kind, list(KINDS))}.")

@@ -221,9 +221,10 @@ def test_the_vote_needs_six_tenths() -> None:
 
 
 def test_a_targeted_goal_counts_its_target_alone() -> None:
-    votes, y = torch.tensor([[3, 4, 0]]), torch.zeros(3, dtype=torch.int64)
-    aim = torch.full((3,), 3)
-    assert wrong(votes, y, aim, Goal("targeted", "next")).tolist() == [True, False, False]
+    """No finite answer (-1) is a failure of the defense under any goal."""
+    votes, y = torch.tensor([[3, 4, 0, -1]]), torch.zeros(4, dtype=torch.int64)
+    aim = torch.full((4,), 3)
+    assert wrong(votes, y, aim, Goal("targeted", "next")).tolist() == [True, False, False, True]
 
 
 def test_an_empty_question_is_refused() -> None:
