@@ -21,6 +21,7 @@ from bench.campaign import Campaign, reproduced, worker
 from bench.matrix import Selection
 from bench.records import CLEAN, BenchError, CellState, Outcomes
 from bench.registry import Registry
+from bench.runner import Event
 from bench.store import CellRow, Store
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,26 @@ def test_two_workers_share_the_matrix(played: Campaign, tmp_path: Path) -> None:
     assert digest(shared.url) == digest(played.url)
     owners = {row.owner for row in rows(shared.url) if row.state is CellState.DONE}
     assert len(owners) == 2
+
+
+def test_an_interrupted_run_goes_on_in_the_middle_of_a_cell(
+    played: Campaign, tmp_path: Path
+) -> None:
+    stopped = campaign(tmp_path / "bench.db")
+    halves: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "chunk" and event.cell is not None and event.items < event.cell.items:
+            halves.append(event.cell.key)
+            raise KeyboardInterrupt
+
+    with Store.open(stopped.url) as store:
+        with pytest.raises(KeyboardInterrupt):
+            worker(stopped, store, Registry.load(), interrupt).run()
+        (row,) = [row for row in store.cells() if row.key == halves[0]]
+        assert row.state is CellState.MISSING and 0 < row.items_done < row.items
+    assert stopped.run() == 0
+    assert digest(stopped.url) == digest(played.url)
 
 
 def command(url: str | None) -> list[str]:
