@@ -41,6 +41,11 @@ def pick(logits: Tensor, column: Tensor) -> Tensor:
     return logits.gather(1, column[:, None])[:, 0]
 
 
+def per_image(value: Tensor) -> Tensor:
+    """[n] shaped to multiply images [n, C, H, W] row by row."""
+    return value[:, None, None, None]
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

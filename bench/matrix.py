@@ -91,8 +91,9 @@ def defenses(
 
 
 def attacks(registry: Registry, selection: Selection, threat: ThreatModel) -> list[Attack]:
-    """The attacks asked for; by default those without which nobody is ranked."""
-    names: Sequence[str] = selection.attacks or threat.required
+    """The attacks asked for; by default those without which nobody is ranked, and submissions."""
+    submitted = [n for n, offer in registry.attacks.items() if offer.origin == "submission"]
+    names: Sequence[str] = selection.attacks or [*threat.required, *submitted]
     return [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
 
 

@@ -64,7 +64,7 @@ def test_the_readme_leads_from_new_to_a_row(run: Run, tmp_path: Path) -> None:
         assert run("submit", name)[0] == 0
         assert (tmp_path / "submissions" / name / "plugin.py").read_text() == text
     common = ("--examples", "64", "--threat", "digits-linf", "--allow-unsandboxed")
-    code, _, err = run("run", "--defense", "two-shades", "--attack", "heavy-ball", *common)
+    code, _, err = run("run", "--defense", "two-shades", *common)  # submissions are played unasked
     assert code == 0, err
     report = json.loads(run("report", "--json")[1])
     (row,) = report["ranking"]

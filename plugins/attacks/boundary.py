@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.kit import per_image
 from bench.plugin import Access, Attack, Problem, Retire, hookimpl
 
 ALONG, TOWARDS = 0.3, 0.25  # rates of success at which the two step lengths stand still
+PACE = 0.2  # by how much the logarithm of a length may move in one step
 
 
 class State(NamedTuple):
@@ -22,17 +24,16 @@ class State(NamedTuple):
     found: Tensor
     """[n] bool: there is a success to walk from."""
     around: Tensor
-    """[n]: length of a step along the sphere, in distances to the clean image."""
     inward: Tensor
-    """[n]: length of a step towards the clean image, in distances to it; 0 gives up."""
+    """[n]: lengths of a step along the sphere and towards the clean image, in distances to it."""
 
 
 @dataclass(frozen=True)
 class Boundary:
     """Random steps along the sphere around x, then straight towards x (arXiv:1712.04248).
 
-    Each step is one question; a row that is still wrong there moves. The two lengths follow their
-    own rates of success, row by row: longer after a success, shorter after a failure.
+    Each step is one question; a row that is still wrong there moves, and its next step of that
+    kind is longer; else it is shorter.
     """
 
     name = "boundary"
@@ -47,8 +48,6 @@ class Boundary:
     steps: int = 3000
     starts: int = 100
     """Noise images tried for a start; a row that finds none has held."""
-    pace: float = 0.2
-    """By how much the logarithm of a length may move in one step."""
 
     def start(self, problem: Problem) -> State:
         """Nothing found yet."""
@@ -59,23 +58,24 @@ class Boundary:
         """Ask one image of each row: a noise, a point along the sphere, or one nearer to x."""
         adv, found, around, inward = state
         turn = problem.t % 2 == 0
-        nearer = problem.x + images(1 - inward) * (adv - problem.x)
-        walk = torch.where(images(turn), sideways(problem, adv, around), nearer)
-        question = torch.where(images(found), walk, noise(problem))
+        nearer = problem.x + per_image(1 - inward) * (adv - problem.x)
+        walk = torch.where(per_image(turn), sideways(problem, adv, around), nearer)
+        question = torch.where(per_image(found), walk, noise(problem))
         asking = found | (problem.t < self.starts)
         wrong = problem.wrong(problem.labels(question, asking)) & asking
-        around = torch.where(found & turn, self.paced(around, wrong, ALONG), around)
-        nearing = self.paced(inward, wrong, TOWARDS).clamp_max(0.5)
-        inward = torch.where(found & ~turn, nearing, inward) * asking
-        return State(torch.where(images(wrong), question, adv), found | wrong, around, inward)
+        around = torch.where(found & turn, paced(around, wrong, ALONG), around)
+        nearing = torch.where(found & ~turn, paced(inward, wrong, TOWARDS), inward)
+        inward = nearing.clamp_max(0.5) * asking
+        return State(torch.where(per_image(wrong), question, adv), found | wrong, around, inward)
 
     def done(self, state: State) -> Tensor:
         """[n] bool: the next step inward is below the resolution of float32."""
         return state.inward < 1e-6
 
-    def paced(self, length: Tensor, won: Tensor, rate: float) -> Tensor:
-        """The next length [n]; its logarithm stands still where `rate` of the steps win."""
-        return length * (self.pace * (won.to(length.dtype) - rate)).exp()
+
+def paced(length: Tensor, won: Tensor, rate: float) -> Tensor:
+    """The next length [n]; its logarithm stands still where `rate` of the steps win."""
+    return length * (PACE * (won.to(length.dtype) - rate)).exp()
 
 
 def sideways(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ def sideways(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
     change, old = adv - x, ball.distance(adv, x)
     push = problem.normal("push", tuple(x.shape[1:]))
     along = (push * change).flatten(1).sum(1) / change.square().flatten(1).sum(1).clamp_min(1e-12)
-    push = push - images(along) * change
+    push = push - per_image(along) * change
     length = push.square().flatten(1).sum(1).sqrt().clamp_min(1e-12)
-    moved = (adv + images(around * old / length) * push).clamp(0, 1)
+    moved = (adv + per_image(around * old / length) * push).clamp(0, 1)
     back = (old / ball.distance(moved, x).clamp_min(1e-12)).clamp_max(1)
-    return x + images(back) * (moved - x)
+    return x + per_image(back) * (moved - x)
 
 
 def noise(problem: Problem) -> Tensor:
@@ -96,11 +96,6 @@ def noise(problem: Problem) -> Tensor:
     grain = problem.uniform("grain", tuple(problem.x.shape[1:])) - 0.5
     contrast, grey = problem.uniform("look", (2, 1, 1, 1)).unbind(1)
     return (grey + 4 * contrast * grain).clamp(0, 1)
-
-
-def images(value: Tensor) -> Tensor:
-    """[n] shaped to multiply images."""
-    return value[:, None, None, None]
 
 
 @hookimpl

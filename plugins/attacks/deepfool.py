@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import pick
+from bench.kit import per_image, pick
 from bench.plugin import Access, Attack, Problem, Retire, hookimpl
 
 
@@ -61,7 +61,7 @@ class DeepFool:
         change = change + to_border(problem, adv, gap, rows[:, 1:] - rows[:, :1])
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)
-        keep = crossed[:, None, None, None]
+        keep = per_image(crossed)
         return State(
             torch.where(keep, adv, beyond), torch.where(keep, state.change, change), crossed
         )
@@ -82,7 +82,7 @@ def to_border(problem: Problem, adv: Tensor, gap: Tensor, slopes: Tensor) -> Ten
     nearest = length.argmin(1)
     step = pick(length, nearest).nan_to_num(posinf=0)
     own = directions[torch.arange(len(nearest), device=nearest.device), nearest]
-    return step[:, None, None, None] * own
+    return per_image(step) * own
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
+from bench.kit import cross_entropy, per_image
 from bench.plugin import L2, Access, Attack, Fraction, Problem, hookimpl
 
 
@@ -38,7 +38,7 @@ class UnsignedPGD:
         ball, sphere = problem.ball, L2(Fraction(1))
         gradient = problem.gradient(adv, cross_entropy).gradient
         length = ball.steepest(gradient, adv).flatten(1).norm(dim=1)
-        uphill = length[:, None, None, None] * sphere.steepest(gradient, adv)
+        uphill = per_image(length) * sphere.steepest(gradient, adv)
         return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.kit import margin
+from bench.kit import margin, per_image
 from bench.plugin import Access, Attack, Problem, hookimpl
 
 
@@ -35,7 +35,7 @@ class Unbounded:
 
     def start(self, problem: Problem) -> Tensor:
         """The clean image, then random points."""
-        first = (problem.run == 0)[:, None, None, None]
+        first = per_image(problem.run == 0)
         return torch.where(first, problem.x, problem.ball.sample(problem.x, problem))
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
