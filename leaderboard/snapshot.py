@@ -139,7 +139,7 @@ def _defense(
         parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack")))
         classes = store.examples(boards[label].examples).classes
         for attack, kept in entry.images.items():
-            title = f"What fooled it: {attack} under {label}"
+            title = f"What the attack brought: {attack} under {label}"
             parts.append(_part(title, dossier.pictures(kept[:2], classes)))
     return markup.join(parts)
 

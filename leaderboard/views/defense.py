@@ -55,7 +55,7 @@ with right:
     mark = None if here.nearest else here.radius
     st.altair_chart(figures.described(figures.radii(drawn, axis, mark), words.RADII))
 
-st.subheader("What fooled it", anchor="images")
+st.subheader("What the attack brought", anchor="images")
 if entry.images:
     left, _ = st.columns([2, 3])
     by = choice.pick("attack", "Attack", list(entry.images), what="attack with images", place=left)
