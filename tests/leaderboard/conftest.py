@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,3 +41,13 @@ def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
         return app
 
     yield open_page
+
+
+MAIN = sys.modules["__main__"]
+
+
+@pytest.fixture(autouse=True)
+def main_module() -> Iterator[None]:
+    """A page run in this process takes the place of `__main__`, which child processes import."""
+    yield
+    sys.modules["__main__"] = MAIN

@@ -24,7 +24,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
          "--disable-background-networking"]  # fmt: skip
 SERVE = (
-    "import sys; from bench.serve import serve; sys.exit(serve(port={port}, open_browser=False))"
+    "import signal, sys; from bench.serve import serve; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background shell ignores it
+    "sys.exit(serve(port={port}, open_browser=False))"
 )
 SETTLED = "[data-testid=stApp][data-test-script-state=notRunning]"
 PATIENCE = 30_000  # milliseconds
