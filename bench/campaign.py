@@ -101,7 +101,7 @@ class Campaign:
     def _together(self, show: Listener) -> None:
         """Several processes on one database; whoever dies is missed by nobody."""
         context = multiprocessing.get_context("spawn")
-        events: Queue[Event | str] = context.Queue()
+        events: Queue[Event] = context.Queue()
         crew: list[BaseProcess] = [
             context.Process(target=member, args=(self, rank, events), daemon=True)
             for rank in range(self.workers)
@@ -120,7 +120,7 @@ class Campaign:
             raise BenchError("every worker died; run again to go on, with fewer --workers.")
 
 
-def member(campaign: Campaign, rank: int, events: Queue[Event | str]) -> None:
+def member(campaign: Campaign, rank: int, events: Queue[Event]) -> None:
     """One worker process; it ends with its parent."""
     parent = os.getppid()
     registry = Registry.load(allow_unsandboxed=campaign.allow_unsandboxed)
@@ -136,13 +136,11 @@ def member(campaign: Campaign, rank: int, events: Queue[Event | str]) -> None:
         worker(own, store, registry, send).run()
 
 
-def hear(events: Queue[Event | str], show: Listener) -> None:
+def hear(events: Queue[Event], show: Listener) -> None:
     """Show what the workers have sent, until none has anything to say."""
     try:
         while True:
-            event = events.get(timeout=WATCH)
-            if isinstance(event, Event):
-                show(event)
+            show(events.get(timeout=WATCH))
     except queue.Empty:
         return
 

@@ -70,7 +70,7 @@ class Table:
 
     def play(self) -> Iterator[Attempts]:
         """Everything in the queue, in chunks."""
-        while self.queue or self.looks.waiting or self._busy():
+        while self._busy() or self.looks.waiting:
             self._admit(self._arrivals())
             for _ in range(self._stride()):
                 self._step()
