@@ -57,6 +57,14 @@ class Rows:
         """Take up the keys after examples or runs have changed."""
         self.key = example_key(self.seed, self.name, self.example, self.run)
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only; `rows` [m] int64."""
+        self.x, self.y, self.target = self.x[rows], self.y[rows], self.target[rows]
+        self.clean, self.example = self.clean[rows], self.example[rows]
+        self.t, self.run, self.active = self.t[rows], self.run[rows], self.active[rows]
+        self.ledger.keep(rows)
+        self.rekey()
+
     def take(self, rows: Tensor) -> Rows:
         """These rows before their first step; questions are refused there."""
         part = Rows(

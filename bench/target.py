@@ -30,6 +30,17 @@ class Ledger:
         """Whether anything can be refused at all."""
         return self.budget != Budget()
 
+    def open(self, rows: Tensor) -> None:
+        """New rows, their purse full."""
+        self.forwards[rows] = 0
+        self.gradients[rows] = 0
+        self.refused[rows] = False
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.forwards, self.gradients = self.forwards[rows], self.gradients[rows]
+        self.refused = self.refused[rows]
+
     def charge(self, where: Tensor, forwards: int, gradients: int) -> Tensor:
         """Charge the rows `where` [n] bool; [n] bool of those that could pay."""
         if self.limited:
@@ -37,9 +48,9 @@ class Ledger:
             fits &= self._fits(self.gradients + gradients, self.budget.gradients)
             self.refused |= where & ~fits
             where = where & fits
-        self.forwards += forwards * where
+        self.forwards.add_(where, alpha=forwards)
         if gradients:
-            self.gradients += gradients * where
+            self.gradients.add_(where, alpha=gradients)
         return where
 
     def _fits(self, count: Tensor, limit: int | None) -> Tensor:
@@ -124,6 +135,15 @@ class Target:
             return parts[0]
         return Jacobian._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
 
+    def steady(self, few: Tensor, many: Tensor) -> bool:
+        """Whether the images `few` get the bits that they get as the first rows of `many`."""
+        count = len(few)
+        same = torch.equal(self.logits(few), self.logits(many)[:count])
+        if not same or self.access < Access.GRADIENTS:
+            return same
+        one, other = (self.gradient(rows, smooth).gradient for rows in (few, many))
+        return torch.equal(one, other[:count])
+
     def _mean(self, answer: Callable[[], Tensor]) -> Tensor:
         if self.draws == 1:
             return answer()
@@ -168,6 +188,11 @@ class Target:
         """One draw's answer [n, K], whatever number of draws is declared."""
         with torch.no_grad():
             return self._call(self.module, images)
+
+
+def smooth(logits: Tensor) -> Tensor:
+    """[n]: a loss that depends on every logit and on no label."""
+    return logits.logsumexp(1)
 
 
 def slope(value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:

@@ -28,13 +28,14 @@ def play(
         game: the cell.
         confirm: the referee's rule, asked before a row is retired as won.
         finished: items that are not to be played again.
-        order: the order in which items are taken up; results do not depend on it.
+        order: the order in which items are taken up; results do not depend on it. By default
+            the firmest clean answers come first: what plays longest must not begin last.
 
     Yields:
         Each item exactly once, in chunks.
     """
     skip = set(finished)
-    items = [i for i in (range(len(game.x)) if order is None else order) if i not in skip]
+    items = [item for item in (game.firmest() if order is None else order) if item not in skip]
     if game.noise is None:
         yield from Table(game, confirm, items).play()
         return

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from bench.kit import margin
 from bench.plugin import Attack
 from bench.records import Budget
 from bench.target import Noise, Target
@@ -51,6 +52,14 @@ class Game:
         if self.goal.kind == "targeted":
             return label == self.aim[items]
         return label != self.y[items]
+
+    def firmest(self) -> list[int]:
+        """All items, those that are farthest from the goal on the clean image first."""
+        toward = self.aim if self.goal.kind == "targeted" else self.y
+        away = margin(self.clean, toward)
+        firm = away if self.goal.kind == "targeted" else -away
+        order: list[int] = firm.argsort(descending=True, stable=True).tolist()
+        return order
 
 
 class Attempts(NamedTuple):

@@ -1,4 +1,4 @@
-"""The slots of one queue of items, and what is known of the rows in them."""
+"""The slots of one queue of items, and how rows come, play and go."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from torch import Tensor
 
 from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, Nearest, Settled
 from bench.engine.looks import Looks
+from bench.engine.slots import Slots
 from bench.plugin import Retire, Traits
 from bench.problem import Rows, combine, iterate, pad, padded, runs_of
 from bench.threat import per_row
 
 STRIDE = 4  # steps between settlements: hits are recorded at the query, so none is lost
+CROWD = 16  # when one slot in so many has won since, the settlement does not wait
+SPARE = 0.75  # of the slots: when the tail needs no more, the others are given up
+FEW = (8, 16)  # batches under the unit, where the defense gives the same bits in them
 CHUNK = 64  # finished items handed on at once
 SECONDS = 5.0  # or whatever is finished after so long
 
@@ -35,14 +39,20 @@ class Table:
         self.settled = [Settled(i, game.x[i], 0, 0, 0, 0, 0) for i in items if i in lost]
         self.since = time.monotonic()
         self.item = np.full(0, -1, dtype=np.int64)
+        # A group of a random defense keeps its beat: its draws belong to all of its rows.
+        self.grouped = game.noise is not None
+        # Counting claims asks the device, which only the CPU answers for nothing.
+        self.counts = game.x.device.type == "cpu" and not self.grouped
+        self.claims = 0
+        self.steady: dict[int, bool] = {}
+        """Whether so few rows get the bits that they get in a whole unit."""
         if self.queue:
             self._lay()
 
     def _lay(self) -> None:
         """Lay the slots, each with a row that does not play yet."""
         game, device = self.game, self.game.x.device
-        grouped = game.noise is not None
-        size = GROUP if grouped else min(padded(game.slots), padded(len(self.queue)))
+        size = GROUP if self.grouped else min(padded(game.slots), padded(len(self.queue)))
         first = torch.full((size,), self.queue[-1], dtype=torch.int64, device=device)
         self.rows = rows = Rows(
             game.door, game.ball, game.goal, game.x[first], game.y[first],
@@ -52,17 +62,7 @@ class Table:
         rows.active = torch.zeros(size, dtype=torch.bool, device=device)
         # A transfer attack must not learn from the target whether it has won.
         rows.watch = None if self.traits.source else self._watch
-        self.playing = torch.zeros_like(rows.active)
-        self.found = torch.zeros_like(rows.active)
-        self.ended = torch.zeros_like(rows.active)
-        self.best = rows.x.clone()
-        self.distance = torch.full((size,), math.inf, device=device)
-        self.hit_step = torch.full_like(first, -1)
-        self.hit_run = torch.full_like(first, -1)
-        self.hit_forwards = torch.zeros_like(first)
-        self.hit_gradients = torch.zeros_like(first)
-        self.last = rows.x.clone()
-        self.last_step = torch.zeros_like(first)
+        self.slots = Slots.empty(rows.x)
         self.item = np.full(size, -1, dtype=np.int64)
         self.run = np.zeros(size, dtype=np.int64)
         self.t = np.zeros(size, dtype=np.int64)
@@ -72,8 +72,8 @@ class Table:
         """Everything in the queue, in chunks."""
         while self._busy() or self.looks.waiting:
             self._admit(self._arrivals())
-            for _ in range(self._stride()):
-                self._step()
+            self._shrink()
+            self._advance()
             self._settle()
             if self._due():
                 yield self._hand_over()
@@ -90,7 +90,7 @@ class Table:
             self.item[slot], self.run[slot] = self.queue.pop(), 0
         slots = [int(slot) for slot in free]
         if slots:
-            self._seat(torch.tensor(slots, device=self.found.device))
+            self._seat(self._indices(slots))
         return slots
 
     def _seat(self, where: Tensor) -> None:
@@ -100,23 +100,19 @@ class Table:
         rows.x[where], rows.y[where] = game.x[item], game.y[item]
         rows.target[where], rows.clean[where] = game.aim[item], game.clean[item]
         rows.example[where] = item
-        rows.ledger.forwards[where] = 0
-        rows.ledger.gradients[where] = 0
-        rows.ledger.refused[where] = False
-        self.found[where] = False
-        self.distance[where] = math.inf
+        rows.ledger.open(where)
+        self.slots.seat(where)
 
     def _admit(self, slots: list[int]) -> None:
         """Start a run in these slots."""
         if not slots:
             return
-        rows, where = self.rows, torch.tensor(slots, device=self.found.device)
+        rows, where = self.rows, self._indices(slots)
         self.t[slots] = 0
         rows.t[where] = 0
         rows.run[where] = self._on_device(self.run)[where]
         rows.active[where] = True
-        self.playing[where] = True
-        self.ended[where] = False
+        self.slots.begin(where)
         rows.rekey()
         fresh = self.attack.start(rows.take(pad(where, padded(len(slots)))))
         # Out of place: fields of a state may share their memory.
@@ -126,6 +122,38 @@ class Table:
             fresh,
         )
 
+    def _shrink(self) -> None:
+        """Give up slots that nobody will take: the tail plays in ever smaller batches."""
+        if self.queue or self.grouped:
+            return
+        size = self._size(int((self.item >= 0).sum()))
+        if size > SPARE * len(self.item):
+            return
+        kept = np.sort(np.argsort(self.item < 0, kind="stable")[:size])
+        self.item, self.run, self.t = self.item[kept], self.run[kept], self.t[kept]
+        where = self._on_device(kept)
+        self.rows.keep(where)
+        self.slots = self.slots.kept(where)
+        self.state = combine(lambda field: field[where], self.state)
+
+    def _size(self, rows: int) -> int:
+        """The smallest batch in which so many rows get the same bits."""
+        return next((few for few in FEW if rows <= few and self._alike(few)), padded(rows))
+
+    def _alike(self, few: int) -> bool:
+        if few not in self.steady:
+            adv = iterate(self.state)[:few]
+            self.steady[few] = self.game.door.steady(adv, pad(adv, padded(few)))
+        return self.steady[few]
+
+    def _advance(self) -> None:
+        """Play until a settlement is due: every few steps, or when many slots have won."""
+        self.claims = 0
+        for _ in range(self._stride()):
+            self._step()
+            if self.claims * CROWD > len(self.item):
+                return
+
     def _stride(self) -> int:
         """Steps until the next settlement: no row may pass its last step."""
         left = int(self.attack.steps - self.t[self.item >= 0].max(initial=0))
@@ -133,49 +161,56 @@ class Table:
 
     def _step(self) -> None:
         self.state = self.attack.step(self.rows, self.state)
-        self.rows.t = self.rows.t + self.playing
+        self.rows.t = self.rows.t + self.slots.playing
         self.t += 1
         if self.traits.retires is Retire.CONVERGENCE:
             converged = self.attack.done(self.state) & self.rows.active  # type: ignore[attr-defined]
             if converged.any():
-                self.last[converged] = iterate(self.state)[converged]
-                self.last_step[converged] = self.rows.t[converged]
-                self.ended |= converged
+                self.slots.converge(converged, iterate(self.state), self.rows.t)
                 self.rows.active = self.rows.active & ~converged
+                self._count(converged)
 
     def _watch(self, adv: Tensor, logits: Tensor, allowed: Tensor) -> None:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""
-        hit = self.rows.wrong(logits) & allowed & ~self.found
+        slots, x = self.slots, self.rows.x
+        hit = self.rows.wrong(logits) & allowed & ~slots.found
         if not hit.any():
             return
-        inside = hit & self.game.ball.contains(adv, self.rows.x)
+        inside = hit & self.game.ball.contains(adv, x)
         better = inside
         if self.traits.minimises:
-            distance = self.game.ball.distance(adv, self.rows.x)
+            distance = self.game.ball.distance(adv, x)
             flat = adv.flatten(1)
             boxed = hit & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
-            better = boxed & (distance < self.distance)
-            self.distance = torch.where(better, distance, self.distance)
-        self.best = torch.where(per_row(better, adv), adv.detach(), self.best)
-        self.hit_step = torch.where(better, self.rows.t, self.hit_step)
-        self.hit_run = torch.where(better, self.rows.run, self.hit_run)
+            better = boxed & (distance < slots.distance)
+            slots.distance = torch.where(better, distance, slots.distance)
+        slots.best = torch.where(per_row(better, adv), adv.detach(), slots.best)
+        slots.hit_step = torch.where(better, self.rows.t, slots.hit_step)
+        slots.hit_run = torch.where(better, self.rows.run, slots.hit_run)
         if self.game.goal.kind != "nearest":
             # What is spent until the next settlement is not part of the price of this success,
             # but it is counted, for the referee may refuse the claim and the row goes on.
             ledger = self.rows.ledger
-            self.hit_forwards = torch.where(inside, ledger.forwards, self.hit_forwards)
-            self.hit_gradients = torch.where(inside, ledger.gradients, self.hit_gradients)
-            self.found = self.found | inside
+            slots.hit_forwards = torch.where(inside, ledger.forwards, slots.hit_forwards)
+            slots.hit_gradients = torch.where(inside, ledger.gradients, slots.hit_gradients)
+            slots.found = slots.found | inside
+            if self.traits.retires is not Retire.NEVER:
+                self._count(inside)
+
+    def _count(self, leaving: Tensor) -> None:
+        """Rows [n] bool that have nothing more to do: a reason to settle soon."""
+        if self.counts:
+            self.claims += int(leaving.sum())
 
     def _settle(self) -> None:
         """Confirm wins, end spent runs and begin the next, look when enough are waiting."""
+        slots = self.slots
         over = self._on_device(self.t >= self.attack.steps)
-        over = self.playing & (over | self.ended | self.rows.ledger.refused)
-        claimed = self.found & (over if self.traits.retires is Retire.NEVER else self.playing)
+        over = slots.playing & (over | slots.ended | self.rows.ledger.refused)
+        claimed = slots.found & (over if self.traits.retires is Retire.NEVER else slots.playing)
         won = self._confirmed(claimed)
-        spent = over & ~won
-        self._end(_slots(spent))
-        winners = _slots(won)
+        self._end(_numbers(over & ~won))
+        winners = _numbers(won)
         # An earlier run's last iterate may have won before this one did.
         if self.looks.holds({int(self.item[slot]) for slot in winners}):
             self._look()
@@ -185,47 +220,44 @@ class Table:
 
     def _confirmed(self, found: Tensor) -> Tensor:
         """The claims that the referee's rule upholds; the other rows go on."""
-        slots = found.nonzero()[:, 0]
-        if len(slots) == 0:
+        where = found.nonzero()[:, 0]
+        if len(where) == 0:
             return found
-        upheld = self.confirm(self._on_device(self.item)[slots], self.best[slots])
-        refused = slots[~upheld]
-        won = found.clone()
-        won[refused] = False
-        self.found[refused] = False
-        self.distance[refused] = math.inf
-        return won
+        upheld = self.confirm(self._on_device(self.item)[where], self.slots.best[where])
+        self.slots.refuse(where[~upheld])
+        return found.index_copy(0, where, upheld)
 
     def _end(self, slots: list[int]) -> None:
         """Queue these rows' last iterates for a look; go on to their next runs."""
         if not slots:
             return
-        where = torch.tensor(slots, device=self.found.device)
-        adv = iterate(self.state)[where]
-        adv = torch.where(per_row(self.ended[where], adv), self.last[where], adv)
-        step = torch.where(self.ended[where], self.last_step[where], self.rows.t[where]).tolist()
-        ledger = self.rows.ledger
+        where, rows, known = self._indices(slots), self.rows, self.slots
+        ended = known.ended[where]
+        adv = torch.where(per_row(ended, rows.x), known.last[where], iterate(self.state)[where])
+        step = torch.where(ended, known.last_step[where], rows.t[where]).tolist()
+        ledger = rows.ledger
         forwards, gradients = ledger.forwards[where].tolist(), ledger.gradients[where].tolist()
-        refused = self.rows.ledger.refused[where].tolist()
+        refused = ledger.refused[where].tolist()
+        nearest = self._nearest(where)
         again = []
         for row, slot in enumerate(slots):
             final = int(self.run[slot]) + 1 >= self.runs or refused[row]
             item, run = int(self.item[slot]), int(self.run[slot])
             spent = (forwards[row], gradients[row])
-            ended = Ended(item, run, final, adv[row], *spent, step[row], self._nearest(slot))
-            self.looks.add(ended)
+            self.looks.add(Ended(item, run, final, adv[row], *spent, step[row], nearest[row]))
             if not final:
                 self.run[slot] += 1
                 again.append(slot)
         self._clear([slot for slot in slots if slot not in set(again)])
         self._admit(again)
 
-    def _nearest(self, slot: int) -> Nearest | None:
-        distance = float(self.distance[slot])
-        if not math.isfinite(distance):
-            return None
-        step, run = int(self.hit_step[slot]), int(self.hit_run[slot])
-        return Nearest(self.best[slot].clone(), distance, step, run)
+    def _nearest(self, where: Tensor) -> list[Nearest | None]:
+        """What these rows have found so far, where the attack minimises."""
+        known = self.slots
+        far = known.distance[where].tolist()
+        step, run = known.hit_step[where].tolist(), known.hit_run[where].tolist()
+        rows = zip(known.best[where], far, step, run, strict=True)
+        return [Nearest(*row) if math.isfinite(row[1]) else None for row in rows]
 
     def _look(self) -> None:
         for outcome in self.looks.settle():
@@ -235,37 +267,39 @@ class Table:
                 continue
             item, nearest = outcome
             for slot in np.flatnonzero(self.item == item):
-                self.best[slot] = nearest.image
-                self.distance[slot] = nearest.distance
-                self.hit_step[slot], self.hit_run[slot] = nearest.step, nearest.run
+                self.slots.best[slot] = nearest.image
+                self.slots.distance[slot] = nearest.distance
+                self.slots.hit_step[slot], self.slots.hit_run[slot] = nearest.step, nearest.run
 
     def _retire(self, slots: list[int]) -> None:
         """Rows that won at one of their own queries."""
         if not slots:
             return
-        where = torch.tensor(slots, device=self.found.device)
-        forwards, gradients = self.hit_forwards[where].tolist(), self.hit_gradients[where].tolist()
-        step = self.hit_step[where].tolist()
-        for row, slot in enumerate(slots):
-            run = int(self.run[slot])
-            image = self.best[slot].clone()
-            spent = (forwards[row], gradients[row])
-            self.settled.append(Settled(int(self.item[slot]), image, *spent, run, step[row], run))
+        where, known = self._indices(slots), self.slots
+        images = known.best[where]
+        facts = (known.hit_forwards, known.hit_gradients, known.hit_step)
+        spent = torch.stack([fact[where] for fact in facts], 1).tolist()
+        for slot, image, (forwards, gradients, step) in zip(slots, images, spent, strict=True):
+            item, run = int(self.item[slot]), int(self.run[slot])
+            self.settled.append(Settled(item, image, forwards, gradients, run, step, run))
         self._clear(slots)
 
     def _clear(self, slots: list[int]) -> None:
         if slots:
-            where = torch.tensor(slots, device=self.found.device)
+            where = self._indices(slots)
             self.item[slots] = -1
             self.rows.active[where] = False
-            self.playing[where] = False
+            self.slots.playing[where] = False
             self.rows.t[where] = 0
 
+    def _indices(self, slots: list[int]) -> Tensor:
+        return torch.tensor(slots, device=self.game.x.device)
+
     def _on_device(self, mirror: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:
-        return torch.from_numpy(mirror).to(self.found.device)
+        return torch.from_numpy(mirror).to(self.game.x.device)
 
     def _due(self) -> bool:
-        if self.game.noise is not None or not self.settled:
+        if self.grouped or not self.settled:
             return False
         return len(self.settled) >= CHUNK or time.monotonic() - self.since > SECONDS
 
@@ -278,5 +312,5 @@ class Table:
         return Attempts(item, images, *counts)
 
 
-def _slots(where: Tensor) -> list[int]:
+def _numbers(where: Tensor) -> list[int]:
     return [int(slot) for slot in where.nonzero()[:, 0].tolist()]
