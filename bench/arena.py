@@ -13,20 +13,25 @@ from bench.data import Examples
 from bench.engine import GROUP, Game
 from bench.kit import KeyedDraws, example_key
 from bench.plugin import Attack, Dataset, Defense, Traits
-from bench.records import CLEAN, Cell
+from bench.problem import pad
+from bench.quicken import Quick, quicken
+from bench.records import CLEAN, Cell, Numeric
 from bench.registry import Registry, attack_digest
 from bench.shelf import DefenseShelf
 from bench.target import Noise, Target
 from bench.threat import ThreatModel
 from bench.verify import Answer, Court, Referee, wrong
 
+PROBES = 32  # clean images that the self-tests of a faster form ask
+
 
 @dataclass(frozen=True)
 class Setting:
-    """How cells are played on this machine; none of it may change a verdict."""
+    """How cells are played on this machine; none of it may invent a success."""
 
     device: torch.device
     slots: int = 128
+    numeric: Numeric = Numeric.FLOAT32
 
 
 class Arena:
@@ -62,6 +67,15 @@ class Arena:
         """What attacks differentiate through, where the author declares it."""
         module = self._shelf().stand_in()
         return None if module is None else module.to(self.setting.device)
+
+    @cached_property
+    def quick(self) -> Quick:
+        """What attacks ask, in the arithmetic of the setting."""
+        plain = "it declares randomness" if self.defense.randomness else ""
+        plain = plain or ("it declares a stand-in" if self.stand_in is not None else "")
+        if plain and self.setting.numeric is not Numeric.FLOAT32:
+            return Quick(self.module, (), (f"plain float32: {plain}.",))
+        return quicken(self.module, pad(self.x[:PROBES], PROBES), self.setting.numeric)
 
     @cached_property
     def x(self) -> Tensor:
@@ -100,17 +114,20 @@ class Arena:
             threat_id=threat.id, defense_digest=self.digest,
             attack_digest=attack_digest(self.registry.find("attack", attack.name)),
             examples=self.examples.digest, items=self._count(threat), seed=self.seed,
-            mode=mode, source_digest="" if source is None else source.digest,
+            mode=mode, numeric=self.setting.numeric,
+            source_digest="" if source is None else source.digest,
         )  # fmt: skip
 
-    def game(self, threat: ThreatModel, attack: Attack, source: Arena | None) -> Game:
-        """The cell, resolved for the engine."""
+    def game(
+        self, threat: ThreatModel, attack: Attack, source: Arena | None, *, exact: bool = False
+    ) -> Game:
+        """The cell, resolved for the engine; `exact`: in float32 whatever the setting says."""
         items, aim = self._items(threat), self._aims(threat)
         noise = self.noise(f"play {attack.name}")
         draws = 1 if self.defense.randomness is None else self.defense.randomness.draws
         own = Target(
-            self.module, stand_in=self.stand_in, access=threat.access, draws=draws, noise=noise,
-            asker=attack.name, board=threat.name,
+            self.module if exact else self.quick.module, stand_in=self.stand_in,
+            access=threat.access, draws=draws, noise=noise, asker=attack.name, board=threat.name,
         )  # fmt: skip
         # The source is the attacker's own: asked freely, and whatever it reveals.
         door = own if source is None else Target(source.module, stand_in=source.stand_in)
@@ -130,6 +147,7 @@ class Arena:
         return Referee(
             court, threat.ball, threat.goal, self.x[items], self.y[items], self._aims(threat),
             minimises=Traits.of(attack).minimises, fresh=self.noise(f"confirm {attack.name}"),
+            recheck=bool(self.quick.applied),
         )  # fmt: skip
 
     def answers(self, threat: ThreatModel) -> Answer:

@@ -16,11 +16,12 @@ import torch
 
 from bench import matrix
 from bench.arena import Setting
+from bench.events import Event, Listener
 from bench.matrix import Pair, Selection
 from bench.progress import Costs, Show
-from bench.records import CLEAN, BenchError, CellState, Outcomes, UnfitError
+from bench.records import CLEAN, BenchError, CellState, Numeric, Outcomes, UnfitError
 from bench.registry import Registry
-from bench.runner import Event, Listener, Worker
+from bench.runner import Worker
 from bench.store import CellRow, Store
 from bench.threat import ThreatModel
 
@@ -40,9 +41,11 @@ class Campaign:
     keep_images: str = "sample"
     allow_unsandboxed: bool = False
     quiet: bool = False
+    numeric: str = Numeric.FLOAT32
 
     def __post_init__(self) -> None:
         choose("--mode", self.selection.mode, ["full"])
+        choose("--numeric", self.numeric, [str(kind) for kind in Numeric])
         choose("--keep-images", self.keep_images, ["none", "sample", "all"])
 
     def threats(self) -> list[ThreatModel]:
@@ -148,7 +151,7 @@ def hear(events: Queue[Event], show: Listener) -> None:
 def worker(campaign: Campaign, store: Store, registry: Registry, listener: Listener) -> Worker:
     """A worker of this campaign in this process."""
     deterministic()
-    setting = Setting(chosen_device(campaign.device), campaign.batch)
+    setting = Setting(chosen_device(campaign.device), campaign.batch, Numeric(campaign.numeric))
     return Worker(
         registry, store, campaign.selection, setting, keep=campaign.keep_images, listener=listener
     )
@@ -230,7 +233,7 @@ def played_again(registry: Registry, row: CellRow, count: int, device: torch.dev
     selection = Selection((row.threat,), (row.defense,), (row.attack,), count, row.seed, row.mode)
     (pair,) = matrix.pairs(registry, selection)
     with TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/again.db") as aside:
-        hand = Worker(registry, aside, selection, Setting(device))
+        hand = Worker(registry, aside, selection, Setting(device, numeric=Numeric(row.numeric)))
         arena, source = hand.seats(pair)
         cell = arena.cell(pair.threat, pair.attack, row.mode, source)
         if cell.key != row.key:

@@ -11,8 +11,8 @@ from typing import Self, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from bench.events import Event
 from bench.records import CellState
-from bench.runner import Event
 from bench.store import CellRow
 
 Name: TypeAlias = tuple[str, str, str]

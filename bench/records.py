@@ -46,6 +46,17 @@ class Access(IntEnum):
     GRADIENTS = 3
 
 
+class Numeric(StrEnum):
+    """In which arithmetic the attacks ask a defense; successes are confirmed in float32 always."""
+
+    FLOAT32 = "float32"
+    """As it was built."""
+    FAST = "fast"
+    """float32, rearranged: BatchNorm folded, channels last."""
+    BFLOAT16 = "bfloat16"
+    """The same, with products in bfloat16; survivors are audited in float32 by sample."""
+
+
 class Verdict(IntEnum):
     """What the referee found for one attempt."""
 
@@ -134,7 +145,7 @@ class Cell:
     """How many outcomes make the cell complete: examples, or (example, target) pairs."""
     seed: int = 0
     mode: str = "full"
-    numeric: str = "float32"
+    numeric: str = Numeric.FLOAT32
     source_digest: str = ""
     """Digest of the model that a transfer attack asks instead of the defense."""
     protocol: int = PROTOCOL

@@ -17,8 +17,9 @@ from bench import data, matrix, stats, verify
 from bench.arena import Arena, Setting
 from bench.blame import blame
 from bench.data import Examples
-from bench.engine import play
+from bench.engine import Audit, play
 from bench.entrants import Entrants
+from bench.events import Event, Listener, bad_answers, fallen, refused_offers, said
 from bench.matrix import Pair, Selection
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
 from bench.records import (
@@ -26,6 +27,7 @@ from bench.records import (
     CellState,
     Chunk,
     Failure,
+    Numeric,
     Verdict,
 )
 from bench.registry import STRANGE, Registry, attack_digest
@@ -35,21 +37,6 @@ from bench.train import Progress, train
 
 BEAT = 5.0  # seconds between extensions of a training's lease
 POLL = 0.2  # seconds between looks at work that somebody else holds
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something a watcher may show."""
-
-    kind: str
-    """`train`, `plan`, `cell`, `chunk`, `done`, `failed` or `wait`."""
-    text: str = ""
-    cell: Cell | None = None
-    items: int = 0
-    """Items finished since the event before."""
-
-
-Listener = Callable[[Event], None]
 
 
 @dataclass
@@ -140,6 +127,7 @@ class Worker:
                 items=len(examples.labels),
                 seed=self.selection.seed,
                 mode=self.selection.mode,
+                numeric=self.setting.numeric,
             )
             for pair in pairs
         ]
@@ -168,6 +156,9 @@ class Worker:
         examples = self._examples(dataset, count)
         arena = Arena(self.registry, defense, dataset, examples, self.setting, self.selection.seed)
         self._declare(defense, dataset, arena.digest)
+        if self.setting.numeric is not Numeric.FLOAT32:
+            for note in arena.quick.notes:
+                self.listener(Event("odd", f"{defense.name} on {dataset.name}, {note}"))
         return arena
 
     def _digests(self) -> dict[str, dict[str, str]]:
@@ -307,9 +298,17 @@ class Worker:
         threat, attack = pair.threat, pair.attack
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
         game = arena.game(threat, attack, source)
-        attempts = play(game, referee.confirm, finished=finished, order=self.order(len(game.x)))
+        attempts = play(
+            game, referee.confirm, finished=finished, order=self.order(len(game.x)),
+            exact=arena.game(threat, attack, source, exact=True) if arena.quick.rounds else None,
+            heard=lambda audit: self._heard(pair, audit),
+        )  # fmt: skip
         sample = () if self.keep == "none" else range(verify.SAMPLE)
         return verify.judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")
+
+    def _heard(self, pair: Pair, audit: Audit) -> None:
+        if audit.fell:
+            self.listener(Event("odd", fallen(pair, audit)))
 
     def seats(self, pair: Pair) -> tuple[Arena, Arena | None]:
         """The defense of a pair, built, and the twin that a transfer attack asks."""
@@ -354,31 +353,6 @@ class Worker:
 
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
 """How far the code of each origin is locked in, until the sandbox stands."""
-
-
-def bad_answers(name: str, count: int, of: int) -> str:
-    """A defense without a finite answer, in one sentence."""
-    return (
-        f"{name} gave no finite logits for {count} of {of} clean images; they count as wrong. "
-        f"`bench check {name}` shows where."
-    )
-
-
-def refused_offers(cell: Cell, count: int, worst: float) -> str:
-    """Attempts that the referee refused, in one sentence."""
-    return (
-        f"{cell.attack} on {cell.threat}: {count} of {cell.items} images against {cell.defense} "
-        f"left ball or box (largest distance {worst:.4f}); they count as unbroken."
-    )
-
-
-def said(progress: Progress) -> str:
-    """One epoch as a line."""
-    robust = "" if progress.robust is None else f", robust {progress.robust:.0%}"
-    return (
-        f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}, "
-        f"clean {progress.clean:.0%}{robust}"
-    )
 
 
 def _by_defense(pairs: list[Pair]) -> Iterator[tuple[Defense, list[Pair]]]:

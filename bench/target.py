@@ -200,7 +200,7 @@ def slope(value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, retain_graph=keep)
-    return torch.zeros_like(leaf) if gradient is None else gradient.detach()
+    return torch.zeros_like(leaf) if gradient is None else gradient.detach().contiguous()
 
 
 def freeze(module: nn.Module) -> nn.Module:

@@ -93,12 +93,15 @@ class Referee:
         *,
         minimises: bool = False,
         fresh: Noise | None = None,
+        recheck: bool = False,
     ) -> None:
         self.court, self.ball, self.goal = court, ball, goal
         self.x, self.y, self.aim = x, y, aim
         self.minimises = minimises
         self.fresh = fresh
         """The draws of a declared-random defense on which a claim must stand."""
+        self.recheck = recheck
+        """The attack asks a faster form: the defense itself is asked about each claim."""
 
     def legal(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
@@ -134,6 +137,9 @@ class Referee:
             votes = [checker.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
             labels = torch.stack(votes)[:, : len(images)].argmax(2)
             upheld &= wrong(labels, self.y[items], self.aim[items], self.goal, share=SURE)
+        if self.recheck:
+            own = self.court.answer(images, self._groups(items))
+            upheld &= wrong(own.votes, self.y[items], self.aim[items], self.goal)
         return upheld
 
     def judge(self, attempts: Attempts) -> tuple[Outcomes, Answer]:

@@ -18,10 +18,10 @@ import pytest
 
 from bench import board
 from bench.campaign import Campaign, reproduced, worker
+from bench.events import Event
 from bench.matrix import Selection
 from bench.records import CLEAN, BenchError, CellState, Outcomes
 from bench.registry import Registry
-from bench.runner import Event
 from bench.store import CellRow, Store
 
 ROOT = Path(__file__).parent.parent

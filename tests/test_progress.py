@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from bench.events import Event
 from bench.progress import UNKNOWN, Costs, Show
 from bench.records import Cell
-from bench.runner import Event
 
 CELL = Cell("board", "shield", "sword", "id", "d", "a", "e", items=100)
 NAMES = [("board", "sword", "shield"), ("board", "bow", "shield"), ("board", "bow", "wall")]

@@ -31,6 +31,9 @@ def run(
     seed: int = 0,
     batch: Annotated[int, typer.Option(min=1, help="Rows on the device at once.")] = 128,
     mode: Annotated[str, typer.Option(help="full: every cell is complete.")] = "full",
+    numeric: Annotated[
+        str, typer.Option(help="float32, or fast or bfloat16 where a defense allows it.")
+    ] = "float32",
     keep_images: Annotated[str, typer.Option(help="none, sample or all.")] = "sample",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
@@ -49,7 +52,7 @@ def run(
             tuple(threat or ()), tuple(defense or ()), tuple(attack or ()), examples, seed, mode
         ),
         url=url(db), device=device, batch=batch, workers=workers, keep_images=keep_images,
-        allow_unsandboxed=allow_unsandboxed, quiet=quiet,
+        allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric,
     )  # fmt: skip
     if dry_run:
         plan = campaign.plan()
@@ -79,8 +82,8 @@ def train(
 ) -> None:
     """Train a defense by its recipe, or go on where a killed training stopped."""
     from bench.campaign import chosen_device
+    from bench.events import said
     from bench.registry import Registry
-    from bench.runner import said
     from bench.train import train as teach
 
     registry = Registry.load(allow_unsandboxed=allow_unsandboxed)

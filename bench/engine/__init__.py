@@ -7,12 +7,13 @@ example gets depends on its slot, on its companions or on when the others leave.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from bench.engine.audit import Audit, audited
 from bench.engine.game import GROUP, Attempts, Confirm, Game
 from bench.engine.table import Table
 
-__all__ = ["GROUP", "Attempts", "Confirm", "Game", "play"]
+__all__ = ["GROUP", "Attempts", "Audit", "Confirm", "Game", "play"]
 
 
 def play(
@@ -21,6 +22,8 @@ def play(
     *,
     finished: Sequence[int] = (),
     order: Sequence[int] | None = None,
+    exact: Game | None = None,
+    heard: Callable[[Audit], None] = lambda audit: None,
 ) -> Iterator[Attempts]:
     """Play every item that is not finished.
 
@@ -30,12 +33,18 @@ def play(
         finished: items that are not to be played again.
         order: the order in which items are taken up; results do not depend on it. By default
             the firmest clean answers come first: what plays longest must not begin last.
+        exact: the same cell in float32, where `game` is played in low precision: its survivors
+            are audited by sample.
+        heard: is told what such an audit said.
 
     Yields:
         Each item exactly once, in chunks.
     """
     skip = set(finished)
     items = [item for item in (game.firmest() if order is None else order) if item not in skip]
+    if exact is not None:
+        yield from audited(game, exact, confirm, items, heard)
+        return
     if game.noise is None:
         yield from Table(game, confirm, items).play()
         return

@@ -1,0 +1,81 @@
+"""Low precision, watched: what it calls unbroken is played again in float32, by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.engine.game import Attempts, Confirm, Game
+from bench.engine.table import Table
+from bench.kit import KeyedDraws, example_key
+
+SHARE = 0.05
+LEAST = 100  # survivors; all where there are fewer
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the sample said."""
+
+    survivors: int
+    sampled: int
+    fell: int
+    """Of the sample, in float32; one is enough to play every survivor again."""
+
+
+def audited(
+    quick: Game,
+    exact: Game,
+    confirm: Confirm,
+    items: Sequence[int],
+    heard: Callable[[Audit], None],
+) -> Iterator[Attempts]:
+    """Play `items` in `quick`; the successes stand, the survivors are audited in `exact`.
+
+    Args:
+        quick: the cell in low precision.
+        exact: the same cell in float32.
+        confirm: the referee's rule, on the unmodified defense.
+        items: in the order in which they are taken up.
+        heard: is told what the audit said.
+
+    Yields:
+        Each item exactly once: successes as they come, survivors at the end.
+    """
+    held: list[Attempts] = []
+    for part in Table(quick, confirm, items).play():
+        claimed = part.step >= 0
+        yield from chosen(part, claimed)
+        held += chosen(part, ~claimed)
+    survivors = torch.cat([part.item for part in held]).tolist() if held else []
+    sample = drawn(survivors, quick.seed)
+    again = list(Table(exact, confirm, sample).play())
+    fell = sum(int((part.step >= 0).sum()) for part in again)
+    heard(Audit(len(survivors), len(sample), fell))
+    yield from again
+    if fell:
+        sampled = set(sample)
+        rest = [item for item in survivors if item not in sampled]
+        yield from Table(exact, confirm, rest).play()
+        return
+    known = torch.tensor(sample, dtype=torch.int64)
+    for part in held:
+        yield from chosen(part, ~torch.isin(part.item, known))
+
+
+def drawn(survivors: Collection[int], seed: int) -> list[int]:
+    """A twentieth of the survivors, at least a hundred; which, depends on the seed alone."""
+    items = torch.tensor(sorted(survivors), dtype=torch.int64)
+    count = min(len(items), max(LEAST, round(SHARE * len(items))))
+    zero = torch.zeros_like(items)
+    rank = KeyedDraws(example_key(seed, "audit", items, zero), zero).uniform("rank", (1,))[:, 0]
+    picked: list[int] = items[rank.argsort(stable=True)[:count]].tolist()
+    return picked
+
+
+def chosen(part: Attempts, rows: Tensor) -> list[Attempts]:
+    """These rows [n] bool of a chunk, unless there are none."""
+    return [Attempts(*(field[rows] for field in part))] if rows.any() else []

@@ -1,0 +1,222 @@
+"""A faster form of a defense: the same function in cheaper arithmetic, if its self-tests allow it.
+
+Whatever a quickened module claims is confirmed on the defense as it was built; so a bad form can
+waste time and miss successes, but never invent one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from bench.kit import margin
+from bench.records import Numeric, UnfitError
+from bench.registry import STRANGE
+from bench.target import slope
+
+CLOSE = 1e-4  # of the spread of the logits: as near as another order of summation is
+NEAR = 0.05  # of the spread: as near as bfloat16 is
+STEADY = 1e-3  # of the spread: what companions in the batch may move an answer by rounding
+BFLOAT16 = "bfloat16"
+KEPT = 0.98  # of the first-order gain of a sign step
+
+
+class Quick(NamedTuple):
+    """What the attacks ask instead of the defense."""
+
+    module: nn.Module
+    applied: tuple[str, ...]
+    """The options in force, in order; empty: the defense as it was built."""
+    notes: tuple[str, ...]
+    """Why others are not, a sentence each."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it computes in low precision, so that its survivors must be audited."""
+        return BFLOAT16 in self.applied
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to be faster."""
+
+    name: str
+    apply: Callable[[nn.Module], nn.Module]
+    """Makes the faster module of the one before; must leave that one as it is."""
+    tolerance: float
+    """How far a logit may move, as a share of the spread of the logits."""
+
+
+def quicken(module: nn.Module, images: Tensor, numeric: Numeric) -> Quick:
+    """The fastest form of a frozen module that passes the self-test of each option.
+
+    Args:
+        module: in eval mode, no parameter asking for a gradient; left as it is.
+        images: [n, C, H, W], what the self-tests ask; 32 or more.
+        numeric: how far arithmetic may go.
+    """
+    if numeric is Numeric.FLOAT32:
+        return Quick(module, (), ())
+    reason = unfit(module, images)
+    if reason:
+        return Quick(module, (), (f"plain float32: {reason}.",))
+    wanted: Answer = answer(module, images)
+    applied, notes = [], []
+    for option in options(numeric, images.device):
+        try:
+            candidate = option.apply(module)
+            wanted.admit(answer(candidate, images), option.tolerance)
+        except STRANGE as error:  # whatever a stranger's module does when it is traced or cast
+            reason = str(error) if isinstance(error, UnfitError) else f"{type(error).__name__}"
+            notes.append(f"without {option.name}: {reason}.")
+        else:
+            module = candidate
+            applied.append(option.name)
+    return Quick(module, tuple(applied), tuple(notes))
+
+
+def options(numeric: Numeric, device: torch.device) -> list[Option]:
+    """In the order in which they are tried, each on top of those that held."""
+    chosen = [
+        Option("folded BatchNorm", folded, CLOSE),
+        Option("channels last", ChannelsLast, CLOSE),
+    ]
+    if numeric is Numeric.BFLOAT16:
+        chosen.append(Option(BFLOAT16, rounded, NEAR))
+    if device.type == "cuda":
+        chosen.append(Option("CUDA graphs", Graphed, NEAR))
+    return chosen
+
+
+class Answer(NamedTuple):
+    """What a model says of the probes, and how it would be climbed."""
+
+    logits: Tensor
+    gradient: Tensor
+
+    def admit(self, other: Answer, tolerance: float) -> None:
+        """Raise UnfitError if another model's answers may not stand in for these."""
+        spread = self.logits.amax(1) - self.logits.amin(1)
+        moved = ((other.logits - self.logits).abs().amax(1) / spread).max()
+        if not moved <= tolerance:
+            raise UnfitError(f"a logit moves by {moved:.2g} of its spread, {tolerance:g} may be")
+        gain = self.gradient.abs().sum()
+        share = (self.gradient * other.gradient.sign()).sum() / gain
+        if not share >= KEPT:
+            raise UnfitError(f"steps keep {share:.3f} of the first-order gain, {KEPT:g} is needed")
+
+
+def answer(module: nn.Module, images: Tensor) -> Answer:
+    """Logits [n, K], and the gradient [n, C, H, W] of the margin of each top class."""
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = module(leaf)
+        gradient = slope(margin(logits, logits.argmax(1)).sum(), leaf)
+    return Answer(logits.detach().float(), gradient)
+
+
+def unfit(module: nn.Module, images: Tensor) -> str:
+    """Why a module must be asked as it was built; empty when it need not."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(part, name) for part in module.modules() for name in hooks):
+        return "it carries hooks"
+    with torch.no_grad():
+        once, twice = module(images), module(images)
+        half = len(images) // 2
+        mixed = module(torch.cat([images[:half], 1 - images[half:]]))[:half]
+    if not torch.equal(once, twice):
+        return "it does not answer alike twice"
+    spread = (once.amax(1) - once.amin(1)).amax()
+    if not (mixed - once[:half]).abs().amax() <= STEADY * spread:
+        return "its answers depend on the images beside"
+    return ""
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """Each BatchNorm that follows a convolution becomes part of it, in a copy."""
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+        raise UnfitError("it has no BatchNorm")
+    return frozen(fuse(module))
+
+
+class ChannelsLast(nn.Module):
+    """The module over images whose channels are the fastest index, as convolutions like them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
+            raise UnfitError("it has no convolution")
+        copied = frozen(copy.deepcopy(module))
+        self.module = copied.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, C, H, W] in any layout -> [n, K]."""
+        logits: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
+def rounded(module: nn.Module) -> nn.Module:
+    """The module in bfloat16, where the device computes in it."""
+    device = next((value.device for value in module.parameters()), torch.device("cpu"))
+    if not has_bfloat16(device):
+        raise UnfitError("this device has no bfloat16 instructions")
+    return Rounded(module, device.type)
+
+
+class Rounded(nn.Module):
+    """Convolutions and products in bfloat16; logits in float32."""
+
+    def __init__(self, module: nn.Module, device: str) -> None:
+        super().__init__()
+        self.module, self.device = frozen(copy.deepcopy(module)), device
+        for part in self.module.modules():
+            # What autocast would round anew at each call.
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.to(torch.bfloat16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, C, H, W] float32 -> [n, K] float32."""
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            logits: Tensor = self.module(images)
+        return logits.float()
+
+
+class Graphed(nn.Module):
+    """The module as one CUDA graph for each shape of batch whose gradient is asked."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.graphs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, C, H, W] -> [n, K]."""
+        if not images.requires_grad:
+            logits: Tensor = self.module(images)
+            return logits
+        if images.shape not in self.graphs:
+            sample = torch.zeros_like(images).requires_grad_()
+            copied = frozen(copy.deepcopy(self.module))
+            graph = torch.cuda.make_graphed_callables(copied, (sample,))
+            self.graphs[images.shape] = cast(Callable[[Tensor], Tensor], graph)
+        # A graph answers in the same memory at each call: what leaves it is a copy, both ways.
+        return self.graphs[images.shape](images * 1).clone()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are instructions here, not emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Eval mode, and no parameter asks for a gradient."""
+    return module.eval().requires_grad_(False)
