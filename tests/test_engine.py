@@ -415,3 +415,58 @@ def test_a_random_defense_sees_fresh_noise_at_every_call() -> None:
     assert torch.equal(first, door.logits(x))
     noise.begin(1)
     assert not torch.equal(first, door.logits(x))
+
+
+class Counting(nn.Module):
+    """The small network, with a note of how many rows came each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.rows = copy.deepcopy(small_cnn()), list[int]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.rows.append(len(images))
+        logits: Tensor = self.body(images)
+        return logits
+
+
+class Chunky(Counting):
+    """Another last bit for batches under a unit."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        few = len(images) < UNIT
+        return super().forward(images) * (1 + 2**-20 if few else 1)
+
+
+def test_the_tail_plays_in_smaller_batches() -> None:
+    match = Match(PGD(steps=40), model=Counting())
+    game = match.game(128)
+    module = game.door.module
+    assert isinstance(module, Counting)
+    module.rows.clear()
+    spent = sum(int(part.gradients.sum()) for part in play(game, match.referee(game).confirm))
+    assert min(module.rows) < UNIT
+    assert sum(module.rows) < 1.6 * spent
+
+
+def test_where_few_rows_get_other_bits_they_play_in_whole_units() -> None:
+    match = Match(PGD(steps=40), model=Chunky())
+    game = match.game(128)
+    module = game.door.module
+    assert isinstance(module, Chunky)
+    module.rows.clear()
+    list(play(game, match.referee(game).confirm))
+    asked = [rows for rows in module.rows if rows < UNIT]
+    assert 0 < len(asked) <= 2  # the self-test itself, for 8 and for 16 rows
+    same(match.play(128), match.play(32))
+
+
+def test_the_firmest_answers_begin_first() -> None:
+    game = Match(PGD()).game()
+    gap = game.clean.gather(1, game.y[:, None])[:, 0] - game.clean.scatter(
+        1, game.y[:, None], -torch.inf
+    ).amax(1)
+    assert gap[torch.tensor(game.firmest())].diff().le(0).all()
+    targeted = Match(PGD(), goal=Goal("targeted", "next")).game()
+    reached = targeted.clean.argmax(1) == targeted.aim
+    assert not reached[torch.tensor(targeted.firmest())[: int((~reached).sum())]].any()

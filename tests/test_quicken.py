@@ -1,0 +1,292 @@
+"""A faster form may waste time; it may never move a verdict it cannot prove."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.engine import Attempts, Audit, Game, play
+from bench.engine.audit import LEAST, drawn
+from bench.quicken import Graphed, Quick, has_bfloat16, quicken
+from bench.records import Budget, Numeric
+from bench.target import Target, freeze
+from bench.threat import Linf
+from bench.verify import Court, Referee
+from plugins.attacks.pgd import PGD
+from tests.duel import UNTARGETED, digits, small_cnn
+
+BALL = Linf(Fraction(51, 255))
+CPU = torch.device("cpu")
+needs_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16(CPU), reason="the form under test is refused without bfloat16 instructions"
+)
+
+
+def probes() -> Tensor:
+    return digits(32)[0]
+
+
+@functools.cache
+def normalised() -> nn.Module:
+    """A small network with BatchNorm whose statistics are no longer those of a new one."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Flatten(), nn.Linear(512, 10),
+        )  # fmt: skip
+        model.train()
+        for _ in range(20):
+            model(digits(200)[0])
+    return freeze(model)
+
+
+class Around(nn.Module):
+    """A healthy network with something beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(normalised())
+
+
+class Branching(Around):
+    """Its way depends on the data: it cannot be traced."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits if images.sum() > 0 else -logits
+
+
+class TwoFaced(Around):
+    """Answers otherwise while it is being traced."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits if isinstance(images, Tensor) else -logits
+
+
+class LayoutBound(Around):
+    """Reads the memory in its order, whatever that order means."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        wide: Tensor = next(self.body.children())(images)
+        inner = [wide[:1].as_strided((1, wide[0].numel()), (0, 1)), wide.flatten(1)[:1]]
+        logits: Tensor = self.body(images)
+        return logits + (inner[0] - inner[1]).abs().sum() * torch.eye(10)[0]
+
+
+class Delicate(Around):
+    """Its answer is the small difference of large numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(10, 10)
+        with torch.no_grad():
+            self.last.weight.copy_(torch.eye(10))
+            self.last.bias.fill_(1e4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.body(images)) - 1e4
+        return logits
+
+
+class Noisy(Around):
+    """Another answer at each call."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits + 0.1 * torch.rand_like(logits)
+
+
+class Coupled(Around):
+    """Takes the mean of the batch away."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images - images.mean(0, keepdim=True))
+        return logits
+
+
+def test_what_a_healthy_network_allows_is_applied() -> None:
+    quick = quicken(normalised(), probes(), Numeric.FAST)
+    assert quick.applied == ("folded BatchNorm", "channels last")
+    assert quick.notes == ()
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in quick.module.modules())
+    x = digits(100)[0]
+    assert torch.allclose(quick.module(x), normalised()(x), atol=1e-4)
+
+
+def test_float32_is_the_defense_as_it_was_built() -> None:
+    assert quicken(normalised(), probes(), Numeric.FLOAT32) == Quick(normalised(), (), ())
+
+
+@needs_bfloat16
+def test_bfloat16_comes_on_top() -> None:
+    quick = quicken(normalised(), probes(), Numeric.BFLOAT16)
+    assert quick.applied == ("folded BatchNorm", "channels last", "bfloat16")
+    assert quick.rounds
+    moved = (quick.module(probes()) - normalised()(probes())).abs().max()
+    assert 0 < moved < 0.2
+    assert quick.module(probes()).dtype is torch.float32
+
+
+def test_the_defense_itself_is_left_as_it_was() -> None:
+    model = copy.deepcopy(normalised())
+    quicken(model, probes(), Numeric.BFLOAT16)
+    for (name, one), two in zip(
+        normalised().state_dict().items(), model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+        assert one.stride() == two.stride(), name
+    x = digits(64)[0]
+    assert torch.equal(model(x), normalised()(x))
+
+
+@pytest.mark.parametrize(
+    ("planted", "option", "sentence"),
+    [
+        (Branching, "folded BatchNorm", "TraceError"),
+        (TwoFaced, "folded BatchNorm", "a logit moves"),
+        (LayoutBound, "channels last", "a logit moves"),
+        pytest.param(Delicate, "bfloat16", "a logit moves", marks=needs_bfloat16),
+    ],
+)
+def test_a_failed_self_test_falls_back_and_says_so(
+    planted: type[nn.Module], option: str, sentence: str
+) -> None:
+    quick = quicken(freeze(planted()), probes(), Numeric.BFLOAT16)
+    assert option not in quick.applied
+    (note,) = [note for note in quick.notes if option in note]
+    assert sentence in note
+
+
+@pytest.mark.parametrize(
+    ("planted", "sentence"),
+    [(Noisy, "does not answer alike twice"), (Coupled, "depend on the images beside")],
+)
+def test_random_and_coupled_defenses_get_the_plain_path(
+    planted: type[nn.Module], sentence: str
+) -> None:
+    module = freeze(planted())
+    quick = quicken(module, probes(), Numeric.BFLOAT16)
+    assert quick.module is module
+    assert sentence in quick.notes[0]
+
+
+def test_a_defense_with_hooks_gets_the_plain_path() -> None:
+    module = copy.deepcopy(normalised())
+    next(module.children()).register_forward_hook(lambda *_: None)
+    quick = quicken(module, probes(), Numeric.FAST)
+    assert quick.module is module
+    assert "hooks" in quick.notes[0]
+
+
+def test_a_cuda_graph_answers_as_the_module_does() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    device = torch.device("cuda")
+    model, x = copy.deepcopy(normalised()).to(device), digits(64)[0].to(device)
+    graphed = Graphed(model)
+    for images in (x, 1 - x):
+        one, two = (images.clone().requires_grad_() for _ in range(2))
+        logits, wanted = graphed(one), model(two)
+        assert torch.allclose(logits, wanted, atol=1e-4)
+        (slope,) = torch.autograd.grad(logits.sum(), one)
+        (expected,) = torch.autograd.grad(wanted.sum(), two)
+        assert torch.allclose(slope, expected, atol=1e-4)
+
+
+def game(module: nn.Module, count: int = 150) -> Game:
+    """PGD asks `module`; the defense is the small network."""
+    x, y = digits(count)
+    clean = Target(small_cnn()).logits(x)
+    return Game(
+        attack=PGD(steps=10), door=Target(module), defense=Target(small_cnn()), ball=BALL,
+        goal=UNTARGETED, budget=Budget(), x=x, y=y, aim=torch.full_like(y, -1), clean=clean,
+        lost=clean.argmax(1) != y, seed=0, slots=64,
+    )  # fmt: skip
+
+
+def referee(of: Game) -> Referee:
+    court = Court(copy.deepcopy(small_cnn()))
+    return Referee(court, BALL, UNTARGETED, of.x, of.y, of.aim, recheck=True)
+
+
+def joined(parts: list[Attempts]) -> Attempts:
+    whole = Attempts(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Attempts(*(column[whole.item.argsort()] for column in whole))
+
+
+class Liar(nn.Module):
+    """Says of every image that it is another class; climbs like the small network."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = small_cnn()(images)
+        return -logits
+
+
+class Flat(nn.Module):
+    """Says nothing and shows no slope: every row survives it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, y = digits(300)
+        near = torch.cdist(images.detach().flatten(1), x.flatten(1)).argmin(1)
+        return nn.functional.one_hot(y[near], 10).float() + 0 * images.flatten(1)[:, :10]
+
+
+def test_a_lying_form_invents_no_success() -> None:
+    lie = game(Liar())
+    parts = joined(list(play(lie, referee(lie).confirm)))
+    claimed = (parts.step >= 0).nonzero()[:, 0]
+    assert bool((small_cnn()(parts.image[claimed]).argmax(1) != lie.y[claimed]).all())
+    assert 0 < len(claimed) < len(lie.y)
+
+
+def test_without_the_second_question_the_lie_would_stand() -> None:
+    lie = game(Liar())
+    trusting = referee(lie)
+    trusting.recheck = False
+    parts = joined(list(play(lie, trusting.confirm)))
+    assert bool((parts.step >= 0).all())
+
+
+def test_a_blind_form_is_found_out_and_the_cell_is_played_in_float32() -> None:
+    blind, exact = game(Flat(), 300), game(small_cnn(), 300)
+    heard: list[Audit] = []
+    parts = list(play(blind, referee(exact).confirm, exact=exact, heard=heard.append))
+    wanted = joined(list(play(exact, referee(exact).confirm)))
+    (audit,) = heard
+    assert audit.sampled == LEAST < audit.survivors
+    assert audit.fell > 0
+    held = joined(list(play(blind, referee(blind).confirm))).step < 0
+    for name, one, two in zip(Attempts._fields, joined(parts), wanted, strict=True):
+        assert torch.equal(one[held], two[held]), name
+
+
+def test_an_honest_form_is_sampled_only() -> None:
+    easy = replace(game(small_cnn(), 300), ball=Linf(Fraction(1, 100)))
+    heard: list[Audit] = []
+    rules = referee(easy)
+    rules.ball = easy.ball
+    parts = joined(list(play(easy, rules.confirm, exact=easy, heard=heard.append)))
+    (audit,) = heard
+    assert audit == Audit(int((parts.step < 0).sum()), LEAST, 0)
+    assert parts.item.tolist() == list(range(300))
+
+
+@pytest.mark.parametrize(("survivors", "sampled"), [(0, 0), (40, 40), (400, 100), (4000, 200)])
+def test_a_twentieth_of_the_survivors_is_drawn_and_at_least_a_hundred(
+    survivors: int, sampled: int
+) -> None:
+    items = list(range(0, 3 * survivors, 3))
+    sample = drawn(items, seed=1)
+    assert len(set(sample)) == len(sample) == sampled
+    assert set(sample) <= set(items)
+    assert drawn(items[::-1], seed=1) == sample
+    assert sampled in (0, survivors) or drawn(items, seed=2) != sample
