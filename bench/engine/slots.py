@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from bench.threat import per_row
+
 
 @dataclass
 class Slots:
@@ -43,8 +45,8 @@ class Slots:
             hit_gradients=number.clone(), last=x.clone(), last_step=number.clone(),
         )  # fmt: skip
 
-    def seat(self, where: Tensor) -> None:
-        """A new row sits down in these slots: nothing is found yet."""
+    def forget(self, where: Tensor) -> None:
+        """Nothing is found in these slots: a new row sits down, or its claim did not stand."""
         self.found[where] = False
         self.distance[where] = math.inf
 
@@ -55,14 +57,9 @@ class Slots:
 
     def converge(self, where: Tensor, adv: Tensor, step: Tensor) -> None:
         """The runs of these rows [n] bool are over; `adv` and `step` are where they stand."""
-        self.last[where] = adv[where]
-        self.last_step[where] = step[where]
+        self.last = torch.where(per_row(where, adv), adv, self.last)
+        self.last_step = torch.where(where, step, self.last_step)
         self.ended = self.ended | where
-
-    def refuse(self, where: Tensor) -> None:
-        """The claims of these slots did not stand: the rows go on."""
-        self.found[where] = False
-        self.distance[where] = math.inf
 
     def kept(self, where: Tensor) -> Slots:
         """These slots only."""

@@ -41,8 +41,8 @@ class Table:
         self.item = np.full(0, -1, dtype=np.int64)
         # A group of a random defense keeps its beat: its draws belong to all of its rows.
         self.grouped = game.noise is not None
-        # Counting claims asks the device, which only the CPU answers for nothing.
-        self.counts = game.x.device.type == "cpu" and not self.grouped
+        # Only the CPU answers the host for nothing; elsewhere a step runs without a look back.
+        self.near = game.x.device.type == "cpu"
         self.claims = 0
         self.steady: dict[int, bool] = {}
         """Whether so few rows get the bits that they get in a whole unit."""
@@ -101,7 +101,7 @@ class Table:
         rows.target[where], rows.clean[where] = game.aim[item], game.clean[item]
         rows.example[where] = item
         rows.ledger.open(where)
-        self.slots.seat(where)
+        self.slots.forget(where)
 
     def _admit(self, slots: list[int]) -> None:
         """Start a run in these slots."""
@@ -165,7 +165,7 @@ class Table:
         self.t += 1
         if self.traits.retires is Retire.CONVERGENCE:
             converged = self.attack.done(self.state) & self.rows.active  # type: ignore[attr-defined]
-            if converged.any():
+            if not self.near or converged.any():
                 self.slots.converge(converged, iterate(self.state), self.rows.t)
                 self.rows.active = self.rows.active & ~converged
                 self._count(converged)
@@ -174,7 +174,7 @@ class Table:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""
         slots, x = self.slots, self.rows.x
         hit = self.rows.wrong(logits) & allowed & ~slots.found
-        if not hit.any():
+        if self.near and not hit.any():
             return
         inside = hit & self.game.ball.contains(adv, x)
         better = inside
@@ -199,7 +199,7 @@ class Table:
 
     def _count(self, leaving: Tensor) -> None:
         """Rows [n] bool that have nothing more to do: a reason to settle soon."""
-        if self.counts:
+        if self.near and not self.grouped:
             self.claims += int(leaving.sum())
 
     def _settle(self) -> None:
@@ -224,7 +224,7 @@ class Table:
         if len(where) == 0:
             return found
         upheld = self.confirm(self._on_device(self.item)[where], self.slots.best[where])
-        self.slots.refuse(where[~upheld])
+        self.slots.forget(where[~upheld])
         return found.index_copy(0, where, upheld)
 
     def _end(self, slots: list[int]) -> None:
