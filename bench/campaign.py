@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from bench import matrix
+from bench import cascade, matrix
 from bench.arena import Setting
 from bench.events import Event, Listener
 from bench.matrix import Pair, Selection
 from bench.progress import Costs, Show
-from bench.records import CLEAN, BenchError, CellState, Numeric, Outcomes, UnfitError
+from bench.records import (
+    CLEAN, MODES, BenchError, CellState, Numeric, Outcomes, UnfitError,
+)  # fmt: skip
 from bench.registry import Registry
 from bench.runner import Worker
 from bench.store import CellRow, Store
@@ -44,7 +46,7 @@ class Campaign:
     numeric: str = Numeric.FLOAT32
 
     def __post_init__(self) -> None:
-        choose("--mode", self.selection.mode, ["full"])
+        choose("--mode", self.selection.mode, list(MODES))
         choose("--numeric", self.numeric, [str(kind) for kind in Numeric])
         choose("--keep-images", self.keep_images, ["none", "sample", "all"])
 
@@ -56,13 +58,14 @@ class Campaign:
     def plan(self) -> list[dict[str, str]]:
         """Every pair of the selection with its state, nothing played."""
         registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
+        pairs = matrix.pairs(registry, self.selection)
         with Store.open(self.url) as store:
-            states = {(r.threat, r.defense, r.attack): str(r.state) for r in current(store)}
+            states = {name: str(row.state) for name, row in self._cells(store, registry, pairs)}
         rows = []
-        for pair in matrix.pairs(registry, self.selection):
-            names = (pair.threat.name, pair.defense.name, pair.attack.name)
+        for pair in pairs:
+            names = (pair.threat.name, pair.attack.name, pair.defense.name)
             state = "not applicable" if pair.reason else states.get(names, "missing")
-            named = dict(zip(("threat", "defense", "attack"), names, strict=True))
+            named = dict(zip(("threat", "attack", "defense"), names, strict=True))
             rows.append({**named, "state": state, "reason": pair.reason})
         return rows
 
@@ -96,10 +99,19 @@ class Campaign:
             dataset = registry.find("dataset", pair.threat.dataset).value
             name = (pair.threat.name, pair.attack.name, pair.defense.name)
             counts[name] = matrix.examples(pair.threat, self.selection, dataset)
+        digests = {card.name: card.digest for card in registry.cards() if card.kind == "attack"}
+        asked = (self.selection.seed, self.selection.mode, self.numeric)
+        found: dict[tuple[str, str], list[CellRow]] = {}
         for row in current(store):
             name = (row.threat, row.attack, row.defense)
-            if name in counts and store.examples(row.examples).n == counts[name]:
-                yield name, row
+            same = (row.seed, row.mode, row.numeric) == asked
+            same = same and row.attack_digest == digests.get(row.attack)
+            if same and name in counts and store.examples(row.examples).n == counts[name]:
+                found.setdefault((row.threat, row.defense), []).append(row)
+        for (threat, defense), rows in found.items():
+            names = [attack for board, attack, name in counts if (board, name) == (threat, defense)]
+            here = cascade.stand(rows, names).values() if self.selection.mode == "rank" else rows
+            yield from (((threat, row.attack, defense), row) for row in here)
 
     def _together(self, show: Listener) -> None:
         """Several processes on one database; whoever dies is missed by nobody."""
@@ -207,7 +219,7 @@ def reproduced(
         row = named_cell(store, key)
         kept = store.outcomes(row.key)
         count = store.examples(row.examples).n
-    again = played_again(registry, row, count, chosen_device(device))
+    again = played_again(registry, row, kept.item.tolist(), count, chosen_device(device))
     differ = kept.item[(kept.verdict != again.verdict)].tolist()
     name = f"{row.threat} · {row.attack} · {row.defense}"
     sentence = f"{name}: all {row.items} verdicts are the same."
@@ -228,17 +240,22 @@ def named_cell(store: Store, key: str) -> CellRow:
     return rows[0]
 
 
-def played_again(registry: Registry, row: CellRow, count: int, device: torch.device) -> Outcomes:
-    """The outcomes of a cell, played from the plugins of today."""
+def played_again(
+    registry: Registry, row: CellRow, met: Sequence[int], count: int, device: torch.device
+) -> Outcomes:
+    """The outcomes of a cell, the items `met` of it, played from the plugins of today."""
     selection = Selection((row.threat,), (row.defense,), (row.attack,), count, row.seed, row.mode)
     (pair,) = matrix.pairs(registry, selection)
     with TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/again.db") as aside:
         hand = Worker(registry, aside, selection, Setting(device, numeric=Numeric(row.numeric)))
         arena, source = hand.seats(pair)
         cell = arena.cell(pair.threat, pair.attack, row.mode, source)
+        if row.before:
+            cell = replace(cell, before=row.before, items=row.items)
         if cell.key != row.key:
             raise BenchError(
                 f"{row.defense} or {row.attack} has changed since this cell was played: "
                 f"its key would be {cell.key[:12]} now, it was {row.key[:12]}."
             )
-        return Outcomes.concatenate([c.outcomes for c in hand.chunks(pair, arena, source)])
+        chunks = hand.chunks(pair, arena, source, met=met)
+        return Outcomes.concatenate([chunk.outcomes for chunk in chunks])

@@ -35,14 +35,15 @@ class Exported:
     """For people: how much of what is there, and how to get the rest."""
 
 
-def outcomes(store: Store, threat: str | None, path: Path) -> Exported:
+def outcomes(store: Store, threat: str | None, path: Path, mode: str = "full") -> Exported:
     """Write one row for each (defense, attack, example) of a board's finished cells.
 
     An example is robust where `clean_right` is 1 and no row of it says `broken`. On boards that aim
-    at all classes in turn there is one row for each (example, target). The file appears whole or
+    at all classes in turn there is one row for each (example, target); in rank mode there is none
+    where the example fell before the attack came. The file appears whole or
     not at all.
     """
-    played = load(store, find(store, threat))
+    played = load(store, find(store, threat, mode))
     examples = store.examples(played.board.examples)
     rows, open_cells = 0, 0
     with _whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -99,7 +100,9 @@ def _about_rows(board: Board, rows: int, unfinished: int) -> str:
     )
 
 
-def images(store: Store, threat: str | None, defense: str, attack: str, path: Path) -> Exported:
+def images(
+    store: Store, threat: str | None, defense: str, attack: str, path: Path, mode: str = "full"
+) -> Exported:
     """Write `adv` float32 [n, C, H, W] and `index` int64 [n], the item of each image.
 
     Exact images where they were kept, else the sample for the pages. BenchError where the cell
@@ -107,7 +110,7 @@ def images(store: Store, threat: str | None, defense: str, attack: str, path: Pa
     """
     from safetensors.numpy import save_file
 
-    board = find(store, threat)
+    board = find(store, threat, mode)
     cell = _cell(load(store, board), defense, attack)
     index, adv = _pixels(store, cell)
     about = {"threat": board.name, "defense": defense, "attack": attack, "cell": cell.key}

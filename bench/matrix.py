@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bench import cascade
 from bench.plugin import Attack, Dataset, Defense, Traits
+from bench.profile import profile
 from bench.records import Access, BenchError
 from bench.registry import Registry
 from bench.target import WORDS
@@ -24,6 +26,8 @@ class Selection:
     examples: int | None = None
     seed: int = 0
     mode: str = "full"
+    profile: str = ""
+    """A named battery that is played besides the attacks."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,45 @@ class Pair:
 
 
 def threats(registry: Registry, selection: Selection) -> list[ThreatModel]:
-    """The boards asked for; by default those of the embedded data, which need no download."""
+    """The boards asked for; by default those of the embedded data, which need no download.
+
+    BenchError where a board is named that has no rank mode, or no battery in the profile; those
+    are left out of `all` and of the default.
+    """
+    if selection.profile:
+        profile(selection.profile)
     if selection.threats:
         names = _expand(selection.threats, registry.threats)
         chosen = [registry.find("threat", name).value for name in names]
     else:
         chosen = [o.value for o in registry.threats.values() if o.value.dataset == EMBEDDED]
         chosen = [threat for threat in chosen if threat.required]
+    chosen = [threat for threat in chosen if _serves(threat, selection)]
     return sorted(chosen, key=lambda threat: (threat.order, threat.name))
+
+
+def _serves(threat: ThreatModel, selection: Selection) -> bool:
+    """Whether the board can be played as asked; BenchError where it was named and cannot."""
+    try:
+        if selection.mode == "rank" and threat.goal.kind == "nearest":
+            raise BenchError(
+                f"{threat.name} keeps the nearest success of all attacks, so none may be spared an "
+                "example; play it with --mode full."
+            )
+        battery(selection, threat)
+    except BenchError:
+        if threat.name in selection.threats:
+            raise
+        return False
+    return True
+
+
+def battery(selection: Selection, threat: ThreatModel) -> tuple[str, ...]:
+    """The attacks of the profile on a board; BenchError where it does not cover the board."""
+    if not selection.profile:
+        return ()
+    access = threat.access.name.lower()
+    return profile(selection.profile).on(threat.name, threat.ball.name, access, threat.goal.kind)
 
 
 EMBEDDED = "digits"
@@ -91,10 +126,31 @@ def defenses(
 
 
 def attacks(registry: Registry, selection: Selection, threat: ThreatModel) -> list[Attack]:
-    """The attacks asked for; by default those without which nobody is ranked, and submissions."""
+    """The attacks asked for and those of the profile, each once.
+
+    Without either those without which nobody is ranked, and submissions. In rank mode in the order
+    of the cascade.
+    """
+    together = _offered(registry, selection, threat)
     submitted = [n for n, offer in registry.attacks.items() if offer.origin == "submission"]
-    names: Sequence[str] = selection.attacks or [*threat.required, *submitted]
-    return [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
+    default = () if together else (*threat.required, *submitted)
+    names = (*(selection.attacks or default), *together)
+    chosen = [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
+    if selection.mode == "full":
+        return chosen
+    return cascade.ordered(chosen, len(registry.find("dataset", threat.dataset).value.classes))
+
+
+def _offered(registry: Registry, selection: Selection, threat: ThreatModel) -> tuple[str, ...]:
+    """The battery of a board; BenchError where one of its attacks is not there."""
+    named = battery(selection, threat)
+    absent = [name for name in named if name not in registry.attacks]
+    if absent:
+        raise BenchError(
+            f"profile {selection.profile} plays {', '.join(absent)} on {threat.name}, which no "
+            "plugin offers; install one that does, or name the others with --attack."
+        )
+    return named
 
 
 def why_not(threat: ThreatModel, defense: Defense, attack: Attack) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple, Self
@@ -17,6 +17,10 @@ PROTOCOL = 1
 
 SCHEMA = 1
 """Version of every JSON document that a command prints."""
+
+
+MODES = ("full", "rank")
+"""Every attack meets every example; or, in a cascade, the survivors of the attacks before it."""
 
 
 class BenchError(Exception):
@@ -142,19 +146,23 @@ class Cell:
     examples: str
     """Digest of data and index list."""
     items: int
-    """How many outcomes make the cell complete: examples, or (example, target) pairs."""
+    """How many outcomes make the cell complete: examples, or (example, target) pairs; in rank
+    mode those that it meets."""
     seed: int = 0
     mode: str = "full"
     numeric: str = Numeric.FLOAT32
     source_digest: str = ""
     """Digest of the model that a transfer attack asks instead of the defense."""
+    before: str = ""
+    """Key of the cell whose survivors this one meets; empty for the first, and in full mode."""
     protocol: int = PROTOCOL
 
     @property
     def key(self) -> str:
         """The content key. Names are not part of it: renaming does not play a cell again."""
         named = asdict(self)
-        for name in ("threat", "defense", "attack"):
+        # A cell that follows none has the key it had before cascades were there.
+        for name in ("threat", "defense", "attack", *([] if self.before else ["before"])):
             del named[name]
         return digest(named)
 
@@ -197,6 +205,11 @@ class Outcomes(NamedTuple):
         order = np.argsort(joined[0], kind="stable")
         return cls._make(column[order] for column in joined)
 
+    def survivors(self) -> list[int]:
+        """The items that were not broken, in order."""
+        held: list[int] = self.item[self.verdict != Verdict.BROKEN].tolist()
+        return held
+
 
 OUTCOME_DTYPES = (
     np.int32, np.uint8, np.bool_, np.bool_, np.float64, np.int16,
@@ -230,6 +243,17 @@ class Chunk:
     images: tuple[KeptImage, ...] = ()
     exact: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None = None
     """Items and their images [n, C, H, W] where every image is kept."""
+
+    def without(self, items: Collection[int]) -> Chunk:
+        """The same without these items; its seconds stay, for they were spent."""
+        kept = ~np.isin(self.outcomes.item, list(items))
+        exact = self.exact
+        return Chunk(
+            Outcomes._make(column[kept] for column in self.outcomes),
+            self.seconds,
+            tuple(image for image in self.images if image.item not in items),
+            None if exact is None else (exact[0][kept], exact[1][kept]),
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from bench.blame import blame
 from bench.data import Examples
 from bench.engine import Audit, play
 from bench.entrants import Entrants
-from bench.events import Event, Listener, bad_answers, fallen, refused_offers, said
+from bench.events import Event, Listener, bad_answers, fallen, refused_offers
 from bench.matrix import Pair, Selection
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
 from bench.records import (
@@ -31,11 +31,10 @@ from bench.records import (
     Verdict,
 )
 from bench.registry import STRANGE, Registry, attack_digest
+from bench.school import teach
 from bench.shelf import NeedsTraining
 from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
-from bench.train import Progress, train
 
-BEAT = 5.0  # seconds between extensions of a training's lease
 POLL = 0.2  # seconds between looks at work that somebody else holds
 
 
@@ -54,6 +53,10 @@ class Worker:
     listener: Listener = lambda event: None
     owner: str = field(default_factory=owner_name)
     arenas: dict[tuple[str, str, int], Arena] = field(default_factory=dict)
+    halted: list[Pair] = field(default_factory=list)
+    """Pairs of the cascades whose next cell waits for one in other hands."""
+    opened: set[str] = field(default_factory=set)
+    """Cells of cascades that this worker has planned; once, for planning reopens what failed."""
 
     def run(self) -> list[Cell]:
         """Play the selection to its end; the cells it holds, in order."""
@@ -61,9 +64,11 @@ class Worker:
         self.store.declare(self.registry.cards(self._digests()))
         self.entrants = Entrants(self.registry, self.store)
         cells: list[Cell] = []
-        for defense, group in _by_defense(pairs):
-            cells += self._defense(defense, group)
-        self._wait_for_others(cells)
+        while pairs:
+            for defense, group in _by_defense(pairs):
+                cells += self._defense(defense, group)
+            self._wait_for_others(cells)
+            pairs, self.halted = self.halted, []
         self.entrants.end(cells)
         return cells
 
@@ -84,6 +89,8 @@ class Worker:
         arena = self._arena(defense, threat)
         self._clean(arena)
         self._certify(arena, threat)
+        if self.selection.mode == "rank":
+            return self._cascade(threat, pairs, arena)
         planned = []
         for pair in pairs:
             source = self._source(pair, threat)
@@ -97,6 +104,40 @@ class Worker:
             if plan.state is CellState.MISSING:
                 self._cell(plan.cell, pair, arena, source)
         return [plan.cell for plan, _, _ in planned]
+
+    def _cascade(self, threat: ThreatModel, pairs: list[Pair], arena: Arena) -> list[Cell]:
+        """Attack after attack, each against what those before it left standing."""
+        cells: list[Cell] = []
+        before, left = "", None
+        for pair in pairs:
+            source = self._source(pair, threat)
+            cell = arena.cell(threat, pair.attack, self.selection.mode, source)
+            if not pair.reason:
+                cell = replace(cell, before=before, items=cell.items if left is None else left)
+            cells.append(cell)
+            self._open(cell, pair)
+            if pair.reason:
+                continue
+            self._cell(cell, pair, arena, source)
+            state = self._state(cell)
+            if state in (CellState.RUNNING, CellState.MISSING):
+                self.halted += pairs
+                break
+            if state is CellState.DONE:
+                before, left = cell.key, len(self.store.outcomes(cell.key).survivors())
+        return cells
+
+    def _open(self, cell: Cell, pair: Pair) -> None:
+        """Plan a cell of a cascade, once."""
+        if cell.key not in self.opened:
+            self.opened.add(cell.key)
+            state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
+            planned = Planned(cell, state, pair.reason, pair.required, self._tier(pair))
+            self.store.plan([planned])
+
+    def _state(self, cell: Cell) -> CellState:
+        rows = self.store.cells(examples=cell.examples, mode=cell.mode)
+        return next(row.state for row in rows if row.key == cell.key)
 
     def _tier(self, pair: Pair) -> str:
         """How far the code of a cell is locked in: as little as its freer half."""
@@ -149,7 +190,10 @@ class Worker:
             try:
                 self.arenas[key] = self._built(defense, dataset, count)
             except NeedsTraining as need:
-                self._train(need, dataset)
+                teach(
+                    self.registry, self.store, self.owner, need, dataset, self.setting.device,
+                    lambda kind, text: self.listener(Event(kind, text)),
+                )  # fmt: skip
         return self.arenas[key]
 
     def _built(self, defense: Defense, dataset: Dataset, count: int) -> Arena:
@@ -175,46 +219,6 @@ class Worker:
         shown = (dataset.classes, dataset.shape)
         self.store.keep_examples(chosen.digest, dataset.name, count, labels, *shown)
         return chosen
-
-    def _train(self, need: NeedsTraining, dataset: Dataset) -> None:
-        """Train once; a worker that finds it in other hands waits for them."""
-        task = f"train:{need.recipe}"
-        lease = self.store.lease_task(task, self.owner)
-        if lease is None:
-            if self.store.task_done(task):
-                # The database knows of a training whose weights this machine does not have.
-                task = f"{task}:{self.owner}"
-                lease = self.store.lease_task(task, self.owner)
-            if lease is None:
-                self.listener(Event("wait", f"{need.name} is being trained by another worker"))
-                time.sleep(POLL)
-                return
-        held = lease
-
-        def heard(progress: Progress) -> None:
-            self.listener(Event("train", f"{need.name}: {said(progress)}"))
-
-        try:
-            train(
-                self.registry, need.name, dataset,
-                device=self.setting.device, progress=heard, beat=self._beat(held),
-            )  # fmt: skip
-        except BaseException:
-            self.store.release(held)
-            raise
-        self.store.finish_task(held)
-
-    def _beat(self, lease: Lease) -> Callable[[], None]:
-        """Extends the lease now and then, however often it is called."""
-        last = time.monotonic()
-
-        def beat() -> None:
-            nonlocal last
-            if time.monotonic() - last > BEAT:
-                self.store.heartbeat(lease)
-                last = time.monotonic()
-
-        return beat
 
     def _clean(self, arena: Arena) -> None:
         """The clean pass and what the diagnostics say, once for each set of examples."""
@@ -275,9 +279,10 @@ class Worker:
         self.entrants.begin(cell)
         finished = self.store.finished_items(cell.key).tolist()
         self.listener(Event("cell", cell=cell, items=len(finished)))
+        met = self.store.outcomes(cell.before).survivors() if cell.before else None
         try:
             with torch.random.fork_rng(_cuda(self.setting.device)):
-                for chunk in self.chunks(pair, arena, source, finished):
+                for chunk in self.chunks(pair, arena, source, finished, met):
                     self.store.record(lease, chunk)
                     self.listener(Event("chunk", cell=cell, items=len(chunk.outcomes.item)))
             self.store.finish(lease)
@@ -292,19 +297,26 @@ class Worker:
             self._judged(cell)
 
     def chunks(
-        self, pair: Pair, arena: Arena, source: Arena | None, finished: Sequence[int] = ()
-    ) -> Iterator[Chunk]:
-        """The heart: the engine's attempts through the referee's hands."""
+        self, pair: Pair, arena: Arena, source: Arena | None, finished: Sequence[int] = (),
+        met: Sequence[int] | None = None,
+    ) -> Iterator[Chunk]:  # fmt: skip
+        """The heart: the engine's attempts through the referee's hands.
+
+        `met` are the items of a cell of a cascade (None: all); the others are spared.
+        """
         threat, attack = pair.threat, pair.attack
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
         game = arena.game(threat, attack, source)
+        spared = set() if met is None else set(range(len(game.x))) - set(met)
         attempts = play(
-            game, referee.confirm, finished=finished, order=self.order(len(game.x)),
+            game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
             exact=arena.game(threat, attack, source, exact=True) if arena.quick.rounds else None,
             heard=lambda audit: self._heard(pair, audit),
         )  # fmt: skip
         sample = () if self.keep == "none" else range(verify.SAMPLE)
-        return verify.judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")
+        judged = verify.judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")
+        # A declared-random defense plays whole groups: the spared among them are not recorded.
+        return (chunk.without(spared) for chunk in judged) if spared else judged
 
     def _heard(self, pair: Pair, audit: Audit) -> None:
         if audit.fell:

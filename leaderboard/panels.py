@@ -48,6 +48,13 @@ def lead(board: Board, label: str) -> Html:
     return Html(f"{markup.text(said)} {more}")
 
 
+def mode(board: Board) -> Html:
+    """What must be known of a board whose cells are no whole ones."""
+    if board.mode != "rank":
+        return markup.NOTHING
+    return markup.tag("p", markup.text(words.RANK_MODE), class_="g-mode")
+
+
 def headline(rows: Sequence[Row], board: Board) -> Html:
     """What a reader wants first: the leader, the tie, and how much is believable."""
     ranked = [row for row in rows if row.rank]
@@ -180,11 +187,15 @@ def flags(found: Sequence[Flag]) -> Html:
     return markup.table(columns, lines)
 
 
-def squares(found: Sequence[tuple[str, Square]], first: str) -> Html:
+def squares(found: Sequence[tuple[str, Square]], first: str, board: Board) -> Html:
     """Cells as a table: `first` heads the leading column, whose words come with each cell."""
+    figure = (
+        Column("Right of the survivors met ↑", "of those that no earlier attack broke", "figure")
+        if board.mode == "rank"
+        else Column("Robust accuracy ↑", "right on the clean image and not broken", "figure")
+    )
     columns = (
-        Column(first, kind="name"), Column("State"),
-        Column("Robust accuracy ↑", "right on the clean image and not broken", "figure"),
+        Column(first, kind="name"), Column("State"), figure,
         Column("Gradients", "asked for, over all examples", "right"),
         Column("Forwards", "asked for, over all examples", "right"),
         Column("Time", "CPU seconds", "right"),

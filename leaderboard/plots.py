@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bench.board import Curve, Point, Row, Square
+from bench.board import Board, Curve, Point, Row, Square
 from bench.records import Card, Count
 from leaderboard import words
 
@@ -26,7 +26,9 @@ class Metric(NamedTuple):
     means: str
     value: Callable[[Square], float | None]
     """None where the cell has no such figure."""
-    shown: Callable[[float], str]
+    shown: Callable[[Square, float], str]
+    share: bool = False
+    """Is it a share of the examples, so that clean and worst case may stand beside it?"""
 
 
 def _each(name: str) -> Callable[[Square], float | None]:
@@ -49,7 +51,7 @@ def _accuracy(square: Square) -> float | None:
     return square.robust.k / square.robust.n if square.robust and square.robust.n else None
 
 
-def _number(value: float) -> str:
+def _number(square: Square, value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
@@ -58,7 +60,8 @@ METRICS: Mapping[str, Metric] = {
         "Share of the examples that are right on the clean image and that this attack did not"
         " break, in percent. Higher is better for the defense.",
         _accuracy,
-        lambda share: f"{100 * share:.1f}",
+        lambda square, share: f"{100 * share:.1f}",
+        share=True,
     ),
     "gradients an example": Metric(
         "Gradients that the attack asked for, up to its first success, averaged over the examples.",
@@ -71,7 +74,7 @@ METRICS: Mapping[str, Metric] = {
         _number,
     ),
     "seconds an example": Metric(
-        "CPU seconds, averaged over the examples.", _each("seconds"), lambda s: f"{s:.2g}"
+        "CPU seconds, averaged over the examples.", _each("seconds"), lambda _, s: f"{s:.2g}"
     ),
     "refused offers": Metric(
         "Examples whose offer the referee refused: outside the set or the box, or not finite.",
@@ -86,9 +89,34 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def tiles(squares: Iterable[Square], metric: str) -> list[Drawn]:
+SURVIVORS = "right of the survivors met"
+
+
+def _of_met(square: Square, share: float) -> str:
+    """An attack of a cascade speaks of those it met, so their number stands beside."""
+    return f"{square.robust.k} of {square.robust.n}" if square.robust else ""
+
+
+CASCADE: Mapping[str, Metric] = {
+    SURVIVORS: Metric(
+        "k of the n survivors of earlier attacks that are right and that this attack did not break"
+        " either. Attacks stand in the order in which they came.",
+        _accuracy,
+        _of_met,
+        share=True,
+    ),
+    **{name: metric for name, metric in METRICS.items() if name != ACCURACY},
+}
+
+
+def metrics(board: Board) -> Mapping[str, Metric]:
+    """The figures that the cells of a board have."""
+    return CASCADE if board.mode == "rank" else METRICS
+
+
+def tiles(squares: Iterable[Square], metric: Metric) -> list[Drawn]:
     """The cells of the matrix, with a figure or with the state that stands for it."""
-    return [_tile(square, METRICS[metric]) for square in squares]
+    return [_tile(square, metric) for square in squares]
 
 
 def _tile(square: Square, metric: Metric) -> Drawn:
@@ -100,15 +128,17 @@ def _tile(square: Square, metric: Metric) -> Drawn:
         "attack": square.attack,
         "state": square.state,
         "value": value,
-        "shown": without if value is None else metric.shown(value),
-        "words": said if metric is METRICS[ACCURACY] or value is None else metric.shown(value),
+        "shown": without if value is None else metric.shown(square, value),
+        "words": said if metric.share or value is None else metric.shown(square, value),
     }
 
 
 def _without(square: Square) -> str:
     if square.state == "running":
         return f"running {square.items_done}/{square.items}"
-    return "—" if square.state == "done" else words.STATES[square.state]
+    if square.state == "done":
+        return "nobody left" if square.robust is not None and not square.robust.n else "—"
+    return words.STATES[square.state]
 
 
 def margins(rows: Iterable[Row]) -> list[Drawn]:
@@ -130,11 +160,24 @@ def margins(rows: Iterable[Row]) -> list[Drawn]:
     return found
 
 
-def top(metric: str, drawn: Iterable[Drawn]) -> float:
+def top(metric: Metric, drawn: Iterable[Drawn]) -> float:
     """Where the colour scale ends."""
-    if metric == ACCURACY:
+    if metric.share:
         return 1.0
     return max((row["value"] for row in drawn if row["value"] is not None), default=1.0)
+
+
+def columns(board: Board, squares: Sequence[Square]) -> list[str]:
+    """The attacks in the order of their columns: the strongest first, or as they came."""
+    return as_they_came(squares) if board.mode == "rank" else strongest_first(squares)
+
+
+def as_they_came(squares: Sequence[Square]) -> list[str]:
+    """Attacks of a cascade: who came earlier met more."""
+    met = dict.fromkeys(sorted({square.attack for square in squares}), 0)
+    for square in squares:
+        met[square.attack] += square.robust.n if square.robust else 0
+    return sorted(met, key=lambda name: -met[name])
 
 
 def strongest_first(squares: Sequence[Square]) -> list[str]:

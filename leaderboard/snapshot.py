@@ -50,8 +50,9 @@ def _pages(store: Store, boards: Mapping[str, Board]) -> dict[str, str]:
     for label, board in boards.items():
         body = _board(store, label, board, rows[label], cards)
         pages[file("board", label)] = _page(label, body)
-        if label == board.name:
-            report = json.dumps(boarding.report(store, label), indent=1, sort_keys=True)
+        if label == words.label(board):
+            found = boarding.report(store, board.name, board.mode)
+            report = json.dumps(found, indent=1, sort_keys=True)
             pages[file("board", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
         pages[file("defense", name)] = _page(name, _defense(store, name, cards[name], boards, rows))
@@ -99,19 +100,21 @@ def _board(
     store: Store, label: str, board: Board, rows: Sequence[Row], cards: Mapping[str, Card]
 ) -> Html:
     squares = boarding.matrix(store, board)
-    tiles = [*plots.margins(rows), *plots.tiles(squares, plots.ACCURACY)]
-    columns = [*plots.MARGINS, *plots.strongest_first(squares)]
+    metric = next(iter(plots.metrics(board).values()))
+    tiles = [*plots.margins(rows), *plots.tiles(squares, metric)]
+    columns = [*plots.MARGINS, *plots.columns(board, squares)]
     names = [row.defense for row in rows]
     reasons = [(f"{s.attack} → {s.defense}", s) for s in squares if s.state != "done"]
     return markup.join(
         (
             markup.heading(f"Which defenses hold under {label}?", markup.text(board.summary)),
+            panels.mode(board),
             panels.headline(rows, board),
             _part("Ranking", panels.ranking(rows, cards, label)),
             panels.unranked(rows),
             _part("Every attack against every defense", grid.table(tiles, names, columns, 1.0)),
             panels.legend(squares),
-            _part("Cells without a figure", panels.squares(reasons, "Cell")),
+            _part("Cells without a figure", panels.squares(reasons, "Cell", board)),
             _part("Rules", panels.rules(board)),
         )
     )
@@ -125,18 +128,23 @@ def _defense(
     rows: Mapping[str, Sequence[Row]],
 ) -> Html:
     mine = {label: row for label in boards for row in rows[label] if row.defense == name}
-    named = {boards[label].name: row for label, row in reversed(mine.items())}
+    whole = {label: row for label, row in mine.items() if boards[label].mode == "full"}
+    spared = {label: row for label, row in mine.items() if label not in whole}
+    named = {boards[label].name: row for label, row in reversed((whole or spared).items())}
     parts = [
         markup.heading(name, markup.text(card.summary)),
         _part("Identity", dossier.identity(card)),
         _part("Claim and measurement", dossier.claims(card, named)),
-        _part("Under every threat model", dossier.everywhere(list(mine.items()))),
     ]
+    for title, part in (("", whole), (", in rank mode", spared)):
+        if part:
+            table = dossier.everywhere(list(part.items()))
+            parts.append(_part(f"Under every threat model{title}", table))
     for label, row in mine.items():
         entry = boarding.entry(store, boards[label], name)
         parts.append(_part(f"Signs under {label}", panels.flags(row.flags)))
         cells = [(square.attack, square) for square in entry.squares]
-        parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack")))
+        parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack", boards[label])))
         classes = store.examples(boards[label].examples).classes
         for attack, kept in entry.images.items():
             title = f"What the attack brought: {attack} under {label}"

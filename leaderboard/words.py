@@ -62,6 +62,12 @@ MODES = {
     "full": "full: every attack meets every example",
     "rank": "rank: a cascade, later attacks meet only the survivors; cells are not comparable",
 }
+RANK_MODE = (
+    "Rank mode: a cascade. The cheapest attack came first, and each later one met only the examples"
+    " that were left. The worst case over all attacks is whole, and ranks come from it. A cell says"
+    " how many of the survivors that an attack met it left standing: cells of different attacks are"
+    " not comparable, and none is called the strongest."
+)
 SUBMISSIONS_LEAD = (
     "What happened to an entry, and what the workers are doing. A cell without a sign of life is"
     " called stalled, not running."
@@ -240,22 +246,31 @@ def best(defense: str, robust: Count) -> str:
     return f"{plain(defense)} leads with {figure(robust)} ({interval(robust)})."
 
 
-def not_played(defense: str, board: str) -> Notice:
+def not_played(defense: str, board: Board) -> Notice:
     """A defense without a cell on the chosen board."""
     return Notice(
         "Not played under this threat model",
-        (f"“{plain(defense)}” has met no attack under “{plain(board)}” yet.",),
-        (f"bench run --threat {board} --defense {defense}",),
+        (f"“{plain(defense)}” has met no attack under “{plain(label(board))}” yet.",),
+        (f"bench run --threat {board.name} --defense {defense}{_mode(board)}",),
     )
 
 
-def no_results(board: str) -> Notice:
+def no_results(board: Board) -> Notice:
     """A threat model that nobody has played."""
     return Notice(
         "Nothing played under this threat model yet",
-        (f"“{board}” is declared, but no defense has met an attack under it.",),
-        (f"bench run --threat {board}",),
+        (f"“{label(board)}” is declared, but no defense has met an attack under it.",),
+        (f"bench run --threat {board.name}{_mode(board)}",),
     )
+
+
+def _mode(board: Board) -> str:
+    return " --mode rank" if board.mode == "rank" else ""
+
+
+def label(board: Board) -> str:
+    """The threat model's name; a cascade says that it is one."""
+    return f"{board.name} in rank mode" if board.mode == "rank" else board.name
 
 
 def stale(what: str, name: str) -> Notice:
@@ -267,16 +282,15 @@ def stale(what: str, name: str) -> Notice:
 
 
 def labels(known: Sequence[Board]) -> dict[str, Board]:
-    """Boards by the name that the URL carries: the threat's, with n and mode where it repeats."""
+    """Boards by the name that the URL carries: threat and mode, with n where it repeats."""
     named: dict[str, Board] = {}
     for board in known:
-        for label in (
-            board.name,
-            f"{board.name} ({board.n} examples)",
-            f"{board.name} ({board.n} examples, {board.mode})",
-            f"{board.name} ({board.n} examples, {board.mode}, {board.examples[:8]})",
+        for said in (
+            label(board),
+            f"{label(board)} ({board.n} examples)",
+            f"{label(board)} ({board.n} examples, {board.examples[:8]})",
         ):
-            if label not in named:
-                named[label] = board
+            if said not in named:
+                named[said] = board
                 break
     return named

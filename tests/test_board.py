@@ -205,10 +205,12 @@ def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
     world.play("d", "fgsm", first(200), mode="rank")
     survivors = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(100, 400), items=survivors, mode="rank")
-    squares = {s.attack: s.robust for s in matrix(world.store, find(world.store, None))}
+    board = find(world.store, None, "rank")
+    squares = {s.attack: s.robust for s in matrix(world.store, board)}
     assert squares["pgd"] is not None
     assert (squares["pgd"].k, squares["pgd"].n) == (300, 400)
-    row = rows_of(world)["d"]
+    (row,) = ranking(world.store, board)
+    assert row.strongest is None
     assert row.robust.k == 300
     states = {flag.name: flag.state for flag in row.flags}
     assert states["one-step-beats-iterative"] == "not tested"

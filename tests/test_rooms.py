@@ -13,14 +13,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("bench", "plugins", "leaderboard")
 CORRIDOR = (
-    "records", "stats", "store", "board", "export", "entry", "weights", "threat", "kit", "plugin",
-    "hooks", "source", "offer", "registry", "data", "target", "quicken", "problem", "recipe",
-    "train", "shelf", "matrix", "engine", "events", "verify", "arena", "blame", "entrants",
-    "runner", "progress", "campaign", "doctor", "check", "scaffold", "archive", "submit", "serve",
-    "cli",
+    "records", "stats", "profile", "store", "board", "export", "entry", "weights", "threat", "kit",
+    "plugin", "hooks", "source", "offer", "registry", "data", "target", "quicken", "problem",
+    "recipe", "train", "shelf", "cascade", "matrix", "engine", "events", "verify", "arena", "blame",
+    "entrants", "school", "runner", "progress", "campaign", "doctor", "check", "scaffold",
+    "archive", "submit", "serve", "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""
-DRY = {"records", "stats", "store", "board", "export", "entry", "weights", "scaffold", "archive"}
+DRY = {
+    "records", "stats", "profile", "store", "board", "export", "entry", "weights", "scaffold",
+    "archive",
+}  # fmt: skip
 """Rooms without torch."""
 OPEN = {"plugins": {"bench.plugin", "bench.kit"}}
 READERS = {"bench.board", "bench.store", "bench.stats", "bench.records"}

@@ -15,8 +15,9 @@ import pytest
 
 from bench.records import CellState
 from bench.store import Planned, Store, revision
+from bench.store.tables import REVISIONS
 from tests.store_workers import tiny_cell
-from tests.test_store_open import SECOND
+from tests.test_store_open import LATER, NEXT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
@@ -59,7 +60,7 @@ def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Pat
 
 def test_a_kill_while_a_database_is_created_leaves_no_table(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'bench.db'}"
-    states = nursery("upgrade", url, str(revision.MIGRATIONS), "0001")
+    states = nursery("upgrade", url, str(revision.MIGRATIONS), *REVISIONS)
     assert len(states) > 15
     assert {state.split()[0] for state in states} == {"ok"}
     assert {state.split()[2] for state in states} == {"0"}
@@ -69,15 +70,13 @@ def test_a_kill_while_a_database_is_created_leaves_no_table(tmp_path: Path) -> N
 def test_a_kill_in_the_middle_of_a_migration_leaves_the_database_untouched(tmp_path: Path) -> None:
     path = tmp_path / "bench.db"
     shutil.copytree(revision.MIGRATIONS, tmp_path / "newer")
-    (tmp_path / "newer" / "versions" / "0002_note.py").write_text(SECOND)
+    (tmp_path / "newer" / "versions" / f"{NEXT}_note.py").write_text(LATER)
     with Store.open(f"sqlite:///{path}") as store:
         store.plan([Planned(tiny_cell())])
-    states = nursery("upgrade", f"sqlite:///{path}", str(tmp_path / "newer"), "0001", "0002")
+    states = nursery("upgrade", f"sqlite:///{path}", str(tmp_path / "newer"), *REVISIONS, NEXT)
     assert len(states) > 10
     assert len(set(states)) == 1
     assert states[0].startswith("ok")
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            ("0002",)
-        ]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(NEXT,)]
         assert connection.execute("SELECT attack, note FROM cells").fetchall() == [("a0", "a0")]

@@ -23,14 +23,16 @@ from bench.store.database import open_engine, resolve
 from bench.store.tables import METADATA, REVISIONS
 from tests.store_workers import tiny_cell, tiny_outcomes
 
-SECOND = '''
+NEWEST = REVISIONS[-1]
+NEXT = f"{int(NEWEST) + 1:04d}"
+LATER = f'''
 """Give cells a note: the table is moved, copied and renamed."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{NEWEST}"
 
 
 def upgrade() -> None:
@@ -64,7 +66,7 @@ def newer(tmp_path: Path) -> Path:
     """The migrations of a later program."""
     folder = tmp_path / "migrations"
     shutil.copytree(revision.MIGRATIONS, folder)
-    (folder / "versions" / "0002_note.py").write_text(SECOND)
+    (folder / "versions" / f"{NEXT}_note.py").write_text(LATER)
     return folder
 
 
@@ -290,10 +292,10 @@ def test_a_full_disk_loses_nothing_acknowledged_and_the_cell_goes_on(filled: Pat
 
 def test_a_newer_database_is_refused_and_left_alone(filled: Path, newer: Path) -> None:
     url = f"sqlite:///{filled}"
-    revision.upgrade(resolve(url), migrations=newer, known=("0001", "0002"))
+    revision.upgrade(resolve(url), migrations=newer, known=(*REVISIONS, NEXT))
     before = on_disk(filled)
     for read_only in (False, True):
-        with pytest.raises(UnfitError, match="revision 0002, this program knows up to 0001"):
+        with pytest.raises(UnfitError, match=f"revision {NEXT}, this program knows up to {NEWEST}"):
             Store.open(url, read_only=read_only)
     assert on_disk(filled) == before
 
@@ -301,12 +303,12 @@ def test_a_newer_database_is_refused_and_left_alone(filled: Path, newer: Path) -
 def test_an_older_database_is_copied_and_then_moved_on(filled: Path, newer: Path) -> None:
     before = on_disk(filled)
     backup = revision.upgrade(
-        resolve(f"sqlite:///{filled}"), migrations=newer, known=("0001", "0002")
+        resolve(f"sqlite:///{filled}"), migrations=newer, known=(*REVISIONS, NEXT)
     )
-    assert backup == filled.with_name("bench.db.0001.backup")
+    assert backup == filled.with_name(f"bench.db.{NEWEST}.backup")
     assert on_disk(backup) == before
     after = on_disk(filled)
-    assert after["alembic_version"] == [("0002",)]
+    assert after["alembic_version"] == [(NEXT,)]
     assert after["chunks"] == before["chunks"]
     assert [row[:-1] for row in after["cells"]] == before["cells"]
     assert [row[-1] for row in after["cells"]] == ["a0"]
@@ -315,10 +317,10 @@ def test_an_older_database_is_copied_and_then_moved_on(filled: Path, newer: Path
 def test_an_older_database_is_not_changed_by_a_reader(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.store.store.REVISIONS", ("0001", "0002"))
+    monkeypatch.setattr("bench.store.store.REVISIONS", (*REVISIONS, NEXT))
     monkeypatch.setattr("bench.store.revision.refuse_newer", lambda *_: None)
     before = on_disk(filled)
-    with pytest.raises(UnfitError, match=r"has revision 0001, .* run `bench db upgrade`"):
+    with pytest.raises(UnfitError, match=rf"has revision {NEWEST}, .* run `bench db upgrade`"):
         Store.open(f"sqlite:///{filled}", read_only=True)
     assert on_disk(filled) == before
 
@@ -332,12 +334,12 @@ def test_upgrading_a_current_database_does_nothing(filled: Path) -> None:
 
 
 def test_a_migration_that_leaves_dangling_rows_changes_nothing(filled: Path, newer: Path) -> None:
-    (newer / "versions" / "0002_note.py").write_text(
-        SECOND.partition("    with op")[0] + '    op.execute("DELETE FROM cells")\n'
+    (newer / "versions" / f"{NEXT}_note.py").write_text(
+        LATER.partition("    with op")[0] + '    op.execute("DELETE FROM cells")\n'
     )
     before = on_disk(filled)
     with pytest.raises(UnfitError, match="a row of 'chunks' that refers to nothing"):
-        revision.upgrade(resolve(f"sqlite:///{filled}"), migrations=newer, known=("0001", "0002"))
+        revision.upgrade(resolve(f"sqlite:///{filled}"), migrations=newer, known=(*REVISIONS, NEXT))
     assert on_disk(filled) == before
 
 

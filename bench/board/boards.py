@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from bench.records import CLEAN, BenchError, Card, canonical
+from bench.records import CLEAN, MODES, BenchError, Card, canonical
 from bench.store import Store
 
 
@@ -78,13 +78,18 @@ def boards(store: Store) -> list[Board]:
     return sorted(made, key=lambda b: (b.order, b.name, -b.n, b.mode, b.examples))
 
 
-def find(store: Store, threat: str | None) -> Board:
-    """The first board, or the first of the named threat model; BenchError where there is none."""
+def find(store: Store, threat: str | None, mode: str = "full") -> Board:
+    """The first board of a mode, or the first of the named threat model.
+
+    BenchError where there is none.
+    """
+    if mode not in MODES:
+        raise BenchError(f"--mode came as {mode!r}; use one of {', '.join(MODES)}.")
     known = boards(store)
     for board in known:
-        if threat is None or threat in (board.name, board.id):
+        if board.mode == mode and (threat is None or threat in (board.name, board.id)):
             return board
-    raise BenchError(_nothing(threat, [board.name for board in known]))
+    raise BenchError(_nothing(threat, mode, known))
 
 
 def _by_id(cards: Iterable[Card]) -> dict[str, Card]:
@@ -113,10 +118,17 @@ def _board(card: Card, examples: str, n: int, mode: str) -> Board:
     )
 
 
-def _nothing(threat: str | None, known: list[str]) -> str:
+def _nothing(threat: str | None, mode: str, known: list[Board]) -> str:
     if not known:
         return "the database holds no board yet; `bench run` plays the default ones."
-    near = get_close_matches(str(threat), known, n=1)
+    wanted = [board for board in known if threat in (None, board.name, board.id)]
+    if wanted:
+        other = wanted[0]
+        return (
+            f"{other.name} was played in {other.mode} mode alone; name it with --mode {other.mode},"
+            f" or play it with `bench run --threat {other.name} --mode {mode}`."
+        )
+    near = get_close_matches(str(threat), [board.name for board in known], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(dict.fromkeys(known))
+    names = ", ".join(dict.fromkeys(board.name for board in known))
     return f"no board of a threat model named {threat!r}.{hint} Boards: {names}."

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bench.board.boards import Board, boards
 from bench.board.flags import surroundings
 from bench.board.matrix import Square, squares
-from bench.board.played import Floats, Played, Standing, load
+from bench.board.played import Bout, Floats, Played, Standing, load
 from bench.board.ranking import Row, coverage, rows
 from bench.records import BenchError, CellState, Count, KeptImage
 from bench.stats import count
@@ -68,15 +68,21 @@ def entry(store: Store, board: Board, defense: str) -> Entry:
         names = ", ".join(played.standings) or "none yet"
         raise BenchError(f"{defense!r} was not played on {board.name}; played: {names}.")
     mine = rows(played, surroundings(store, played, known))
+    met = {name: bout for name, bout in standing.bouts.items() if bout.faced.any()}
     return Entry(
         row=next(row for row in mine if row.defense == defense),
         squares=tuple(square for square in squares(played) if square.defense == defense),
-        steps={a: falling(bout.total, standing.clean) for a, bout in standing.bouts.items()},
-        forwards={a: falling(bout.forwards, standing.clean) for a, bout in standing.bouts.items()},
+        steps={a: _among(bout, bout.total, standing) for a, bout in met.items()},
+        forwards={a: _among(bout, bout.forwards, standing) for a, bout in met.items()},
         distances=_distances(store, played, known, defense),
         points=_points(store, played, known, defense),
         images=_images(store, played, defense),
     )
+
+
+def _among(bout: Bout, spent: Floats, standing: Standing) -> Curve:
+    """The staircase of the examples that the attack met; in a cascade these are not all."""
+    return falling(spent[bout.faced], standing.clean[bout.faced])
 
 
 def falling(spent: Floats, clean: npt.NDArray[np.bool_]) -> Curve:
@@ -102,7 +108,9 @@ def _distances(
 
 
 def _same_space(other: Board, board: Board) -> bool:
-    return (other.examples, other.set["name"]) == (board.examples, board.set["name"])
+    return (other.examples, other.set["name"], other.mode) == (
+        board.examples, board.set["name"], board.mode,
+    )  # fmt: skip
 
 
 def _distance_curves(standing: Standing) -> Mapping[str, Curve]:

@@ -60,7 +60,8 @@ def surroundings(store: Store, played: Played, known: Sequence[Board]) -> Surrou
 
 def _box(store: Store, played: Played, known: Sequence[Board]) -> Mapping[str, Standing]:
     for other in known:
-        same_data = other.examples == played.board.examples
+        here = played.board
+        same_data = (other.examples, other.mode) == (here.examples, here.mode)
         if same_data and other.unbounded and other.access == "gradients":
             return played.standings if other == played.board else load(store, other).standings
     return {}

@@ -25,7 +25,8 @@ class Bout:
     """What one attack did to one defense, all its seeds and targets together. Arrays are [n]."""
 
     faced: Bits
-    """Was the attack played on the example? A cascade spares those already broken."""
+    """Was the attack played on the example, on all of its targets? A cascade spares those already
+    broken."""
     broken: Bits
     broken_8bit: Bits
     """Still broken after rounding to 8 bits."""
@@ -57,6 +58,17 @@ class Standing:
         """[n]: right on the clean image and broken by none of the attacks (None: of all)."""
         names = self.bouts if attacks is None else attacks
         return self._except(self.bouts[name].broken for name in names if name in self.bouts)
+
+    def decided_by(self, attacks: Iterable[str]) -> bool:
+        """Does it depend on these attacks alone which examples are right?
+
+        In a cascade it does not where another attack broke an example before they met it.
+        """
+        done = [name for name in attacks if name in self.bouts]
+        met = np.ones(len(self.clean), np.bool_)
+        for name in done:
+            met &= self.bouts[name].faced
+        return bool((met | ~self.robust(done)).all())
 
     def robust_8bit(self) -> Bits:
         """[n]: right, and broken by no attempt that survives rounding to 8 bits."""
@@ -137,13 +149,27 @@ def _current(
     attacks: Mapping[str, Card],
     defenses: Mapping[str, Card],
 ) -> dict[tuple[str, str], tuple[CellRow, ...]]:
-    found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
+    kept = []
     for row in rows:
         here = row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
         if here and _is_current(row, attacks, defenses):
-            pair = row.defense, row.attack
-            found[pair] = (*found.get(pair, ()), row)
+            kept.append(row)
+    found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
+    for row in _whole_cascades(kept):
+        pair = row.defense, row.attack
+        found[pair] = (*found.get(pair, ()), row)
     return found
+
+
+def _whole_cascades(rows: list[CellRow]) -> list[CellRow]:
+    """The cells all of whose predecessors are there and done: only then is it known who fell
+    before them."""
+    done = {row.key: row.before for row in rows if row.state == CellState.DONE}
+
+    def whole(before: str) -> bool:
+        return not before or (before in done and whole(done[before]))
+
+    return [row for row in rows if whole(row.before)]
 
 
 def _is_current(row: CellRow, attacks: Mapping[str, Card], defenses: Mapping[str, Card]) -> bool:
@@ -210,7 +236,7 @@ def _bout(board: Board, examples: ExamplesRow, steps: int, parts: list[Outcomes]
     broken = made.verdict == Verdict.BROKEN
     wrong = broken | (_answered_wrong(made, examples.labels[example]) & board.nearest)
     return Bout(
-        faced=_any(board.n, example, np.ones_like(broken)),
+        faced=_all(board.n, per_example, made.item),
         broken=_any(board.n, example, broken),
         broken_8bit=_any(board.n, example, broken & made.eight_bit),
         step=_least(board.n, example, made.step, broken),
@@ -231,6 +257,13 @@ def _any(n: int, example: npt.NDArray[np.int32], flags: Bits) -> Bits:
     found = np.zeros(n, np.bool_)
     found[example[flags]] = True
     return found
+
+
+def _all(n: int, per_example: int, items: npt.NDArray[np.int32]) -> Bits:
+    """[n]: are all items of the example among these?"""
+    met = np.zeros(n * per_example, np.bool_)
+    met[items] = True
+    return np.asarray(met.reshape(n, per_example).all(1))
 
 
 def _least(

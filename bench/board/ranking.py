@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bench.board.boards import Board, boards
@@ -58,11 +58,11 @@ class Row:
     robust: Count
     """Right, and broken by no verified attempt of any attack."""
     robust_required: Count
-    """The same over the required attacks alone."""
+    """The same over the required attacks alone; of nothing where a cascade cannot tell."""
     robust_8bit: Count
     """The same over the attempts that survive rounding to 8 bits."""
     strongest: str | None
-    """The attack that leaves the fewest examples right."""
+    """The attack that leaves the fewest examples right; a cascade names none."""
     coverage: Coverage
     provisional: bool
     """Is a required attack missing? Then the figure can only fall."""
@@ -108,9 +108,10 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         note=_why_not(board, standing, covered, opinion),
         clean=_count(standing, standing.clean),
         robust=robust,
-        robust_required=_count(standing, standing.robust(board.required)),
+        robust_required=alone(standing, board.required),
         robust_8bit=_count(standing, standing.robust_8bit()),
-        strongest=standing.strongest(),
+        # Who came first in a cascade broke the most because it came first.
+        strongest=None if board.mode == "rank" else standing.strongest(),
         coverage=covered,
         provisional=not complete,
         low_n=board.n < LOW_N,
@@ -158,6 +159,13 @@ def _placed(row: Row, places: Mapping[str, Rank]) -> Row:
 def _count(standing: Standing, right: Bits) -> Count:
     """k of n; of nothing while the clean pass is missing, since then nothing is known."""
     return count(int(right.sum()), len(right)) if standing.cleaned else count(0, 0)
+
+
+def alone(standing: Standing, attacks: Iterable[str]) -> Count:
+    """Right, and broken by none of these attacks; of nothing where other attacks decided it."""
+    names = list(attacks)
+    known = standing.decided_by(names)
+    return _count(standing, standing.robust(names)) if known else count(0, 0)
 
 
 def _claim(played: Played, defense: str, robust: Count, *, complete: bool) -> ClaimCheck | None:

@@ -14,6 +14,9 @@ from rich.text import Text
 Json = Mapping[str, Any]
 
 
+MODES = {"full": "mode full", "rank": "mode rank: later attacks meet only the survivors"}
+
+
 def render(report: Json) -> Group:
     """What `report` gave, as tables: the ranking, the matrix, and the raised flags."""
     flags = [(row["defense"], flag) for row in report["ranking"] for flag in row["flags"]]
@@ -28,15 +31,17 @@ def _heading(report: Json) -> Text:
     rules = f"{threat['set']['name']} {threat['set']['eps']} on {threat['dataset']}"
     return Text(
         f"{threat['name']}: {rules}, access {threat['access']}, {threat['goal']['kind']}, "
-        f"{examples['n']} examples, mode {report['mode']}, digest {report['digest'][:12]}"
+        f"{examples['n']} examples, {MODES[report['mode']]}, digest {report['digest'][:12]}"
     )
 
 
 def ranking(report: Json) -> Table:
     """One line a defense."""
     table = _table(f"Ranking: {escape(report['threat']['name'])}")
-    for name in ("Rank", "Defense", "Clean", "Robust", "95 %", "Strongest", "Done", "Verdict"):
-        justify: JustifyMethod = "right" if name in _NUMBERS else "left"
+    battery = report.get("profile")
+    names = ["Rank", "Defense", "Clean", "Robust", "95 %", "Strongest", "Done", "Verdict"]
+    for name in [*names, *([battery["name"]] if battery else [])]:
+        justify: JustifyMethod = "left" if name in _LEFT else "right"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in _WORDS)
     for row in report["ranking"]:
         cells = (
@@ -48,20 +53,29 @@ def ranking(report: Json) -> Table:
             row["strongest"] or "-",
             f"{row['coverage']['done']}/{row['coverage']['required']}",
             _verdict(row),
+            *([_together(row["profile"])] if battery else []),
         )
         table.add_row(*map(escape, cells))
     return table
 
 
-_NUMBERS = ("Rank", "Clean", "Robust", "95 %", "Done")
+_LEFT = ("Defense", "Strongest", "Verdict")
 _WORDS = ("Strongest", "Verdict")
 
 
 def matrix(report: Json) -> Table:
-    """Right after each attack, of n; states where there is no figure."""
+    """Right after each attack, of n; states where there is no figure.
+
+    In rank mode of those it met, the attacks in the order in which they came.
+    """
     squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
     attacks = sorted({attack for _, attack in squares})
-    table = _table("Right after each attack")
+    cascade = report["mode"] == "rank"
+    if cascade:
+        met = {name: sum(_met(one) for (_, a), one in squares.items() if a == name)
+               for name in attacks}  # fmt: skip
+        attacks.sort(key=lambda name: -met[name])
+    table = _table("Right after each attack" + ", of the survivors it met" * cascade)
     table.add_column("Defense", overflow="fold", no_wrap=True)
     for attack in attacks:
         table.add_column(escape(attack), justify="right", overflow="fold")
@@ -108,6 +122,17 @@ def _verdict(row: Json) -> str:
     raised = sum(flag["state"] == "raised" for flag in row["flags"])
     tested = sum(flag["state"] != "not tested" for flag in row["flags"])
     return f"{row['verdict']} {raised}/{tested}"
+
+
+def _met(square: Json) -> int:
+    return int(square["robust"]["n"]) if square["robust"] else 0
+
+
+def _together(found: Json) -> str:
+    """The figure over a profile's battery; without one, how much of it is done."""
+    if found["robust"] is None:
+        return f"{found['done']} of {found['attacks']} done"
+    return fraction(found["robust"]) if found["robust"]["n"] else "not told apart"
 
 
 def _square(square: Json) -> str:

@@ -167,8 +167,9 @@ def not_converged(played: Played, standing: Standing) -> Flag:
     name = "not-converged"
     lengths = {a: steps_of(played.attacks[a]) for a in _done(played, standing, gradient=True)}
     runs = [standing.bouts[a].step / steps for a, steps in lengths.items() if steps > 1]
-    if not runs:
-        return Flag(name, NOT_TESTED, "No iterative gradient attack is done.")
+    # In a cascade nobody else tries to break earlier what one attack broke late.
+    if not runs or played.board.mode == "rank":
+        return Flag(name, NOT_TESTED, "No iterative gradient attack is done on all examples.")
     earliest = np.minimum.reduce(runs)[standing.clean]
     first = earliest[np.isfinite(earliest)]
     won, late = len(first), int((first > LATE).sum())

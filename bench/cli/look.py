@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.options import AsJson, Database, Unsandboxed, print_json, url
+from bench.cli.options import AsJson, Database, Mode, Unsandboxed, print_json, url
 from bench.records import BenchError, Card
 
 KINDS = ("attacks", "defenses", "threats", "datasets", "certifiers", "diagnostics")
-LISTS = (*KINDS, "submissions")
+LISTS = (*KINDS, "profiles", "submissions")
 export = typer.Typer(help="Write outcomes or images to a file.", no_args_is_help=True)
 
 
@@ -37,6 +37,9 @@ def listed(
     """List what is there, whoever offers it; or where each submission stands."""
     if kind == "submissions":
         submissions(url(db), as_json=json)
+        return
+    if kind == "profiles":
+        profiles(as_json=json)
         return
     if kind not in KINDS:
         raise BenchError(f"bench list came with {kind!r}; use one of {', '.join(LISTS)}.")
@@ -71,6 +74,19 @@ def submissions(database: str | None, *, as_json: bool) -> None:
         print(f"{entry.name}  {entry.state}  {entry.reason}".rstrip())
 
 
+def profiles(*, as_json: bool) -> None:
+    """Every named battery of attacks, by the perturbation sets it covers."""
+    from bench.profile import PROFILES
+
+    if as_json:
+        print_json({"items": [asdict(profile) for profile in PROFILES.values()]})
+        return
+    for profile in PROFILES.values():
+        print(f"{profile.name}  {profile.summary}")
+        for norm, attacks in profile.attacks.items():
+            print(f"  {norm}: {', '.join(attacks)}")
+
+
 def show(
     name: Annotated[str, typer.Argument(help="Any plugin's name.")],
     json: AsJson = False,
@@ -93,23 +109,31 @@ def show(
 
 def report(
     threat: Annotated[str | None, typer.Option(help="A board; the first one by default.")] = None,
+    mode: Mode = "full",
+    profile: Annotated[
+        str, typer.Option(help="Add the figure over the attacks of this profile alone.")
+    ] = "",
     db: Database = None,
     json: AsJson = False,
 ) -> None:
     """Print a board: its ranking, its matrix, its flags."""
-    tell(url(db), [threat], as_json=json)
+    tell(url(db), [threat], mode, profile, as_json=json)
 
 
-def tell(database: str | None, threats: Sequence[str | None], *, as_json: bool) -> None:
+def tell(
+    database: str | None, threats: Sequence[str | None], mode: str, profile: str, *, as_json: bool
+) -> None:
     """Boards on stdout: tables, or the JSON of the first."""
     from rich.console import Console
 
     from bench import board
     from bench.board.render import render
+    from bench.profile import profile as named
     from bench.store import Store
 
+    battery = named(profile) if profile else None
     with Store.open(database, read_only=True) as store:
-        reports = [board.report(store, threat) for threat in threats]
+        reports = [board.report(store, threat, mode, battery) for threat in threats]
     if as_json:
         jsonlib.dump(reports[0], sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -123,6 +147,7 @@ def tell(database: str | None, threats: Sequence[str | None], *, as_json: bool) 
 def export_outcomes(
     out: Annotated[Path, typer.Option(help="A CSV file.")],
     threat: Annotated[str | None, typer.Option()] = None,
+    mode: Mode = "full",
     db: Database = None,
 ) -> None:
     """One row for each defense, attack and example."""
@@ -130,7 +155,7 @@ def export_outcomes(
     from bench.store import Store
 
     with Store.open(url(db), read_only=True) as store:
-        print(exporter.outcomes(store, threat, out).sentence, file=sys.stderr)
+        print(exporter.outcomes(store, threat, out, mode).sentence, file=sys.stderr)
 
 
 @export.command("images")
@@ -139,6 +164,7 @@ def export_images(
     defense: Annotated[str, typer.Option()],
     attack: Annotated[str, typer.Option()],
     threat: Annotated[str | None, typer.Option()] = None,
+    mode: Mode = "full",
     db: Database = None,
 ) -> None:
     """The adversarial images of one cell, with the item of each."""
@@ -146,7 +172,7 @@ def export_images(
     from bench.store import Store
 
     with Store.open(url(db), read_only=True) as store:
-        print(exporter.images(store, threat, defense, attack, out).sentence, file=sys.stderr)
+        print(exporter.images(store, threat, defense, attack, out, mode).sentence, file=sys.stderr)
 
 
 def leaderboard(

@@ -15,6 +15,9 @@ Database = Annotated[
     str | None, typer.Option("--db", help="Database URL; else $BENCH_DB, else ./bench.db.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a schema number.")]
+Mode = Annotated[
+    str, typer.Option("--mode", help="full: every cell is whole. rank: survivors only go on.")
+]
 Unsandboxed = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.cli.look import tell
-from bench.cli.options import AsJson, Database, Unsandboxed, print_json, url
+from bench.cli.options import AsJson, Database, Mode, Unsandboxed, print_json, url
 from bench.records import BenchError
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
@@ -30,7 +30,10 @@ def run(
     examples: Annotated[int | None, typer.Option(min=1, help="The first N examples.")] = None,
     seed: int = 0,
     batch: Annotated[int, typer.Option(min=1, help="Rows on the device at once.")] = 128,
-    mode: Annotated[str, typer.Option(help="full: every cell is complete.")] = "full",
+    mode: Mode = "full",
+    profile: Annotated[
+        str, typer.Option(help="A battery of attacks, as `bench list profiles` tells them.")
+    ] = "",
     numeric: Annotated[
         str, typer.Option(help="float32, or fast or bfloat16 where a defense allows it.")
     ] = "float32",
@@ -49,7 +52,8 @@ def run(
 
     campaign = Campaign(
         selection=Selection(
-            tuple(threat or ()), tuple(defense or ()), tuple(attack or ()), examples, seed, mode
+            tuple(threat or ()), tuple(defense or ()), tuple(attack or ()), examples, seed, mode,
+            profile,
         ),
         url=url(db), device=device, batch=batch, workers=workers, keep_images=keep_images,
         allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric,
@@ -65,7 +69,8 @@ def run(
                 )
         return
     failed = campaign.run()
-    tell(campaign.url, [threat.name for threat in campaign.threats()], as_json=json)
+    boards = [threat.name for threat in campaign.threats()]
+    tell(campaign.url, boards, mode, profile, as_json=json)
     option = f" --db {db}" if db else ""
     print(f"next: bench leaderboard{option}", file=sys.stderr)
     if failed:

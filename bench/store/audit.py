@@ -50,8 +50,23 @@ def _of_a_cell(connection: Connection, row: Row[tuple[object, ...]]) -> Iterator
         yield f"{name} counts {row.items_done} outcomes and has {len(found.item)}."
     if len(set(found.item.tolist())) != len(found.item):
         yield f"{name} has an item twice."
+    if row.before:
+        yield from _of_a_cascade(connection, name, row, set(found.item.tolist()))
     if row.state == CellState.DONE:
         yield from _of_figures(connection, name, row, verdicts.summary(found))
+
+
+def _of_a_cascade(
+    connection: Connection, name: str, row: Row[tuple[object, ...]], met: set[int]
+) -> Iterator[str]:
+    """A cell of a cascade meets the survivors of the cell before it: all of them, nobody else."""
+    asked = select(CELLS.c.state).where(CELLS.c.key == row.before)
+    if connection.execute(asked).scalar() != CellState.DONE:
+        yield f"{name} follows cell {row.before[:12]}, which is not there or not done."
+        return
+    left = set(verdicts.outcomes(connection, row.before).survivors())
+    if not met <= left or row.items != len(left):
+        yield f"{name} meets others than the survivors of cell {row.before[:12]}."
 
 
 def _of_figures(

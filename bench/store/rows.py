@@ -55,6 +55,8 @@ class CellRow:
     mode: str
     numeric: str
     source_digest: str
+    before: str
+    """Key of the cell before this one in its cascade; empty for the first, and in full mode."""
     protocol: int
     key: str
     state: CellState

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every revision this program knows, oldest first; the last one is what it writes."""
 
 METADATA = MetaData()
@@ -76,6 +76,7 @@ CELLS = Table(
     Column("mode", Text, nullable=False),
     Column("numeric", Text, nullable=False),
     Column("source_digest", Text, nullable=False),
+    Column("before", Text, nullable=False, server_default=""),
     Column("protocol", Integer, nullable=False),
     Column("required", Boolean, nullable=False),
     Column("tier", Text, nullable=False),

@@ -5,7 +5,12 @@ import streamlit as st
 from leaderboard import choice, dossier, figures, markup, panels, plots, reading, words
 
 here = choice.board()
-known = words.labels(reading.boards())
+# Figures of one mode stand together, never beside those of the other.
+known = {
+    label: board
+    for label, board in words.labels(reading.boards()).items()
+    if board.mode == here.mode
+}
 cards = {card.name: card for card in reading.cards("defense")}
 attacks = {card.name: card for card in reading.cards("attack")}
 ranked = [row.defense for row in reading.ranking(here)]
@@ -15,6 +20,7 @@ left, _ = st.columns([2, 3])
 name = choice.pick(choice.DEFENSE, "Defense", names, what="defense", place=left)
 card = cards[name]
 st.html(markup.heading(name, markup.text(card.summary)))
+st.html(panels.mode(here))
 
 rows = {label: reading.row(board, name) for label, board in known.items()}
 left, right = st.columns([2, 3], gap="large")
@@ -33,11 +39,11 @@ st.subheader("Under every threat model", anchor="boards")
 st.html(dossier.everywhere([(label, row) for label, row in rows.items() if row]))
 
 if rows[choice.label()] is None:
-    st.html(markup.notice(words.not_played(name, here.name)))
+    st.html(markup.notice(words.not_played(name, here)))
     st.stop()
 entry = reading.entry(here, name)
 
-st.subheader(f"Signs under {here.name}", anchor="signs")
+st.subheader(f"Signs under {words.label(here)}", anchor="signs")
 st.caption(words.SIGNS)
 st.html(panels.flags(entry.row.flags))
 
@@ -69,4 +75,4 @@ for label, board in known.items():
     mine = [(s.attack, s) for s in reading.matrix(board) if s.defense == name]
     if mine:
         with st.expander(words.plain(label), expanded=board == here):
-            st.html(panels.squares(mine, "Attack"))
+            st.html(panels.squares(mine, "Attack", board))

@@ -7,11 +7,14 @@ from leaderboard import choice, export, figures, markup, panels, plots, reading,
 board = choice.board()
 rows = reading.ranking(board)
 st.html(
-    markup.heading(f"Which defenses hold under {board.name}?", panels.lead(board, choice.label()))
+    markup.heading(
+        f"Which defenses hold under {words.label(board)}?", panels.lead(board, choice.label())
+    )
 )
 if not rows:
-    st.html(markup.notice(words.no_results(board.name)))
+    st.html(markup.notice(words.no_results(board)))
     st.stop()
+st.html(panels.mode(board))
 st.html(panels.headline(rows, board))
 
 filter_at, said_at = st.columns([2, 3], vertical_alignment="bottom")
@@ -42,4 +45,4 @@ with right:
     st.caption(words.TRADE)
     st.altair_chart(figures.described(figures.trade(plots.trades(shown)), words.TRADE))
 
-export.buttons(f"ranking-{board.name}", board, shown, export.ranking(shown))
+export.buttons(f"ranking-{choice.label()}", board, shown, export.ranking(shown))

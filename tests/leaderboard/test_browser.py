@@ -125,6 +125,23 @@ def test_pages_render_under_the_policy_with_titles_of_their_own(visitor: Visitor
     assert visitor.outside == []
 
 
+def test_a_cascade_is_a_board_of_its_own_that_says_so(visitor: Visitor) -> None:
+    page = visitor.go("/?threat=digits-linf%20in%20rank%20mode")
+    assert page.inner_text(".g-head h1") == "Which defenses hold under digits-linf in rank mode?"
+    assert "none is called the strongest" in page.inner_text(".g-mode")
+    names = page.locator(".g-table tbody tr").all_inner_texts()
+    assert len(names) == 3 and not any("half-played" in name for name in names)
+    page.get_by_role("link", name="Matrix").click()
+    page.wait_for_selector("text=Every attack against every defense under digits-linf in rank mode")
+    visitor.settle()
+    page.locator("[data-testid=stVegaLiteChart]").locator("canvas, svg").first.wait_for()
+    page.get_by_text("The same as a table").click()
+    assert "Right of the survivors met" in page.inner_text("[data-testid=stExpander] table")
+    visitor.go("/matrix?threat=digits-linf")
+    assert page.locator(".g-mode").count() == 0
+    assert visitor.outside == []
+
+
 def test_charts_are_drawn_and_described(visitor: Visitor) -> None:
     page = visitor.go("/")
     charts = page.locator("[data-testid=stVegaLiteChart]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,15 +100,25 @@ def test_a_fixed_radius_is_a_point_and_never_part_of_a_line() -> None:
 
 def test_every_tile_carries_its_number_or_its_state() -> None:
     found = [square("done", 310), square("failed"), square("not applicable"), square("running")]
-    tiles = plots.tiles(found, plots.ACCURACY)
+    tiles = plots.tiles(found, plots.METRICS[plots.ACCURACY])
     assert [tile["shown"] for tile in tiles] == ["62.0", "failed", "n/a", "running 500/500"]
     assert [tile["value"] for tile in tiles] == [0.62, None, None, None]
 
 
+def test_a_tile_of_a_cascade_says_how_many_it_met() -> None:
+    cascade = Board(**{**vars(BOARD), "mode": "rank"})
+    (metric, *_) = plots.metrics(cascade).values()
+    found = [square("done", 310, attack="first"), square("done", 0, attack="last")]
+    found[1] = replace(found[1], robust=count(0, 0))
+    assert [tile["shown"] for tile in plots.tiles(found, metric)] == ["310 of 500", "nobody left"]
+    assert plots.columns(cascade, found[::-1]) == ["first", "last"]
+    assert plots.ACCURACY not in plots.metrics(cascade)
+
+
 def test_what_has_no_figure_is_never_drawn_as_zero() -> None:
-    tiles = plots.tiles([square("failed", gradients=None)], "gradients an example")
+    tiles = plots.tiles([square("failed", gradients=None)], plots.METRICS["gradients an example"])
     assert tiles[0]["value"] is None
-    assert plots.tiles([square("done")], "gradients an example")[0]["value"] == 0.5
+    assert plots.tiles([square("done")], plots.METRICS["gradients an example"])[0]["value"] == 0.5
 
 
 def test_attacks_stand_by_the_accuracy_they_leave() -> None:
@@ -120,7 +131,7 @@ def test_attacks_stand_by_the_accuracy_they_leave() -> None:
 
 def test_a_chart_carries_hostile_text_as_data_only() -> None:
     hostile = "![x](http://evil.example/x.png)"
-    tile = plots.tiles([square("done", 1, defense=hostile)], plots.ACCURACY)
+    tile = plots.tiles([square("done", 1, defense=hostile)], plots.METRICS[plots.ACCURACY])
     drawn = figures.heat(tile, [hostile], ["a"], plots.ACCURACY, 1.0).to_dict()
     assert {t["title"] for t in drawn["layer"][0]["encoding"]["tooltip"]} & {
         "image",
@@ -188,7 +199,7 @@ def test_boards_of_one_threat_model_have_names_of_their_own() -> None:
     cascade = Board(**{**vars(small), "mode": "rank"})
     labels = words.labels([BOARD, small, cascade])
     assert list(labels) == [
-        "digits-linf", "digits-linf (100 examples)", "digits-linf (100 examples, rank)",
+        "digits-linf", "digits-linf (100 examples)", "digits-linf in rank mode",
     ]  # fmt: skip
     assert list(labels.values()) == [BOARD, small, cascade]
 

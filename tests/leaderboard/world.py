@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,8 @@ ATTACKS: Mapping[str, tuple[float, dict[str, Any]]] = {
     "random-noise": (0.15, {"needs": "labels", "steps": 20, "random": True}),
 }
 REQUIRED = ("apgd", "pgd", "square")
+CASCADES = ("undefended", "trades", "lipschitz-margin")
+"""Defenses that are played in rank mode, too."""
 
 
 def _threat(
@@ -212,6 +214,8 @@ def fill(store: Store) -> None:
         _play(store, clean, _judged(np.full(N, 9.0), right, digits.labels, 1.0, False, 0))
         for (threat, radius), (_, scale) in zip(THREATS, BUILT, strict=True):
             _play_board(store, digits, threat, radius, name, strength, right, margin / scale)
+        if name in CASCADES:
+            _play_cascade(store, digits, name, right, margin)
     _say_more(store)
 
 
@@ -246,6 +250,23 @@ def _play_board(
         found = _judged(reach, right, digits.labels, radius, nearest, int(detail["steps"]))
         images = () if nearest else _kept(digits, found, min(radius, 0.2))
         _play(store, cell, found, images)
+
+
+def _play_cascade(
+    store: Store, digits: _Digits, name: str, right: npt.NDArray[np.bool_],
+    margin: npt.NDArray[np.float64],
+) -> None:  # fmt: skip
+    """The first board once more, in rank mode: each attack meets the survivors alone."""
+    (threat, radius), left, before = THREATS[0], np.arange(N), ""
+    for attack in ("fgsm", "pgd", "apgd", "square"):
+        power, detail = ATTACKS[attack]
+        steps = int(detail["steps"])
+        whole = _judged(margin * radius / power, right, digits.labels, radius, False, steps)
+        found = Outcomes._make(column[left] for column in whole)
+        cell = replace(_cell(threat, name, attack), mode="rank", before=before, items=len(left))
+        store.plan([Planned(cell, required=attack in REQUIRED)])
+        _play(store, cell, found)
+        before, left = cell.key, np.array(found.survivors())
 
 
 def _say_more(store: Store) -> None:
