@@ -52,7 +52,7 @@ def mode(board: Board) -> Html:
     """What must be known of a board whose cells are no whole ones."""
     if board.mode != "rank":
         return markup.NOTHING
-    return markup.tag("p", markup.text(words.RANK_MODE), class_="g-mode")
+    return markup.tag("p", markup.join(map(markup.text, words.RANK_MODE), " "), class_="g-mode")
 
 
 def headline(rows: Sequence[Row], board: Board) -> Html:

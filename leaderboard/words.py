@@ -64,9 +64,10 @@ MODES = {
 }
 RANK_MODE = (
     "Rank mode: a cascade. The cheapest attack came first, and each later one met only the examples"
-    " that were left. The worst case over all attacks is whole, and ranks come from it. A cell says"
-    " how many of the survivors that an attack met it left standing: cells of different attacks are"
-    " not comparable, and none is called the strongest."
+    " that were left.",
+    "The worst case over all attacks is whole, and ranks come from it.",
+    "A cell says how many of the survivors that an attack met it left standing: cells of different"
+    " attacks are not comparable, and none is called the strongest.",
 )
 SUBMISSIONS_LEAD = (
     "What happened to an entry, and what the workers are doing. A cell without a sign of life is"

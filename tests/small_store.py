@@ -135,7 +135,9 @@ class World:
     def play(self, defense: str, attack: str, broken: Bits, **columns: Any) -> Cell:
         """A finished cell in which these items broke."""
         threat = columns.pop("threat", "linf")
-        cell_fields = {k: columns.pop(k) for k in ("seed", "mode", "protocol") if k in columns}
+        cell_fields = {
+            k: columns.pop(k) for k in ("seed", "mode", "protocol", "before") if k in columns
+        }
         cell = self.cell(defense, attack, threat, items=len(broken), **cell_fields)
         self.record(cell, outcomes(broken, **columns))
         return cell

@@ -27,6 +27,7 @@ from bench.board.flags import verdict
 from bench.board.played import load
 from bench.board.render import render
 from bench.board.signs import Flag, asks_gradients, chance, is_blind, paired_error
+from bench.profile import Profile
 from bench.records import BenchError, CellState, Culprit, Failure, KeptImage
 from bench.registry import Registry
 from bench.store import Store
@@ -214,6 +215,59 @@ def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
     assert row.robust.k == 300
     states = {flag.name: flag.state for flag in row.flags}
     assert states["one-step-beats-iterative"] == "not tested"
+
+
+def test_a_cell_of_a_cascade_counts_only_after_what_came_before(world: World) -> None:
+    """Who fell to an attack that has changed since is nobody's success, and nobody met them."""
+    world.attack("pgd", steps=40)
+    world.defense("d")
+    world.clean("d", ALL)
+    before = world.play("d", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    board = find(world.store, None, "rank")
+    (row,) = ranking(world.store, board)
+    assert (row.robust.k, row.coverage.done, row.provisional) == (300, 2, False)
+    world.attack("fgsm", steps=1, version="2")
+    assert ranking(world.store, board) == []
+    world.play("d", "fgsm", first(10), mode="rank")
+    (row,) = ranking(world.store, board)
+    assert (row.robust.k, row.coverage.done, row.provisional) == (590, 1, True)
+
+
+def test_a_cascade_tells_apart_only_what_it_can(world: World) -> None:
+    """fgsm is not required: how many pgd alone would leave is unknown until it met all."""
+    world.threat("linf", "pgd")
+    world.defense("d")
+    world.clean("d", ALL)
+    before = world.play("d", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    (row,) = ranking(world.store, find(world.store, None, "rank"))
+    assert (row.robust.k, row.robust_required.n) == (300, 0)
+    world.play("d", "pgd", first(250), mode="rank")
+    (row,) = ranking(world.store, find(world.store, None, "rank"))
+    assert (row.robust.k, row.robust_required.k, row.robust_required.n) == (300, 300, 600)
+
+
+def test_a_profile_counts_its_own_attacks_once_all_are_done(world: World) -> None:
+    world.attack("cw")
+    world.defense("d")
+    world.clean("d", ~first(10))
+    battery = Profile("two", {"Linf": ("fgsm", "pgd")}, "", "")
+    world.play("d", "fgsm", first(20))
+    world.play("d", "cw", first(500))
+    (row,) = report(world.store, None, "full", battery)["ranking"]
+    assert row["profile"] == {"done": 1, "attacks": 2, "robust": None}
+    world.play("d", "pgd", some(600, 5, 100))
+    told = report(world.store, None, "full", battery)
+    (row,) = told["ranking"]
+    assert told["profile"] == {"name": "two", "attacks": ["fgsm", "pgd"]}
+    assert (row["robust"]["k"], row["profile"]["robust"]["k"]) == (100, 579)
+    console = Console(width=200, file=io.StringIO())
+    console.print(render(told))
+    assert "579/600" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert report(world.store)["ranking"][0]["profile"] is None
 
 
 # Ranks.

@@ -20,7 +20,8 @@ left, _ = st.columns([2, 3])
 name = choice.pick(choice.DEFENSE, "Defense", names, what="defense", place=left)
 card = cards[name]
 st.html(markup.heading(name, markup.text(card.summary)))
-st.html(panels.mode(here))
+if said := panels.mode(here):
+    st.html(said)
 
 rows = {label: reading.row(board, name) for label, board in known.items()}
 left, right = st.columns([2, 3], gap="large")

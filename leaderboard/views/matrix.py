@@ -16,7 +16,8 @@ if not squares:
     st.html(markup.notice(words.no_results(board)))
     st.stop()
 
-st.html(panels.mode(board))
+if said := panels.mode(board):
+    st.html(said)
 
 left, _ = st.columns([2, 3])
 metrics = plots.metrics(board)

@@ -14,7 +14,8 @@ st.html(
 if not rows:
     st.html(markup.notice(words.no_results(board)))
     st.stop()
-st.html(panels.mode(board))
+if said := panels.mode(board):
+    st.html(said)
 st.html(panels.headline(rows, board))
 
 filter_at, said_at = st.columns([2, 3], vertical_alignment="bottom")

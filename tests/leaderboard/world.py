@@ -277,7 +277,7 @@ def _say_more(store: Store) -> None:
                    f"the gradient is zero on {zero} of 32 images")  # fmt: skip
     proven = np.random.default_rng(1).uniform(size=N) < 0.3
     linf = THREATS[0][0]
-    known = store.cells(threat="digits-linf")
+    known = store.cells(threat="digits-linf", mode="full")
     key = next(c.key for c in known if (c.defense, c.attack) == ("lipschitz-margin", "apgd"))
     proven &= store.outcomes(key).verdict == Verdict.HELD
     square = next(c.key for c in known if (c.defense, c.attack) == ("lipschitz-margin", "square"))
