@@ -20,7 +20,13 @@ from bench.events import Event, Listener
 from bench.matrix import Pair, Selection
 from bench.progress import Costs, Show
 from bench.records import (
-    CLEAN, MODES, BenchError, CellState, Numeric, Outcomes, UnfitError,
+    CLEAN,
+    MODES,
+    BenchError,
+    CellState,
+    Numeric,
+    Outcomes,
+    UnfitError,
 )  # fmt: skip
 from bench.registry import Registry
 from bench.runner import Worker

@@ -16,11 +16,11 @@ import torch
 
 from bench import board, cascade
 from bench.campaign import Campaign, reproduced, worker
+from bench.events import Event
 from bench.matrix import Selection
 from bench.plugin import Access, Retire
 from bench.records import CLEAN, BenchError, CellState, Outcomes, Verdict
 from bench.registry import Registry
-from bench.events import Event
 from bench.runner import Worker
 from bench.store import CellRow, Store
 from plugins.attacks.pgd_l2step import UnsignedPGD
