@@ -61,7 +61,7 @@ class Jacobian(NamedTuple):
     """The answer to `problem.jacobian`."""
 
     rows: Tensor
-    """[n, k, C, H, W]: the gradient of each asked logit."""
+    """[n, k, C, H, W]: the gradient of each asked logit, or difference."""
     logits: Tensor
     """[n, K]."""
 
@@ -99,8 +99,18 @@ class Problem(Draws, Protocol):
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
         """One forward and one gradient a row. `loss` gets the label, or the declared target."""
 
-    def jacobian(self, adv: Tensor, classes: Tensor, where: Tensor | None = None) -> Jacobian:
-        """One forward and k gradients a row, of the logits `classes` [n, k]."""
+    def jacobian(
+        self,
+        adv: Tensor,
+        classes: Tensor,
+        where: Tensor | None = None,
+        *,
+        minus: Tensor | None = None,
+    ) -> Jacobian:
+        """One forward and k gradients a row, of the logits `classes` [n, k].
+
+        With `minus` [n] int64, of their differences to the logit of that class.
+        """
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n, K]; one forward a row."""

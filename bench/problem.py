@@ -119,12 +119,19 @@ class Rows:
         self._offer(adv, answer.logits, allowed)
         return answer
 
-    def jacobian(self, adv: Tensor, classes: Tensor, where: Tensor | None = None) -> Jacobian:
+    def jacobian(
+        self,
+        adv: Tensor,
+        classes: Tensor,
+        where: Tensor | None = None,
+        *,
+        minus: Tensor | None = None,
+    ) -> Jacobian:
         """One forward and k gradients for each row that plays."""
         self.asked.require(Access.GRADIENTS)
         draws = self.asked.draws
         allowed = self._charge(where, draws, draws * classes.shape[1])
-        answer = self.asked.jacobian(adv, classes)
+        answer = self.asked.jacobian(adv, classes, minus)
         self._offer(adv, answer.logits, allowed)
         return answer
 

@@ -128,9 +128,12 @@ class Target:
             return parts[0]
         return Gradient._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
 
-    def jacobian(self, images: Tensor, classes: Tensor) -> Jacobian:
-        """The gradients [n, k, C, H, W] of the logits `classes` [n, k], one forward for all."""
-        parts = [self._jacobian(images, classes) for _ in range(self.draws)]
+    def jacobian(self, images: Tensor, classes: Tensor, minus: Tensor | None = None) -> Jacobian:
+        """The gradients [n, k, C, H, W] of the logits `classes` [n, k], one forward for all.
+
+        With `minus` [n], of the differences to the logit of that class.
+        """
+        parts = [self._jacobian(images, classes, minus) for _ in range(self.draws)]
         if len(parts) == 1:
             return parts[0]
         return Jacobian._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
@@ -173,14 +176,14 @@ class Target:
             gradient = slope((self._call(self.slope, leaf) * weight).sum(), leaf)
         return Gradient(gradient, value.detach(), logits.detach())
 
-    def _jacobian(self, images: Tensor, classes: Tensor) -> Jacobian:
+    def _jacobian(self, images: Tensor, classes: Tensor, minus: Tensor | None) -> Jacobian:
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
             answer = self._call(self.slope, leaf)
-            rows = [
-                slope(answer.gather(1, column[:, None]).sum(), leaf, keep=True)
-                for column in classes.unbind(1)
-            ]
+            asked = answer.gather(1, classes)
+            if minus is not None:
+                asked = asked - answer.gather(1, minus[:, None])
+            rows = [slope(column.sum(), leaf, keep=True) for column in asked.unbind(1)]
         logits = self.logits_once(images) if self.has_stand_in else answer.detach()
         return Jacobian(torch.stack(rows, 1), logits)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from bench.records import Access, Budget, digest
 
 SETTLED = 4e-15  # of the value: a Newton step below it is rounding
+TINY = 1e-200  # what is divided by where there is no slope
 BISECTION = 40  # halvings: past the resolution of float32
 
 
@@ -71,6 +72,13 @@ class PerturbationSet(Protocol):
 
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
         """The point of ball and box at which the linear function `weight` is largest."""
+
+    def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
+        """The nearest point of the box, in this norm, with <weight, point - x> = rise [n].
+
+        Where no point of the box rises or falls so far, the one that goes farthest. The radius
+        plays no part.
+        """
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,13 @@ class Linf(_Norm):
         """Every pixel to its end."""
         return self.project(x + self.radius * weight.sign(), x)
 
+    def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
+        """Every pixel with a weight moves by t, or as far as the box lets it."""
+        uphill, room = _uphill(weight, rise, x)
+        gain = uphill.abs()
+        t = _reached(gain, gain * room, rise.double().abs())
+        return _moved(x, torch.minimum(t[:, None], room) * uphill.sign())
+
 
 @dataclass(frozen=True)
 class L2(_Norm):
@@ -164,6 +179,13 @@ class L2(_Norm):
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
         """clamp(x + s w) with the s that reaches the ball, or every corner of the box."""
         return _along(weight.double(), x, self.radius, at_most_one=False)
+
+    def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
+        """Every pixel moves by t times its weight, or as far as the box lets it."""
+        uphill, room = _uphill(weight, rise, x)
+        gain = uphill.abs()
+        t = _reached(gain.square(), gain * room, rise.double().abs())
+        return _moved(x, torch.minimum(t[:, None] * gain, room) * uphill.sign())
 
 
 @dataclass(frozen=True)
@@ -223,6 +245,17 @@ class L1(_Norm):
         change = torch.zeros_like(flat).scatter_(1, order, spent) * flat.sign()
         return (x + change.view_as(x)).clamp_(0, 1)
 
+    def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
+        """The heaviest pixels, each as far as the box lets it, until the rise is reached."""
+        uphill, room = _uphill(weight, rise, x)
+        gain, order = uphill.abs().sort(dim=1, descending=True, stable=True)
+        room = room.gather(1, order)
+        most = gain * room
+        before = most.cumsum(1) - most
+        share = (rise.double().abs()[:, None] - before).clamp_min_(0) / gain.clamp_min(TINY)
+        change = torch.minimum(share, room).masked_fill(gain == 0, 0)
+        return _moved(x, torch.zeros_like(change).scatter_(1, order, change) * uphill.sign())
+
 
 def per_row(value: Tensor, like: Tensor) -> Tensor:
     """[n] shaped so that it multiplies [n, ...] row by row."""
@@ -243,28 +276,46 @@ def _room(direction: Tensor, x: Tensor) -> Tensor:
 def _along(direction: Tensor, x: Tensor, radius: float, *, at_most_one: bool) -> Tensor:
     """clamp(x + s d) with s >= 0 as large as the L2 ball allows; d in float64.
 
-    ||clamp(x + s d) - x||^2 = sum min(t d^2, room^2) with t = s^2 is concave and increasing in t,
-    so Newton from the left climbs to the root and never passes it. Each step passes a breakpoint.
+    ||clamp(x + s d) - x||^2 = sum min(t d^2, room^2) with t = s^2.
     """
     square = direction.flatten(1).square()
     cap = _room(direction, x.double()).square()
-    bound = radius * radius
-    t = bound / square.sum(1).clamp_min(1e-300)
-    for _ in range(square.shape[1] + 1):
-        free = square * t[:, None] < cap
-        slope = torch.where(free, square, 0).sum(1)
-        norm = torch.where(free, square * t[:, None], cap).sum(1)
-        rise = (bound - norm) / slope.clamp_min(1e-300)
-        # A settled row stays to the bit, however long the rows beside it take.
-        climbs = (rise > SETTLED * t) & (slope > 0)
-        if not climbs.any():
-            break
-        t = torch.where(climbs, t + rise, t)
+    bound = torch.full_like(square[:, 0], radius * radius)
+    t = _reached(square, cap, bound)
     if at_most_one:
         inside = torch.minimum(square, cap).sum(1) <= bound
         t = torch.where(inside, torch.ones_like(t), t.clamp_max(1))
-    moved = x.flatten(1).double() + t.sqrt()[:, None] * direction.flatten(1)
-    return moved.clamp_(0, 1).to(x.dtype).view_as(x)
+    return _moved(x, t.sqrt()[:, None] * direction.flatten(1))
+
+
+def _reached(slope: Tensor, cap: Tensor, bound: Tensor) -> Tensor:
+    """[n]: the least t at which sum min(t slope, cap) is `bound` [n], or all caps are reached.
+
+    The sum over [n, d] float64 is concave and increasing in t, so Newton from the left climbs to
+    the root and never passes it. Each step passes a breakpoint.
+    """
+    t = bound / slope.sum(1).clamp_min(TINY)
+    for _ in range(slope.shape[1] + 1):
+        line = slope * t[:, None]
+        free = torch.where(line < cap, slope, 0).sum(1)
+        rise = (bound - torch.minimum(line, cap).sum(1)) / free.clamp_min(TINY)
+        # A settled row stays to the bit, however long the rows beside it take.
+        climbs = (rise > SETTLED * t) & (free > 0)
+        if not climbs.any():
+            break
+        t = torch.where(climbs, t + rise, t)
+    return t
+
+
+def _uphill(weight: Tensor, rise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, d] float64: the weight, turned round for a fall, and each pixel's room along it."""
+    uphill = weight.double() * per_row(rise.sign(), weight)
+    return uphill.flatten(1), _room(uphill, x.double())
+
+
+def _moved(x: Tensor, change: Tensor) -> Tensor:
+    """x + change [n, d] in the box, rounded once."""
+    return (x.flatten(1).double() + change).clamp_(0, 1).to(x.dtype).view_as(x)
 
 
 @dataclass(frozen=True)

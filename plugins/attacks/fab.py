@@ -1,0 +1,174 @@
+"""FAB: project onto the linearised border, lean towards the clean image, step back over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.kit import Loss, margin, per_image, pick
+from bench.plugin import Access, Attack, PerturbationSet, Problem, hookimpl
+
+NOWHERE = 1e-8  # a distance below it has no direction
+
+
+class State(NamedTuple):
+    """Where the walk of each row stands, and the nearest success it has met."""
+
+    adv: Tensor
+    """[n, C, H, W]: the nearest success; the clean image until there is one."""
+    distance: Tensor
+    """[n]: of it; infinite until there is one."""
+    excess: Tensor
+    """[n]: its margin, which is positive."""
+    point: Tensor
+    """[n, C, H, W]: where the border is linearised next; in the search, the last right answer."""
+    depth: Tensor
+    """[n]: the margin of the last right answer, which is negative."""
+
+
+class Border(NamedTuple):
+    """A linearised border {z : gap + <slope, z - point> = 0}."""
+
+    slope: Tensor
+    """[n, C, H, W]."""
+    gap: Tensor
+    """[n]: positive beyond the border."""
+
+
+@dataclass(frozen=True)
+class FAB:
+    """x_{i+1} = (1 - a)(x_i + eta d) + a (x + eta d'), with d and d' the ways onto the border.
+
+    a = min(||d|| / (||d|| + ||d'||), alpha), and every success is pulled back to
+    (1 - beta) x + beta x_{i+1} before the next step. The last steps search between the nearest
+    success and the clean image for the border by secants (arXiv:1907.02044).
+    """
+
+    name: str
+    targeted: bool
+    """Each run keeps to the border of one rival; else every step takes the nearest border."""
+    summary: str
+    walk: int = 100
+    """Steps of a run that walk along the border."""
+    search: int = 3
+    """Steps of a run that search on the straight line."""
+    alpha: float = 0.1
+    """Largest pull towards the clean image."""
+    eta: float = 1.05
+    """A way onto the border is made so many times as long."""
+    beta: float = 0.9
+    """Share of a success's change that is kept."""
+    targets: int = 9
+    """Rivals tried by the targeted form, the likeliest first."""
+
+    needs = Access.GRADIENTS
+    goals = ("untargeted", "nearest")
+    minimises = True
+    cite = "arXiv:1907.02044"
+
+    @property
+    def steps(self) -> int:
+        """The walk and the search."""
+        return self.walk + self.search
+
+    def runs(self, classes: int) -> int:
+        """One, or one for each rival."""
+        return min(self.targets, classes - 1) if self.targeted else 1
+
+    def start(self, problem: Problem) -> State:
+        """The clean image, nothing found."""
+        zero = torch.zeros_like(problem.x[:, 0, 0, 0])
+        return State(problem.x, zero + torch.inf, zero, problem.x, zero)
+
+    def step(self, problem: Problem, state: State) -> State:
+        """Ask for the border while walking; then, of every row, whether its next image is wrong."""
+        walking = problem.t < self.walk
+        state = turned(problem, state, problem.t == self.walk)
+        ahead = self._ahead(problem, state.point, self._border(problem, state.point, walking))
+        asked = torch.where(per_image(walking), ahead, secant(state))
+        answer = problem.logits(asked, walking | state.distance.isfinite())
+        success = problem.wrong(answer)
+        excess = margin(answer, problem.y)
+        back = problem.x + self.beta * (asked - problem.x)
+        onward = torch.where(per_image(walking), back, state.point)
+        return kept(problem, state, asked, success, excess)._replace(
+            point=torch.where(per_image(success), onward, asked),
+            depth=torch.where(success, state.depth, excess),
+        )
+
+    def _border(self, problem: Problem, point: Tensor, where: Tensor) -> Border:
+        if self.targeted:
+            rival = pick(problem.rivals, problem.run)
+            slope, gap, _ = problem.gradient(point, lead_of(rival), where)
+            return Border(slope, gap)
+        slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)
+        gaps = logits.gather(1, problem.rivals) - pick(logits, problem.y)[:, None]
+        return nearest(problem.ball, point, slopes, gaps)
+
+    def _ahead(self, problem: Problem, point: Tensor, border: Border) -> Tensor:
+        """The next image of the walk, between the overshot projections of point and x."""
+        ball, x = problem.ball, problem.x
+        missing = -border.gap - (border.slope * (x - point)).flatten(1).sum(1)
+        here = torch.cat([point, x])
+        there = ball.onto(border.slope.repeat(2, 1, 1, 1), torch.cat([-border.gap, missing]), here)
+        near, far = ball.distance(there, here).clamp_min(NOWHERE).chunk(2)
+        pull = per_image((near / (near + far)).clamp_max(self.alpha))
+        beyond, origin = (here + self.eta * (there - here)).chunk(2)
+        return ((1 - pull) * beyond + pull * origin).clamp(0, 1)
+
+
+def lead_of(rival: Tensor) -> Loss:
+    """z_rival - z_label."""
+    return lambda logits, label: pick(logits, rival) - pick(logits, label)
+
+
+def nearest(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) -> Border:
+    """The border with the least |gap| / ||slope||*; slopes [n, k, C, H, W], gaps [n, k].
+
+    The dual norm is <w, steepest(w)>, over the pixels that can move towards the border.
+    """
+    n, k = gaps.shape
+    across = -gaps.sign()[:, :, None, None, None] * slopes
+    points = point[:, None].expand_as(slopes).flatten(0, 1)
+    dual = (across.flatten(0, 1) * ball.steepest(across.flatten(0, 1), points)).flatten(1).sum(1)
+    dual = dual.view(n, k)
+    length = torch.where(dual > 0, gaps.abs() / dual, torch.inf)
+    best = length.argmin(1)
+    return Border(slopes[torch.arange(n, device=best.device), best], pick(gaps, best))
+
+
+def kept(problem: Problem, state: State, asked: Tensor, success: Tensor, excess: Tensor) -> State:
+    """Remember the image asked where it is a success, and nearer than the one at hand."""
+    distance = problem.ball.distance(asked, problem.x)
+    nearer = success & (distance < state.distance)
+    return state._replace(
+        adv=torch.where(per_image(nearer), asked, state.adv),
+        distance=torch.where(nearer, distance, state.distance),
+        excess=torch.where(nearer, excess, state.excess),
+    )
+
+
+def turned(problem: Problem, state: State, where: Tensor) -> State:
+    """Rows [n] bool that begin the search: the last right answer is the clean image."""
+    depth = margin(problem.clean_logits, problem.y)
+    return state._replace(
+        point=torch.where(per_image(where), problem.x, state.point),
+        depth=torch.where(where, depth, state.depth),
+    )
+
+
+def secant(state: State) -> Tensor:
+    """[n, C, H, W]: between right and wrong answer, where the margin would be zero if linear."""
+    share = (state.depth / (state.depth - state.excess)).nan_to_num(1).clamp(0, 1)
+    return (state.point + per_image(share) * (state.adv - state.point)).clamp(0, 1)
+
+
+@hookimpl
+def bench_attacks() -> Iterator[Attack]:
+    """Towards the nearest border, and towards each of up to nine rivals."""
+    yield FAB("fab", False, "Walks along the nearest border, ever nearer to the clean image.")
+    yield FAB("fab-t", True, "Walks along the border of up to nine rivals, one a run.")
