@@ -9,15 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import per_image, pick
+from bench.kit import margin, per_image, pick
 from bench.plugin import Access, Attack, Problem, Retire, hookimpl
+from plugins.attacks._border import Span, nearest, way
 
 
 class State(NamedTuple):
     """Where the walk stands."""
 
     adv: Tensor
-    """[n, C, H, W]: x + (1 + overshoot) r, what is asked next."""
+    """[n, C, H, W]: x + (1 + overshoot) r, or what the search made of it; asked already."""
     change: Tensor
     """[n, C, H, W]: r, the sum of the steps."""
     crossed: Tensor
@@ -29,7 +30,9 @@ class DeepFool:
     """r_k = |f_k| / ||w_k||* towards the nearest linearised border (arXiv:1511.04599).
 
     f_k = z_k - z_label and w_k is its gradient. The dual norm ||w||* is <w, steepest(w)>, so the
-    set decides the norm: in L2 the step is |f| w / ||w||^2, in Linf |f| sign(w) / ||w||_1.
+    set decides the norm: in L2 the step is |f| w / ||w||^2, in Linf |f| sign(w) / ||w||_1, both
+    over the pixels that can move. The step that crosses the border is cut back by secants: a
+    forward each, where a step costs k gradients.
     """
 
     name = "deepfool"
@@ -44,6 +47,10 @@ class DeepFool:
     overshoot: float = 0.02
     candidates: int = 10
     """Classes looked at, the own one included: the likeliest on the clean image."""
+    search: int = 3
+    """Secants on the last step; 0 leaves the published attack."""
+    lean: float = 0.05
+    """A secant aims so much of the rest of the way beyond the border."""
 
     def start(self, problem: Problem) -> State:
         """The clean image."""
@@ -51,38 +58,37 @@ class DeepFool:
         return State(problem.x, nothing, torch.zeros_like(problem.y, dtype=torch.bool))
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask where the borders are; a row that is wrong already stays."""
+        """Ask where the borders are, step over the nearest, ask on which side that is."""
         adv, change, crossed = state
         rivals = problem.rivals[:, : self.candidates - 1]
-        classes = torch.cat([problem.y[:, None], rivals], 1)
-        rows, logits = problem.jacobian(adv, classes, ~crossed)
-        crossed = crossed | problem.wrong(logits)
-        gap = pick(logits, problem.y)[:, None] - logits.gather(1, rivals)
-        change = change + to_border(problem, adv, gap, rows[:, 1:] - rows[:, :1])
+        slopes, logits = problem.jacobian(adv, rivals, ~crossed, minus=problem.y)
+        walking = ~crossed & ~problem.wrong(logits)
+        gaps = logits.gather(1, rivals) - pick(logits, problem.y)[:, None]
+        change = change + way(problem.ball, adv, nearest(problem.ball, adv, slopes, gaps))
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)
-        keep = per_image(crossed)
+        answer = problem.logits(beyond, walking)
+        wrong = walking & problem.wrong(answer)
+        span = Span(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
+        moves = per_image(walking)
         return State(
-            torch.where(keep, adv, beyond), torch.where(keep, state.change, change), crossed
+            torch.where(moves, self._searched(problem, span, wrong), adv),
+            torch.where(moves, change, state.change),
+            ~walking | wrong,
         )
 
     def done(self, state: State) -> Tensor:
         """[n] bool: the label has flipped."""
         return state.crossed
 
-
-def to_border(problem: Problem, adv: Tensor, gap: Tensor, slopes: Tensor) -> Tensor:
-    """[n, C, H, W]: the step that brings the nearest of the linear gaps [n, k] to zero.
-
-    `slopes` [n, k, C, H, W] are the gradients of -gap. A gap without slope is out of reach.
-    """
-    directions = torch.stack([problem.ball.steepest(w, adv) for w in slopes.unbind(1)], 1)
-    dual = (slopes * directions).flatten(2).sum(2)
-    length = torch.where(dual > 0, gap.clamp_min(0) / dual, torch.inf)
-    nearest = length.argmin(1)
-    step = pick(length, nearest).nan_to_num(posinf=0)
-    own = directions[torch.arange(len(nearest), device=nearest.device), nearest]
-    return per_image(step) * own
+    def _searched(self, problem: Problem, span: Span, where: Tensor) -> Tensor:
+        """[n, C, H, W]: the outer end, brought near to the border in the rows `where` [n] bool."""
+        ended = span
+        for _ in range(self.search):
+            image = ended.crossing(self.lean)
+            logits = problem.logits(image, where)
+            ended = ended.cut(image, margin(logits, problem.y), problem.wrong(logits))
+        return torch.where(per_image(where), ended.outer, span.outer)
 
 
 @hookimpl

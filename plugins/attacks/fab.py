@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.kit import Loss, margin, per_image, pick
-from bench.plugin import Access, Attack, PerturbationSet, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, hookimpl
+from plugins.attacks._border import Border, Span, nearest
 
 NOWHERE = 1e-8  # a distance below it has no direction
 
@@ -28,15 +29,6 @@ class State(NamedTuple):
     """[n, C, H, W]: where the border is linearised next; in the search, the last right answer."""
     depth: Tensor
     """[n]: the margin of the last right answer, which is negative."""
-
-
-class Border(NamedTuple):
-    """A linearised border {z : gap + <slope, z - point> = 0}."""
-
-    slope: Tensor
-    """[n, C, H, W]."""
-    gap: Tensor
-    """[n]: positive beyond the border."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,8 @@ class FAB:
     """A way onto the border is made so many times as long."""
     beta: float = 0.9
     """Share of a success's change that is kept."""
+    lean: float = 0.05
+    """A secant aims so much of the rest of the way beyond the border."""
     targets: int = 9
     """Rivals tried by the targeted form, the likeliest first."""
 
@@ -89,7 +83,8 @@ class FAB:
         walking = problem.t < self.walk
         state = turned(problem, state, problem.t == self.walk)
         ahead = self._ahead(problem, state.point, self._border(problem, state.point, walking))
-        asked = torch.where(per_image(walking), ahead, secant(state))
+        span = Span(state.point, state.depth, state.adv, state.excess)
+        asked = torch.where(per_image(walking), ahead, span.crossing(self.lean))
         answer = problem.logits(asked, walking | state.distance.isfinite())
         success = problem.wrong(answer)
         excess = margin(answer, problem.y)
@@ -126,21 +121,6 @@ def lead_of(rival: Tensor) -> Loss:
     return lambda logits, label: pick(logits, rival) - pick(logits, label)
 
 
-def nearest(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) -> Border:
-    """The border with the least |gap| / ||slope||*; slopes [n, k, C, H, W], gaps [n, k].
-
-    The dual norm is <w, steepest(w)>, over the pixels that can move towards the border.
-    """
-    n, k = gaps.shape
-    across = -gaps.sign()[:, :, None, None, None] * slopes
-    points = point[:, None].expand_as(slopes).flatten(0, 1)
-    dual = (across.flatten(0, 1) * ball.steepest(across.flatten(0, 1), points)).flatten(1).sum(1)
-    dual = dual.view(n, k)
-    length = torch.where(dual > 0, gaps.abs() / dual, torch.inf)
-    best = length.argmin(1)
-    return Border(slopes[torch.arange(n, device=best.device), best], pick(gaps, best))
-
-
 def kept(problem: Problem, state: State, asked: Tensor, success: Tensor, excess: Tensor) -> State:
     """Remember the image asked where it is a success, and nearer than the one at hand."""
     distance = problem.ball.distance(asked, problem.x)
@@ -159,12 +139,6 @@ def turned(problem: Problem, state: State, where: Tensor) -> State:
         point=torch.where(per_image(where), problem.x, state.point),
         depth=torch.where(where, depth, state.depth),
     )
-
-
-def secant(state: State) -> Tensor:
-    """[n, C, H, W]: between right and wrong answer, where the margin would be zero if linear."""
-    share = (state.depth / (state.depth - state.excess)).nan_to_num(1).clamp(0, 1)
-    return (state.point + per_image(share) * (state.adv - state.point)).clamp(0, 1)
 
 
 @hookimpl
