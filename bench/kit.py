@@ -22,7 +22,8 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
 _STRIDE = 0xD1342543DE82EF95 - 2**64
-_BLOCK = 32  # rows at a time: the working set stays in the cache
+_BLOCK = 32  # rows at a time where they are long: the working set stays in the cache
+_SPAN = 2**15  # words at a time where rows are short
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -32,8 +33,7 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 def margin(logits: Tensor, label: Tensor) -> Tensor:
     """max_{j != label} z_j - z_label: positive exactly where the answer is wrong."""
-    own = F.one_hot(label, logits.shape[1]).bool()
-    return logits.masked_fill(own, -math.inf).amax(1) - pick(logits, label)
+    return logits.scatter(1, label[:, None], -math.inf).amax(1) - pick(logits, label)
 
 
 def pick(logits: Tensor, column: Tensor) -> Tensor:
@@ -125,7 +125,8 @@ class KeyedDraws:
         """Blocks of rows of `count` random 64-bit words."""
         key = mix(self.key + self.t.long() * _GOLDEN + word(name))
         position = torch.arange(count, dtype=torch.int64, device=key.device) * _GOLDEN
-        return [mix(block[:, None] + position) for block in torch.split(key, _BLOCK)]
+        rows = max(_BLOCK, _SPAN // max(count, 1))
+        return [mix(block[:, None] + position) for block in torch.split(key, rows)]
 
 
 def _unit(words: Tensor, size: int) -> Tensor:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -80,6 +80,9 @@ class PerturbationSet(Protocol):
         plays no part.
         """
 
+    def scaled(self, factor: int) -> PerturbationSet:
+        """The set of `factor` times the radius, for a search that begins further out."""
+
 
 @dataclass(frozen=True)
 class _Norm:
@@ -98,6 +101,9 @@ class _Norm:
     @property
     def radius(self) -> float:
         return float(self.eps)
+
+    def scaled(self, factor: int) -> Self:
+        return replace(self, eps=self.eps * factor)
 
     def distance(self, adv: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError

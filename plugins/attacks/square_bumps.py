@@ -1,0 +1,199 @@
+"""Square in L2 and L1: random search that heaps the budget into one window at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.kit import margin, per_image
+from bench.plugin import Access, Attack, Problem, hookimpl
+from plugins.attacks.square import BITS, FRACTION, bits, first, shares
+
+TILES = 5  # bumps along the shorter edge of the first image
+LEAST = 3  # pixels along the edge of the smallest window
+FAR = 1e3  # radii; a change so long meets the sphere or the corner on its way back
+EMPTY = 1e-12  # smallest sum that a window is divided by
+
+
+class State(NamedTuple):
+    """Where the search stands."""
+
+    adv: Tensor
+    """[n, C, H, W]: the best image so far; before the first question the tiles."""
+    gain: Tensor
+    """[n]: its margin, rising; minus infinity before the first question."""
+
+
+class Windows(NamedTuple):
+    """Where one step takes budget from and where it heaps it."""
+
+    bump: Tensor
+    """[n, C, H, W]: the signed bump, zero outside the window to be filled."""
+    to: Tensor
+    """[n, 1, H, W] bool: the window to be filled."""
+    gone: Tensor
+    """[n, 1, H, W] bool: the window to be emptied."""
+
+
+class Plan(NamedTuple):
+    """What a search of one kind does to images of one size."""
+
+    kind: Tensor
+    """[steps + 1] int64: which of the windows each step uses."""
+    side: Tensor
+    """[kinds] int64: their edges in pixels."""
+    bump: Tensor
+    """[kinds, S, S]: their bumps, zero beyond the edge."""
+
+
+@dataclass(frozen=True)
+class Bumps:
+    """Empty one window, heap what it held and what is unspent into another (arXiv:1912.00049).
+
+    In the window to be filled the change becomes, channel by channel,
+        (+-eta + delta / |delta|) scaled to the norm that both windows and the unspent budget hold,
+    eta a pyramid up beside a pyramid down. In L2 the image is then pushed out to the radius, or to
+    the corner of the box; in L1 it is projected.
+    """
+
+    name: str
+    power: int
+    """p of the norm the budget is counted in."""
+    steps: int = 1000
+    share: float = 0.8
+    """The first window's share of the image."""
+    rescaled: bool = True
+    """The schedule is spread over this search, not counted in absolute steps."""
+
+    needs = Access.SCORES
+    goals = ("untargeted",)
+    cite = "arXiv:1912.00049"
+    summary = "Random search that moves the budget from window to window and asks for scores only."
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norm of that power."""
+        return (f"L{self.power}",)
+
+    def start(self, problem: Problem) -> State:
+        """Tiles of bumps all over the image, a sign for each tile and channel."""
+        x, edge = problem.x, max(1, min(problem.x.shape[2:]) // TILES)
+        down, across = (torch.arange(length, device=x.device) for length in x.shape[2:])
+        tiles = (-(-x.shape[2] // edge), -(-x.shape[3] // edge))
+        sign = 2 * problem.integers("tiles", 2, (x.shape[1], *tiles)) - 1
+        sign = sign[:, :, (down // edge)[:, None], across // edge]
+        shape = bump(edge, self.power, x.device)[(down % edge)[:, None], across % edge]
+        return State(self.spent(problem, shape * sign), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+
+    def step(self, problem: Problem, state: State) -> State:
+        """Ask the tiles first, then the best image with a new heap."""
+        moved = self.spent(problem, self.moved(problem, state.adv - problem.x))
+        question = torch.where(per_image(problem.t == 0), state.adv, moved)
+        gain = margin(problem.logits(question), problem.y)
+        adv = torch.where(per_image(gain > state.gain), question, state.adv)
+        return State(adv, torch.maximum(gain, state.gain))
+
+    def moved(self, problem: Problem, change: Tensor) -> Tensor:
+        """[n, C, H, W]: the change with one window emptied and one filled, as yet unprojected."""
+        windows = self.windows(problem)
+        size = change.abs() if self.power == 1 else change.square()
+        budget = problem.ball.radius**self.power
+        unspent = (budget - size.sum((1, 2, 3), keepdim=True)).clamp_min(0) / change.shape[1]
+        held = (size * (windows.to | windows.gone)).sum((2, 3), keepdim=True)
+        heap = windows.bump + self.unit(torch.where(windows.to, change, 0))
+        heap = self.unit(heap) * self.root(unspent + held)
+        return torch.where(windows.to, heap, change.masked_fill(windows.gone, 0))
+
+    def windows(self, problem: Problem) -> Windows:
+        """Two windows of one edge, and the bump in the first; all from one keyed draw."""
+        _, channels, height, width = problem.x.shape
+        plan = planned(self, height, width, problem.t.device)
+        kind = plan.kind[problem.t]
+        side = plan.side[kind]
+        words = problem.integers("windows", 2**BITS, (2 + -(-channels // BITS),))
+        down, across = offsets(words[:, 0], side, height, width)
+        to, gone = (
+            inside(down, across, side),
+            inside(*offsets(words[:, 1], side, height, width), side),
+        )
+        turned = words[:, :1, None] >> (BITS - 1) > 0
+        row, column = torch.where(turned, across, down), torch.where(turned, down, across)
+        shape = plan.bump[kind[:, None, None], row * to, column * to] * to
+        sign = 2 * bits(words[:, 2:], channels) - 1
+        return Windows(shape[:, None] * sign, to[:, None], gone[:, None])
+
+    def spent(self, problem: Problem, change: Tensor) -> Tensor:
+        """The image with this change, made to fit ball and box; in L2 with all of the budget."""
+        far = change if self.power == 1 else FAR * change
+        return problem.ball.project(problem.x + far, problem.x)
+
+    def unit(self, heap: Tensor) -> Tensor:
+        """[n, C, H, W] of norm 1 in each channel, or zero."""
+        size = heap.abs() if self.power == 1 else heap.square()
+        return heap / self.root(size.sum((2, 3), keepdim=True)).clamp_min(EMPTY)
+
+    def root(self, size: Tensor) -> Tensor:
+        """The norm whose power this is."""
+        return size if self.power == 1 else size.sqrt()
+
+
+@functools.lru_cache(maxsize=64)
+def planned(attack: Bumps, height: int, width: int, device: torch.device) -> Plan:
+    """Odd edges of area p H W, at least LEAST and inside the image."""
+    edges = [
+        min(max(round((share * height * width) ** 0.5), LEAST) // 2 * 2 + 1, height, width)
+        for share in shares(attack.share, attack.steps, rescaled=attack.rescaled)
+    ]
+    sides = sorted(set(edges))
+    table = torch.zeros(len(sides), sides[-1], sides[-1], device=device)
+    for kind, side in enumerate(sides):
+        table[kind, :side, :side] = bump(side, attack.power, device)
+    kinds = torch.tensor([sides.index(edge) for edge in edges], device=device)
+    return Plan(kinds, torch.tensor(sides, device=device), table)
+
+
+def bump(side: int, power: int, device: torch.device) -> Tensor:
+    """[side, side]: eta, a pyramid over the upper half and one turned down over the lower."""
+    upper = side // 2
+    eta = torch.cat([pyramid(upper, side, power), -pyramid(side - upper, side, power)])
+    size = eta.abs().sum() if power == 1 else eta.square().sum().sqrt()
+    return (eta / size).to(torch.float32).to(device)
+
+
+def pyramid(height: int, width: int, power: int) -> Tensor:
+    """[height, width] of norm 1: at r steps from the middle the sum over k > r of k^-2p."""
+    down = (torch.arange(height) - height // 2).abs()
+    across = (torch.arange(width) - width // 2).abs()
+    top = max(height, width) // 2 + 1
+    terms = torch.arange(1, top + 1, dtype=torch.float64) ** (-4 if power == 1 else -2)
+    falling = terms.flip(0).cumsum(0).flip(0)
+    heights = falling[torch.maximum(down[:, None], across)]
+    size = heights.sum() if power == 1 else heights.square().sum().sqrt()
+    return heights / size.clamp_min(EMPTY)
+
+
+def offsets(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """[n, H, 1] and [n, 1, W] int64: each line's distance from the window that `word` draws."""
+    rows, columns = (torch.arange(length, device=word.device) for length in (height, width))
+    down = rows - first(word, side, height)[:, None]
+    across = columns - first(word >> FRACTION, side, width)[:, None]
+    return down[:, :, None], across[:, None, :]
+
+
+def inside(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
+    """[n, H, W] bool: in the window of that edge [n]."""
+    edge = side[:, None, None]
+    return ((down >= 0) & (down < edge)) & ((across >= 0) & (across < edge))
+
+
+@hookimpl
+def bench_attacks() -> Iterator[Attack]:
+    """In each norm a thousand questions, and the five thousand of the standard battery."""
+    for power in (2, 1):
+        yield Bumps(f"square-l{power}", power)
+        yield Bumps(f"square-l{power}-5000", power, 5000, rescaled=False)
