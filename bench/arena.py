@@ -125,8 +125,10 @@ class Arena:
         items, aim = self._items(threat), self._aims(threat)
         noise = self.noise(f"play {attack.name}")
         draws = 1 if self.defense.randomness is None else self.defense.randomness.draws
+        # A library may keep an answer, or walk its graph twice: no faster form allows for that.
+        plain = exact or Traits.whole(attack)
         own = Target(
-            self.module if exact else self.quick.module, stand_in=self.stand_in,
+            self.module if plain else self.quick.module, stand_in=self.stand_in,
             access=threat.access, draws=draws, noise=noise, asker=attack.name, board=threat.name,
         )  # fmt: skip
         # The source is the attacker's own: asked freely, and whatever it reveals.

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from bench.plugin import Attack, Certifier, Dataset, Defense, Diagnostic
+from bench.plugin import Absent, Attack, Certifier, Dataset, Defense, Diagnostic, WholeAttack
 from bench.records import Cell, Count
 from bench.threat import ThreatModel
 
@@ -38,7 +38,7 @@ def bench_threat_models() -> Iterable[ThreatModel]:
 
 
 @hookspec
-def bench_attacks() -> Iterable[Attack]:
+def bench_attacks() -> Iterable[Attack | WholeAttack | Absent]:
     """Offer attacks, parameters set. Building one touches no device."""
     return ()
 

@@ -76,12 +76,17 @@ def _has(kind: str, **wanted: Any) -> Callable[[object], str]:
     return rule
 
 
-def _attack(value: object) -> str:
-    wrong = _has("attack", name=str, needs=Access, steps=int, start=callable, step=callable)(value)
+_STEPWISE = _has("attack", name=str, needs=Access, steps=int, start=callable, step=callable)
+_WHOLE = _has("attack", name=str, needs=Access, run=callable)
+
+
+def _attack(value: Any) -> str:
+    whole = Traits.whole(value)
+    wrong = _WHOLE(value) if whole else _STEPWISE(value)
     if wrong:
         return wrong
-    if value.steps < 1:  # type: ignore[attr-defined]
-        return f"has steps = {value.steps}; at least one is needed"  # type: ignore[attr-defined]
+    if not whole and value.steps < 1:
+        return f"has steps = {value.steps}; at least one is needed"
     try:
         resolved(value)
     except PluginError as error:
@@ -162,12 +167,12 @@ def attack_digest(offer: Offer[Attack]) -> str:
 
 
 def attack_card(offer: Offer[Attack]) -> Card:
-    """How lists and pages show an attack."""
+    """How lists and pages show an attack; one with a run of its own has no steps."""
     attack = offer.value
     traits = Traits.of(attack)
     detail = {
         "needs": attack.needs.name.lower(),
-        "steps": attack.steps,
+        "steps": None if Traits.whole(attack) else attack.steps,
         "norms": list(traits.norms),
         "goals": list(traits.goals),
         "retires": traits.retires.value,

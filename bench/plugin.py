@@ -1,7 +1,8 @@
 """All that a plugin author imports: the contracts, and the mark `hookimpl`.
 
 Contracts are Protocols and records: authors inherit nothing. Optional attributes of an attack are
-read through `Traits`, so a plain class with `name`, `needs`, `steps`, `start` and `step` is whole.
+read through `Traits`, so a plain class with `name`, `needs`, `steps`, `start` and `step` is whole;
+one with `name`, `needs` and `run` is a `WholeAttack`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from bench.kit import Loss
 from bench.records import Access, Budget, Claim
 from bench.threat import L1, L2, Draws, Goal, Linf, PerturbationSet, ThreatModel
+from bench.whole import ROWS, Absent, Model, WholeAttack, WholeProblem
 
 __all__ = [
-    "L1", "L2", "Access", "Attack", "Budget", "Certifier", "Claim", "Dataset", "Defense",
+    "L1", "L2", "Absent", "Access", "Attack", "Budget", "Certifier", "Claim", "Dataset", "Defense",
     "Diagnostic", "Evidence", "Finding", "Fraction", "Goal", "Gradient", "Images", "Inner",
-    "Jacobian", "Lesson", "Linf", "Loss", "PerturbationSet", "Problem", "Randomness", "Recipe",
-    "Retire", "Shelf", "Split", "State", "ThreatModel", "Traits", "hookimpl",
+    "Jacobian", "Lesson", "Linf", "Loss", "Model", "PerturbationSet", "Problem", "Randomness",
+    "Recipe", "Retire", "Shelf", "Split", "State", "ThreatModel", "Traits", "WholeAttack",
+    "WholeProblem", "hookimpl",
 ]  # fmt: skip
 
 hookimpl = pluggy.HookimplMarker("bench")
@@ -164,9 +167,11 @@ class Traits:
     goals: tuple[str, ...]
     """Empty: every goal."""
     source: str
+    rows: int
+    """Of a `WholeAttack`: how many examples it is offered at once; 0 for all."""
 
     @classmethod
-    def of(cls, attack: Attack) -> Traits:
+    def of(cls, attack: Attack | WholeAttack) -> Traits:
         """Read them from any object."""
         return cls(
             cite=getattr(attack, "cite", ""),
@@ -176,10 +181,16 @@ class Traits:
             norms=tuple(getattr(attack, "norms", ())),
             goals=tuple(getattr(attack, "goals", ())),
             source=getattr(attack, "source", ""),
+            rows=getattr(attack, "rows", ROWS),
         )
 
     @staticmethod
-    def runs(attack: Attack, classes: int) -> int:
+    def whole(attack: Attack | WholeAttack) -> TypeGuard[WholeAttack]:
+        """Whether it has a `run` of its own instead of `start` and `step`."""
+        return hasattr(attack, "run") and not hasattr(attack, "step")
+
+    @staticmethod
+    def runs(attack: Attack | WholeAttack, classes: int) -> int:
         """How many runs a row may need."""
         count = getattr(attack, "runs", None)
         return 1 if count is None else int(count(classes))

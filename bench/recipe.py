@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bench.plugin import Attack, Dataset, Defense, Inner, Recipe
+from bench.plugin import Attack, Dataset, Defense, Inner, Recipe, Traits
 from bench.records import BenchError, digest
 from bench.registry import Offer, Registry, attack_digest, resolved
 from bench.threat import describe
@@ -111,6 +111,11 @@ def inner_rules(registry: Registry, inner: Inner) -> dict[str, Any]:
 def inner_attack(registry: Registry, inner: Inner) -> Offer[Attack]:
     """The attack of that name with the recipe's options in place of its own fields."""
     offer: Offer[Any] = registry.find("attack", inner.attack)
+    if Traits.whole(offer.value):
+        raise BenchError(
+            f"the attack {inner.attack} has a run of its own; inside training one with start and "
+            "step is needed."
+        )
     try:
         changed = dataclasses.replace(offer.value, **inner.options) if inner.options else None
     except TypeError as error:

@@ -32,7 +32,7 @@ from bench.offer import (
     threat_card,
     tool_card,
 )
-from bench.plugin import Attack, Certifier, Dataset, Defense, Diagnostic
+from bench.plugin import Absent, Attack, Certifier, Dataset, Defense, Diagnostic
 from bench.records import BenchError, Card, Cell, Count
 from bench.source import MARK, executed, modules_below, source_digest, unfit
 from bench.threat import ThreatModel
@@ -85,6 +85,8 @@ class Registry:
     defenses: dict[str, Offer[Defense]] = field(default_factory=dict)
     certifiers: dict[str, Offer[Certifier]] = field(default_factory=dict)
     diagnostics: dict[str, Offer[Diagnostic]] = field(default_factory=dict)
+    absent: dict[tuple[str, str], Absent] = field(default_factory=dict)
+    """(kind, name) -> what would be offered if its library were installed."""
     entries: dict[str, Entry] = field(default_factory=dict)
     """Submissions whose card is in order, whether their code was imported or not."""
     problems: list[str] = field(default_factory=list)
@@ -126,6 +128,12 @@ class Registry:
             raise BenchError(
                 f"the {kind} {name!r} is a submission, and its code was not imported; "
                 "--allow-unsandboxed runs it in this process, with all your rights."
+            )
+        if (kind, name) in self.absent:
+            missing = self.absent[kind, name]
+            raise BenchError(
+                f"the {kind} {name!r} needs {missing.library}, which is not installed; install the "
+                f"extra: uv sync --extra {missing.extra}."
             )
         raise BenchError(f"no {kind} named {name!r}{near(name, list(table))}.")
 
@@ -236,6 +244,9 @@ class Registry:
 
     def _take(self, kind: str, value: Any, plugin: Plugin) -> None:
         """Put one offer into its table, or say why not."""
+        if isinstance(value, Absent):
+            self.absent[kind, value.name] = value
+            return
         what = f"{plugin.name}: what it offers as {kind}"
         wrong = self._safely(f"{what} cannot be looked at", complaint, kind, value)
         if wrong:

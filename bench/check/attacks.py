@@ -16,12 +16,11 @@ from torch import Tensor
 from bench.check.law import DoesNotApply, laws
 from bench.check.player import GOALS, STEPS, WIDE, Player
 from bench.check.world import ROWS, ModelState, RandomState, World, flat, strange
-from bench.engine import Game, play
+from bench.engine import play
 from bench.offer import resolved
 from bench.plugin import Retire, State, Traits
 from bench.problem import combine, iterate
 from bench.records import Budget
-from bench.target import Target
 
 
 def declarations_are_typed(player: Player) -> str:
@@ -34,6 +33,8 @@ def declarations_are_typed(player: Player) -> str:
         return f"goals name {unknown[0]!r}; known goals: {', '.join(GOALS)}."
     if traits.source not in ("", "twin"):
         return f"source came as {traits.source!r}; 'twin' or nothing."
+    if not isinstance(traits.rows, int) or traits.rows < 0:
+        return f"rows came as {traits.rows!r}; a count, or 0 for all examples at once."
     if traits.retires is Retire.CONVERGENCE and not hasattr(player.attack, "done"):
         return "it retires by convergence, but has no done(state)."
     return ""
@@ -170,6 +171,7 @@ def the_same_again(player: Player) -> str:
 
 def rows_are_independent(player: Player) -> str:
     """A row's images do not depend on its companions or its place, to the bit."""
+    player.stepwise()
     world = player.world
     order = torch.cat([torch.arange(ROWS, ROWS + ROWS // 2), torch.arange(ROWS // 2)])
     one, rows = player.last(player.rows()), player.rows()
@@ -184,6 +186,7 @@ def rows_are_independent(player: Player) -> str:
 
 def late_rows_are_as_good(player: Player) -> str:
     """A row that joins when others have made steps gets the same images, to the bit."""
+    player.stepwise()
     ahead = min(3, player.attack.steps // 2)
     if ahead == 0:
         raise DoesNotApply("it makes one step only.")
@@ -269,6 +272,7 @@ def it_asks_only_what_it_declares(player: Player) -> str:
 
 def masked_rows_are_not_read(player: Player) -> str:
     """Answers to rows left out by `where` are not used."""
+    player.stepwise()
     clean, soiled = player.rows(), player.rows()
     for name in ("gradient", "jacobian", "logits", "labels"):
         setattr(soiled, name, _soiling(getattr(soiled, name)))
@@ -302,16 +306,14 @@ def done_answers_for_each_row(player: Player) -> str:
 
 def it_breaks_something(player: Player) -> str:
     """In a wide ball around digits, at least one right answer of an undefended model breaks."""
-    steps = player.attack.steps * Traits.runs(player.attack, player.world.classes)
+    whole = Traits.whole(player.attack)
+    steps = 0 if whole else player.attack.steps * Traits.runs(player.attack, player.world.classes)
     if steps > 500:
         raise DoesNotApply(f"it makes {steps} steps, more than a check has time for.")
     name = next(iter(player.balls))
     rows = player.rows(ball=WIDE[name])
-    lost = rows.wrong(rows.clean)
-    game = Game(
-        player.attack, rows.asked, Target(player.world.model), rows.ball, rows.goal, Budget(),
-        rows.x, rows.y, rows.target, rows.clean, lost, 0, ROWS,
-    )  # fmt: skip
+    game = player.game(rows, Budget(gradients=1000, queries=1000) if whole else Budget())
+    lost = game.lost
 
     def confirm(items: Tensor, images: Tensor) -> Tensor:
         inside = game.ball.contains(images.double(), game.x[items].double())

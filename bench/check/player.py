@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.check.law import DoesNotApply
 from bench.check.world import ROWS, World, fitted
 from bench.data import examples, read
+from bench.engine import Game, play
 from bench.plugin import Attack, State, Traits
 from bench.problem import Rows, iterate
 from bench.records import Access, Budget
@@ -20,6 +21,9 @@ from bench.target import Target
 from bench.threat import L1, L2, Goal, Linf, PerturbationSet
 
 STEPS = 12
+TRIAL = Budget(gradients=100, queries=100)
+"""What a run of its own may spend where only a little of it is looked at."""
+FEW = 4  # rows, where they are played one by one
 BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(51, 255)),
     "L2": L2(Fraction(1)),
@@ -104,8 +108,14 @@ class Player:
             seed=0, name=self.attack.name, budget=Budget(),
         )  # fmt: skip
 
+    def stepwise(self) -> None:
+        """Raise DoesNotApply for an attack with a run of its own."""
+        if Traits.whole(self.attack):
+            raise DoesNotApply("it has a run of its own, without start and step.")
+
     def begin(self, rows: Rows) -> State:
         """The state before the first step."""
+        self.stepwise()
         return self.attack.start(rows.take(torch.arange(len(rows.x))))
 
     def go_on(self, rows: Rows, state: State, steps: int) -> State:
@@ -116,12 +126,35 @@ class Player:
         return state
 
     def trace(self, rows: Rows) -> list[Tensor]:
-        """The images at the start and after each step."""
+        """The images at the start and after each step; of a run of its own, those it leaves."""
+        if Traits.whole(self.attack):
+            return [self.left(rows)]
         state = self.begin(rows)
         images = [iterate(state).detach().clone()]
         for _ in range(self.steps):
             state = self.go_on(rows, state, 1)
             images.append(iterate(state).detach().clone())
+        return images
+
+    def game(self, rows: Rows, budget: Budget) -> Game:
+        """The cell of these rows; of few, where they are played one by one."""
+        few = slice(FEW if Traits.whole(self.attack) and self.traits.rows == 1 else None)
+        return Game(
+            self.attack, rows.asked, Target(rows.asked.module), rows.ball, rows.goal, budget,
+            rows.x[few], rows.y[few], rows.target[few], rows.clean[few],
+            rows.wrong(rows.clean)[few], 0, ROWS,
+        )  # fmt: skip
+
+    def left(self, rows: Rows) -> Tensor:
+        """What a run of its own brings to the referee within the trial's budget."""
+        game = self.game(rows, TRIAL)
+
+        def confirm(items: Tensor, images: Tensor) -> Tensor:
+            return game.ball.contains(images.double(), game.x[items].double())
+
+        images = rows.x.clone()
+        for part in play(game, confirm):
+            images[part.item] = part.image
         return images
 
     def last(self, rows: Rows) -> Tensor:

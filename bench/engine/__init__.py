@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from bench.engine.audit import Audit, audited
 from bench.engine.game import GROUP, Attempts, Confirm, Game
 from bench.engine.table import Table
+from bench.engine.whole import play_whole
+from bench.plugin import Traits
 
 __all__ = ["GROUP", "Attempts", "Audit", "Confirm", "Game", "play"]
 
@@ -42,6 +44,9 @@ def play(
     """
     skip = set(finished)
     items = [item for item in (game.firmest() if order is None else order) if item not in skip]
+    if Traits.whole(game.attack):
+        yield from play_whole(game, game.attack, confirm, set(items))
+        return
     if exact is not None:
         yield from audited(game, exact, confirm, items, heard)
         return

@@ -1,0 +1,153 @@
+"""Plays an attack that has a run of its own: closed sets in index order, guarded, judged alike.
+
+The harness does not steer such a run; it hears every answer. The first verified success of a row is
+kept with what it had cost by then; whoever has none is looked at once in the images returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.engine.finds import Finds
+from bench.engine.game import GROUP, Attempts, Confirm, Game, Settled
+from bench.guard import Guard, Stopped, apart
+from bench.kit import KeyedDraws, example_key, word
+from bench.plugin import PerturbationSet, Traits, WholeAttack
+from bench.problem import pad, padded
+from bench.records import BenchError, Budget, PluginError
+from bench.registry import STRANGE, said
+from bench.target import Ledger
+
+
+def play_whole(
+    game: Game, attack: WholeAttack, confirm: Confirm, items: Collection[int]
+) -> Iterator[Attempts]:
+    """Play every closed set that holds one of these items; each is handed on whole."""
+    _prepared(attack)
+    rows = Traits.of(attack).rows or len(game.x)
+    size = max(rows, GROUP)
+    for first in range(0, len(game.x), size):
+        block = range(first, min(first + size, len(game.x)))
+        if not any(item in items for item in block):
+            continue
+        if game.noise is not None:
+            game.noise.begin(first // size)
+        settled = list(_block(game, attack, confirm, block, rows))
+        yield _attempts([done for done in settled if done.item in items])
+
+
+def _block(
+    game: Game, attack: WholeAttack, confirm: Confirm, block: range, rows: int
+) -> Iterator[Settled]:
+    """One block of items, `rows` at a time; the goal is reached on some clean images already."""
+    lost = game.lost[block.start : block.stop].tolist()
+    yield from (
+        Settled(item, game.x[item], 0, 0, 0, 0, 0)
+        for item, gone in zip(block, lost, strict=True)
+        if gone
+    )
+    alive = [item for item, gone in zip(block, lost, strict=True) if not gone]
+    for first in range(0, len(alive), rows):
+        yield from _set(game, attack, confirm, alive[first : first + rows], alone=rows == 1)
+
+
+def _set(
+    game: Game, attack: WholeAttack, confirm: Confirm, items: list[int], *, alone: bool
+) -> Iterator[Settled]:
+    """One closed set: the run, and a look at what it returned."""
+    count = len(items)
+    where = torch.tensor(items, device=game.x.device)
+    where = where if alone else pad(where, padded(count))
+    active = torch.arange(len(where), device=where.device) < count
+    ledger = Ledger(len(where), game.budget, where.device)
+    finds = Finds(game, confirm, where, active, ledger, watching=not Traits.of(attack).source)
+    guard = Guard(
+        game.door, min(attack.needs, game.door.access), ledger, active,
+        name=attack.name, shape=tuple(game.x.shape[1:]), hear=finds.hear,
+    )  # fmt: skip
+    problem = Offered.of(game, attack.name, where, guard)
+    try:
+        seed = word(f"{game.seed} {attack.name} {items[0]}")
+        images = _guarded(attack.name, lambda: attack.run(problem), seed)
+    except Stopped:
+        yield from finds.settled(None)
+    else:
+        yield from finds.settled(_like(images, game.x[where], attack.name))
+    finally:
+        guard.close()
+
+
+@dataclass
+class Offered:
+    """The problem of one run: its rows, and the guarded way to the defense."""
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    ball: PerturbationSet
+    classes: int
+    budget: Budget
+    model: Guard
+    draws: KeyedDraws
+
+    @classmethod
+    def of(cls, game: Game, name: str, items: Tensor, guard: Guard) -> Offered:
+        """Copies: what a library writes into them concerns it alone."""
+        run = torch.zeros_like(items)
+        draws = KeyedDraws(example_key(game.seed, name, items, run), run)
+        return cls(
+            game.x[items], game.y[items], game.aim[items], game.ball, game.clean.shape[1],
+            game.budget, guard, draws,
+        )  # fmt: skip
+
+    def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape] in [0, 1)."""
+        return self.draws.uniform(name, shape)
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape], standard normal."""
+        return self.draws.normal(name, shape)
+
+    def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape] in [0, high)."""
+        return self.draws.integers(name, high, shape)
+
+
+def _prepared(attack: WholeAttack) -> None:
+    """Let it import what it needs, apart: an import may draw random numbers."""
+    prepare = getattr(attack, "prepare", None)
+    if prepare is not None:
+        _guarded(attack.name, prepare, 0)
+
+
+def _guarded(name: str, function: Callable[[], object], seed: int) -> object:
+    """What it gives; whatever a library raises is the plugin's failure, in a sentence."""
+    try:
+        with apart(seed):
+            return function()
+    except (BenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except STRANGE as error:
+        # A library may raise anything; the cell fails with its words, the matrix goes on.
+        raise PluginError(f"{name} failed in its own run: {said(error)}.") from error
+
+
+def _like(images: object, x: Tensor, name: str) -> Tensor:
+    """The images returned, if they are images like the clean ones."""
+    if not isinstance(images, Tensor) or images.shape != x.shape or images.dtype != x.dtype:
+        came = type(images).__name__
+        if isinstance(images, Tensor):
+            came = f"{images.dtype} {list(images.shape)}"
+        raise PluginError(f"{name} returned {came}; {x.dtype} {list(x.shape)} is expected.")
+    return images.detach().to(x.device, copy=True)
+
+
+def _attempts(settled: list[Settled]) -> Attempts:
+    settled = sorted(settled, key=lambda entry: entry.item)
+    numbers = [[e.item, e.forwards, e.gradients, e.looks, e.step, e.run] for e in settled]
+    item, *counts = torch.tensor(numbers, dtype=torch.int64).unbind(1)
+    return Attempts(item, torch.stack([entry.image for entry in settled]), *counts)
