@@ -28,17 +28,64 @@ class Stopped(BaseException):
     """
 
 
+class Till:
+    """What the rows of a run have spent, and whose each image is.
+
+    Calls about all rows are added up, and booked when somebody looks: a library on a small model
+    makes thousands of them.
+
+    Args:
+        ledger: [n] purses, one a row.
+        active: [n] bool: the others are there to fill up; they are answered and pay nothing.
+    """
+
+    def __init__(self, ledger: Ledger, active: Tensor) -> None:
+        self._ledger, self.active = ledger, active
+        self.count = len(active)
+        self.all = self.rows = torch.arange(self.count, device=active.device)
+        self.open = True
+        self._forwards = self._gradients = 0
+
+    @property
+    def ledger(self) -> Ledger:
+        """The purses, everything booked."""
+        if self._forwards or self._gradients:
+            self._ledger.charge(self.active, self._forwards, self._gradients)
+            self._forwards = self._gradients = 0
+        return self._ledger
+
+    def pay(self, rows: Tensor, images: int, forwards: int, gradients: int) -> None:
+        """Charge each image to its row; Stopped where one cannot pay."""
+        if not self.open:
+            raise Stopped
+        if self.count == 1:
+            forwards, gradients = forwards * images, gradients * images
+        if not self._ledger.limited and (rows is self.all or self.count == 1):
+            self._forwards += forwards
+            self._gradients += gradients
+            return
+        named = torch.zeros_like(self.active).index_fill(0, rows, True)
+        self.ledger.charge(named & self.active, forwards, gradients)
+        if self._ledger.refused.any():
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Whoever asks from now on is stopped too."""
+        self.open = False
+        raise Stopped
+
+
 class Guard(nn.Module):
     """A defense behind glass: eval mode, no parameter to touch, exact counts, a hand on the purse.
 
-    It holds the defense out of a library's sight: no parameters, no modules, no state.
+    It keeps the defense out of a library's sight: no parameters, no modules, no state.
 
     Args:
         target: the door to the defense.
         access: what of its answers is shown.
-        ledger: [n] purses, one a row; inactive rows answer and pay nothing.
-        active: [n] bool.
+        till: where the rows pay.
         name: the attack's, for sentences.
+        shape: (C, H, W).
         hear: told of every answer.
     """
 
@@ -46,8 +93,7 @@ class Guard(nn.Module):
         self,
         target: Target,
         access: Access,
-        ledger: Ledger,
-        active: Tensor,
+        till: Till,
         *,
         name: str,
         shape: tuple[int, ...],
@@ -55,49 +101,37 @@ class Guard(nn.Module):
     ) -> None:
         super().__init__()
         self.training = False
-        self.forwards = 0
-        """Rows that went through the defense, those of inactive rows included."""
-        self.backwards = 0
-        self._target, self._access, self._ledger = target, access, ledger
-        self._active, self._name, self._shape, self._hear = active, name, shape, hear
-        self._open = True
-        self._rows = self._all = torch.arange(len(active), device=active.device)
+        self._target, self._access, self._till = target, access, till
+        self._name, self._shape, self._hear = name, shape, hear
 
     def train(self, mode: bool = True) -> Guard:
         """The mode is the harness's affair: it stays eval."""
         return self
-
-    def close(self) -> None:
-        """The run is over: whoever asks from now on is stopped."""
-        self._open = False
-
-    def _stop(self) -> NoReturn:
-        self.close()
-        raise Stopped
 
     @contextmanager
     def about(self, rows: Tensor) -> Iterator[None]:
         """While this lasts, the images asked about are those of `rows` [b], each once."""
         if len(torch.unique(rows)) != len(rows):
             raise PluginError(f"{self._name} named a row twice; each image is of a row of its own.")
-        before, self._rows = self._rows, rows.to(self._active.device)
+        before, self._till.rows = self._till.rows, rows.to(self._till.active.device)
         try:
             yield
         finally:
-            self._rows = before
+            self._till.rows = before
 
     def forward(self, images: Tensor) -> Tensor:
         """What the board shows of the defense's answer to [b, C, H, W]: [b, K]."""
-        rows = self._owners(images)
-        self._pay(rows, self._target.draws, 0)
+        rows, count, draws = self._owners(images), images.shape[0], self._target.draws
+        pay = self._till.pay
+        pay(rows, count, draws, 0)
         logits = self._answer(images)
         if logits.requires_grad:
             # The hook stays on the library's graph and goes with it.
             logits.register_hook(  # type: ignore[no-untyped-call]
-                lambda _: self._pay(rows, 0, self._target.draws)
+                lambda _: pay(rows, count, 0, draws)
             )
         if self._hear(images.detach(), logits.detach(), rows):
-            self._stop()
+            self._till.stop()
         if self._access == Access.LABELS:
             return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
         return logits
@@ -107,42 +141,28 @@ class Guard(nn.Module):
         if not isinstance(images, Tensor) or images.dtype is not torch.float32:
             came = getattr(images, "dtype", type(images).__name__)
             raise PluginError(f"{self._name} asked with {came} images; float32 is expected.")
-        if images.dim() != 4 or tuple(images.shape[1:]) != self._shape:
+        if images.dim() != 4 or images.shape[1:] != self._shape:
             raise PluginError(
                 f"{self._name} asked with images {list(images.shape)}; "
                 f"[rows, {', '.join(map(str, self._shape))}] is expected."
             )
-        if len(self._all) == 1:
-            return self._all.expand(len(images))
-        if len(images) != len(self._rows):
+        rows = self._till.rows
+        if self._till.count == 1:
+            return rows.expand(images.shape[0])
+        if images.shape[0] != rows.shape[0]:
             raise PluginError(
-                f"{self._name} asked about {len(images)} images of {len(self._rows)} rows, and "
+                f"{self._name} asked about {len(images)} images of {len(rows)} rows, and "
                 "nobody can tell whose they are; say so with model.about(rows), or set rows = 1."
             )
-        return self._rows
-
-    def _pay(self, rows: Tensor, forwards: int, gradients: int) -> None:
-        """Charge each image to its row; Stopped where one cannot pay."""
-        if not self._open:
-            self._stop()
-        where = self._active
-        if len(self._all) == 1:
-            forwards, gradients = forwards * len(rows), gradients * len(rows)
-        elif rows is not self._all:
-            where = torch.zeros_like(where).index_fill(0, rows, True) & where
-        self._ledger.charge(where, forwards, gradients)
-        if self._ledger.limited and self._ledger.refused.any():
-            self._stop()
-        images = 1 if len(self._all) == 1 else len(rows)
-        self.forwards += forwards * images
-        self.backwards += gradients * images
+        return rows
 
     def _answer(self, images: Tensor) -> Tensor:
         """[b, K], the mean over the declared draws; a graph where gradients are given."""
-        graph = self._access == Access.GRADIENTS and torch.is_grad_enabled()
-        with torch.set_grad_enabled(graph):
-            draws = [self._draw(images) for _ in range(self._target.draws)]
-            return draws[0] if len(draws) == 1 else torch.stack(draws).mean(0)
+        if self._access < Access.GRADIENTS:
+            images = images.detach()
+        if self._target.draws == 1:
+            return self._draw(images)
+        return torch.stack([self._draw(images) for _ in range(self._target.draws)]).mean(0)
 
     def _draw(self, images: Tensor) -> Tensor:
         target = self._target

@@ -16,12 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench import data
+from bench.arena import Arena, Setting
 from bench.check.world import ModelState, RandomState
 from bench.engine import Attempts, Game, play
-from bench.guard import Guard
+from bench.guard import Guard, Till
 from bench.plugin import Access, Attack, WholeProblem
 from bench.problem import UNIT
-from bench.records import Budget, PluginError, Verdict
+from bench.records import Budget, Numeric, PluginError, Verdict
+from bench.registry import Registry
+from bench.shelf import prepared
 from bench.target import Ledger, Noise, Target
 from bench.threat import L2, Goal, Linf, PerturbationSet
 from bench.verify import Court, Referee
@@ -229,10 +233,8 @@ def test_a_stopped_library_hears_nothing_more() -> None:
 def test_what_the_board_hides_stays_hidden(access: Access) -> None:
     model, (x, _) = small_cnn(), digits(UNIT)
     active = torch.ones(UNIT, dtype=torch.bool)
-    ledger = Ledger(UNIT, FREE, x.device)
-    guard = Guard(
-        Target(model), access, ledger, active, name="guest", shape=(1, 8, 8), hear=lambda *_: False
-    )
+    till = Till(Ledger(UNIT, FREE, x.device), active)
+    guard = Guard(Target(model), access, till, name="guest", shape=(1, 8, 8), hear=lambda *_: False)
     answer = guard(x.clone().requires_grad_())
     assert answer.requires_grad == (access is Access.GRADIENTS)
     assert torch.equal(answer.argmax(1), model(x).argmax(1))
@@ -521,3 +523,18 @@ def test_a_stand_in_gives_the_slope_and_the_defense_the_answer() -> None:
     assert torch.equal(answers[0], model(game.x)) and answers[1].abs().sum() > 0
     played(game)
     assert answers[3].abs().sum() == 0
+
+
+def test_a_run_of_its_own_is_never_given_a_faster_form() -> None:
+    """A library may keep an answer, or walk its graph twice."""
+    found = Registry.load()
+    dataset = found.datasets["digits"].value
+    prepared(found, "undefended", dataset)
+    defense, few = found.find("defense", "undefended").value, data.examples(dataset, UNIT)
+    setting = Setting(torch.device("cpu"), numeric=Numeric.FAST)
+    arena = Arena(found, defense, dataset, few, setting, 0)
+    threat = found.find("threat", "digits-linf").value
+    assert arena.quick.applied
+    assert arena.game(threat, attack(climb), None).door.module is arena.module
+    stepwise = found.find("attack", "pgd").value
+    assert arena.game(threat, stepwise, None).door.module is arena.quick.module

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.engine.game import Confirm, Game, Settled
+from bench.guard import Till
 from bench.problem import pad, padded
-from bench.target import Ledger
 from bench.threat import per_row
 
 
@@ -21,8 +21,7 @@ class Finds:
         game: the cell.
         confirm: the referee's rule, asked before a success is kept.
         items: [n] the item of each row.
-        active: [n] bool: rows that are not there to fill up.
-        ledger: what each row has spent.
+        till: what each row has spent.
         watching: False for a transfer attack, which must not learn whether it has won.
     """
 
@@ -31,18 +30,19 @@ class Finds:
         game: Game,
         confirm: Confirm,
         items: Tensor,
-        active: Tensor,
-        ledger: Ledger,
+        till: Till,
         *,
         watching: bool,
     ) -> None:
-        self.game, self.confirm, self.items, self.active = game, confirm, items, active
-        self.ledger, self.watching = ledger, watching
+        self.game, self.confirm, self.items, self.till = game, confirm, items, till
+        self.watching = watching
         self.nearest = game.goal.kind == "nearest"
+        self.targeted = game.goal.kind == "targeted"
+        self.label = (game.aim if self.targeted else game.y)[items]
         self.x = game.x[items]
         self.image = self.x.clone()
         self.distance = torch.full((len(items),), math.inf, device=items.device)
-        self.open = active.clone()
+        self.open = till.active.clone()
         """Rows whose first success is still to come."""
         self.forwards = torch.zeros_like(items)
         self.gradients = torch.zeros_like(items)
@@ -50,8 +50,14 @@ class Finds:
 
     def hear(self, images: Tensor, logits: Tensor, rows: Tensor) -> bool:
         """Keep what succeeds; True when every row has won, on boards where that is the end."""
-        hit = self.game.reached(logits, self.items[rows]) & self.open[rows]
-        if not self.watching or not hit.any():
+        if not self.watching:
+            return False
+        label, still = self.label, self.open
+        if rows is not self.till.all:
+            label, still = label[rows], still[rows]
+        answer = logits.argmax(1)
+        hit = (answer == label if self.targeted else answer != label) & still
+        if not hit.any():
             return False
         index = self._upheld(hit.nonzero()[:, 0], images, rows)
         if len(index):
@@ -82,24 +88,26 @@ class Finds:
         # One row, many images: those after the first success are not part of its price.
         later = len(rows) - 1 - index if len(self.items) == 1 else torch.zeros_like(index)
         draws = self.game.door.draws
-        forwards = self.ledger.forwards[where] - later * draws
+        ledger = self.till.ledger
+        forwards = ledger.forwards[where] - later * draws
         self.step[where] = forwards // draws - 1
         if not self.nearest:
             self.forwards[where] = forwards
-            self.gradients[where] = self.ledger.gradients[where]
+            self.gradients[where] = ledger.gradients[where]
             self.open[where] = False
 
     def settled(self, returned: Tensor | None) -> Iterator[Settled]:
         """What each row brings to the referee; `returned` [n, C, H, W] unless it was stopped."""
-        forwards = torch.where(self.open, self.ledger.forwards, self.forwards)
-        gradients = torch.where(self.open, self.ledger.gradients, self.gradients)
+        ledger = self.till.ledger
+        forwards = torch.where(self.open, ledger.forwards, self.forwards)
+        gradients = torch.where(self.open, ledger.gradients, self.gradients)
         looks = torch.zeros_like(self.items)
         if returned is not None and self.open.any():
             self._look(returned)
             looks = self.open.to(looks.dtype)
         columns = (self.items, forwards, gradients, looks, self.step)
         numbers = [column.tolist() for column in columns]
-        for row in self.active.nonzero()[:, 0].tolist():
+        for row in self.till.active.nonzero()[:, 0].tolist():
             item, forward, gradient, look, step = (column[row] for column in numbers)
             run = 0 if step >= 0 else -1
             yield Settled(item, self.image[row], forward, gradient, look, step, run)
@@ -118,5 +126,5 @@ class Finds:
         won &= distance < self.distance[where]
         empty = self.distance[where].isinf()
         self.image[where] = torch.where(per_row(won | empty, adv), adv, self.image[where])
-        step = self.ledger.forwards[where] // game.door.draws
+        step = self.till.ledger.forwards[where] // game.door.draws
         self.step[where] = torch.where(won, step, self.step[where])

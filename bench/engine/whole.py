@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.engine.finds import Finds
 from bench.engine.game import GROUP, Attempts, Confirm, Game, Settled
-from bench.guard import Guard, Stopped, apart
+from bench.guard import Guard, Stopped, Till, apart
 from bench.kit import KeyedDraws, example_key, word
 from bench.plugin import PerturbationSet, Traits, WholeAttack
 from bench.problem import pad, padded
@@ -63,10 +63,10 @@ def _set(
     where = torch.tensor(items, device=game.x.device)
     where = where if alone else pad(where, padded(count))
     active = torch.arange(len(where), device=where.device) < count
-    ledger = Ledger(len(where), game.budget, where.device)
-    finds = Finds(game, confirm, where, active, ledger, watching=not Traits.of(attack).source)
+    till = Till(Ledger(len(where), game.budget, where.device), active)
+    finds = Finds(game, confirm, where, till, watching=not Traits.of(attack).source)
     guard = Guard(
-        game.door, min(attack.needs, game.door.access), ledger, active,
+        game.door, min(attack.needs, game.door.access), till,
         name=attack.name, shape=tuple(game.x.shape[1:]), hear=finds.hear,
     )  # fmt: skip
     problem = Offered.of(game, attack.name, where, guard)
@@ -78,7 +78,7 @@ def _set(
     else:
         yield from finds.settled(_like(images, game.x[where], attack.name))
     finally:
-        guard.close()
+        till.open = False
 
 
 @dataclass
