@@ -1,0 +1,368 @@
+"""A module read as a graph of affine maps, ReLUs, maxima and sums, for whoever bounds its answers.
+
+All arithmetic is in float64. Boxes hold the values that the exact network takes and those that
+float32 makes of them, so that a certificate covers what is really deployed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.grad import conv2d_input
+
+from plugins.certifiers._spectral import of_convolution, of_matrix
+
+Map: TypeAlias = Callable[[Tensor], Tensor]
+ROUNDING = 2.0**-24  # the unit roundoff of float32
+
+
+class UnreadableError(Exception):
+    """One sentence: what stands in the module that nobody here can bound."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """h [n, ...] -> A h + b."""
+
+    apply: Map
+    size: Map
+    """h -> |A| h, entry by entry."""
+    terms: int
+    """The longest sum in it: so many roundings of float32 at most."""
+    transpose: Callable[[Tensor, torch.Size], Tensor] | None = None
+    """(v [m, ...], shape of one h) -> A^T v; None: autograd finds it."""
+    spectral: Callable[[torch.Size], float] | None = None
+    """Shape of one h -> an upper bound of ||A||_2, where the entries alone say less."""
+
+    def offset(self, like: Tensor) -> Tensor:
+        """b, for one h of that shape [1, ...]."""
+        return self.apply(torch.zeros_like(like))
+
+    def pull(self, weight: Tensor, shape: torch.Size) -> Tensor:
+        """A^T v for each v [m, ...]."""
+        if self.transpose is not None:
+            return self.transpose(weight, shape)
+        leaf = weight.new_zeros((len(weight), *shape)).requires_grad_()
+        with torch.enable_grad():
+            answer = self.apply(leaf)
+        (found,) = torch.autograd.grad(answer, leaf, weight)
+        return found
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """max(h, 0)."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Maxima over windows: rises with every input, and rounds nothing."""
+
+    apply: Map
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of two steps."""
+
+
+Op: TypeAlias = Affine | Rectifier | Peak | Sum
+
+
+class Step(NamedTuple):
+    """One operation, and the steps whose values it takes; -1 stands for the images."""
+
+    op: Op
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Steps in an order in which they can be computed; the last one gives the logits."""
+
+    steps: tuple[Step, ...]
+
+    def holds(self, kind: type[Op]) -> int:
+        """How many steps are of that kind."""
+        return sum(isinstance(step.op, kind) for step in self.steps)
+
+
+class Box(NamedTuple):
+    """lower <= h <= upper, entry by entry, each [n, ...]."""
+
+    lower: Tensor
+    upper: Tensor
+    stray: Tensor | None = None
+    """[n, ...]: how far float32 may carry h from what its step makes; None: it does not round."""
+
+    def magnitude(self) -> Tensor:
+        """The largest |h|."""
+        return torch.maximum(self.lower.abs(), self.upper.abs())
+
+
+def image_of(op: Op, boxes: list[Box]) -> Box:
+    """A box around all values of one step, float32's among them, from boxes around its inputs.
+
+    Higham: a sum of m products strays by at most m u / (1 - m u) times the sum of their sizes, in
+    any order of summing.
+    """
+    first, size = boxes[0], boxes[0].magnitude()
+    if isinstance(op, Affine):
+        share = op.terms * ROUNDING / (1 - op.terms * ROUNDING)
+        stray = share * (op.size(size) + op.offset(size[:1]).abs())
+        centre = op.apply((first.upper + first.lower) / 2)
+        reach = op.size((first.upper - first.lower) / 2) + stray
+        return Box(centre - reach, centre + reach, stray)
+    if isinstance(op, Sum):
+        second = boxes[1]
+        stray = ROUNDING * (size + second.magnitude())
+        return Box(first.lower + second.lower - stray, first.upper + second.upper + stray, stray)
+    rising = torch.relu if isinstance(op, Rectifier) else op.apply
+    return Box(rising(first.lower), rising(first.upper))
+
+
+Refine: TypeAlias = Callable[[list[Box], Step], Box]
+
+
+def enclose(network: Network, images: Box, refine: Refine | None = None) -> list[Box]:
+    """A box around the images, then one around the values of every step: c' = A c + b, r' = |A| r.
+
+    `refine` is asked for a smaller box in front of every ReLU. Box i + 1 belongs to step i.
+    """
+    boxes = [images]
+    for step in network.steps:
+        if refine is not None and isinstance(step.op, Rectifier):
+            boxes[step.inputs[0] + 1] = refine(boxes, step)
+        boxes.append(image_of(step.op, inputs_of(step, boxes)))
+    return boxes
+
+
+def inputs_of(step: Step, boxes: list[Box]) -> list[Box]:
+    """The boxes of what a step takes."""
+    return [boxes[place + 1] for place in step.inputs]
+
+
+def read(module: nn.Module) -> Network:
+    """The graph of a module in eval mode; UnreadableError says what cannot be bounded."""
+    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+        raise UnreadableError("the model has hooks, which no certificate looks into")
+    try:
+        graph = fx.Tracer().trace(module)
+    except Exception as error:  # whatever a stranger's forward raises when asked symbolically
+        raise UnreadableError(f"the model cannot be traced ({type(error).__name__})") from error
+    return Reader(module).read(graph)
+
+
+class Reader:
+    """Turns the nodes of a traced graph into steps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.steps: list[Step] = []
+        self.place: dict[fx.Node, int] = {}
+        """Which step gives a node's value; -1 for the images."""
+
+    def read(self, graph: fx.Graph) -> Network:
+        """All nodes, in order."""
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.place[node] = -1
+            elif node.op == "output":
+                return self._ended(node.args[0])
+            elif node.op != "get_attr":
+                self._add(node)
+        raise UnreadableError("the model gives no answer")
+
+    def _ended(self, answer: Any) -> Network:
+        if not isinstance(answer, fx.Node) or self.place.get(answer, -1) != len(self.steps) - 1:
+            raise UnreadableError("the model answers with something else than its last layer")
+        return Network(tuple(self.steps))
+
+    def _add(self, node: fx.Node) -> None:
+        ops = self._layer(node) if node.op == "call_module" else self._function(node)
+        inputs = tuple(
+            self.place[a] for a in node.args if isinstance(a, fx.Node) and a in self.place
+        )
+        if len(inputs) != (2 if isinstance(ops[0], Sum) else 1):
+            raise UnreadableError(f"{node.target} takes {len(inputs)} computed values")
+        for op in ops:
+            self.steps.append(Step(op, inputs))
+            inputs = (len(self.steps) - 1,)
+        self.place[node] = inputs[0]
+
+    def _layer(self, node: fx.Node) -> list[Op]:
+        layer = self.module.get_submodule(str(node.target))
+        make = LAYERS.get(type(layer))
+        if make is None:
+            raise UnreadableError(f"the model holds {type(layer).__name__}")
+        return make(layer)
+
+    def _function(self, node: fx.Node) -> list[Op]:
+        make = FUNCTIONS.get(node.target)
+        if make is None or set(node.kwargs) - {"inplace"}:
+            name = getattr(node.target, "__name__", node.target)
+            raise UnreadableError(f"the model calls {name} with {len(node.kwargs)} named arguments")
+        return [make(*(self._value(arg) for arg in node.args))]
+
+    def _value(self, arg: Any) -> Any:
+        """None for what is computed, else the constant itself."""
+        if not isinstance(arg, fx.Node):
+            return arg
+        if arg.op != "get_attr":
+            return None
+        found = operator.attrgetter(str(arg.target))(self.module)
+        return found.detach().double()
+
+
+def same(apply: Map) -> Affine:
+    """A map that moves numbers about, or averages them: its own size."""
+    return Affine(apply, apply, 0)
+
+
+def linear(layer: nn.Linear) -> list[Op]:
+    """W h + b."""
+    weight = layer.weight.detach().double()
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    return [
+        Affine(
+            apply=lambda h: F.linear(h, weight, bias),
+            size=lambda h: F.linear(h, weight.abs()),
+            terms=weight.shape[1] + 1,
+            transpose=lambda v, shape: v @ weight,
+            spectral=lambda shape: of_matrix(weight),
+        )
+    ]
+
+
+def convolution(layer: nn.Conv2d) -> list[Op]:
+    """A convolution with zeros around the image."""
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise UnreadableError(f"the model pads by {layer.padding_mode} {layer.padding}")
+    weight = layer.weight.detach().double()
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    shape = (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def transpose(v: Tensor, one: torch.Size) -> Tensor:
+        found: Tensor = conv2d_input((len(v), *one), weight, v, *shape)  # type: ignore[no-untyped-call]
+        return found
+
+    return [
+        Affine(
+            apply=lambda h: F.conv2d(h, weight, bias, *shape),
+            size=lambda h: F.conv2d(h, weight.abs(), None, *shape),
+            terms=weight[0].numel() + 1,
+            transpose=transpose,
+            spectral=partial(of_convolution, weight, layer.dilation, layer.groups),
+        )
+    ]
+
+
+def normalisation(layer: nn.BatchNorm2d) -> list[Op]:
+    """(h - mean) / sqrt(variance + eps) * gain + bias, with the statistics of training."""
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnreadableError("the model normalises by the batch at hand")
+    mean, variance = layer.running_mean.double(), layer.running_var.double()
+    scale = (variance + layer.eps).rsqrt()
+    if layer.affine:
+        scale = scale * layer.weight.detach().double()
+    scale = scale[:, None, None]
+    shift = layer.bias.detach().double()[:, None, None] if layer.affine else torch.zeros_like(scale)
+    return [moved(-mean[:, None, None]), scaled(scale, shift)]
+
+
+def moved(constant: Tensor | float) -> Affine:
+    """h + c."""
+    return Affine(lambda h: h + constant, lambda h: h, 2)
+
+
+def scaled(factor: Tensor, shift: Tensor | float = 0.0) -> Affine:
+    """s h + c; the factor itself may come of a few roundings."""
+    return Affine(lambda h: h * factor + shift, lambda h: h * factor.abs(), 6)
+
+
+def mean_pool(layer: nn.AvgPool2d) -> list[Op]:
+    """Means over windows."""
+    size = layer.kernel_size
+    area = size * size if isinstance(size, int) else size[0] * size[1]
+    return [Affine(layer, layer, area + 1)]
+
+
+def nothing(layer: nn.Module) -> list[Op]:
+    """What only moves numbers about, or does nothing in eval mode."""
+    return [same(layer)]
+
+
+def flattened(_: None, start: int = 0, end: int = -1) -> Affine:
+    """[n, ...] to [n, d]."""
+    if (start, end) != (1, -1):
+        raise UnreadableError(f"the model flattens from axis {start} to {end}")
+    return same(lambda h: h.flatten(1))
+
+
+def added(first: Any, second: Any) -> Op:
+    """The sum of two steps, or of one and a constant."""
+    if first is None and second is None:
+        return Sum()
+    return moved(second if first is None else first)
+
+
+def subtracted(first: Any, second: Any) -> Op:
+    """A step less a constant."""
+    if first is not None or second is None:
+        raise UnreadableError("the model subtracts what it computed")
+    return moved(-second)
+
+
+def times(first: Any, second: Any) -> Op:
+    """A step times a constant."""
+    factor = second if first is None else first
+    if factor is None:
+        raise UnreadableError("the model multiplies two things that it computed")
+    return scaled(torch.as_tensor(factor, dtype=torch.float64))
+
+
+def divided(first: Any, second: Any) -> Op:
+    """A step over a constant."""
+    if first is not None or second is None:
+        raise UnreadableError("the model divides by what it computed")
+    return scaled(1 / torch.as_tensor(second, dtype=torch.float64))
+
+
+def rectified(_: None) -> Op:
+    """relu."""
+    return Rectifier()
+
+
+LAYERS: dict[type[nn.Module], Callable[[Any], list[Op]]] = {
+    nn.Linear: linear,
+    nn.Conv2d: convolution,
+    nn.BatchNorm2d: normalisation,
+    nn.ReLU: lambda layer: [Rectifier()],
+    nn.MaxPool2d: lambda layer: [Peak(layer)],
+    nn.AvgPool2d: mean_pool,
+    nn.Flatten: lambda layer: [flattened(None, layer.start_dim, layer.end_dim)],
+    nn.Identity: nothing,
+    nn.Dropout: nothing,
+    nn.Dropout2d: nothing,
+}
+
+FUNCTIONS: dict[Any, Callable[..., Op]] = {
+    operator.add: added,
+    torch.add: added,
+    operator.sub: subtracted,
+    operator.mul: times,
+    operator.truediv: divided,
+    torch.relu: rectified,
+    F.relu: rectified,
+    torch.flatten: flattened,
+    "relu": rectified,
+    "flatten": flattened,
+}
+"""By function, or by the name of a tensor's method."""

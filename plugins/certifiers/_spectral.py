@@ -1,0 +1,35 @@
+"""The largest factor by which a layer stretches a vector in L2: exact, or bounded from above."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHANNELS = 256  # per group: beyond, the many singular values of a kernel cost minutes
+SLACK = 1 + 1e-9  # over what the decomposition's own rounding may lose
+
+
+def of_matrix(weight: Tensor) -> float:
+    """||W||_2, the largest singular value."""
+    return float(torch.linalg.matrix_norm(weight, 2)) * SLACK
+
+
+def of_convolution(
+    weight: Tensor, dilation: tuple[int, ...], groups: int, shape: torch.Size
+) -> float:
+    """An upper bound of ||A||_2 for a convolution with zeros around images [C, H, W].
+
+    A is part of the circular convolution on a torus so large that nothing meets around it, whose
+    singular values are those of the kernel's Fourier matrices (arXiv:1805.10408); a stride only
+    leaves out rows. Infinite where there are too many channels to look.
+    """
+    if min(len(weight) // groups, weight.shape[1]) > CHANNELS:
+        return torch.inf
+    spread = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], dilation, strict=True)]
+    kernel = weight.new_zeros(*weight.shape[:2], *spread)
+    kernel[..., :: dilation[0], :: dilation[1]] = weight
+    torus = tuple(side + size - 1 for side, size in zip(shape[1:], spread, strict=True))
+    # A real kernel's spectrum is symmetric: half of the frequencies show every singular value.
+    spectrum = torch.fft.rfft2(kernel, s=torus).permute(2, 3, 0, 1)
+    parts = spectrum.reshape(-1, groups, len(weight) // groups, weight.shape[1])
+    return float(torch.linalg.matrix_norm(parts, 2).amax()) * SLACK

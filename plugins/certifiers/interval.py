@@ -1,0 +1,141 @@
+"""Interval bounds: push the box of allowed images through the network, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.plugin import Certifier, PerturbationSet, hookimpl
+from plugins.certifiers._network import (
+    Affine,
+    Box,
+    Network,
+    UnreadableError,
+    enclose,
+    inputs_of,
+    read,
+)
+
+ROWS = 64  # examples bounded at a time
+
+
+class Intervals:
+    """Certifies x when interval bounds keep every rival's logit under the label's.
+
+    c' = A c + b and r' = |A| r for an affine layer, monotone layers corner by corner; the gaps
+    z_y - z_k are bounded through the last layer at once. For one linear layer that is exact.
+    Any norm's ball lies in the box of its radius, so that the box speaks for all of them.
+    """
+
+    name = "intervals"
+    exact = False
+    cite = "arXiv:1810.12715"
+    summary = "Interval bounds, layer by layer (IBP), over ball and box."
+
+    def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
+        """A sentence where the module holds what cannot be bounded."""
+        return refusal(self.name, module)
+
+    def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+        """[n] bool: right on every image of ball and box."""
+        return in_parts(self._part, module, x, y, ball)
+
+    def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+        boxes = enclose(network, around(x, ball))
+        return (interval_gaps(network, boxes, y) > 0).all(1)
+
+
+Part = Callable[[Network, Tensor, Tensor, PerturbationSet], Tensor]
+
+
+def in_parts(
+    certify: Part, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet
+) -> Tensor:
+    """[n] bool: some rows at a time; nothing is certified of a module that answers otherwise."""
+    network = read(module)
+    found = []
+    for images, label in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
+        found.append(certify(network, images, label, ball) & honest(module, network, images))
+    return torch.cat(found)
+
+
+def refusal(name: str, module: nn.Module) -> str:
+    """Why the module cannot be read; empty when it can."""
+    try:
+        read(module)
+    except UnreadableError as error:
+        return f"{error}; {name} reads feed-forward networks of ReLUs."
+    return ""
+
+
+def around(x: Tensor, ball: PerturbationSet) -> Box:
+    """The smallest box that holds every image of ball and box, the referee's tolerance included."""
+    reach = ball.radius + ball.tolerance(x[0].numel())
+    exact = x.double()
+    return Box((exact - reach).clamp(0, 1), (exact + reach).clamp(0, 1))
+
+
+def honest(module: nn.Module, network: Network, x: Tensor) -> Tensor:
+    """[n] bool: the module answers as the network that was read, up to float32's rounding."""
+    with torch.no_grad():
+        answer: Tensor = module(x).double()
+    due = enclose(network, Box(x.double(), x.double()))[-1]
+    return ((due.lower <= answer) & (answer <= due.upper)).all(1)
+
+
+def rivals(y: Tensor, classes: int) -> Tensor:
+    """[n, K - 1]: the other classes."""
+    other = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
+    return other + (other >= y[:, None])
+
+
+def gap_slopes(y: Tensor, classes: int) -> Tensor:
+    """[n, K - 1, K]: the weights of the logits in z_y - z_k, for each rival k."""
+    own = F.one_hot(y, classes)[:, None]
+    return (own - F.one_hot(rivals(y, classes), classes)).double()
+
+
+class Gaps(NamedTuple):
+    """The gaps z_y - z_k as <weight, h> + constant over what the last layer takes, +- spare."""
+
+    weight: Tensor
+    """[n, K - 1, d]."""
+    box: Box
+    """Around h."""
+    constant: Tensor
+    """[n, K - 1]."""
+    spare: Tensor
+    """[n, K - 1]: what float32 may make of the last layer."""
+
+
+def last_gaps(network: Network, boxes: list[Box], y: Tensor) -> Gaps:
+    """The gap goes through an affine last layer with its two logits at once."""
+    slopes = gap_slopes(y, boxes[-1].lower.shape[1])
+    step = network.steps[-1]
+    if not isinstance(step.op, Affine):
+        return Gaps(slopes, boxes[-1], slopes.new_zeros(()), slopes.new_zeros(()))
+    (box,), stray = inputs_of(step, boxes), boxes[-1].stray
+    weight = step.op.pull(slopes.flatten(0, 1), box.lower.shape[1:])
+    return Gaps(
+        weight.view(*slopes.shape[:2], -1),
+        box,
+        constant=slopes @ step.op.offset(box.lower[:1])[0],
+        spare=slopes.new_zeros(()) if stray is None else (slopes.abs() * stray[:, None]).sum(2),
+    )
+
+
+def interval_gaps(network: Network, boxes: list[Box], y: Tensor) -> Tensor:
+    """[n, K - 1] float64: lower bounds of z_y - z_k from the box in front of the last layer."""
+    weight, box, constant, spare = last_gaps(network, boxes, y)
+    low, high = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
+    return (weight.clamp_min(0) * low + weight.clamp_max(0) * high).sum(2) + constant - spare
+
+
+@hookimpl
+def bench_certifiers() -> Iterator[Certifier]:
+    """Offer interval bounds."""
+    yield Intervals()
