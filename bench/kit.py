@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.stats import clopper_pearson as clopper_pearson
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [n, K], label [n]) -> [n]; an attack climbs it."""
 

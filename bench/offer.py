@@ -94,12 +94,24 @@ def _attack(value: Any) -> str:
     return ""
 
 
+def _certifier(value: object) -> str:
+    wrong = _has("certifier", name=str, exact=bool, refuses=callable, certify=callable)(value)
+    if wrong:
+        return wrong
+    error = getattr(value, "error", 0.0)
+    if not isinstance(error, int | float) or not 0 <= error < 1:
+        return f"has error = {_shown(error)}; the probability that a proof is wrong is due"
+    if error and value.exact:  # type: ignore[attr-defined]
+        return f"is exact and has error = {error}; an exact certifier is never wrong"
+    return ""
+
+
 _RULES: dict[str, Callable[[object], str]] = {
     "dataset": _is(Dataset),
     "threat": _is(ThreatModel),
     "attack": _attack,
     "defense": _is(Defense),
-    "certifier": _has("certifier", name=str, exact=bool, refuses=callable, certify=callable),
+    "certifier": _certifier,
     "diagnostic": _has("diagnostic", name=str, examine=callable),
 }
 
@@ -225,4 +237,11 @@ def tool_card(kind: str, offer: Offer[Certifier] | Offer[Diagnostic]) -> Card:
     """How lists show a certifier or a diagnostic."""
     tool = offer.value
     cite, summary = getattr(tool, "cite", ""), getattr(tool, "summary", "")
-    return Card(kind, tool.name, offer.origin, offer.source, cite, summary)
+    return Card(kind, tool.name, offer.origin, offer.source, cite, summary, proof(tool))
+
+
+def proof(tool: object) -> dict[str, Any]:
+    """What a certifier says of its proofs: are they exact, how often may one be wrong."""
+    if not hasattr(tool, "exact"):
+        return {}
+    return {"exact": tool.exact, "error": float(getattr(tool, "error", 0.0))}

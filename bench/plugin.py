@@ -322,7 +322,12 @@ class Defense:
 
 
 class Certifier(Protocol):
-    """A proof: which examples nobody inside the perturbation set can break."""
+    """A proof: which examples nobody inside the perturbation set can break.
+
+    Optional: `cite`, `summary`, `error` (the probability with which a statistical proof of one
+    example may be wrong; absent or 0: the proof is deterministic, and one counterexample is an
+    error of the certifier).
+    """
 
     name: str
     exact: bool

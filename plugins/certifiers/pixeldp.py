@@ -1,0 +1,89 @@
+"""PixelDP: noise that hides a change of the image from the answer, as it hides a person in data.
+
+Lecuyer et al. 2019, arXiv:1802.03471. The proof is statistical, with the declared `error`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import Certifier, PerturbationSet, hookimpl
+from plugins.certifiers.smoothing import ALPHA, DRAWS, counts, limits, refusal
+from plugins.defenses.smoothed import Smoothed
+
+DELTA = 0.05
+
+
+class PixelDP:
+    """Certifies x when (epsilon, delta)-privacy keeps the label's expected vote above all others.
+
+    Gaussian noise makes a vote (epsilon, delta)-private for changes of length eps with
+    epsilon = eps sqrt(2 ln(1.25 / delta)) / sigma <= 1. Then every expected vote obeys
+    E(x') <= e^epsilon E(x) + delta, so that the label keeps the lead over k if
+    E_low(y) > e^(2 epsilon) E_high(k) + (1 + e^epsilon) delta. Clopper and Pearson's limits share
+    alpha over the classes; the lead must be one that finitely many votes lose with probability
+    alpha at most (Hoeffding).
+    """
+
+    name = "pixeldp"
+    exact = False
+    cite = "arXiv:1802.03471"
+    summary = "Differential privacy of a vote under Gaussian noise: a statistical certificate, L2."
+
+    def __init__(self, draws: int = DRAWS, alpha: float = ALPHA, delta: float = DELTA) -> None:
+        self.draws, self.error, self.delta = draws, alpha, delta
+
+    def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
+        """A sentence for what does not vote under noise, other norms, and too large a radius."""
+        sentence = refusal(self.name, module, ball)
+        if sentence or not isinstance(module, Smoothed):
+            return sentence
+        reach = privacy(ball.radius, module.sigma, self.delta)
+        if reach <= 1:
+            return ""
+        return f"epsilon is {reach:.2f} at radius {ball.eps}; {self.name} proves nothing above 1."
+
+    def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+        """[n] bool: right on every image of ball and box, each with probability 1 - error."""
+        assert isinstance(module, Smoothed)
+        reach = ball.radius + ball.tolerance(x[0].numel())
+        epsilon = privacy(reach, module.sigma, self.delta)
+        found = counts(module, x, self.draws)
+        rows = zip(found.tolist(), y.tolist(), strict=True)
+        leads = [lead(votes, label, epsilon, self.delta, self.error) for votes, label in rows]
+        chance = self.error / (found.shape[1] - 1)
+        due = math.sqrt(2 * math.log(1 / chance) / module.votes)
+        return torch.tensor(leads, device=x.device) >= due
+
+
+def privacy(reach: float, sigma: float, delta: float) -> float:
+    """The epsilon of the Gaussian mechanism for a change of that L2 length."""
+    return reach * math.sqrt(2 * math.log(1.25 / delta)) / sigma
+
+
+def lead(votes: list[int], label: int, epsilon: float, delta: float, alpha: float) -> float:
+    """The least lead of the label's expected vote over any other, anywhere within the radius.
+
+    Minus infinity where epsilon > 1: the Gaussian mechanism promises nothing there.
+    """
+    if epsilon > 1:
+        return -math.inf
+    draws, level = sum(votes), 1 - 2 * alpha / len(votes)
+    rival = max(count for k, count in enumerate(votes) if k != label)
+    own, other = limits(votes[label], draws, level).low, limits(rival, draws, level).high
+    return kept(own, other, epsilon, delta)
+
+
+def kept(own: float, other: float, epsilon: float, delta: float) -> float:
+    """What privacy keeps of a lead of expected votes; positive exactly on the paper's condition."""
+    return math.exp(-epsilon) * (own - delta) - (math.exp(epsilon) * other + delta)
+
+
+@hookimpl
+def bench_certifiers() -> Iterator[Certifier]:
+    """Offer PixelDP with the noise on the image."""
+    yield PixelDP()
