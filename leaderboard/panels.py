@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.board import Board, ClaimCheck, Flag, Row, Square
-from bench.records import Card, Count
+from bench.records import Card
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 
@@ -135,7 +135,7 @@ def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html
         Column("Clean accuracy ↑", "right without an attack", "figure"),
         Column("Strongest attack", "the attack that leaves the fewest examples right"),
         Column("Required", "required attacks that are done; the figure over them alone"),
-        *([Column("Certified ↑", "proven: nobody can break these", "figure")] if proven else []),
+        *([Column("Certified ↑", "proved: no attack can break these", "figure")] if proven else []),
         Column("Signs", "of masked gradients and of cheating: raised, clear, not tested"),
         Column("Claim", "the authors' figure beside the measured interval"),
     ]  # fmt: skip
@@ -151,7 +151,7 @@ def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html
                 markup.bar(row.clean, "clean"),
                 markup.text(row.strongest or "—"),
                 markup.join(required, "<br>"),
-                *([markup.bar(best_proof(row), "certified")] if proven else []),
+                *([certified(row)] if proven else []),
                 signs(row),
                 claim(row.claim),
             ]
@@ -159,9 +159,12 @@ def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html
     return markup.table(columns, lines)
 
 
-def best_proof(row: Row) -> Count | None:
-    """The most that any certifier proved."""
-    return row.certified.count if row.certified else None
+def certified(row: Row) -> Html:
+    """The most that any certifier proved, and who did."""
+    if row.certified is None:
+        return markup.bar(None)
+    drawn = (markup.bar(row.certified.count, "certified"), words.proof(row.certified))
+    return markup.join((drawn[0], markup.small(drawn[1])), "<br>")
 
 
 def unranked(rows: Iterable[Row]) -> Html:

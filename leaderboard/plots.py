@@ -276,11 +276,20 @@ def by_radius(distances: Mapping[str, Curve], points: Iterable[Point]) -> list[D
         for row in staircases(distances, None)
     ]
     for point in points:
-        share = point.robust.k / point.robust.n
         note = "" if point.complete else ", provisional"
-        drawn.append(
-            {"attack": "all attacks, one board each", "eps": point.radius, "accuracy": share,
-             "kind": "fixed radius",
-             "words": f"{words.figure(point.robust)} ({words.interval(point.robust)}){note}"}
-        )  # fmt: skip
+        drawn.append(_at_radius(point, "all attacks, one board each", point.robust, note))
+        if point.certified is not None:
+            by = f", {words.proof(point.certified)}"
+            drawn.append(_at_radius(point, "proved, one board each", point.certified.count, by))
     return drawn
+
+
+def _at_radius(point: Point, name: str, count: Count, note: str) -> Drawn:
+    """One side of the sandwich: what attacks left, or what is proved."""
+    return {
+        "attack": name,
+        "eps": point.radius,
+        "accuracy": count.k / count.n,
+        "kind": "fixed radius",
+        "words": f"{words.figure(count)} ({words.interval(count)}){note}",
+    }

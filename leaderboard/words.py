@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.board import Board
+from bench.board import Board, Proof
 from bench.records import Count
 
 PRODUCT = "Gauntlet"
@@ -93,7 +93,8 @@ STEPS = (
 )
 RADII = (
     "Lines: smallest distances found by one attack, valid at every radius. Diamonds: the worst case"
-    " over all attacks of a board with that fixed radius. The dashed line is the board's radius."
+    " over all attacks of a board with that fixed radius, and under it what is proved there; the"
+    " truth lies between the two. The dashed line is the board's radius."
 )
 
 
@@ -134,6 +135,12 @@ def interval(count: Count | None) -> str:
         return "no figure"
     low, high = (percent(edge, count.n).removesuffix(" %") for edge in (count.low, count.high))
     return f"{low}–{high} %, {count.k}/{count.n}"  # noqa: RUF001
+
+
+def proof(found: Proof) -> str:
+    """Who proved it, and how often one of the proofs may be wrong."""
+    sure = f"each wrong with probability {found.error:g} at most" if found.error else ""
+    return ", ".join(filter(None, (f"by {found.certifier}", sure)))
 
 
 def rank_range(best: int, worst: int) -> str:

@@ -12,7 +12,7 @@ from bench.board.boards import Board, boards
 from bench.board.flags import surroundings
 from bench.board.matrix import Square, squares
 from bench.board.played import Bout, Floats, Played, Standing, load
-from bench.board.ranking import Row, coverage, rows
+from bench.board.ranking import Proof, Row, best_proof, coverage, rows
 from bench.records import BenchError, CellState, Count, KeptImage
 from bench.stats import count
 from bench.store import Store
@@ -37,6 +37,8 @@ class Point:
     """As an exact fraction."""
     radius: float
     robust: Count
+    certified: Proof | None
+    """What is proved there: a floor under the truth, as `robust` is a ceiling over it."""
     board: str
     complete: bool
     """Are all required attacks done?"""
@@ -125,20 +127,24 @@ def _points(
     others = [load(store, kin) for kin in played.board.relatives(known)]
     both = [board for board in (played, *others) if defense in board.standings]
     both.sort(key=lambda one: one.board.radius)
-    return tuple(_point(one, one.standings[defense]) for one in both if _has_figure(one, defense))
+    return tuple(
+        _point(store, one, one.standings[defense]) for one in both if _has_figure(one, defense)
+    )
 
 
 def _has_figure(played: Played, defense: str) -> bool:
     return played.standings[defense].cleaned and bool(played.standings[defense].bouts)
 
 
-def _point(played: Played, standing: Standing) -> Point:
-    covered = coverage(played, standing)
+def _point(store: Store, played: Played, standing: Standing) -> Point:
+    board, covered = played.board, coverage(played, standing)
+    certifiers = {card.name: card for card in store.cards("certifier")}
     return Point(
-        eps=str(played.board.set["eps"]),
-        radius=played.board.radius,
-        robust=count(int(standing.robust().sum()), played.board.n),
-        board=played.board.name,
+        eps=str(board.set["eps"]),
+        radius=board.radius,
+        robust=count(int(standing.robust().sum()), board.n),
+        certified=best_proof(standing, store.certificates(board.id, board.examples), certifiers),
+        board=board.name,
         complete=covered.done == covered.required,
     )
 

@@ -76,7 +76,7 @@ def flags(played: Played, standing: Standing, around: Surroundings) -> tuple[Fla
         signs.random_beats_gradient(played, standing),
         signs.larger_bound_does_not_help(played, standing, around.smaller),
         signs.not_converged(played, standing),
-        signs.soundness_error(standing, around.certificates, around.certifiers),
+        signs.soundness_error(standing, around.smaller, around.certificates, around.certifiers),
     )
     taken = {flag.name for flag in computed}
     noted = {note.diagnostic: Flag(*note) for note in around.notes.get(standing.defense, ())}

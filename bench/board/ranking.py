@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from bench.board.boards import Board, boards
 from bench.board.flags import Surroundings, flags, surroundings, verdict
 from bench.board.played import Bits, Played, Standing, load
-from bench.board.signs import Flag
-from bench.records import CellState, Count
+from bench.board.signs import Flag, stated_error
+from bench.records import Card, CellState, Count
 from bench.stats import Rank, count, rank_ranges
-from bench.store import Store
+from bench.store import Certificate, Store
 
 LOW_N = 500
 """With fewer examples nobody holds the first place."""
@@ -42,6 +42,9 @@ class Proof:
 
     certifier: str
     exact: bool
+    """Can every other example be broken?"""
+    error: float
+    """The probability that one of the proofs is wrong; 0 for a deterministic certifier."""
     count: Count
 
 
@@ -118,7 +121,7 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         flags=raised,
         verdict=opinion,
         claim=_claim(played, standing.defense, robust, complete=complete),
-        certified=_proof(standing, around),
+        certified=best_proof(standing, around.certificates, around.certifiers),
         tier=standing.tier,
     )
 
@@ -193,10 +196,17 @@ def _claim_sentence(said: float, robust: Count) -> str:
     )
 
 
-def _proof(standing: Standing, around: Surroundings) -> Proof | None:
-    mine = [proof for proof in around.certificates if proof.defense_digest == standing.digest]
+def best_proof(
+    standing: Standing, certificates: Iterable[Certificate], certifiers: Mapping[str, Card]
+) -> Proof | None:
+    """The certificate of this defense, as it stands, that covers most; None without one."""
+    mine = [proof for proof in certificates if proof.defense_digest == standing.digest]
     if not mine:
         return None
     best = max(mine, key=lambda proof: int(proof.certified.sum()))
-    covered = count(int(best.certified.sum()), len(best.certified))
-    return Proof(best.certifier, best.exact, covered)
+    return Proof(
+        certifier=best.certifier,
+        exact=best.exact,
+        error=stated_error(best, certifiers.get(best.certifier)),
+        count=count(int(best.certified.sum()), len(best.certified)),
+    )

@@ -85,6 +85,6 @@ def _row(row: Row) -> dict[str, Any]:
     values["flags"] = [asdict(flag) for flag in row.flags]
     if row.certified is not None:
         proof = row.certified
-        named = {"certifier": proof.certifier, "exact": proof.exact}
+        named = {"certifier": proof.certifier, "exact": proof.exact, "error": proof.error}
         values["certified"] = asdict(proof.count) | named
     return values

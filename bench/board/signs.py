@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.board.played import Played, Standing, steps_of
+from bench.board.played import Bits, Played, Standing, steps_of
 from bench.records import Access, Card
 from bench.stats import clopper_pearson
 from bench.store import Certificate
@@ -24,6 +24,9 @@ TOLERANCE = 0.01
 
 BLIND_TOLERANCE = 0.002
 """The same where one of the two only draws points."""
+
+NAMED = 10
+"""Examples that a sentence calls by their numbers."""
 
 LATE = 0.9
 """Share of a run's steps after which a first success is late."""
@@ -182,32 +185,52 @@ def not_converged(played: Played, standing: Standing) -> Flag:
 
 
 def soundness_error(
-    standing: Standing, certificates: Iterable[Certificate], certifiers: Mapping[str, Card]
+    standing: Standing,
+    smaller: Iterable[Played],
+    certificates: Iterable[Certificate],
+    certifiers: Mapping[str, Card],
 ) -> Flag:
-    """Raised where a proof covers an example that a verified attempt broke.
+    """Raised where a proof covers an example that a verified attempt broke, here or nearer.
 
-    A statistical proof is contradicted only by more cases than its stated error explains.
+    certified <= attacked, example by example: one example refutes a deterministic proof, while a
+    statistical one is refuted only by more than its stated error explains.
     """
     name = "soundness-error"
     mine = [proof for proof in certificates if proof.defense_digest == standing.digest]
     if not mine or not standing.cleaned:
         return Flag(name, NOT_TESTED, "No proof was made for this defense under these rules.")
-    refuted = []
-    for proof in mine:
-        wrong, proved = (
-            int((proof.certified & ~standing.robust()).sum()),
-            int(proof.certified.sum()),
-        )
-        error = 0.0 if proof.exact else stated_error(certifiers.get(proof.certifier))
-        refuted.append((clopper_pearson(wrong, proved).low > error, wrong, proved, proof.certifier))
-    raised, wrong, proved, certifier = max(refuted)
-    return Flag(
-        name,
-        RAISED if raised else CLEAR,
-        f"Of {proved} examples proved by {certifier}, {wrong} are broken by a verified attempt.",
+    broken = ~standing.robust() | _broken_nearer(standing, smaller)
+    crossed = [_crossed(proof, broken, certifiers.get(proof.certifier)) for proof in mine]
+    raised = [sentence for refuted, sentence in crossed if refuted]
+    told = raised or [sentence for _, sentence in crossed]
+    return Flag(name, RAISED if raised else CLEAR, " ".join(told))
+
+
+def _broken_nearer(standing: Standing, smaller: Iterable[Played]) -> Bits:
+    """[n]: wrong in a smaller ball, which this one contains."""
+    found = np.zeros_like(standing.clean)
+    for other in smaller:
+        less = other.standings.get(standing.defense)
+        if less is not None and less.cleaned and less.digest == standing.digest:
+            found |= ~less.robust()
+    return found
+
+
+def _crossed(proof: Certificate, broken: Bits, certifier: Card | None) -> tuple[bool, str]:
+    """Is the proof refuted, and the sentence with its numbers."""
+    wrong = np.flatnonzero(proof.certified & broken)
+    proved, error = int(proof.certified.sum()), stated_error(proof, certifier)
+    refuted = clopper_pearson(len(wrong), proved).low > error
+    named = ", ".join(map(str, wrong[:NAMED])) + (" and more" if len(wrong) > NAMED else "")
+    return refuted, (
+        f"Of {proved} examples proved by {proof.certifier}, {len(wrong)} are broken by a verified"
+        f" attempt{f' (number {named})' if len(wrong) else ''}"
+        f"{f'; it says that {error:.1%} may be' if error else ''}."
     )
 
 
-def stated_error(certifier: Card | None) -> float:
+def stated_error(proof: Certificate, certifier: Card | None) -> float:
     """The share of its proofs that a statistical certifier admits to be wrong; 0 by default."""
-    return float(certifier.detail.get("error", 0.0)) if certifier is not None else 0.0
+    if proof.exact or certifier is None:
+        return 0.0
+    return float(certifier.detail.get("error", 0.0))
