@@ -49,7 +49,7 @@ STATES = {
     "not applicable": "n/a",
 }
 STATE_MEANS = {
-    "done": "every example has been judged",
+    "done": "every example it met has been judged",
     "missing": "planned, not played yet",
     "running": "a worker holds it; Submissions tells its last sign of life",
     "failed": "it stopped without a figure; the reason says who must act",
