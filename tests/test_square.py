@@ -13,7 +13,7 @@ from bench.target import Target
 from bench.threat import Linf
 from plugins.attacks.pgd import PGD
 from plugins.attacks.random import Random
-from plugins.attacks.square import Square, State, window
+from plugins.attacks.square import Square, State, bench_attacks, drawn, shares, window
 from tests.duel import digits, duel, gaussian, linear, rows_of, small_cnn, states
 
 BALL = Linf(Fraction(1, 10))
@@ -80,7 +80,7 @@ def test_a_window_is_a_full_square_anywhere_in_the_image() -> None:
     for place in range(50):
         rows.t = torch.full_like(rows.t, place)
         side = 1 + rows.example % 7
-        inside = window(rows, side)[:, 0]
+        inside = window(drawn(rows).place, side, 8, 8)[:, 0]
         assert torch.equal(inside.flatten(1).sum(1), side.square())
         assert torch.equal(inside.any(1).sum(1), side)
         seen |= inside[side == 1].any(0)
@@ -95,7 +95,7 @@ def test_the_side_falls_from_almost_the_whole_image_to_one_pixel() -> None:
     for place in (0, 1, 2, 5, 6, 20, 21, 999):
         rows.t = torch.full_like(rows.t, place)
         sides.append(int(attack.side(rows)[0]))
-    assert sides == [7, 7, 5, 5, 4, 4, 3, 1]
+    assert sides == [0, 7, 5, 5, 4, 4, 3, 1]
 
 
 def test_it_needs_scores_alone_and_beats_random_points_by_far() -> None:
@@ -120,3 +120,38 @@ def test_on_a_linear_model_it_finds_the_farthest_corner() -> None:
     best = margin(Target(model).logits(BALL.farthest(direction, x)), y)
     assert (state.gain <= best + 1e-4).all()
     assert (best - state.gain < 0.02 * best.abs().clamp_min(1)).float().mean() > 0.9
+
+
+def test_the_five_thousand_count_the_halvings_in_steps_and_the_thousand_in_shares() -> None:
+    short, long = bench_attacks()
+    assert (short.name, short.steps, long.name, long.steps) == (
+        "square", 1000, "square-5000", 5000,
+    )  # fmt: skip
+    absolute, spread = (shares(1.0, 5000, rescaled=rescaled) for rescaled in (False, True))
+    assert [absolute[t] for t in (10, 11, 50, 51, 4000, 4001)] == [
+        1,
+        0.5,
+        0.5,
+        0.25,
+        1 / 64,
+        1 / 128,
+    ]
+    assert [spread[t] for t in (5, 6, 25, 26, 2000, 2001)] == [1, 0.5, 0.5, 0.25, 1 / 64, 1 / 128]
+    assert isinstance(long, Square)
+    assert not long.rescaled
+
+
+def test_no_question_repeats_the_image_it_would_improve() -> None:
+    history, asked, _ = walked(Square(), 100)
+    for state, question in zip(history[1:-1], asked[1:], strict=True):
+        assert (question != state.adv).flatten(1).any(1).all()
+
+
+def test_each_channel_draws_its_own_corner_and_each_row_its_own_place() -> None:
+    x = torch.full((64, 70, 8, 8), 0.5)
+    rows = rows_of(Square(), linear(gaussian(2, 70 * 64)), x, torch.zeros(64).long(), BALL)
+    place, up = drawn(rows)
+    assert up.shape == (64, 70, 1, 1)
+    assert 0.45 < up.float().mean() < 0.55
+    assert (up.flatten(1).float().std(1) > 0.4).all()
+    assert len(set(place.tolist())) == 64

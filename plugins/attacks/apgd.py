@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -108,9 +109,13 @@ class APGD:
     ) -> Tensor:
         """One step of `rate` [n] radii along the slope; from the second on with momentum."""
         ball, x = problem.ball, problem.x
-        ahead = ball.project(adv + per_image(rate * ball.radius) * ball.steepest(slope, adv), x)
-        bent = (1 - self.momentum) * (ahead - adv) + self.momentum * (adv - previous)
-        return torch.where(per_image(problem.t == 0), ahead, ball.project(adv + bent, x))
+        step = per_image(rate * ball.radius)
+        ahead = ball.project(torch.addcmul(adv, step, ball.steepest(slope, adv)), x)
+        share = per_image(torch.where(problem.t == 0, 1, 1 - self.momentum))
+        # At a row's first step `previous` is `adv` itself, so nothing is carried on.
+        bent = torch.lerp(adv, ahead, share)
+        bent.add_(adv - previous, alpha=self.momentum)
+        return ball.project(bent, x)
 
 
 def noted(state: State, gradient: Tensor, loss: Tensor) -> State:
@@ -123,6 +128,7 @@ def noted(state: State, gradient: Tensor, loss: Tensor) -> State:
     return state._replace(best=best, slope=slope, height=height, rises=rises)
 
 
+@functools.lru_cache(maxsize=16)
 def windows(steps: int, device: torch.device) -> Tensor:
     """[steps + 1] int64: at a checkpoint the steps since the one before; elsewhere 0.
 

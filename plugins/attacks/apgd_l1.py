@@ -28,6 +28,9 @@ class State(NamedTuple):
     """Where the climb of each row stands; what is said of a loss is known one question later."""
 
     adv: Tensor
+    """[n, C, H, W]: `point` brought into the declared ball."""
+    point: Tensor
+    """[n, C, H, W]: what is asked next, in the ball of its phase."""
     best: Tensor
     slope: Tensor
     """[n, C, H, W]: the highest point asked so far in this ball, and its gradient."""
@@ -88,16 +91,16 @@ class SparseAPGD:
         """White noise brought into the largest ball, nothing known of it."""
         x = problem.x
         noise = problem.normal("start", tuple(x.shape[1:]))
-        adv = problem.ball.scaled(RADII[0]).project(x + noise, x)
-        zero = torch.zeros_like(x[:, 0, 0, 0])
-        return State(adv, adv, 0 * adv, zero - torch.inf, zero.long(), zero + 1)
+        point = problem.ball.scaled(RADII[0]).project(x + noise, x)
+        adv, zero = problem.ball.project(point, x), torch.zeros_like(x[:, 0, 0, 0])
+        return State(adv, point, point, 0 * point, zero - torch.inf, zero.long(), zero + 1)
 
     def step(self, problem: Problem, state: State) -> State:
         """Ask, judge the step if this is a look, move."""
-        answer = problem.gradient(state.adv, self._loss(problem))
+        answer = problem.gradient(state.point, self._loss(problem))
         now = at(calendar(self.steps, problem.t.device), problem.t)
         better = now.first | (answer.loss > state.height)
-        best = torch.where(per_image(better), state.adv, state.best)
+        best = torch.where(per_image(better), state.point, state.best)
         slope = torch.where(per_image(better), answer.gradient, state.slope)
         count = (best != problem.x).flatten(1).sum(1)
         thinner = now.look & ~now.first & (count < THINNER * state.changed)
@@ -105,26 +108,26 @@ class SparseAPGD:
         rate = torch.where(thinner | now.first, 1, shrunk)
         changed = torch.where(now.look, count, state.changed)
         back = per_image(thinner)
-        adv = torch.where(back, best, state.adv)
-        uphill = sparsest(torch.where(back, slope, answer.gradient), adv, changed)
+        point = torch.where(back, best, state.point)
+        uphill = sparsest(torch.where(back, slope, answer.gradient), point, changed)
         size = problem.ball.radius * now.radii * rate
-        moved = torch.where(per_image(now.last), best, adv + per_image(size) * uphill)
+        moved = torch.where(per_image(now.last), best, point + per_image(size) * uphill)
         height = torch.where(better, answer.loss, state.height)
-        return State(self._fitted(problem, moved), best, slope, height, changed, rate)
+        return State(*self._fitted(problem, moved), best, slope, height, changed, rate)
 
     def _loss(self, problem: Problem) -> Loss:
         if self.climbs == "dlr to a rival":
             return dlr_to(pick(problem.rivals, problem.run))
         return cross_entropy
 
-    def _fitted(self, problem: Problem, moved: Tensor) -> Tensor:
-        """Each row projected into the ball of its next step."""
+    def _fitted(self, problem: Problem, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """The image in the declared ball, and the point in the ball of the row's next step."""
         phase = per_image(calendar(self.steps, problem.t.device).phase[problem.t + 1])
-        adv = problem.ball.project(moved, problem.x)
+        adv = point = problem.ball.project(moved, problem.x)
         for place, radii in enumerate(RADII[:-1]):
             wide = problem.ball.scaled(radii).project(moved, problem.x)
-            adv = torch.where(phase == place, wide, adv)
-        return adv
+            point = torch.where(phase == place, wide, point)
+        return adv, point
 
 
 def sparsest(gradient: Tensor, adv: Tensor, changed: Tensor) -> Tensor:

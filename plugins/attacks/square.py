@@ -122,8 +122,8 @@ def drawn(problem: Problem) -> Colours:
 def bits(words: Tensor, count: int) -> Tensor:
     """[n, count, 1, 1] int64: the first bits of words [n, m] of BITS bits."""
     place = torch.arange(BITS, device=words.device)
-    flat: Tensor = (words[:, :, None] >> place & 1).flatten(1)
-    return flat[:, :count, None, None]
+    flat = (words[:, :, None] >> place & 1).flatten(1)[:, :count]
+    return flat.view(len(words), count, 1, 1)
 
 
 def window(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
@@ -142,7 +142,8 @@ def stretch(place: Tensor, side: Tensor, length: int) -> Tensor:
 
 def first(place: Tensor, side: Tensor, length: int) -> Tensor:
     """[n] int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
-    return (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
+    spread: Tensor = (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
+    return spread
 
 
 @hookimpl
