@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -30,16 +29,16 @@ def main(
     """Measure ours and the peers in one process; exit 1 where a target does not hold."""
     torch.set_num_threads(1)
     ready(device)
-    known = strength.chosen(target or []) if strong else wanted(target or [], device)
+    known = wanted(target or [], device, strong)
     rows = measured(known, Scale(pairs, examples, device), json)
     OUT.print(table.drawn(rows), soft_wrap=True)
     raise typer.Exit(0 if all(row.holds for row in rows) else 1)
 
 
-def wanted(names: list[str], device: str) -> list[Target]:
+def wanted(names: list[str], device: str, strong: bool) -> list[Target]:
     """The chosen targets; a wrong name ends the program with a sentence."""
     try:
-        return targets.chosen(names, device)
+        return strength.chosen(names) if strong else targets.chosen(names, device)
     except KeyError as error:
         raise typer.BadParameter(str(error.args[0])) from error
 
@@ -80,4 +79,4 @@ def one(target: Target, scale: Scale) -> Row:
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

@@ -106,7 +106,7 @@ def calls(target: Target, scale: Scale) -> Row:
 def compaction(place: World, batch: int = 96) -> tuple[int, float]:
     """Model calls and gradients an example of PGD-40 where a batch drops what is broken."""
     made, spent = 0, 0
-    for part in torch.arange(len(place.x))[place.right].split(batch):
+    for part in torch.split(place.right.nonzero()[:, 0], batch):
         there = place._replace(x=place.x[part], y=place.y[part], clean=place.clean[part])
         steps = torch.tensor(shrinking(there))
         made, spent = made + len(steps), spent + int(steps.sum())
@@ -154,7 +154,7 @@ def differing(target: Target, scale: Scale) -> Row:
 def piecewise(place: World, name: str) -> Outcome:
     """The same examples, 32 at a time: what leaves is never replaced."""
     parts = []
-    for part in torch.arange(len(place.x)).split(32):
+    for part in torch.split(torch.arange(len(place.x)), 32):
         rest = sorted(set(range(len(place.x))) - set(part.tolist()))
         run = ours(name, Way(slots=32, finished=rest))(place, 0)
         parts.append((run.broken[part], run.image[part]))

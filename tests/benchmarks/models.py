@@ -133,7 +133,7 @@ RECIPES = {
     "digits-std": Recipe("digits", Fraction(1, 5), epochs=30, rate=2e-3),
     "digits-adv": Recipe("digits", Fraction(1, 5), epochs=30, rate=2e-3, inner=7),
     "resnet18-std": Recipe("resnet18", Fraction(16, 255), epochs=3, rate=2e-3),
-    "resnet18-adv": Recipe("resnet18", Fraction(16, 255), epochs=10, rate=3e-3, inner=3),
+    "resnet18-adv": Recipe("resnet18", Fraction(16, 255), epochs=3, rate=3e-3, inner=3),
 }
 
 
@@ -167,7 +167,7 @@ def taught(recipe: Recipe) -> nn.Module:
         each = len(x) // recipe.batch
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * each)
         for epoch in range(recipe.epochs):
-            for batch in torch.randperm(len(x))[: each * recipe.batch].split(recipe.batch):
+            for batch in torch.randperm(len(x))[: each * recipe.batch].view(-1, recipe.batch):
                 learn(recipe, model, optimiser, x[batch], y[batch], batch + epoch * len(x))
                 schedule.step()
     return model

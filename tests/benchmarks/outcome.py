@@ -62,7 +62,7 @@ def counted(model: nn.Module) -> Iterator[Counter]:
         counter.calls += 1
         counter.forwards += len(logits)
         if logits.requires_grad:
-            logits.register_hook(backward)
+            logits.register_hook(backward)  # type: ignore[no-untyped-call]
 
     handle = model.register_forward_hook(forward)
     try:
@@ -86,4 +86,5 @@ def judged(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
     attempts = Attempts(torch.arange(len(image)), image, zero, zero, zero, zero, zero)
     outcomes, _ = rules.judge(attempts)
     broken = torch.from_numpy(outcomes.verdict == Verdict.BROKEN)
-    return broken, torch.from_numpy(outcomes.distance)
+    distance = torch.from_numpy(outcomes.distance)
+    return broken.to(image.device), distance.to(image.device)

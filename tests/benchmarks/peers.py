@@ -6,7 +6,8 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -84,18 +85,16 @@ class Asked(nn.Module):
         return logits
 
 
-class quiet(warnings.catch_warnings):  # noqa: N801 - it is used as a word in a with statement
+@contextmanager
+def quiet() -> Iterator[None]:
     """Peers warn of their own age and log their progress; neither belongs in the table."""
-
-    def __enter__(self) -> Any:
-        logging.disable(logging.WARNING)
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        return entered
-
-    def __exit__(self, *error: object) -> None:
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
         logging.disable(logging.NOTSET)
-        super().__exit__(*error)
 
 
 def torchattacks_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
@@ -124,9 +123,9 @@ def torchattacks_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, se
 
 def foolbox_run(attack: Any, model: nn.Module, x: Tensor, y: Tensor, eps: float | None) -> Tensor:
     """Foolbox's attack on Foolbox's model."""
-    import foolbox
+    from foolbox.models.pytorch import PyTorchModel
 
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+    wrapped = PyTorchModel(model, bounds=(0, 1), device=x.device)
     _, clipped, _ = attack(wrapped, x, y, epsilons=eps)
     found: Tensor = clipped
     return found
@@ -134,23 +133,25 @@ def foolbox_run(attack: Any, model: nn.Module, x: Tensor, y: Tensor, eps: float 
 
 def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
     """PGD-40 with steps of a tenth of the radius."""
-    import foolbox
+    from foolbox.attacks.projected_gradient_descent import (
+        LinfProjectedGradientDescentAttack as LinfPGD,
+    )
 
-    return foolbox_run(foolbox.attacks.LinfPGD(steps=40, rel_stepsize=0.1), model, x, y, eps)
+    return foolbox_run(LinfPGD(steps=40, rel_stepsize=0.1), model, x, y, eps)
 
 
 def foolbox_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
     """Fifty steps, ten classes."""
-    import foolbox
+    from foolbox.attacks.deepfool import L2DeepFoolAttack
 
-    return foolbox_run(foolbox.attacks.L2DeepFoolAttack(steps=50), model, x, y, None)
+    return foolbox_run(L2DeepFoolAttack(steps=50), model, x, y, None)
 
 
 def foolbox_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
     """Five rounds of a hundred steps of 0.05, the first price 0.01."""
-    import foolbox
+    from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
 
-    attack = foolbox.attacks.L2CarliniWagnerAttack(
+    attack = L2CarliniWagnerAttack(
         binary_search_steps=5, steps=100, stepsize=0.05, initial_const=0.01
     )
     return foolbox_run(attack, model, x, y, None)

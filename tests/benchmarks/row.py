@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
-
 from tests.benchmarks import floor
+from tests.benchmarks.busy import share
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.models import World, world
 from tests.benchmarks.ours import Side
@@ -102,6 +101,15 @@ class Target:
         count = min(self.examples, scale.examples or self.examples)
         return world(name).first(count).on(scale.device)
 
+    @property
+    def family(self) -> str:
+        """T1 of T1.bf16."""
+        return self.key.split(".")[0]
+
+    def called(self, name: str) -> bool:
+        """Whether a name means this target."""
+        return name in (self.key, self.family)
+
     def times(self, scale: Scale) -> int:
         """How many pairs."""
         return min(self.pairs, scale.pairs or self.pairs)
@@ -133,9 +141,16 @@ def race(name: str, ours: Side, peer: Side, *, also: Also | None = None) -> Meas
         for side in (ours, peer):
             side(place.first(WARM), 0)
         pairs = [paired(place, ours, peer, seed) for seed in range(target.times(scale))]
-        return compared(target, place, pairs, also(pairs) if also else strength(pairs))
+        row = compared(target, place, pairs, also(pairs) if also else strength(pairs))
+        return row if scale.device == "cpu" else replace(row, note=busy(row.note, place, ours))
 
     return measure
+
+
+def busy(note: str, place: World, side: Side) -> str:
+    """The note, and how busy our side keeps the device."""
+    told = f"busy {share(lambda: side(place, 0), place.x.device):.0%}"
+    return f"{note}; {told}" if note else told
 
 
 def paired(place: World, ours: Side, peer: Side, seed: int) -> Pair:
@@ -191,9 +206,21 @@ def nearness(pairs: Sequence[Pair]) -> str:
 
 
 def norms(pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Median distances of both sides, over what both have fooled and nobody got for nothing."""
-    ours = torch.cat([pair.ours.distance for pair in pairs])
-    peer = torch.cat([pair.peer.distance for pair in pairs])
-    both = torch.cat([pair.ours.broken & pair.peer.broken for pair in pairs])
-    both &= (ours > 0) & (peer > 0)
-    return float(ours[both].median()), float(peer[both].median())
+    """Median distances of both sides, the means over the pairs."""
+    found = [medians(pair.ours, pair.peer) for pair in pairs]
+    return mean(ours for ours, _ in found), mean(peer for _, peer in found)
+
+
+def medians(ours: Outcome, peer: Outcome) -> tuple[float, float]:
+    """Median distances over what both have fooled and nobody got for nothing."""
+    both = ours.broken & peer.broken & (ours.distance > 0) & (peer.distance > 0)
+    return float(ours.distance[both].median()), float(peer.distance[both].median())
+
+
+def named(table: Sequence[Target], names: Sequence[str]) -> list[Target]:
+    """The targets called T1 or T1.bf16; all without a name. KeyError where a name fits none."""
+    for name in names:
+        if not any(target.called(name) for target in table):
+            known = ", ".join(dict.fromkeys(target.family for target in table))
+            raise KeyError(f"no target is called {name}; there are {known}.")
+    return [target for target in table if not names or any(map(target.called, names))]

@@ -74,7 +74,7 @@ def save(path: Path | None, rows: Mapping[str, Any]) -> None:
 
 def machine() -> dict[str, str]:
     """By its features alone."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     features = sorted(name for name, there in capabilities.items() if there is True)
     return {"features": " ".join(features), "torch": torch.__version__, "threads": "1"}
 

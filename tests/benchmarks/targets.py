@@ -7,7 +7,7 @@ from bench.records import Numeric
 from tests.benchmarks import engine, peers
 from tests.benchmarks.ours import STANDARD, Side, Way, cascade, ours
 from tests.benchmarks.peers import FAR, peer
-from tests.benchmarks.row import Bar, Measure, Target, nearness, race
+from tests.benchmarks.row import Bar, Measure, Target, named, nearness, race
 
 FAST = Way(Numeric.FAST)
 BF16 = Way(Numeric.BFLOAT16, audit=False)
@@ -157,22 +157,5 @@ DEVICE_TARGETS: tuple[Target, ...] = (
 
 
 def chosen(names: list[str], device: str) -> list[Target]:
-    """The targets named T1 or T1.bf16; all without a name. KeyError where a name fits none."""
-    table = TARGETS if device == "cpu" else DEVICE_TARGETS
-    if not names:
-        return list(table)
-    for name in names:
-        if not any(fits(target, name) for target in table):
-            known = ", ".join(dict.fromkeys(family(target) for target in table))
-            raise KeyError(f"no target is called {name}; there are {known}.")
-    return [target for target in table if any(fits(target, name) for name in names)]
-
-
-def family(target: Target) -> str:
-    """T1 of T1.bf16."""
-    return target.key.split(".")[0]
-
-
-def fits(target: Target, name: str) -> bool:
-    """Whether a name means this target."""
-    return name in (target.key, family(target))
+    """Those named T1 or T1.bf16 among the targets of this kind of device; all without a name."""
+    return named(TARGETS if device == "cpu" else DEVICE_TARGETS, names)
