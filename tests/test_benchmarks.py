@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from bench.records import Numeric
 from tests.benchmarks import __main__ as program
 from tests.benchmarks import engine, models, ours, peers, row, strength, table, targets
 from tests.benchmarks.busy import covered
+from tests.benchmarks.floor import Floor
 from tests.benchmarks.models import World
 from tests.benchmarks.outcome import Outcome, counted, judged, referee
 from tests.benchmarks.row import Bar, Pair, Scale, Target
@@ -39,7 +41,7 @@ def outcome(broken: list[bool], seconds: float, distance: float = 1.0) -> Outcom
 
 def race_of(mine: Outcome, other: Outcome, bar: float = 2.0) -> row.Row:
     target = Target("T0.x", "a race", Bar(bar), race_never, 4)
-    pairs = [Pair(mine, other, row.Floor(1.0, 0.5))] * 3
+    pairs = [Pair(mine, other, Floor(1.0, 0.5))] * 3
     return row.compared(target, tiny(4), pairs, row.strength(pairs))
 
 
@@ -91,7 +93,7 @@ def test_the_ratio_is_the_peers_time_over_ours() -> None:
 
 def test_a_norm_must_not_be_above_the_peers() -> None:
     near, far = outcome([True] * 4, 1.0, 1.0), outcome([True] * 4, 1.0, 1.2)
-    unit = row.Floor(1.0, 0.5)
+    unit = Floor(1.0, 0.5)
     assert row.nearness([Pair(near, far, unit)]) == ""
     assert "median L2 1.2000, the peer's 1.0000" in row.nearness([Pair(far, near, unit)])
 
@@ -201,7 +203,7 @@ def test_one_target_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(row, "world", lambda name: tiny())
     path = tmp_path / "out.json"
     runner = CliRunner()
-    app = program.typer.Typer()
+    app = typer.Typer()
     app.command()(program.main)
     shown = runner.invoke(app, ["--target", "T2.torchattacks", "--pairs", "1", "--json", str(path)])
     found = json.loads(path.read_text())["T2.torchattacks"]
