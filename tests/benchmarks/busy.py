@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.floor import now
@@ -20,7 +19,7 @@ def share(work: Callable[[], object], device: torch.device) -> float:
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in record.events()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ]
     return covered(spans) / 1e6 / seconds
 

@@ -233,13 +233,13 @@ def apgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tenso
 
 
 def square(queries: int) -> Peer:
-    """Square with the schedule that `standard` uses."""
+    """Square alone, with its schedule stretched over the queries, which is its own default."""
 
     def call(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         from pyautoattack.square import SquareAttack
 
         attack = SquareAttack(
-            model, n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=False,
+            model, n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=True,
             device=x.device,
         )  # fmt: skip
         return moved(attack.perturb(x, y))
