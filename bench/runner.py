@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench import data, matrix, stats, verify
 from bench.arena import Arena, Setting
@@ -21,13 +22,14 @@ from bench.engine import Audit, play
 from bench.entrants import Entrants
 from bench.events import Event, Listener, bad_answers, fallen, refused_offers
 from bench.matrix import Pair, Selection
-from bench.plugin import Dataset, Defense, ThreatModel, Traits
+from bench.plugin import Certifier, Dataset, Defense, ThreatModel, Traits
 from bench.records import (
     Cell,
     CellState,
     Chunk,
     Failure,
     Numeric,
+    PluginError,
     Verdict,
 )
 from bench.registry import STRANGE, Registry, attack_digest
@@ -252,18 +254,25 @@ class Worker:
             )  # fmt: skip
 
     def _certify(self, arena: Arena, threat: ThreatModel) -> None:
+        """Ask every certifier that speaks of this defense; one that fails proves nothing."""
+        if threat.goal.kind != "untargeted":
+            return
         known = self.store.certificates(threat.id, arena.examples.digest)
         proved = {proof.certifier for proof in known if proof.defense_digest == arena.digest}
         for name, offer in self.registry.certifiers.items():
-            if threat.goal.kind != "untargeted" or name in proved:
+            if name in proved:
                 continue
-            if offer.value.refuses(arena.module, threat.ball):
+            try:
+                held = proofs(offer.value, arena, threat)
+            except STRANGE as error:
+                said = f"{name} proves nothing of {arena.defense.name}: {blame(error).reason}"
+                self.listener(Event("odd", said))
                 continue
-            held = offer.value.certify(arena.module, arena.x, arena.y, threat.ball)
-            self.store.certify(
-                arena.defense.name, arena.digest, threat.id, arena.examples.digest, name,
-                offer.value.exact, held.cpu().numpy(),
-            )  # fmt: skip
+            if held is not None:
+                self.store.certify(
+                    arena.defense.name, arena.digest, threat.id, arena.examples.digest, name,
+                    offer.value.exact, held.cpu().numpy(),
+                )  # fmt: skip
 
     def _source(self, pair: Pair, threat: ThreatModel) -> Arena | None:
         if pair.reason or not Traits.of(pair.attack).source:
@@ -365,6 +374,20 @@ class Worker:
 
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
 """How far the code of each origin is locked in, until the sandbox stands."""
+
+
+def proofs(tool: Certifier, arena: Arena, threat: ThreatModel) -> Tensor | None:
+    """[n] bool: which examples a certifier has a proof for; None where it refuses."""
+    with torch.random.fork_rng(_cuda(arena.setting.device)):
+        torch.random.manual_seed(arena.seed)
+        if tool.refuses(arena.module, threat.ball):
+            return None
+        held = tool.certify(arena.module, arena.x, arena.y, threat.ball)
+    if held.dtype is not torch.bool or held.shape != arena.y.shape:
+        raise PluginError(
+            f"{tool.name} gave {held.dtype} {list(held.shape)}; bool {list(arena.y.shape)} is due."
+        )
+    return held
 
 
 def _by_defense(pairs: list[Pair]) -> Iterator[tuple[Defense, list[Pair]]]:

@@ -532,6 +532,44 @@ def test_a_proof_that_a_verified_attempt_contradicts_makes_the_row_invalid(
     assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
 
 
+def test_a_refuted_proof_names_its_examples(world: World) -> None:
+    broken = np.isin(np.arange(600), [7, 41, 599])
+    enter(world, "d", ALL, NONE, broken)
+    certify(world, ALL, "honest-looking", exact=False)
+    certify(world, ~broken, "careful", exact=False)
+    flag = flag_of(world, "soundness-error")
+    assert flag.state == "raised"
+    assert flag.evidence == (
+        "Of 600 examples proved by honest-looking, 3 are broken by a verified attempt"
+        " (number 7, 41, 599)."
+    )
+
+
+def test_a_proof_is_refuted_by_what_fell_within_a_smaller_radius(world: World) -> None:
+    world.threat("near", eps=0.1)
+    enter(world, "d", ALL, NONE, NONE)
+    certify(world, ALL)
+    assert flag_of(world, "soundness-error").state == "clear"
+    world.play("d", "pgd", first(1), threat="near")
+    flag = flag_of(world, "soundness-error")
+    assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
+    assert flag_of(world, "soundness-error", threat="near").state == "not tested"
+
+
+def test_every_radius_shows_what_is_proved_under_what_attacks_left(world: World) -> None:
+    world.tool("certifier", "smoothing", error=0.001)
+    world.threat("near", eps=0.1)
+    enter(world, "d", ALL, NONE, first(300))
+    world.play("d", "pgd", first(200), threat="near")
+    certify(world, ~first(450))
+    certify(world, ~first(400), "smoothing", exact=False)
+    near, here = entry(world.store, find(world.store, "linf"), "d").points
+    assert near.certified is None and near.robust.k == 400
+    assert here.certified is not None and here.robust.k == 300
+    assert (here.certified.certifier, here.certified.count.k) == ("smoothing", 200)
+    assert (here.certified.exact, here.certified.error) == (False, 0.001)
+
+
 def test_a_proof_of_a_clean_mistake_is_a_soundness_error(world: World) -> None:
     enter(world, "d", ~first(1), NONE, NONE)
     certify(world, ALL)
@@ -698,6 +736,7 @@ def test_the_report_has_the_promised_shape_and_is_json(world: World) -> None:
     assert row["coverage"] == {"done": 2, "required": 2}
     assert row["flags"][0].keys() == {"name", "state", "evidence"}
     assert row["certified"]["k"] == 580
+    assert row["certified"].keys() >= {"certifier", "exact", "error"}
     assert row.keys() >= {"clean", "robust_required", "strongest", "verdict", "claim", "tier"}
     square = said["matrix"][1]
     assert (square["attack"], square["state"], square["robust"]["k"]) == ("pgd", "done", 580)

@@ -23,6 +23,10 @@ Map: TypeAlias = Callable[[Tensor], Tensor]
 ROUNDING = 2.0**-24  # the unit roundoff of float32
 
 
+UNTRACED = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+"""What a forward raises that looks into its numbers, where it is shown symbols instead."""
+
+
 class UnreadableError(Exception):
     """One sentence: what stands in the module that nobody here can bound."""
 
@@ -155,7 +159,7 @@ def read(module: nn.Module) -> Network:
         raise UnreadableError("the model has hooks, which no certificate looks into")
     try:
         graph = fx.Tracer().trace(module)
-    except Exception as error:  # whatever a stranger's forward raises when asked symbolically
+    except UNTRACED as error:
         raise UnreadableError(f"the model cannot be traced ({type(error).__name__})") from error
     return Reader(module).read(graph)
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.board import Board, Curve, Square
+from bench.board import Board, Curve, Point, Proof, Square
 from bench.records import Count
 from bench.stats import count
 from leaderboard import export, figures, markup, plots, reading, words
@@ -96,6 +96,14 @@ def test_a_fixed_radius_is_a_point_and_never_part_of_a_line() -> None:
     layers = figures.radii(drawn, "radius", 0.2).to_dict()["layer"]
     line = next(layer for layer in layers if layer["mark"]["type"] == "line")
     assert "smallest distance" in json.dumps(line["transform"])
+
+
+def test_what_is_proved_stands_under_what_attacks_left_at_the_same_radius() -> None:
+    proof = Proof("smoothing", exact=False, error=0.001, count=count(3, 10))
+    point = Point("1/10", 0.1, count(6, 10), proof, "near", complete=True)
+    attacked, proved = plots.by_radius({}, [point])
+    assert attacked["eps"] == proved["eps"] and proved["accuracy"] < attacked["accuracy"]
+    assert "by smoothing, each wrong with probability 0.001 at most" in proved["words"]
 
 
 def test_every_tile_carries_its_number_or_its_state() -> None:

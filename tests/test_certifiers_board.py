@@ -1,0 +1,74 @@
+"""Certificates on the board: who lies is caught, and every curve stays under what attacks left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import board
+from bench.campaign import Campaign, worker
+from bench.events import Event
+from bench.matrix import Selection
+from bench.registry import Registry
+from bench.store import Store
+from tests import planted
+
+SELECTION = Selection(threats=("digits-linf",), defenses=("linear",), attacks=("pgd",), examples=64)
+
+
+LIARS = """
+class Liar:
+    name = "liar"
+    exact = False
+
+    def refuses(self, module, ball):
+        return ""
+
+    def certify(self, module, x, y, ball):
+        return y >= 0
+
+
+class Broken(Liar):
+    name = "broken"
+
+    def certify(self, module, x, y, ball):
+        raise ZeroDivisionError("nobody divides by me")
+
+
+class Mumbling(Liar):
+    name = "mumbling"
+
+    def certify(self, module, x, y, ball):
+        return x
+
+
+class Guessing(Liar):
+    name = "guessing"
+    error = 0.99
+
+
+@hookimpl
+def bench_certifiers():
+    yield Liar()
+    yield Broken()
+    yield Mumbling()
+    yield Guessing()
+"""
+
+
+def test_a_lying_certifier_is_caught_and_a_broken_one_stops_nobody(tmp_path: Path) -> None:
+    registry = Registry.load(tmp_path / "none")
+    registry.admit([planted.module(tmp_path, "liars", LIARS)])
+    told: list[Event] = []
+    url = f"sqlite:///{tmp_path / 'bench.db'}"
+    with Store.open(url) as store:
+        worker(Campaign(SELECTION, url, quiet=True), store, registry, told.append).run()
+        here = board.find(store, "digits-linf")
+        known = {proof.certifier for proof in store.certificates(here.id, here.examples)}
+        (row,) = board.ranking(store, here)
+    assert known >= {"liar", "guessing", "linear-exact"} and not known & {"broken", "mumbling"}
+    odd = " ".join(event.text for event in told if event.kind == "odd")
+    assert "broken proves nothing of linear: ZeroDivisionError" in odd
+    assert "bool [64] is due" in odd
+    (flag,) = [flag for flag in row.flags if flag.name == "soundness-error"]
+    assert (row.verdict, flag.state) == ("invalid", "raised")
+    assert "proved by liar" in flag.evidence and "guessing" not in flag.evidence
