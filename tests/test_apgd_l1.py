@@ -61,7 +61,7 @@ def test_a_step_moves_the_largest_pixels_alone_and_has_length_one() -> None:
     for changed in (0, 3, 30, 96):
         way = sparsest(gradient, adv, torch.full((32,), changed))
         moved = (way != 0).flatten(1)
-        assert (moved.sum(1) == min(64, max(1, -(-2 * changed // 3)))).all()
+        assert (moved.sum(1) == min(64, max(1, 2 * changed // 3))).all()
         assert torch.allclose(way.abs().sum((1, 2, 3)), torch.tensor(1.0))
         assert (way * gradient >= 0).all()
         size = gradient.abs().flatten(1)

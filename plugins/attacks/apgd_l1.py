@@ -61,7 +61,8 @@ class Calendar(NamedTuple):
 class SparseAPGD:
     """x_{t+1} = Proj(x_t + eta s / |s|_1), s the sign of g in its k largest (arXiv:2103.01208).
 
-    Every few steps k becomes the number of pixels in which the best point is changed, over 1.5:
+    Every few steps k becomes the number of pixels in which the best point is changed, over 1.5
+    and rounded down (rounded up it could never fall from two to one):
     where that number has fallen, eta is whole again and the row goes back to its best point;
     elsewhere eta shrinks. The steps are spent in balls of three, two and one radii, each begun from
     the best point of the last.
@@ -137,7 +138,7 @@ def sparsest(gradient: Tensor, adv: Tensor, changed: Tensor) -> Tensor:
     """
     way = gradient.sign()
     size = torch.where((adv + way).clamp(0, 1) == adv, 0, gradient.abs()).flatten(1)
-    most = (changed / SPREAD).ceil().long().clamp(1, size.shape[1])
+    most = (changed / SPREAD).long().clamp(1, size.shape[1])
     least = size.sort(dim=1, descending=True).values.gather(1, most[:, None] - 1)
     chosen = (size >= least) & (size > 0)
     share = chosen / chosen.sum(1, keepdim=True).clamp_min(1)
