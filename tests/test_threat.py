@@ -487,3 +487,68 @@ def test_a_targeted_goal_names_its_rule(rule: str) -> None:
 def test_an_unknown_goal_is_refused() -> None:
     with pytest.raises(ValueError, match="known goals: untargeted, nearest, targeted"):
         Goal("universal")
+
+
+# Onto a hyperplane.
+
+
+def nearest_on_plane(ball: PerturbationSet, weight: Array, rise: float, x: Array) -> float:
+    """min ||z - x|| over the box with <weight, z - x> = rise: a linear programme, or a search."""
+    d, w = x.size, weight.ravel()
+    box = list(zip((-x).ravel(), (1 - x).ravel(), strict=True))
+    if ball.name == "L2":
+        plane = {"type": "eq", "fun": lambda z: z @ w - rise, "jac": lambda z: w}
+        found = minimize(
+            lambda z: z @ z, 0 * w, jac=lambda z: 2 * z, bounds=box, constraints=plane,
+            method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
+        )  # fmt: skip
+        return float(np.sqrt(found.fun))
+    extra = 1 if ball.name == "Linf" else d
+    bound = np.ones((d, 1)) if ball.name == "Linf" else np.eye(d)
+    above = np.block([[np.eye(d), -bound], [-np.eye(d), -bound]])
+    cost = np.concatenate([np.zeros(d), np.ones(extra)])
+    line = np.concatenate([w, np.zeros(extra)])[None]
+    limits = box + [(0, None)] * extra
+    found = linprog(cost, above, np.zeros(2 * d), line, [rise], bounds=limits)
+    return float(found.fun)
+
+
+@every_norm
+def test_onto_is_the_nearest_point_of_the_hyperplane_in_the_box(
+    norm: Callable[[Fraction], PerturbationSet],
+) -> None:
+    """Against scipy, with pixels at the edges of the box, rises and falls."""
+    ball, generator = norm(Fraction(1, 10)), np.random.default_rng(0)
+    x = np.clip(1.6 * generator.random((16, 1, 2, 4)) - 0.3, 0, 1)
+    weight = generator.standard_normal(x.shape)
+    most = np.where(weight > 0, weight * (1 - x), -weight * x).sum((1, 2, 3))
+    least = np.where(weight > 0, -weight * x, weight * (1 - x)).sum((1, 2, 3))
+    rise = np.where(generator.random(16) < 0.5, most, least) * generator.random(16)
+    moved = ball.onto(*(torch.from_numpy(part) for part in (weight, rise, x)))
+    change = moved.numpy() - x
+    assert (rise > 0).any()
+    assert (rise < 0).any()
+    assert np.allclose((weight * change).sum((1, 2, 3)), rise, atol=1e-12)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    for row in range(16):
+        expected = nearest_on_plane(ball, weight[row], rise[row], x[row])
+        assert abs(distance_of(ball, change[row]) - expected) < 1e-6
+
+
+@every_norm
+def test_onto_goes_as_far_as_it_can_where_the_hyperplane_misses_the_box(
+    norm: Callable[[Fraction], PerturbationSet],
+) -> None:
+    x, weight = torch.full((2, 1, 1, 3), 0.25), torch.tensor([1.0, -2.0, 0.0]).expand(2, 1, 1, 3)
+    moved = norm(Fraction(1)).onto(weight, torch.tensor([99.0, -99.0]), x)
+    assert moved.flatten(1).tolist() == [[1.0, 0.0, 0.25], [0.0, 1.0, 0.25]]
+
+
+@every_norm
+def test_onto_stays_where_there_is_nothing_to_do_or_no_slope(
+    norm: Callable[[Fraction], PerturbationSet],
+) -> None:
+    x = torch.rand(4, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(norm(Fraction(1)).onto(torch.ones_like(x), torch.zeros(4), x), x)
+    assert torch.equal(norm(Fraction(1)).onto(torch.zeros_like(x), torch.full((4,), 1e30), x), x)

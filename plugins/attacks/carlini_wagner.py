@@ -15,7 +15,6 @@ from bench.plugin import Access, Attack, Gradient, Problem, Retire, hookimpl
 
 INSIDE = 0.9999  # of the way to the edge of the box, where artanh is infinite and tanh is flat
 DECAY, SQUARES = 0.9, 0.999  # of Adam's two running means
-IMPROVES = 0.9999  # a tenth of a round that falls by less has converged
 
 
 class State(NamedTuple):
@@ -36,8 +35,10 @@ class State(NamedTuple):
     """[n]: c, the largest one that failed, and the least one that won (or infinite)."""
     checked: Tensor
     """[n]: the objective when it was last looked at."""
-    over: Tensor
-    """[n] bool: this round has converged."""
+    place: Tensor
+    """[n] int64: steps made in this round."""
+    ended: Tensor
+    """[n] int64: rounds that are over."""
     won: Tensor
     """[n] bool: this round has met a success."""
 
@@ -47,7 +48,7 @@ class CarliniWagner:
     """min ||x' - x||^2 + c max(z_y - max_j z_j, -kappa), x' = (1 + tanh w) / 2 (arXiv:1608.04644).
 
     Each round is Adam from the clean image at one c; c grows tenfold until a round wins, then the
-    bracket is halved. The place in the schedule is problem.t alone.
+    bracket is halved. A row whose round has converged begins its next one at once.
     """
 
     name = "cw"
@@ -61,7 +62,7 @@ class CarliniWagner:
 
     rounds: int = 9
     length: int = 100
-    """Steps of a round."""
+    """Most steps of a round."""
     rate: float = 0.05
     """Of Adam, in units of w."""
     price: float = 0.01
@@ -70,38 +71,39 @@ class CarliniWagner:
     """The margin that a success must have."""
     precision: float = 0.05
     """A row ends when its bracket is this narrow, in shares of its upper end."""
+    improves: float = 0.9999
+    """A round has converged when a tenth of it brings the objective to more than this share."""
 
     @property
     def steps(self) -> int:
-        """All rounds."""
+        """All rounds, at their longest."""
         return self.rounds * self.length
 
     def start(self, problem: Problem) -> State:
         """Nothing found, the first price."""
         nothing, zero = torch.zeros_like(problem.x), torch.zeros_like(problem.x[:, 0, 0, 0])
-        none, never = zero + math.inf, zero > 0
+        none, count = zero + math.inf, zero.long()
         return State(
             problem.x, none, nothing, nothing, nothing,
-            zero + self.price, zero, none, none, never, never,
+            zero + self.price, zero, none, none, count, count, zero > 0,
         )  # fmt: skip
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask one image of each row whose round is not over, and move it downhill."""
-        place = problem.t % self.length
-        state = begun(state, problem.x, place == 0)
+        """Ask one image of each row, and move it downhill."""
+        origin = inside(problem.x)
+        state = begun(state, origin)
         image = (1 + state.w.tanh()) / 2
-        answer = problem.gradient(image, self.gain, ~state.over)
+        answer = problem.gradient(image, self.gain)
         state = self.kept(problem, state, image, answer)
-        origin = (1 + inside(problem.x).tanh()) / 2
-        change = image - origin
+        change = image - (1 + origin.tanh()) / 2
         objective = change.square().flatten(1).sum(1) - state.price * answer.loss
         slope = 2 * change - per_image(state.price) * answer.gradient
-        state = self.moved(state, 2 * image * (1 - image) * slope, place + 1)
-        return self.priced(self.paused(state, objective, place), place == self.length - 1)
+        return self.judged(self.moved(state, 2 * image * (1 - image) * slope), objective)
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: the price is known well enough."""
-        return state.high - state.low < self.precision * state.high
+        """[n] bool: the price is known well enough, or no round is left."""
+        narrow = state.high - state.low < self.precision * state.high
+        return narrow | (state.ended >= self.rounds)
 
     def gain(self, logits: Tensor, label: Tensor) -> Tensor:
         """[n]: the margin, worth nothing more beyond kappa."""
@@ -109,7 +111,7 @@ class CarliniWagner:
 
     def kept(self, problem: Problem, state: State, image: Tensor, answer: Gradient) -> State:
         """Remember successes, and the nearest of them."""
-        success = problem.wrong(answer.logits) & (answer.loss >= self.kappa) & ~state.over
+        success = problem.wrong(answer.logits) & (answer.loss >= self.kappa)
         distance = problem.ball.distance(image, problem.x)
         nearer = success & (distance < state.distance)
         return state._replace(
@@ -118,8 +120,9 @@ class CarliniWagner:
             won=state.won | success,
         )
 
-    def moved(self, state: State, slope: Tensor, count: Tensor) -> State:
-        """Adam's step number `count` [n] of each row's round; slope [n, C, H, W] is of w."""
+    def moved(self, state: State, slope: Tensor) -> State:
+        """Adam's next step of each row's round; slope [n, C, H, W] is of w."""
+        count = state.place + 1
         mean = DECAY * state.mean + (1 - DECAY) * slope
         square = SQUARES * state.square + (1 - SQUARES) * slope.square()
         first, second = (-torch.expm1(count * math.log(b)) for b in (DECAY, SQUARES))
@@ -127,12 +130,16 @@ class CarliniWagner:
         w = state.w - self.rate * (mean / per_image(first)) / size
         return state._replace(w=w, mean=mean, square=square)
 
-    def paused(self, state: State, objective: Tensor, place: Tensor) -> State:
-        """Ten times a round: a row whose objective [n] falls no more waits for the next round."""
-        look = place % max(1, self.length // 10) == 0
-        stuck = look & (objective > IMPROVES * state.checked)
-        checked = torch.where(look, objective, state.checked)
-        return state._replace(over=state.over | stuck, checked=checked)
+    def judged(self, state: State, objective: Tensor) -> State:
+        """Ten times a round: where the objective [n] falls no more, the round is over."""
+        look = state.place % max(1, self.length // 10) == 0
+        stuck = look & (objective > self.improves * state.checked)
+        last = stuck | (state.place == self.length - 1)
+        return self.priced(state, last)._replace(
+            checked=torch.where(look, objective, state.checked),
+            place=torch.where(last, 0, state.place + 1),
+            ended=state.ended + last,
+        )
 
     def priced(self, state: State, last: Tensor) -> State:
         """At the end of a round: cheaper after a win, dearer after a loss."""
@@ -147,15 +154,15 @@ def inside(x: Tensor) -> Tensor:
     return torch.atanh((2 * x - 1) * INSIDE)
 
 
-def begun(state: State, x: Tensor, fresh: Tensor) -> State:
-    """Rows that begin a round [n] bool: at the clean image, Adam without a past."""
+def begun(state: State, origin: Tensor) -> State:
+    """Rows at place 0 begin their round at the w `origin` [n, C, H, W], Adam without a past."""
+    fresh = state.place == 0
     rows = per_image(fresh)
     return state._replace(
-        w=torch.where(rows, inside(x), state.w),
+        w=torch.where(rows, origin, state.w),
         mean=state.mean.masked_fill(rows, 0),
         square=state.square.masked_fill(rows, 0),
         checked=state.checked.masked_fill(fresh, math.inf),
-        over=state.over & ~fresh,
         won=state.won & ~fresh,
     )
 
