@@ -352,7 +352,7 @@ def test_deepfool_stands_beyond_the_border_of_a_network_on_digits_with_saturated
     arrived = Target(model).logits(iterate(state)).argmax(1) != y
     assert arrived.all()
     assert attack.done(state).all()
-    assert rows.ledger.gradients.float().mean() < 20
+    assert rows.ledger.gradients.float().mean() < 40
 
 
 def test_deepfool_pays_for_the_candidates_it_looks_at_and_no_more() -> None:

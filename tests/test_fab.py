@@ -148,6 +148,20 @@ def test_the_nearest_success_only_comes_nearer_is_a_success_and_the_search_helps
     assert (end.distance < trail[attack.walk].distance).float().mean() > 0.5
 
 
+def test_the_search_begins_between_the_clean_image_and_the_nearest_success() -> None:
+    x, y = digits(32)
+    attack = fab("fab", 4)
+    rows = rows_of(attack, small_cnn(), x, y, L2(Fraction(8)))
+    *_, state = states(attack, rows, 4)
+    found = state.distance.isfinite()
+    asked: list[Tensor] = []
+    rows.watch = lambda adv, _logits, _where: asked.append(adv)
+    attack.step(rows, state)
+    span = Span(x, margin(rows.clean_logits, y), state.adv, state.excess)
+    assert found.sum() > 16
+    assert torch.equal(asked[-1][found], span.crossing(attack.lean)[found])
+
+
 def test_on_a_network_it_is_nearer_than_deepfool() -> None:
     x, y = digits(64)
     for ball in (L2(Fraction(8)), Linf(Fraction(1))):
