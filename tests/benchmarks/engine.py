@@ -21,6 +21,7 @@ from tests.benchmarks.ours import Side, Way, cascade, ours
 from tests.benchmarks.outcome import Outcome
 from tests.benchmarks.peers import peer
 from tests.benchmarks.row import (
+    WARM,
     Both,
     Measure,
     Pair,
@@ -53,6 +54,7 @@ def overhead(name: str, attack: str, **changes: int) -> Measure:
 
     def measure(target: Target, scale: Scale) -> Row:
         place = target.place(name, scale)._replace(ball=NARROW)
+        ours(attack, Way(slots=SLOTS), **changes)(place.first(WARM), 0)
         pairs = [
             paired(place, ours(attack, Way(slots=SLOTS), **changes), nothing, seed)
             for seed in range(target.times(scale))

@@ -111,6 +111,7 @@ class Recipe:
     network: str
     """A key of NETWORKS."""
     radius: Fraction
+    """Of the attack on each batch; what is attacked lies in RADIUS."""
     epochs: int
     rate: float
     inner: int = 0
@@ -129,11 +130,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "digits": lambda: cnn((1, 8, 8), 10),
     "resnet18": resnet18,
 }
+RADIUS = {"digits": Fraction(1, 5), "resnet18": Fraction(16, 255)}
 RECIPES = {
     "digits-std": Recipe("digits", Fraction(1, 5), epochs=30, rate=2e-3),
     "digits-adv": Recipe("digits", Fraction(1, 5), epochs=30, rate=2e-3, inner=7),
     "resnet18-std": Recipe("resnet18", Fraction(16, 255), epochs=3, rate=2e-3),
-    "resnet18-adv": Recipe("resnet18", Fraction(16, 255), epochs=3, rate=3e-3, inner=3),
+    "resnet18-adv": Recipe("resnet18", Fraction(8, 255), epochs=3, rate=3e-3, inner=3),
 }
 
 
@@ -196,7 +198,7 @@ def world(name: str) -> World:
     model = NETWORKS[recipe.network]()
     model.load_state_dict(weights(recipe))
     x, y = images(recipe.network)
-    return opened(name, model, x[TAUGHT:], y[TAUGHT:], Linf(recipe.radius))
+    return opened(name, model, x[TAUGHT:], y[TAUGHT:], Linf(RADIUS[recipe.network]))
 
 
 class Published(NamedTuple):
