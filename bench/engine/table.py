@@ -18,7 +18,7 @@ from bench.problem import Rows, combine, iterate, pad, padded, runs_of
 from bench.threat import per_row
 
 STRIDE = 4  # steps between settlements: hits are recorded at the query, so none is lost
-CROWD = 16  # when one slot in so many has won since, the settlement does not wait
+CROWD = 16  # so many rows, and one slot in so many, have won since: the settlement does not wait
 SPARE = 0.75  # of the slots: when the tail needs no more, the others are given up
 FEW = (8, 16)  # batches under the unit, where the defense gives the same bits in them
 CHUNK = 64  # finished items handed on at once
@@ -50,20 +50,23 @@ class Table:
             self._lay()
 
     def _lay(self) -> None:
-        """Lay the slots, each with a row that does not play yet."""
+        """Lay the slots and start the first items; what is left over repeats the last, idle."""
         game, device = self.game, self.game.x.device
         size = GROUP if self.grouped else min(padded(game.slots), padded(len(self.queue)))
-        first = torch.full((size,), self.queue[-1], dtype=torch.int64, device=device)
+        seated = [self.queue.pop() for _ in range(min(size, len(self.queue)))]
+        first = pad(torch.tensor(seated, device=device), size)
         self.rows = rows = Rows(
             game.door, game.ball, game.goal, game.x[first], game.y[first],
             aim=game.aim[first], clean=game.clean[first], example=first,
             seed=game.seed, name=self.attack.name, budget=game.budget,
         )  # fmt: skip
-        rows.active = torch.zeros(size, dtype=torch.bool, device=device)
+        rows.active = torch.arange(size, device=device) < len(seated)
         # A transfer attack must not learn from the target whether it has won.
         rows.watch = None if self.traits.source else self._watch
         self.slots = Slots.empty(rows.x)
+        self.slots.playing = rows.active.clone()
         self.item = np.full(size, -1, dtype=np.int64)
+        self.item[: len(seated)] = seated
         self.run = np.zeros(size, dtype=np.int64)
         self.t = np.zeros(size, dtype=np.int64)
         self.state = self.attack.start(rows.take(torch.arange(size, device=device)))
@@ -151,7 +154,7 @@ class Table:
         self.claims = 0
         for _ in range(self._stride()):
             self._step()
-            if self.claims * CROWD > len(self.item):
+            if self.claims >= max(CROWD, len(self.item) // CROWD):
                 return
 
     def _stride(self) -> int:
