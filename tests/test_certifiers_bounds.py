@@ -299,6 +299,13 @@ def test_v03_no_allowed_image_falls_below_the_dual_bound(
     assert tight > 0.9, "the bound is no empty one"
 
 
+@pytest.mark.parametrize("eps", [Fraction(1, 10), Fraction(2, 255), Fraction(8, 255)])
+def test_v03_only_the_largest_norm_has_the_box_for_its_ball(eps: Fraction) -> None:
+    x = torch.rand(64, 1, 8, 8, dtype=torch.float64)
+    assert Region(x, Linf(eps)).is_box
+    assert not Region(x, L2(eps)).is_box and not Region(x, L1(eps)).is_box
+
+
 def test_v03_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)

@@ -91,7 +91,8 @@ class Region(NamedTuple):
     @property
     def is_box(self) -> bool:
         """Is every corner of that box allowed? Then intervals are exact up to the first ReLU."""
-        corner = torch.where(self.x < 0.5, self.box.upper, self.box.lower)
+        up, down = self.x + self.ball.radius, self.x - self.ball.radius
+        corner = torch.where(self.x < 0.5, up, down).clamp(0, 1)
         return bool(self.ball.contains(corner, self.x).all())
 
     def extremes(self, weight: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
