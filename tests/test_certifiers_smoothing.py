@@ -102,6 +102,17 @@ def test_what_smoothing_certifies_the_vote_itself_keeps_at_the_worst_image() -> 
     assert (module(worst).argmax(1) != y)[~held].any()
 
 
+def test_the_logits_count_the_votes() -> None:
+    module, x, _, _ = world(50)
+    torch.manual_seed(0)
+    votes = module(x).exp() - 0.5
+    assert torch.allclose(votes, votes.round(), atol=1e-4)
+    assert torch.equal(votes.sum(1).round(), torch.full((50,), 64.0))
+    torch.manual_seed(0)
+    again = torch.stack([module.vote(x) for _ in range(64)]).sum(0)
+    assert torch.allclose(votes, again, atol=1e-4)
+
+
 def test_few_votes_certify_less_than_many() -> None:
     few, x, y, _ = world(300, votes=8)
     many = Smoothed(few.classifier, SIGMA, 512)

@@ -22,15 +22,19 @@ LOOKS = 8  # over which an attacker averages the slope
 
 
 class Smoothed(nn.Module):
-    """Shares of the votes of a classifier on `votes` images with N(0, sigma^2) on every pixel."""
+    """The vote of a classifier on `votes` copies of the image with N(0, sigma^2) on every pixel."""
 
     def __init__(self, classifier: nn.Module, sigma: float, votes: int) -> None:
         super().__init__()
         self.classifier, self.sigma, self.votes = classifier, sigma, votes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [0, 1] to shares of the votes [n, K]; new noise on each call."""
-        return torch.stack([self.vote(images) for _ in range(self.votes)]).mean(0)
+        """Images [n, C, H, W] in [0, 1] to logits [n, K]; new noise on each call.
+
+        A logit is the log of the votes; half a vote more for each class keeps it finite.
+        """
+        votes = torch.stack([self.vote(images) for _ in range(self.votes)])
+        return (votes.sum(0) + 0.5).log()
 
     def vote(self, images: Tensor) -> Tensor:
         """[n, K] one-hot: what the classifier calls each image under one draw of the noise."""
