@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from bench.engine.abreast import table
 from bench.engine.audit import Audit, audited
 from bench.engine.game import GROUP, Attempts, Confirm, Game
 from bench.engine.table import Table
@@ -51,7 +52,7 @@ def play(
         yield from audited(game, exact, confirm, items, heard)
         return
     if game.noise is None:
-        yield from Table(game, confirm, items).play()
+        yield from table(game, confirm, items)
         return
     # A group is played whole: its random draws belong to all of its rows.
     for group in sorted({item // GROUP for item in items}):

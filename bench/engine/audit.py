@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.engine.abreast import table
 from bench.engine.game import Attempts, Confirm, Game
-from bench.engine.table import Table
 from bench.kit import KeyedDraws, example_key
 
 SHARE = 0.05
@@ -46,20 +46,20 @@ def audited(
         Each item exactly once: successes as they come, survivors at the end.
     """
     held: list[Attempts] = []
-    for part in Table(quick, confirm, items).play():
+    for part in table(quick, confirm, items):
         claimed = part.step >= 0
         yield from chosen(part, claimed)
         held += chosen(part, ~claimed)
     survivors = torch.cat([part.item for part in held]).tolist() if held else []
     sample = drawn(survivors, quick.seed)
-    again = list(Table(exact, confirm, sample).play())
+    again = list(table(exact, confirm, sample))
     fell = sum(int((part.step >= 0).sum()) for part in again)
     heard(Audit(len(survivors), len(sample), fell))
     yield from again
     if fell:
         sampled = set(sample)
         rest = [item for item in survivors if item not in sampled]
-        yield from Table(exact, confirm, rest).play()
+        yield from table(exact, confirm, rest)
         return
     known = torch.tensor(sample, dtype=torch.int64)
     for part in held:

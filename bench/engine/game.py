@@ -45,6 +45,10 @@ class Game:
     slots: int = 256
     noise: Noise | None = None
     """Set for a declared-random defense: played in fixed groups without refill."""
+    example: Tensor | None = None
+    """[n] which example each item is, where its runs are items of their own."""
+    run: Tensor | None = None
+    """[n] and which run of it."""
 
     def reached(self, logits: Tensor, items: Tensor) -> Tensor:
         """[n] bool: these answers [n, K] for these items [n] reach the goal of the board."""

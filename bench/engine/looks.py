@@ -33,6 +33,10 @@ class Looks:
         """Whether one of these items has an earlier run waiting."""
         return any(entry.item in items for entry in self.waiting)
 
+    def drop(self, items: set[int]) -> None:
+        """Forget these."""
+        self.waiting = [entry for entry in self.waiting if entry.item not in items]
+
     def settle(self) -> Iterator[Settled | tuple[int, Nearest]]:
         """Look at all that wait; the earliest run that won counts.
 

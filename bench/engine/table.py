@@ -31,7 +31,11 @@ class Table:
     def __init__(self, game: Game, confirm: Confirm, items: Sequence[int]) -> None:
         self.game, self.confirm = game, confirm
         self.attack, self.traits = game.attack, Traits.of(game.attack)
-        self.runs = runs_of(game.attack, game.clean.shape[1])
+        every = torch.arange(len(game.x), device=game.x.device)
+        self.example = every if game.example is None else game.example
+        self.first = np.zeros(len(every), np.int64) if game.run is None else game.run.cpu().numpy()
+        # Where the runs of an item are rows of their own, each row has the one.
+        self.runs = runs_of(game.attack, game.clean.shape[1]) if game.run is None else 1
         self.looks = Looks(game, confirm)
         lost = set(game.lost.nonzero()[:, 0].tolist())
         self.queue = [item for item in items if item not in lost][::-1]
@@ -57,7 +61,7 @@ class Table:
         first = pad(torch.tensor(seated, device=device), size)
         self.rows = rows = Rows(
             game.door, game.ball, game.goal, game.x[first], game.y[first],
-            aim=game.aim[first], clean=game.clean[first], example=first,
+            aim=game.aim[first], clean=game.clean[first], example=self.example[first],
             seed=game.seed, name=self.attack.name, budget=game.budget,
         )  # fmt: skip
         rows.active = torch.arange(size, device=device) < len(seated)
@@ -68,6 +72,9 @@ class Table:
         self.item = np.full(size, -1, dtype=np.int64)
         self.item[: len(seated)] = seated
         self.run = np.zeros(size, dtype=np.int64)
+        self.run[: len(seated)] = self.first[seated]
+        rows.run = self._on_device(self.run).clone()
+        rows.rekey()
         self.t = np.zeros(size, dtype=np.int64)
         self.state = self.attack.start(rows.take(torch.arange(size, device=device)))
 
@@ -90,7 +97,8 @@ class Table:
         """Free slots that take up the next items of the queue."""
         free = np.flatnonzero(self.item < 0)[: len(self.queue)]
         for slot in free:
-            self.item[slot], self.run[slot] = self.queue.pop(), 0
+            self.item[slot] = self.queue.pop()
+            self.run[slot] = self.first[self.item[slot]]
         slots = [int(slot) for slot in free]
         if slots:
             self._seat(self._indices(slots))
@@ -102,7 +110,7 @@ class Table:
         item = self._on_device(self.item)[where]
         rows.x[where], rows.y[where] = game.x[item], game.y[item]
         rows.target[where], rows.clean[where] = game.aim[item], game.clean[item]
-        rows.example[where] = item
+        rows.example[where] = self.example[item]
         rows.ledger.open(where)
         self.slots.forget(where)
 
@@ -267,6 +275,8 @@ class Table:
             if isinstance(outcome, Settled):
                 self.settled.append(outcome)
                 self._clear([int(s) for s in np.flatnonzero(self.item == outcome.item)])
+                if outcome.step >= 0:
+                    self._outrun([outcome.item])
                 continue
             item, nearest = outcome
             for slot in np.flatnonzero(self.item == item):
@@ -285,7 +295,23 @@ class Table:
         for slot, image, (forwards, gradients, step) in zip(slots, images, spent, strict=True):
             item, run = int(self.item[slot]), int(self.run[slot])
             self.settled.append(Settled(item, image, forwards, gradients, run, step, run))
+        won = self.item[slots].tolist()
         self._clear(slots)
+        self._outrun(won)
+
+    def _outrun(self, won: list[int]) -> None:
+        """Let go of the later runs of items that have won in an earlier one, if they are rows."""
+        if self.game.run is None:
+            return
+        late = set[int]()
+        for item in won:
+            end = item + 1
+            while end < len(self.first) and self.first[end] > self.first[item]:
+                end += 1
+            late |= set(range(item + 1, end))
+        self.queue = [item for item in self.queue if item not in late]
+        self.looks.drop(late)
+        self._clear([int(slot) for slot in np.flatnonzero(np.isin(self.item, list(late)))])
 
     def _clear(self, slots: list[int]) -> None:
         if slots:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.plugin import Goal
+from bench.records import Numeric
 from tests.benchmarks import peers
 from tests.benchmarks.ours import STANDARD, Side, Way, attack, cascade, ours
 from tests.benchmarks.outcome import Outcome
@@ -12,6 +13,7 @@ from tests.benchmarks.peers import FAR, peer
 from tests.benchmarks.row import SAME, Bar, Both, Measure, Row, Scale, Target, mean, medians, named
 
 SEEDS = 3
+FAST = Way(Numeric.FAST)
 NEAREST = Way(goal=Goal("nearest"), ball=FAR)
 WORLDS = {
     "digits-std": 500, "digits-adv": 500, "resnet18-std": 128, "resnet18-adv": 128,
@@ -83,11 +85,19 @@ def rivals(name: str, count: int) -> list[Target]:
     fabt = peer("pyautoattack", peers.autoattack("fab-t"))
     apgdt = peer("pyautoattack", peers.autoattack("apgd-t"))
     sides = [
-        ("standard", cascade(STANDARD), peer("pyautoattack", peers.autoattack()), 0.1, STANDARD, 1),
-        ("apgd-ce", ours("apgd-ce"), peer("pyautoattack", peers.apgd), 0.5, (), SEEDS),
-        ("square", ours("square"), peer("pyautoattack", peers.square(1000)), 0.5, (), SEEDS),
-        ("apgd-t", ours("apgd-t"), apgdt, 0.2, ("apgd-t",), SEEDS),
-        ("fab-t", ours("fab-t"), fabt, 0.2, ("fab-t",), SEEDS),
+        (
+            "standard",
+            cascade(STANDARD, FAST),
+            peer("pyautoattack", peers.autoattack()),
+            0.1,
+            STANDARD,
+            1,
+        ),
+        ("apgd-ce", ours("apgd-ce", FAST), peer("pyautoattack", peers.apgd), 0.5, (), SEEDS),
+        ("square", ours("square", FAST), peer("pyautoattack", peers.square(1000)), 0.5, (), SEEDS),
+        ("apgd-t", ours("apgd-t", FAST), apgdt, 0.2, ("apgd-t",), SEEDS),
+        # Neither side draws a number.
+        ("fab-t", ours("fab-t", FAST), fabt, 0.2, ("fab-t",), 1),
     ]
     return [
         Target(
