@@ -50,10 +50,12 @@ class Campaign:
     allow_unsandboxed: bool = False
     quiet: bool = False
     numeric: str = Numeric.FLOAT32
+    certify: str = "quick"
 
     def __post_init__(self) -> None:
         choose("--mode", self.selection.mode, list(MODES))
         choose("--numeric", self.numeric, [str(kind) for kind in Numeric])
+        choose("--certify", self.certify, ["none", "quick", "all"])
         choose("--keep-images", self.keep_images, ["none", "sample", "all"])
 
     def threats(self) -> list[ThreatModel]:
@@ -171,8 +173,9 @@ def worker(campaign: Campaign, store: Store, registry: Registry, listener: Liste
     deterministic()
     setting = Setting(chosen_device(campaign.device), campaign.batch, Numeric(campaign.numeric))
     return Worker(
-        registry, store, campaign.selection, setting, keep=campaign.keep_images, listener=listener
-    )
+        registry, store, campaign.selection, setting, keep=campaign.keep_images,
+        certifiers=campaign.certify, listener=listener,
+    )  # fmt: skip
 
 
 def deterministic() -> None:

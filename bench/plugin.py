@@ -326,7 +326,8 @@ class Certifier(Protocol):
 
     Optional: `cite`, `summary`, `error` (the probability with which a statistical proof of one
     example may be wrong; absent or 0: the proof is deterministic, and one counterexample is an
-    error of the certifier).
+    error of the certifier), `quick` (False where a proof of a small network takes longer than its
+    attacks: asked with `--certify all` only).
     """
 
     name: str

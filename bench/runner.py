@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench import data, matrix, stats, verify
 from bench.arena import Arena, Setting
@@ -22,14 +21,14 @@ from bench.engine import Audit, play
 from bench.entrants import Entrants
 from bench.events import Event, Listener, bad_answers, fallen, refused_offers
 from bench.matrix import Pair, Selection
-from bench.plugin import Certifier, Dataset, Defense, ThreatModel, Traits
+from bench.plugin import Dataset, Defense, ThreatModel, Traits
+from bench.proof import certify
 from bench.records import (
     Cell,
     CellState,
     Chunk,
     Failure,
     Numeric,
-    PluginError,
     Verdict,
 )
 from bench.registry import STRANGE, Registry, attack_digest
@@ -50,6 +49,8 @@ class Worker:
     setting: Setting
     keep: str = "sample"
     """Which images are kept: `none`, `sample` or `all`."""
+    certifiers: str = "quick"
+    """Which certifiers are asked: `none`, `quick` or `all`."""
     order: Callable[[int], list[int] | None] = lambda count: None
     """The order in which a cell's items are taken up; verdicts do not depend on it."""
     listener: Listener = lambda event: None
@@ -90,7 +91,7 @@ class Worker:
         """Plan and play the cells of one defense on one board."""
         arena = self._arena(defense, threat)
         self._clean(arena)
-        self._certify(arena, threat)
+        certify(self.store, self.registry, arena, threat, self.certifiers, self.listener)
         if self.selection.mode == "rank":
             return self._cascade(threat, pairs, arena)
         planned = []
@@ -253,27 +254,6 @@ class Worker:
                 str(found.finding), found.sentence,
             )  # fmt: skip
 
-    def _certify(self, arena: Arena, threat: ThreatModel) -> None:
-        """Ask every certifier that speaks of this defense; one that fails proves nothing."""
-        if threat.goal.kind != "untargeted":
-            return
-        known = self.store.certificates(threat.id, arena.examples.digest)
-        proved = {proof.certifier for proof in known if proof.defense_digest == arena.digest}
-        for name, offer in self.registry.certifiers.items():
-            if name in proved:
-                continue
-            try:
-                held = proofs(offer.value, arena, threat)
-            except STRANGE as error:
-                said = f"{name} proves nothing of {arena.defense.name}: {blame(error).reason}"
-                self.listener(Event("odd", said))
-                continue
-            if held is not None:
-                self.store.certify(
-                    arena.defense.name, arena.digest, threat.id, arena.examples.digest, name,
-                    offer.value.exact, held.cpu().numpy(),
-                )  # fmt: skip
-
     def _source(self, pair: Pair, threat: ThreatModel) -> Arena | None:
         if pair.reason or not Traits.of(pair.attack).source:
             return None
@@ -374,20 +354,6 @@ class Worker:
 
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
 """How far the code of each origin is locked in, until the sandbox stands."""
-
-
-def proofs(tool: Certifier, arena: Arena, threat: ThreatModel) -> Tensor | None:
-    """[n] bool: which examples a certifier has a proof for; None where it refuses."""
-    with torch.random.fork_rng(_cuda(arena.setting.device)):
-        torch.random.manual_seed(arena.seed)
-        if tool.refuses(arena.module, threat.ball):
-            return None
-        held = tool.certify(arena.module, arena.x, arena.y, threat.ball)
-    if held.dtype is not torch.bool or held.shape != arena.y.shape:
-        raise PluginError(
-            f"{tool.name} gave {held.dtype} {list(held.shape)}; bool {list(arena.y.shape)} is due."
-        )
-    return held
 
 
 def _by_defense(pairs: list[Pair]) -> Iterator[tuple[Defense, list[Pair]]]:

@@ -37,6 +37,7 @@ def run(
     numeric: Annotated[
         str, typer.Option(help="float32, or fast or bfloat16 where a defense allows it.")
     ] = "float32",
+    certify: Annotated[str, typer.Option(help="none, quick or all: who may prove.")] = "quick",
     keep_images: Annotated[str, typer.Option(help="none, sample or all.")] = "sample",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
@@ -56,7 +57,7 @@ def run(
             profile,
         ),
         url=url(db), device=device, batch=batch, workers=workers, keep_images=keep_images,
-        allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric,
+        allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric, certify=certify,
     )  # fmt: skip
     if dry_run:
         plan = campaign.plan()

@@ -46,6 +46,7 @@ class DualBound:
 
     name = "dual-bound"
     exact = False
+    quick = False
     cite = "arXiv:1711.00851"
     summary = "The linear-programming dual bound of ReLU networks, over ball and box."
 

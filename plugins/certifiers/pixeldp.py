@@ -31,6 +31,7 @@ class PixelDP:
 
     name = "pixeldp"
     exact = False
+    quick = False
     cite = "arXiv:1802.03471"
     summary = "Differential privacy of a vote under Gaussian noise: a statistical certificate, L2."
 

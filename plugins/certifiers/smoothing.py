@@ -37,6 +37,7 @@ class Smoothing:
 
     name = "smoothing"
     exact = False
+    quick = False
     cite = "arXiv:1902.02918"
     summary = "Gaussian randomised smoothing: a statistical certificate of a vote, in L2."
 

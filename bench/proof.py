@@ -1,0 +1,72 @@
+"""Asks the certifiers what they can prove of a built defense, once for each board."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.arena import Arena
+from bench.blame import blame
+from bench.events import Event, Listener
+from bench.plugin import Certifier, ThreatModel
+from bench.records import PluginError
+from bench.registry import STRANGE, Registry
+from bench.store import Store
+
+
+def certify(
+    store: Store,
+    registry: Registry,
+    arena: Arena,
+    threat: ThreatModel,
+    which: str,
+    listener: Listener,
+) -> None:
+    """Ask every certifier that speaks of this defense; one that fails proves nothing.
+
+    Args:
+        store: gets the proofs; what it has already is not asked again.
+        registry: where the certifiers are.
+        arena: the defense.
+        threat: the board; only untargeted ones have certificates.
+        which: `none`, `quick` or `all`.
+        listener: hears of certifiers that failed.
+    """
+    if threat.goal.kind != "untargeted":
+        return
+    known = store.certificates(threat.id, arena.examples.digest)
+    proved = {proof.certifier for proof in known if proof.defense_digest == arena.digest}
+    for name, offer in registry.certifiers.items():
+        if name in proved or not asked(offer.value, which):
+            continue
+        try:
+            held = proofs(offer.value, arena, threat)
+        except STRANGE as error:
+            said = f"{name} proves nothing of {arena.defense.name}: {blame(error).reason}"
+            listener(Event("odd", said))
+            continue
+        if held is not None:
+            store.certify(
+                arena.defense.name, arena.digest, threat.id, arena.examples.digest, name,
+                offer.value.exact, held.cpu().numpy(),
+            )  # fmt: skip
+
+
+def asked(tool: Certifier, which: str) -> bool:
+    """Whether a certifier is among those that were asked for."""
+    return which == "all" or (which == "quick" and getattr(tool, "quick", True))
+
+
+def proofs(tool: Certifier, arena: Arena, threat: ThreatModel) -> Tensor | None:
+    """[n] bool: which examples a certifier has a proof for; None where it refuses."""
+    device = arena.setting.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.random.manual_seed(arena.seed)
+        if tool.refuses(arena.module, threat.ball):
+            return None
+        held = tool.certify(arena.module, arena.x, arena.y, threat.ball)
+    if held.dtype is not torch.bool or held.shape != arena.y.shape:
+        raise PluginError(
+            f"{tool.name} gave {held.dtype} {list(held.shape)}; bool {list(arena.y.shape)} is due."
+        )
+    return held
