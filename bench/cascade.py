@@ -6,6 +6,7 @@ fixed: it depends on the attacks alone, never on what a run has seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from bench.plugin import Access, Attack, Traits
@@ -33,12 +34,13 @@ def ordered(attacks: Iterable[Attack], classes: int) -> list[Attack]:
     return sorted(attacks, key=lambda attack: place(attack, classes))
 
 
-def place(attack: Attack, classes: int) -> tuple[bool, int, int, str]:
-    """Where an attack stands; smaller is earlier."""
+def place(attack: Attack, classes: int) -> tuple[bool, int, float, str]:
+    """Where an attack stands; smaller is earlier. A run of its own says no steps: it comes last."""
     late = attack.needs is not Access.GRADIENTS
     known = LAST if late else FIRST
     at = known.index(attack.name) if attack.name in known else len(known)
-    return late, at, attack.steps * Traits.runs(attack, classes), attack.name
+    steps = math.inf if Traits.whole(attack) else attack.steps * Traits.runs(attack, classes)
+    return late, at, steps, attack.name
 
 
 def stand(rows: Iterable[CellRow], attacks: Sequence[str]) -> dict[str, CellRow]:

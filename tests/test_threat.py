@@ -91,7 +91,7 @@ def along(direction: Array, x: Array, radius: float) -> Array:
     def excess(t: float) -> float:
         return float(np.minimum(t * square, cap)[moving].sum() - radius**2)
 
-    beyond = [t for t in breaks if excess(t) >= 0]
+    beyond = [t for t in breaks if excess(t) >= -1e-14 * radius**2]  # up to the rounding of a sum
     if not beyond:
         return np.where(moving, np.where(direction > 0, 1 - x, -x), 0.0)
     free = moving & (cap >= beyond[0] * square * (1 - 1e-15))
