@@ -15,6 +15,9 @@ from tests.benchmarks.ours import Side
 from tests.benchmarks.outcome import Outcome
 
 
+ROUNDING = 1e-9  # of a mean of shares
+
+
 class Bar(NamedTuple):
     """What a figure must reach."""
 
@@ -24,7 +27,8 @@ class Bar(NamedTuple):
 
     def holds(self, figure: float) -> bool:
         """Whether it is reached."""
-        return figure <= self.value if self.at_most else figure >= self.value
+        gap = figure - self.value if self.at_most else self.value - figure
+        return gap <= ROUNDING
 
     def __str__(self) -> str:
         return f"{'<=' if self.at_most else '>='} {self.value:g}"
