@@ -14,7 +14,7 @@ from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, Nearest, Se
 from bench.engine.looks import Looks
 from bench.engine.slots import Slots
 from bench.plugin import Retire, Traits
-from bench.problem import Rows, combine, iterate, pad, padded, runs_of
+from bench.problem import UNIT, Rows, combine, iterate, pad, padded, runs_of
 from bench.threat import per_row
 
 STRIDE = 4  # steps between settlements: hits are recorded at the query, so none is lost
@@ -149,7 +149,9 @@ class Table:
 
     def _size(self, rows: int) -> int:
         """The smallest batch in which so many rows get the same bits."""
-        return next((few for few in FEW if rows <= few and self._alike(few)), padded(rows))
+        # Only a tail that has outlasted a whole unit is worth the question.
+        known = FEW if len(self.item) <= UNIT else ()
+        return next((few for few in known if rows <= few and self._alike(few)), padded(rows))
 
     def _alike(self, few: int) -> bool:
         if few not in self.steady:
