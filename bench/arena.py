@@ -77,6 +77,16 @@ class Arena:
             return Quick(self.module, (), (f"plain float32: {plain}.",))
         return quicken(self.module, pad(self.x[:PROBES], PROBES), self.setting.numeric)
 
+    def form(self, threat: ThreatModel, attack: Attack) -> Quick:
+        """What an attack asks on a board: the quick form, where nothing speaks against it.
+
+        A library may keep an answer, or walk its graph twice. And the nearest success lies so close
+        to the border that other arithmetic puts it on the other side.
+        """
+        if Traits.whole(attack) or threat.goal.kind == "nearest":
+            return Quick(self.module, (), ())
+        return self.quick
+
     @cached_property
     def x(self) -> Tensor:
         """[n, C, H, W] clean images."""
@@ -125,11 +135,10 @@ class Arena:
         items, aim = self._items(threat), self._aims(threat)
         noise = self.noise(f"play {attack.name}")
         draws = 1 if self.defense.randomness is None else self.defense.randomness.draws
-        # A library may keep an answer, or walk its graph twice: no faster form allows for that.
-        plain = exact or Traits.whole(attack)
+        module = self.module if exact else self.form(threat, attack).module
         own = Target(
-            self.module if plain else self.quick.module, stand_in=self.stand_in,
-            access=threat.access, draws=draws, noise=noise, asker=attack.name, board=threat.name,
+            module, stand_in=self.stand_in, access=threat.access, draws=draws, noise=noise,
+            asker=attack.name, board=threat.name,
         )  # fmt: skip
         # The source is the attacker's own: asked freely, and whatever it reveals.
         door = own if source is None else Target(source.module, stand_in=source.stand_in)
@@ -149,7 +158,7 @@ class Arena:
         return Referee(
             court, threat.ball, threat.goal, self.x[items], self.y[items], self._aims(threat),
             minimises=Traits.of(attack).minimises, fresh=self.noise(f"confirm {attack.name}"),
-            recheck=bool(self.quick.applied),
+            recheck=bool(self.form(threat, attack).applied),
         )  # fmt: skip
 
     def answers(self, threat: ThreatModel) -> Answer:

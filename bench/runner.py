@@ -297,9 +297,10 @@ class Worker:
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
         game = arena.game(threat, attack, source)
         spared = set() if met is None else set(range(len(game.x))) - set(met)
+        rounds = arena.form(threat, attack).rounds
         attempts = play(
             game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
-            exact=arena.game(threat, attack, source, exact=True) if arena.quick.rounds else None,
+            exact=arena.game(threat, attack, source, exact=True) if rounds else None,
             heard=lambda audit: self._heard(pair, audit),
         )  # fmt: skip
         sample = () if self.keep == "none" else range(verify.SAMPLE)

@@ -15,7 +15,7 @@ from bench.arena import RULES, Arena, Setting
 from bench.engine import play
 from bench.matrix import Selection
 from bench.plugin import Dataset
-from bench.records import Access, BenchError, Outcomes, Verdict
+from bench.records import Access, BenchError, Numeric, Outcomes, Verdict
 from bench.registry import Registry
 from bench.shelf import prepared
 from bench.threat import Goal, Linf, ThreatModel
@@ -172,3 +172,38 @@ def test_a_selection_without_a_fitting_defense_is_refused(registry: Registry) ->
     selection = Selection(threats=("mnist-linf",), defenses=("linear",))
     with pytest.raises(BenchError, match="none of the chosen defenses serves mnist"):
         matrix.pairs(registry, selection)
+
+
+def test_arithmetic_is_part_of_a_cell_and_invents_no_success(registry: Registry) -> None:
+    plain = arena(registry, "undefended")
+    attack = registry.find("attack", "pgd").value
+    keys = {plain.cell(BOARD, attack, "full", None).key}
+    wanted = outcomes(plain, BOARD, registry)
+    for numeric in (Numeric.FAST, Numeric.BFLOAT16):
+        hasty = arena(registry, "undefended")
+        hasty.setting = replace(CPU, numeric=numeric)
+        assert "channels last" in hasty.quick.applied
+        keys.add(hasty.cell(BOARD, attack, "full", None).key)
+        found = outcomes(hasty, BOARD, registry)
+        assert abs(int(found.verdict.sum()) - int(wanted.verdict.sum())) <= 2
+        assert not (found.verdict > Verdict.BROKEN).any()
+    assert len(keys) == 3
+
+
+def test_the_nearest_success_is_sought_in_the_arithmetic_that_judges_it(
+    registry: Registry,
+) -> None:
+    hasty = arena(registry, "undefended")
+    hasty.setting = replace(CPU, numeric=Numeric.FAST)
+    attack = registry.find("attack", "deepfool").value
+    assert hasty.game(BOARD, attack, None).door.module is hasty.quick.module
+    nearest = replace(BOARD, goal=Goal("nearest"))
+    assert hasty.game(nearest, attack, None).door.module is hasty.module
+    assert not hasty.referee(nearest, attack).recheck
+
+
+def test_a_defense_with_a_stand_in_is_asked_as_it_was_built(registry: Registry) -> None:
+    hasty = arena(registry, "bit-depth")
+    hasty.setting = replace(CPU, numeric=Numeric.BFLOAT16)
+    assert hasty.quick.module is hasty.module
+    assert hasty.quick.notes == ("plain float32: it declares a stand-in.",)

@@ -14,7 +14,6 @@ from tests.benchmarks.models import World, world
 from tests.benchmarks.ours import Side
 from tests.benchmarks.outcome import Outcome
 
-
 ROUNDING = 1e-9  # of a mean of shares
 
 

@@ -12,7 +12,7 @@ from tests.benchmarks.row import Bar, Measure, Target, named, nearness, race
 FAST = Way(Numeric.FAST)
 BF16 = Way(Numeric.BFLOAT16, audit=False)
 AUDITED = Way(Numeric.BFLOAT16)
-NEAREST = Way(Numeric.FAST, goal=Goal("nearest"), ball=FAR)
+NEAREST = Way(goal=Goal("nearest"), ball=FAR)
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
 FOOLBOX_PGD = peer("foolbox", peers.foolbox_pgd)
