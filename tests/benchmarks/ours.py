@@ -23,7 +23,7 @@ from tests.benchmarks.models import World
 from tests.benchmarks.outcome import Outcome, counted, judged, referee
 
 PROBES = 32
-SLOTS = 256
+SLOTS = 128
 SMALL = 1000  # numbers in an image
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square-5000")
 
@@ -116,7 +116,7 @@ def run(world: World, chosen: Attack, way: Way, seed: int) -> Outcome:
 
 def slots_for(world: World) -> int:
     """So few that what a batch leaves in memory between its layers stays near the processor."""
-    return SLOTS if world.x[0].numel() < SMALL else SLOTS // 4
+    return SLOTS if world.x[0].numel() < SMALL else SLOTS // 2
 
 
 def gathered(
