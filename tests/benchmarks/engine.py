@@ -29,11 +29,11 @@ from tests.benchmarks.row import (
     Scale,
     Target,
     compared,
-    paired,
     strength,
 )
 
 SLOTS = 256
+LONG = 40  # steps: shorter attacks are played several times
 NARROW = Linf(Fraction(1, 25500))
 """A hundredth of a grey level: nobody breaks, every row makes every step."""
 
@@ -50,27 +50,38 @@ def alone(target: Target, figure: float, unit: str, runs: Sequence[Outcome], not
 
 
 def overhead(name: str, attack: str, **changes: int) -> Measure:
-    """Seconds over gradients x fb + looks x forward, where no row ever leaves."""
+    """Seconds over those of its steps and its look alone, where no row ever leaves."""
 
     def measure(target: Target, scale: Scale) -> Row:
         place = target.place(name, scale)._replace(ball=NARROW)
-        ours(attack, Way(slots=SLOTS), **changes)(place.first(WARM), 0)
-        pairs = [
-            paired(place, ours(attack, Way(slots=SLOTS), **changes), nothing, seed)
-            for seed in range(target.times(scale))
-        ]
-        figures = [pair.ours.seconds / least(pair, len(place.x)) for pair in pairs]
+        side = ours(attack, Way(slots=SLOTS), **changes)
+        runs = [side(place.first(WARM), 0)]
+        steps = round(runs[0].gradients / runs[0].robust)
+        figures = []
+        for seed in range(target.times(scale)):
+            before = sustained(place, steps)
+            seconds = 0.0
+            for _ in range(again := max(1, LONG // steps)):
+                runs.append(side(place, seed))
+                seconds += runs[-1].seconds / again
+            figures.append(2 * seconds / (before + sustained(place, steps)))
         note = f"over pairs {min(figures):.2f} to {max(figures):.2f}"
-        figure = statistics.median(figures)
-        return alone(target, figure, "of the floor", [pair.ours for pair in pairs], note)
+        row = alone(target, statistics.median(figures), "of the floor", runs[1:], note)
+        return replace(row, pairs=len(figures))
 
     return measure
 
 
-def least(pair: Pair, count: int) -> float:
-    """Seconds that the counted gradients and the forwards beside them take at least."""
-    run, unit = pair.ours, pair.floor
-    return count * (run.gradients * unit.step + (run.forwards - run.gradients) * unit.forward)
+def sustained(place: World, steps: int) -> float:
+    """Seconds of so many fused steps and one look on the whole batch, as they come in a row."""
+    again = max(1, LONG // steps)
+    since = floor.now(place.x.device)
+    for _ in range(again):
+        for _ in range(steps):
+            floor.fused(place.model, place.x, place.y)
+        with torch.no_grad():
+            place.model(place.x)
+    return (floor.now(place.x.device) - since) / again
 
 
 def nothing(place: World, seed: int) -> Outcome:
