@@ -273,15 +273,17 @@ class Table:
         return [Nearest(*row) if math.isfinite(row[1]) else None for row in rows]
 
     def _look(self) -> None:
+        seat = {item: slot for slot, item in enumerate(self.item.tolist()) if item >= 0}
         for outcome in self.looks.settle():
             if isinstance(outcome, Settled):
                 self.settled.append(outcome)
-                self._clear([int(s) for s in np.flatnonzero(self.item == outcome.item)])
+                self._clear([seat[outcome.item]] if outcome.item in seat else [])
                 if outcome.step >= 0:
                     self._outrun([outcome.item])
                 continue
             item, nearest = outcome
-            for slot in np.flatnonzero(self.item == item):
+            if item in seat:
+                slot = seat[item]
                 self.slots.best[slot] = nearest.image
                 self.slots.distance[slot] = nearest.distance
                 self.slots.hit_step[slot], self.slots.hit_run[slot] = nearest.step, nearest.run

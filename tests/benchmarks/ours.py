@@ -23,8 +23,6 @@ from tests.benchmarks.models import World
 from tests.benchmarks.outcome import Outcome, counted, judged, referee
 
 PROBES = 32
-SLOTS = 128
-SMALL = 1000  # numbers in an image
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square-5000")
 
 Side: TypeAlias = Callable[[World, int], Outcome]
@@ -40,8 +38,7 @@ class Way(NamedTuple):
     goal: Goal = Goal()
     ball: PerturbationSet | None = None
     """None: the world's own."""
-    slots: int | None = None
-    """None: as many as suit the size of the images."""
+    slots: int = 128
     order: Sequence[int] | None = None
     finished: Sequence[int] = ()
 
@@ -103,7 +100,7 @@ def run(world: World, chosen: Attack, way: Way, seed: int) -> Outcome:
     game = Game(
         attack=chosen, door=Target(quick.module), defense=Target(world.model), ball=ball,
         goal=way.goal, budget=Budget(), x=world.x, y=world.y, aim=torch.full_like(world.y, -1),
-        clean=world.clean, lost=~world.right, seed=seed, slots=way.slots or slots_for(world),
+        clean=world.clean, lost=~world.right, seed=seed, slots=way.slots,
     )  # fmt: skip
     exact = replace(game, door=Target(world.model)) if quick.rounds and way.audit else None
     with counted(world.model) as slow, counted(quick.module) as fast:
@@ -112,11 +109,6 @@ def run(world: World, chosen: Attack, way: Way, seed: int) -> Outcome:
         seconds = now(world.x.device) - since
     calls = slow.calls if quick.module is world.model else slow.calls + fast.calls
     return gathered(world, rules, parts, seconds, calls)
-
-
-def slots_for(world: World) -> int:
-    """So few that what a batch leaves in memory between its layers stays near the processor."""
-    return SLOTS if world.x[0].numel() < SMALL else SLOTS // 2
 
 
 def gathered(
