@@ -33,7 +33,7 @@ from tests.benchmarks.row import (
 )
 
 SLOTS = 256
-LONG = 40  # steps: shorter attacks are played several times
+LONG = 10  # steps: shorter attacks are played several times
 NARROW = Linf(Fraction(1, 25500))
 """A hundredth of a grey level: nobody breaks, every row makes every step."""
 
