@@ -80,10 +80,12 @@ class Arena:
     def form(self, threat: ThreatModel, attack: Attack) -> Quick:
         """What an attack asks on a board: the quick form, where nothing speaks against it.
 
-        A library may keep an answer, or walk its graph twice. And the nearest success lies so close
-        to the border that other arithmetic puts it on the other side.
+        A library may keep an answer, or walk its graph twice. A transfer attack asks its source.
+        And the nearest success lies so close to the border that other arithmetic puts it on the
+        other side.
         """
-        if Traits.whole(attack) or threat.goal.kind == "nearest":
+        elsewhere = Traits.whole(attack) or Traits.of(attack).source
+        if elsewhere or threat.goal.kind == "nearest":
             return Quick(self.module, (), ())
         return self.quick
 

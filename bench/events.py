@@ -16,7 +16,7 @@ class Event:
     """Something a watcher may show."""
 
     kind: str
-    """`train`, `plan`, `cell`, `chunk`, `done`, `failed` or `wait`."""
+    """`train`, `plan`, `cell`, `chunk`, `done`, `failed`, `wait`, `odd` or `problem`."""
     text: str = ""
     cell: Cell | None = None
     items: int = 0

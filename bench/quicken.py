@@ -18,7 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from bench.kit import margin
 from bench.records import Numeric, UnfitError
 from bench.registry import STRANGE
-from bench.target import slope
+from bench.target import freeze, slope
 
 CLOSE = 1e-4  # of the spread of the logits: as near as another order of summation is
 NEAR = 0.05  # of the spread: as near as bfloat16 is
@@ -90,7 +90,7 @@ def options(numeric: Numeric, device: torch.device) -> list[Option]:
     if numeric is Numeric.BFLOAT16:
         chosen.append(Option(BFLOAT16, rounded, NEAR))
     if device.type == "cuda":
-        chosen.append(Option("CUDA graphs", Graphed, NEAR))
+        chosen.append(Option("CUDA graphs", Graphed, chosen[-1].tolerance))
     return chosen
 
 
@@ -142,7 +142,7 @@ def folded(module: nn.Module) -> nn.Module:
     """Each BatchNorm that follows a convolution becomes part of it, in a copy."""
     if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
         raise UnfitError("it has no BatchNorm")
-    return frozen(fuse(module))
+    return freeze(fuse(module))
 
 
 class ChannelsLast(nn.Module):
@@ -152,7 +152,7 @@ class ChannelsLast(nn.Module):
         super().__init__()
         if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
             raise UnfitError("it has no convolution")
-        copied = frozen(copy.deepcopy(module))
+        copied = freeze(copy.deepcopy(module))
         self.module = copied.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class Rounded(nn.Module):
 
     def __init__(self, module: nn.Module, device: str) -> None:
         super().__init__()
-        self.module, self.device = frozen(copy.deepcopy(module)), device
+        self.module, self.device = freeze(copy.deepcopy(module)), device
         for part in self.module.modules():
             # What autocast would round anew at each call.
             if isinstance(part, nn.Conv2d | nn.Linear):
@@ -202,7 +202,7 @@ class Graphed(nn.Module):
             return logits
         if images.shape not in self.graphs:
             sample = torch.zeros_like(images).requires_grad_()
-            copied = frozen(copy.deepcopy(self.module))
+            copied = freeze(copy.deepcopy(self.module))
             graph = torch.cuda.make_graphed_callables(copied, (sample,))
             self.graphs[images.shape] = cast(Callable[[Tensor], Tensor], graph)
         # A graph answers in the same memory at each call: what leaves it is a copy, both ways.
@@ -215,8 +215,3 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-def frozen(module: nn.Module) -> nn.Module:
-    """Eval mode, and no parameter asks for a gradient."""
-    return module.eval().requires_grad_(False)

@@ -197,6 +197,7 @@ def test_the_nearest_success_is_sought_in_the_arithmetic_that_judges_it(
     hasty.setting = replace(CPU, numeric=Numeric.FAST)
     attack = registry.find("attack", "deepfool").value
     assert hasty.game(BOARD, attack, None).door.module is hasty.quick.module
+    assert hasty.form(BOARD, registry.find("attack", "transfer").value).module is hasty.module
     nearest = replace(BOARD, goal=Goal("nearest"))
     assert hasty.game(nearest, attack, None).door.module is hasty.module
     assert not hasty.referee(nearest, attack).recheck

@@ -214,6 +214,30 @@ def test_the_plan_tells_why_a_pair_may_not_meet(played: Campaign) -> None:
     assert plan["pgd", "linear"]["state"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("asked", "who"),
+    [("none", set()), ("quick", {"intervals"}), ("all", {"intervals", "dual-bound"})],
+)
+def test_only_the_certifiers_that_were_asked_for_prove(
+    asked: str, who: set[str], tmp_path: Path
+) -> None:
+    only = replace(SELECTION, defenses=("linear",), attacks=("fgsm",), examples=32)
+    alone = replace(campaign(tmp_path / "bench.db", selection=only), certify=asked)
+    assert alone.run() == 0
+    with Store.open(alone.url, read_only=True) as store:
+        (row, *_) = [row for row in store.cells("digits-linf") if row.attack == "fgsm"]
+        names = {proof.certifier for proof in store.certificates(row.threat_id, row.examples)}
+    assert names & {"intervals", "dual-bound"} == who
+
+
+@pytest.mark.parametrize(
+    ("option", "came"), [("numeric", "half"), ("certify", "some"), ("keep_images", "few")]
+)
+def test_an_unknown_choice_is_one_sentence(option: str, came: str, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=f"--{option.replace('_', '-')} came as '{came}'; use one"):
+        replace(campaign(tmp_path / "bench.db"), **{option: came})  # type: ignore[arg-type]
+
+
 def test_the_certificate_is_exact_and_margin_pgd_reaches_it(tmp_path: Path) -> None:
     only = replace(SELECTION, defenses=("linear",), attacks=("pgd", "pgd-margin"))
     alone = campaign(tmp_path / "bench.db", selection=only)

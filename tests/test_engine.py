@@ -234,7 +234,9 @@ def test_budgets_are_enforced(attack: Attack, ball: PerturbationSet, budget: Bud
     spent = outcomes.gradients if budget.gradients is not None else outcomes.forwards
     assert spent.max() <= (limit or 0)
     held = outcomes.verdict == Verdict.HELD
-    assert held.any() and spent[held].max() >= (limit or 0) - 9
+    # A row that has not spent its budget has converged on a success outside the ball.
+    assert held.any()
+    assert ((spent >= (limit or 0) - 9) | (outcomes.distance > ball.radius))[held].all()
 
 
 def test_clean_mistakes_cost_nothing_and_count_as_broken() -> None:

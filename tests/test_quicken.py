@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench import quicken as quicken_module
 from bench.engine import Attempts, Audit, Game, play
 from bench.engine.audit import LEAST, drawn
-from bench.quicken import Graphed, Quick, has_bfloat16, quicken
+from bench.quicken import Graphed, Quick, quicken
 from bench.records import Budget, Numeric
 from bench.target import Target, freeze
 from bench.threat import Linf
@@ -22,10 +23,12 @@ from plugins.attacks.pgd import PGD
 from tests.duel import UNTARGETED, digits, small_cnn
 
 BALL = Linf(Fraction(51, 255))
-CPU = torch.device("cpu")
-needs_bfloat16 = pytest.mark.skipif(
-    not has_bfloat16(CPU), reason="the form under test is refused without bfloat16 instructions"
-)
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is tried here on any processor: slow without the instructions, but the same."""
+    monkeypatch.setattr(quicken_module, "has_bfloat16", lambda device: True)
 
 
 def probes() -> Tensor:
@@ -126,7 +129,6 @@ def test_float32_is_the_defense_as_it_was_built() -> None:
     assert quicken(normalised(), probes(), Numeric.FLOAT32) == Quick(normalised(), (), ())
 
 
-@needs_bfloat16
 def test_bfloat16_comes_on_top() -> None:
     quick = quicken(normalised(), probes(), Numeric.BFLOAT16)
     assert quick.applied == ("folded BatchNorm", "channels last", "bfloat16")
@@ -134,6 +136,13 @@ def test_bfloat16_comes_on_top() -> None:
     moved = (quick.module(probes()) - normalised()(probes())).abs().max()
     assert 0 < moved < 0.2
     assert quick.module(probes()).dtype is torch.float32
+
+
+def test_without_the_instructions_bfloat16_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quicken_module, "has_bfloat16", lambda device: False)
+    quick = quicken(normalised(), probes(), Numeric.BFLOAT16)
+    assert not quick.rounds
+    assert quick.notes == ("without bfloat16: this device has no bfloat16 instructions.",)
 
 
 def test_the_defense_itself_is_left_as_it_was() -> None:
@@ -154,7 +163,7 @@ def test_the_defense_itself_is_left_as_it_was() -> None:
         (Branching, "folded BatchNorm", "TraceError"),
         (TwoFaced, "folded BatchNorm", "a logit moves"),
         (LayoutBound, "channels last", "a logit moves"),
-        pytest.param(Delicate, "bfloat16", "a logit moves", marks=needs_bfloat16),
+        (Delicate, "bfloat16", "a logit moves"),
     ],
 )
 def test_a_failed_self_test_falls_back_and_says_so(

@@ -50,7 +50,8 @@ class PixelDP:
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box, each with probability 1 - error."""
-        assert isinstance(module, Smoothed)
+        if not isinstance(module, Smoothed):
+            raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
         reach = ball.radius + ball.tolerance(x[0].numel())
         epsilon = privacy(reach, module.sigma, self.delta)
         found = counts(module, x, self.draws)

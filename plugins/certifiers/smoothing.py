@@ -50,7 +50,8 @@ class Smoothing:
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box, each with probability 1 - error."""
-        assert isinstance(module, Smoothed)
+        if not isinstance(module, Smoothed):
+            raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
         reach = ball.radius + ball.tolerance(x[0].numel())
         due = reach / module.sigma + NORMAL.inv_cdf(majority(module.votes, self.error))
         hits = pick(counts(module, x, self.draws), y).tolist()
@@ -99,7 +100,7 @@ def counts(module: Smoothed, x: Tensor, draws: int) -> Tensor:
 
 def _counted(module: Smoothed, x: Tensor, draws: int) -> Tensor:
     key = torch.tensor([_key(image) for image in x.cpu()], device=x.device)
-    total: Tensor | None = None
+    found = []
     for turn, first in enumerate(range(0, draws, AT_ONCE)):
         noise = KeyedDraws(key, torch.full_like(key, turn))
         shape = (min(AT_ONCE, draws - first), *x.shape[1:])
@@ -108,10 +109,8 @@ def _counted(module: Smoothed, x: Tensor, draws: int) -> Tensor:
             logits = module.classifier(looks.flatten(0, 1))
         votes = torch.zeros(len(logits), logits.shape[1], dtype=torch.int64, device=x.device)
         votes.scatter_(1, logits.argmax(1, keepdim=True), 1)
-        found = votes.view(len(x), -1, logits.shape[1]).sum(1)
-        total = found if total is None else total + found
-    assert total is not None
-    return total
+        found.append(votes.view(len(x), -1, logits.shape[1]).sum(1))
+    return torch.stack(found).sum(0)
 
 
 def _key(image: Tensor) -> int:

@@ -251,12 +251,9 @@ def test_a_hostile_name_is_inert_in_html(page: str, world: str, visit: Visit) ->
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_answers_again_within_half_a_second(page: str, world: str, visit: Visit) -> None:
     app = visit(world, page)
-    spent = []
-    for _ in range(3):
-        begin = time.process_time()
-        app.run()
-        spent.append(time.process_time() - begin)
-    assert min(spent) < 0.5  # what other work on the machine adds is not the page's
+    begin = time.process_time()
+    app.run()
+    assert time.process_time() - begin < 0.5
 
 
 WALL = """
