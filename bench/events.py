@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.course import Progress
 from bench.engine import Audit
 from bench.matrix import Pair
 from bench.records import Cell
-from bench.train import Progress
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def fallen(pair: Pair, audit: Audit) -> str:
 def said(progress: Progress) -> str:
     """One epoch as a line."""
     robust = "" if progress.robust is None else f", robust {progress.robust:.0%}"
+    watched = "" if progress.watched is None else f", watched {progress.watched:.0%}"
     return (
         f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}, "
-        f"clean {progress.clean:.0%}{robust}"
+        f"clean {progress.clean:.0%}{robust}{watched}"
     )

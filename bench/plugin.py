@@ -26,7 +26,7 @@ from bench.whole import ROWS, Absent, Model, WholeAttack, WholeProblem
 
 __all__ = [
     "L1", "L2", "Absent", "Access", "Attack", "Budget", "Certifier", "Claim", "Dataset", "Defense",
-    "Diagnostic", "Evidence", "Finding", "Fraction", "Goal", "Gradient", "Images", "Inner",
+    "Diagnostic", "Evidence", "Finding", "Fraction", "Free", "Goal", "Gradient", "Images", "Inner",
     "Jacobian", "Lesson", "Linf", "Loss", "Model", "PerturbationSet", "Problem", "Randomness",
     "Recipe", "Retire", "Shelf", "Split", "State", "ThreatModel", "Traits", "WholeAttack",
     "WholeProblem", "hookimpl",
@@ -258,6 +258,10 @@ class Lesson(NamedTuple):
     y: Tensor
     adv: Tensor
     """What the inner attack made of x; x itself without one. Detached, inside ball and box."""
+    teacher: nn.Module | None = None
+    """The defense that the recipe learns from, frozen; None where it names none."""
+    transferred: Tensor | None = None
+    """What `Recipe.transfer` made of x against the teacher; detached, inside ball and box."""
 
 
 @dataclass(frozen=True)
@@ -270,15 +274,30 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Free:
+    """Free adversarial training (arXiv:1904.12843) in place of an inner attack.
+
+    Each batch is learned `replays` times in a row. One backward pass gives the gradient of the
+    weights and of the images; the perturbation follows it and is carried to the next batch.
+    """
+
+    ball: PerturbationSet
+    replays: int = 8
+    rate: float = 1.0
+    """Step length, in radii of the ball."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a defense's weights come about."""
 
     model: Callable[[tuple[int, int, int], int], nn.Module]
     """(shape, classes) -> a fresh module, its weights drawn from torch's seeded generator."""
-    loss: Callable[[Lesson], Tensor]
-    """A scalar or [n]."""
-    inner: Inner | None = None
+    loss: Callable[[Lesson], Tensor] | None = None
+    """A scalar or [n]; may be missing where nothing is learned by gradient (`epochs=0`)."""
+    inner: Inner | Free | None = None
     epochs: int = 30
+    """Passes over the training half; 0 with `fit` alone."""
     batch: int = 64
     rate: float = 1e-3
     """Peak learning rate."""
@@ -286,7 +305,21 @@ class Recipe:
     optimiser: str = "adam"
     """`adam` or `sgd` (momentum 0.9)."""
     schedule: str = "constant"
-    """`constant`, `cosine` or `cyclic` (up, then down to zero; arXiv:2001.03994)."""
+    """`constant`, `cosine`, `cyclic` (up, then down to zero; arXiv:2001.03994) or `steps` (a tenth
+    from half of the training on, a hundredth from three quarters on; arXiv:1706.06083)."""
+    augment: Callable[[Tensor], Tensor] | None = None
+    """[n, C, H, W] -> the same shape, in [0, 1]; before any attack, with torch's generator."""
+    teacher: str = ""
+    """Another defense with a recipe of its own, trained first: `Lesson.teacher`."""
+    transfer: Inner | None = None
+    """An attack on the teacher, for `Lesson.transferred`."""
+    fit: Callable[[Lesson], None] | None = None
+    """Called once after the last epoch, the model in eval mode, with up to 2,048 training images as
+    one lesson: for what is not learned by gradient. It fills buffers of the model in place."""
+    watch: Inner | None = None
+    """An attack on 256 training images after each epoch. Where their robust accuracy falls by more
+    than 20 points below its best, training stops (catastrophic overfitting, arXiv:2001.03994) and
+    the weights of the best epoch are kept."""
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     """Numbers the loss closes over, so that they are part of the digest."""
@@ -318,6 +351,8 @@ class Defense:
     """The defense that transfer attacks ask instead of this one."""
     quick: bool = True
     """Played by `bench run` without --defense."""
+    forwards: int = 1
+    """Passes of the network that one answer takes; above 20 a board plays 128 examples."""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 

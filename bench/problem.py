@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -211,6 +212,7 @@ def craft(
     *,
     seed: int,
     example: Tensor,
+    tally: Counter[str] | None = None,
 ) -> Tensor:
     """The last iterate of one run against a model at hand, as training needs it.
 
@@ -225,6 +227,7 @@ def craft(
         ball: where the result lies.
         seed: with `example` [n] int64, the key of every random number.
         example: [n] int64.
+        tally: gets the gradients of all images added under `gradients`.
 
     Returns:
         [n, C, H, W], detached.
@@ -242,6 +245,8 @@ def craft(
         for _ in range(attack.steps):
             state = attack.step(rows, state)
             rows.t = rows.t + 1
+        if tally is not None:
+            tally["gradients"] += int(rows.ledger.gradients.sum())
     finally:
         model.train(training)
         for parameter, asked in asks:

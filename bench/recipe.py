@@ -9,18 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bench.plugin import Attack, Dataset, Defense, Inner, Recipe, Traits
-from bench.records import BenchError, digest
+from bench.plugin import Attack, Dataset, Defense, Free, Inner, Recipe, Traits
+from bench.records import BenchError, PluginError, digest
 from bench.registry import Offer, Registry, attack_digest, resolved
 from bench.threat import describe
 
-TRAINING = 1
+TRAINING = 2
 """Version of the loop in train.py. A change that may move a weight moves this number."""
 
 NUMBERS = ("epochs", "batch", "rate", "weight_decay", "optimiser", "schedule", "seed", "options")
 """The fields of a recipe that are values; its model and loss are in the plugin's source."""
 
-WORDS = {"optimiser": ("adam", "sgd"), "schedule": ("constant", "cosine", "cyclic")}
+WORDS = {"optimiser": ("adam", "sgd"), "schedule": ("constant", "cosine", "cyclic", "steps")}
 """What a recipe may ask for."""
 
 
@@ -71,18 +71,41 @@ def recipe_of(defense: Defense) -> Recipe:
         if came not in known:
             names = ", ".join(known)
             raise BenchError(f"{defense.name} asks for the {kind} {came!r}; known: {names}.")
-    if min(recipe.epochs, recipe.batch) < 1:
+    least = 0 if recipe.fit is not None else 1
+    if recipe.epochs < least or recipe.batch < 1:
         raise BenchError(
             f"{defense.name} asks for {recipe.epochs} epochs of batches of {recipe.batch}; at "
             "least 1 of each is needed."
         )
+    if recipe.epochs and recipe.loss is None:
+        raise BenchError(
+            f"{defense.name} asks for {recipe.epochs} epochs and has no loss to learn."
+        )
+    if recipe.transfer is not None and not recipe.teacher:
+        raise BenchError(
+            f"{defense.name} plays {recipe.transfer.attack} on its teacher and names no teacher."
+        )
+    if isinstance(recipe.inner, Free) and recipe.inner.replays < 1:
+        raise BenchError(
+            f"{defense.name} replays a batch {recipe.inner.replays} times; at least 1."
+        )
     return recipe
 
 
-def recipe_digest(registry: Registry, name: str, dataset: Dataset) -> str:
-    """What makes two trainings the same: source, every number, inner attack, data, loop."""
+def recipe_digest(
+    registry: Registry, name: str, dataset: Dataset, *, below: tuple[str, ...] = ()
+) -> str:
+    """What makes two trainings the same: source, every number, attacks, teacher, data, loop.
+
+    `below`: who learns from this one.
+    """
+    if name in below:
+        raise PluginError(f"{' learns from '.join((*below, name))}: no defense can be first.")
     offer = registry.find("defense", name)
     recipe = recipe_of(offer.value)
+    taught_by = recipe.teacher and recipe_digest(
+        registry, recipe.teacher, dataset, below=(*below, name)
+    )
     numbers = {field: getattr(recipe, field) for field in NUMBERS}
     about = {"name": dataset.name, "digest": dataset.digest, "shape": list(dataset.shape)}
     return digest(
@@ -91,14 +114,21 @@ def recipe_digest(registry: Registry, name: str, dataset: Dataset) -> str:
             "defense": name,
             "source": offer.source,
             "recipe": resolved(SimpleNamespace(name=f"the recipe of {name}", **numbers)),
-            "inner": recipe.inner and inner_rules(registry, recipe.inner),
+            "inner": inner_rules(registry, recipe.inner),
+            "transfer": inner_rules(registry, recipe.transfer),
+            "watch": inner_rules(registry, recipe.watch),
+            "teacher": taught_by,
             "dataset": {**about, "classes": len(dataset.classes)},
         }
     )
 
 
-def inner_rules(registry: Registry, inner: Inner) -> dict[str, Any]:
-    """An inner attack as JSON values."""
+def inner_rules(registry: Registry, inner: Inner | Free | None) -> dict[str, Any] | None:
+    """An attack inside training as JSON values."""
+    if inner is None:
+        return None
+    if isinstance(inner, Free):
+        return {"replays": inner.replays, "rate": inner.rate, "set": describe(inner.ball)}
     offer = inner_attack(registry, inner)
     return {
         "name": inner.attack,

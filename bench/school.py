@@ -10,9 +10,8 @@ import torch
 from bench.events import said
 from bench.plugin import Dataset
 from bench.registry import Registry
-from bench.shelf import NeedsTraining
+from bench.shelf import NeedsTraining, learn
 from bench.store import Lease, Store
-from bench.train import train
 
 BEAT = 5.0  # seconds between extensions of a training's lease
 POLL = 0.2  # seconds between looks at a training that somebody else holds
@@ -36,7 +35,7 @@ def teach(
         time.sleep(POLL)
         return
     try:
-        train(
+        learn(
             registry, need.name, dataset, device=device, beat=beats(store, lease),
             progress=lambda progress: tell("train", f"{need.name}: {said(progress)}"),
         )  # fmt: skip

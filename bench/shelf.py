@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from bench import data
+from bench.course import seeded
 from bench.plugin import Dataset, Defense, Shelf
 from bench.recipe import Stock, recipe_digest, recipe_of
 from bench.records import BenchError, PluginError, UnfitError, digest
 from bench.registry import Offer, Registry
 from bench.target import freeze
-from bench.train import Tell, seeded, train
+from bench.train import Tell, train
 
 
 class NeedsTraining(BenchError):  # noqa: N818 - it is a need, and the runner meets it
@@ -108,8 +109,17 @@ class DefenseShelf:
         stock = Stock(self.folder or data.cache(), recipe)
         content = stock.content()
         if content is None:
+            self.teacher()  # one that has no weights yet is trained first
             raise NeedsTraining(recipe, self.name, self.dataset.name)
         return self._filled(module, content, "trained", stock.weights)
+
+    def teacher(self) -> nn.Module | None:
+        """The defense that the recipe learns from, built; None where it names none."""
+        name = recipe_of(self.defense).teacher
+        if not name:
+            return None
+        below = self.chain
+        return DefenseShelf(self.registry, name, self.dataset, self.folder, below=below).build()
 
     def filled(self, module: nn.Module, file: str) -> nn.Module:
         """The module, filled from a safetensors file of that plain name.
@@ -192,6 +202,33 @@ def misfit(wanted: Tensor | None, came: Tensor | None) -> str:
     return ""
 
 
+def learn(
+    registry: Registry,
+    name: str,
+    dataset: Dataset,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    mixed: bool = False,
+    progress: Tell | None = None,
+    beat: Callable[[], None] | None = None,
+) -> str:
+    """`train` with the recipe's teacher built, which is trained first where it has no weights."""
+    shelf = DefenseShelf(registry, name, dataset, folder)
+    try:
+        teacher = shelf.teacher()
+    except NeedsTraining as need:
+        learn(
+            registry, need.name, dataset,
+            folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
+        )  # fmt: skip
+        teacher = shelf.teacher()
+    return train(
+        registry, name, dataset, teacher=teacher,
+        folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
+    )  # fmt: skip
+
+
 def prepared(
     registry: Registry,
     name: str,
@@ -212,7 +249,7 @@ def prepared(
             shelf.complete()
         except NeedsTraining as need:
             tell = progress(need.name) if progress else None
-            train(
+            learn(
                 registry, need.name, dataset,
                 folder=folder, device=device, mixed=mixed, progress=tell,
             )  # fmt: skip

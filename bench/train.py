@@ -3,71 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import pickle
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from bench import data
-from bench.kit import example_key, word
-from bench.plugin import Attack, Dataset, Lesson, Recipe
+from bench.course import (
+    Course,
+    Foe,
+    Progress,
+    begin,
+    finish,
+    keep,
+    number_of,
+    resume,
+    seeded,
+    weights_of,
+)
+from bench.kit import example_key
+from bench.plugin import Dataset, Free, Lesson, Recipe
 from bench.problem import craft
-from bench.recipe import Stock, inner_attack, recipe_digest, recipe_of
-from bench.records import BenchError, PluginError, UnfitError
+from bench.recipe import Stock, recipe_digest
+from bench.records import PluginError, UnfitError
 from bench.registry import Registry
-from bench.threat import PerturbationSet
 
-
-class Progress(NamedTuple):
-    """What one epoch came to."""
-
-    epoch: int
-    """Epochs done."""
-    epochs: int
-    loss: float
-    """Mean over the epoch."""
-    clean: float
-    """Share of the epoch's last batch that is right after it, in eval mode."""
-    robust: float | None
-    """The same of what the inner attack had made of that batch; None without one."""
-
+WATCHED = 256  # training images that the watch attacks after each epoch
+FITTED = 2048  # training images that `Recipe.fit` is shown at most
 
 Tell = Callable[[Progress], None]
-
-
-class Foe(NamedTuple):
-    """The inner attack, resolved."""
-
-    attack: Attack
-    ball: PerturbationSet
-
-
-@dataclass
-class Course:
-    """A training under way: what the loop holds from one epoch to the next."""
-
-    name: str
-    recipe: Recipe
-    foe: Foe | None
-    images: Tensor
-    """The training half, uint8 [n, C, H, W], on the device."""
-    labels: Tensor
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    device: torch.device
-    mixed: bool
-    history: list[Progress]
-    """One entry for each epoch done."""
 
 
 def train(
@@ -75,6 +42,7 @@ def train(
     name: str,
     dataset: Dataset,
     *,
+    teacher: nn.Module | None = None,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     mixed: bool = False,
@@ -87,6 +55,7 @@ def train(
         registry: where the defense and its inner attack are found.
         name: the defense.
         dataset: whose training half is taught.
+        teacher: the defense that the recipe names as its teacher, built.
         folder: where `weights/` and `training/` lie; None: the cache folder.
         device: where to compute. Only the CPU promises the same weights again.
         mixed: forward passes in bfloat16 where torch deems it safe.
@@ -99,15 +68,9 @@ def train(
     stock = Stock(folder or data.cache(), recipe_digest(registry, name, dataset))
     content = stock.content()
     if content is None:
-        course = begin(registry, name, dataset, fit(device), mixed)
+        course = begin(registry, name, dataset, teacher, fit(device), mixed)
         resume(course, stock.checkpoint)
-        tell = progress or (lambda _: None)
-        for done in course.history:
-            tell(done)
-        for epoch in range(len(course.history), course.recipe.epochs):
-            course.history.append(one_epoch(course, epoch, beat or (lambda: None)))
-            keep(course, stock.checkpoint)
-            tell(course.history[-1])
+        teach(course, stock.checkpoint, progress or (lambda _: None), beat or (lambda: None))
         content = finish(course, stock)
     return hashlib.sha256(content).hexdigest()
 
@@ -120,58 +83,53 @@ def fit(device: torch.device | str) -> torch.device:
     return asked
 
 
-def begin(
-    registry: Registry, name: str, dataset: Dataset, device: torch.device, mixed: bool
-) -> Course:
-    """A course before its first epoch."""
-    recipe = recipe_of(registry.find("defense", name).value)
-    half = data.read(dataset).train
-    if half is None:
-        raise UnfitError(
-            f"{name} is to be trained on {dataset.name}, of which only the test half is in "
-            f"{data.folder()}; add the training half's files there."
-        )
-    with seeded(f"{recipe.seed} model", torch.device("cpu")):
-        model = recipe.model(dataset.shape, len(dataset.classes)).to(device)
-    taught = [p for p in model.parameters() if p.requires_grad]
-    return Course(
-        name,
-        recipe,
-        foe=Foe(inner_attack(registry, recipe.inner).value, recipe.inner.ball)
-        if recipe.inner
-        else None,
-        images=torch.tensor(half.images, device=device),
-        labels=torch.tensor(half.labels, device=device),
-        model=model,
-        optimiser=OPTIMISERS[recipe.optimiser](taught, recipe),
-        device=device,
-        mixed=mixed,
-        history=[],
-    )
+def teach(course: Course, checkpoint: Path, tell: Tell, beat: Callable[[], None]) -> None:
+    """Every epoch that is left, and what is fitted after the last one."""
+    for done in course.history:
+        tell(done)
+    while not course.over:
+        epoch = len(course.history)
+        course.history.append(one_epoch(course, epoch, beat))
+        if course.guard and course.history[-1].watched == best_watched(course):
+            course.best = weights_of(course.model)
+        keep(course, checkpoint)
+        tell(course.history[-1])
+    if course.collapsed:
+        course.model.load_state_dict(course.best)
+    if course.recipe.fit is not None:
+        fill(course, course.recipe.fit)
+
+
+def best_watched(course: Course) -> float:
+    """The best robust share of the watched images so far."""
+    return max(entry.watched for entry in course.history if entry.watched is not None)
 
 
 def one_epoch(course: Course, epoch: int, beat: Callable[[], None]) -> Progress:
     """Every training image once, in the epoch's own order."""
     recipe, count = course.recipe, len(course.labels)
     batches = order(recipe, epoch, count)
+    course.tally.clear()
     total = torch.zeros((), device=course.device)
     clean, robust = math.nan, None
     with seeded(f"{recipe.seed} epoch {epoch}", course.device):
         for number, rows in enumerate(batches):
-            pace(course, (epoch + (number + 0.5) / len(batches)) / recipe.epochs)
-            lesson = lesson_on(course, rows.to(course.device), epoch)
-            total += learn(course, lesson) * len(rows)
+            share = (epoch + (number + 0.5) / len(batches)) / recipe.epochs
+            loss, lesson = one_batch(course, rows.to(course.device), epoch, share)
+            total += loss * len(rows)
             beat()
             if number + 1 == len(batches):
                 clean = right(course.model, lesson.x, lesson.y)
-                robust = course.foe and right(course.model, lesson.adv, lesson.y)
+                robust = right(course.model, lesson.adv, lesson.y) if recipe.inner else None
+        watched = course.guard and guarded(course, course.guard)
     mean = float(total) / count
     if not math.isfinite(mean):
         raise PluginError(
             f"the loss of {course.name} became {mean} in epoch {epoch + 1}; a lower rate than "
             f"{recipe.rate} may hold it."
         )
-    return Progress(epoch + 1, recipe.epochs, mean, clean, robust)
+    spent = course.tally["gradients"]
+    return Progress(epoch + 1, recipe.epochs, mean, clean, robust, watched, spent)
 
 
 def order(recipe: Recipe, epoch: int, count: int) -> tuple[Tensor, ...]:
@@ -181,19 +139,63 @@ def order(recipe: Recipe, epoch: int, count: int) -> tuple[Tensor, ...]:
     return key.argsort(stable=True).tensor_split(math.ceil(count / recipe.batch))
 
 
+def one_batch(course: Course, rows: Tensor, epoch: int, share: float) -> tuple[Tensor, Lesson]:
+    """These rows learned, once or as often as Free training replays them: (mean loss, lesson)."""
+    lesson = lesson_on(course, rows, epoch)
+    pace(course, share)
+    free = course.recipe.inner
+    if not isinstance(free, Free):
+        return learn(course, lesson), lesson
+    losses = []
+    for _ in range(free.replays):
+        lesson = lesson._replace(adv=started(course, free, lesson.x))
+        losses.append(learn(course, lesson))
+        climb(course, free, lesson)
+    return torch.stack(losses).mean(), lesson._replace(adv=lesson.adv.detach())
+
+
 def lesson_on(course: Course, example: Tensor, epoch: int) -> Lesson:
-    """These rows of the training half, and what the inner attack makes of them."""
+    """These rows of the training half, and what the attacks make of them."""
     x, y = data.pixels(course.images[example]), course.labels[example]
-    if course.foe is None:
-        return Lesson(course.model, x, y, adv=x)
+    if course.recipe.augment is not None:
+        x = augmented(course, course.recipe.augment, x)
     seed = number_of(f"{course.recipe.seed} epoch {epoch}")
-    return Lesson(course.model, x, y, attacked(course, course.foe, x, y, example, seed))
+    adv = attacked(course, course.foe, course.model, x, y, example, seed)
+    moved = attacked(course, course.rival, course.teacher, x, y, example, seed)
+    return Lesson(
+        course.model, x, y, x if adv is None else adv, teacher=course.teacher, transferred=moved
+    )
 
 
-def attacked(course: Course, foe: Foe, x: Tensor, y: Tensor, example: Tensor, seed: int) -> Tensor:
-    """What the foe makes of x against the model in eval mode: detached, inside ball and box."""
-    with evaluating(course.model), cast(course):
-        adv = craft(foe.attack, course.model, x, y, foe.ball, seed=seed, example=example)
+def augmented(course: Course, augment: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """x as the recipe varies it; PluginError where it leaves shape or box."""
+    varied = augment(x)
+    if varied.shape != x.shape or not bool(((varied >= 0) & (varied <= 1)).all()):
+        raise PluginError(
+            f"the augmentation of {course.name} gave {list(varied.shape)} within "
+            f"[{float(varied.min()):.3g}, {float(varied.max()):.3g}]; {list(x.shape)} within "
+            "[0, 1] was expected."
+        )
+    return varied.detach()
+
+
+def attacked(
+    course: Course,
+    foe: Foe | None,
+    model: nn.Module | None,
+    x: Tensor,
+    y: Tensor,
+    example: Tensor,
+    seed: int,
+) -> Tensor | None:
+    """What a foe makes of x against a model in eval mode: detached, inside ball and box."""
+    if foe is None or model is None:
+        return None
+    with evaluating(model), cast(course):
+        adv = craft(
+            foe.attack, model, x, y, foe.ball, seed=seed, example=example,
+            tally=course.tally if foe.counted else None,
+        )  # fmt: skip
     adv = adv.detach().float()
     inside = foe.ball.contains(adv, x)
     if not bool(inside.all()):
@@ -204,8 +206,28 @@ def attacked(course: Course, foe: Foe, x: Tensor, y: Tensor, example: Tensor, se
     return adv
 
 
+def started(course: Course, free: Free, x: Tensor) -> Tensor:
+    """x with the carried perturbation, projected before the graph begins: a clamp inside it
+    would have no slope where a pixel is at its bound."""
+    return free.ball.project(x + course.carried[: len(x)], x).detach().requires_grad_()
+
+
+def climb(course: Course, free: Free, lesson: Lesson) -> None:
+    """Carry the perturbation on along the gradient that the weights were learned with."""
+    slope = lesson.adv.grad
+    if slope is None:
+        raise PluginError(
+            f"the loss of {course.name} does not depend on lesson.adv, from which Free training "
+            "takes its perturbation."
+        )
+    adv = lesson.adv.detach()
+    moved = adv + free.rate * free.ball.radius * free.ball.steepest(slope.float(), adv)
+    course.carried[: len(adv)] = free.ball.project(moved, lesson.x) - lesson.x
+
+
 def learn(course: Course, lesson: Lesson) -> Tensor:
     """One step of the optimiser; the batch's mean loss, detached."""
+    assert course.recipe.loss is not None
     with cast(course):
         loss = course.recipe.loss(lesson)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
@@ -216,7 +238,27 @@ def learn(course: Course, lesson: Lesson) -> Tensor:
     course.optimiser.zero_grad(set_to_none=True)
     loss.mean().backward()  # type: ignore[no-untyped-call]
     course.optimiser.step()
+    course.tally["gradients"] += len(lesson.y)
     return loss.detach().mean()
+
+
+def guarded(course: Course, guard: Foe) -> float:
+    """The share of the watched images that the guard leaves right."""
+    rows = torch.arange(min(WATCHED, len(course.labels)), device=course.device)
+    x, y = data.pixels(course.images[rows]), course.labels[rows]
+    adv = attacked(course, guard, course.model, x, y, rows, number_of(f"{course.recipe.seed}"))
+    assert adv is not None
+    return right(course.model, adv, y)
+
+
+def fill(course: Course, fitted: Callable[[Lesson], None]) -> None:
+    """Let the recipe fill the model's buffers from one large lesson."""
+    last = course.recipe.epochs
+    rows = torch.cat(order(course.recipe, last, len(course.labels)))[:FITTED].to(course.device)
+    with seeded(f"{course.recipe.seed} fit", course.device):
+        lesson = lesson_on(course, rows, last)
+        with evaluating(course.model):
+            fitted(lesson)
 
 
 def right(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -235,17 +277,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda share: 1.0,
     "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
     "cyclic": lambda share: 1 - abs(2 * share - 1),
+    "steps": lambda share: 1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01,
 }
 """Share of the training done, 0 to 1 -> share of the peak learning rate."""
-
-OPTIMISERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
-    "adam": lambda taught, recipe: torch.optim.Adam(
-        taught, recipe.rate, weight_decay=recipe.weight_decay
-    ),
-    "sgd": lambda taught, recipe: torch.optim.SGD(
-        taught, recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay
-    ),
-}
 
 
 @contextmanager
@@ -260,79 +294,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def seeded(name: str, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded by a name, and as they were afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.manual_seed(number_of(name))
-        yield
-
-
-def number_of(name: str) -> int:
-    """A seed from a name."""
-    return word(name) % 2**63
-
-
 def cast(course: Course) -> torch.autocast:
     """Mixed precision, where it was asked for."""
     return torch.autocast(course.device.type, torch.bfloat16, enabled=course.mixed)
-
-
-def resume(course: Course, checkpoint: Path) -> None:
-    """Take up the state after the last whole epoch, if there is one."""
-    if not checkpoint.exists():
-        return
-    try:
-        state = torch.load(checkpoint, map_location=course.device, weights_only=True)
-        course.model.load_state_dict(state["model"])
-        course.optimiser.load_state_dict(state["optimiser"])
-        course.history = [Progress(*entry) for entry in state["history"]]
-    except (OSError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        raise BenchError(
-            f"{checkpoint} cannot be read ({error}); delete it to begin that training again."
-        ) from error
-
-
-def keep(course: Course, checkpoint: Path) -> None:
-    """Write the state after an epoch: a kill costs at most the epoch in hand."""
-    state = {
-        "model": course.model.state_dict(),
-        "optimiser": course.optimiser.state_dict(),
-        "history": [tuple(entry) for entry in course.history],
-    }
-    write(checkpoint, lambda path: torch.save(state, path))
-
-
-def finish(course: Course, stock: Stock) -> bytes:
-    """Write the weights, then their record, then drop the checkpoint; the weights file."""
-    state = {
-        key: value.detach().cpu().contiguous().clone()
-        for key, value in course.model.state_dict().items()
-    }
-    content = safetensors.torch.save(state)
-    record = {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "defense": course.name,
-        "device": str(course.device),
-        "mixed": course.mixed,
-        "torch": torch.__version__,
-        "finished": time.time(),
-        "history": [entry._asdict() for entry in course.history],
-    }
-    write(stock.weights, lambda path: path.write_bytes(content))
-    write(stock.record, lambda path: path.write_text(json.dumps(record, indent=1)))
-    stock.checkpoint.unlink(missing_ok=True)
-    return content
-
-
-def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """The whole file or none: written beside, flushed to the disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fill(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.course import Progress
 from bench.kit import cross_entropy
 from bench.plugin import Access, Dataset, Defense, Fraction, Inner, Lesson, Linf, Problem, Recipe
 from bench.registry import Offer, Registry
-from bench.train import Progress, train
+from bench.train import train
 from plugins.attacks import pgd
 from plugins.datasets import digits
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bench import data, recipe, train
+from bench import course, data, recipe, train
 from bench.kit import cross_entropy
 from bench.plugin import Inner, Lesson, Linf, Recipe
 from bench.records import BenchError, PluginError, UnfitError
@@ -79,7 +79,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         assert subprocess.run(order, check=False, timeout=120).returncode == -9
         assert list((place / "training").glob("*.pt"))
         assert not (place / "weights").exists()
-    heard: list[train.Progress] = []
+    heard: list[course.Progress] = []
     again = train.train(known, "resumed", DIGITS, folder=place, progress=heard.append)
     assert again == whole
     assert [progress.epoch for progress in heard] == [1, 2, 3]
@@ -121,7 +121,7 @@ def test_global_randomness_is_as_before_also_after_an_error(tmp_path: Path) -> N
 
 def test_a_linear_model_learns_the_digits(tmp_path: Path) -> None:
     known = registry(defense("pupil", small(epochs=10)))
-    heard: list[train.Progress] = []
+    heard: list[course.Progress] = []
     train.train(known, "pupil", DIGITS, folder=tmp_path, progress=heard.append)
     assert heard[-1].loss < heard[0].loss / 3
     assert heard[-1].clean > 0.9
@@ -137,7 +137,7 @@ def test_adversarial_training_holds_where_clean_training_falls(tmp_path: Path) -
     inner = Inner("pgd", Linf(EPS), {"steps": 5, "rate": 0.5})
     robust: list[float] = []
     for name, loss in (("clean", on_clean), ("adv", on_adv)):
-        heard: list[train.Progress] = []
+        heard: list[course.Progress] = []
         made_by = small(loss=loss, inner=inner, epochs=8)
         taught(tmp_path / name, made_by, progress=heard.append)
         robust.append(sum(progress.robust or 0.0 for progress in heard[-3:]) / 3)
@@ -151,7 +151,7 @@ def test_plain_gradient_descent_is_the_rule_of_the_book(tmp_path: Path) -> None:
     train.train(known, "pupil", DIGITS, folder=tmp_path)
     stock = recipe.Stock(tmp_path, recipe.recipe_digest(known, "pupil", DIGITS))
     after = safetensors.torch.load_file(stock.weights)["1.weight"]
-    with train.seeded("0 model", torch.device("cpu")):
+    with course.seeded("0 model", torch.device("cpu")):
         model = linear(SHAPE, 10)
     half = data.read(DIGITS).train
     assert half is not None
@@ -191,6 +191,7 @@ def test_the_order_is_a_permutation_keyed_by_seed_and_epoch() -> None:
         ("constant", [1, 1, 1, 1, 1]),
         ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]),
         ("cyclic", [0, 0.5, 1, 0.5, 0]),
+        ("steps", [1, 1, 0.1, 0.01, 0.01]),
     ],
 )
 def test_schedules_pass_through_their_corners(schedule: str, shares: list[float]) -> None:
@@ -244,7 +245,7 @@ def test_weight_decay_pulls_towards_zero(tmp_path: Path) -> None:
 
 def test_the_loss_that_is_told_is_the_mean_over_the_epoch(tmp_path: Path) -> None:
     witness = Witness(on_clean)
-    heard: list[train.Progress] = []
+    heard: list[course.Progress] = []
     taught(tmp_path, small(loss=witness, rate=1e-9, batch=100, epochs=1), progress=heard.append)
     with torch.no_grad():
         rows = torch.cat([on_clean(lesson) for lesson in witness.lessons])
@@ -378,7 +379,7 @@ def test_options_that_equal_the_attacks_own_fields_are_the_same_recipe() -> None
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"optimiser": "adamw"}, "asks for the optimiser 'adamw'; known: adam, sgd"),
-    ({"schedule": "step"}, "known: constant, cosine, cyclic"),
+    ({"schedule": "step"}, "known: constant, cosine, cyclic, steps"),
     ({"epochs": 0}, "0 epochs of batches of 128"),
     ({"inner": Inner("pdg", INNER.ball)}, "Did you mean 'pgd'"),
     ({"inner": replace(INNER, options={"stepz": 1})}, "cannot take the options .*stepz"),
@@ -445,14 +446,14 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: byte
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    train.write(path, lambda beside: beside.write_text("old"))
+    course.write(path, lambda beside: beside.write_text("old"))
 
     def half(beside: Path) -> None:
         beside.write_text("ne")
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        train.write(path, half)
+        course.write(path, half)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
@@ -461,7 +462,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_learns_as_well(tmp_path: Path) -> None:
-    heard: list[train.Progress] = []
+    heard: list[course.Progress] = []
     mixed = taught(tmp_path / "a", small(epochs=4), mixed=True, progress=heard.append)
     assert heard[-1].clean > 0.8
     assert mixed != taught(tmp_path / "b", small(epochs=4))
@@ -477,7 +478,7 @@ def test_a_device_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
 def test_cuda_learns_as_well(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
-    heard: list[train.Progress] = []
+    heard: list[course.Progress] = []
     made_by = small(model=noisy, loss=on_adv, inner=INNER, epochs=4)
     state = torch.cuda.get_rng_state()
     taught(tmp_path, made_by, device="cuda", mixed=True, progress=heard.append)

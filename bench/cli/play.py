@@ -90,12 +90,12 @@ def train(
     from bench.campaign import chosen_device
     from bench.events import said
     from bench.registry import Registry
-    from bench.train import train as teach
+    from bench.shelf import learn
 
     registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
     offer = registry.find("defense", name)
     data = registry.find("dataset", dataset or offer.value.datasets[0]).value
-    digest = teach(
+    digest = learn(
         registry, name, data, device=chosen_device(device), mixed=mixed,
         progress=lambda epoch: print(said(epoch), file=sys.stderr),
     )  # fmt: skip
