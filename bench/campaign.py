@@ -106,7 +106,7 @@ class Campaign:
         for pair in pairs:
             dataset = registry.find("dataset", pair.threat.dataset).value
             name = (pair.threat.name, pair.attack.name, pair.defense.name)
-            counts[name] = matrix.examples(pair.threat, self.selection, dataset)
+            counts[name] = matrix.examples(pair.threat, pair.defense, self.selection, dataset)
         digests = {card.name: card.digest for card in registry.cards() if card.kind == "attack"}
         asked = (self.selection.seed, self.selection.mode, self.numeric)
         found: dict[tuple[str, str], list[CellRow]] = {}

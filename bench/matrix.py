@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench import cascade
 from bench.plugin import Attack, Dataset, Defense, Traits
 from bench.profile import profile
-from bench.records import Access, BenchError
+from bench.records import FEW, HEAVY, Access, BenchError
 from bench.registry import Registry
 from bench.target import WORDS
 from bench.threat import ThreatModel
@@ -171,9 +171,10 @@ def why_not(threat: ThreatModel, defense: Defense, attack: Attack) -> str:
     return ""
 
 
-def examples(threat: ThreatModel, selection: Selection, dataset: Dataset) -> int:
-    """How many of the fixed examples this board plays."""
-    return selection.examples or min(threat.examples, dataset.test_size)
+def examples(threat: ThreatModel, defense: Defense, selection: Selection, dataset: Dataset) -> int:
+    """How many of the fixed examples a defense plays on this board; the first ones in any case."""
+    fair = min(threat.examples, dataset.test_size)
+    return selection.examples or (min(fair, FEW) if defense.forwards > HEAVY else fair)
 
 
 def _set(threat: ThreatModel) -> str:

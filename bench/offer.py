@@ -207,6 +207,7 @@ def defense_card(offer: Offer[Defense], digests: Mapping[str, str] | None = None
         "stand_in": defense.stand_in is not None,
         "twin": defense.twin,
         "quick": defense.quick,
+        "forwards": defense.forwards,
         "datasets": list(defense.datasets),
         "digests": dict(digests or {}),
     }

@@ -169,6 +169,10 @@ class Cell:
 
 CLEAN = "clean"
 
+HEAVY = 20
+"""Passes of the network for one answer, above which a defense is played on FEW examples."""
+FEW = 128
+
 
 class Outcomes(NamedTuple):
     """What the referee found and what it cost: parallel arrays, one entry an item."""

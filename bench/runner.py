@@ -157,7 +157,9 @@ class Worker:
         offer = self.registry.find("defense", defense.name)
         digest = f"unbuilt {offer.source}"
         dataset: Dataset = self.registry.find("dataset", threat.dataset).value
-        examples = self._examples(dataset, matrix.examples(threat, self.selection, dataset))
+        examples = self._examples(
+            dataset, matrix.examples(threat, defense, self.selection, dataset)
+        )
         self._declare(defense, dataset, digest)
         cells = [
             Cell(
@@ -184,10 +186,10 @@ class Worker:
                 self.store.fail(lease, failure)
         return cells
 
-    def _arena(self, defense: Defense, threat: ThreatModel) -> Arena:
-        """The defense, built; what it needs is trained first."""
+    def _arena(self, defense: Defense, threat: ThreatModel, beside: Defense | None = None) -> Arena:
+        """The defense, built, on as many examples as `beside`; what it needs is trained first."""
         dataset: Dataset = self.registry.find("dataset", threat.dataset).value
-        count = matrix.examples(threat, self.selection, dataset)
+        count = matrix.examples(threat, beside or defense, self.selection, dataset)
         key = (defense.name, dataset.name, count)
         while key not in self.arenas:
             try:
@@ -258,7 +260,7 @@ class Worker:
         if pair.reason or not Traits.of(pair.attack).source:
             return None
         twin: Defense = self.registry.find("defense", pair.defense.twin).value
-        return self._arena(twin, threat)
+        return self._arena(twin, threat, beside=pair.defense)
 
     def _cell(self, cell: Cell, pair: Pair, arena: Arena, source: Arena | None) -> None:
         """Play one cell, if it is open."""

@@ -95,9 +95,12 @@ class World:
         detail = {"needs": needs, "steps": steps, "source": "", **more}
         self._declare("attack", name, f"{name} {version}", detail)
 
-    def defense(self, name: str, *claims: dict[str, Any], version: str = "1") -> None:
+    def defense(
+        self, name: str, *claims: dict[str, Any], version: str = "1", forwards: int = 1
+    ) -> None:
         """Declare a defense; `version` changes its digest."""
-        self._declare("defense", name, f"{name} {version}", {"claims": list(claims)})
+        detail = {"claims": list(claims), "forwards": forwards}
+        self._declare("defense", name, f"{name} {version}", detail)
 
     def unbuilt(self, name: str, **detail: Any) -> None:
         """Declare a defense again, without a digest or with `digests` by data set."""

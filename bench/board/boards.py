@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from bench.records import CLEAN, MODES, BenchError, Card, canonical
+from bench.records import CLEAN, FEW, HEAVY, MODES, BenchError, Card, canonical
 from bench.store import Store
 
 
@@ -72,10 +72,26 @@ def boards(store: Store) -> list[Board]:
     """All boards in display order: by the threat's order and name, the most examples first."""
     threats = _by_id(store.cards("threat"))
     rows = (row for row in store.cells() if row.attack != CLEAN and row.threat_id in threats)
-    found = {(row.threat_id, row.examples, row.mode) for row in rows}
+    costly = {card.name for card in store.cards("defense") if heavy(card)}
+    found: dict[tuple[str, str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault((row.threat_id, row.examples, row.mode), set()).add(row.defense)
     sizes = {examples: store.examples(examples).n for _, examples, _ in found}
-    made = [_board(threats[id_], examples, sizes[examples], mode) for id_, examples, mode in found]
+    large = {(id_, mode) for id_, examples, mode in found if sizes[examples] > FEW}
+    made = [
+        _board(threats[id_], examples, sizes[examples], mode)
+        for (id_, examples, mode), names in found.items()
+        if not (sizes[examples] == FEW and names <= costly and (id_, mode) in large)
+    ]
     return sorted(made, key=lambda b: (b.order, b.name, -b.n, b.mode, b.examples))
+
+
+def heavy(defense: Card) -> bool:
+    """Does one answer cost so much that the defense is played on FEW examples?
+
+    Then it is a guest of the large board, and has none of its own beside it.
+    """
+    return int(defense.detail.get("forwards") or 1) > HEAVY
 
 
 def find(store: Store, threat: str | None, mode: str = "full") -> Board:

@@ -142,8 +142,8 @@ def _point(store: Store, played: Played, standing: Standing) -> Point:
     return Point(
         eps=str(board.set["eps"]),
         radius=board.radius,
-        robust=count(int(standing.robust().sum()), board.n),
-        certified=best_proof(standing, store.certificates(board.id, board.examples), certifiers),
+        robust=count(int(standing.robust().sum()), len(standing.clean)),
+        certified=best_proof(standing, store.certificates(board.id, standing.examples), certifiers),
         board=board.name,
         complete=covered.done == covered.required,
     )

@@ -48,11 +48,15 @@ def surroundings(store: Store, played: Played, known: Sequence[Board]) -> Surrou
     return Surroundings(
         box=_box(store, played, known),
         smaller=[load(store, kin) for kin in smaller],
-        certificates=store.certificates(board.id, board.examples),
+        certificates=[
+            proof
+            for examples in dict.fromkeys(s.examples for s in played.standings.values())
+            for proof in store.certificates(board.id, examples)
+        ],
         certifiers={card.name: card for card in store.cards("certifier")},
         diagnostics=[card.name for card in store.cards("diagnostic")],
         notes={
-            name: store.evidence(standing.digest, board.examples)
+            name: store.evidence(standing.digest, standing.examples)
             for name, standing in played.standings.items()
         },
     )

@@ -90,7 +90,7 @@ def _robust(board: Board, standing: Standing, attack: str) -> Count | None:
     if bout is None:
         return None
     right = ~bout.broken & standing.clean if standing.cleaned else ~bout.broken
-    among = bout.faced if board.mode == "rank" else np.ones(board.n, np.bool_)
+    among = bout.faced if board.mode == "rank" else np.ones_like(bout.faced)
     return count(int((right & among).sum()), int(among.sum()))
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from bench.board.boards import Board
-from bench.records import CLEAN, PROTOCOL, Card, CellState, Outcomes, Verdict, canonical
+from bench.board.boards import Board, heavy
+from bench.records import CLEAN, FEW, PROTOCOL, Card, CellState, Outcomes, Verdict, canonical
 from bench.store import CellRow, ExamplesRow, Store
 
 Bits = npt.NDArray[np.bool_]
@@ -46,6 +46,8 @@ class Standing:
 
     defense: str
     digest: str
+    examples: str
+    """The digest of the examples it was played on: the board's, or the first few of them."""
     clean: Bits
     """[n]: right on the clean image; nowhere until the clean pass is done."""
     cleaned: bool
@@ -110,7 +112,7 @@ class Played:
 def load(store: Store, board: Board) -> Played:
     """Read one board; the outcomes of each done cell are read once."""
     attacks = {card.name: card for card in store.cards("attack")}
-    rows = sorted(store.cells(examples=board.examples), key=_place)
+    rows = sorted(_rows(store, board), key=_place)
     defenses = {
         card.name: replace(card, digest=_digest_here(card, board, rows))
         for card in store.cards("defense")
@@ -122,13 +124,32 @@ def load(store: Store, board: Board) -> Played:
         for row in rows
         if row.state == CellState.DONE
     }
-    examples = store.examples(board.examples)
     names = sorted({defense for defense, attack in cells if attack != CLEAN})
-    standings = {
-        name: _standing(board, examples, defenses[name], attacks, cells, outcomes) for name in names
-    }
+    standings = {}
+    for name in names:
+        (digest,) = {
+            row.examples for pair, rows in cells.items() if pair[0] == name for row in rows
+        }
+        examples = store.examples(digest)
+        standings[name] = _standing(board, examples, defenses[name], attacks, cells, outcomes)
     kept = {pair: rows for pair, rows in cells.items() if pair[0] in standings}
     return Played(board, attacks, defenses, kept, standings, _digest(board, kept, outcomes))
+
+
+def _rows(store: Store, board: Board) -> list[CellRow]:
+    """The cells on the board's examples, and those of its guests on the first few of them.
+
+    A guest is a defense whose answers cost too much to meet all examples.
+    """
+    every = store.cells()
+    own = [row for row in every if row.examples == board.examples]
+    here = {row.defense for row in own if row.threat_id == board.id}
+    costly = {card.name for card in store.cards("defense") if heavy(card)} - here
+    sets = {row.examples: store.examples(row.examples) for row in every if row.defense in costly}
+    few = {d for d, s in sets.items() if s.dataset == board.dataset and s.n == FEW < board.n}
+    apart = [row for row in every if row.defense in costly and row.examples in few]
+    guests = {row.defense for row in apart if row.threat_id == board.id}
+    return [r for r in own if r.defense not in guests] + [r for r in apart if r.defense in guests]
 
 
 def _digest_here(defense: Card, board: Board, rows: Iterable[CellRow]) -> str:
@@ -204,7 +225,8 @@ def _standing(
     return Standing(
         defense=defense.name,
         digest=defense.digest,
-        clean=_clean(board, passes),
+        examples=examples.digest,
+        clean=_clean(examples.n, passes),
         cleaned=bool(passes),
         bouts={
             attack: _bout(board, examples, steps_of(attacks[attack]), parts)
@@ -220,10 +242,10 @@ def steps_of(attack: Card) -> int:
     return int(attack.detail.get("steps") or 0)
 
 
-def _clean(board: Board, passes: list[Outcomes]) -> Bits:
-    right = np.full(board.n, bool(passes))
+def _clean(n: int, passes: list[Outcomes]) -> Bits:
+    right = np.full(n, bool(passes))
     for outcome in passes:
-        held = np.zeros(board.n, np.bool_)
+        held = np.zeros(n, np.bool_)
         held[outcome.item] = outcome.verdict == Verdict.HELD
         right &= held
     return right
@@ -232,17 +254,17 @@ def _clean(board: Board, passes: list[Outcomes]) -> Bits:
 def _bout(board: Board, examples: ExamplesRow, steps: int, parts: list[Outcomes]) -> Bout:
     made = Outcomes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     per_example = len(examples.classes) - 1 if board.targets else 1
-    example = made.item // per_example
+    n, example = examples.n, made.item // per_example
     broken = made.verdict == Verdict.BROKEN
     wrong = broken | (_answered_wrong(made, examples.labels[example]) & board.nearest)
     return Bout(
-        faced=_all(board.n, per_example, made.item),
-        broken=_any(board.n, example, broken),
-        broken_8bit=_any(board.n, example, broken & made.eight_bit),
-        step=_least(board.n, example, made.step, broken),
-        total=_least(board.n, example, made.run * steps + made.step, broken),
-        forwards=_least(board.n, example, made.forwards, broken),
-        distance=_least(board.n, example, made.distance, wrong),
+        faced=_all(n, per_example, made.item),
+        broken=_any(n, example, broken),
+        broken_8bit=_any(n, example, broken & made.eight_bit),
+        step=_least(n, example, made.step, broken),
+        total=_least(n, example, made.run * steps + made.step, broken),
+        forwards=_least(n, example, made.forwards, broken),
+        distance=_least(n, example, made.distance, wrong),
     )
 
 

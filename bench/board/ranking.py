@@ -117,7 +117,7 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         strongest=None if board.mode == "rank" else standing.strongest(),
         coverage=covered,
         provisional=not complete,
-        low_n=board.n < LOW_N,
+        low_n=len(standing.clean) < LOW_N,
         flags=raised,
         verdict=opinion,
         claim=_claim(played, standing.defense, robust, complete=complete),
@@ -140,6 +140,11 @@ def coverage(played: Played, standing: Standing) -> Coverage:
 def _why_not(board: Board, standing: Standing, covered: Coverage, opinion: str) -> str:
     if not board.ranked:
         return "This board is evidence and ranks nobody."
+    if standing.examples != board.examples:
+        return (
+            f"Low n: its answers are so costly that it met the first {len(standing.clean)} of "
+            f"{board.n} examples; it is not compared with the others."
+        )
     if not standing.cleaned:
         return "Provisional: the clean pass is not done."
     if not standing.bouts or covered.done < covered.required:

@@ -150,13 +150,13 @@ def larger_bound_does_not_help(
     for other in smaller:
         less = other.standings.get(standing.defense)
         common = [] if less is None else sorted(set(less.bouts) & set(standing.bouts))
-        if less is not None and common:
+        if less is not None and common and less.examples == standing.examples:
             lost = int((less.fallen(common) & standing.robust()).sum())
             found.append((lost, other.board.set["eps"]))
     if not found:
         return Flag(name, NOT_TESTED, "No attack is done both here and within a smaller radius.")
     lost, eps = max(found)
-    n = played.board.n
+    n = len(standing.clean)
     return Flag(
         name,
         RAISED if lost > chance(TOLERANCE, n) else CLEAR,
@@ -178,7 +178,7 @@ def not_converged(played: Played, standing: Standing) -> Flag:
     won, late = len(first), int((first > LATE).sum())
     return Flag(
         name,
-        RAISED if late > max(chance(TOLERANCE, played.board.n), LATE_SHARE * won) else CLEAR,
+        RAISED if late > max(chance(TOLERANCE, len(standing.clean)), LATE_SHARE * won) else CLEAR,
         f"{late} of {won} first successes came in the last tenth of the steps; more steps would"
         f" find more if that were above {LATE_SHARE:.0%}.",
     )
@@ -211,7 +211,9 @@ def _broken_nearer(standing: Standing, smaller: Iterable[Played]) -> Bits:
     found = np.zeros_like(standing.clean)
     for other in smaller:
         less = other.standings.get(standing.defense)
-        if less is not None and less.cleaned and less.digest == standing.digest:
+        if less is None or (less.digest, less.examples) != (standing.digest, standing.examples):
+            continue
+        if less.cleaned:
             found |= ~less.robust()
     return found
 

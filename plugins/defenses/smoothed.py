@@ -90,4 +90,5 @@ def bench_defenses() -> Iterator[Defense]:
         # Each call draws all its votes anew, and the stand-in averages its own looks.
         randomness=Randomness(draws=1),
         quick=False,
+        forwards=VOTES,
     )
