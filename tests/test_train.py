@@ -145,6 +145,7 @@ def test_adversarial_training_holds_where_clean_training_falls(tmp_path: Path) -
     assert robust[1] > robust[0] + 0.1
 
 
+@pytest.mark.row("D00")
 def test_plain_gradient_descent_is_the_rule_of_the_book(tmp_path: Path) -> None:
     """One batch, SGD: the first step is -rate times the gradient of the mean loss."""
     known = registry(defense("pupil", small(epochs=1, batch=10_000, optimiser="sgd", rate=0.5)))
@@ -177,6 +178,32 @@ def test_each_epoch_shows_every_image_once_in_its_own_order(tmp_path: Path) -> N
     assert not torch.equal(first, second)
 
 
+@pytest.mark.row("D00", "M03")
+def test_a_regularised_linear_model_reaches_the_optimum_that_another_solver_finds(
+    tmp_path: Path,
+) -> None:
+    """Mean cross-entropy + strength / 2 ||W||^2, the bias free, as scikit-learn solves it."""
+    from sklearn.linear_model import LogisticRegression
+
+    strength = 0.01
+
+    def loss(lesson: Lesson) -> Tensor:
+        penalty = lesson.model.get_parameter("1.weight").square().sum()
+        return on_clean(lesson).mean() + strength / 2 * penalty
+
+    made_by = small(loss=loss, epochs=150, batch=10_000, rate=0.1, schedule="cosine")
+    heard: list[course.Progress] = []
+    taught(tmp_path, made_by, progress=heard.append)
+    half = data.read(DIGITS).train
+    assert half is not None
+    x, y = half.images.reshape(len(half.labels), -1) / 255, half.labels
+    solver = LogisticRegression(C=1 / (strength * len(y)), tol=1e-8, max_iter=5000).fit(x, y)
+    p = solver.predict_proba(x)[np.arange(len(y)), y]
+    optimum = -np.log(p).mean() + strength / 2 * np.square(solver.coef_).sum()
+    assert optimum - 1e-6 <= heard[-1].loss < optimum + 1e-3
+
+
+@pytest.mark.row("D00")
 def test_the_order_is_a_permutation_keyed_by_seed_and_epoch() -> None:
     rows = torch.cat(train.order(small(), 0, 1000))
     assert torch.equal(rows.sort().values, torch.arange(1000))

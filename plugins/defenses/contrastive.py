@@ -1,0 +1,98 @@
+"""Contrastive latent space: like attracts like, and the nearest of a few supports answers.
+
+The latent loss is that of Hadsell, Chopra and LeCun 2006 (doi:10.1109/CVPR.2006.100). A negative
+result: the latent space moves under attack as the classifier does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Lesson, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn
+
+LATENT = 2
+SUPPORTS = 5  # a class
+APART = 2.0
+
+
+class Nearest(nn.Module):
+    """Encode, then answer with the class of the nearest support."""
+
+    support: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.encoder = cnn(shape, LATENT)
+        self.head = nn.Linear(LATENT, classes)
+        self.register_buffer("support", torch.zeros(classes, SUPPORTS, LATENT))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to logits [n, K]: minus the distance to each class."""
+        return -nearest(self.encoder(images), self.support)
+
+    def by_head(self, images: Tensor) -> Tensor:
+        """Logits [n, K] of the linear layer that training has beside the distances."""
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+def nearest(z: Tensor, support: Tensor) -> Tensor:
+    """[n, K]: the distance of z [n, d] to the nearest support [K, m, d] of each class."""
+    apart = (z[:, None, None] - support).square().sum(3).amin(2)
+    return (apart + 1e-12).sqrt()
+
+
+def contrast(z: Tensor, y: Tensor, margin: float) -> Tensor:
+    """Mean over all pairs of 1[y = y'] d^2 + 1[y != y'] max(0, margin - d)^2, d = ||z - z'||."""
+    i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
+    d = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
+    return torch.where(y[i] == y[j], d.square(), (margin - d).clamp(min=0).square()).mean()
+
+
+def latent(lesson: Lesson, margin: float) -> Tensor:
+    """-log p(y | x) of the head, plus the contrast of the batch."""
+    assert isinstance(lesson.model, Nearest)
+    z = lesson.model.encoder(lesson.x)
+    return cross_entropy(lesson.model.head(z), lesson.y) + contrast(z, lesson.y, margin)
+
+
+def support(lesson: Lesson) -> None:
+    """Keep the first few images of each class as supports."""
+    assert isinstance(lesson.model, Nearest)
+    with torch.no_grad():
+        z = lesson.model.encoder(lesson.x)
+    for label, place in enumerate(lesson.model.support):
+        place.copy_(z[lesson.y == label][:SUPPORTS])
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The encoder and its supports."""
+    return shelf.trained(Nearest(shelf.shape, shelf.classes))
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the nearest support of a two-dimensional latent space."""
+    yield Defense(
+        name="contrastive",
+        cite="doi:10.1109/CVPR.2006.100",
+        summary=f"The nearest of {SUPPORTS} supports a class in a contrastive latent space.",
+        recipe=Recipe(
+            Nearest,
+            partial(latent, margin=APART),
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            fit=support,
+            options={"margin": APART, "supports": SUPPORTS, "latent": LATENT},
+        ),
+        build=build,
+        quick=False,
+        detail={"rows": ("D27",)},
+    )

@@ -1,0 +1,95 @@
+"""Defensive distillation: learn soft answers at a high temperature. Papernot et al. 2016.
+
+Broken: deployed at temperature 1, its logits are so large that the cross-entropy has no slope in
+float32; divided by the temperature again they have (arXiv:1608.04644).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Lesson, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn, trained
+
+TEMPERATURE = 40.0
+
+
+def soft(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(z / T) [n, K]."""
+    return logits.div(temperature).softmax(1)
+
+
+def tempered(lesson: Lesson, temperature: float) -> Tensor:
+    """-log softmax(z / T)_y: how the teacher learns."""
+    return cross_entropy(lesson.model(lesson.x) / temperature, lesson.y)
+
+
+def distilled(lesson: Lesson, temperature: float) -> Tensor:
+    """-sum_k q_k log softmax(z / T)_k with the teacher's q = softmax(z' / T)."""
+    assert lesson.teacher is not None
+    told = soft(lesson.teacher(lesson.x), temperature)
+    return F.cross_entropy(lesson.model(lesson.x) / temperature, told, reduction="none")
+
+
+class Cooled(nn.Module):
+    """The logits divided by the temperature: the same answers, with a slope."""
+
+    def __init__(self, classifier: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.classifier, self.temperature = classifier, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
+        logits: Tensor = self.classifier(images)
+        return logits / self.temperature
+
+
+def cooled(shelf: Shelf) -> nn.Module:
+    """What an attacker differentiates through."""
+    return Cooled(trained(shelf), TEMPERATURE)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the student, and the teacher that it learns from."""
+    numbers = {"temperature": TEMPERATURE}
+    yield Defense(
+        name="distillation-teacher",
+        cite="arXiv:1511.04508",
+        summary=f"Clean images at temperature {TEMPERATURE:g}; the teacher of distillation.",
+        recipe=Recipe(
+            cnn,
+            partial(tempered, temperature=TEMPERATURE),
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            options=numbers,
+        ),
+        build=trained,
+        stand_in=cooled,
+        quick=False,
+        detail={"rows": ("D10",)},
+    )
+    yield Defense(
+        name="distillation",
+        cite="arXiv:1511.04508",
+        summary=f"Taught the soft answers of a teacher at temperature {TEMPERATURE:g}; broken.",
+        recipe=Recipe(
+            cnn,
+            partial(distilled, temperature=TEMPERATURE),
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            teacher="distillation-teacher",
+            options=numbers,
+        ),
+        build=trained,
+        stand_in=cooled,
+        quick=False,
+        detail={"rows": ("D10",)},
+    )
