@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -357,7 +359,9 @@ KILLED: dict[str, Recipe] = {
     "free": small(model=noisy, loss=on_adv, inner=FREE, epochs=3, augment=flipped),
     "watched": small(loss=spoiled(2), watch=WATCH, epochs=9),
     "fitted": replace(CENTRED, epochs=3),
+    "long": small(model=noisy, loss=on_adv, inner=INNER, epochs=12, schedule="cyclic"),
 }
+LONG = KILLED["long"]
 """`watched` stops early; a resumed one has to know the best epoch of before the kill."""
 
 
@@ -369,6 +373,24 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, name: str
         order = [sys.executable, "-m", "tests.test_train_more", str(tmp_path), name, str(epoch)]
         assert subprocess.run(order, check=False, timeout=120).returncode == -9
     assert taught(tmp_path, KILLED[name]) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_training_killed_at_random_moments_goes_on_to_the_same_weights(
+    tmp_path: Path, seed: int
+) -> None:
+    """Wherever it dies: inside an epoch, while it writes, before or after it was done."""
+    whole = taught(tmp_path / "whole", LONG)
+    draw = random.Random(seed)
+    order = [sys.executable, "-u", "-m", "tests.test_train_more", str(tmp_path), "long", "0"]
+    for _ in range(4):
+        with subprocess.Popen(order, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(draw.uniform(0.0, 0.4))
+            child.kill()
+    assert taught(tmp_path, LONG) == whole
 
 
 def test_the_best_epoch_survives_an_interruption(tmp_path: Path) -> None:
@@ -396,4 +418,5 @@ if __name__ == "__main__":
         if progress.epoch == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    print("ready")
     taught(place, KILLED[name], progress=listen)
