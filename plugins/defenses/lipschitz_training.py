@@ -18,7 +18,7 @@ from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimp
 from plugins.defenses._cnn import cnn, trained
 
 GRID = 12  # frequencies an axis at which a polynomial is sampled
-STRENGTH = 0.1
+STRENGTH = 0.02
 
 
 def lipschitz_bound(kernel: Tensor, grid: int = GRID) -> Tensor:
