@@ -38,8 +38,10 @@ def check(
     json: AsJson = False,
 ) -> None:
     """Hold a plugin against its contract. Its code runs in this process, with your rights."""
+    from bench.campaign import deterministic
     from bench.check import run
 
+    deterministic()  # it may train
     results = run(plugin, train=True)
     if json:
         print_json({"checks": [asdict(result) for result in results]})
