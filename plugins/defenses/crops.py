@@ -1,0 +1,87 @@
+"""Cropping and rescaling: parts of the image, as large as the whole. Guo et al. 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn, trained
+from plugins.defenses._filtered import undefended_behind
+from plugins.defenses._windows import cropped, seen, whole
+
+LOOKS = 8
+
+
+def side(size: int) -> int:
+    """Three quarters of a side of the image."""
+    return size * 3 // 4
+
+
+def middle(images: Tensor) -> Tensor:
+    """The middle of each image, stretched over the whole of it."""
+    spare = [torch.tensor([size - side(size)], device=images.device) for size in images.shape[2:]]
+    return cut(images, spare[0] // 2, spare[1] // 2)
+
+
+def somewhere(images: Tensor) -> Tensor:
+    """Another part of each image, stretched over the whole of it; new places on each call."""
+    return cut(images, *(whole(images, 0, size - side(size)) for size in images.shape[2:]))
+
+
+def cut(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """The part of each image whose first row and column are `top` and `left`, stretched."""
+    rows, columns = (
+        cropped(start, side(size), size).to(images)
+        for start, size in zip((top, left), images.shape[2:], strict=True)
+    )
+    return seen(images, rows, columns)
+
+
+class CropEnsemble(nn.Module):
+    """The log of the mean probability over several random crops."""
+
+    def __init__(self, classifier: nn.Module, looks: int) -> None:
+        super().__init__()
+        self.classifier, self.looks = classifier, looks
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
+        looks = [self.classifier(somewhere(images)).log_softmax(1) for _ in range(self.looks)]
+        return torch.stack(looks).logsumexp(0)
+
+
+def on_crops(lesson: Lesson) -> Tensor:
+    """-log p(y | a random crop of x)."""
+    return cross_entropy(lesson.model(somewhere(lesson.x)), lesson.y)
+
+
+def ensemble(shelf: Shelf) -> nn.Module:
+    """The network that was trained on crops, asked about several."""
+    return CropEnsemble(trained(shelf), LOOKS)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer one fixed crop before the undefended network, and the ensemble of random ones."""
+    yield Defense(
+        name="crop",
+        cite="arXiv:1711.00117",
+        summary="The middle of the image, stretched, then the undefended network.",
+        build=undefended_behind(middle),
+        quick=False,
+        detail={"rows": ("F13",)},
+    )
+    yield Defense(
+        name="crop-ensemble",
+        cite="arXiv:1711.00117",
+        summary=f"The mean over {LOOKS} random crops, by a network trained on crops.",
+        recipe=Recipe(cnn, on_crops, epochs=20, rate=2e-3, schedule="cosine"),
+        build=ensemble,
+        randomness=Randomness(draws=4),
+        quick=False,
+        detail={"rows": ("F03",)},
+    )

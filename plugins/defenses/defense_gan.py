@@ -1,0 +1,90 @@
+"""Defense-GAN: replace the image by the nearest one that a generator can make.
+
+Samangouei et al. 2018, arXiv:1805.06605. The generators here are small: a learned decoder, searched
+by gradient descent as published, and an affine one, where the nearest image is least squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy, straight_through
+from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn
+from plugins.defenses._filtered import Filtered
+
+LATENT = 8
+HIDDEN = 128
+STEPS, RESTARTS = 20, 2
+RATE, MOMENTUM = 0.1, 0.7
+BETA = 0.05
+
+
+class Projection(nn.Module):
+    """G(z*) with z* = argmin ||G(z) - x||^2, the best of several searches from random starts."""
+
+    def __init__(self, decoder: nn.Module, latent: int, *, unrolled: bool = False) -> None:
+        """With `unrolled` the steps of the search keep their slope; answers are the same."""
+        super().__init__()
+        self.decoder, self.latent, self.unrolled = decoder, latent, unrolled
+        self.steps, self.restarts = STEPS, RESTARTS
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] to the nearest images that the decoder was found to make."""
+        goal = images.flatten(1)
+        with torch.enable_grad():
+            found = torch.stack([self.search(goal) for _ in range(self.restarts)])
+        best = error(found, goal).argmin(0)[None, :, None].expand(1, *goal.shape)
+        nearest = found.gather(0, best)[0].view_as(images)
+        return nearest if self.unrolled else nearest.detach()
+
+    def search(self, goal: Tensor) -> Tensor:
+        """G(z) [n, pixels] after gradient steps with momentum from z ~ N(0, 1)."""
+        z = torch.randn(len(goal), self.latent, device=goal.device, requires_grad=True)
+        speed = torch.zeros_like(z)
+        for _ in range(self.steps):
+            total = error(self.decoder(z), goal).sum()
+            (slope,) = torch.autograd.grad(total, z, create_graph=self.unrolled)
+            speed = MOMENTUM * speed - RATE * slope
+            z = z + speed
+        made: Tensor = self.decoder(z)
+        return made
+
+
+def error(made: Tensor, goal: Tensor) -> Tensor:
+    """||G(z) - x||^2 [..., n]."""
+    return (made - goal).square().sum(-1)
+
+
+class Autoencoder(nn.Module):
+    """A classifier, and a decoder that was taught with the help of an encoder."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        pixels = shape[0] * shape[1] * shape[2]
+        self.classifier = cnn(shape, classes)
+        self.encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, pixels), nn.Sigmoid()
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The classifier's logits [n, K] of the images as they are."""
+        answer: Tensor = self.classifier(images)
+        return answer
+
+
+def learned(lesson: Lesson) -> Tensor:
+    """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)), z drawn from q."""
+    parts = cast(Autoencoder, lesson.model)
+    middle, log_variance = parts.encoder(lesson.x).chunk(2, dim=1)
+    z = middle + torch.randn_like(middle) * (log_variance / 2).exp()
+    divergence = (middle.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
+    loss = cross_entropy(parts.classifier(lesson.x), lesson.y)
+    return loss + error(parts.decoder(z), lesson.x.flatten(1)) + BETA * divergence

@@ -1,0 +1,73 @@
+"""Stochastic activation pruning: weak hidden values are dropped by chance. Dhillon et al. 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Randomness, Shelf, hookimpl
+
+SHARE = 0.5
+TINY = 1e-30  # where nothing is active
+MOST = 1 - 1e-6  # p = 1 has no finite slope
+
+
+def survival(hidden: Tensor, share: float) -> Tensor:
+    """1 - (1 - p)^r [n, ...] with p = |h| / sum |h| and r = share of the number of values.
+
+    How likely a value is among r that are drawn with replacement; sums are over an example's own.
+    """
+    size = hidden.abs().flatten(1)
+    p = size / size.sum(1, keepdim=True).clamp_min(TINY)
+    draws = share * size.shape[1]
+    return -torch.expm1(draws * torch.log1p(-p.clamp_max(MOST))).view_as(hidden)
+
+
+class Pruning(nn.Module):
+    """h / q with probability q, else 0: the mean is h. Each value is drawn by itself."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The same shape; new draws on every call."""
+        q = survival(hidden, self.share).clamp_min(TINY)
+        return torch.where(torch.rand_like(q) < q, hidden / q, torch.zeros_like(q))
+
+
+def pruned(network: nn.Sequential, share: float) -> nn.Sequential:
+    """The network with its hidden values pruned after each ReLU."""
+    parts: list[nn.Module] = []
+    for layer in network:
+        parts += [layer, Pruning(share)] if isinstance(layer, nn.ReLU) else [layer]
+    return nn.Sequential(*parts)
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The undefended network, pruned; it is not trained for that."""
+    network = shelf.built("undefended")
+    assert isinstance(network, nn.Sequential)
+    return pruned(network, SHARE)
+
+
+def stand_in(shelf: Shelf) -> nn.Module:
+    """What pruning is in the mean. Its own slope misleads: as h grows, h / q hardly does."""
+    return shelf.built("undefended")
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer it, declared random."""
+    yield Defense(
+        name="activation-pruning",
+        cite="arXiv:1803.01442",
+        summary="Drops weak hidden values of the undefended network by chance.",
+        build=build,
+        stand_in=stand_in,
+        randomness=Randomness(draws=4),
+        quick=False,
+        detail={"rows": ("D30",)},
+    )

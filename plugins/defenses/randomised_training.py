@@ -1,0 +1,52 @@
+"""Randomised adversarial training: learn and answer under noise, from what PGD makes of it.
+
+Araujo et al. 2019, arXiv:1903.10219.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import nn
+
+from bench.plugin import Defense, Fraction, Inner, Linf, Randomness, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn
+from plugins.defenses._noise import Noise
+from plugins.defenses.pgd_training import worst_case
+
+SIGMA = 0.25
+
+
+def noisy(shape: tuple[int, int, int], classes: int, *, sigma: float) -> nn.Sequential:
+    """Noise on the image, then the network of the other digits defenses."""
+    return cnn(shape, classes).insert(0, Noise(sigma))
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The trained network, its noise still on."""
+    return shelf.trained(noisy(shelf.shape, shelf.classes, sigma=SIGMA))
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer it; the inner attack is that of plain adversarial training, on the noisy network."""
+    inner = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+    yield Defense(
+        name="randomised-training",
+        cite="arXiv:1903.10219",
+        summary=f"PGD training with noise of deviation {SIGMA} on every image, also in play.",
+        recipe=Recipe(
+            partial(noisy, sigma=SIGMA),
+            worst_case,
+            inner,
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            options={"sigma": SIGMA},
+        ),
+        build=build,
+        randomness=Randomness(draws=10),
+        quick=False,
+        detail={"rows": ("D24",)},
+    )

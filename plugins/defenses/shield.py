@@ -1,0 +1,100 @@
+"""SHIELD: another JPEG quality for every block of the image, and networks that grew up with it.
+
+Das et al. 2018, arXiv:1802.06816: stochastic local quantisation, vaccination, majority vote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy, straight_through
+from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn
+from plugins.defenses._filtered import Change, Filtered
+from plugins.defenses.jpeg import compressed
+
+QUALITIES = (20, 40, 60, 80)
+BLOCK = 8  # pixels: the side of the square that JPEG transforms at once
+
+
+def blockwise(images: Tensor, qualities: tuple[int, ...] = QUALITIES) -> Tensor:
+    """Every 8 x 8 block at a quality of its own, each as likely, from torch's generator."""
+    n, _, height, width = images.shape
+    blocks = (n, 1, -(-height // BLOCK), -(-width // BLOCK))
+    choice = torch.randint(len(qualities), blocks, device=images.device)
+    choice = choice.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., :height, :width]
+    levels = torch.stack([compressed(images, quality) for quality in qualities])
+    return levels.gather(0, choice.expand(images.shape)[None])[0]
+
+
+class Vote(nn.Module):
+    """The majority of several networks; a logit is the log of the votes, half a vote added."""
+
+    def __init__(self, voters: nn.ModuleList) -> None:
+        super().__init__()
+        self.voters = voters
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
+        answers = torch.stack([voter(images) for voter in self.voters])
+        return (F.one_hot(answers.argmax(2), answers.shape[2]).sum(0) + 0.5).log()
+
+
+class Mean(nn.Module):
+    """The log of the voters' mean probability: what votes are, with a slope."""
+
+    def __init__(self, voters: nn.ModuleList) -> None:
+        super().__init__()
+        self.voters = voters
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
+        return torch.stack([voter(images).log_softmax(1) for voter in self.voters]).logsumexp(0)
+
+
+def vaccinated(lesson: Lesson) -> Tensor:
+    """sum over qualities q of -log p_q(y | JPEG_q(x)): each voter learns at one quality."""
+    voters = cast(Vote, lesson.model).voters
+    losses = [
+        cross_entropy(voter(compressed(lesson.x, quality)), lesson.y)
+        for voter, quality in zip(voters, QUALITIES, strict=True)
+    ]
+    return torch.stack(losses).sum(0)
+
+
+def voting(shape: tuple[int, int, int], classes: int) -> Vote:
+    """One network for each quality."""
+    return Vote(nn.ModuleList(cnn(shape, classes) for _ in QUALITIES))
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The vote behind the blocks."""
+    return Filtered(shelf.trained(voting(shelf.shape, shelf.classes)), blockwise)
+
+
+def stand_in(shelf: Shelf) -> nn.Module:
+    """Neither the codec nor a vote has a slope: the identity and probabilities do."""
+    vote = cast(Vote, shelf.trained(voting(shelf.shape, shelf.classes)))
+    change: Change = straight_through(blockwise)
+    return Filtered(Mean(vote.voters), change)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the vote of four vaccinated networks."""
+    yield Defense(
+        name="shield",
+        cite="arXiv:1802.06816",
+        summary="A random JPEG quality for each block, a vote of networks trained on JPEG images.",
+        recipe=Recipe(voting, vaccinated, epochs=15, rate=2e-3, schedule="cosine"),
+        build=build,
+        stand_in=stand_in,
+        randomness=Randomness(draws=4),
+        quick=False,
+        detail={"rows": ("F02",)},
+    )

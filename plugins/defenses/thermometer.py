@@ -1,0 +1,69 @@
+"""Thermometer encoding: a pixel becomes a row of switches, on up to its brightness.
+
+Buckman et al. 2018 (https://openreview.net/forum?id=S18Su--CW); broken in arXiv:1802.00420.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from plugins.defenses._cnn import cnn
+from plugins.defenses._filtered import Filtered
+from plugins.defenses.undefended import standard
+
+LEVELS = 16
+RAMP = 0.25  # of the range: a ramp as narrow as one level leads an attack astray
+
+
+def heights(like: Tensor, levels: int) -> Tensor:
+    """[levels, 1, 1]: k / levels for k = 1..levels."""
+    return (torch.arange(1, levels + 1, device=like.device) / levels)[:, None, None]
+
+
+def thermometer(images: Tensor, levels: int = LEVELS) -> Tensor:
+    """[n, C * levels, H, W]: switch k of 1..levels is on where x >= k / levels."""
+    return (images[:, :, None] >= heights(images, levels)).to(images).flatten(1, 2)
+
+
+def melted(images: Tensor, levels: int = LEVELS) -> Tensor:
+    """The same switches going forward; going back, ramps of width RAMP around each height."""
+    ramps = ((images[:, :, None] - heights(images, levels)) / RAMP + 0.5).clamp(0, 1)
+    soft = ramps.flatten(1, 2)
+    return soft + (thermometer(images, levels) - soft).detach()
+
+
+def switched(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A network over the switches."""
+    channels, height, width = shape
+    return Filtered(cnn((channels * LEVELS, height, width), classes), thermometer)
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The trained network over the switches."""
+    return shelf.trained(switched(shelf.shape, shelf.classes))
+
+
+def stand_in(shelf: Shelf) -> nn.Module:
+    """The same network over switches that let a slope through."""
+    module = build(shelf)
+    assert isinstance(module, Filtered)
+    return Filtered(module.classifier, melted)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the encoding, trained on clean images."""
+    yield Defense(
+        name="thermometer",
+        cite="https://openreview.net/forum?id=S18Su--CW",
+        summary=f"{LEVELS} switches a pixel instead of its brightness; no slope of its own.",
+        recipe=Recipe(switched, standard, epochs=20, rate=2e-3, schedule="cosine"),
+        build=build,
+        stand_in=stand_in,
+        quick=False,
+        detail={"rows": ("D29",)},
+    )

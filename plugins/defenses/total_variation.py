@@ -1,0 +1,98 @@
+"""Total variation minimisation: the smoothest image that agrees with some of the pixels.
+
+Guo et al. 2018, arXiv:1711.00117; the solver splits variables as Goldstein and Osher 2009 do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.kit import straight_through
+from bench.plugin import Defense, Randomness, hookimpl
+from plugins.defenses._filtered import undefended_behind
+
+WEIGHT = 0.03
+KEPT = 0.5
+ROUNDS = 40
+PENALTY = 0.15
+
+
+def differences(size: int) -> Tensor:
+    """[size - 1, size]: each pixel less the one before it."""
+    eye = torch.eye(size)
+    return eye[1:] - eye[:-1]
+
+
+def variation(images: Tensor) -> Tensor:
+    """TV(z) [n]: sum of |z - its left neighbour| and |z - the one above|."""
+    across, down = images.diff(dim=3), images.diff(dim=2)
+    return across.abs().flatten(1).sum(1) + down.abs().flatten(1).sum(1)
+
+
+def objective(z: Tensor, x: Tensor, kept: Tensor, weight: float) -> Tensor:
+    """1/2 ||kept (z - x)||^2 + weight TV(z) [n]."""
+    return (kept * (z - x)).square().flatten(1).sum(1) / 2 + weight * variation(z)
+
+
+def waves(size: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors [size, size] (columns) and eigenvalues of D^T D: the cosine transform."""
+    k = torch.arange(size)
+    basis = torch.cos(math.pi / size * k * (k[:, None] + 0.5))
+    return basis / basis.norm(dim=0), 4 * torch.sin(math.pi / (2 * size) * k).square()
+
+
+def minimised(x: Tensor, kept: Tensor, weight: float, rounds: int) -> Tensor:
+    """argmin over z of the objective, by split Bregman; `kept` is 0 or 1 for each pixel of x.
+
+    w stands for z in the first term, p and q for its differences in the second; the quadratic
+    problem that is left for z is diagonal in cosine waves.
+    """
+    rows, columns = (differences(size).to(x) for size in x.shape[2:])
+    (up, high), (across, wide) = (waves(size) for size in x.shape[2:])
+    up, across = up.to(x), across.to(x)
+    scale = (1 + high[:, None] + wide).to(x)
+    z = w = x
+    p, q = x @ columns.T, rows @ x
+    a, b, c = torch.zeros_like(x), torch.zeros_like(p), torch.zeros_like(q)
+    for _ in range(rounds):
+        right = (w - a) + (p - b) @ columns + rows.T @ (q - c)
+        z = up @ (up.T @ right @ across / scale) @ across.T
+        w = (kept * x + PENALTY * (z + a)) / (kept + PENALTY)
+        across_z, down_z = z @ columns.T, rows @ z
+        p = shrunk(across_z + b, weight / PENALTY)
+        q = shrunk(down_z + c, weight / PENALTY)
+        a, b, c = a + z - w, b + across_z - p, c + down_z - q
+    return z
+
+
+def shrunk(value: Tensor, by: float) -> Tensor:
+    """sign(v) max(|v| - by, 0)."""
+    return value - value.clamp(-by, by)
+
+
+def smoothed(images: Tensor, weight: float, share: float, rounds: int) -> Tensor:
+    """The minimiser for pixels of which each was kept with probability `share`, in [0, 1]."""
+    kept = (torch.rand_like(images[:, :1]) < share).to(images)
+    return minimised(images, kept, weight, rounds).clamp(0, 1)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer it before the undefended network."""
+    change = partial(smoothed, weight=WEIGHT, share=KEPT, rounds=ROUNDS)
+    yield Defense(
+        name="total-variation",
+        cite="arXiv:1711.00117",
+        summary=f"The smoothest image through a random {KEPT:.0%} of the pixels.",
+        build=undefended_behind(change),
+        # Where a pixel was dropped the true slope is that of its neighbours; both are near 1.
+        stand_in=undefended_behind(straight_through(change)),
+        randomness=Randomness(draws=4),
+        quick=False,
+        detail={"rows": ("F05",)},
+    )
