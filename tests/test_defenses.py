@@ -21,8 +21,9 @@ from bench.registry import Offer, Registry
 from bench.target import Target
 from bench.train import train
 from plugins.defenses._cnn import cnn
+from plugins.defenses._filtered import Filtered
 from plugins.defenses.argmax_only import ArgmaxOnly
-from plugins.defenses.bit_depth import BITS, Squeezed, squeeze, three_bits
+from plugins.defenses.bit_depth import BITS, squeeze, three_bits
 from plugins.defenses.fgsm_training import mixed, replaced
 from plugins.defenses.linear import likelihood, regression
 from plugins.defenses.pgd_training import worst_case
@@ -188,6 +189,7 @@ def test_in_a_ball_of_radius_zero_the_inner_attack_returns_the_clean_image() -> 
     assert torch.equal(adv, x)
 
 
+@pytest.mark.row("F04")
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_bit_depth_is_idempotent_and_knows_two_to_the_bits_shades(bits: int) -> None:
     images = torch.cat([torch.arange(256) / 255, torch.linspace(0, 1, 4001)])
@@ -197,17 +199,19 @@ def test_bit_depth_is_idempotent_and_knows_two_to_the_bits_shades(bits: int) -> 
     assert (once - images).abs().max() <= 0.5 / (2**bits - 1) + 1e-6
 
 
+@pytest.mark.row("F04")
 def test_eight_bits_are_the_identity_on_the_grid_of_stored_images() -> None:
     grid = torch.arange(256, dtype=torch.uint8).float() / 255
     assert torch.equal(squeeze(grid, 8), grid)
     assert not torch.equal(squeeze(grid, 7), grid)
 
 
+@pytest.mark.row("F04")
 def test_the_stand_in_answers_alike_and_has_the_slope_at_the_rounded_image() -> None:
     _, y, adv = batch()
     classifier = network().eval().requires_grad_(False)
-    plain = Squeezed(classifier, three_bits)
-    slope = Squeezed(classifier, straight_through(three_bits))
+    plain = Filtered(classifier, three_bits)
+    slope = Filtered(classifier, straight_through(three_bits))
     assert torch.equal(slope(adv), plain(adv))
     assert torch.equal(plain(adv), classifier(squeeze(adv, BITS)))
 
@@ -236,6 +240,7 @@ class OneShelf:
         raise AssertionError("nothing to fill")
 
 
+@pytest.mark.row("F04")
 def test_the_declared_stand_in_has_a_slope_where_the_defense_has_none(registry: Registry) -> None:
     x, y, _ = batch()
     defense = registry.find("defense", "bit-depth").value
@@ -250,6 +255,7 @@ def test_the_declared_stand_in_has_a_slope_where_the_defense_has_none(registry: 
     assert not steep(built).any()
 
 
+@pytest.mark.row("D33")
 def test_argmax_only_gives_the_same_labels_and_nothing_else() -> None:
     x = batch()[0]
     classifier = network().eval()
@@ -259,6 +265,7 @@ def test_argmax_only_gives_the_same_labels_and_nothing_else() -> None:
     assert torch.equal(answer.sort(1).values, torch.eye(10)[9].expand(32, 10))
 
 
+@pytest.mark.row("D33")
 def test_argmax_only_has_no_graph_at_all() -> None:
     x, y, _ = batch()
     hidden = ArgmaxOnly(network().eval())

@@ -98,6 +98,7 @@ def test_training_against_fgsm_helps_against_fgsm_more_than_against_pgd(
     assert many > bed.robust("undefended") + 0.25
 
 
+@pytest.mark.row("F04")
 def test_bit_depth_hides_its_gradient_and_the_stand_in_finds_it(bed: Bed) -> None:
     stand_in = bed.shelf("bit-depth").stand_in()
     assert stand_in is not None
@@ -109,6 +110,7 @@ def test_bit_depth_hides_its_gradient_and_the_stand_in_finds_it(bed: Bed) -> Non
     assert (found.gradient.flatten(1) != 0).any(1).all()
 
 
+@pytest.mark.row("D33")
 def test_argmax_only_falls_to_what_the_undefended_network_falls_to(bed: Bed) -> None:
     twin = bed.module("undefended")
     assert torch.equal(bed.held("argmax-only", "pgd", through=twin), bed.held("undefended", "pgd"))
@@ -138,6 +140,7 @@ def test_the_certificate_of_the_linear_model_is_exact(bed: Bed, board: str) -> N
     assert torch.equal(certified, held)
 
 
+@pytest.mark.row("F04", "D33")
 @pytest.mark.parametrize("name", ["bit-depth", "argmax-only"])
 def test_hidden_gradients_are_flagged(bed: Bed, name: str) -> None:
     assert look(bed, ZeroGradients(), name).finding is Finding.RAISED

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Randomness, Recipe, Shelf, hookimpl
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses._filtered import undefended_behind
 from plugins.defenses._windows import cropped, seen, whole
+from plugins.defenses.undefended import standard
 
 LOOKS = 8
 
@@ -54,11 +54,6 @@ class CropEnsemble(nn.Module):
         return torch.stack(looks).logsumexp(0)
 
 
-def on_crops(lesson: Lesson) -> Tensor:
-    """-log p(y | a random crop of x)."""
-    return cross_entropy(lesson.model(somewhere(lesson.x)), lesson.y)
-
-
 def ensemble(shelf: Shelf) -> nn.Module:
     """The network that was trained on crops, asked about several."""
     return CropEnsemble(trained(shelf), LOOKS)
@@ -79,9 +74,18 @@ def bench_defenses() -> Iterator[Defense]:
         name="crop-ensemble",
         cite="arXiv:1711.00117",
         summary=f"The mean over {LOOKS} random crops, by a network trained on crops.",
-        recipe=Recipe(cnn, on_crops, epochs=20, rate=2e-3, schedule="cosine"),
+        # A crop of an image is an image up to rounding.
+        recipe=Recipe(
+            cnn,
+            standard,
+            augment=lambda images: somewhere(images).clamp(0, 1),
+            epochs=20,
+            rate=2e-3,
+            schedule="cosine",
+        ),
         build=ensemble,
         randomness=Randomness(draws=4),
+        forwards=LOOKS,
         quick=False,
         detail={"rows": ("F03",)},
     )

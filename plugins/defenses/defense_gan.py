@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy, straight_through
+from bench.kit import cross_entropy
 from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Filtered
@@ -21,7 +21,7 @@ LATENT = 8
 HIDDEN = 128
 STEPS, RESTARTS = 20, 2
 RATE, MOMENTUM = 0.1, 0.7
-BETA = 0.05
+BETA = 0.05  # weight of the divergence against the squared errors of all pixels
 
 
 class Projection(nn.Module):
@@ -39,7 +39,7 @@ class Projection(nn.Module):
         with torch.enable_grad():
             found = torch.stack([self.search(goal) for _ in range(self.restarts)])
         best = error(found, goal).argmin(0)[None, :, None].expand(1, *goal.shape)
-        nearest = found.gather(0, best)[0].view_as(images)
+        nearest: Tensor = found.gather(0, best)[0].view_as(images)
         return nearest if self.unrolled else nearest.detach()
 
     def search(self, goal: Tensor) -> Tensor:
@@ -58,6 +58,33 @@ class Projection(nn.Module):
 def error(made: Tensor, goal: Tensor) -> Tensor:
     """||G(z) - x||^2 [..., n]."""
     return (made - goal).square().sum(-1)
+
+
+class Affine(nn.Module):
+    """The generator G(z) = mean + B z, B with orthonormal columns, searched exactly."""
+
+    mean: Tensor
+    basis: Tensor
+
+    def __init__(self, pixels: int, latent: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("basis", torch.zeros(pixels, latent))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """G(z*) with z* = B^T (x - mean), the least squares; it has its own slope."""
+        z = (images.flatten(1) - self.mean) @ self.basis
+        made: Tensor = self.mean + z @ self.basis.T
+        return made.view_as(images)
+
+
+def principal(lesson: Lesson) -> None:
+    """Fill an affine generator: the mean image, and the directions of largest variance."""
+    generator = cast(Affine, lesson.model)
+    pixels = lesson.x.flatten(1).double()
+    generator.mean.copy_(pixels.mean(0))
+    directions = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False).Vh
+    generator.basis.copy_(directions[: generator.basis.shape[1]].T)
 
 
 class Autoencoder(nn.Module):
@@ -88,3 +115,62 @@ def learned(lesson: Lesson) -> Tensor:
     divergence = (middle.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
     loss = cross_entropy(parts.classifier(lesson.x), lesson.y)
     return loss + error(parts.decoder(z), lesson.x.flatten(1)) + BETA * divergence
+
+
+def build(shelf: Shelf) -> nn.Module:
+    """The classifier behind the search."""
+    return searched(shelf, unrolled=False)
+
+
+def stand_in(shelf: Shelf) -> nn.Module:
+    """The same with the slope of the search itself: that of the identity finds little here."""
+    return searched(shelf, unrolled=True)
+
+
+def searched(shelf: Shelf, *, unrolled: bool) -> nn.Module:
+    """The trained parts, joined."""
+    parts = cast(Autoencoder, shelf.trained(Autoencoder(shelf.shape, shelf.classes)))
+    return Filtered(parts.classifier, Projection(parts.decoder, LATENT, unrolled=unrolled))
+
+
+def affine(shape: tuple[int, int, int], classes: int) -> Affine:
+    """An affine generator of images of this shape, to be fitted."""
+    return Affine(shape[0] * shape[1] * shape[2], LATENT)
+
+
+def projected(shelf: Shelf) -> nn.Module:
+    """The undefended network behind the fitted generator."""
+    generator = shelf.trained(affine(shelf.shape, shelf.classes))
+    return Filtered(shelf.built("undefended"), generator)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the search of a learned decoder, and the exact projection of an affine one."""
+    yield Defense(
+        name="defense-gan",
+        cite="arXiv:1805.06605",
+        summary=f"The nearest image of a small decoder: {RESTARTS} searches of {STEPS} steps.",
+        recipe=Recipe(
+            Autoencoder,
+            learned,
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            options={"latent": LATENT, "hidden": HIDDEN, "beta": BETA},
+        ),
+        build=build,
+        stand_in=stand_in,
+        randomness=Randomness(draws=4),
+        quick=False,
+        detail={"rows": ("F07",)},
+    )
+    yield Defense(
+        name="defense-gan-affine",
+        cite="arXiv:1805.06605",
+        summary=f"The nearest mixture of {LATENT} principal components, by least squares.",
+        recipe=Recipe(affine, fit=principal, epochs=0, options={"latent": LATENT}),
+        build=projected,
+        quick=False,
+        detail={"rows": ("F07",)},
+    )

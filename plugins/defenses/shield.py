@@ -95,6 +95,7 @@ def bench_defenses() -> Iterator[Defense]:
         build=build,
         stand_in=stand_in,
         randomness=Randomness(draws=4),
+        forwards=len(QUALITIES),
         quick=False,
         detail={"rows": ("F02",)},
     )
