@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bench.kit import straight_through
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, Randomness
 from plugins.defenses._cnn import cnn
+from plugins.defenses._filtered import Filtered
 from plugins.defenses.argmax_only import ArgmaxOnly
-from plugins.defenses.bit_depth import Squeezed, three_bits
+from plugins.defenses.bit_depth import three_bits
 from plugins.defenses.linear import regression
 from plugins.diagnostics.gradient_agrees import GradientAgrees, correlation
 from plugins.diagnostics.probabilities import Probabilities
@@ -116,12 +117,12 @@ def order_dependent() -> nn.Module:
 
 
 def misleading() -> nn.Module:
-    return Squeezed(honest(), lambda images: _Misleading.apply(images))
+    return Filtered(honest(), lambda images: _Misleading.apply(images))
 
 
 def downhill() -> nn.Module:
     """A gradient that points the wrong way, its value untouched."""
-    return Squeezed(honest(), lambda images: 2 * images.detach() - images)
+    return Filtered(honest(), lambda images: 2 * images.detach() - images)
 
 
 def noisy() -> nn.Module:
@@ -140,7 +141,7 @@ def test_an_honest_model_is_clear(
 
 FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
     (ZeroGradients(), lambda: ArgmaxOnly(honest())),
-    (ZeroGradients(), lambda: Squeezed(honest(), three_bits)),
+    (ZeroGradients(), lambda: Filtered(honest(), three_bits)),
     (ZeroGradients(), lambda: Then(lambda logits, images: logits.detach())),
     (ZeroGradients(), lambda: Then(lambda logits, images: 1e6 * logits)),
     (ZeroGradients(), lambda: Then(lambda logits, images: logits + (images.sum() - 1e9).sqrt())),
@@ -171,8 +172,8 @@ def test_a_planted_fake_is_raised(diagnostic: Diagnostic, fake: Callable[[], nn.
 
 
 def test_the_stand_in_is_not_asked_but_named() -> None:
-    module = Squeezed(honest(), three_bits)
-    slope = Squeezed(honest(), straight_through(three_bits))
+    module = Filtered(honest(), three_bits)
+    slope = Filtered(honest(), straight_through(three_bits))
     declared = Defense("mine", lambda shelf: module, stand_in=lambda shelf: slope)
     evidence = look(ZeroGradients(), module, declared)
     assert evidence.finding is Finding.RAISED
@@ -228,7 +229,7 @@ def test_logits_with_one_trait_of_probabilities_are_clear(
 
 
 def test_flat_answers_leave_nothing_to_compare() -> None:
-    evidence = look(GradientAgrees(), Squeezed(honest(), three_bits))
+    evidence = look(GradientAgrees(), Filtered(honest(), three_bits))
     assert evidence.finding is Finding.NOT_TESTED
 
 

@@ -113,8 +113,9 @@ def learned(lesson: Lesson) -> Tensor:
     middle, log_variance = parts.encoder(lesson.x).chunk(2, dim=1)
     z = middle + torch.randn_like(middle) * (log_variance / 2).exp()
     divergence = (middle.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
-    loss = cross_entropy(parts.classifier(lesson.x), lesson.y)
-    return loss + error(parts.decoder(z), lesson.x.flatten(1)) + BETA * divergence
+    loss = cross_entropy(parts(lesson.x), lesson.y)
+    bound: Tensor = error(parts.decoder(z), lesson.x.flatten(1)) + BETA * divergence
+    return loss + bound
 
 
 def build(shelf: Shelf) -> nn.Module:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
 from bench.kit import straight_through
 from bench.plugin import Defense, hookimpl
@@ -19,8 +22,17 @@ QUALITY = 75
 def compressed(images: Tensor, quality: int) -> Tensor:
     """Each image of [n, 1 or 3, H, W] in [0, 1] through the codec and back, in 256 shades."""
     shades = images.detach().mul(255).round().to("cpu", torch.uint8)
-    decoded = [decode_jpeg(encode_jpeg(image, quality)) for image in shades]
-    return torch.stack(decoded).to(images).div(255)
+    decoded = [decoded_again(image, quality) for image in shades.movedim(1, 3).numpy()]
+    return torch.from_numpy(np.stack(decoded)).movedim(3, 1).to(images).div(255)
+
+
+def decoded_again(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    """One image [H, W, 1 or 3] written as a JPEG file and read back."""
+    file = BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+        file, "JPEG", quality=quality
+    )
+    return np.asarray(Image.open(file)).reshape(image.shape)
 
 
 @hookimpl
