@@ -125,7 +125,8 @@ def test_the_unrolled_search_answers_alike_and_has_the_slope_of_its_answers() ->
     def asked(images: Tensor, *, unrolled: bool) -> Tensor:
         torch.manual_seed(0)
         model = searching(decoder, 8, 2, unrolled=unrolled)
-        return model(images)
+        found: Tensor = model(images)
+        return found
 
     with torch.random.fork_rng([]):
         torch.set_default_dtype(torch.float64)
