@@ -1,0 +1,36 @@
+"""Variations of training images that keep the label: mirrored, moved, noisy.
+
+Each maps images [n, C, H, W] in [0, 1] to the same, every image by its own draw from torch's
+generator.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.kit import per_image
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Left and right exchanged with probability one half."""
+    exchanged = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(per_image(exchanged), images.flip(3), images)
+
+
+def moved(images: Tensor, reach: int) -> Tensor:
+    """Moved by up to `reach` pixels each way, black from outside: a crop of the padded image."""
+    rows, channels, height, width = images.shape
+    device = images.device
+    down, right = torch.randint(2 * reach + 1, (2, rows, 1), device=device)
+    i = (down + torch.arange(height, device=device)).view(rows, 1, height, 1)
+    j = (right + torch.arange(width, device=device)).view(rows, 1, 1, width)
+    image = torch.arange(rows, device=device).view(rows, 1, 1, 1)
+    channel = torch.arange(channels, device=device).view(1, channels, 1, 1)
+    return F.pad(images, (reach, reach, reach, reach))[image, channel, i, j]
+
+
+def speckled(images: Tensor, sigma: float) -> Tensor:
+    """N(0, sigma^2) on every pixel, then clipped to [0, 1]."""
+    return (images + sigma * torch.randn_like(images)).clamp(0, 1)

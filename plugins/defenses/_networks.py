@@ -1,0 +1,68 @@
+"""What the networks for images share: pixels on one scale, and the small one with dropout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+COLOUR = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+"""Mean and standard deviation of CIFAR-10's training half; those of CIFAR-100 are near."""
+GREY = ((0.25,), (0.35,))
+"""Between those of MNIST, Fashion-MNIST and the digits."""
+
+
+class Standardised(nn.Module):
+    """(x - mean) / deviation of each channel.
+
+    Inside the network, so that an attack and its ball see pixels in [0, 1].
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        mean, deviation = COLOUR if channels == 3 else GREY
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] to the same shape, about centred."""
+        return (images - self.mean) / self.deviation
+
+
+def dropout_cnn(
+    shape: tuple[int, int, int], classes: int, width: int = 16, share: float = 0.5
+) -> nn.Sequential:
+    """Three blocks of two convolutions, then two dense layers with dropout before each.
+
+    Args:
+        shape: (C, H, W), 8 pixels a side at least: each block halves it.
+        classes: K.
+        width: channels of the first block; each further block has twice as many.
+        share: of the units that dropout silences in train mode.
+
+    Returns:
+        A module that takes [n, *shape] in [0, 1] and gives logits [n, K].
+    """
+    from torchvision.ops import Conv2dNormActivation  # its import takes seconds
+
+    channels, height, across = shape
+    layers: list[nn.Module] = [Standardised(channels)]
+    for outputs in (width, 2 * width, 4 * width):
+        layers += [
+            Conv2dNormActivation(channels, outputs),
+            Conv2dNormActivation(outputs, outputs),
+            nn.MaxPool2d(2),
+        ]
+        channels = outputs
+    features = channels * (height // 8) * (across // 8)
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Dropout(share),
+        nn.Linear(features, 8 * width),
+        nn.ReLU(),
+        nn.Dropout(share),
+        nn.Linear(8 * width, classes),
+    )

@@ -1,0 +1,181 @@
+"""Residual networks for images of 8 to 32 pixels a side, of torchvision's blocks where it has them.
+
+The classic block is relu(x + F(x)) (arXiv:1512.03385), the pre-activated one x + F(relu(norm(x)))
+(arXiv:1603.05027). The first convolution is 3 x 3 and keeps the size; each stage but the first
+halves it; the last map is averaged over the image. A shortcut that changes shape is a 1 x 1
+convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from plugins.defenses._networks import Standardised
+
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+Make = Callable[[int, int, int], nn.Module]
+"""(channels in, channels out, stride) -> one block."""
+
+
+class Stage(NamedTuple):
+    """Blocks of one width; the first of them makes the stride."""
+
+    outputs: int
+    blocks: int
+    stride: int
+
+
+def doubling(outputs: int, blocks: int, count: int = 3) -> list[Stage]:
+    """Stages that halve the image and double the channels, the first one apart."""
+    return [Stage(outputs * 2**k, blocks, 2 if k else 1) for k in range(count)]
+
+
+def in_each_stage(depth: int, fixed: int, layers: int) -> int:
+    """Blocks in each of three stages of a network `depth` layers deep, `fixed` outside of them."""
+    blocks, rest = divmod(depth - fixed, 3 * layers)
+    if rest or blocks < 1:
+        raise ValueError(
+            f"a depth of {depth} was asked for; {fixed} layers and {3 * layers} more for each "
+            f"block of the three stages give {fixed + 3 * layers}, {fixed + 6 * layers}, ..."
+        )
+    return blocks
+
+
+def chained(inputs: int, stages: list[Stage], make: Make) -> Iterator[nn.Module]:
+    """The blocks of all stages, each fed by the one before."""
+    for stage in stages:
+        for number in range(stage.blocks):
+            yield make(inputs, stage.outputs, 1 if number else stage.stride)
+            inputs = stage.outputs
+
+
+def head(features: int, classes: int) -> list[nn.Module]:
+    """The mean over the image, then one matrix."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
+
+
+def rectified(shape: Shape, classes: int, stem: int, stages: list[Stage], make: Make) -> nn.Module:
+    """A network of blocks that end in their own ReLU; `stem`: channels of the first convolution."""
+    from torchvision.ops import Conv2dNormActivation  # its import takes seconds
+
+    return nn.Sequential(
+        Standardised(shape[0]),
+        Conv2dNormActivation(shape[0], stem),
+        *chained(stem, stages, make),
+        *head(stages[-1].outputs, classes),
+    )
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """The way round a block that changes shape; None where x itself fits."""
+    from torchvision.ops import Conv2dNormActivation
+
+    if (inputs, stride) == (outputs, 1):
+        return None
+    bare: nn.Module = Conv2dNormActivation(inputs, outputs, 1, stride, activation_layer=None)
+    return bare
+
+
+def basic(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """relu(x + F(x)), F of two convolutions 3 x 3."""
+    from torchvision.models.resnet import BasicBlock
+
+    block: nn.Module = BasicBlock(inputs, outputs, stride, shortcut(inputs, outputs, stride))
+    return block
+
+
+def excited(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """relu(x + s F(x)), s from the mean of each channel (arXiv:1709.01507, reduction 16)."""
+    from torchvision.ops import SqueezeExcitation
+
+    block = basic(inputs, outputs, stride)
+    block.bn2 = nn.Sequential(block.get_submodule("bn2"), SqueezeExcitation(outputs, outputs // 16))
+    return block
+
+
+def grouped(cardinality: int, width: int) -> Make:
+    """relu(x + F(x)), F of 1 x 1, 3 x 3 in `cardinality` groups, 1 x 1 (arXiv:1611.05431)."""
+    from torchvision.models.resnet import Bottleneck
+
+    def make(inputs: int, outputs: int, stride: int) -> nn.Module:
+        planes, around = outputs // Bottleneck.expansion, shortcut(inputs, outputs, stride)
+        block: nn.Module = Bottleneck(inputs, planes, stride, around, cardinality, width)
+        return block
+
+    return make
+
+
+def resnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
+    """ResNet of 6 n + 2 layers, 16 to 64 channels (arXiv:1512.03385, section 4.2)."""
+    return rectified(shape, classes, 16, doubling(16, in_each_stage(depth, 2, 2)), basic)
+
+
+def se_resnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
+    """The same with squeeze and excitation in each block (arXiv:1709.01507)."""
+    return rectified(shape, classes, 16, doubling(16, in_each_stage(depth, 2, 2)), excited)
+
+
+def resnext(
+    shape: Shape, classes: int, depth: int = 29, cardinality: int = 8, width: int = 64
+) -> nn.Module:
+    """ResNeXt of 9 n + 2 layers, `cardinality` x `width`d (arXiv:1611.05431, section 5.3)."""
+    stages = doubling(256, in_each_stage(depth, 2, 3))
+    return rectified(shape, classes, 64, stages, grouped(cardinality, width))
+
+
+class PreActivated(nn.Module):
+    """x + F(relu(norm(x))), F of two convolutions; torchvision has no such block.
+
+    Where the shape changes, the shortcut too starts from relu(norm(x)).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.project = (
+            None
+            if (inputs, stride) == (outputs, 1)
+            else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]; may be negative."""
+        active = self.norm1(x).relu()
+        kept = x if self.project is None else self.project(active)
+        change: Tensor = self.conv2(self.norm2(self.conv1(active)).relu())
+        return change + kept
+
+
+def preactivated(shape: Shape, classes: int, stem: int, stages: list[Stage]) -> nn.Module:
+    """A bare convolution, pre-activated blocks, and the last normalisation and ReLU after them."""
+    features = stages[-1].outputs
+    return nn.Sequential(
+        Standardised(shape[0]),
+        nn.Conv2d(shape[0], stem, 3, padding=1, bias=False),
+        *chained(stem, stages, PreActivated),
+        nn.BatchNorm2d(features),
+        nn.ReLU(),
+        *head(features, classes),
+    )
+
+
+def preresnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
+    """Pre-activated ResNet of 6 n + 2 layers (arXiv:1603.05027)."""
+    return preactivated(shape, classes, 16, doubling(16, in_each_stage(depth, 2, 2)))
+
+
+def wide_resnet(shape: Shape, classes: int, depth: int = 28, widen: int = 10) -> nn.Module:
+    """Pre-activated, 6 n + 4 layers, `widen` times as many channels (arXiv:1605.07146)."""
+    return preactivated(shape, classes, 16, doubling(16 * widen, in_each_stage(depth, 4, 2)))
+
+
+def preact_resnet18(shape: Shape, classes: int, width: int = 64) -> nn.Module:
+    """PreActResNet-18: four stages of two blocks (arXiv:1603.05027, as in arXiv:2001.03994)."""
+    return preactivated(shape, classes, width, doubling(width, 2, count=4))

@@ -1,0 +1,36 @@
+"""Data augmentation: more images of the same kind. It is no adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from bench.plugin import Defense, Recipe, hookimpl
+from plugins.defenses._augment import moved, speckled
+from plugins.defenses._cnn import cnn, trained
+from plugins.defenses.undefended import standard
+
+SIGMA = 0.1
+
+
+def varied(images: Tensor) -> Tensor:
+    """Moved by up to one pixel, then noisy; a mirrored digit would be another sign."""
+    return speckled(moved(images, 1), SIGMA)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the plain network, taught on varied images."""
+    yield Defense(
+        name="augmented",
+        cite="https://doi.org/10.1145/3065386",
+        summary=f"Clean images, moved by a pixel and with Gaussian noise of {SIGMA:g}.",
+        recipe=Recipe(
+            cnn, standard, epochs=30, rate=2e-3, schedule="cosine", augment=varied,
+            options={"sigma": SIGMA},
+        ),
+        build=trained,
+        quick=False,
+        detail={"rows": ("D04",)},
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Recipes for CIFAR-10: standard, PGD, Fast and TRADES training, each as its paper sets it.
+
+docs/recipes.md holds the published figures, and what differs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Fraction, Inner, Linf, Recipe, Shelf, hookimpl
+from plugins.defenses._augment import mirrored, moved
+from plugins.defenses._networks import dropout_cnn
+from plugins.defenses._residual import preact_resnet18, wide_resnet
+from plugins.defenses.pgd_training import worst_case
+from plugins.defenses.trades import trades
+from plugins.defenses.undefended import standard
+
+BALL = Linf(Fraction(8, 255))
+SEVEN = Inner("pgd", BALL, {"steps": 7, "rate": 2 / 8})
+ONE = Inner("pgd", BALL, {"steps": 1, "rate": 10 / 8})
+FIVE = Inner("pgd", BALL, {"steps": 5, "rate": 2 / 8})
+TEN = Inner("pgd-kl", BALL, {"steps": 10, "rate": 0.007 / 0.031})
+BETA = 6.0
+DAWN: dict[str, Any] = {"epochs": 15, "rate": 0.2, "weight_decay": 5e-4, "schedule": "cyclic"}
+"""A few epochs, the rate up to its peak and down to zero (arXiv:2001.03994)."""
+
+
+def varied(images: Tensor) -> Tensor:
+    """Mirrored, and moved by up to four pixels."""
+    return moved(mirrored(images), 4)
+
+
+sgd = partial(Recipe, optimiser="sgd", batch=128, augment=varied)
+base = partial(dropout_cnn, width=64)
+wide = partial(wide_resnet, depth=34, widen=10)
+
+
+def trained(shelf: Shelf, make: Callable[[tuple[int, int, int], int], nn.Module]) -> nn.Module:
+    """The recipe's network with the defense's own weights."""
+    return shelf.trained(make(shelf.shape, shelf.classes))
+
+
+def defense(name: str, cite: str, summary: str, recipe: Recipe, rows: tuple[str, ...]) -> Defense:
+    """What all have in common: the data, the twin, weights of their own."""
+    return Defense(
+        name=name,
+        datasets=("cifar10",),
+        cite=cite,
+        summary=summary,
+        recipe=recipe,
+        build=partial(trained, make=recipe.model),
+        twin="undefended-images",
+        quick=False,
+        detail={"rows": rows},
+    )
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the five; `bench train NAME --device cuda --mixed` makes their weights."""
+    yield defense(
+        "cifar-base",
+        "arXiv:1207.0580",
+        "Six convolutions, two dense layers with dropout; clean images.",
+        sgd(base, standard, epochs=60, rate=0.05, weight_decay=5e-4, schedule="cosine"),
+        ("D01", "D02", "M02"),
+    )
+    yield defense(
+        "cifar-standard",
+        "arXiv:1603.05027",
+        "PreActResNet-18 on clean images.",
+        sgd(preact_resnet18, standard, **DAWN),
+        ("D01", "D18"),
+    )
+    yield defense(
+        "cifar-pgd",
+        "arXiv:1706.06083",
+        "PreActResNet-18 on what seven steps of PGD make of each batch, 8/255.",
+        sgd(preact_resnet18, worst_case, SEVEN, **DAWN),
+        ("D08", "D18"),
+    )
+    yield defense(
+        "cifar-fast",
+        "arXiv:2001.03994",
+        "PreActResNet-18 on one step of 10/255 from a random start, 8/255.",
+        sgd(preact_resnet18, worst_case, ONE, watch=FIVE, **DAWN),
+        ("D17", "D18"),
+    )
+    yield defense(
+        "cifar-trades",
+        "arXiv:1901.08573",
+        f"Wide ResNet 34-10 by TRADES, 8/255, beta = {BETA:g}.",
+        sgd(
+            wide, partial(trades, beta=BETA), TEN, epochs=80, rate=0.1, weight_decay=2e-4,
+            schedule="steps", options={"beta": BETA},
+        ),
+        ("D13",),
+    )  # fmt: skip

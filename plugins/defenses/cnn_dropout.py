@@ -1,0 +1,30 @@
+"""Dropout in training: units that fall silent at random, none of them at test time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from plugins.defenses._networks import dropout_cnn
+from plugins.defenses.undefended import standard
+
+
+def trained(shelf: Shelf) -> nn.Module:
+    """The network with its own weights; in eval mode dropout is the identity."""
+    return shelf.trained(dropout_cnn(shelf.shape, shelf.classes))
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network with dropout before both dense layers."""
+    yield Defense(
+        name="cnn-dropout",
+        cite="arXiv:1207.0580",
+        summary="A convolutional network with dropout of one half, trained on clean images.",
+        recipe=Recipe(dropout_cnn, standard, epochs=20, rate=2e-3, schedule="cosine"),
+        build=trained,
+        quick=False,
+        detail={"rows": ("D02", "M02")},
+    )

@@ -1,0 +1,68 @@
+"""Residual families on clean images: the networks an attacker may meet without knowing which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from plugins.defenses import _residual as residual
+from plugins.defenses._augment import mirrored, moved
+from plugins.defenses.undefended import standard
+
+Make = Callable[[tuple[int, int, int], int], nn.Module]
+
+
+def varied(images: Tensor) -> Tensor:
+    """Photographs mirrored and moved by up to four pixels; what is grey is moved alone."""
+    return moved(mirrored(images) if images.shape[1] == 3 else images, 4)
+
+
+def trained(shelf: Shelf, make: Make) -> nn.Module:
+    """The network with its own weights."""
+    return shelf.trained(make(shelf.shape, shelf.classes))
+
+
+def family(name: str, make: Make, cite: str, summary: str) -> Defense:
+    """One network; its recipe is that of all."""
+    return Defense(
+        name=name,
+        datasets=("cifar100", "cifar10", "fashion-mnist", "mnist"),
+        cite=cite,
+        summary=summary,
+        recipe=Recipe(
+            make, standard, epochs=30, batch=128, rate=0.1, weight_decay=5e-4, optimiser="sgd",
+            schedule="cosine", augment=varied,
+        ),
+        build=partial(trained, make=make),
+        twin="undefended-images",
+        quick=False,
+        detail={"rows": ("M01",)},
+    )  # fmt: skip
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer one small network of each family."""
+    layers = "20 layers, 0.27 M weights"
+    yield family("resnet-20", residual.resnet, "arXiv:1512.03385", f"{layers}.")
+    yield family(
+        "preresnet-20", residual.preresnet, "arXiv:1603.05027", f"{layers}, normalised first."
+    )
+    yield family(
+        "se-resnet-20", residual.se_resnet, "arXiv:1709.01507", f"{layers}, channels weighed."
+    )
+    yield family(
+        "resnext-29",
+        partial(residual.resnext, cardinality=32, width=4),
+        "arXiv:1611.05431",
+        "29 layers, 32 groups of 4 channels, 4.8 M weights.",
+    )
+    yield family(
+        "wide-resnet-16-4",
+        partial(residual.wide_resnet, depth=16, widen=4),
+        "arXiv:1605.07146",
+        "16 layers, four times as wide, 2.7 M weights.",
+    )

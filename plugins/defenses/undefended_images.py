@@ -1,0 +1,31 @@
+"""No defense at all, for the larger images: what preprocessing defenses stand on there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from plugins.defenses._networks import dropout_cnn
+from plugins.defenses.undefended import standard
+
+
+def trained(shelf: Shelf) -> nn.Module:
+    """The network with its own weights."""
+    return shelf.trained(dropout_cnn(shelf.shape, shelf.classes))
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer a network that a processor without CUDA trains in minutes."""
+    yield Defense(
+        name="undefended-images",
+        datasets=("fashion-mnist", "mnist", "cifar10", "cifar100"),
+        summary="A small convolutional network, trained on clean images.",
+        recipe=Recipe(dropout_cnn, standard, epochs=8, batch=128, rate=3e-3, schedule="cyclic"),
+        build=trained,
+        twin="undefended-images",
+        quick=False,
+        detail={"rows": ("D01",)},
+    )
