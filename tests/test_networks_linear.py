@@ -9,22 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.svm import LinearSVC
-from torch import Tensor, nn
+from torch import nn
 
 from bench import data
-from bench.kit import cross_entropy
-from bench.plugin import Lesson, Linf, Recipe
+from bench.plugin import Lesson, Linf
 from bench.registry import Registry
 from bench.shelf import prepared
 from plugins.certifiers.linear import LinearExact
 from plugins.defenses.linear import regression
 from plugins.defenses.naive_bayes import counted
 from plugins.defenses.support_vector import STRENGTH, hinge
-from tests.lessons import DIGITS, defense, registry
-from tests.protocol_dg import accuracy, attacked, held_out
+from tests.lessons import DIGITS
+from tests.pictures import accuracy, attacked, held_out
 
 Array = npt.NDArray[np.float64]
 
@@ -42,30 +40,6 @@ def named(name: str, folder: Path) -> nn.Module:
 def parts(module: nn.Module) -> tuple[Array, Array]:
     weight, bias = module.parameters()
     return weight.detach().double().numpy(), bias.detach().double().numpy()
-
-
-def penalised(lesson: Lesson) -> Tensor:
-    """Mean of -log p(y | x), plus 0.01 / 2 ||W||_2^2."""
-    weight, _ = lesson.model.parameters()
-    return cross_entropy(lesson.model(lesson.x), lesson.y).mean() + 0.005 * weight.square().sum()
-
-
-@pytest.mark.row("M03", "D00")
-def test_logistic_regression_comes_to_the_optimum_that_scikit_learn_finds(tmp_path: Path) -> None:
-    recipe = Recipe(regression, penalised, epochs=100, batch=128, rate=5e-2, schedule="cosine")
-    module = prepared(registry(defense("logistic", recipe)), "logistic", DIGITS, tmp_path).build()
-    x, y = training_half()
-    reference = LogisticRegression(C=1 / (0.01 * len(y)), tol=1e-8, max_iter=2000).fit(x, y)
-    gap = likelihood(*parts(module), x, y) - likelihood(reference.coef_, reference.intercept_, x, y)
-    assert -1e-6 < gap < 1e-3
-    assert np.abs(parts(module)[0] - reference.coef_).max() < 0.05 * np.abs(reference.coef_).max()
-
-
-def likelihood(weight: Array, bias: Array, x: Array, y: npt.NDArray[np.int64]) -> float:
-    """`penalised` in numpy."""
-    z = x @ weight.T + bias
-    lost = np.logaddexp.reduce(z, axis=1) - z[np.arange(len(y)), y]
-    return float(lost.mean() + 0.005 * (weight**2).sum())
 
 
 @pytest.mark.row("M03")
