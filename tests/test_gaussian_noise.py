@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.kit import cross_entropy
 from bench.source import executed
-from tests.protocol_dg import EPS, accuracy, held_out
+from tests.pictures import EPS, accuracy, held_out
 
 FOLDER = Path(__file__).parents[1] / "submissions" / "gaussian-noise"
 SOURCE = executed((FOLDER / "plugin.py").read_bytes(), FOLDER / "plugin.py")

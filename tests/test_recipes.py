@@ -26,7 +26,8 @@ from plugins.defenses import augmentation, cifar, residual
 from plugins.defenses._augment import mirrored, moved, speckled
 from plugins.defenses._residual import preact_resnet18
 from tests.duel import binary, gaussian, interior
-from tests.protocol_dg import first_of, mlp
+from tests.pictures import first_of
+from tests.protocol_dg import mlp
 
 FEW = 256
 REAL = {"cifar-standard": 1, "cifar-pgd": 8, "cifar-fast": 2, "cifar-trades": 11}
