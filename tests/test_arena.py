@@ -90,6 +90,7 @@ def test_all_targets_are_played_one_by_one_and_each_success_hits_its_target(
     assert np.array_equal(found.label[broken], target[broken])
 
 
+@pytest.mark.row("G02")
 def test_reaching_a_target_is_no_easier_than_leaving_the_label(registry: Registry) -> None:
     here = arena(registry, "undefended")
     aimed = outcomes(here, replace(BOARD, goal=Goal("targeted", "next")), registry)

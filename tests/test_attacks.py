@@ -86,6 +86,7 @@ def test_an_example_gets_the_same_image_in_any_company(name: str, norm: str) -> 
         assert torch.equal(iterate(one)[mixed[known]], iterate(other)[known])
 
 
+@pytest.mark.row("A06", "G07")
 @every_attack
 def test_every_iterate_is_legal(name: str, norm: str) -> None:
     """Inside the box to the bit and finite; inside the ball unless smallness is the aim."""
@@ -158,6 +159,7 @@ def test_the_steps_can_cross_the_whole_ball(
 # Runs.
 
 
+@pytest.mark.row("A07")
 def test_more_restarts_never_break_fewer_and_earlier_runs_stay_as_they_were() -> None:
     x, y = digits(128)
     one, four = (
@@ -169,6 +171,7 @@ def test_more_restarts_never_break_fewer_and_earlier_runs_stay_as_they_were() ->
     assert (four.run[one.broken] <= 0).all()
 
 
+@pytest.mark.row("A13")
 def test_random_points_are_brought_unseen_one_look_each() -> None:
     x, y = digits(64)
     model = small_cnn()
@@ -196,6 +199,7 @@ def test_all_targets_pgd_breaks_whatever_fgsm_or_pgd_breaks_of_an_undefended_net
 # Transfer.
 
 
+@pytest.mark.row("A18")
 def test_a_transfer_asks_the_source_to_the_end_and_the_target_once() -> None:
     """Success on the source is no reason to stop: it is never watched there."""
     x, y = digits(64)
@@ -208,6 +212,7 @@ def test_a_transfer_asks_the_source_to_the_end_and_the_target_once() -> None:
     assert result.broken.float().mean() > 0.95
 
 
+@pytest.mark.row("A18")
 def test_with_the_target_as_its_source_a_transfer_is_pgd() -> None:
     x, y = digits(64)
     images = []
@@ -232,6 +237,7 @@ class ArgmaxOnly(nn.Module):
         return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
 
+@pytest.mark.row("B06")
 def test_boundary_fares_on_argmax_answers_exactly_as_on_the_model_below() -> None:
     x, y = digits(64)
     attack = Boundary(steps=150)
@@ -243,6 +249,7 @@ def test_boundary_fares_on_argmax_answers_exactly_as_on_the_model_below() -> Non
     assert all(torch.equal(a, b) for a, b in zip(open_, shut, strict=True))
 
 
+@pytest.mark.row("B06")
 def test_boundary_takes_an_undefended_network_within_a_thousand_labels() -> None:
     x, y = digits(64)
     budget = Budget(queries=1000)

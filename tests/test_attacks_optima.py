@@ -62,6 +62,7 @@ def right(model: nn.Module, x: Tensor) -> Tensor:
 # Fast gradients.
 
 
+@pytest.mark.row("A02", "A04", "A05")
 @pytest.mark.parametrize(
     ("attack", "norm"), [(FGSM, Linf), (FGM_L2, L2), (FGM_L1, L1)], ids=["fgsm", "l2", "l1"]
 )
@@ -77,6 +78,7 @@ def test_a_fast_gradient_step_gains_the_dual_norm_exactly(attack: Attack, norm: 
     assert torch.allclose(ball.distance(change, 0 * change), torch.tensor(0.25).double())
 
 
+@pytest.mark.row("A02")
 def test_fgsm_moves_each_pixel_with_a_slope_by_eps_and_no_other() -> None:
     weight = torch.tensor([1.0, -2.0, 0.0, 1e-6, 0.0, 3.0])
     x = interior(4, 6)
@@ -86,6 +88,7 @@ def test_fgsm_moves_each_pixel_with_a_slope_by_eps_and_no_other() -> None:
     assert torch.allclose(change, 0.25 * sign.double(), atol=1e-7, rtol=0)
 
 
+@pytest.mark.row("A05")
 def test_fgm_l1_changes_one_pixel_the_one_with_the_largest_slope() -> None:
     weight, x = gaussian(12), interior(16, 12)
     rows = rows_of(FGM_L1, binary(weight), x, right(binary(weight), x), L1(Fraction(1, 4)))
@@ -94,6 +97,7 @@ def test_fgm_l1_changes_one_pixel_the_one_with_the_largest_slope() -> None:
     assert (change.abs().argmax(1) == weight.abs().argmax()).all()
 
 
+@pytest.mark.row("A02", "A04")
 @pytest.mark.parametrize(
     ("attack", "ball"),
     [(FGSM, Linf(Fraction(1, 50))), (FGM_L2, L2(Fraction(1, 25)))],
@@ -112,6 +116,7 @@ def test_on_a_linear_binary_model_one_step_is_the_worst_case(
     assert 10 < broken.sum() < 54
 
 
+@pytest.mark.row("A02")
 def test_on_a_linear_binary_model_fgsm_is_the_farthest_point_of_ball_and_box() -> None:
     x, y = digits(64)
     weight = gaussian(64)
@@ -120,6 +125,7 @@ def test_on_a_linear_binary_model_fgsm_is_the_farthest_point_of_ball_and_box() -
     assert torch.equal(last(FGSM, rows), rows.ball.farthest(direction, x))
 
 
+@pytest.mark.row("A05")
 def test_filling_the_l1_budget_never_gains_less_and_gains_more_at_the_edge_of_the_box() -> None:
     x, _ = digits(64)
     weight = gaussian(64)
@@ -140,6 +146,7 @@ def one_step(attack: Attack, norm: Norm) -> Tensor:
     return last(attack, rows_of(attack, small_cnn(), x, y, norm(Fraction(1, 5))))
 
 
+@pytest.mark.row("A02", "A06", "A07")
 @pytest.mark.parametrize(
     ("norm", "fast"), [(Linf, FGSM), (L2, FGM_L2), (L1, FGM_L1)], ids=["Linf", "L2", "L1"]
 )
@@ -151,6 +158,7 @@ def test_one_whole_step_of_bim_or_pgd_is_the_fast_gradient_to_the_bit(
     assert torch.equal(one_step(PGD(steps=1, rate=1, random_start=False), norm), expected)
 
 
+@pytest.mark.row("A03")
 def test_with_two_classes_targeted_fgsm_is_fgsm_to_the_bit() -> None:
     model = nn.Sequential(linear(gaussian(8, 12)), nn.Tanh(), nn.Linear(8, 2))
     x, ball = interior(32, 12), Linf(Fraction(1, 4))
@@ -159,6 +167,7 @@ def test_with_two_classes_targeted_fgsm_is_fgsm_to_the_bit() -> None:
     assert torch.equal(targeted, last(FGSM, rows_of(FGSM, model, x, y, ball)))
 
 
+@pytest.mark.row("A03")
 def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
     x, y = digits(64)
     attack, model = TargetedFGSM(), small_cnn()
@@ -170,6 +179,7 @@ def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
         assert (after.gather(1, rival) > before.gather(1, rival)).float().mean() > 0.9
 
 
+@pytest.mark.row("A03", "G02")
 def test_on_a_targeted_board_fgsm_steps_down_the_loss_of_the_declared_target() -> None:
     x, y = digits(64)
     aim, ball = (y + 1) % 10, Linf(Fraction(1, 5))
@@ -181,6 +191,7 @@ def test_on_a_targeted_board_fgsm_steps_down_the_loss_of_the_declared_target() -
 # Iterated attacks.
 
 
+@pytest.mark.row("A07", "G06")
 @pytest.mark.parametrize(
     ("norm", "steps", "near_edge", "slack"),
     [(Linf, 20, True, 1e-6), (L2, 80, False, 1e-6), (L2, 40, True, 2e-3), (L1, 40, True, 0.025)],
@@ -206,6 +217,7 @@ def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(
     assert (gain >= optimum * (1 - slack)).all()
 
 
+@pytest.mark.row("A06")
 def test_on_a_linear_model_bim_never_loses_ground() -> None:
     x = interior(32, 12)
     weight, attack, ball = gaussian(12), BIM(steps=20, rate=0.05), L2(Fraction(1, 4))
@@ -216,6 +228,7 @@ def test_on_a_linear_model_bim_never_loses_ground() -> None:
     assert all((after >= before - 1e-6).all() for before, after in pairwise(height))
 
 
+@pytest.mark.row("A08")
 def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_does_not() -> None:
     x, weight = interior(32, 12), gaussian(12)
     y, ball = right(binary(weight), x), Linf(Fraction(1, 4))
@@ -231,6 +244,7 @@ def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_do
     assert ((state - corner).abs().flatten(1).amax(1) > 0.01).all()
 
 
+@pytest.mark.row("A08")
 def test_without_the_sign_l2_is_pgd_itself() -> None:
     x, y = digits(64)
     first, second = (
@@ -287,6 +301,7 @@ def test_an_example_breaks_exactly_when_the_ball_reaches_the_border(
 # Minimum norm.
 
 
+@pytest.mark.row("A10")
 @every_norm
 def test_deepfool_solves_an_affine_binary_model_in_one_step(norm: Norm) -> None:
     """r = -f w / ||w||^2 in L2, |f| / ||w||* along the steepest direction in any norm."""
@@ -311,6 +326,7 @@ def test_deepfool_solves_an_affine_binary_model_in_one_step(norm: Norm) -> None:
     assert set(rows.ledger.gradients.tolist()) == {1}, "two classes have one difference"
 
 
+@pytest.mark.row("A10")
 @every_norm
 def test_deepfool_solves_an_affine_model_of_many_classes_in_one_step(norm: Norm) -> None:
     weight, x = gaussian(6, 12, seed=4), interior(32, 12).double()
@@ -331,6 +347,7 @@ def to_nearest_border(weight: Tensor, logits: Tensor, y: Tensor, ball: Perturbat
     return torch.where(apart > 0, gap / apart, torch.inf).amin(1)
 
 
+@pytest.mark.row("A10")
 def test_the_scale_of_the_model_means_nothing_to_deepfool() -> None:
     weight, x, ball = gaussian(6, 12, seed=4), interior(32, 12), L2(Fraction(1))
     y, attack = right(linear(weight), x), DeepFool()
@@ -340,6 +357,7 @@ def test_the_scale_of_the_model_means_nothing_to_deepfool() -> None:
     assert (small - large).abs().max() < 1e-6
 
 
+@pytest.mark.row("A10")
 @every_norm
 def test_deepfool_stands_beyond_the_border_of_a_network_on_digits_with_saturated_pixels(
     norm: Norm,
@@ -376,6 +394,7 @@ def test_the_search_of_deepfool_only_brings_it_nearer_and_keeps_it_beyond_the_bo
     assert searched.distance.median() < 0.97 * plain.distance.median()
 
 
+@pytest.mark.row("A10", "G05")
 def test_on_a_distance_board_deepfool_is_within_its_overshoot_of_the_closed_form() -> None:
     weight, x, ball = gaussian(6, 12, seed=4), interior(64, 12), L2(Fraction(4))
     model = linear(weight)
@@ -388,6 +407,7 @@ def test_on_a_distance_board_deepfool_is_within_its_overshoot_of_the_closed_form
     assert (result.distance <= 1.005 * nearest + 1e-6).float().mean() > 0.9
 
 
+@pytest.mark.row("B06")
 def test_boundary_converges_to_the_projection_onto_a_half_space() -> None:
     """Never nearer than the border, and within 2 % of it; every accepted point is adversarial."""
     weight, x = gaussian(12, seed=5), interior(32, 12)
@@ -407,6 +427,7 @@ def test_boundary_converges_to_the_projection_onto_a_half_space() -> None:
     assert (before <= 1.02 * closed).float().mean() > 0.9
 
 
+@pytest.mark.row("B06")
 def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
     """A push of length a * d along the tangent, brought back: cos = 1 / sqrt(1 + a^2)."""
     x = interior(32, 12)
@@ -418,6 +439,7 @@ def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
     assert torch.allclose(cosine, torch.tensor(1.09**-0.5).double(), rtol=1e-5)
 
 
+@pytest.mark.row("A22")
 def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> None:
     x, y = digits(64)
     attack = Unbounded()
@@ -428,6 +450,7 @@ def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> N
     assert torch.equal(moved, run > 0)
 
 
+@pytest.mark.row("A22")
 def test_the_unbounded_attack_breaks_breaks_any_model_with_a_gradient() -> None:
     x, y = digits(64)
     assert duel(Unbounded(), small_cnn(), x, y, Linf(Fraction(1))).broken.all()

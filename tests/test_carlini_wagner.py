@@ -30,6 +30,7 @@ from tests.duel import (
 BALL, NEAREST = L2(Fraction(100)), Goal("nearest")
 
 
+@pytest.mark.row("A11")
 def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form() -> None:
     """min over k of (z_y - z_k) / ||w_k - w_y||: never below, 1.02 in the median, 1.2 at worst."""
     weight, x = gaussian(6, 12, seed=4), interior(64, 12)
@@ -46,6 +47,7 @@ def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form() -> None
     assert ratio.max() <= 1.2
 
 
+@pytest.mark.row("A11")
 def test_on_a_network_it_always_succeeds_and_is_mostly_nearer_than_the_published_deepfool() -> None:
     x, y = digits(64)
     model = small_cnn()
@@ -58,6 +60,7 @@ def test_on_a_network_it_always_succeeds_and_is_mostly_nearer_than_the_published
     assert (ours.distance <= theirs.distance)[right].float().mean() >= 0.7
 
 
+@pytest.mark.row("A11")
 def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() -> None:
     """c = 0: what remains is the distance, and its least is x."""
     x, y = digits(32)
@@ -70,6 +73,7 @@ def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() 
     assert all((adv - x).abs().max() <= 1 - INSIDE for adv in asked)
 
 
+@pytest.mark.row("A11")
 @pytest.mark.parametrize("kappa", [0.0, 1.0, 4.0])
 def test_a_success_has_the_margin_that_was_asked_for(kappa: float) -> None:
     x, y = digits(32)
@@ -80,6 +84,7 @@ def test_a_success_has_the_margin_that_was_asked_for(kappa: float) -> None:
     assert (reached <= kappa + 1).float().mean() > 0.9
 
 
+@pytest.mark.row("A11")
 @pytest.mark.parametrize("kappa", [0.25, 0.5, 1.0])
 def test_more_margin_is_farther_by_its_share_of_the_slope(kappa: float) -> None:
     """On a linear model of two classes the least distance is (|f| + kappa) / ||w||."""

@@ -13,9 +13,11 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from bench.kit import KeyedDraws
-from bench.plugin import L1, L2, Linf, PerturbationSet
+from bench.plugin import L1, L2, Goal, Linf, PerturbationSet
+from plugins.attacks.deepfool import DeepFool
 from plugins.certifiers.linear import LinearExact, affine, worst_gap
 from plugins.defenses.linear import regression
+from tests.duel import duel, gaussian, interior, linear
 
 Array = npt.NDArray[np.float64]
 SHAPE = (1, 3, 4)
@@ -67,6 +69,7 @@ def reference(weight: Array, x: Array, ball: PerturbationSet) -> float:
     return -float(answer.fun)
 
 
+@pytest.mark.row("V01")
 @every_norm
 @pytest.mark.parametrize("eps", [Fraction(1, 10), Fraction(1, 2), Fraction(2)])
 def test_the_worst_gap_is_the_optimum_that_scipy_finds(
@@ -86,6 +89,7 @@ def test_the_worst_gap_is_the_optimum_that_scipy_finds(
         assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.row("V01")
 @every_norm
 def test_random_search_never_breaks_a_certified_example(
     norm: Callable[[Fraction], PerturbationSet],
@@ -107,6 +111,7 @@ def test_random_search_never_breaks_a_certified_example(
         assert (rival - own <= gap + 1e-5).all()
 
 
+@pytest.mark.row("V01")
 @every_norm
 def test_an_example_that_is_not_certified_is_broken_by_its_worst_image(
     norm: Callable[[Fraction], PerturbationSet],
@@ -123,6 +128,7 @@ def test_an_example_that_is_not_certified_is_broken_by_its_worst_image(
     assert torch.equal(broken, ~certified)
 
 
+@pytest.mark.row("V01")
 @every_norm
 def test_away_from_the_box_the_radius_is_the_gap_over_the_dual_norm(
     norm: Callable[[Fraction], PerturbationSet],
@@ -144,6 +150,22 @@ def test_away_from_the_box_the_radius_is_the_gap_over_the_dual_norm(
     assert not certifier.certify(model, x, y, norm(outside)).any()
 
 
+@pytest.mark.row("V01", "A10")
+@pytest.mark.parametrize("norm", NORMS[:2], ids=["Linf", "L2"])
+def test_the_radius_is_the_distance_at_which_deepfool_arrives(
+    norm: Callable[[Fraction], PerturbationSet],
+) -> None:
+    model, x = linear(gaussian(6, 12, seed=4)), interior(64, 12)
+    y = model(x).argmax(1)
+    found = duel(DeepFool(), model, x, y, norm(Fraction(4)), goal=Goal("nearest"))
+    assert found.broken.all()
+    for i, distance in enumerate(found.distance.tolist()):
+        row = model, x[i : i + 1], y[i : i + 1]
+        assert not certifier.certify(*row, norm(Fraction(distance))).any()
+        assert certifier.certify(*row, norm(Fraction(distance / 1.021))).all(), "its overshoot"
+
+
+@pytest.mark.row("V09")
 @every_norm
 def test_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
     norm: Callable[[Fraction], PerturbationSet],
@@ -212,6 +234,7 @@ def test_a_subclass_of_a_linear_layer_is_refused() -> None:
     assert "Bent" in certifier.refuses(nn.Sequential(nn.Flatten(), Bent(12, 4)), L2(Fraction(1)))
 
 
+@pytest.mark.row("M03")
 @every_norm
 def test_softmax_regression_is_accepted(norm: Callable[[Fraction], PerturbationSet]) -> None:
     assert certifier.refuses(world()[0], norm(Fraction(1, 10))) == ""

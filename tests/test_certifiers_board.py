@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bench import board
 from bench.campaign import Campaign, worker
 from bench.events import Event
@@ -55,6 +57,7 @@ def bench_certifiers():
 """
 
 
+@pytest.mark.row("V09")
 def test_a_lying_certifier_is_caught_and_a_broken_one_stops_nobody(tmp_path: Path) -> None:
     registry = Registry.load(tmp_path / "none")
     registry.admit([planted.module(tmp_path, "liars", LIARS)])

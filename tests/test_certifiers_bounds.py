@@ -123,6 +123,7 @@ def corners(x: Tensor, ball: PerturbationSet, count: int) -> Tensor:
     return torch.where((torch.arange(count) % 2 == 0)[:, None, None, None], inside, far)
 
 
+@pytest.mark.row("V04")
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)], ids=["mean", "max"])
 def test_v04_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
     module = residual(pool)
@@ -135,6 +136,7 @@ def test_v04_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
         assert ((box.lower <= logits) & (logits <= box.upper)).all()
 
 
+@pytest.mark.row("V04")
 def test_v04_the_reader_sees_the_network_that_answers() -> None:
     module = residual()
     x, _ = images(module, 50)
@@ -153,6 +155,7 @@ def residual_copy(module: nn.Module) -> nn.Module:
     return other.double()
 
 
+@pytest.mark.row("V04")
 def test_v04_intervals_are_exact_for_one_linear_layer() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)
@@ -161,6 +164,7 @@ def test_v04_intervals_are_exact_for_one_linear_layer() -> None:
         assert torch.allclose(found, -worst_gap(module, x, y, ball), atol=1e-5)
 
 
+@pytest.mark.row("V04")
 def test_v04_intervals_shrink_with_the_radius() -> None:
     module = residual()
     x, y = images(module, 20)
@@ -253,6 +257,7 @@ def shallow(hidden: int = 6) -> nn.Module:
     return frozen(module)
 
 
+@pytest.mark.row("V02")
 def test_v02_the_milp_equals_the_enumeration_of_all_patterns() -> None:
     module, ball = shallow(), Linf(Fraction(1, 5))
     x, y = images(module, 4)
@@ -262,6 +267,7 @@ def test_v02_the_milp_equals_the_enumeration_of_all_patterns() -> None:
         assert solved(program(*case), whole=True) == pytest.approx(enumerated(*case), abs=1e-6)
 
 
+@pytest.mark.row("V03")
 def test_v03_intervals_below_dual_below_polytope_below_milp_below_any_image() -> None:
     module, ball = shallow(8), Linf(Fraction(1, 5))
     x, y = images(module, 12)
@@ -281,6 +287,7 @@ def test_v03_intervals_below_dual_below_polytope_below_milp_below_any_image() ->
     assert nearer >= 12, "half of the dual bounds come within a tenth of the polytope's optimum"
 
 
+@pytest.mark.row("V03")
 @every_norm
 @pytest.mark.parametrize("build", [tiny, residual], ids=["dense", "residual"])
 def test_v03_no_allowed_image_falls_below_the_dual_bound(
@@ -299,6 +306,7 @@ def test_v03_no_allowed_image_falls_below_the_dual_bound(
     assert tight > 0.9, "the bound is no empty one"
 
 
+@pytest.mark.row("V03")
 @pytest.mark.parametrize("eps", [Fraction(1, 10), Fraction(2, 255), Fraction(8, 255)])
 def test_v03_only_the_largest_norm_has_the_box_for_its_ball(eps: Fraction) -> None:
     x = torch.rand(64, 1, 8, 8, dtype=torch.float64)
@@ -306,6 +314,7 @@ def test_v03_only_the_largest_norm_has_the_box_for_its_ball(eps: Fraction) -> No
     assert not Region(x, L2(eps)).is_box and not Region(x, L1(eps)).is_box
 
 
+@pytest.mark.row("V03")
 def test_v03_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)
@@ -314,6 +323,7 @@ def test_v03_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
         assert torch.allclose(found, -worst_gap(module, x, y, ball), atol=1e-5)
 
 
+@pytest.mark.row("V03")
 def test_v03_the_dual_bound_beats_intervals_on_most_gaps_of_a_deep_network() -> None:
     module, ball = residual(), Linf(Fraction(1, 20))
     x, y = images(module, 30)
@@ -322,6 +332,7 @@ def test_v03_the_dual_bound_beats_intervals_on_most_gaps_of_a_deep_network() -> 
     assert better.double().mean() > 0.95
 
 
+@pytest.mark.row("V05")
 @every_norm
 def test_v05_the_lipschitz_margin_is_exact_for_a_linear_model(
     norm: Callable[[Fraction], PerturbationSet],
@@ -342,6 +353,7 @@ def test_v05_the_lipschitz_margin_is_exact_for_a_linear_model(
     assert not tool.certify(module, x, y, norm(Fraction(radius * 1.001))).any()
 
 
+@pytest.mark.row("V05")
 def test_v05_the_radius_is_at_least_margin_over_root_two_times_the_product() -> None:
     module = tiny()
     x, y = images(module, 200)
@@ -354,6 +366,7 @@ def test_v05_the_radius_is_at_least_margin_over_root_two_times_the_product() -> 
         assert (LipschitzMargin().certify(module, x, y, L2(eps)) | ~due).all()
 
 
+@pytest.mark.row("V05")
 @every_norm
 def test_v05_nothing_moves_faster_than_the_gain(
     norm: Callable[[Fraction], PerturbationSet],
@@ -385,6 +398,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.row("V05")
 @pytest.mark.parametrize("layer", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
 def test_v05_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv2d) -> None:
     ones = torch.ones(1, layer.in_channels, 6, 6, dtype=torch.float64)
@@ -399,6 +413,7 @@ def test_v05_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv
     assert exact <= spectral(op, ones) <= 2.5 * exact
 
 
+@pytest.mark.row("V05")
 def test_v05_an_alternating_kernel_on_an_odd_image_does_not_slip_between_the_frequencies() -> None:
     """On a torus as small as the image its largest frequency is missed: 1.902 < 1.932."""
     weight = torch.tensor([[[[1.0, -1.0]]]], dtype=torch.float64)
@@ -408,6 +423,7 @@ def test_v05_an_alternating_kernel_on_an_odd_image_does_not_slip_between_the_fre
     assert _spectral.of_convolution(weight, (1, 1), 1, units.shape[1:]) >= exact
 
 
+@pytest.mark.row("V05")
 def test_v05_the_bound_of_a_convolution_closes_in_as_the_image_grows() -> None:
     weight = torch.randn(1, 1, 3, 3, dtype=torch.float64)
     excess = []
@@ -420,6 +436,7 @@ def test_v05_the_bound_of_a_convolution_closes_in_as_the_image_grows() -> None:
     assert excess[2] < 0.02
 
 
+@pytest.mark.row("V09")
 @every_certifier
 @every_norm
 def test_v09_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
@@ -449,6 +466,7 @@ def test_an_example_is_certified_whatever_stands_beside_it(certifier: Certifier)
     assert torch.equal(certifier.certify(module, x[order], y[order], ball), whole[order])
 
 
+@pytest.mark.row("V03", "V04", "V05", "V09")
 @every_certifier
 def test_what_was_certified_is_broken_by_no_attack(
     certifier: Certifier, registry: Registry
@@ -547,6 +565,7 @@ def test_the_linear_certificate_contains_all_others() -> None:
             assert not (tool.certify(module, x, y, ball) & ~exact).any(), tool.name
 
 
+@pytest.mark.row("V03")
 def test_v03_the_published_network_is_certified_as_published(registry: Registry) -> None:
     """5.82 % of the 10,000 can be broken at most, so 94.18 % cannot (arXiv:1711.00851)."""
     dataset = registry.datasets["mnist"].value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,23 +13,27 @@ from torch import Tensor, nn
 
 from bench.kit import cross_entropy
 from bench.plugin import L2, Certifier, Lesson, Linf
-from plugins.attacks.pgd import PGD
 from plugins.certifiers._network import Network, Rectifier, enclose, read
 from plugins.certifiers.dual import DualBound, Region, gaps, refined
 from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
 from plugins.certifiers.lipschitz import LipschitzMargin
 from plugins.certifiers.smoothing import counts, radius
+from plugins.defenses.pgd_training import worst_case
 from plugins.defenses.smoothed import Smoothed, noisy
-from tests.protocol_dg import accuracy, adversarial, attacked, held_out, taught
+from tests.pictures import attacked
+from tests.protocol_dg import Bed, bed, pgd, recipe
 
+__all__ = ["bed"]
 pytestmark = pytest.mark.slow
 RADII = (Fraction(1, 200), Fraction(1, 100), Fraction(1, 50))
-FORTY = PGD(steps=40, rate=0.1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("dg")
+def standard(bed: Bed) -> nn.Module:
+    return bed.taught("standard", recipe())
+
+
+def adversarial(bed: Bed) -> nn.Module:
+    return bed.taught("pgd-7", recipe(worst_case, inner=pgd(7)))
 
 
 def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -59,17 +62,14 @@ def noise_training(lesson: Lesson) -> Tensor:
 
 
 @pytest.mark.row("V04")
-def test_robust_training_is_certified_more_and_interval_training_most(folder: Path) -> None:
-    x, y = held_out()
-    plain, robust, bounded = (
-        taught(folder), adversarial(folder), taught(folder, interval_training)
-    )  # fmt: skip
+def test_robust_training_is_certified_more_and_interval_training_most(bed: Bed) -> None:
+    plain, robust = standard(bed), adversarial(bed)
+    bounded = bed.taught("intervals", recipe(interval_training))
 
     def certified(module: nn.Module, eps: Fraction) -> float:
-        return float(Intervals().certify(module, x, y, Linf(eps)).double().mean())
+        return float(Intervals().certify(module, bed.x, bed.y, Linf(eps)).double().mean())
 
-    assert accuracy(bounded, x, y) > 0.9
-    assert certified(robust, RADII[1]) > certified(plain, RADII[1]) + 0.03
+    assert bed.clean(bounded) > 0.9
     assert certified(robust, RADII[2]) > certified(plain, RADII[2]) + 0.03
     assert certified(bounded, RADII[2]) > certified(robust, RADII[2]) + 0.4
     assert certified(plain, RADII[2]) < 0.2 < 0.5 < certified(plain, RADII[1])
@@ -77,15 +77,13 @@ def test_robust_training_is_certified_more_and_interval_training_most(folder: Pa
 
 @pytest.mark.row("V03", "V04", "V05", "V09")
 @pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
-def test_every_curve_falls_and_stays_under_what_the_attack_leaves(
-    robust: bool, folder: Path
-) -> None:
-    module = adversarial(folder) if robust else taught(folder)
-    x, y = held_out(200)
+def test_every_curve_falls_and_stays_under_what_the_attack_leaves(robust: bool, bed: Bed) -> None:
+    module = adversarial(bed) if robust else standard(bed)
+    x, y = bed.x[:200], bed.y[:200]
     tools: list[Certifier] = [Intervals(), DualBound(), LipschitzMargin()]
     before = {tool.name: module(x).argmax(1) == y for tool in tools}
     for eps in RADII:
-        held = module(attacked(module, x, y, Linf(eps), FORTY)).argmax(1) == y
+        held = module(attacked(module, x, y, Linf(eps))).argmax(1) == y
         for tool in tools:
             found = tool.certify(module, x, y, Linf(eps))
             assert not (found & ~held).any(), tool.name
@@ -96,16 +94,16 @@ def test_every_curve_falls_and_stays_under_what_the_attack_leaves(
 
 @pytest.mark.row("V03")
 def test_twenty_digits_by_linear_programming_lie_between_the_dual_bound_and_the_attack(
-    folder: Path,
+    bed: Bed,
 ) -> None:
     """Intervals <= dual bound <= optimum of the relaxed program <= what PGD reaches."""
-    module, ball = taught(folder), Linf(Fraction(3, 100))
-    x, y = held_out(20)
+    module, ball = standard(bed), Linf(Fraction(3, 100))
+    x, y = bed.x[:20], bed.y[:20]
     network, region = read(module), Region(x.double(), ball)
     boxes = refined(network, region, 1.0)
     dual = gaps(network, boxes, region, y)
     loose = interval_gaps(network, enclose(network, around(x, ball)), y)
-    adv = attacked(module, x, y, ball, FORTY)
+    adv = attacked(module, x, y, ball)
     inside = [boxes[at + 1] for at in before_rectifiers(network)]
     near = 0
     for i in range(20):
@@ -169,10 +167,13 @@ def relaxed(
 
 
 @pytest.mark.row("V07", "V09")
-def test_noise_in_training_certifies_more_and_every_curve_falls(folder: Path) -> None:
-    x, y = held_out(100)
+def test_noise_in_training_certifies_more_and_every_curve_falls(bed: Bed) -> None:
+    x, y = bed.x[:100], bed.y[:100]
     share: dict[str, list[float]] = {}
-    for name, module in (("noise", taught(folder, noise_training)), ("plain", taught(folder))):
+    for name, module in (
+        ("noise", bed.taught("noise-quarter", recipe(noise_training))),
+        ("plain", standard(bed)),
+    ):
         hits = counts(Smoothed(module, 0.25, 64), x, 2000).gather(1, y[:, None])[:, 0].tolist()
         reach = [radius(k, 2000, 0.25, 0.001) for k in hits]
         assert max(reach) < 0.6755, "a unanimous vote reaches no farther"
@@ -183,14 +184,14 @@ def test_noise_in_training_certifies_more_and_every_curve_falls(folder: Path) ->
 
 
 @pytest.mark.row("V05", "V09")
-def test_the_lipschitz_curve_of_a_network_falls_under_its_attacked_one_in_l2(folder: Path) -> None:
-    module = adversarial(folder)
-    x, y = held_out(200)
+def test_the_lipschitz_curve_of_a_network_falls_under_its_attacked_one_in_l2(bed: Bed) -> None:
+    module = adversarial(bed)
+    x, y = bed.x[:200], bed.y[:200]
     some = 0
     before = module(x).argmax(1) == y
     for eps in (Fraction(1, 100), Fraction(1, 20), Fraction(1, 10)):
         found = LipschitzMargin().certify(module, x, y, L2(eps))
-        held = module(attacked(module, x, y, L2(eps), FORTY)).argmax(1) == y
+        held = module(attacked(module, x, y, L2(eps))).argmax(1) == y
         assert not (found & ~held).any() and not (found & ~before).any()
         before, some = found, some + int(0 < int(found.sum()) < 200)
     assert some

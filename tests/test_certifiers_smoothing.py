@@ -46,6 +46,7 @@ def world(rows: int, votes: int = 64) -> tuple[Smoothed, Tensor, Tensor, Tensor]
     return module, x, (margin > 0).long(), margin.abs()
 
 
+@pytest.mark.row("V07")
 @pytest.mark.parametrize(("alpha", "allowed"), [(1e-6, 0), (1e-3, 5)])
 def test_v07_smoothing_stays_below_the_true_radius_of_a_linear_model(
     alpha: float, allowed: int
@@ -60,6 +61,7 @@ def test_v07_smoothing_stays_below_the_true_radius_of_a_linear_model(
     assert near[(true > 0.15) & (true < 0.4)].double().mean() > 0.8
 
 
+@pytest.mark.row("V07")
 def test_v07_the_stated_error_is_nearly_spent_and_no_more() -> None:
     """At alpha = 0.05 about one bound in twenty is wrong: a bound that never errs wastes draws."""
     module, x, y, true = world(1000)
@@ -69,6 +71,7 @@ def test_v07_the_stated_error_is_nearly_spent_and_no_more() -> None:
     assert 20 <= wrong <= 75
 
 
+@pytest.mark.row("V07")
 def test_v07_the_largest_radius_is_that_of_a_unanimous_vote() -> None:
     assert radius(2000, 2000, 0.25, 0.001) == pytest.approx(
         0.25 * NORMAL.inv_cdf(0.001 ** (1 / 2000))
@@ -76,6 +79,7 @@ def test_v07_the_largest_radius_is_that_of_a_unanimous_vote() -> None:
     assert radius(2000, 2000, 0.25, 0.001) == pytest.approx(0.675, abs=5e-4)
 
 
+@pytest.mark.row("V07")
 def test_v07_it_abstains_where_the_label_has_no_sure_majority() -> None:
     assert radius(1000, 2000, SIGMA, 0.001) == radius(1050, 2000, SIGMA, 0.001) == 0
     assert radius(1100, 2000, SIGMA, 0.001) > 0
@@ -88,6 +92,7 @@ def test_a_majority_is_missed_with_probability_alpha_at_the_limit(votes: int) ->
     assert float(binom.cdf(votes // 2, votes, share)) == pytest.approx(0.001, rel=1e-6)
 
 
+@pytest.mark.row("V07")
 def test_what_smoothing_certifies_the_vote_itself_keeps_at_the_worst_image() -> None:
     module, x, y, _ = world(300)
     ball = L2(Fraction(1, 4))
@@ -121,6 +126,7 @@ def test_few_votes_certify_less_than_many() -> None:
     assert not (by_few & ~by_many).any() and int(by_many.sum()) > int(by_few.sum()) > 0
 
 
+@pytest.mark.row("V06")
 def test_v06_a_lead_is_kept_exactly_on_the_condition_of_the_paper() -> None:
     found = []
     for own, other, epsilon, delta in torch.rand(500, 4, dtype=torch.float64).tolist():
@@ -130,17 +136,20 @@ def test_v06_a_lead_is_kept_exactly_on_the_condition_of_the_paper() -> None:
     assert 50 < sum(found) < 450
 
 
+@pytest.mark.row("V06")
 def test_v06_no_lead_where_the_limits_overlap_or_privacy_says_nothing() -> None:
     assert lead([520, 480, 0], 0, 0.0, 0.0, 0.001) < 0
     assert lead([600, 400, 0], 0, 0.0, 0.0, 0.001) > 0
     assert lead([1000, 0, 0], 0, 1.01, 0.05, 0.001) == -math.inf
 
 
+@pytest.mark.row("V06")
 def test_v06_the_certificate_grows_with_the_draws() -> None:
     leads = [lead([9 * n, n, 0], 0, 0.2, 0.05, 0.001) for n in (5, 50, 500, 5000)]
     assert leads == sorted(leads) and leads[-1] > leads[0] + 0.1
 
 
+@pytest.mark.row("V06")
 def test_v06_pixeldp_never_certifies_beyond_smoothing_nor_the_truth() -> None:
     module, x, y, true = world(300, votes=512)
     hits = counts(module, x, 2000)
@@ -154,6 +163,7 @@ def test_v06_pixeldp_never_certifies_beyond_smoothing_nor_the_truth() -> None:
     assert some > 30
 
 
+@pytest.mark.row("V06")
 def test_v06_the_noise_is_the_calibration_of_the_paper() -> None:
     """sigma = L sqrt(2 ln(1.25 / delta)) / epsilon at sensitivity 1; L = 0.1, epsilon = 1."""
     sigma = 0.1 * math.sqrt(2 * math.log(1.25 / 0.05))
@@ -178,6 +188,7 @@ def test_certificates_repeat_and_belong_to_the_image_alone(certifier: Certifier)
     assert 5 < int(whole.sum()) < 100 and torch.equal(again, whole[order])
 
 
+@pytest.mark.row("V09")
 @every_certifier
 def test_certificates_shrink_with_the_radius_and_cover_no_wrong_label(certifier: Certifier) -> None:
     module, x, y, _ = world(100, votes=512)

@@ -236,6 +236,7 @@ def test_data_lies_where_the_variable_says_else_in_the_cache(
 # --- the official files ----------------------------------------------------------------------
 
 
+@pytest.mark.row("M04")
 @pytest.mark.parametrize("name", PLACES)
 def test_official_files_have_the_digest_on_record(name: str) -> None:
     found(name)

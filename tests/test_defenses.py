@@ -78,6 +78,7 @@ def near(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.allclose(p, q, rtol=1e-4, atol=1e-7) for p, q in zip(a, b, strict=True))
 
 
+@pytest.mark.row("D03", "D05", "D13")
 @pytest.mark.parametrize(
     "loss",
     [partial(mixed, alpha=1.0), partial(trades, beta=0.0), likelihood],
@@ -90,6 +91,7 @@ def test_at_its_neutral_weight_a_loss_is_the_standard_one_to_the_bit(
     assert same(gradients(loss), gradients(standard))
 
 
+@pytest.mark.row("D01")
 def test_the_standard_loss_is_minus_log_p_of_the_clean_images() -> None:
     given = lesson()
     log_p = given.model(given.x).log_softmax(1)
@@ -97,6 +99,7 @@ def test_the_standard_loss_is_minus_log_p_of_the_clean_images() -> None:
     assert torch.allclose(standard(given), expected, atol=1e-6)
 
 
+@pytest.mark.row("D07", "D08")
 @pytest.mark.parametrize("loss", [worst_case, replaced], ids=["pgd", "fgsm"])
 def test_adversarial_training_looks_at_the_adversarial_images_alone(
     loss: Callable[[Lesson], Tensor],
@@ -107,6 +110,7 @@ def test_adversarial_training_looks_at_the_adversarial_images_alone(
     assert torch.equal(loss(given), loss(given._replace(x=torch.zeros_like(given.x))))
 
 
+@pytest.mark.row("D05")
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5])
 def test_the_gradient_of_the_mixture_is_the_weighted_sum(alpha: float) -> None:
     clean, moved = gradients(standard), gradients(replaced)
@@ -114,6 +118,7 @@ def test_the_gradient_of_the_mixture_is_the_weighted_sum(alpha: float) -> None:
     assert near(gradients(partial(mixed, alpha=alpha)), expected)
 
 
+@pytest.mark.row("D03")
 def test_weight_decay_adds_the_weights_to_the_gradient() -> None:
     weights = [weight.detach() for weight in network().parameters()]
     expected = [g + 0.3 * w for g, w in zip(gradients(standard), weights, strict=True)]
@@ -121,6 +126,7 @@ def test_weight_decay_adds_the_weights_to_the_gradient() -> None:
     assert near(gradients(partial(decayed, strength=0.0)), gradients(standard))
 
 
+@pytest.mark.row("D13")
 def test_the_divergence_is_not_negative_and_zero_for_the_same_answer() -> None:
     generator = torch.Generator().manual_seed(3)
     p = 10 * torch.randn(500, 10, generator=generator)
@@ -138,6 +144,7 @@ def test_the_divergence_is_of_the_clean_answer_from_the_moved_one() -> None:
     assert not torch.allclose(divergence(p, q), divergence(q, p), rtol=1e-2)
 
 
+@pytest.mark.row("D13")
 def test_trades_is_the_paper_s_sum_and_both_answers_learn() -> None:
     def paper(given: Lesson) -> Tensor:
         clean, moved = given.model(given.x), given.model(given.adv)
@@ -282,6 +289,7 @@ def test_the_network_is_two_convolutions_and_a_hidden_layer() -> None:
     assert cnn((3, 5, 7), 4)(torch.rand(2, 3, 5, 7)).shape == (2, 4)
 
 
+@pytest.mark.row("M03")
 def test_the_regression_is_affine() -> None:
     model = regression(SHAPE, 10)
     x, _, other = batch()
@@ -341,6 +349,7 @@ def few_digits(registry: Registry) -> Dataset:
     return dataclasses.replace(whole, load=lambda folder: dataclasses.replace(images, train=few))
 
 
+@pytest.mark.row("D03", "D05", "D08", "D13")
 def test_neutral_training_is_standard_training_to_the_last_weight(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -73,14 +73,17 @@ def test_every_defense_reads_clean_digits(bed: Bed, name: str) -> None:
     assert bed.clean(name) > 0.9
 
 
+@pytest.mark.row("D01")
 def test_the_undefended_network_falls_to_pgd(bed: Bed) -> None:
     assert bed.robust("undefended") < 0.05
 
 
+@pytest.mark.row("D03")
 def test_weight_decay_is_not_a_defense(bed: Bed) -> None:
     assert bed.robust("weight-decay") < 0.1
 
 
+@pytest.mark.row("D08", "D13")
 @pytest.mark.parametrize("name", ["pgd-training", "trades"])
 def test_training_against_pgd_gains_forty_points_under_pgd(bed: Bed, name: str) -> None:
     robust = bed.robust(name)
@@ -88,6 +91,7 @@ def test_training_against_pgd_gains_forty_points_under_pgd(bed: Bed, name: str) 
     assert 0.5 < robust < 0.75
 
 
+@pytest.mark.row("D05", "D07")
 @pytest.mark.parametrize("name", ["fgsm-training", "fgsm-mixture"])
 def test_training_against_fgsm_helps_against_fgsm_more_than_against_pgd(
     bed: Bed, name: str
@@ -124,6 +128,7 @@ def test_no_attack_breaks_a_certified_example_of_the_linear_model(bed: Bed, atta
     assert not (certified & ~bed.held("linear", attack)).any()
 
 
+@pytest.mark.row("V01")
 @pytest.mark.parametrize("board", ["digits-linf", "digits-l2", "digits-l1"])
 def test_the_certificate_of_the_linear_model_is_exact(bed: Bed, board: str) -> None:
     ball = bed.registry.threats[board].value.ball

@@ -17,6 +17,7 @@ from tests.duel import binary, digits, duel, gaussian, interior, last, rows_of, 
 BALL = Linf(Fraction(1, 5))
 
 
+@pytest.mark.row("A20")
 @pytest.mark.parametrize("steps", [1, 3, 7, 10])
 def test_without_memory_it_is_bim_to_the_bit(steps: int) -> None:
     x, y = digits(64)
@@ -34,6 +35,7 @@ def test_without_memory_it_is_bim_in_the_other_norms_up_to_rounding(ball: Pertur
     assert (one - other).abs().max() < 1e-4
 
 
+@pytest.mark.row("A20")
 @pytest.mark.parametrize(("mu", "total"), [(1.0, 4.0), (0.5, 1.875)])
 def test_gradients_of_one_direction_add_up_to_a_geometric_sum(mu: float, total: float) -> None:
     """On a linear model of two classes g / |g|_1 is -+w / |w|_1 wherever it is asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 
+import pytest
 import torch
 
 from bench.kit import margin
@@ -15,6 +16,7 @@ from plugins.attacks.pgd_restarts import PGDRestarts
 from tests.duel import digits, duel, gaussian, interior, last, linear, rows_of, small_cnn
 
 
+@pytest.mark.row("A09")
 def test_more_restarts_keep_every_success_of_fewer() -> None:
     x, y = digits(96)
     ball = Linf(Fraction(12, 255))
@@ -41,6 +43,7 @@ def test_each_restart_begins_at_its_own_point() -> None:
     assert not torch.equal(starts[1], starts[2])
 
 
+@pytest.mark.row("A09")
 def test_on_an_affine_model_all_final_losses_are_one() -> None:
     """The loss is convex and its gradient's sign constant: every start ends in the same corner."""
     x, y, ball = interior(64, 12), torch.ones(64).long(), Linf(Fraction(1, 8))

@@ -137,6 +137,7 @@ def rows(*tensors: Tensor) -> list[tuple[Array, ...]]:
 # Projection.
 
 
+@pytest.mark.row("G07")
 @every_norm
 @given(x=images(), adv=vectors(), eps=radii)
 @deterministic
@@ -148,6 +149,7 @@ def test_projection_is_the_nearest_point_of_ball_and_box(
         assert np.abs(mine - nearest(ball, a, clean)).max() <= 1e-6
 
 
+@pytest.mark.row("G07")
 @every_norm
 @given(x=images(), adv=vectors(), eps=radii)
 @deterministic
@@ -181,6 +183,7 @@ def test_inside_stays_where_it_is(
     assert torch.equal(ball.project(x, x), x)
 
 
+@pytest.mark.row("G07")
 @every_norm
 @given(x=images(), a=vectors(), b=vectors(), eps=radii)
 @deterministic
@@ -192,6 +195,7 @@ def test_projection_never_parts_two_points(
     assert (apart <= (a - b).double().flatten(1).norm(dim=1) + 2e-6).all()
 
 
+@pytest.mark.row("G07")
 @every_norm
 def test_projection_agrees_with_scipy(norm: Callable[[Fraction], PerturbationSet]) -> None:
     rng = np.random.default_rng(0)

@@ -213,6 +213,7 @@ def test_the_order_is_a_permutation_keyed_by_seed_and_epoch() -> None:
         assert float((rows == torch.cat(other)).float().mean()) < 0.02
 
 
+@pytest.mark.row("D18")
 @pytest.mark.parametrize(
     ("schedule", "shares"),
     [
@@ -252,6 +253,7 @@ def walked(folder: Path, slope: float, **changes: Any) -> list[float]:
     return places
 
 
+@pytest.mark.row("D18")
 def test_the_rate_follows_the_schedule_over_the_whole_training(tmp_path: Path) -> None:
     """Adam's step is the rate itself where the gradient never changes."""
     moves = np.diff(walked(tmp_path, -1.0, schedule="cyclic"))
@@ -489,6 +491,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 # --- devices ---------------------------------------------------------------------------------
 
 
+@pytest.mark.row("D18")
 def test_mixed_precision_learns_as_well(tmp_path: Path) -> None:
     heard: list[course.Progress] = []
     mixed = taught(tmp_path / "a", small(epochs=4), mixed=True, progress=heard.append)

@@ -155,6 +155,7 @@ def one(module: nn.Module, value: float, eps: Fraction = EPS) -> Outcomes:
     return rules.judge(attempt(image))[0]
 
 
+@pytest.mark.row("G18")
 def test_eight_bits_round_towards_the_clean_pixel() -> None:
     between = 20.6 / 255
     assert one(Threshold(20.5 / 255), between).verdict == [Verdict.BROKEN]
