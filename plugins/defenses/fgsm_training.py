@@ -35,6 +35,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Trained on one-step adversarial images alone; stronger attacks may pass.",
         recipe=Recipe(cnn, replaced, INNER, epochs=30, rate=2e-3, schedule="cosine"),
         build=trained,
+        detail={"rows": ("D07",)},
     )
     yield Defense(
         name="fgsm-mixture",
@@ -50,4 +51,5 @@ def bench_defenses() -> Iterator[Defense]:
             options={"alpha": ALPHA},
         ),
         build=trained,
+        detail={"rows": ("D05",)},
     )

@@ -92,4 +92,5 @@ def bench_defenses() -> Iterator[Defense]:
             options={"beta": BETA},
         ),
         build=trained,
+        detail={"rows": ("D13",)},
     )

@@ -1,0 +1,61 @@
+"""Cascade training: learn from images that fooled a network trained alike. Na et al. 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+
+BALL = Linf(Fraction(51, 255))
+ALPHA = 0.5
+PIVOT = 1e-4
+
+
+def embedded(lesson: Lesson, alpha: float, pivot: float) -> Tensor:
+    """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2, e before the last layer.
+
+    e(x) is the pivot: no gradient flows there. Of two kinds of x' the mean is taken.
+    """
+    assert isinstance(lesson.model, nn.Sequential)
+    embed, head = lesson.model[:-1], lesson.model[-1]
+    fixed = embed(lesson.x)
+    clean = cross_entropy(head(fixed), lesson.y)
+    kinds = [lesson.adv] if lesson.transferred is None else [lesson.adv, lesson.transferred]
+    losses = []
+    for adv in kinds:
+        moved = embed(adv)
+        apart = (moved - fixed.detach()).square().sum(1)
+        losses.append((1 - alpha) * cross_entropy(head(moved), lesson.y) + pivot * apart)
+    return alpha * clean + torch.stack(losses).mean(0)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer both stages: the second sees what iterated steps make against the first as well."""
+    common = partial(
+        Recipe, cnn, partial(embedded, alpha=ALPHA, pivot=PIVOT), Inner("fgsm", BALL),
+        epochs=30, rate=2e-3, schedule="cosine", options={"alpha": ALPHA, "pivot": PIVOT},
+    )  # fmt: skip
+    for name, recipe, summary in (
+        ("cascade-first", common(), "Images and their one-step ones, close to each other inside."),
+        (
+            "cascade",
+            common(teacher="cascade-first", transfer=Inner("bim", BALL)),
+            "The same, and images that iterated steps made against cascade-first.",
+        ),
+    ):
+        yield Defense(
+            name=name,
+            cite="arXiv:1708.02582",
+            summary=summary,
+            recipe=recipe,
+            build=trained,
+            quick=False,
+            detail={"rows": ("D19",)},
+        )

@@ -1,0 +1,30 @@
+"""Free adversarial training: one backward pass for weights and images. Shafahi et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.plugin import Defense, Fraction, Free, Linf, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+from plugins.defenses.pgd_training import worst_case
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network that replays each batch eight times: as many gradients as PGD-7."""
+    yield Defense(
+        name="free-training",
+        cite="arXiv:1904.12843",
+        summary="Trained on perturbations that follow the gradients of the weights' own steps.",
+        recipe=Recipe(
+            cnn,
+            worst_case,
+            Free(Linf(Fraction(51, 255)), replays=8),
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+        ),
+        build=trained,
+        quick=False,
+        detail={"rows": ("D16", "RP05")},
+    )

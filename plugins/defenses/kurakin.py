@@ -1,0 +1,55 @@
+"""Adversarial batches at scale: half of each batch is moved, and weighs less. Kurakin 2017."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bench.kit import cross_entropy, per_image
+from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+
+BALL = Linf(Fraction(51, 255))
+WEIGHT = 0.3
+SHARE = 0.5
+
+
+def weighted(lesson: Lesson, weight: float, share: float, eps: float) -> Tensor:
+    """(sum over m - k clean J + weight sum over k moved J) / (m - k + weight k), k = share m."""
+    clean = len(lesson.y) - int(share * len(lesson.y))
+    moved = shortened(lesson.x[clean:], lesson.adv[clean:], eps)
+    images = torch.cat([lesson.x[:clean], moved])
+    weights = torch.ones_like(lesson.y, dtype=images.dtype)
+    weights[clean:] = weight
+    return (weights * cross_entropy(lesson.model(images), lesson.y)).sum() / weights.sum()
+
+
+def shortened(x: Tensor, adv: Tensor, eps: float) -> Tensor:
+    """The signed step from x towards adv, its length eps |N(0, 1/4)|, never above eps."""
+    share = nn.init.trunc_normal_(x.new_empty(len(x)), mean=0.0, std=0.5, a=0.0, b=1.0)
+    return (x + per_image(share * eps) * (adv - x).sign()).clamp(0, 1)
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network trained on such batches."""
+    yield Defense(
+        name="fgsm-batch",
+        cite="arXiv:1611.01236",
+        summary=f"Half of each batch moved by FGSM of random length, with weight {WEIGHT:g}.",
+        recipe=Recipe(
+            cnn,
+            partial(weighted, weight=WEIGHT, share=SHARE, eps=BALL.radius),
+            Inner("fgsm", BALL),
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            options={"weight": WEIGHT, "share": SHARE},
+        ),
+        build=trained,
+        quick=False,
+        detail={"rows": ("D06",)},
+    )

@@ -1,0 +1,53 @@
+"""MART: adversarial training that looks hardest at what is wrong already. Wang et al. 2020."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+from torch import Tensor
+
+from bench.kit import cross_entropy, pick
+from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+from plugins.defenses.trades import divergence
+
+STRENGTH = 5.0
+
+
+def boosted(logits: Tensor, label: Tensor) -> Tensor:
+    """-log p_label - log(1 - max_{k != label} p_k): p_label is to be large, its rival small."""
+    own = label[:, None]
+    rival = logits.scatter(1, own, -math.inf).argmax(1, keepdim=True)
+    rest = logits.scatter(1, rival, -math.inf).logsumexp(1) - logits.logsumexp(1)
+    return cross_entropy(logits, label) - rest
+
+
+def mart(lesson: Lesson, strength: float) -> Tensor:
+    """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x))."""
+    clean, moved = lesson.model(lesson.x), lesson.model(lesson.adv)
+    doubt = 1 - pick(clean.softmax(1), lesson.y)
+    return boosted(moved, lesson.y) + strength * divergence(clean, moved) * doubt
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network trained by MART."""
+    yield Defense(
+        name="mart",
+        cite="https://openreview.net/forum?id=rklOg6EFwS",
+        summary=f"Steady around images, above all where it errs, lambda = {STRENGTH:g}.",
+        recipe=Recipe(
+            cnn,
+            partial(mart, strength=STRENGTH),
+            Inner("pgd", Linf(Fraction(51, 255)), {"steps": 10, "rate": 0.25}),
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            options={"strength": STRENGTH},
+        ),
+        build=trained,
+        quick=False,
+        detail={"rows": ("D15",)},
+    )

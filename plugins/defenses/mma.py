@@ -1,0 +1,145 @@
+"""MMA training: push the border away from each image, up to a largest margin. Ding et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.kit import cross_entropy, per_image
+from bench.plugin import (
+    Access,
+    Attack,
+    Defense,
+    Fraction,
+    Inner,
+    Lesson,
+    Linf,
+    Problem,
+    Recipe,
+    hookimpl,
+)
+from plugins.defenses._cnn import cnn, trained
+
+WEIGHT = 1 / 3
+LARGEST = Fraction(102, 255)
+
+
+def max_margin(lesson: Lesson, weight: float) -> Tensor:
+    """weight J(x) + (1 - weight) M(x), with lesson.adv on the border, or as far as is looked.
+
+    M = J(x') where x is right and the border was found: its gradient is that of the margin.
+    M = 0 where x is right out to the largest margin, and M = J(x) where x is wrong.
+    """
+    found, moved = lesson.model(lesson.x), lesson.model(lesson.adv)
+    clean, border = cross_entropy(found, lesson.y), cross_entropy(moved, lesson.y)
+    safe = moved.argmax(1) == lesson.y
+    margin = torch.where(found.argmax(1) != lesson.y, clean, border.masked_fill(safe, 0))
+    return weight * clean + (1 - weight) * margin
+
+
+class State(NamedTuple):
+    """A way out, and where on it the border is."""
+
+    adv: Tensor
+    """[n, C, H, W]: x + high (end - x)."""
+    end: Tensor
+    """[n, C, H, W]: the iterate of PGD."""
+    low: Tensor
+    """[n]: share of the way that is answered right."""
+    high: Tensor
+    """[n]: share of the way that is answered wrong; 1 where none is."""
+
+
+@dataclass(frozen=True)
+class BorderPGD:
+    """PGD in the ball, then bisection of the way from x to where it led (arXiv:1812.02637)."""
+
+    name = "an-pgd"
+    needs = Access.GRADIENTS
+    goals = ("nearest",)
+    minimises = True
+    cite = "arXiv:1812.02637"
+    summary = "PGD, then bisection back to the border: the inner attack of MMA training."
+
+    climb: int = 40
+    """Steps of PGD."""
+    rate: float = 0.1
+    """Their length, in radii of the ball."""
+    search: int = 10
+    """Questions of the bisection; the first is whether there is a border on the way."""
+
+    @property
+    def steps(self) -> int:
+        """The climb and the search."""
+        return self.climb + self.search
+
+    def start(self, problem: Problem) -> State:
+        """A random point of the set; the border is anywhere."""
+        point = problem.ball.sample(problem.x, problem)
+        zero = torch.zeros_like(point[:, 0, 0, 0])
+        return State(point, point, zero, zero + 1)
+
+    def step(self, problem: Problem, state: State) -> State:
+        """One step of the climb, or one question of the search."""
+        climbing = problem.t < self.climb
+        climbed = self._climbed(problem, state, climbing) if climbing.any() else state
+        cut = state if climbing.all() else self._cut(problem, state, ~climbing)
+        moves = per_image(climbing)
+        return State(
+            torch.where(moves, climbed.adv, cut.adv),
+            torch.where(moves, climbed.end, cut.end),
+            torch.where(climbing, state.low, cut.low),
+            torch.where(climbing, state.high, cut.high),
+        )
+
+    def _climbed(self, problem: Problem, state: State, where: Tensor) -> State:
+        ball = problem.ball
+        slope = problem.gradient(state.end, cross_entropy, where).gradient
+        moved = state.end + self.rate * ball.radius * ball.steepest(slope, state.end)
+        end = ball.project(moved, problem.x)
+        return state._replace(adv=end, end=end)
+
+    def _cut(self, problem: Problem, state: State, where: Tensor) -> State:
+        middle = torch.where(problem.t == self.climb, 1, (state.low + state.high) / 2)
+        wrong = problem.wrong(problem.labels(between(problem.x, state.end, middle), where))
+        low, high = torch.where(wrong, state.low, middle), torch.where(wrong, middle, state.high)
+        return state._replace(adv=between(problem.x, state.end, high), low=low, high=high)
+
+
+def between(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """x + share (end - x) in the box; share is [n]."""
+    return (x + per_image(share) * (end - x)).clamp(0, 1)
+
+
+@hookimpl
+def bench_attacks() -> Iterator[Attack]:
+    """Offer the inner attack: training finds it by name, and it may play on boards as well."""
+    yield BorderPGD()
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer the network trained by MMA; it looks for borders further out than the board goes."""
+    inner = Inner("an-pgd", Linf(LARGEST), {"climb": 10, "rate": 0.25, "search": 10})
+    yield Defense(
+        name="mma",
+        cite="arXiv:1812.02637",
+        summary="Trained on the border nearest to each image, up to twice the board's radius.",
+        recipe=Recipe(
+            cnn,
+            partial(max_margin, weight=WEIGHT),
+            inner,
+            epochs=30,
+            rate=2e-3,
+            schedule="cosine",
+            options={"weight": WEIGHT},
+        ),
+        build=trained,
+        quick=False,
+        detail={"rows": ("D14",)},
+    )

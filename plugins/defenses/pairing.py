@@ -1,0 +1,99 @@
+"""Logit pairing: pull the answers to two images together. Kannan, Kurakin and Goodfellow 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.kit import cross_entropy
+from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from plugins.defenses._cnn import cnn, trained
+
+INNER = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+STRENGTH = 0.5
+SIGMA = 0.25
+
+
+def squared(one: Tensor, other: Tensor, form: str) -> Tensor:
+    """||one - other||_2^2 [n] of logits [n, K], or of their `probabilities`."""
+    if form == "probabilities":
+        one, other = one.softmax(1), other.softmax(1)
+    return (one - other).square().sum(1)
+
+
+def adversarial(lesson: Lesson, strength: float, form: str) -> Tensor:
+    """ALP: J(x') + strength ||f(x) - f(x')||^2."""
+    moved = lesson.model(lesson.adv)
+    apart = squared(lesson.model(lesson.x), moved, form)
+    return cross_entropy(moved, lesson.y) + strength * apart
+
+
+def clean(lesson: Lesson, strength: float, form: str) -> Tensor:
+    """CLP as later tables have it: J(x) + strength ||f(x) - f(x')||^2."""
+    found = lesson.model(lesson.x)
+    apart = squared(found, lesson.model(lesson.adv), form)
+    return cross_entropy(found, lesson.y) + strength * apart
+
+
+def strangers(lesson: Lesson, strength: float) -> Tensor:
+    """CLP as published: J(x) + strength ||f(x_i) - f(x_j)||^2, each image paired with another.
+
+    A batch comes in random order: its first is paired with its last, its second with the one
+    before, and so on.
+    """
+    found = lesson.model(lesson.x)
+    apart = squared(found, found.flip(0), "logits")
+    return cross_entropy(found, lesson.y) + strength * apart
+
+
+def noisy(x: Tensor, sigma: float) -> Tensor:
+    """x + N(0, sigma^2), in the box."""
+    return (x + sigma * torch.randn_like(x)).clamp(0, 1)
+
+
+def paired(name: str, summary: str, recipe: Recipe, row: str) -> Defense:
+    """A defense of this file."""
+    return Defense(
+        name=name,
+        cite="arXiv:1803.06373",
+        summary=summary,
+        recipe=recipe,
+        build=trained,
+        quick=False,
+        detail={"rows": (row,)},
+    )
+
+
+@hookimpl
+def bench_defenses() -> Iterator[Defense]:
+    """Offer pairs of an image with its adversarial one, in three forms, and pairs of strangers."""
+    common = partial(Recipe, cnn, epochs=30, rate=2e-3, schedule="cosine")
+    for name, loss, strength, form, row in (
+        ("alp", adversarial, 0.5, "logits", "D11"),
+        ("alp-probabilities", adversarial, 0.5, "probabilities", "D11"),
+        ("clp", clean, 5.0, "probabilities", "D12"),
+    ):
+        learned = "adversarial" if loss is adversarial else "clean"
+        yield paired(
+            name,
+            f"Right on {learned} images, {form} of clean and adversarial ones alike.",
+            common(
+                partial(loss, strength=strength, form=form),
+                INNER,
+                options={"strength": strength, "form": form},
+            ),
+            row,
+        )
+    yield paired(
+        "clp-strangers",
+        "Right on noisy images, logits of different ones alike: small logits, not safe ones.",
+        common(
+            partial(strangers, strength=STRENGTH),
+            augment=partial(noisy, sigma=SIGMA),
+            options={"strength": STRENGTH, "sigma": SIGMA},
+        ),
+        "D12",
+    )
