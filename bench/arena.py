@@ -15,10 +15,10 @@ from bench.kit import KeyedDraws, example_key
 from bench.plugin import Attack, Dataset, Defense, Traits
 from bench.problem import pad
 from bench.quicken import Quick, quicken
-from bench.records import CLEAN, Cell, Numeric
+from bench.records import CLEAN, Cell, Numeric, PluginError
 from bench.registry import Registry, attack_digest
 from bench.shelf import DefenseShelf
-from bench.target import Noise, Target
+from bench.target import Noise, Target, Unguarded, misfit
 from bench.threat import ThreatModel
 from bench.verify import Answer, Court, Referee, wrong
 
@@ -73,6 +73,7 @@ class Arena:
         """What attacks ask, in the arithmetic of the setting."""
         plain = "it declares randomness" if self.defense.randomness else ""
         plain = plain or ("it declares a stand-in" if self.stand_in is not None else "")
+        plain = plain or ("it rejects" if self.rejects else "")
         if plain and self.setting.numeric is not Numeric.FLOAT32:
             return Quick(self.module, (), (f"plain float32: {plain}.",))
         return quicken(self.module, pad(self.x[:PROBES], PROBES), self.setting.numeric)
@@ -103,7 +104,26 @@ class Arena:
     def clean(self) -> Answer:
         """The clean pass, of a copy of its own."""
         groups = range(-(-len(self.x) // GROUP))
-        return Court(self._fresh(), noise=self.noise("clean")).answer(self.x, groups)
+        answer = self._court("clean").answer(self.x, groups)
+        classes = len(self.dataset.classes)
+        wrong = misfit(answer.logits.shape[1] + self.rejects, classes, rejects=self.rejects)
+        if wrong:
+            raise PluginError(f"{self.defense.name}: {wrong}")
+        return answer
+
+    @property
+    def rejects(self) -> bool:
+        """Whether its answers end with a rejection score."""
+        return self.defense.rejects is not None
+
+    @cached_property
+    def classifier(self) -> nn.Module:
+        """The module without its detector: images to logits [n, K]."""
+        return Unguarded(self.module) if self.rejects else self.module
+
+    def _court(self, role: str) -> Court:
+        """A copy that no attack has seen, its draws of that role."""
+        return Court(self._fresh(), noise=self.noise(role), rejects=self.rejects)
 
     def noise(self, role: str) -> Noise | None:
         """The random state of a declared-random defense, for one role in a cell."""
@@ -140,25 +160,31 @@ class Arena:
         module = self.module if exact else self.form(threat, attack).module
         own = Target(
             module, stand_in=self.stand_in, access=threat.access, draws=draws, noise=noise,
-            asker=attack.name, board=threat.name,
+            asker=attack.name, board=threat.name, rejects=self.rejects,
+            joint=Traits.of(attack).joint,
         )  # fmt: skip
         # The source is the attacker's own: asked freely, and whatever it reveals.
-        door = own if source is None else Target(source.module, stand_in=source.stand_in)
+        door = own if source is None else source.freely()
         y = self.y[items]
         return Game(
-            attack=attack, door=door, defense=Target(self.module, noise=noise),
+            attack=attack, door=door,
+            defense=Target(self.module, noise=noise, rejects=self.rejects),
             ball=threat.ball, goal=threat.goal, budget=threat.budget,
             x=self.x[items], y=y, aim=aim, clean=(source or self).clean.logits[items],
             lost=wrong(self.clean.votes[:, items], y, aim, threat.goal),
             seed=self.seed, slots=self.setting.slots, noise=noise,
         )  # fmt: skip
 
+    def freely(self) -> Target:
+        """The door for an attack that owns this model as its source."""
+        return Target(self.module, stand_in=self.stand_in, rejects=self.rejects)
+
     def referee(self, threat: ThreatModel, attack: Attack) -> Referee:
         """The rules of the cell and a fresh defense that has never seen the attack."""
         items = self._items(threat)
-        court = Court(self._fresh(), noise=self.noise(f"judge {attack.name}"))
         return Referee(
-            court, threat.ball, threat.goal, self.x[items], self.y[items], self._aims(threat),
+            self._court(f"judge {attack.name}"), threat.ball, threat.goal,
+            self.x[items], self.y[items], self._aims(threat),
             minimises=Traits.of(attack).minimises, fresh=self.noise(f"confirm {attack.name}"),
             recheck=bool(self.form(threat, attack).applied),
         )  # fmt: skip
@@ -168,8 +194,9 @@ class Arena:
         items = self._items(threat)
         clean = self.clean
         return Answer(
-            clean.logits[items], clean.label[items], clean.confidence[items], clean.votes[:, items]
-        )
+            clean.logits[items], clean.label[items], clean.confidence[items],
+            clean.votes[:, items], clean.rejection[items],
+        )  # fmt: skip
 
     def _targets(self, threat: ThreatModel) -> int:
         """How often each example is played: once, or once for each wrong class."""

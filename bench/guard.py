@@ -18,7 +18,7 @@ from bench.records import Access, PluginError
 from bench.target import Ledger, Target, checked
 
 Hear = Callable[[Tensor, Tensor, Tensor], bool]
-"""(images [b, C, H, W], logits [b, K], the row of each [b]): hears every answer; True ends it."""
+"""(images [b, C, H, W], whole answers, the row of each [b]): hears every answer; True ends it."""
 
 
 class Stopped(BaseException):
@@ -124,14 +124,15 @@ class Guard(nn.Module):
         rows, count, draws = self._owners(images), images.shape[0], self._target.draws
         pay = self._till.pay
         pay(rows, count, draws, 0)
-        logits = self._answer(images)
-        if logits.requires_grad:
+        answer = self._answer(images)
+        if answer.requires_grad:
             # The hook stays on the library's graph and goes with it.
-            logits.register_hook(  # type: ignore[no-untyped-call]
+            answer.register_hook(  # type: ignore[no-untyped-call]
                 lambda _: pay(rows, count, 0, draws)
             )
-        if self._hear(images.detach(), logits.detach(), rows):
+        if self._hear(images.detach(), answer.detach(), rows):
             self._till.stop()
+        logits = self._target.shown(answer)
         if self._access == Access.LABELS:
             return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
         return logits
@@ -157,7 +158,7 @@ class Guard(nn.Module):
         return rows
 
     def _answer(self, images: Tensor) -> Tensor:
-        """[b, K], the mean over the declared draws; a graph where gradients are given."""
+        """Whole answers, the mean over the declared draws; a graph where gradients are given."""
         if self._access < Access.GRADIENTS:
             images = images.detach()
         if self._target.draws == 1:

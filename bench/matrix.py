@@ -166,6 +166,8 @@ def why_not(threat: ThreatModel, defense: Defense, attack: Attack) -> str:
         return f"{attack.name} serves {', '.join(traits.goals)} goals; {_goal(threat)}."
     if threat.goal.kind == "nearest" and not traits.minimises:
         return f"{attack.name} does not shrink its perturbation, and {_goal(threat)}."
+    if traits.joint and defense.rejects is None:
+        return f"{attack.name} goes for classifier and detector; {defense.name} has no detector."
     if traits.source and defense.twin == defense.name:
         return f"{defense.name} is its own twin: a transfer from itself is no transfer."
     return ""

@@ -106,11 +106,19 @@ def _certifier(value: object) -> str:
     return ""
 
 
+def _defense(value: Any) -> str:
+    wrong = _is(Defense)(value)
+    share = None if wrong else value.rejects
+    if share is not None and not (isinstance(share, float) and 0 < share < 1):
+        return f"has rejects = {_shown(share)}; the share of clean images it rejects is due"
+    return wrong
+
+
 _RULES: dict[str, Callable[[object], str]] = {
     "dataset": _is(Dataset),
     "threat": _is(ThreatModel),
     "attack": _attack,
-    "defense": _is(Defense),
+    "defense": _defense,
     "certifier": _certifier,
     "diagnostic": _has("diagnostic", name=str, examine=callable),
 }
@@ -190,6 +198,7 @@ def attack_card(offer: Offer[Attack]) -> Card:
         "retires": traits.retires.value,
         "minimises": traits.minimises,
         "source": traits.source,
+        "joint": traits.joint,
         "parameters": resolved(attack),
     }
     about = (traits.cite, traits.summary)
@@ -208,6 +217,7 @@ def defense_card(offer: Offer[Defense], digests: Mapping[str, str] | None = None
         "twin": defense.twin,
         "quick": defense.quick,
         "forwards": defense.forwards,
+        "rejects": defense.rejects,
         "datasets": list(defense.datasets),
         "digests": dict(digests or {}),
     }

@@ -134,7 +134,9 @@ class Attack(Protocol):
     Optional: `cite`, `summary`, `runs(classes) -> int` (restarts or targets; a row begins run
     r + 1 only if run r left it unbroken), `retires` (a `Retire`), `done(state) -> [n] bool`,
     `minimises` (True when smaller perturbations are the aim), `norms` (names of the sets it can
-    work in), `goals` (goals it can serve), `source` (`"twin"`: asks the undefended twin instead).
+    work in), `goals` (goals it can serve), `source` (`"twin"`: asks the undefended twin instead),
+    `joint` (True where it goes for classifier and detector at once: it meets rejecting defenses
+    only, and its losses and answers have the rejection score as column K).
     """
 
     needs: Access
@@ -167,6 +169,8 @@ class Traits:
     goals: tuple[str, ...]
     """Empty: every goal."""
     source: str
+    joint: bool
+    """It goes for classifier and detector at once."""
     rows: int
     """Of a `WholeAttack`: how many examples it is offered at once; 0 for all."""
 
@@ -181,6 +185,7 @@ class Traits:
             norms=tuple(getattr(attack, "norms", ())),
             goals=tuple(getattr(attack, "goals", ())),
             source=getattr(attack, "source", ""),
+            joint=getattr(attack, "joint", False),
             rows=getattr(attack, "rows", ROWS),
         )
 
@@ -353,6 +358,12 @@ class Defense:
     """Played by `bench run` without --defense."""
     forwards: int = 1
     """Passes of the network that one answer takes; above 20 a board plays 128 examples."""
+    rejects: float | None = None
+    """The share of clean images that it means to reject; None where it answers every image.
+
+    With it the module answers [n, K + 1]: the logits and, last, a rejection score less the
+    threshold that was set on calibration images; an image is rejected where that is positive.
+    """
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 

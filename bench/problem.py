@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from bench.kit import KeyedDraws, Loss, example_key
 from bench.plugin import Attack, Gradient, Jacobian, State, Traits
 from bench.records import Access, Budget, PluginError
-from bench.target import Ledger, Target, aimed
+from bench.target import Ledger, Target, aimed, named, reaches
 from bench.threat import Goal, PerturbationSet
 
+Told = TypeVar("Told", Gradient, Jacobian)
 UNIT = 32  # rows: elsewhere CPU kernels differ in the last bit
 Watch = Callable[[Tensor, Tensor, Tensor], None]
-"""(images, logits or labels, charged rows): hears every offer."""
+"""(images, whole answers, charged rows): hears every offer."""
 
 
 class Rows:
@@ -118,7 +119,7 @@ class Rows:
         label = self.target if targeted else self.y
         answer = self.asked.gradient(adv, aimed(loss, label, -1 if targeted else 1))
         self._offer(adv, answer.logits, allowed)
-        return answer
+        return self._seen(answer)
 
     def jacobian(
         self,
@@ -134,7 +135,7 @@ class Rows:
         allowed = self._charge(where, draws, draws * classes.shape[1])
         answer = self.asked.jacobian(adv, classes, minus)
         self._offer(adv, answer.logits, allowed)
-        return answer
+        return self._seen(answer)
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n, K]."""
@@ -144,12 +145,18 @@ class Rows:
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n]."""
         self.asked.require(Access.LABELS)
-        return self._ask(adv, where).argmax(1)
+        return self._ask(adv, where)[:, : self.classes].argmax(1)
 
     def wrong(self, answer: Tensor) -> Tensor:
-        """[n] bool: the goal of the board is reached by these logits [n, K] or labels [n]."""
-        label = answer.argmax(1) if answer.dim() == 2 else answer
-        return label == self.target if self.goal.kind == "targeted" else label != self.y
+        """[n] bool: the goal of the board is reached by these logits [n, K] or labels [n].
+
+        With a rejection score as column K only where it accepts, too.
+        """
+        rejects = answer.dim() == 2 and answer.shape[1] > self.classes
+        label = named(answer, rejects=rejects) if answer.dim() == 2 else answer
+        targeted = self.goal.kind == "targeted"
+        known = self.target if targeted else self.y
+        return reaches(label, known, targeted=targeted, rejects=rejects)
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """[n, *shape] in [0, 1)."""
@@ -167,15 +174,19 @@ class Rows:
         allowed = self._charge(where, self.asked.draws, 0)
         logits = self.asked.logits(adv)
         self._offer(adv, logits, allowed)
-        return logits
+        return self.asked.shown(logits)
+
+    def _seen(self, answer: Told) -> Told:
+        shown = self.asked.shown
+        return answer._replace(logits=shown(answer.logits)) if self.asked.veiled else answer
 
     def _charge(self, where: Tensor | None, forwards: int, gradients: int) -> Tensor:
         asking = self.active if where is None else self.active & where
         return self.ledger.charge(asking, forwards, gradients)
 
-    def _offer(self, adv: Tensor, logits: Tensor, allowed: Tensor) -> None:
+    def _offer(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
         if self.watch is not None:
-            self.watch(adv, logits, allowed)
+            self.watch(adv, answer, allowed)
 
 
 def iterate(state: State) -> Tensor:

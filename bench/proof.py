@@ -57,12 +57,19 @@ def asked(tool: Certifier, which: str) -> bool:
     return which == "all" or (which == "quick" and getattr(tool, "quick", True))
 
 
+def refusal(tool: Certifier, arena: Arena, threat: ThreatModel) -> str:
+    """Why a certifier cannot speak of this defense under this threat model; empty when it can."""
+    if arena.rejects:
+        return f"{arena.defense.name} rejects images: a proof about its logits says nothing of that"
+    return tool.refuses(arena.module, threat.ball)
+
+
 def proofs(tool: Certifier, arena: Arena, threat: ThreatModel) -> Tensor | None:
     """[n] bool: which examples a certifier has a proof for; None where it refuses."""
     device = arena.setting.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.random.manual_seed(arena.seed)
-        if tool.refuses(arena.module, threat.ball):
+        if refusal(tool, arena, threat):
             return None
         held = tool.certify(arena.module, arena.x, arena.y, threat.ball)
     if held.dtype is not torch.bool or held.shape != arena.y.shape:

@@ -71,6 +71,13 @@ class Verdict(IntEnum):
     NOT_FINITE = 4
 
 
+NO_ANSWER = -1
+"""The label of an image that got no finite answer."""
+
+REJECTED = -2
+"""The label of an image that a defense refused to classify."""
+
+
 class CellState(StrEnum):
     """Where a cell stands. Only `done` cells carry a figure."""
 
@@ -199,6 +206,9 @@ class Outcomes(NamedTuple):
     """Gradients or queries steps before the first success; -1 where the item held."""
     run: npt.NDArray[np.int32]
     """The restart or target of the first success; -1 where the item held."""
+    rejection: npt.NDArray[np.float32]
+    """The rejection score of the judged image less its threshold: rejected where positive. -inf
+    where there is none: the defense never rejects, or the referee refused the image."""
 
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
@@ -217,7 +227,7 @@ class Outcomes(NamedTuple):
 
 OUTCOME_DTYPES = (
     np.int32, np.uint8, np.bool_, np.bool_, np.float64, np.int16,
-    np.float32, np.int32, np.int32, np.int32, np.int32, np.int32,
+    np.float32, np.int32, np.int32, np.int32, np.int32, np.int32, np.float32,
 )  # fmt: skip
 
 

@@ -250,7 +250,9 @@ class Worker:
         for name, offer in self.registry.diagnostics.items():
             with torch.random.fork_rng(_cuda(arena.setting.device)):
                 torch.random.manual_seed(arena.seed)
-                found = offer.value.examine(arena.module, arena.x[:64], arena.y[:64], arena.defense)
+                found = offer.value.examine(
+                    arena.classifier, arena.x[:64], arena.y[:64], arena.defense
+                )
             self.store.note(
                 arena.defense.name, arena.digest, arena.examples.digest, name,
                 str(found.finding), found.sentence,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.kit import Loss, word
 from bench.plugin import Gradient, Jacobian
-from bench.records import Access, Budget, PluginError
+from bench.records import REJECTED, Access, Budget, PluginError
 
 WORDS = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIENTS: "gradients"}
 
@@ -85,7 +85,12 @@ class Noise:
 
 
 class Target:
-    """A built defense behind one door. It freezes the module and never changes its answers."""
+    """A built defense behind one door. It freezes the module and never changes its answers.
+
+    A defense that rejects answers [n, K + 1]: the rejection score less its threshold comes last.
+    Whoever asks for `logits`, `gradient` or `jacobian` gets this whole answer; what an attack sees
+    of it, and what its loss climbs, is `shown`.
+    """
 
     def __init__(
         self,
@@ -97,12 +102,18 @@ class Target:
         noise: Noise | None = None,
         asker: str = "the attack",
         board: str = "this board",
+        rejects: bool = False,
+        joint: bool = False,
     ) -> None:
         self.module = freeze(module)
         self.slope = freeze(stand_in) if stand_in is not None else module
         self.has_stand_in = stand_in is not None
         self.access, self.draws, self.noise = access, draws, noise
         self.asker, self.board = asker, board
+        self.rejects = rejects
+        """Answers end with a rejection score."""
+        self.veiled = rejects and not joint
+        """The asker does not see it."""
 
     def require(self, access: Access) -> None:
         """Refuse with a sentence what the board does not reveal."""
@@ -111,6 +122,10 @@ class Target:
                 f"{self.asker} asked for {WORDS[access]}, but {self.board} reveals "
                 f"{WORDS.get(self.access, 'nothing')} only; declare needs = Access.{access.name}."
             )
+
+    def shown(self, answer: Tensor) -> Tensor:
+        """Of a whole answer what the asker sees: the logits [n, K], unless it goes for both."""
+        return answer[:, :-1] if self.veiled else answer
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, K], the mean over the declared draws; no graph is kept."""
@@ -165,13 +180,13 @@ class Target:
         with torch.enable_grad():
             if not self.has_stand_in:
                 logits = self._call(self.module, leaf)
-                value = loss(logits)
+                value = loss(self.shown(logits))
                 gradient = slope(value.sum(), leaf)
                 return Gradient(gradient, value.detach(), logits.detach())
             with torch.no_grad():
                 logits = self._call(self.module, leaf)
             answer = logits.detach().requires_grad_()
-            value = loss(answer)
+            value = loss(self.shown(answer))
             weight = slope(value.sum(), answer)
             gradient = slope((self._call(self.slope, leaf) * weight).sum(), leaf)
         return Gradient(gradient, value.detach(), logits.detach())
@@ -191,6 +206,51 @@ class Target:
         """One draw's answer [n, K], whatever number of draws is declared."""
         with torch.no_grad():
             return self._call(self.module, images)
+
+
+class Unguarded(nn.Module):
+    """A rejecting defense whose detector is not asked: images to logits [n, K]."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, C, H, W] to [n, K]."""
+        logits: Tensor = self.module(images)[:, :-1]
+        return logits
+
+
+def misfit(columns: int, classes: int, *, rejects: bool) -> str:
+    """Why answers of so many columns are none about these classes; empty when they are."""
+    if columns == classes + rejects:
+        return ""
+    score = ", then the rejection score less its threshold" if rejects else ""
+    return (
+        f"answers came with {columns} columns; {classes + rejects} were expected: "
+        f"one logit for each of {classes} classes{score}."
+    )
+
+
+def named(answer: Tensor, *, rejects: bool) -> Tensor:
+    """[..., n] int64: the class that answers [..., n, K] name.
+
+    With `rejects` they are [..., n, K + 1], and REJECTED where the last column is positive.
+    """
+    if not rejects:
+        return answer.argmax(-1)
+    return torch.where(answer[..., -1] > 0, REJECTED, answer[..., :-1].argmax(-1))
+
+
+def reaches(label: Tensor, known: Tensor, *, targeted: bool, rejects: bool) -> Tensor:
+    """[..., n] bool: the label is the known one (targeted), or an accepted other one.
+
+    With `rejects` labels may be REJECTED; what is rejected reaches no goal.
+    """
+    if targeted:
+        return label == known
+    other = label != known
+    return other & (label != REJECTED) if rejects else other
 
 
 def smooth(logits: Tensor) -> Tensor:

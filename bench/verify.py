@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bench.engine import GROUP, Attempts
 from bench.problem import pad
-from bench.records import Chunk, KeptImage, Outcomes, PluginError, Verdict
-from bench.target import Noise, Target
+from bench.records import NO_ANSWER, Chunk, KeptImage, Outcomes, PluginError, Verdict
+from bench.target import Noise, Target, named, reaches
 from bench.threat import Goal, PerturbationSet
 
 VOTES = 20  # draws of a declared-random defense that the referee lets vote
@@ -40,14 +40,18 @@ class Answer(NamedTuple):
     """-1 where the answer is not finite."""
     confidence: Tensor
     votes: Tensor
-    """[draws, n] labels."""
+    """[draws, n] labels; REJECTED where a draw refuses the image."""
+    rejection: Tensor
+    """The mean over draws of the rejection score less its threshold; -inf without a finite one."""
 
 
 class Court:
-    """A fresh copy of a defense, asked in closed groups of 64."""
+    """A fresh copy of a defense, asked in closed groups of 64; `rejects` as a `Target`."""
 
-    def __init__(self, module: nn.Module, *, noise: Noise | None = None) -> None:
-        self.target = Target(module, noise=noise)
+    def __init__(
+        self, module: nn.Module, *, noise: Noise | None = None, rejects: bool = False
+    ) -> None:
+        self.target = Target(module, noise=noise, rejects=rejects)
         self.noise = noise
 
     def answer(self, images: Tensor, groups: Iterable[int], *, draws: int = VOTES) -> Answer:
@@ -65,25 +69,42 @@ class Court:
     def labels(self, images: Tensor) -> Tensor:
         """[1, n]: what a defense without randomness answers, -1 for no answer, in one batch."""
         whole = -(-len(images) // FEW) * FEW
-        logits = self.target.logits_once(pad(images, whole))[: len(images)]
-        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)[None]
+        return self.votes(self.target.logits_once(pad(images, whole))[: len(images)])[None]
+
+    def votes(self, answers: Tensor) -> Tensor:
+        """[..., n]: the labels of whole answers [..., n, K]: what their finite ones name."""
+        label = named(answers, rejects=self.target.rejects)
+        return torch.where(answers.isfinite().all(-1), label, NO_ANSWER)
 
     def _group(self, block: Tensor, draws: int) -> Answer:
         full = pad(block, GROUP)
         answers = torch.stack([self.target.logits_once(full)[: len(block)] for _ in range(draws)])
-        finite = answers.isfinite().all(2)
-        votes = torch.where(finite, answers.argmax(2), -1)
-        label = votes.mode(0).values
+        votes = self.votes(answers)
+        score = torch.full_like(answers[..., 0], -torch.inf)
+        if self.target.rejects:
+            answers, score = answers[..., :-1], answers[..., -1]
+        class_ = torch.where(votes == NO_ANSWER, votes, answers.argmax(2))
+        label = class_.mode(0).values
         shares = answers.double().softmax(2).mean(0)
         confidence = shares.gather(1, label.clamp_min(0)[:, None])[:, 0]
         confidence = torch.where(label >= 0, confidence, 0).nan_to_num(0.0)
-        return Answer(answers.mean(0), label, confidence.float(), votes)
+        score = torch.where(score.isfinite(), score, -torch.inf).mean(0)
+        return Answer(answers.mean(0), label, confidence.float(), votes, score.float())
 
 
 def wrong(votes: Tensor, y: Tensor, aim: Tensor, goal: Goal, *, share: float = SHARE) -> Tensor:
-    """[n] bool: so many of the votes [draws, n] reach the goal; no answer is a wrong one."""
-    reached = votes == aim if goal.kind == "targeted" else votes != y
-    return (reached | (votes < 0)).double().mean(0) >= share - 1e-9
+    """[n] bool: so many of the votes [draws, n] reach the goal; no answer is a wrong one.
+
+    A vote that refuses the image reaches none.
+    """
+    targeted = goal.kind == "targeted"
+    reached = reaches(votes, aim if targeted else y, targeted=targeted, rejects=True)
+    return (reached | (votes == NO_ANSWER)).double().mean(0) >= share - 1e-9
+
+
+def mistaken(votes: Tensor, y: Tensor) -> Tensor:
+    """[n] bool: so many of the votes [draws, n] on a clean image refuse or misname it."""
+    return (votes != y).double().mean(0) >= SHARE - 1e-9
 
 
 class Referee:
@@ -140,9 +161,10 @@ class Referee:
             group = int(items[0]) // GROUP
             if group != self.fresh.group:
                 self.fresh.begin(group)
-            checker = Target(self.court.target.module, noise=self.fresh)
-            votes = [checker.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
-            labels = torch.stack(votes)[:, : len(images)].argmax(2)
+            court = self.court
+            checker = Target(court.target.module, noise=self.fresh, rejects=court.target.rejects)
+            answers = [checker.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
+            labels = named(torch.stack(answers)[:, : len(images)], rejects=checker.rejects)
             upheld &= wrong(labels, self.y[items], self.aim[items], self.goal, share=SURE)
         if self.recheck:
             upheld &= wrong(self.court.labels(images), self.y[items], self.aim[items], self.goal)
@@ -171,6 +193,7 @@ class Referee:
             looks=attempts.looks.numpy().astype(np.int32),
             step=_numpy(torch.where(broken.cpu(), attempts.step.clamp_min(0), -1), np.int32),
             run=_numpy(torch.where(broken.cpu(), attempts.run.clamp_min(0), -1), np.int32),
+            rejection=_numpy(torch.where(legal, answer.rejection, -torch.inf), np.float32),
         )
         return outcomes, answer
 
@@ -248,21 +271,21 @@ def _kept(referee: Referee, part: Attempts, answer: Answer, clean: Answer, row: 
 
 
 def clean_outcomes(answer: Answer, y: Tensor) -> Outcomes:
-    """The clean pass as outcomes: broken means a clean mistake."""
-    aim = torch.full_like(y, -1)
-    mistaken = wrong(answer.votes, y, aim, Goal())
+    """The clean pass as outcomes: broken means a clean mistake, or an image refused."""
+    broken = mistaken(answer.votes, y)
     count = len(y)
     zero = np.zeros(count, dtype=np.int32)
     none = np.full(count, -1, dtype=np.int32)
     return Outcomes(
         item=np.arange(count, dtype=np.int32),
-        verdict=_numpy(torch.where(mistaken, int(Verdict.BROKEN), int(Verdict.HELD)), np.uint8),
-        eight_bit=_numpy(mistaken, np.bool_),
+        verdict=_numpy(torch.where(broken, int(Verdict.BROKEN), int(Verdict.HELD)), np.uint8),
+        eight_bit=_numpy(broken, np.bool_),
         fragile=np.zeros(count, dtype=np.bool_),
         distance=np.zeros(count),
         label=_numpy(answer.label, np.int16),
         confidence=_numpy(answer.confidence, np.float32),
         forwards=zero, gradients=zero, looks=zero, step=none, run=none,
+        rejection=_numpy(answer.rejection, np.float32),
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def outcomes(
         looks=np.ones(n, np.int32),
         step=np.where(broken, 1, -1).astype(np.int32),
         run=np.where(broken, 0, -1).astype(np.int32),
+        rejection=np.full(n, -np.inf, np.float32),
     )
     kinds = {name: getattr(made, name).dtype for name in columns}
     return made._replace(**{name: np.asarray(v, kinds[name]) for name, v in columns.items()})

@@ -35,6 +35,7 @@ def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
         eight_bit=broken,
         fragile=np.zeros(len(items), np.bool_),
         forwards=(made.item * 7 + salt).astype(np.int32),
+        rejection=np.full(len(items), -np.inf, np.float32),
     )
 
 

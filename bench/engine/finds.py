@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.engine.game import Confirm, Game, Settled
 from bench.guard import Till
 from bench.problem import pad, padded
+from bench.target import named, reaches
 from bench.threat import per_row
 
 
@@ -38,6 +39,7 @@ class Finds:
         self.watching = watching
         self.nearest = game.goal.kind == "nearest"
         self.targeted = game.goal.kind == "targeted"
+        self.rejects = game.door.rejects
         self.label = (game.aim if self.targeted else game.y)[items]
         self.x = game.x[items]
         self.image = self.x.clone()
@@ -48,15 +50,15 @@ class Finds:
         self.gradients = torch.zeros_like(items)
         self.step = torch.full_like(items, -1)
 
-    def hear(self, images: Tensor, logits: Tensor, rows: Tensor) -> bool:
+    def hear(self, images: Tensor, answer: Tensor, rows: Tensor) -> bool:
         """Keep what succeeds; True when every row has won, on boards where that is the end."""
         if not self.watching:
             return False
         label, still = self.label, self.open
         if rows is not self.till.all:
             label, still = label[rows], still[rows]
-        answer = logits.argmax(1)
-        hit = (answer == label if self.targeted else answer != label) & still
+        said = named(answer, rejects=self.rejects)
+        hit = reaches(said, label, targeted=self.targeted, rejects=self.rejects) & still
         if not hit.any():
             return False
         index = self._upheld(hit.nonzero()[:, 0], images, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.kit import margin
 from bench.plugin import Attack
 from bench.records import Budget
-from bench.target import Noise, Target
+from bench.target import Noise, Target, named, reaches
 from bench.threat import Goal, PerturbationSet
 
 GROUP = 64  # rows of a declared-random defense that share one random state
@@ -50,12 +50,12 @@ class Game:
     run: Tensor | None = None
     """[n] and which run of it."""
 
-    def reached(self, logits: Tensor, items: Tensor) -> Tensor:
-        """[n] bool: these answers [n, K] for these items [n] reach the goal of the board."""
-        label = logits.argmax(1)
-        if self.goal.kind == "targeted":
-            return label == self.aim[items]
-        return label != self.y[items]
+    def reached(self, answer: Tensor, items: Tensor) -> Tensor:
+        """[n] bool: the defense's whole answers for these items [n] reach the goal of the board."""
+        targeted, rejects = self.goal.kind == "targeted", self.defense.rejects
+        known = (self.aim if targeted else self.y)[items]
+        label = named(answer, rejects=rejects)
+        return reaches(label, known, targeted=targeted, rejects=rejects)
 
     def firmest(self) -> list[int]:
         """All items, those that are farthest from the goal on the clean image first."""

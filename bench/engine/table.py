@@ -183,10 +183,10 @@ class Table:
                 self.rows.active = self.rows.active & ~converged
                 self._count(converged)
 
-    def _watch(self, adv: Tensor, logits: Tensor, allowed: Tensor) -> None:
+    def _watch(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""
         slots, x = self.slots, self.rows.x
-        hit = self.rows.wrong(logits) & allowed & ~slots.found
+        hit = self.rows.wrong(answer) & allowed & ~slots.found
         if self.near and not hit.any():
             return
         inside = hit & self.game.ball.contains(adv, x)

@@ -1,6 +1,7 @@
 """Outcomes as compact bytes: little-endian columns, bits packed, bytes shuffled, then zlib.
 
-Formats: 1 (first), a uint32 count, then the columns of `records.Outcomes` in their order.
+Formats: 1 (first), a uint32 count, then the columns of `records.Outcomes` in their order without
+the last; 2 (rejection scores), all of them. Where no image has a score the first is still written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from bench.records import OUTCOME_DTYPES, BenchError, Outcomes, UnfitError
 
-FORMAT = 1
+FIRST, SCORED = 1, 2
 
 
 def pack(outcomes: Outcomes) -> bytes:
@@ -28,7 +29,10 @@ def pack(outcomes: Outcomes) -> bytes:
                 f" {np.dtype(kind)}[{count}]: give every column one entry an item."
             )
         columns.append(_squeeze(column))
-    return bytes([FORMAT]) + zlib.compress(struct.pack("<I", count) + b"".join(columns))
+    scored = bool((outcomes.rejection != -np.inf).any())
+    kept = columns if scored else columns[:-1]
+    format_ = SCORED if scored else FIRST
+    return bytes([format_]) + zlib.compress(struct.pack("<I", count) + b"".join(kept))
 
 
 def unpack(blob: bytes) -> Outcomes:
@@ -36,12 +40,15 @@ def unpack(blob: bytes) -> Outcomes:
     payload = _inflate(blob)
     (count,) = struct.unpack_from("<I", payload)
     offset, columns = 4, []
-    for kind in map(np.dtype, OUTCOME_DTYPES):
+    kinds = OUTCOME_DTYPES if blob[0] == SCORED else OUTCOME_DTYPES[:-1]
+    for kind in map(np.dtype, kinds):
         size = -(-count // 8) if kind == np.bool_ else count * kind.itemsize
         columns.append(_expand(payload[offset : offset + size], kind, count))
         offset += size
     if offset != len(payload):
         raise BenchError(f"a chunk of {count} outcomes has {len(payload)} bytes, not {offset}.")
+    if blob[0] == FIRST:
+        columns.append(np.full(count, -np.inf, np.float32))
     return Outcomes._make(columns)
 
 
@@ -80,10 +87,10 @@ def _expand(squeezed: bytes, kind: np.dtype[np.generic], count: int) -> npt.NDAr
 
 
 def _inflate(blob: bytes) -> bytes:
-    if not blob or blob[0] > FORMAT:
+    if not blob or blob[0] > SCORED:
         found = blob[0] if blob else "none"
         raise UnfitError(
-            f"outcomes are packed in format {found}, this program reads up to {FORMAT}:"
+            f"outcomes are packed in format {found}, this program reads up to {SCORED}:"
             " update gauntlet-bench."
         )
     try:

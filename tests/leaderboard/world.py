@@ -161,6 +161,7 @@ def _judged(
         looks=np.ones(n, np.int32),
         step=step,
         run=np.where(broken, 0, -1).astype(np.int32),
+        rejection=np.full(n, -np.inf, np.float32),
     )
 
 
