@@ -102,6 +102,40 @@ def _crossing(rising: Callable[[float], float], value: float) -> float:
     return (low + high) / 2
 
 
+class Curve(NamedTuple):
+    """How many of two kinds score above a falling threshold: the ROC."""
+
+    negative: npt.NDArray[np.float64]
+    """Share of the negatives at or above each threshold, rising from 0 to 1."""
+    positive: npt.NDArray[np.float64]
+    """Share of the positives there."""
+
+    @property
+    def area(self) -> float:
+        """P(positive > negative) + P(equal) / 2, the Mann-Whitney statistic."""
+        height = (self.positive[1:] + self.positive[:-1]) / 2
+        return float((np.diff(self.negative) * height).sum())
+
+
+def roc(negative: npt.NDArray[np.float64], positive: npt.NDArray[np.float64]) -> Curve:
+    """One point for each distinct score, the highest first, after (0, 0).
+
+    >>> roc(np.array([0.0, 1.0]), np.array([1.0, 2.0])).area
+    0.875
+    """
+    if not len(negative) or not len(positive):
+        raise ValueError(
+            f"{len(negative)} negative and {len(positive)} positive scores came; both are needed."
+        )
+    falling = np.unique(np.concatenate([negative, positive]))[::-1]
+
+    def above(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        below = np.searchsorted(np.sort(scores), falling, side="left")
+        return np.concatenate([[0.0], 1 - below / len(scores)])
+
+    return Curve(above(negative), above(positive))
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """The exact two-sided p of a paired comparison, from the examples that only one got right.
 

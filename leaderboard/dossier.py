@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.board import Row
+from bench.board import Row, Square
 from bench.records import Card, KeptImage
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
@@ -22,6 +22,7 @@ def identity(card: Card) -> Html:
             f"declared; attacks average over {draws} draws" if draws else "none declared",
         ),
         ("Stand-in", "declares one for the gradient" if card.detail.get("stand_in") else "none"),
+        ("Rejects", _rejects(card.detail.get("rejects"))),
         ("Twin", f"{card.detail.get('twin') or 'none'} (asked by transfer attacks)"),
     ]
     built = card.detail.get("digests") or {"": card.digest}
@@ -30,6 +31,35 @@ def identity(card: Card) -> Html:
         for dataset, digest in built.items()
     ]
     return markup.facts([*((term, markup.text(said)) for term, said in pairs), *digests])
+
+
+def _rejects(share: float | None) -> str:
+    return "nothing" if share is None else f"declares {100 * share:g} % of clean images"
+
+
+def detector(row: Row, squares: Iterable[Square]) -> Html:
+    """What a detector does to clean images and to what each attack brought; nothing without one."""
+    if row.rejects is None:
+        return markup.NOTHING
+    columns = (
+        Column("Images", kind="name"),
+        Column("AUC ↑", "chance that an attacked image scores above a clean one", "right"),
+        Column("Rejected", "at the threshold that the defense has", "figure"),
+        Column("Fooled ↓", "another class named, rejected or not", "figure"),
+        Column("Fooled and accepted ↓", "got past classifier and detector", "figure"),
+    )
+    declared = Html(f"<b>clean</b>, {markup.text(_rejects(row.rejects.declared))}")
+    none = markup.text("—")
+    lines: list[tuple[Html, ...]] = [
+        (declared, none, markup.bar(row.rejects.clean, "clean"), none, none)
+    ]
+    for square in squares:
+        if found := square.detection:
+            counts = (found.rejected, found.fooled, found.passed)
+            name = markup.tag("b", markup.text(square.attack))
+            auc = markup.text(f"{found.auc:.3f}")
+            lines.append((name, auc, *(markup.bar(count) for count in counts)))
+    return markup.table(columns, lines)
 
 
 def claims(card: Card, rows: Mapping[str, Row]) -> Html:

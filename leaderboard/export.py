@@ -14,6 +14,8 @@ import streamlit as st
 from bench.board import Board, Row, Square
 from bench.records import PROTOCOL, SCHEMA, Count
 
+NESTED = ("robust", "detection")
+"""Fields of a cell that are records of their own."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -73,8 +75,10 @@ def matrix(squares: Sequence[Square]) -> list[dict[str, object]]:
     """One flat line a cell."""
     return [
         {
-            **{key: value for key, value in asdict(square).items() if key != "robust"},
+            **{key: value for key, value in asdict(square).items() if key not in NESTED},
             **_counts("robust", square.robust),
+            "auc": square.detection.auc if square.detection else None,
+            **_counts("passed", square.detection.passed if square.detection else None),
         }
         for square in squares
     ]

@@ -239,6 +239,30 @@ def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
     return alt.layer(*layers).properties(height=320)
 
 
+def rocs(rows: Sequence[Row]) -> Chart:
+    """Shares rejected of clean and of attacked images as the threshold falls, a line an attack.
+
+    Rows: attack, clean, attacked, words, here (at the threshold that the defense has?).
+    """
+    x = alt.X("clean:Q", title="clean images rejected", axis=PERCENT, scale=SHARE)
+    y = alt.Y("attacked:Q", title="attacked images rejected", axis=PERCENT, scale=SHARE)
+    chance = (
+        alt.Chart(_data([{"clean": 0, "attacked": 0}, {"clean": 1, "attacked": 1}]))
+        .mark_line(strokeDash=[4, 4], color=QUIET, opacity=0.7)
+        .encode(x=x, y=y)
+    )
+    tips = [
+        alt.Tooltip("attack:N", title="attack"),
+        alt.Tooltip("words:N", title="rejected, attacked at clean"),
+    ]
+    base = alt.Chart(_data(rows)).encode(x=x, y=y, color=_series("attack", rows), tooltip=tips)
+    lines = base.transform_filter("!datum.here").mark_line(strokeWidth=2.2).encode(
+        order=alt.Order("at:Q")
+    )  # fmt: skip
+    points = base.transform_filter("datum.here").mark_point(size=90, filled=True, opacity=1)
+    return alt.layer(chance, lines, points).properties(height=340)
+
+
 def _series(field: str, rows: Sequence[Row]) -> alt.Color:
     return alt.Color(
         f"{field}:N",

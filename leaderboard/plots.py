@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bench.board import Board, Curve, Point, Row, Square
+from bench.board import Board, Curve, Point, Roc, Row, Square
 from bench.records import Card, Count
 from leaderboard import words
 
@@ -293,3 +293,22 @@ def _at_radius(point: Point, name: str, count: Count, note: str) -> Drawn:
         "kind": "fixed radius",
         "words": f"{words.figure(count)} ({words.interval(count)}){note}",
     }
+
+
+def rocs(curves: Mapping[str, Roc]) -> list[Drawn]:
+    """The corners of each attack's ROC, and where the threshold of the defense stands on it."""
+    drawn: list[Drawn] = []
+    for name, curve in curves.items():
+        chosen = np.unique(np.linspace(0, len(curve.clean) - 1, CORNERS).astype(int))
+        corners = [(float(curve.clean[i]), float(curve.attacked[i])) for i in chosen]
+        drawn += [_rejected(name, at, *corner, here=False) for at, corner in enumerate(corners)]
+        drawn.append(_rejected(name, len(corners), *curve.at, here=True))
+    return drawn
+
+
+def _rejected(attack: str, at: int, clean: float, attacked: float, *, here: bool) -> Drawn:
+    said = f"{100 * attacked:.1f} % at {100 * clean:.1f} %"
+    return {
+        "attack": attack, "at": at, "clean": clean, "attacked": attacked, "here": here,
+        "words": f"{said}, at its threshold" if here else said,
+    }  # fmt: skip

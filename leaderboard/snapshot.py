@@ -143,6 +143,9 @@ def _defense(
     for label, row in mine.items():
         entry = boarding.entry(store, boards[label], name)
         parts.append(_part(f"Signs under {label}", panels.flags(row.flags)))
+        if row.rejects is not None:
+            told = dossier.detector(row, entry.squares)
+            parts.append(_part(f"The detector under {label}", told))
         cells = [(square.attack, square) for square in entry.squares]
         parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack", boards[label])))
         classes = store.examples(boards[label].examples).classes

@@ -39,6 +39,7 @@ FINDINGS = {"raised": "▲ raised", "clear": "✓ clear", "not tested": "○ not
 TAGS = {
     "stand_in": ("stand-in", "declares what an attacker should differentiate through"),
     "randomness": ("random", "answers differently on each call, and says so"),
+    "rejects": ("rejects", "may refuse an image; a clean one refused counts as a mistake"),
 }
 STATES = {
     "done": "done",
@@ -95,6 +96,12 @@ RADII = (
     "Lines: smallest distances found by one attack, valid at every radius. Diamonds: the worst case"
     " over all attacks of a board with that fixed radius, and under it what is proved there; the"
     " truth lies between the two. The dashed line is the board's radius."
+)
+
+DETECTOR = (
+    "Shares rejected as the threshold falls; the dot is the threshold that the defense has, on the"
+    " dashed line it tells nothing. Attacked is what an attack brought: its first success against"
+    " classifier and detector together, else its last iterate."
 )
 
 

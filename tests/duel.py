@@ -17,7 +17,7 @@ from bench.problem import Rows, iterate
 from bench.records import Access, Budget
 from bench.target import Target
 from bench.threat import Goal, PerturbationSet
-from bench.verify import Court, Referee
+from bench.verify import Court, Referee, wrong
 
 UNTARGETED = Goal()
 
@@ -115,18 +115,23 @@ def duel(
     access: Access = Access.GRADIENTS,
     budget: Budget | None = None,
     source: nn.Module | None = None,
+    rejects: bool = False,
 ) -> Result:
     """Play every example with the engine and let the referee judge."""
     aim = torch.full_like(y, -1) if aim is None else aim
-    door = Target(model, access=access) if source is None else Target(source)
-    answer = Target(model).logits(x).argmax(1)
+    joint = Traits.of(attack).joint
+    defense = Target(model, access=access, rejects=rejects, joint=joint)
+    door = defense if source is None else Target(source)
+    court = Court(model, rejects=rejects)
+    clean = court.answer(x, range(-(-len(x) // 64)))
     game = Game(
-        attack=attack, door=door, defense=Target(model), ball=ball, goal=goal,
-        budget=budget or Budget(), x=x, y=y, aim=aim, clean=door.logits(x),
-        lost=answer == aim if goal.kind == "targeted" else answer != y, seed=0, slots=64,
+        attack=attack, door=door, defense=defense, ball=ball, goal=goal,
+        budget=budget or Budget(), x=x, y=y, aim=aim,
+        clean=clean.logits if source is None else door.logits(x),
+        lost=wrong(clean.votes, y, aim, goal), seed=0, slots=64,
     )  # fmt: skip
     minimises = Traits.of(attack).minimises
-    referee = Referee(Court(model), ball, goal, x, y, aim, minimises=minimises)
+    referee = Referee(court, ball, goal, x, y, aim, minimises=minimises)
     parts = list(play(game, referee.confirm))
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
     order = joined[0].argsort()

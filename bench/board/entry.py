@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.board.boards import Board, boards
+from bench.board.detection import Roc, curve
 from bench.board.flags import surroundings
 from bench.board.matrix import Square, squares
 from bench.board.played import Bout, Floats, Played, Standing, load
@@ -60,6 +61,8 @@ class Entry:
     """Boards that differ in their radius alone, this one among them; never part of a curve."""
     images: Mapping[str, tuple[KeptImage, ...]]
     """By attack."""
+    rocs: Mapping[str, Roc]
+    """By attack, where the defense rejects."""
 
 
 def entry(store: Store, board: Board, defense: str) -> Entry:
@@ -79,7 +82,13 @@ def entry(store: Store, board: Board, defense: str) -> Entry:
         distances=_distances(store, played, known, defense),
         points=_points(store, played, known, defense),
         images=_images(store, played, defense),
+        rocs=_rocs(standing),
     )
+
+
+def _rocs(standing: Standing) -> Mapping[str, Roc]:
+    found = {name: curve(standing.scores, bout.attacked) for name, bout in standing.bouts.items()}
+    return {name: roc for name, roc in found.items() if roc is not None}
 
 
 def _among(bout: Bout, spent: Floats, standing: Standing) -> Curve:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.board.boards import Board
+from bench.board.detection import Detection, detection
 from bench.board.played import Bout, Played, Standing, load
 from bench.records import CLEAN, CellState, Count
 from bench.stats import count
@@ -44,6 +45,8 @@ class Square:
     """CPU seconds so far."""
     items: int
     items_done: int
+    detection: Detection | None
+    """How the detector of a rejecting defense fared; None where there is no detector."""
 
 
 def matrix(store: Store, board: Board) -> list[Square]:
@@ -76,7 +79,13 @@ def square(played: Played, defense: str, attack: str) -> Square:
         seconds=sum(row.seconds for row in rows),
         items=sum(row.items for row in rows),
         items_done=sum(row.items_done for row in rows),
+        detection=_detection(played.standings[defense], attack),
     )
+
+
+def _detection(standing: Standing, attack: str) -> Detection | None:
+    bout = standing.bouts.get(attack)
+    return None if bout is None else detection(standing.scores, bout.attacked)
 
 
 def _reason(telling: CellRow | None) -> str:

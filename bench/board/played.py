@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.board.boards import Board, heavy
+from bench.board.detection import Scored, scored
 from bench.records import CLEAN, FEW, PROTOCOL, Card, CellState, Outcomes, Verdict, canonical
 from bench.store import CellRow, ExamplesRow, Store
 
@@ -38,6 +39,8 @@ class Bout:
     """Forwards up to the first success; inf where the example held."""
     distance: Floats
     """Of the nearest wrong answer, also beyond the radius on distance boards; inf without one."""
+    attacked: Scored
+    """The images it brought, item by item."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Standing:
     """[n]: right on the clean image; nowhere until the clean pass is done."""
     cleaned: bool
     """Is the clean pass done?"""
+    scores: Scored
+    """The clean images, where the defense rejects."""
     bouts: Mapping[str, Bout]
     """By attack, where at least one cell is done."""
     tier: str
@@ -228,6 +233,7 @@ def _standing(
         examples=examples.digest,
         clean=_clean(examples.n, passes),
         cleaned=bool(passes),
+        scores=_scores(examples, passes),
         bouts={
             attack: _bout(board, examples, steps_of(attacks[attack]), parts)
             for attack, parts in done.items()
@@ -251,6 +257,12 @@ def _clean(n: int, passes: list[Outcomes]) -> Bits:
     return right
 
 
+def _scores(examples: ExamplesRow, passes: list[Outcomes]) -> Scored:
+    """Of the first clean pass; seeds make no other of a detector that is not random."""
+    made = passes[0] if passes else Outcomes.concatenate([])
+    return scored(made, examples.labels[made.item], clean=True)
+
+
 def _bout(board: Board, examples: ExamplesRow, steps: int, parts: list[Outcomes]) -> Bout:
     made = Outcomes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     per_example = len(examples.classes) - 1 if board.targets else 1
@@ -265,12 +277,14 @@ def _bout(board: Board, examples: ExamplesRow, steps: int, parts: list[Outcomes]
         total=_least(n, example, made.run * steps + made.step, broken),
         forwards=_least(n, example, made.forwards, broken),
         distance=_least(n, example, made.distance, wrong),
+        attacked=scored(made, examples.labels[example]),
     )
 
 
 def _answered_wrong(made: Outcomes, truth: npt.NDArray[np.int16]) -> Bits:
-    """Beyond the radius a verdict is `held` whatever the answer was; the label tells."""
-    wrong: Bits = (made.verdict == Verdict.HELD) & (made.label >= 0) & (made.label != truth)
+    """Beyond the radius a verdict is `held` whatever the answer was; label and score tell."""
+    accepted = (made.label >= 0) & (made.rejection <= 0)
+    wrong: Bits = (made.verdict == Verdict.HELD) & accepted & (made.label != truth)
     return wrong
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bench.board.boards import Board, boards
+from bench.board.detection import Rejection, rejection
 from bench.board.flags import Surroundings, flags, surroundings, verdict
 from bench.board.played import Bits, Played, Standing, load
 from bench.board.signs import Flag, stated_error
@@ -76,6 +77,8 @@ class Row:
     claim: ClaimCheck | None
     certified: Proof | None
     """The certificate that covers most; None without one."""
+    rejects: Rejection | None
+    """What a detector does to clean images; None without one."""
     tier: str
     """How far a stranger's code was locked in."""
 
@@ -122,6 +125,7 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         verdict=opinion,
         claim=_claim(played, standing.defense, robust, complete=complete),
         certified=best_proof(standing, around.certificates, around.certifiers),
+        rejects=rejection(played.defenses[standing.defense].detail.get("rejects"), standing.scores),
         tier=standing.tier,
     )
 

@@ -62,6 +62,16 @@ with right:
     mark = None if here.nearest else here.radius
     st.altair_chart(figures.described(figures.radii(drawn, axis, mark), words.RADII))
 
+if entry.rocs:
+    st.subheader("The detector", anchor="detector")
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        st.caption(words.DETECTOR)
+        drawn = plots.rocs(entry.rocs)
+        st.altair_chart(figures.described(figures.rocs(drawn), words.DETECTOR))
+    with right:
+        st.html(dossier.detector(entry.row, entry.squares))
+
 st.subheader("What the attack brought", anchor="images")
 if entry.images:
     left, _ = st.columns([2, 3])

@@ -1,4 +1,4 @@
-"""Joint PGD: fool the classifier, then the detector that guards it, and stay where both are fooled."""
+"""Joint PGD: fool the classifier and, where it is fooled, the detector that guards it."""
 
 from __future__ import annotations
 
