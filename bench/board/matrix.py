@@ -45,7 +45,7 @@ class Square:
     """CPU seconds so far."""
     items: int
     items_done: int
-    detection: Detection | None
+    detection: Detection | None = None
     """How the detector of a rejecting defense fared; None where there is no detector."""
 
 

@@ -77,10 +77,10 @@ class Row:
     claim: ClaimCheck | None
     certified: Proof | None
     """The certificate that covers most; None without one."""
-    rejects: Rejection | None
-    """What a detector does to clean images; None without one."""
     tier: str
     """How far a stranger's code was locked in."""
+    rejects: Rejection | None = None
+    """What a detector does to clean images; None without one."""
 
 
 def ranking(store: Store, board: Board) -> list[Row]:
@@ -125,8 +125,8 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         verdict=opinion,
         claim=_claim(played, standing.defense, robust, complete=complete),
         certified=best_proof(standing, around.certificates, around.certifiers),
-        rejects=rejection(played.defenses[standing.defense].detail.get("rejects"), standing.scores),
         tier=standing.tier,
+        rejects=rejection(played.defenses[standing.defense].detail.get("rejects"), standing.scores),
     )
 
 

@@ -33,6 +33,9 @@ def declarations_are_typed(player: Player) -> str:
         return f"goals name {unknown[0]!r}; known goals: {', '.join(GOALS)}."
     if traits.source not in ("", "twin"):
         return f"source came as {traits.source!r}; 'twin' or nothing."
+    joint = getattr(player.attack, "joint", False)
+    if not isinstance(joint, bool):
+        return f"joint came as {joint!r}; True where its losses want the rejection score."
     if not isinstance(traits.rows, int) or traits.rows < 0:
         return f"rows came as {traits.rows!r}; a count, or 0 for all examples at once."
     if traits.retires is Retire.CONVERGENCE and not hasattr(player.attack, "done"):

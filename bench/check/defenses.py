@@ -15,6 +15,8 @@ from bench.check.law import DoesNotApply, laws
 from bench.check.subject import Subject, apart, ask, seeded, slope, weights_of
 from bench.check.world import ModelState, RandomState
 from bench.data import pixels
+from bench.records import REJECTED
+from bench.target import misfit
 
 CLOSE = 1e-4  # of the logit scale
 STEP = 2.0**-10  # of a pixel: above float32's noise, below most kinks
@@ -40,10 +42,13 @@ def builds(subject: Subject) -> str:
 
 
 def logits_have_one_column_a_class(subject: Subject) -> str:
-    """Images [n, C, H, W] become logits [n, K], for the data set's K classes."""
+    """Images [n, C, H, W] become logits [n, K], for K classes; one that rejects adds a score."""
     found = tuple(ask(subject.build(), subject.x).shape)
-    wanted = (len(subject.x), len(subject.dataset.classes))
-    return "" if found == wanted else f"logits came as {found}; {wanted} was expected."
+    classes = len(subject.dataset.classes)
+    if len(found) != 2 or found[0] != len(subject.x):
+        wanted = (len(subject.x), classes + subject.rejects)
+        return f"logits came as {found}; {wanted} was expected."
+    return misfit(found[1], classes, rejects=subject.rejects)
 
 
 def logits_are_float32(subject: Subject) -> str:
@@ -281,10 +286,26 @@ def claims_are_shares(subject: Subject) -> str:
 def better_than_chance(subject: Subject) -> str:
     """Clean accuracy is above chance by three standard errors."""
     x, y = subject.test
-    right = float((ask(subject.build(), x).argmax(1) == y).double().mean())
+    right = float((subject.labels(subject.build(), x) == y).double().mean())
     chance = 1 / len(subject.dataset.classes)
     least = chance + 3 * (chance * (1 - chance) / len(y)) ** 0.5
     return "" if right > least else f"clean accuracy is {right:.3f}; above {least:.3f} is chance."
+
+
+def clean_images_are_accepted(subject: Subject) -> str:
+    """Of clean test images it rejects at most twice the declared share, up to chance."""
+    share = subject.defense.rejects
+    if share is None:
+        raise DoesNotApply("it never rejects.")
+    x, y = subject.test
+    found = float((subject.labels(subject.build(), x) == REJECTED).double().mean())
+    most = 2 * share + 3 * (2 * share * max(1 - 2 * share, 0) / len(y)) ** 0.5
+    if found <= most:
+        return ""
+    return (
+        f"it rejects {found:.3f} of clean test images and declares {share:g}; above {most:.3f} "
+        "the threshold is not what it says. Set it on images that nothing was fitted to."
+    )
 
 
 def not_looked_up(subject: Subject) -> str:
@@ -292,7 +313,7 @@ def not_looked_up(subject: Subject) -> str:
     module, x = subject.build(), subject.test[0]
     generator = torch.Generator().manual_seed(4)
     grey = (torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1) / 255
-    kept = ask(module, x).argmax(1) == ask(module, (x + grey).clamp(0, 1)).argmax(1)
+    kept = subject.labels(module, x) == subject.labels(module, (x + grey).clamp(0, 1))
     share = float(kept.double().mean())
     return "" if share >= 0.9 else f"one grey level of noise kept only {share:.2f} of the answers."
 
@@ -306,8 +327,8 @@ def not_memorised(subject: Subject) -> str:
     module, n = subject.build(), len(y)
     canary = pixels(torch.from_numpy(train.images[:n].copy()))
     truth = torch.from_numpy(train.labels[:n].copy())
-    known = float((ask(module, x).argmax(1) == y).double().mean())
-    fresh = float((ask(module, canary).argmax(1) == truth).double().mean())
+    known = float((subject.labels(module, x) == y).double().mean())
+    fresh = float((subject.labels(module, canary) == truth).double().mean())
     error = max(known * (1 - known) + fresh * (1 - fresh), 1 / n) ** 0.5 / n**0.5
     if known - fresh <= 0.02 + 3 * error:
         return ""
@@ -340,6 +361,7 @@ LAWS = laws(
     names_are_known,
     claims_are_shares,
     better_than_chance,
+    clean_images_are_accepted,
     not_looked_up,
     not_memorised,
 )

@@ -17,6 +17,7 @@ from bench.plugin import Dataset, Defense
 from bench.records import UnfitError
 from bench.registry import Registry
 from bench.shelf import DefenseShelf
+from bench.target import named
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,18 @@ class Subject:
         """A fresh one: each law gets a build of its own."""
         return DefenseShelf(self.registry, self.defense.name, self.dataset)
 
+    @property
+    def rejects(self) -> bool:
+        """Whether its answers end with a rejection score."""
+        return self.defense.rejects is not None
+
     def build(self) -> nn.Module:
         """A fresh copy of the defense."""
         return self.shelf.build()
+
+    def labels(self, module: nn.Module, images: Tensor) -> Tensor:
+        """[n]: the classes that it names, REJECTED where it refuses."""
+        return named(ask(module, images), rejects=self.rejects)
 
 
 def ask(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:

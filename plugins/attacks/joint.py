@@ -29,7 +29,7 @@ class JointPGD:
     summary = "Projected gradient ascent that goes for classifier and detector at once."
 
     steps: int = 100
-    rate: float = 0.1
+    rate: float = 0.2
     """First step length, in radii; it falls linearly to zero, for the two goals pull apart."""
     restarts: int = 5
 

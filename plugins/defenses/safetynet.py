@@ -17,7 +17,7 @@ from plugins.defenses._detector import RATE, calibrate, guarded, recipe, widths
 LATE = (-4, -2)  # the last two ReLU layers
 TAUGHT = 256  # images, clean and attacked, that the SVM is fitted to
 PENALTY = 10.0  # C of the SVM
-SOFT = 0.25  # width of a smooth bit, in standard deviations of its unit
+SOFT = 0.025  # width of a smooth bit, in standard deviations of its unit
 
 
 class SafetyNet(nn.Module):
