@@ -77,6 +77,7 @@ class SafetyNet(nn.Module):
         gamma = 1 / (codes.shape[1] * float(codes.var(correction=0)))
         machine = SVC(C=PENALTY, gamma=gamma).fit(codes.numpy(), known.numpy())
         used = torch.from_numpy(machine.support_).long()
+        self.alpha.zero_()
         self.alpha[: len(used)] = torch.from_numpy(machine.dual_coef_[0]).float()
         self.supports[: len(used)] = codes[used]
         self.lengths.copy_(self.supports.square().sum(1))
