@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.board import Board, Curve, Point, Proof, Square
+from bench.board import Board, Curve, Point, Proof, Roc, Square
 from bench.records import Count
 from bench.stats import count
 from leaderboard import export, figures, markup, plots, reading, words
@@ -96,6 +96,19 @@ def test_a_fixed_radius_is_a_point_and_never_part_of_a_line() -> None:
     layers = figures.radii(drawn, "radius", 0.2).to_dict()["layer"]
     line = next(layer for layer in layers if layer["mark"]["type"] == "line")
     assert "smallest distance" in json.dumps(line["transform"])
+
+
+def test_a_roc_rises_from_corner_to_corner_and_marks_the_threshold() -> None:
+    many = np.linspace(0, 1, 1000)
+    drawn = plots.rocs({"pgd": Roc(many, np.sqrt(many), (0.04, 0.2))})
+    line = [row for row in drawn if not row["here"]]
+    assert len(line) <= plots.CORNERS
+    assert (line[0]["clean"], line[-1]["clean"]) == (0, 1)
+    assert [row["at"] for row in line] == sorted(row["at"] for row in line)
+    (mark,) = (row for row in drawn if row["here"])
+    assert (mark["clean"], mark["attacked"]) == (0.04, 0.2)
+    assert mark["words"] == "20.0 % at 4.0 %, at its threshold"
+    assert "clean images rejected" in spec(figures.rocs(drawn))
 
 
 def test_what_is_proved_stands_under_what_attacks_left_at_the_same_radius() -> None:

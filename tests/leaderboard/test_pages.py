@@ -191,6 +191,17 @@ def test_a_defense_page_shows_identity_claim_signs_curves_and_images(
     assert len(charts(app)) == 2
 
 
+def test_only_a_detector_has_a_curve_and_a_table_of_what_it_rejects(
+    world: str, visit: Visit
+) -> None:
+    app = visit(world, "defense", name="detector")
+    said = html(app)
+    assert "declares 5 % of clean images" in said and "Fooled and accepted" in said
+    assert len(charts(app)) == 3
+    plain = html(visit(world, "defense", name="trades"))
+    assert "Fooled and accepted" not in plain and "<dd>nothing</dd>" in plain
+
+
 def test_a_defense_that_was_not_played_here_says_so_and_keeps_its_identity(
     world: str, visit: Visit, tmp_path: Path
 ) -> None:

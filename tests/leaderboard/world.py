@@ -65,6 +65,7 @@ DEFENSES: Mapping[str, tuple[Strength, dict[str, Any]]] = {
     "lipschitz-margin": (Strength(0.88, 1.2), {}),
     HOSTILE: (Strength(0.9, 0.8), {}),
     "half-played": (Strength(0.96, 1.0), {}),
+    "detector": (Strength(0.96, 0.7), {"rejects": 0.05}),
 }
 ATTACKS: Mapping[str, tuple[float, dict[str, Any]]] = {
     "fgsm": (0.55, {"needs": "gradients", "steps": 1}),
@@ -193,7 +194,21 @@ def _cell(threat: Card | None, defense: str, attack: str) -> Cell:
     )
 
 
+def _scored(found: Outcomes, *, clean: bool) -> Outcomes:
+    """The same with rejection scores: attacked images higher by one, what broke was accepted."""
+    score = np.random.default_rng(found.item.size + clean).normal(-1.7 + (not clean), 1, N)
+    broken = found.verdict == Verdict.BROKEN
+    if clean:
+        broken |= score > 0
+    else:
+        score = np.where(broken, -np.abs(score), score)
+    verdict = np.where(broken, Verdict.BROKEN, Verdict.HELD).astype(np.uint8)
+    return found._replace(verdict=verdict, rejection=score.astype(np.float32))
+
+
 def _play(store: Store, cell: Cell, found: Outcomes, images: tuple[KeptImage, ...] = ()) -> None:
+    if "rejects" in DEFENSES[cell.defense][1]:
+        found = _scored(found, clean=cell.attack == CLEAN)
     lease = store.lease(cell.key, "worker-1@tests:1")
     assert lease is not None
     store.record(lease, Chunk(found, seconds=2.5, images=images))
