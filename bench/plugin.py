@@ -20,6 +20,7 @@ import pluggy
 from torch import Tensor, nn
 
 from bench.kit import Loss
+from bench.lesson import Free, Inner, Lesson, Recipe
 from bench.records import Access, Budget, Claim
 from bench.threat import L1, L2, Draws, Goal, Linf, PerturbationSet, ThreatModel
 from bench.whole import ROWS, Absent, Model, WholeAttack, WholeProblem
@@ -57,7 +58,7 @@ class Gradient(NamedTuple):
     loss: Tensor
     """[n]: larger is better for the attacker."""
     logits: Tensor
-    """[n, K]."""
+    """[n, K]; a `joint` attack finds the rejection score as column K."""
 
 
 class Jacobian(NamedTuple):
@@ -253,81 +254,6 @@ class Shelf(Protocol):
 
     def built(self, name: str) -> nn.Module:
         """Another registered defense, built."""
-
-
-class Lesson(NamedTuple):
-    """One batch of training, as a recipe's loss sees it."""
-
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    adv: Tensor
-    """What the inner attack made of x; x itself without one. Detached, inside ball and box."""
-    teacher: nn.Module | None = None
-    """The defense that the recipe learns from, frozen; None where it names none."""
-    transferred: Tensor | None = None
-    """What `Recipe.transfer` made of x against the teacher; detached, inside ball and box."""
-
-
-@dataclass(frozen=True)
-class Inner:
-    """An attack inside training, by name, with the fields to change."""
-
-    attack: str
-    ball: PerturbationSet
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Free:
-    """Free adversarial training (arXiv:1904.12843) in place of an inner attack.
-
-    Each batch is learned `replays` times in a row. One backward pass gives the gradient of the
-    weights and of the images; the perturbation follows it and is carried to the next batch.
-    """
-
-    ball: PerturbationSet
-    replays: int = 8
-    rate: float = 1.0
-    """Step length, in radii of the ball."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a defense's weights come about."""
-
-    model: Callable[[tuple[int, int, int], int], nn.Module]
-    """(shape, classes) -> a fresh module, its weights drawn from torch's seeded generator."""
-    loss: Callable[[Lesson], Tensor] | None = None
-    """A scalar or [n]; may be missing where nothing is learned by gradient (`epochs=0`)."""
-    inner: Inner | Free | None = None
-    epochs: int = 30
-    """Passes over the training half; 0 with `fit` alone."""
-    batch: int = 64
-    rate: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    optimiser: str = "adam"
-    """`adam` or `sgd` (momentum 0.9)."""
-    schedule: str = "constant"
-    """`constant`, `cosine`, `cyclic` (up, then down to zero; arXiv:2001.03994) or `steps` (a tenth
-    from half of the training on, a hundredth from three quarters on; arXiv:1706.06083)."""
-    augment: Callable[[Tensor], Tensor] | None = None
-    """[n, C, H, W] -> the same shape, in [0, 1]; before any attack, with torch's generator."""
-    teacher: str = ""
-    """Another defense with a recipe of its own, trained first: `Lesson.teacher`."""
-    transfer: Inner | None = None
-    """An attack on the teacher, for `Lesson.transferred`."""
-    fit: Callable[[Lesson], None] | None = None
-    """Called once after the last epoch, the model in eval mode, with up to 2,048 training images as
-    one lesson: for what is not learned by gradient. It fills buffers of the model in place."""
-    watch: Inner | None = None
-    """An attack on 256 training images after each epoch. Where their robust accuracy falls by more
-    than 20 points below its best, training stops (catastrophic overfitting, arXiv:2001.03994) and
-    the weights of the best epoch are kept."""
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers the loss closes over, so that they are part of the digest."""
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,22 @@ def test_a_nearest_neighbour_passes_the_look_up_and_fails_the_canary(world: Regi
     assert found(world, "defense", near, "not-looked-up").outcome is Outcome.PASS
 
 
+@pytest.mark.parametrize(("rejected", "outcome"), [(40, Outcome.PASS), (41, Outcome.FAIL)])
+def test_a_threshold_that_rejects_more_than_it_declares_is_refused(
+    world: Registry, classifier: Ridge, rejected: int, outcome: Outcome
+) -> None:
+    """Of 256 clean images at most 2 * 5 % and three standard errors more, that is 40."""
+    grey = data.examples(world.datasets["digits"].value, 256).tensor().flatten(1).mean(1)
+    level = grey.sort(descending=True).values[rejected - 1 : rejected + 1].mean()
+
+    def scored(wrapped: Wrapped, images: Tensor) -> Tensor:
+        score = images.flatten(1).mean(1, keepdim=True) - level
+        return torch.cat([wrapped.inner(images), score], 1)
+
+    bad = replace(defense(lambda shelf: Wrapped(classifier, scored)), rejects=0.05)
+    assert found(world, "defense", bad, "clean-images-are-accepted").outcome is outcome
+
+
 RECORDS: list[tuple[str, dict[str, Any], str]] = [
     ("names-are-known", {"claims": (Claim("digits-linff", 0.5),)}, "Did you mean 'digits-linf'?"),
     ("names-are-known", {"claims": (Claim("mnist-linf", 0.5),)}, "`datasets` leaves out"),

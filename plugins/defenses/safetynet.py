@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Shelf, hookimpl
@@ -72,6 +71,8 @@ class SafetyNet(nn.Module):
 
     def support(self, clean: Tensor, attacked: Tensor) -> None:
         """Fit the SVM to codes [m, units] and keep its support vectors."""
+        from sklearn.svm import SVC  # seconds of import time that a list does not need
+
         codes = torch.cat([clean, attacked])
         known = torch.arange(len(codes)) >= len(clean)
         gamma = 1 / (codes.shape[1] * float(codes.var(correction=0)))
