@@ -37,10 +37,12 @@ def _rejects(share: float | None) -> str:
     return "nothing" if share is None else f"declares {100 * share:g} % of clean images"
 
 
-def detector(row: Row, squares: Iterable[Square]) -> Html:
+def detector(row: Row, squares: Sequence[Square], attacks: Mapping[str, Card]) -> Html:
     """What a detector does to clean images and to what each attack brought; nothing without one."""
     if row.rejects is None:
         return markup.NOTHING
+    faced = {square.attack for square in squares if square.detection}
+    both = any(card.detail.get("joint") for name, card in attacks.items() if name in faced)
     columns = (
         Column("Images", kind="name"),
         Column("AUC ↑", "chance that an attacked image scores above a clean one", "right"),
@@ -59,7 +61,8 @@ def detector(row: Row, squares: Iterable[Square]) -> Html:
             name = markup.tag("b", markup.text(square.attack))
             auc = markup.text(f"{found.auc:.3f}")
             lines.append((name, auc, *(markup.bar(count) for count in counts)))
-    return markup.table(columns, lines)
+    table = markup.table(columns, lines)
+    return table if both else Html(markup.notice(words.NOT_BOTH) + table)
 
 
 def claims(card: Card, rows: Mapping[str, Row]) -> Html:

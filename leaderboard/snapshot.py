@@ -131,6 +131,7 @@ def _defense(
     whole = {label: row for label, row in mine.items() if boards[label].mode == "full"}
     spared = {label: row for label, row in mine.items() if label not in whole}
     named = {boards[label].name: row for label, row in reversed((whole or spared).items())}
+    attacks = {each.name: each for each in store.cards("attack")}
     parts = [
         markup.heading(name, markup.text(card.summary)),
         _part("Identity", dossier.identity(card)),
@@ -144,7 +145,7 @@ def _defense(
         entry = boarding.entry(store, boards[label], name)
         parts.append(_part(f"Signs under {label}", panels.flags(row.flags)))
         if row.rejects is not None:
-            told = dossier.detector(row, entry.squares)
+            told = dossier.detector(row, entry.squares, attacks)
             parts.append(_part(f"The detector under {label}", told))
         cells = [(square.attack, square) for square in entry.squares]
         parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack", boards[label])))

@@ -256,6 +256,13 @@ NO_IMAGES = Notice(
 )
 
 
+NOT_BOTH = Notice(
+    "No attack has gone for both",
+    ("Attacks that do not know of a detector say little of it. One that goes for both:",),
+    ("bench run --attack joint-pgd",),
+)
+
+
 def best(defense: str, robust: Count) -> str:
     """The one-sentence finding of the forest plot."""
     return f"{plain(defense)} leads with {figure(robust)} ({interval(robust)})."

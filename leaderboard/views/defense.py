@@ -70,7 +70,7 @@ if entry.rocs:
         drawn = plots.rocs(entry.rocs)
         st.altair_chart(figures.described(figures.rocs(drawn), words.DETECTOR))
     with right:
-        st.html(dossier.detector(entry.row, entry.squares))
+        st.html(dossier.detector(entry.row, entry.squares, attacks))
 
 st.subheader("What the attack brought", anchor="images")
 if entry.images:

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from bench.board import entry, find
 from bench.store import Store
-from leaderboard import states, words
+from leaderboard import dossier, states, words
 from tests.leaderboard.conftest import APP, Visit
 from tests.leaderboard.world import DEFENSES, HOSTILE
 
@@ -197,9 +199,23 @@ def test_only_a_detector_has_a_curve_and_a_table_of_what_it_rejects(
     app = visit(world, "defense", name="detector")
     said = html(app)
     assert "declares 5 % of clean images" in said and "Fooled and accepted" in said
+    assert "No attack has gone for both" in said
     assert len(charts(app)) == 3
     plain = html(visit(world, "defense", name="trades"))
     assert "Fooled and accepted" not in plain and "<dd>nothing</dd>" in plain
+
+
+def test_a_detector_that_was_attacked_along_with_its_classifier_has_no_notice(
+    world: str,
+) -> None:
+    with Store.open(world, read_only=True) as store:
+        found = entry(store, find(store, "digits-linf"), "detector")
+        attacks = {card.name: card for card in store.cards("attack")}
+    pgd = attacks["pgd"]
+    both = {**attacks, "pgd": replace(pgd, detail={**pgd.detail, "joint": True})}
+    said = [dossier.detector(found.row, found.squares, known) for known in (attacks, both)]
+    assert ["gone for both" in each for each in said] == [True, False]
+    assert "Fooled and accepted" in said[1]
 
 
 def test_a_defense_that_was_not_played_here_says_so_and_keeps_its_identity(
