@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from bench.arena import Setting
 from bench.board import entry, find, matrix, ranking, report
+from bench.board.render import render
 from bench.matrix import Selection
 from bench.records import CLEAN, Card
 from bench.registry import Registry
@@ -28,6 +31,7 @@ SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
 
 @given(SCORES, SCORES)
+@settings(deadline=None)
 def test_the_area_is_the_chance_that_an_attacked_image_scores_higher(
     clean: list[int], attacked: list[int]
 ) -> None:
@@ -106,6 +110,17 @@ def test_an_entry_brings_its_curves_and_the_place_of_its_threshold(world: World)
     assert any(
         np.allclose(found.at, pair) for pair in zip(found.clean, found.attacked, strict=True)
     )
+
+
+def test_the_terminal_shows_what_was_rejected_and_what_got_past(world: World) -> None:
+    attacked(world)
+    world.defense("plain")
+    world.clean("plain", ~some(N, 0))
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(render(report(world.store)))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = (line.split() for line in text.splitlines() if line.split()[:2] == ["d", "pgd"])
+    assert line == ["d", "pgd", "0.744", "2/20", "8/18", "14/18", "6/18"]
 
 
 def test_a_defense_without_a_detector_has_no_such_figures(world: World) -> None:

@@ -18,10 +18,11 @@ MODES = {"full": "mode full", "rank": "mode rank: later attacks meet only the su
 
 
 def render(report: Json) -> Group:
-    """What `report` gave, as tables: the ranking, the matrix, and the raised flags."""
+    """What `report` gave, as tables: ranking, matrix, detectors and raised flags."""
     flags = [(row["defense"], flag) for row in report["ranking"] for flag in row["flags"]]
     raised = [(defense, flag) for defense, flag in flags if flag["state"] == "raised"]
     shown: list[RenderableType] = [_heading(report), ranking(report), matrix(report)]
+    shown += [detectors(report)] if any(square["detection"] for square in report["matrix"]) else []
     shown += [evidence(raised)] if raised else []
     return Group(*shown, *_notes(report["ranking"]))
 
@@ -82,6 +83,20 @@ def matrix(report: Json) -> Table:
     for row in report["ranking"]:
         name = row["defense"]
         table.add_row(escape(name), *(escape(_square(squares[name, a])) for a in attacks))
+    return table
+
+
+def detectors(report: Json) -> Table:
+    """What each detector rejects of clean images and of what each attack brought."""
+    clean = {row["defense"]: row["rejects"]["clean"] for row in report["ranking"] if row["rejects"]}
+    table = _table("Detectors: images rejected, and what got past")
+    for name in ("Defense", "Attack", "AUC", "Clean", "Attacked", "Fooled", "Fooled, accepted"):
+        table.add_column(name, justify="left" if name in ("Defense", "Attack") else "right")
+    for square in report["matrix"]:
+        if found := square["detection"]:
+            name, counts = square["defense"], (found["rejected"], found["fooled"], found["passed"])
+            told = (fraction(clean[name]), *map(fraction, counts))
+            table.add_row(*map(escape, (name, square["attack"], f"{found['auc']:.3f}", *told)))
     return table
 
 
