@@ -194,7 +194,8 @@ class Outcomes(NamedTuple):
     distance: npt.NDArray[np.float64]
     """From the clean image, in the norm of the perturbation set."""
     label: npt.NDArray[np.int16]
-    """What the referee's fresh defense answered; -1 where it gave no finite answer."""
+    """What the referee's fresh defense answered, rejected or not; -1 where it gave no finite
+    answer."""
     confidence: npt.NDArray[np.float32]
     """Softmax of that answer."""
     forwards: npt.NDArray[np.int32]

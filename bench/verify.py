@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     logits: Tensor
     """Of the first draw for the margin of a deterministic defense; the mean over draws else."""
     label: Tensor
-    """-1 where the answer is not finite."""
+    """The class named, also where the image is rejected; -1 where the answer is not finite."""
     confidence: Tensor
     votes: Tensor
     """[draws, n] labels; REJECTED where a draw refuses the image."""
@@ -83,8 +83,7 @@ class Court:
         score = torch.full_like(answers[..., 0], -torch.inf)
         if self.target.rejects:
             answers, score = answers[..., :-1], answers[..., -1]
-        class_ = torch.where(votes == NO_ANSWER, votes, answers.argmax(2))
-        label = class_.mode(0).values
+        label = torch.where(votes == NO_ANSWER, votes, answers.argmax(2)).mode(0).values
         shares = answers.double().softmax(2).mean(0)
         confidence = shares.gather(1, label.clamp_min(0)[:, None])[:, 0]
         confidence = torch.where(label >= 0, confidence, 0).nan_to_num(0.0)

@@ -24,7 +24,7 @@ from bench.plugin import Access, Defense, Problem, WholeProblem
 from bench.proof import refusal
 from bench.records import NO_ANSWER, REJECTED, Outcomes, Verdict
 from bench.registry import Offer, Registry
-from bench.target import Target, Unguarded, misfit, named, reaches
+from bench.target import Noise, Target, Unguarded, misfit, named, reaches
 from bench.threat import Goal, Linf, ThreatModel
 from bench.verify import Court, Referee, clean_outcomes, mistaken, wrong
 from plugins.attacks.fast_gradient import FastGradient
@@ -271,6 +271,18 @@ def test_the_referee_breaks_only_what_is_wrong_and_accepted() -> None:
     assert found.label.tolist() == [0, 1, 1, NO_ANSWER, NO_ANSWER]
     expected = np.array([-0.1, -0.02, 0.01, -np.inf, -np.inf], np.float32)
     assert np.allclose(found.rejection, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("score", "upheld"), [(never, True), (always, False)])
+def test_fresh_draws_and_a_second_look_ask_the_detector_too(score: Any, upheld: bool) -> None:
+    """Both ways in which a claim is asked about again before its row is retired."""
+    x, y = grey(8)
+    images = x + 0.1
+    fresh = Noise(0, "confirm", torch.device("cpu"))
+    for how in ({"fresh": fresh}, {"recheck": True}):
+        court = Court(Ramp(score), rejects=True)
+        judge = Referee(court, BALL, UNTARGETED, x, y, torch.full_like(y, -1), **how)
+        assert judge.confirm(torch.arange(8), images).tolist() == [upheld] * 8
 
 
 def test_without_a_detector_no_image_has_a_score() -> None:
