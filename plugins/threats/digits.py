@@ -17,7 +17,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         "digits-linf",
         "digits",
         Linf(EPS),
-        required=("random", "fgsm", "bim", "pgd", "pgd-margin", "transfer"),
+        required=("random", "fgsm", "bim", "pgd", "pgd-margin", "transfer", "joint-pgd"),
         order=1,
         summary="Every pixel may change by 51/255; the attacker knows everything.",
     )
