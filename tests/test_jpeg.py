@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bench.kit import straight_through
 from bench.plugin import Lesson
 from plugins.defenses._filtered import Filtered
-from plugins.defenses.jpeg import compressed
+from plugins.defenses.jpeg import BLOCK, compressed
 from plugins.defenses.shield import (
-    BLOCK,
     QUALITIES,
     Mean,
     Vote,
@@ -41,6 +44,19 @@ def test_jpeg_gives_256_shades_of_the_same_shape(shape: tuple[int, ...], quality
     assert y.shape == x.shape and y.dtype == x.dtype
     assert torch.equal((y * 255).round() / 255, y)
     assert y.min() >= 0 and y.max() <= 1
+
+
+@pytest.mark.row("F01")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_image_on_a_sheet_is_that_image_in_a_file_of_its_own(shape: tuple[int, ...]) -> None:
+    x = images(5, *shape)
+    together = compressed(x, 40)
+    for image, found in zip(x, together, strict=True):
+        shades = (image * 255).round().byte().movedim(0, 2).squeeze(2).numpy()
+        file = BytesIO()
+        Image.fromarray(shades).save(file, "JPEG", quality=40, subsampling=0)
+        expected = torch.from_numpy(np.array(Image.open(file))).float() / 255
+        assert torch.equal(found.movedim(0, 2).squeeze(2), expected)
 
 
 @pytest.mark.row("F01")

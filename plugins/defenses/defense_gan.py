@@ -163,6 +163,7 @@ def bench_defenses() -> Iterator[Defense]:
         build=build,
         stand_in=stand_in,
         randomness=Randomness(draws=4),
+        forwards=1 + RESTARTS * (STEPS + 1),
         quick=False,
         detail={"rows": ("F07",)},
     )

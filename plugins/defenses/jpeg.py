@@ -7,8 +7,8 @@ from functools import partial
 from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,22 +17,32 @@ from bench.plugin import Defense, hookimpl
 from plugins.defenses._filtered import undefended_behind
 
 QUALITY = 75
+BLOCK = 8  # pixels: the side of the square that JPEG transforms at once
+TALLEST = 65500  # rows of a JPEG file
 
 
 def compressed(images: Tensor, quality: int) -> Tensor:
-    """Each image of [n, 1 or 3, H, W] in [0, 1] through the codec and back, in 256 shades."""
-    shades = images.detach().mul(255).round().to("cpu", torch.uint8)
-    decoded = [decoded_again(image, quality) for image in shades.movedim(1, 3).numpy()]
-    return torch.from_numpy(np.stack(decoded)).movedim(3, 1).to(images).div(255)
+    """Each image of [n, 1 or 3, H, W] in [0, 1] through the codec and back, in 256 shades.
+
+    Colours are not subsampled, so that each 8 x 8 block is coded by itself: many images, their
+    edges repeated up to whole blocks, go through as one tall sheet with the bits of each alone.
+    """
+    height, width = images.shape[2:]
+    blocks = F.pad(images.detach(), (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
+    shades = blocks.mul(255).round().to("cpu", torch.uint8)
+    sheets = [reread(part, quality) for part in shades.split(TALLEST // shades.shape[2])]
+    return torch.cat(sheets)[:, :, :height, :width].to(images).div(255)
 
 
-def decoded_again(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
-    """One image [H, W, 1 or 3] written as a JPEG file and read back."""
+def reread(shades: Tensor, quality: int) -> Tensor:
+    """uint8 [n, C, H, W], one below the other, written as a JPEG file and read back."""
+    n, channels, height, width = shades.shape
+    sheet = shades.movedim(1, 3).reshape(n * height, width, channels).numpy()
     file = BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
-        file, "JPEG", quality=quality
-    )
-    return np.asarray(Image.open(file)).reshape(image.shape)
+    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
+    read = torch.from_numpy(np.array(Image.open(file)))
+    return read.view(n, height, width, channels).movedim(3, 1)
 
 
 @hookimpl

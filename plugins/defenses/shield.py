@@ -16,10 +16,9 @@ from bench.kit import cross_entropy, straight_through
 from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Change, Filtered
-from plugins.defenses.jpeg import compressed
+from plugins.defenses.jpeg import BLOCK, compressed
 
 QUALITIES = (20, 40, 60, 80)
-BLOCK = 8  # pixels: the side of the square that JPEG transforms at once
 
 
 def blockwise(images: Tensor, qualities: tuple[int, ...] = QUALITIES) -> Tensor:

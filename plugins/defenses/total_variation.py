@@ -98,7 +98,7 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1711.00117",
         summary=f"The smoothest image through a random {KEPT:.0%} of the pixels.",
         build=undefended_behind(change),
-        randomness=Randomness(draws=10),
+        randomness=Randomness(draws=4),
         quick=False,
         detail={"rows": ("F05",)},
     )
