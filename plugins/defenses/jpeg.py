@@ -30,7 +30,7 @@ def compressed(images: Tensor, quality: int) -> Tensor:
     height, width = images.shape[2:]
     blocks = F.pad(images.detach(), (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
     shades = blocks.mul(255).round().to("cpu", torch.uint8)
-    sheets = [reread(part, quality) for part in shades.split(TALLEST // shades.shape[2])]
+    sheets = [reread(part, quality) for part in torch.split(shades, TALLEST // shades.shape[2])]
     return torch.cat(sheets)[:, :, :height, :width].to(images).div(255)
 
 
