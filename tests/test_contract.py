@@ -30,15 +30,18 @@ def test_no_plugin_is_refused() -> None:
     assert world().problems == []
 
 
-def large(kind: str, name: str) -> bool:
-    """Data sets of 60000 images are read and hashed twice."""
+def long(kind: str, name: str) -> bool:
+    """Data sets of 60000 images are read and hashed twice; defenses beside the quick set are
+    trained first."""
+    if kind == "defense":
+        return not world().defenses[name].value.quick
     return kind == "dataset" and name != "digits"
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        pytest.param(*o, id="-".join(o), marks=[pytest.mark.slow] if large(*o) else [])
+        pytest.param(*o, id="-".join(o), marks=[pytest.mark.slow] if long(*o) else [])
         for o in offered()
     ],
 )
