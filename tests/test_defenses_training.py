@@ -91,6 +91,16 @@ def test_training_against_pgd_gains_forty_points_under_pgd(bed: Bed, name: str) 
     assert 0.5 < robust < 0.75
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("fast-training", marks=pytest.mark.row("D17", "RP05")),
+     pytest.param("free-training", marks=pytest.mark.row("D16", "RP05"))],
+)  # fmt: skip
+def test_cheaper_training_reaches_what_training_against_pgd_reaches(bed: Bed, name: str) -> None:
+    assert bed.clean(name) > 0.9
+    assert bed.robust(name, "apgd-ce") > bed.robust("pgd-training", "apgd-ce") - 0.1
+
+
 @pytest.mark.row("D05", "D07")
 @pytest.mark.parametrize("name", ["fgsm-training", "fgsm-mixture"])
 def test_training_against_fgsm_helps_against_fgsm_more_than_against_pgd(

@@ -111,30 +111,29 @@ def one_step(rate: float) -> Inner:
     return Inner("pgd", BALL, {"steps": 1, "rate": rate})
 
 
+MIXED = partial(fgsm_training.mixed, alpha=0.5)
 EMBEDDED = partial(cascade.embedded, alpha=0.5, pivot=1e-4)
-STRONG: dict[str, tuple[tuple[str, ...], Recipe]] = {
-    "fgsm": (("D07",), recipe(fgsm_training.replaced, inner=fgsm())),
-    "mixture": (("D05",), recipe(partial(fgsm_training.mixed, alpha=0.5), inner=fgsm())),
-    "fast": (("D17",), recipe(worst_case, inner=one_step(1.25))),
-    "pgd-7": (("D08",), AGAINST_PGD),
-    "trades": (("D13",), recipe(
+STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
+    "fgsm": (pytest.mark.row("D07"), recipe(fgsm_training.replaced, inner=fgsm())),
+    "mixture": (pytest.mark.row("D05"), recipe(MIXED, inner=fgsm())),
+    "fast": (pytest.mark.row("D17"), recipe(worst_case, inner=one_step(1.25))),
+    "pgd-7": (pytest.mark.row("D08"), AGAINST_PGD),
+    "trades": (pytest.mark.row("D13"), recipe(
         partial(trades.trades, beta=3.0), inner=Inner("pgd-kl", BALL, {"steps": 7, "rate": 2.5 / 7})
     )),
-    "alp": (("D11",), paired(pairing.adversarial, 0.5, "logits")),
-    "clp": (("D12",), paired(pairing.clean, 5.0, "probabilities")),
-    "mart": (("D15",), recipe(partial(mart.mart, strength=5.0), inner=pgd(10))),
-    "mma": (("D14",), recipe(
+    "alp": (pytest.mark.row("D11"), paired(pairing.adversarial, 0.5, "logits")),
+    "clp": (pytest.mark.row("D12"), paired(pairing.clean, 5.0, "probabilities")),
+    "mart": (pytest.mark.row("D15"), recipe(partial(mart.mart, strength=5.0), inner=pgd(10))),
+    "mma": (pytest.mark.row("D14"), recipe(
         partial(mma.max_margin, weight=0.0),
         inner=Inner("an-pgd", Linf(3 * EPS), {"climb": 10, "rate": 0.25, "search": 10}),
     )),
-    "cascade-first": (("D19",), recipe(EMBEDDED, inner=fgsm())),
+    "cascade-first": (pytest.mark.row("D19"), recipe(EMBEDDED, inner=fgsm())),
 }  # fmt: skip
 """Every one stands some 60 points above standard training."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.row(*rows)) for n, (rows, _) in STRONG.items()]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=row) for n, (row, _) in STRONG.items()])
 def test_adversarial_training_keeps_its_clean_accuracy_and_holds(bed: Bed, name: str) -> None:
     model = bed.taught(name, STRONG[name][1])
     standard = bed.taught("standard", recipe(on_clean))
@@ -157,20 +156,18 @@ def named(name: str) -> tuple[str, Recipe]:
     return name, STRONG[name][1]
 
 
-WEAK: dict[str, tuple[tuple[str, ...], Recipe]] = {
-    "fgsm-batch": (("D06",), recipe(
+WEAK: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
+    "fgsm-batch": (pytest.mark.row("D06"), recipe(
         partial(kurakin.weighted, weight=0.3, share=0.5, eps=BALL.radius), inner=fgsm()
     )),
-    "clp-strangers": (("D12",), recipe(
+    "clp-strangers": (pytest.mark.row("D12"), recipe(
         partial(pairing.strangers, strength=0.5), augment=partial(pairing.noisy, sigma=0.25)
     )),
 }  # fmt: skip
 """Few, short steps or none at all: some 20 to 40 points above standard training."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.row(*rows)) for n, (rows, _) in WEAK.items()]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=row) for n, (row, _) in WEAK.items()])
 def test_what_hardly_attacks_in_training_holds_half_way(bed: Bed, name: str) -> None:
     model = bed.taught(name, WEAK[name][1])
     standard = bed.taught("standard", recipe(on_clean))
