@@ -136,6 +136,8 @@ class Attack(Protocol):
     r + 1 only if run r left it unbroken), `retires` (a `Retire`), `done(state) -> [n] bool`,
     `minimises` (True when smaller perturbations are the aim), `norms` (names of the sets it can
     work in), `goals` (goals it can serve), `source` (`"twin"`: asks the undefended twin instead),
+    `stays(before, after) -> [n] bool` (the step between these states has changed nothing: a search
+    that asks one question a step may then be asked for several steps of a row at once),
     `joint` (True where it goes for classifier and detector at once: it meets rejecting defenses
     only, and its losses and answers have the rejection score as column K).
     """

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.engine.ahead import Ahead
 from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, Nearest, Settled
 from bench.engine.looks import Looks
+from bench.engine.sizes import fitting
 from bench.engine.slots import Slots
 from bench.plugin import Retire, Traits
-from bench.problem import UNIT, Rows, combine, iterate, pad, padded, runs_of
+from bench.problem import Rows, combine, iterate, pad, padded, runs_of
 from bench.threat import per_row
 
 STRIDE = 4  # steps between settlements: hits are recorded at the query, so none is lost
 CROWD = 16  # so many rows, and one slot in so many, have won since: the settlement does not wait
-SPARE = 0.75  # of the slots: when the tail needs no more, the others are given up
-FEW = (8, 16)  # batches under the unit, where the defense gives the same bits in them
+SPARE = 0.9  # of the slots: when the tail needs no more, the others are given up
 CHUNK = 64  # finished items handed on at once
 SECONDS = 5.0  # or whatever is finished after so long
 
@@ -37,6 +38,7 @@ class Table:
         # Where the runs of an item are rows of their own, each row has the one.
         self.runs = runs_of(game.attack, game.clean.shape[1]) if game.run is None else 1
         self.looks = Looks(game, confirm)
+        self.ahead = Ahead(game)
         lost = set(game.lost.nonzero()[:, 0].tolist())
         self.queue = [item for item in items if item not in lost][::-1]
         # The goal is reached on the clean image: broken at no cost.
@@ -48,8 +50,6 @@ class Table:
         # Only the CPU answers the host for nothing; elsewhere a step runs without a look back.
         self.near = game.x.device.type == "cpu"
         self.claims = 0
-        self.steady: dict[int, bool] = {}
-        """Whether so few rows get the bits that they get in a whole unit."""
         if self.queue:
             self._lay()
 
@@ -119,6 +119,7 @@ class Table:
         if not slots:
             return
         rows, where = self.rows, self._indices(slots)
+        self.ahead.forget()
         self.t[slots] = 0
         rows.t[where] = 0
         rows.run[where] = self._on_device(self.run)[where]
@@ -137,35 +138,38 @@ class Table:
         """Give up slots that nobody will take: the tail plays in ever smaller batches."""
         if self.queue or self.grouped:
             return
-        size = self._size(int((self.item >= 0).sum()))
+        playing = int((self.item >= 0).sum())
+        size = fitting(self.game.door, iterate(self.state), playing, self._left())
         if size > SPARE * len(self.item):
             return
         kept = np.sort(np.argsort(self.item < 0, kind="stable")[:size])
         self.item, self.run, self.t = self.item[kept], self.run[kept], self.t[kept]
         where = self._on_device(kept)
         self.rows.keep(where)
+        self.ahead.forget()
         self.slots = self.slots.kept(where)
         self.state = combine(lambda field: field[where], self.state)
 
-    def _size(self, rows: int) -> int:
-        """The smallest batch in which so many rows get the same bits."""
-        # Only a tail that has outlasted a whole unit is worth the question.
-        known = FEW if len(self.item) <= UNIT else ()
-        return next((few for few in known if rows <= few and self._alike(few)), padded(rows))
-
-    def _alike(self, few: int) -> bool:
-        if few not in self.steady:
-            adv = iterate(self.state)[:few]
-            self.steady[few] = self.game.door.steady(adv, pad(adv, padded(few)))
-        return self.steady[few]
+    def _left(self) -> int:
+        """Steps that some row may still make."""
+        there = self.item >= 0
+        runs = (self.runs - 1 - self.run[there]).max(initial=0)
+        return int(runs * self.attack.steps + (self.attack.steps - self.t[there]).max(initial=0))
 
     def _advance(self) -> None:
         """Play until a settlement is due: every few steps, or when many slots have won."""
         self.claims = 0
+        places = self.ahead.places(int((self.item >= 0).sum()), len(self.item))
+        if places:
+            self._leap(places)
+            return
+        before = self.state
         for _ in range(self._stride()):
+            before = self.state
             self._step()
             if self.claims >= max(CROWD, len(self.item) // CROWD):
                 return
+        self.ahead.learn(before, self.state, self.slots.playing)
 
     def _stride(self) -> int:
         """Steps until the next settlement: no row may pass its last step."""
@@ -182,6 +186,26 @@ class Table:
                 self.slots.converge(converged, iterate(self.state), self.rows.t)
                 self.rows.active = self.rows.active & ~converged
                 self._count(converged)
+
+    def _leap(self, places: int) -> None:
+        """Several steps of each row at once, where most steps change nothing."""
+        rows, slots = self.rows, self.slots
+        where = (slots.playing & ~slots.found).nonzero()[:, 0]
+        leap = self.ahead.leap(rows, self.state, where, places)
+        rows.ledger.forwards.index_add_(0, where, leap.made)
+        if rows.watch is not None and (not self.near or leap.won.any()):
+            rows.t = rows.t.index_add(0, where, leap.made - 1)
+            rows.watch(
+                rows.x.index_copy(0, where, leap.adv),
+                leap.logits.new_zeros(len(rows.x), leap.logits.shape[1]).index_copy(
+                    0, where, leap.logits
+                ),
+                slots.playing & ~slots.found,
+            )
+            rows.t = rows.t.index_add(0, where, 1 - leap.made)
+        rows.t = rows.t.index_add(0, where, leap.made)
+        self.t[where.cpu().numpy()] += leap.made.cpu().numpy()
+        self.state = combine(lambda old, new: old.index_copy(0, where, new), self.state, leap.state)
 
     def _watch(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""

@@ -78,6 +78,10 @@ class Square:
         adv = torch.where(better, question, state.adv)
         return state._replace(adv=adv, gain=torch.maximum(gain, state.gain))
 
+    def stays(self, before: State, after: State) -> Tensor:
+        """[n] bool: the question did not gain."""
+        return after.gain == before.gain
+
     def repainted(self, problem: Problem, state: State) -> Tensor:
         """[n, C, H, W]: the best image with one square at an extreme of the ball.
 

@@ -98,6 +98,10 @@ class Bumps:
         adv = torch.where(per_image(gain > state.gain), question, state.adv)
         return State(adv, torch.maximum(gain, state.gain))
 
+    def stays(self, before: State, after: State) -> Tensor:
+        """[n] bool: the question did not gain."""
+        return after.gain == before.gain
+
     def moved(self, problem: Problem, change: Tensor) -> Tensor:
         """[n, C, H, W]: the change with one window emptied and one filled, as yet unprojected."""
         windows = self.windows(problem)

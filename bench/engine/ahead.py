@@ -1,0 +1,147 @@
+"""Questions asked ahead: what changes nothing makes a row's next question known.
+
+A random search keeps its image until a proposal is better, and its draws are keyed by the step. So
+every question of a row up to the next that is accepted is known at once. They are asked in one
+batch; the row goes on behind the first that changed it or reached the goal, and pays for as many
+as it would have asked one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.engine.game import Game
+from bench.plugin import Retire, State, Traits
+from bench.problem import UNIT, Rows, combine
+from bench.records import Budget, PluginError
+
+GAIN = 1.25  # questions for each row: for fewer a plain step costs less
+MEMORY = 0.9  # of the share of steps that changed a row, from look to look
+Stays = Callable[[State, State], Tensor]
+"""(state before a step, state after it) -> [n] bool: the step has changed nothing."""
+
+
+class Leap(NamedTuple):
+    """Where one wide batch has brought its rows."""
+
+    made: Tensor
+    """[m] int64: how many of its questions each row has made."""
+    won: Tensor
+    """[m] bool: the last of them reached the goal."""
+    adv: Tensor
+    """[m, C, H, W]: that question."""
+    logits: Tensor
+    """[m, K]: and its answer."""
+    state: State
+    """Of the rows behind it."""
+
+
+class Wide(NamedTuple):
+    """A batch in which rows stand several times, once for each question: [p] places."""
+
+    rows: Rows
+    where: Tensor
+    """[m]: the slots that it repeats, one after another, again and again."""
+    who: Tensor
+    """[p]: which slot each place repeats."""
+    row: Tensor
+    """[p]: and which of the m."""
+    ahead: Tensor
+    """[p]: how many questions after the next."""
+    last: Tensor
+    """[m]: of the last place of each."""
+    offers: list[tuple[Tensor, Tensor]]
+    """What was asked, and the answers."""
+
+    @classmethod
+    def of(cls, rows: Rows, where: Tensor, places: int) -> Wide:
+        """`where` [m] in `places`."""
+        place = torch.arange(places, device=where.device)
+        row, ahead = place % len(where), place // len(where)
+        wide, offers = rows.take(where[row]), list[tuple[Tensor, Tensor]]()
+        wide.door = rows.door
+        wide.watch = lambda adv, logits, _: offers.append((adv, logits))
+        last = (places - 1 - place[: len(where)]) // len(where)
+        return cls(wide, where, where[row], row, ahead, last, offers)
+
+
+class Ahead:
+    """Decides how far ahead rows ask, and asks."""
+
+    def __init__(self, game: Game) -> None:
+        self.attack, self.most, self.stays = game.attack, game.slots, stays_of(game)
+        self.wide: Wide | None = None
+        self.moving = 1.0
+        """The share of late steps that have changed their row."""
+
+    def places(self, playing: int, size: int) -> int:
+        """Rows of a wide batch for so many that play in a table of `size`; 0: a step will do."""
+        if self.stays is None or not playing:
+            return 0
+        worth = int(min(self.most, playing / self.moving)) // UNIT * UNIT
+        places = max(size, worth)
+        return places if places >= GAIN * playing else 0
+
+    def learn(self, before: State, after: State, playing: Tensor) -> None:
+        """How many of the rows `playing` [n] bool a step has changed."""
+        if self.stays is not None:
+            moved = playing & ~self.stays(before, after)
+            self._heard(int(moved.sum()), int(playing.sum()))
+
+    def _heard(self, moved: int, made: int) -> None:
+        share = MEMORY * self.moving + (1 - MEMORY) * moved / max(made, 1)
+        self.moving = max(share, 1 / self.most)
+
+    def leap(self, rows: Rows, state: State, where: Tensor, places: int) -> Leap:
+        """Ask the next questions of the rows `where` [m], `places` in all."""
+        assert self.stays is not None
+        wide = self._spread(rows, where, places)
+        left = self.attack.steps - 1 - rows.t[where]
+        wide.rows.t = (rows.t[wide.who] + wide.ahead).clamp_max(self.attack.steps - 1)
+        before = combine(lambda field: field[wide.who], state)
+        wide.offers.clear()
+        after = self.attack.step(wide.rows, before)
+        adv, logits = self._only(wide.offers)
+        moved, won = ~self.stays(before, after), wide.rows.wrong(logits)
+        stop = torch.where(moved | won, wide.ahead, places)
+        last = torch.minimum(wide.last, left).scatter_reduce(0, wide.row, stop, "amin")
+        end = last * len(where) + wide.row[: len(where)]
+        self._heard(int(moved[end].sum()), int(last.sum()) + len(where))
+        kept = combine(lambda field: field[end], after)
+        return Leap(last + 1, won[end], adv[end], logits[end], kept)
+
+    def forget(self) -> None:
+        """Other rows sit in the slots."""
+        self.wide = None
+
+    def _spread(self, rows: Rows, where: Tensor, places: int) -> Wide:
+        old = self.wide
+        if old is None or len(old.row) != places or not torch.equal(old.where, where):
+            self.wide = old = Wide.of(rows, where, places)
+        return old
+
+    def _only(self, offers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if len(offers) != 1:
+            raise PluginError(
+                f"{self.attack.name} asked {len(offers)} questions in a step; "
+                "an attack that declares stays asks one."
+            )
+        return offers[0]
+
+
+def stays_of(game: Game) -> Stays | None:
+    """The attack's word on which rows a step has left alone; None where it may not be used.
+
+    A purse may run empty between two questions, a random defense must not be asked more often
+    than it was, and only a first success ends a row at once.
+    """
+    attack: Any = game.attack
+    stays: Stays | None = getattr(attack, "stays", None)
+    traits = Traits.of(attack)
+    plain = game.noise is None and game.door.draws == 1 and game.budget == Budget()
+    ends = traits.retires is Retire.FIRST_SUCCESS and not traits.minimises
+    return stays if plain and ends and game.goal.kind != "nearest" else None
