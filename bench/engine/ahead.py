@@ -18,7 +18,10 @@ from bench.engine.game import Game
 from bench.plugin import Retire, State, Traits
 from bench.problem import UNIT, Rows, combine
 from bench.records import Budget, PluginError
+from bench.target import Target
 
+FAR = 4  # batches at most in one go: an attack's own arithmetic is cheaper in large ones
+CARE = 0.25  # of the questions up to the next change: beyond one batch few are asked in vain
 GAIN = 1.25  # questions for each row: for fewer a plain step costs less
 MEMORY = 0.9  # of the share of steps that changed a row, from look to look
 Stays = Callable[[State, State], Tensor]
@@ -58,12 +61,12 @@ class Wide(NamedTuple):
     """What was asked, and the answers."""
 
     @classmethod
-    def of(cls, rows: Rows, where: Tensor, places: int) -> Wide:
+    def of(cls, rows: Rows, door: Target, where: Tensor, places: int) -> Wide:
         """`where` [m] in `places`."""
         place = torch.arange(places, device=where.device)
         row, ahead = place % len(where), place // len(where)
         wide, offers = rows.take(where[row]), list[tuple[Tensor, Tensor]]()
-        wide.door = rows.door
+        wide.door = door
         wide.watch = lambda adv, logits, _: offers.append((adv, logits))
         last = (places - 1 - place[: len(where)]) // len(where)
         return cls(wide, where, where[row], row, ahead, last, offers)
@@ -73,7 +76,8 @@ class Ahead:
     """Decides how far ahead rows ask, and asks."""
 
     def __init__(self, game: Game) -> None:
-        self.attack, self.most, self.stays = game.attack, game.slots, stays_of(game)
+        self.attack, self.slots, self.stays = game.attack, game.slots, stays_of(game)
+        self.door = game.door.sparing(game.slots)
         self.wide: Wide | None = None
         self.moving = 1.0
         """The share of late steps that have changed their row."""
@@ -82,8 +86,10 @@ class Ahead:
         """Rows of a wide batch for so many that play in a table of `size`; 0: a step will do."""
         if self.stays is None or not playing:
             return 0
-        worth = int(min(self.most, playing / self.moving)) // UNIT * UNIT
-        places = max(size, worth)
+        known = playing / self.moving
+        full = int(min(self.slots, known)) // UNIT * UNIT
+        beyond = int(min(FAR, CARE * known / self.slots)) * self.slots
+        places = max(size, full, beyond)
         return places if places >= GAIN * playing else 0
 
     def learn(self, before: State, after: State, playing: Tensor) -> None:
@@ -94,7 +100,7 @@ class Ahead:
 
     def _heard(self, moved: int, made: int) -> None:
         share = MEMORY * self.moving + (1 - MEMORY) * moved / max(made, 1)
-        self.moving = max(share, 1 / self.most)
+        self.moving = max(share, 1 / (FAR * self.slots))
 
     def leap(self, rows: Rows, state: State, where: Tensor, places: int) -> Leap:
         """Ask the next questions of the rows `where` [m], `places` in all."""
@@ -121,7 +127,7 @@ class Ahead:
     def _spread(self, rows: Rows, where: Tensor, places: int) -> Wide:
         old = self.wide
         if old is None or len(old.row) != places or not torch.equal(old.where, where):
-            self.wide = old = Wide.of(rows, where, places)
+            self.wide = old = Wide.of(rows, self.door, where, places)
         return old
 
     def _only(self, offers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
