@@ -23,6 +23,7 @@ from bench.threat import L1, L2, Goal, Linf, PerturbationSet
 from bench.verify import Court, Referee, judge, wrong
 from plugins.attacks.boundary import Boundary
 from plugins.attacks.deepfool import DeepFool
+from plugins.attacks.fab import FAB
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
 from plugins.attacks.random import Random
@@ -474,13 +475,34 @@ def test_the_firmest_answers_begin_first() -> None:
     assert not reached[torch.tensor(targeted.firmest())[: int((~reached).sum())]].any()
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=6, restarts=4), MarginPGD(steps=5)])
-def test_runs_side_by_side_come_to_what_runs_one_after_another_do(attack: Attack) -> None:
-    match = Match(attack, L2(Fraction(1, 2)), count=40)
-    alone, abreast = match.play(64), match.play(512)
+@pytest.mark.parametrize(
+    ("attack", "ball"),
+    [
+        (PGD(steps=6, restarts=4), L2(Fraction(1, 2))),
+        (MarginPGD(steps=5), L2(Fraction(1, 2))),
+        (FAB("fab-t", True, "", walk=7), L2(Fraction(3, 10))),
+    ],
+    ids=["restarts", "rivals", "the nearest of each run"],
+)
+def test_runs_side_by_side_come_to_what_runs_one_after_another_do(
+    attack: Attack, ball: PerturbationSet
+) -> None:
+    match = Match(attack, ball, count=40)
+    alone, together, abreast = (match.play(slots) for slots in (32, 64, 512))
+    same(alone, together)
     same(alone, abreast)
     assert {-1, 0} < set(alone.outcomes.run.tolist())
     assert abreast.calls < alone.calls / 2
+    assert together.calls < alone.calls
+
+
+def test_an_item_is_handed_on_when_its_verdict_is_known() -> None:
+    match = Match(PGD(steps=6, restarts=6), Linf(Fraction(1, 10)))
+    game = match.game(192)
+    parts = list(play(game, match.referee(game).confirm))
+    whole = torch.cat([part.item for part in parts])
+    assert whole.sort().values.tolist() == list(range(COUNT))
+    assert len([part for part in parts if part.forwards.any()]) > 2
 
 
 @dataclass(frozen=True)

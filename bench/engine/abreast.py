@@ -6,23 +6,27 @@ run that wins counts, whatever a later one has done in the meantime.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.engine.game import Attempts, Confirm, Game
 from bench.engine.table import Table
-from bench.plugin import Traits
 from bench.problem import runs_of
 from bench.records import Budget
 
+PIXELS = 2**26  # in all rows: so many are laid out at once
+
 
 def table(game: Game, confirm: Confirm, items: Sequence[int]) -> Iterator[Attempts]:
-    """Play these items: their runs side by side where all of them fit, else one after another."""
+    """Play these items: their runs side by side where they leave slots empty, else in turn."""
     runs = runs_of(game.attack, game.clean.shape[1])
-    if runs == 1 or not items or len(items) * runs > game.slots or not divisible(game):
+    size = len(items) * runs * game.x[:1].numel()
+    if runs == 1 or not items or len(items) >= game.slots or size > PIXELS or not divisible(game):
         yield from Table(game, confirm, items).play()
         return
     lost = set(game.lost.nonzero()[:, 0].tolist())
@@ -31,13 +35,12 @@ def table(game: Game, confirm: Confirm, items: Sequence[int]) -> Iterator[Attemp
 
 
 def divisible(game: Game) -> bool:
-    """Whether nothing is handed from one run of an item to its next: neither purse nor best."""
-    alone = game.noise is None and game.budget == Budget() and game.goal.kind != "nearest"
-    return alone and not Traits.of(game.attack).minimises
+    """Whether nothing but the nearest success is handed from one run of an item to its next."""
+    return game.noise is None and game.budget == Budget() and game.goal.kind != "nearest"
 
 
 def abreast(game: Game, confirm: Confirm, items: Sequence[int], runs: int) -> Iterator[Attempts]:
-    """Every run of every item as a row of its own."""
+    """Every run of every item as a row of its own; all first runs begin before any second."""
     if not items:
         return
     example = torch.tensor(items, device=game.x.device).repeat_interleave(runs)
@@ -50,24 +53,70 @@ def abreast(game: Game, confirm: Confirm, items: Sequence[int], runs: int) -> It
     def upheld(rows: Tensor, images: Tensor) -> Tensor:
         return confirm(example[rows.to(example.device)], images)
 
-    parts = list(Table(wide, upheld, range(len(example))).play())
-    whole = Attempts(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    yield gathered(whole, items, runs)
+    order = run.argsort(stable=True).tolist()
+    race, known = Table(wide, upheld, order), Known.nothing(len(items), runs)
+    for part in race.play():
+        known = known.joined(part, race.distance)
+        yield from known.due(items)
 
 
-def gathered(rows: Attempts, items: Sequence[int], runs: int) -> Attempts:
-    """The rows of each item as its one attempt: the first that won, or the last."""
-    place = torch.full((len(items) * runs,), -1)
-    place[rows.item] = torch.arange(len(rows.item))
-    place = place.view(-1, runs)
-    won = (place >= 0) & (rows.step[place.clamp_min(0)] >= 0)
-    first = torch.where(won.any(1), won.int().argmax(1), runs - 1)
-    chosen = place.gather(1, first[:, None])[:, 0]
-    spent = (torch.arange(runs) <= first[:, None]) & (place >= 0)
-    return Attempts(
-        item=torch.tensor(items),
-        image=rows.image[chosen.to(rows.image.device)],
-        forwards=(rows.forwards[place.clamp_min(0)] * spent).sum(1),
-        gradients=(rows.gradients[place.clamp_min(0)] * spent).sum(1),
-        looks=rows.looks[chosen], step=rows.step[chosen], run=rows.run[chosen],
-    )  # fmt: skip
+class Known(NamedTuple):
+    """What is known of the runs of some items: [items, runs] each, and the attempts."""
+
+    place: Tensor
+    """Where the attempt of each run stands in `rows`; -1 before it is there."""
+    distance: Tensor
+    """Of the nearest success that a run has met outside the ball; infinite without any."""
+    handed: Tensor
+    """[items] bool: handed on already."""
+    rows: Attempts | None
+    """One entry for each run that is over."""
+
+    @classmethod
+    def nothing(cls, items: int, runs: int) -> Known:
+        """Before the first run is over."""
+        place = torch.full((items, runs), -1)
+        far = torch.full((items, runs), math.inf, dtype=torch.float64)
+        return cls(place, far, torch.zeros(items, dtype=torch.bool), None)
+
+    def joined(self, part: Attempts, distance: dict[int, float]) -> Known:
+        """With these runs, too; `distance` by item of the wide game."""
+        old = self.rows
+        rows = part if old is None else Attempts._make(map(torch.cat, zip(old, part, strict=True)))
+        place, far = self.place.clone(), self.distance.clone()
+        place.view(-1)[rows.item] = torch.arange(len(rows.item))
+        where = part.item.tolist()
+        far.view(-1)[part.item] = torch.tensor([distance[row] for row in where]).double()
+        return self._replace(place=place, distance=far, rows=rows)
+
+    def due(self, items: Sequence[int]) -> Iterator[Attempts]:
+        """The items whose first winner, or last run, is known with all runs before it."""
+        assert self.rows is not None
+        runs = self.place.shape[1]
+        there = self.place >= 0
+        won = there & (self.rows.step[self.place.clamp_min(0)] >= 0)
+        last = torch.where(won.any(1), won.int().argmax(1), runs - 1)
+        counted = torch.arange(runs) <= last[:, None]
+        ready = (there | ~counted).all(1) & ~self.handed
+        if ready.any():
+            self.handed.logical_or_(ready)
+            chosen = ready.nonzero()[:, 0]
+            yield self._gathered(items, chosen, last[chosen], counted[chosen], won[chosen].any(1))
+
+    def _gathered(
+        self, items: Sequence[int], chosen: Tensor, last: Tensor, counted: Tensor, won: Tensor
+    ) -> Attempts:
+        """These items as one attempt each: the first run that won, or all of them."""
+        assert self.rows is not None
+        rows, place = self.rows, self.place[chosen].clamp_min(0)
+        end = place.gather(1, last[:, None])[:, 0]
+        far = self.distance[chosen]
+        nearest = place.gather(1, far.argmin(1, keepdim=True))[:, 0]
+        shown = torch.where(won | far.isinf().all(1), end, nearest)
+        return Attempts(
+            item=torch.tensor(items)[chosen],
+            image=rows.image[shown.to(rows.image.device)],
+            forwards=(rows.forwards[place] * counted).sum(1),
+            gradients=(rows.gradients[place] * counted).sum(1),
+            looks=rows.looks[end], step=rows.step[end], run=rows.run[end],
+        )  # fmt: skip

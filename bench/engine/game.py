@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -114,3 +115,5 @@ class Settled(NamedTuple):
     looks: int
     step: int
     run: int
+    distance: float = math.inf
+    """Of the nearest success outside the ball, where nothing is claimed."""

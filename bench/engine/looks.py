@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -75,10 +76,10 @@ class Looks:
         """On a board only a hit is claimed; on a distance board the nearest success is."""
         claimed = hit or self.game.goal.kind == "nearest"
         if found is None:
-            found = Nearest(entry.image, 0.0, -1, -1)
+            found = Nearest(entry.image, math.inf, -1, -1)
         return Settled(
             entry.item, found.image, entry.forwards, entry.gradients, entry.run + 1,
-            found.step if claimed else -1, found.run if claimed else -1,
+            found.step if claimed else -1, found.run if claimed else -1, found.distance,
         )  # fmt: skip
 
 

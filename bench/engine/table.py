@@ -43,6 +43,8 @@ class Table:
         self.queue = [item for item in items if item not in lost][::-1]
         # The goal is reached on the clean image: broken at no cost.
         self.settled = [Settled(i, game.x[i], 0, 0, 0, 0, 0) for i in items if i in lost]
+        self.distance = dict[int, float]()
+        """Of the items handed on last: how far their nearest success is, if it is outside."""
         self.since = time.monotonic()
         self.item = np.full(0, -1, dtype=np.int64)
         # A group of a random defense keeps its beat: its draws belong to all of its rows.
@@ -361,6 +363,7 @@ class Table:
         return len(self.settled) >= CHUNK or time.monotonic() - self.since > SECONDS
 
     def _hand_over(self) -> Attempts:
+        self.distance = {entry.item: entry.distance for entry in self.settled}
         settled, self.settled = sorted(self.settled, key=lambda entry: entry.item), []
         self.since = time.monotonic()
         images = torch.stack([entry.image for entry in settled])
