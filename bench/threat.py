@@ -18,8 +18,7 @@ from torch import Tensor
 
 from bench.records import Access, Budget, digest
 
-SETTLED = 4e-15  # of the value: a Newton step below it is rounding
-TINY = 1e-200  # what is divided by where there is no slope
+SETTLED = 18  # roundings of the value: a Newton step below them is one
 BISECTION = 40  # halvings: past the resolution of float32
 
 
@@ -145,9 +144,9 @@ class Linf(_Norm):
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """Every pixel with a weight moves by t, or as far as the box lets it."""
-        uphill, room = _uphill(weight, rise, x)
+        uphill, room, bound = _uphill(weight, rise, x)
         gain = uphill.abs()
-        t = _reached(gain, gain * room, rise.double().abs())
+        t = _reached(gain, gain * room, bound)
         return _moved(x, torch.minimum(t[:, None], room) * uphill.sign())
 
 
@@ -188,9 +187,9 @@ class L2(_Norm):
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """Every pixel moves by t times its weight, or as far as the box lets it."""
-        uphill, room = _uphill(weight, rise, x)
+        uphill, room, bound = _uphill(weight, rise, x)
         gain = uphill.abs()
-        t = _reached(gain.square(), gain * room, rise.double().abs())
+        t = _reached(gain.square(), gain * room, bound)
         return _moved(x, torch.minimum(t[:, None] * gain, room) * uphill.sign())
 
 
@@ -253,12 +252,12 @@ class L1(_Norm):
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """The heaviest pixels, each as far as the box lets it, until the rise is reached."""
-        uphill, room = _uphill(weight, rise, x)
+        uphill, room, bound = _uphill(weight, rise, x)
         gain, order = uphill.abs().sort(dim=1, descending=True, stable=True)
         room = room.gather(1, order)
         most = gain * room
         before = most.cumsum(1) - most
-        share = (rise.double().abs()[:, None] - before).clamp_min_(0) / gain.clamp_min(TINY)
+        share = (bound[:, None] - before).clamp_min_(0) / gain.clamp_min(_tiny(gain))
         change = torch.minimum(share, room).masked_fill(gain == 0, 0)
         return _moved(x, torch.zeros_like(change).scatter_(1, order, change) * uphill.sign())
 
@@ -297,31 +296,44 @@ def _along(direction: Tensor, x: Tensor, radius: float, *, at_most_one: bool) ->
 def _reached(slope: Tensor, cap: Tensor, bound: Tensor) -> Tensor:
     """[n]: the least t at which sum min(t slope, cap) is `bound` [n], or all caps are reached.
 
-    The sum over [n, d] float64 is concave and increasing in t, so Newton from the left climbs to
-    the root and never passes it. Each step passes a breakpoint.
+    The sum over [n, d] is concave and increasing in t, so Newton from the left climbs to the root
+    and never passes it. Each step passes a breakpoint.
     """
-    t = bound / slope.sum(1).clamp_min(TINY)
+    settled, tiny = SETTLED * torch.finfo(slope.dtype).eps, _tiny(slope)
+    t = bound / slope.sum(1).clamp_min(tiny)
     for _ in range(slope.shape[1] + 1):
         line = slope * t[:, None]
         free = torch.where(line < cap, slope, 0).sum(1)
-        rise = (bound - torch.minimum(line, cap).sum(1)) / free.clamp_min(TINY)
+        rise = (bound - torch.minimum(line, cap).sum(1)) / free.clamp_min(tiny)
         # A settled row stays to the bit, however long the rows beside it take.
-        climbs = (rise > SETTLED * t) & (free > 0)
+        climbs = (rise > settled * t) & (free > 0)
         if not climbs.any():
             break
         t = torch.where(climbs, t + rise, t)
     return t
 
 
-def _uphill(weight: Tensor, rise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, d] float64: the weight, turned round for a fall, and each pixel's room along it."""
-    uphill = weight.double() * per_row(rise.sign(), weight)
-    return uphill.flatten(1), _room(uphill, x.double())
+def _tiny(like: Tensor) -> float:
+    """What is divided by where there is no slope; what is divided stays finite."""
+    return math.sqrt(torch.finfo(like.dtype).tiny)
+
+
+def _uphill(weight: Tensor, rise: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[n, d] the weight, turned round for a fall, and each pixel's room along it; [n] the climb.
+
+    Weight and climb are divided by the largest weight: the square of 1e-25 is zero in float32.
+    Where the box ends below, the climb is twice what it allows.
+    """
+    flat = weight.flatten(1) * rise.sign()[:, None]
+    largest = flat.abs().amax(1).clamp_min(_tiny(flat))
+    uphill = flat / largest[:, None]
+    room = _room(uphill.view_as(x), x)
+    return uphill, room, torch.minimum(rise.abs() / largest, 2 * (uphill.abs() * room).sum(1))
 
 
 def _moved(x: Tensor, change: Tensor) -> Tensor:
-    """x + change [n, d] in the box, rounded once."""
-    return (x.flatten(1).double() + change).clamp_(0, 1).to(x.dtype).view_as(x)
+    """x + change [n, d] in the box."""
+    return (x.flatten(1) + change).clamp_(0, 1).to(x.dtype).view_as(x)
 
 
 @dataclass(frozen=True)

@@ -541,6 +541,25 @@ def test_onto_is_the_nearest_point_of_the_hyperplane_in_the_box(
 
 
 @every_norm
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e8])
+def test_onto_in_float32_is_that_in_float64(
+    norm: Callable[[Fraction], PerturbationSet], scale: float
+) -> None:
+    ball, generator = norm(Fraction(1, 10)), torch.Generator().manual_seed(0)
+    x = (1.6 * torch.rand(32, 3, 16, 16, generator=generator) - 0.3).clamp(0, 1)
+    weight = scale * torch.randn(x.shape, generator=generator) ** 3
+    rise = weight.flatten(1).abs().sum(1) * torch.linspace(-0.3, 0.3, 32)
+    moved = ball.onto(weight, rise, x)
+    exact = ball.onto(weight.double(), rise.double(), x.double())
+    assert moved.dtype == torch.float32
+    climbed = (weight.double() * (moved.double() - x)).flatten(1).sum(1)
+    assert ((climbed - rise).abs() < 1e-6 * weight.flatten(1).abs().sum(1)).all()
+    far, near = (ball.distance(end.double(), x.double()) for end in (moved, exact))
+    assert ((far - near).abs() < 1e-6 * near.clamp_min(1)).all()
+    assert ((exact > 0) & (exact < 1) & (exact != x)).flatten(1).any(1).all()
+
+
+@every_norm
 def test_onto_goes_as_far_as_it_can_where_the_hyperplane_misses_the_box(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
