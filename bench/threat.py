@@ -18,7 +18,10 @@ from torch import Tensor
 
 from bench.records import Access, Budget, digest
 
-SETTLED = 18  # roundings of the value: a Newton step below them is one
+SETTLED = {
+    torch.float64: 4e-15,
+    torch.float32: 3e-7,
+}  # of the value: less of a Newton step is rounding
 BISECTION = 40  # halvings: past the resolution of float32
 
 
@@ -299,7 +302,7 @@ def _reached(slope: Tensor, cap: Tensor, bound: Tensor) -> Tensor:
     The sum over [n, d] is concave and increasing in t, so Newton from the left climbs to the root
     and never passes it. Each step passes a breakpoint.
     """
-    settled, tiny = SETTLED * torch.finfo(slope.dtype).eps, _tiny(slope)
+    settled, tiny = SETTLED[slope.dtype], _tiny(slope)
     t = bound / slope.sum(1).clamp_min(tiny)
     for _ in range(slope.shape[1] + 1):
         line = slope * t[:, None]
