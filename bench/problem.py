@@ -56,8 +56,9 @@ class Rows:
         self.rekey()
 
     def rekey(self) -> None:
-        """Take up the keys after examples or runs have changed."""
+        """Take up what follows from examples and runs after they have changed."""
         self.key = example_key(self.seed, self.name, self.example, self.run)
+        self._rivals: Tensor | None = None
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only; `rows` [m] int64."""
@@ -107,9 +108,10 @@ class Rows:
     def rivals(self) -> Tensor:
         """[n, K - 1] other classes, the likeliest first; ties in class order."""
         self._reveal(Access.SCORES)
-        order = self.clean.argsort(dim=1, descending=True, stable=True)
-        others = order[order != self.y[:, None]]
-        return others.view(len(self.y), -1)
+        if self._rivals is None:
+            order = self.clean.argsort(dim=1, descending=True, stable=True)
+            self._rivals = order[order != self.y[:, None]].view(len(self.y), -1)
+        return self._rivals
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
         """One forward and one gradient for each row that plays."""

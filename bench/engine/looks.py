@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ class Looks:
         self.game, self.confirm = game, confirm
         self.waiting: list[Ended] = []
 
-    def add(self, entry: Ended) -> None:
-        """Queue one; entries of an item come in the order of its runs."""
-        self.waiting.append(entry)
+    def add(self, entries: Iterable[Ended]) -> None:
+        """Queue some; entries of an item come in the order of its runs."""
+        self.waiting.extend(entries)
 
     @property
     def full(self) -> bool:

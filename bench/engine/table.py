@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -222,6 +223,8 @@ class Table:
             flat = adv.flatten(1)
             boxed = hit & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
             better = boxed & (distance < slots.distance)
+            if self.near and not (better | inside).any():
+                return
             slots.distance = torch.where(better, distance, slots.distance)
         slots.best = torch.where(per_row(better, adv), adv.detach(), slots.best)
         slots.hit_step = torch.where(better, self.rows.t, slots.hit_step)
@@ -276,23 +279,22 @@ class Table:
         step = torch.where(ended, known.last_step[where], rows.t[where]).tolist()
         ledger = rows.ledger
         forwards, gradients = ledger.forwards[where].tolist(), ledger.gradients[where].tolist()
-        refused = ledger.refused[where].tolist()
-        nearest = self._nearest(where)
-        again = []
-        for row, slot in enumerate(slots):
-            final = int(self.run[slot]) + 1 >= self.runs or refused[row]
-            item, run = int(self.item[slot]), int(self.run[slot])
-            spent = (forwards[row], gradients[row])
-            self.looks.add(Ended(item, run, final, adv[row], *spent, step[row], nearest[row]))
-            if not final:
-                self.run[slot] += 1
-                again.append(slot)
-        self._clear([slot for slot in slots if slot not in set(again)])
-        self._admit(again)
+        item, run = self.item[slots], self.run[slots]
+        final = (run + 1 >= self.runs) | ledger.refused[where].cpu().numpy()
+        columns = (item.tolist(), run.tolist(), final.tolist(), adv.unbind(0))
+        entries = zip(*columns, forwards, gradients, step, self._nearest(where), strict=True)
+        self.looks.add(itertools.starmap(Ended, entries))
+        places = np.array(slots)
+        again = places[~final]
+        self.run[again] += 1
+        self._clear(places[final].tolist())
+        self._admit(again.tolist())
 
     def _nearest(self, where: Tensor) -> list[Nearest | None]:
         """What these rows have found so far, where the attack minimises."""
         known = self.slots
+        if not self.traits.minimises:
+            return [None] * len(where)
         far = known.distance[where].tolist()
         step, run = known.hit_step[where].tolist(), known.hit_run[where].tolist()
         rows = zip(known.best[where], far, step, run, strict=True)
