@@ -37,8 +37,8 @@ class Leap(NamedTuple):
     """[m] bool: the last of them reached the goal."""
     adv: Tensor
     """[m, C, H, W]: that question."""
-    logits: Tensor
-    """[m, K]: and its answer."""
+    answer: Tensor
+    """[m, K]: and what was answered."""
     state: State
     """Of the rows behind it."""
 
@@ -67,7 +67,7 @@ class Wide(NamedTuple):
         row, ahead = place % len(where), place // len(where)
         wide, offers = rows.take(where[row]), list[tuple[Tensor, Tensor]]()
         wide.door = door
-        wide.watch = lambda adv, logits, _: offers.append((adv, logits))
+        wide.watch = lambda adv, answer, _: offers.append((adv, answer))
         last = (places - 1 - place[: len(where)]) // len(where)
         return cls(wide, where, where[row], row, ahead, last, offers)
 
@@ -111,14 +111,14 @@ class Ahead:
         before = combine(lambda field: field[wide.who], state)
         wide.offers.clear()
         after = self.attack.step(wide.rows, before)
-        adv, logits = self._only(wide.offers)
-        moved, won = ~self.stays(before, after), wide.rows.wrong(logits)
+        adv, answer = self._only(wide.offers)
+        moved, won = ~self.stays(before, after), wide.rows.wrong(answer)
         stop = torch.where(moved | won, wide.ahead, places)
         last = torch.minimum(wide.last, left).scatter_reduce(0, wide.row, stop, "amin")
         end = last * len(where) + wide.row[: len(where)]
         self._heard(int(moved[end].sum()), int(last.sum()) + len(where))
         kept = combine(lambda field: field[end], after)
-        return Leap(last + 1, won[end], adv[end], logits[end], kept)
+        return Leap(last + 1, won[end], adv[end], answer[end], kept)
 
     def forget(self) -> None:
         """Other rows sit in the slots."""

@@ -197,14 +197,11 @@ class Table:
         leap = self.ahead.leap(rows, self.state, where, places)
         rows.ledger.forwards.index_add_(0, where, leap.made)
         if rows.watch is not None and (not self.near or leap.won.any()):
+            adv = rows.x.index_copy(0, where, leap.adv)
+            silent = leap.answer.new_zeros(len(adv), leap.answer.shape[1])
+            answer = silent.index_copy(0, where, leap.answer)
             rows.t = rows.t.index_add(0, where, leap.made - 1)
-            rows.watch(
-                rows.x.index_copy(0, where, leap.adv),
-                leap.logits.new_zeros(len(rows.x), leap.logits.shape[1]).index_copy(
-                    0, where, leap.logits
-                ),
-                slots.playing & ~slots.found,
-            )
+            rows.watch(adv, answer, slots.playing & ~slots.found)
             rows.t = rows.t.index_add(0, where, 1 - leap.made)
         rows.t = rows.t.index_add(0, where, leap.made)
         self.t[where.cpu().numpy()] += leap.made.cpu().numpy()
