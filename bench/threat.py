@@ -16,12 +16,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from bench.box import climb, least, room_of, shifted, tiny
 from bench.records import Access, Budget, digest
 
-SETTLED = {
-    torch.float64: 4e-15,
-    torch.float32: 3e-7,
-}  # of the value: less of a Newton step is rounding
 BISECTION = 40  # halvings: past the resolution of float32
 
 
@@ -147,10 +144,10 @@ class Linf(_Norm):
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """Every pixel with a weight moves by t, or as far as the box lets it."""
-        uphill, room, bound = _uphill(weight, rise, x)
+        uphill, room, bound = climb(weight, rise, x)
         gain = uphill.abs()
-        t = _reached(gain, gain * room, bound)
-        return _moved(x, torch.minimum(t[:, None], room) * uphill.sign())
+        t = least(gain, gain * room, bound)
+        return shifted(x, torch.minimum(t[:, None], room) * uphill.sign())
 
 
 @dataclass(frozen=True)
@@ -190,10 +187,10 @@ class L2(_Norm):
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """Every pixel moves by t times its weight, or as far as the box lets it."""
-        uphill, room, bound = _uphill(weight, rise, x)
+        uphill, room, bound = climb(weight, rise, x)
         gain = uphill.abs()
-        t = _reached(gain.square(), gain * room, bound)
-        return _moved(x, torch.minimum(t[:, None] * gain, room) * uphill.sign())
+        t = least(gain.square(), gain * room, bound)
+        return shifted(x, torch.minimum(t[:, None] * gain, room) * uphill.sign())
 
 
 @dataclass(frozen=True)
@@ -228,7 +225,7 @@ class L1(_Norm):
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """clamp(x + soft(adv - x, threshold)) with the least threshold that stays in the ball."""
         boxed = adv.clamp(0, 1)
-        reach = _room(adv - x, x)
+        reach = room_of(adv - x, x)
         size = (adv - x).flatten(1).abs()
         low = torch.zeros_like(size[:, 0])
         high = size.amax(1)
@@ -247,7 +244,7 @@ class L1(_Norm):
         """Fill the best pixels, each up to its room, until the budget is spent."""
         flat = weight.flatten(1)
         order = flat.abs().argsort(dim=1, descending=True, stable=True)
-        room = _room(weight, x).gather(1, order)
+        room = room_of(weight, x).gather(1, order)
         before = room.cumsum(1) - room
         spent = torch.minimum((self.radius - before).clamp_min_(0), room)
         change = torch.zeros_like(flat).scatter_(1, order, spent) * flat.sign()
@@ -255,14 +252,14 @@ class L1(_Norm):
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """The heaviest pixels, each as far as the box lets it, until the rise is reached."""
-        uphill, room, bound = _uphill(weight, rise, x)
+        uphill, room, bound = climb(weight, rise, x)
         gain, order = uphill.abs().sort(dim=1, descending=True, stable=True)
         room = room.gather(1, order)
         most = gain * room
         before = most.cumsum(1) - most
-        share = (bound[:, None] - before).clamp_min_(0) / gain.clamp_min(_tiny(gain))
+        share = (bound[:, None] - before).clamp_min_(0) / gain.clamp_min(tiny(gain))
         change = torch.minimum(share, room).masked_fill(gain == 0, 0)
-        return _moved(x, torch.zeros_like(change).scatter_(1, order, change) * uphill.sign())
+        return shifted(x, torch.zeros_like(change).scatter_(1, order, change) * uphill.sign())
 
 
 def per_row(value: Tensor, like: Tensor) -> Tensor:
@@ -276,67 +273,19 @@ def _movable(gradient: Tensor, adv: Tensor) -> Tensor:
     return gradient.masked_fill(stuck, 0)
 
 
-def _room(direction: Tensor, x: Tensor) -> Tensor:
-    """[n, d]: how far each pixel can go along the sign of `direction` inside the box."""
-    return torch.where(direction > 0, 1 - x, x).flatten(1)
-
-
 def _along(direction: Tensor, x: Tensor, radius: float, *, at_most_one: bool) -> Tensor:
     """clamp(x + s d) with s >= 0 as large as the L2 ball allows; d in float64.
 
     ||clamp(x + s d) - x||^2 = sum min(t d^2, room^2) with t = s^2.
     """
     square = direction.flatten(1).square()
-    cap = _room(direction, x.double()).square()
+    cap = room_of(direction, x.double()).square()
     bound = torch.full_like(square[:, 0], radius * radius)
-    t = _reached(square, cap, bound)
+    t = least(square, cap, bound)
     if at_most_one:
         inside = torch.minimum(square, cap).sum(1) <= bound
         t = torch.where(inside, torch.ones_like(t), t.clamp_max(1))
-    return _moved(x, t.sqrt()[:, None] * direction.flatten(1))
-
-
-def _reached(slope: Tensor, cap: Tensor, bound: Tensor) -> Tensor:
-    """[n]: the least t at which sum min(t slope, cap) is `bound` [n], or all caps are reached.
-
-    The sum over [n, d] is concave and increasing in t, so Newton from the left climbs to the root
-    and never passes it. Each step passes a breakpoint.
-    """
-    settled, tiny = SETTLED[slope.dtype], _tiny(slope)
-    t = bound / slope.sum(1).clamp_min(tiny)
-    for _ in range(slope.shape[1] + 1):
-        line = slope * t[:, None]
-        free = torch.where(line < cap, slope, 0).sum(1)
-        rise = (bound - torch.minimum(line, cap).sum(1)) / free.clamp_min(tiny)
-        # A settled row stays to the bit, however long the rows beside it take.
-        climbs = (rise > settled * t) & (free > 0)
-        if not climbs.any():
-            break
-        t = torch.where(climbs, t + rise, t)
-    return t
-
-
-def _tiny(like: Tensor) -> float:
-    """What is divided by where there is no slope; what is divided stays finite."""
-    return math.sqrt(torch.finfo(like.dtype).tiny)
-
-
-def _uphill(weight: Tensor, rise: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[n, d] the weight, turned round for a fall, and each pixel's room along it; [n] the climb.
-
-    Weight and climb are divided by the largest weight: the square of 1e-25 is zero in float32.
-    Where the box ends below, the climb is twice what it allows.
-    """
-    flat = weight.flatten(1) * rise.sign()[:, None]
-    largest = flat.abs().amax(1).clamp_min(_tiny(flat))
-    uphill = flat / largest[:, None]
-    room = _room(uphill.view_as(x), x)
-    return uphill, room, torch.minimum(rise.abs() / largest, 2 * (uphill.abs() * room).sum(1))
-
-
-def _moved(x: Tensor, change: Tensor) -> Tensor:
-    """x + change [n, d] in the box."""
-    return (x.flatten(1) + change).clamp_(0, 1).to(x.dtype).view_as(x)
+    return shifted(x, t.sqrt()[:, None] * direction.flatten(1))
 
 
 @dataclass(frozen=True)
