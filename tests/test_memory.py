@@ -9,7 +9,7 @@ import torch
 
 from bench.engine.memory import keep
 
-PAGES = 2**22 * 4 // 4096  # of the block below
+PAGES = 2**22 * 4 // 4096  # of all layers
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
@@ -19,6 +19,7 @@ def test_batch_after_batch_faults_nothing_in() -> None:
     assert keep()
     seen = []
     for _ in range(12):
-        torch.ones(2**22)
+        layers = [torch.ones(2**18) for _ in range(16)]
+        del layers
         seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     assert seen[-1] - seen[-7] < 6 * PAGES / 10
