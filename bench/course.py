@@ -114,7 +114,10 @@ def begin(
             f"{data.folder()}; add the training half's files there."
         )
     if bool(recipe.teacher) != (teacher is not None):
-        raise PluginError(f"{name} names the teacher {recipe.teacher!r}, and {teacher} came.")
+        raise PluginError(
+            f"{name} names the teacher {recipe.teacher!r}; "
+            + ("a module came." if teacher else "none came.")
+        )
     with seeded(f"{recipe.seed} model", torch.device("cpu")):
         model = recipe.model(dataset.shape, len(dataset.classes)).to(device)
     taught = [p for p in model.parameters() if p.requires_grad]

@@ -160,11 +160,12 @@ def lesson_on(course: Course, example: Tensor, epoch: int) -> Lesson:
     if course.recipe.augment is not None:
         x = augmented(course, course.recipe.augment, x)
     seed = number_of(f"{course.recipe.seed} epoch {epoch}")
-    adv = attacked(course, course.foe, course.model, x, y, example, seed)
-    moved = attacked(course, course.rival, course.teacher, x, y, example, seed)
-    return Lesson(
-        course.model, x, y, x if adv is None else adv, teacher=course.teacher, transferred=moved
-    )
+    adv, moved = x, None
+    if course.foe:
+        adv = attacked(course, course.foe, course.model, x, y, example, seed)
+    if course.rival and course.teacher:
+        moved = attacked(course, course.rival, course.teacher, x, y, example, seed)
+    return Lesson(course.model, x, y, adv, teacher=course.teacher, transferred=moved)
 
 
 def augmented(course: Course, augment: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -180,17 +181,9 @@ def augmented(course: Course, augment: Callable[[Tensor], Tensor], x: Tensor) ->
 
 
 def attacked(
-    course: Course,
-    foe: Foe | None,
-    model: nn.Module | None,
-    x: Tensor,
-    y: Tensor,
-    example: Tensor,
-    seed: int,
-) -> Tensor | None:
+    course: Course, foe: Foe, model: nn.Module, x: Tensor, y: Tensor, example: Tensor, seed: int
+) -> Tensor:
     """What a foe makes of x against a model in eval mode: detached, inside ball and box."""
-    if foe is None or model is None:
-        return None
     with evaluating(model), cast(course):
         adv = craft(
             foe.attack, model, x, y, foe.ball, seed=seed, example=example,
@@ -247,7 +240,6 @@ def guarded(course: Course, guard: Foe) -> float:
     rows = torch.arange(min(WATCHED, len(course.labels)), device=course.device)
     x, y = data.pixels(course.images[rows]), course.labels[rows]
     adv = attacked(course, guard, course.model, x, y, rows, number_of(f"{course.recipe.seed}"))
-    assert adv is not None
     return right(course.model, adv, y)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -109,6 +110,20 @@ class Witness:
         """What `loss` says."""
         self.lessons.append(lesson)
         return self.loss(lesson)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The child processes of the kill tests compute with one thread; so does who imports this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def taught(folder: Path, made_by: Recipe, **options: Any) -> str:
+    """The weights digest of a defense, `pupil`, trained in `folder`."""
+    return train(registry(defense("pupil", made_by)), "pupil", DIGITS, folder=folder, **options)
 
 
 RESUMED = recipe(model=noisy, loss=on_adv, inner=INNER, epochs=3)

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,24 +32,13 @@ from tests.lessons import (
     noisy,
     on_adv,
     on_clean,
+    one_thread,
     registry,
+    taught,
 )
 from tests.lessons import recipe as small
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The child process of the kill test computes with one thread; so do we."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def taught(folder: Path, made_by: Recipe, **options: Any) -> str:
-    """The weights digest of a defense trained in `folder`."""
-    known = registry(defense("pupil", made_by))
-    return train.train(known, "pupil", DIGITS, folder=folder, **options)
+__all__ = ["one_thread"]
 
 
 # --- the same weights ------------------------------------------------------------------------

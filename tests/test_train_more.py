@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -35,29 +34,17 @@ from tests.lessons import (
     noisy,
     on_adv,
     on_clean,
+    one_thread,
     registry,
+    taught,
 )
 from tests.lessons import recipe as small
+
+__all__ = ["one_thread"]
 
 BALL = Linf(EPS)
 FREE = Free(BALL, replays=3, rate=0.5)
 COUNT = 1297  # digits in the training half
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The children of the kill tests compute with one thread; so do we."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def taught(folder: Path, made_by: Recipe, **options: Any) -> str:
-    """The weights digest of a defense trained in `folder`."""
-    return train.train(
-        registry(defense("pupil", made_by)), "pupil", DIGITS, folder=folder, **options
-    )
 
 
 def weights(folder: Path, made_by: Recipe, known: Registry | None = None) -> dict[str, Tensor]:

@@ -146,10 +146,10 @@ def _rows(store: Store, board: Board) -> list[CellRow]:
 
     A guest is a defense whose answers cost too much to meet all examples.
     """
-    every = store.cells()
-    own = [row for row in every if row.examples == board.examples]
+    own = store.cells(examples=board.examples)
     here = {row.defense for row in own if row.threat_id == board.id}
     costly = {card.name for card in store.cards("defense") if heavy(card)} - here
+    every = store.cells() if costly else []
     sets = {row.examples: store.examples(row.examples) for row in every if row.defense in costly}
     few = {d for d, s in sets.items() if s.dataset == board.dataset and s.n == FEW < board.n}
     apart = [row for row in every if row.defense in costly and row.examples in few]
