@@ -39,6 +39,10 @@ from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
 POLL = 0.2  # seconds between looks at work that somebody else holds
 
 
+class InOtherHands(Exception):  # noqa: N818 - no error: there is other work
+    """Another worker trains what a board needs."""
+
+
 @dataclass
 class Worker:
     """One process's way through the matrix."""
@@ -58,6 +62,10 @@ class Worker:
     arenas: dict[tuple[str, str, int], Arena] = field(default_factory=dict)
     halted: list[Pair] = field(default_factory=list)
     """Pairs of the cascades whose next cell waits for one in other hands."""
+    later: list[Pair] = field(default_factory=list)
+    """Pairs of the boards that need a training in other hands."""
+    patient: bool = False
+    """Only such pairs are left: now it waits for the others."""
     opened: set[str] = field(default_factory=set)
     """Cells of cascades that this worker has planned; once, for planning reopens what failed."""
 
@@ -70,8 +78,10 @@ class Worker:
         while pairs:
             for defense, group in _by_defense(pairs):
                 cells += self._defense(defense, group)
-            self._wait_for_others(cells)
-            pairs, self.halted = self.halted, []
+            self.patient = True
+            if not self.later:
+                self._wait_for_others(cells)
+            pairs, self.later, self.halted = [*self.later, *self.halted], [], []
         self.entrants.end(cells)
         return cells
 
@@ -82,6 +92,8 @@ class Worker:
             part = [pair for pair in pairs if pair.threat is threat]
             try:
                 planned += self._board(threat, defense, part)
+            except InOtherHands:
+                self.later += part
             except STRANGE as error:
                 planned += self._unbuilt(threat, defense, part, error)
         self.arenas.clear()
@@ -195,10 +207,15 @@ class Worker:
             try:
                 self.arenas[key] = self._built(defense, dataset, count)
             except NeedsTraining as need:
-                teach(
+                taught = teach(
                     self.registry, self.store, self.owner, need, dataset, self.setting.device,
                     lambda kind, text: self.listener(Event(kind, text)),
                 )  # fmt: skip
+                if not taught:
+                    self.listener(Event("wait", f"{need.name} is being trained by another worker"))
+                    if not self.patient:
+                        raise InOtherHands(need.name) from need
+                    time.sleep(POLL)
         return self.arenas[key]
 
     def _built(self, defense: Defense, dataset: Dataset, count: int) -> Arena:
@@ -275,7 +292,8 @@ class Worker:
         met = self.store.outcomes(cell.before).survivors() if cell.before else None
         try:
             with torch.random.fork_rng(_cuda(self.setting.device)):
-                for chunk in self.chunks(pair, arena, source, finished, met):
+                beat = self.store.beats(lease)
+                for chunk in self.chunks(pair, arena, source, finished, met, beat):
                     self.store.record(lease, chunk)
                     self.listener(Event("chunk", cell=cell, items=len(chunk.outcomes.item)))
             self.store.finish(lease)
@@ -291,20 +309,22 @@ class Worker:
 
     def chunks(
         self, pair: Pair, arena: Arena, source: Arena | None, finished: Sequence[int] = (),
-        met: Sequence[int] | None = None,
+        met: Sequence[int] | None = None, beat: Callable[[], None] = lambda: None,
     ) -> Iterator[Chunk]:  # fmt: skip
         """The heart: the engine's attempts through the referee's hands.
 
-        `met` are the items of a cell of a cascade (None: all); the others are spared.
+        `met` are the items of a cell of a cascade (None: all); the others are spared. `beat` is
+        called every few steps.
         """
         threat, attack = pair.threat, pair.attack
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
-        game = arena.game(threat, attack, source)
+        game = replace(arena.game(threat, attack, source), beat=beat)
+        exact = replace(arena.game(threat, attack, source, exact=True), beat=beat)
         spared = set() if met is None else set(range(len(game.x))) - set(met)
         rounds = arena.form(threat, attack).rounds
         attempts = play(
             game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
-            exact=arena.game(threat, attack, source, exact=True) if rounds else None,
+            exact=exact if rounds else None,
             heard=lambda audit: self._heard(pair, audit),
         )  # fmt: skip
         sample = () if self.keep == "none" else range(verify.SAMPLE)

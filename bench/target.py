@@ -81,7 +81,10 @@ class Noise:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             seed = word(f"{self.seed} {self.role} {self.group} {self.call}") % 2**63
-            torch.random.manual_seed(seed)
+            # torch.manual_seed also writes down who called it, for devices that are not there yet.
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
             self.call += 1
             yield
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from bench.events import Event
 from bench.matrix import Selection
 from bench.records import CLEAN, BenchError, CellState, Outcomes
 from bench.registry import Registry
-from bench.store import CellRow, Store
+from bench.shelf import DefenseShelf, NeedsTraining
+from bench.store import CellRow, Store, leases
 
 ROOT = Path(__file__).parent.parent
 SUBMISSIONS = ROOT / "submissions"
@@ -252,3 +254,57 @@ def test_the_certificate_is_exact_and_margin_pgd_reaches_it(tmp_path: Path) -> N
     assert {"intervals", "lipschitz-margin"} <= {found.certifier for found in known}
     for found in known:
         assert not (found.certified & ~(held & other)).any(), found.certifier
+
+
+@pytest.mark.parametrize("attack", ["pgd", "foolbox-fmn-linf"])
+def test_a_lease_lasts_while_nothing_can_be_committed_yet(
+    attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if attack.startswith("foolbox"):
+        pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
+    words: list[str] = []
+    for name in ("heartbeat", "record"):
+        whole = getattr(Store, name)
+
+        def heard(store: Store, *rest: Any, name: str = name, whole: Any = whole) -> None:
+            words.append(name)
+            whole(store, *rest)
+
+        monkeypatch.setattr(Store, name, heard)
+    monkeypatch.setattr(leases, "BEAT", 0.0)
+    one = replace(SELECTION, defenses=("gaussian-noise",), attacks=(attack,), examples=64)
+    assert campaign(tmp_path / "bench.db", selection=one).run() == 0
+    # The clean pass is committed at once, then the only group of the cell.
+    assert words[0] == "record" == words[-1] and words.count("record") == 2
+    assert words.count("heartbeat") >= 40 / 4
+
+
+def test_whoever_finds_a_training_in_other_hands_plays_something_else_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = ("cnn-dropout", "linear")
+    one = replace(SELECTION, defenses=names, attacks=("fgsm",), examples=32)
+    here = campaign(tmp_path / "bench.db", selection=one)
+    order: list[tuple[str, str]] = []
+    with Store.open(here.url) as store:
+        registry = Registry.load()
+        with pytest.raises(NeedsTraining) as need:
+            DefenseShelf(
+                registry, "cnn-dropout", registry.find("dataset", "digits").value
+            ).complete()
+        other = store.lease_task(f"train:{need.value.recipe}", "17@another-host#12345")
+        assert other is not None
+
+        def heard(event: Event) -> None:
+            if event.kind == "wait" and order.count(("wait", "")) == 1:
+                store.release(other)
+            order.append((event.kind, event.cell.defense if event.cell else ""))
+
+        worker(here, store, registry, heard).run()
+        assert {row.state for row in store.cells()} == {CellState.DONE}
+    played = [name for kind, name in order if kind == "done"]
+    assert played == ["linear", "cnn-dropout"]
+    # Asked once and put off; asked again when nothing else was left.
+    assert order.index(("wait", "")) < order.index(("done", "linear"))
+    assert order.count(("wait", "")) == 2

@@ -534,3 +534,24 @@ def test_a_run_that_has_lost_the_race_is_let_go() -> None:
     (parts,) = [part for part in play(game, match.referee(game).confirm) if part.forwards.any()]
     assert parts.step.tolist() == [0] * len(parts.item)
     assert sum(module.rows) < 2 * 8 * len(parts.item)  # of 40 steps that the other runs would make
+
+
+def test_a_random_group_gives_up_the_slots_of_those_who_fell() -> None:
+    ball = Linf(Fraction(1, 8))
+    match = Match(MarginPGD(steps=20), ball, model=Shaken(0.02), random=True, count=UNIT * 2)
+    game, sizes = match.game(), list[int]()
+    game.door.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    (part,) = play(game, match.referee(game).confirm)
+    left = int((part.step < 0).sum())
+    assert 0 < left < UNIT and sizes[0] == UNIT * 2
+    assert min(sizes) == -(-left // 8) * 8
+    assert sum(sizes) < 0.7 * len(sizes) * UNIT * 2
+
+
+def test_whoever_holds_a_lease_hears_of_it_before_anything_is_handed_on() -> None:
+    ball = Linf(Fraction(1, 10))
+    match = Match(PGD(steps=40), ball, model=Shaken(0.02), random=True, count=UNIT)
+    beats = [0]
+    game = replace(match.game(), beat=lambda: beats.__setitem__(0, beats[0] + 1))
+    first = next(play(game, match.referee(game).confirm))
+    assert len(first.item) == UNIT and beats[0] >= 40 / 4

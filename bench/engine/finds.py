@@ -52,6 +52,7 @@ class Finds:
 
     def hear(self, images: Tensor, answer: Tensor, rows: Tensor) -> bool:
         """Keep what succeeds; True when every row has won, on boards where that is the end."""
+        self.game.beat()
         if not self.watching:
             return False
         label, still = self.label, self.open

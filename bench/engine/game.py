@@ -50,6 +50,8 @@ class Game:
     """[n] which example each item is, where its runs are items of their own."""
     run: Tensor | None = None
     """[n] and which run of it."""
+    beat: Callable[[], None] = lambda: None
+    """Called every few steps: much may be played before the first item is handed on."""
 
     def reached(self, answer: Tensor, items: Tensor) -> Tensor:
         """[n] bool: the defense's whole answers for these items [n] reach the goal of the board."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.engine.ahead import Ahead
 from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, Nearest, Settled
 from bench.engine.looks import Looks
-from bench.engine.sizes import fitting
+from bench.engine.sizes import STEP, fitting
 from bench.engine.slots import Slots
 from bench.plugin import Retire, Traits
 from bench.problem import Rows, combine, iterate, pad, padded, runs_of
@@ -87,6 +87,7 @@ class Table:
             self._admit(self._arrivals())
             self._shrink()
             self._advance()
+            self.game.beat()
             self._settle()
             if self._due():
                 yield self._hand_over()
@@ -139,10 +140,13 @@ class Table:
 
     def _shrink(self) -> None:
         """Give up slots that nobody will take: the tail plays in ever smaller batches."""
-        if self.queue or self.grouped:
+        if self.queue:
             return
         playing = int((self.item >= 0).sum())
-        size = fitting(self.game.door, iterate(self.state), playing, self._left())
+        if self.grouped:
+            size = max(STEP, -(-playing // STEP) * STEP)
+        else:
+            size = fitting(self.game.door, iterate(self.state), playing, self._left())
         if size > SPARE * len(self.item):
             return
         kept = np.sort(np.argsort(self.item < 0, kind="stable")[:size])

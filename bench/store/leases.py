@@ -15,6 +15,7 @@ from bench.store.rows import Lease, LeaseLostError
 from bench.store.tables import CELLS, TASKS
 
 LEASE_SECONDS = 60.0
+BEAT = 5.0  # seconds between extensions where nothing is committed
 PATIENCE = 3
 """Attempts that may end without one committed outcome before a cell counts as poisoned."""
 

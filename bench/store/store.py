@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -126,6 +127,18 @@ class Store:
         """Extend a lease; LeaseLostError where somebody else has taken over."""
         with self._write() as connection:
             leases.extend(connection, lease, {})
+
+    def beats(self, lease: Lease) -> Callable[[], None]:
+        """Extends a lease now and then, however often it is called."""
+        last = time.monotonic()
+
+        def beat() -> None:
+            nonlocal last
+            if time.monotonic() - last > leases.BEAT:
+                self.heartbeat(lease)
+                last = time.monotonic()
+
+        return beat
 
     def record(self, lease: Lease, chunk: Chunk) -> None:
         """Commit finished items with their images and extend the lease, all or nothing.
