@@ -57,8 +57,15 @@ class Rows:
 
     def rekey(self) -> None:
         """Take up what follows from examples and runs after they have changed."""
-        self.key = example_key(self.seed, self.name, self.example, self.run)
+        self._key: Tensor | None = None
         self._rivals: Tensor | None = None
+
+    @property
+    def key(self) -> Tensor:
+        """[n] int64: of the row's random numbers."""
+        if self._key is None:
+            self._key = example_key(self.seed, self.name, self.example, self.run)
+        return self._key
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only; `rows` [m] int64."""

@@ -135,7 +135,7 @@ def duel(
     parts = list(play(game, referee.confirm))
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
     order = joined[0].argsort()
-    item, image, forwards, gradients, looks, step, run = (column[order] for column in joined)
+    item, image, forwards, gradients, looks, step, run, _ = (column[order] for column in joined)
     assert torch.equal(item, torch.arange(len(x)))
     outcomes = [referee.judge(part)[0] for part in parts]
     verdicts = type(outcomes[0]).concatenate(outcomes)

@@ -257,7 +257,8 @@ def judged(score: Any, first: Sequence[float]) -> Outcomes:
     images = judge.x.clone()
     images[:, 0, 0, 0] = torch.tensor(first)
     item = torch.arange(len(first))
-    return judge.judge(Attempts(item, images, *[torch.ones_like(item)] * 5))[0]
+    one = torch.ones_like(item)
+    return judge.judge(Attempts(item, images, one, one, one, one, one, item + torch.inf))[0]
 
 
 def test_the_referee_breaks_only_what_is_wrong_and_accepted() -> None:

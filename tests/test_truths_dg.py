@@ -45,6 +45,16 @@ def test_one_step_in_a_wide_ball_teaches_to_fool_the_one_step_alone(bed: Bed) ->
     assert many < 0.1, "the gap is what the board flags as one step beating many"
 
 
+@pytest.mark.row("D17")
+def test_a_random_start_does_not_save_a_step_of_two_radii_in_a_wide_ball(bed: Bed) -> None:
+    """Catastrophic overfitting: .54 of the digits withstand one step, none a hundred."""
+    long = Inner("pgd", Linf(WIDE), {"steps": 1, "rate": 2.0})
+    model = bed.taught("fast-wide", recipe(worst_case, inner=long))
+    assert bed.clean(model) > 0.7
+    assert bed.robust(model, fgsm(WIDE)) > 0.4
+    assert bed.robust(model, pgd(100, WIDE)) < 0.05
+
+
 @pytest.mark.row("D11")
 @pytest.mark.parametrize("form", ["logits", "probabilities"])
 def test_weak_pairing_falls_to_steps_that_can_cross_the_ball_and_only_to_them(

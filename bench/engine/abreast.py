@@ -6,7 +6,6 @@ run that wins counts, whatever a later one has done in the meantime.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.engine.game import Attempts, Confirm, Game
+from bench.engine.game import Attempts, Confirm, Game, joined
 from bench.engine.table import Table
 from bench.problem import runs_of
 from bench.records import Budget
@@ -56,7 +55,7 @@ def abreast(game: Game, confirm: Confirm, items: Sequence[int], runs: int) -> It
     order = run.argsort(stable=True).tolist()
     race, known = Table(wide, upheld, order), Known.nothing(len(items), runs)
     for part in race.play():
-        known = known.joined(part, race.distance)
+        known = known.joined(part)
         yield from known.due(items)
 
 
@@ -65,8 +64,6 @@ class Known(NamedTuple):
 
     place: Tensor
     """Where the attempt of each run stands in `rows`; -1 before it is there."""
-    distance: Tensor
-    """Of the nearest success that a run has met outside the ball; infinite without any."""
     handed: Tensor
     """[items] bool: handed on already."""
     rows: Attempts | None
@@ -76,18 +73,14 @@ class Known(NamedTuple):
     def nothing(cls, items: int, runs: int) -> Known:
         """Before the first run is over."""
         place = torch.full((items, runs), -1)
-        far = torch.full((items, runs), math.inf, dtype=torch.float64)
-        return cls(place, far, torch.zeros(items, dtype=torch.bool), None)
+        return cls(place, torch.zeros(items, dtype=torch.bool), None)
 
-    def joined(self, part: Attempts, distance: dict[int, float]) -> Known:
-        """With these runs, too; `distance` by item of the wide game."""
-        old = self.rows
-        rows = part if old is None else Attempts._make(map(torch.cat, zip(old, part, strict=True)))
-        place, far = self.place.clone(), self.distance.clone()
+    def joined(self, part: Attempts) -> Known:
+        """With these runs, too."""
+        rows = part if self.rows is None else joined([self.rows, part])
+        place = self.place.clone()
         place.view(-1)[rows.item] = torch.arange(len(rows.item))
-        where = part.item.tolist()
-        far.view(-1)[part.item] = torch.tensor([distance[row] for row in where]).double()
-        return self._replace(place=place, distance=far, rows=rows)
+        return self._replace(place=place, rows=rows)
 
     def due(self, items: Sequence[int]) -> Iterator[Attempts]:
         """The items whose first winner, or last run, is known with all runs before it."""
@@ -110,7 +103,7 @@ class Known(NamedTuple):
         assert self.rows is not None
         rows, place = self.rows, self.place[chosen].clamp_min(0)
         end = place.gather(1, last[:, None])[:, 0]
-        far = self.distance[chosen]
+        far = rows.distance[place].masked_fill(~counted, torch.inf)
         nearest = place.gather(1, far.argmin(1, keepdim=True))[:, 0]
         shown = torch.where(won | far.isinf().all(1), end, nearest)
         return Attempts(
@@ -119,4 +112,5 @@ class Known(NamedTuple):
             forwards=(rows.forwards[place] * counted).sum(1),
             gradients=(rows.gradients[place] * counted).sum(1),
             looks=rows.looks[end], step=rows.step[end], run=rows.run[end],
+            distance=rows.distance[shown],
         )  # fmt: skip

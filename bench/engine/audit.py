@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.engine.abreast import table
-from bench.engine.game import Attempts, Confirm, Game
+from bench.engine.game import Attempts, Confirm, Game, chosen
 from bench.kit import KeyedDraws, example_key
 
 SHARE = 0.05
@@ -48,8 +48,8 @@ def audited(
     held: list[Attempts] = []
     for part in table(quick, confirm, items):
         claimed = part.step >= 0
-        yield from chosen(part, claimed)
-        held += chosen(part, ~claimed)
+        yield from some(part, claimed)
+        held += some(part, ~claimed)
     survivors = torch.cat([part.item for part in held]).tolist() if held else []
     sample = drawn(survivors, quick.seed)
     again = list(table(exact, confirm, sample))
@@ -63,7 +63,7 @@ def audited(
         return
     known = torch.tensor(sample, dtype=torch.int64)
     for part in held:
-        yield from chosen(part, ~torch.isin(part.item, known))
+        yield from some(part, ~torch.isin(part.item, known))
 
 
 def drawn(survivors: Collection[int], seed: int) -> list[int]:
@@ -76,6 +76,6 @@ def drawn(survivors: Collection[int], seed: int) -> list[int]:
     return picked
 
 
-def chosen(part: Attempts, rows: Tensor) -> list[Attempts]:
+def some(part: Attempts, rows: Tensor) -> list[Attempts]:
     """These rows [n] bool of a chunk, unless there are none."""
-    return [Attempts(*(field[rows] for field in part))] if rows.any() else []
+    return [chosen(part, rows)] if rows.any() else []

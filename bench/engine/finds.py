@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from bench.engine.game import Confirm, Game, Settled
+from bench.engine.game import Attempts, Confirm, Game, chosen
 from bench.guard import Till
 from bench.problem import pad, padded
 from bench.target import named, reaches
@@ -99,7 +98,7 @@ class Finds:
             self.gradients[where] = ledger.gradients[where]
             self.open[where] = False
 
-    def settled(self, returned: Tensor | None) -> Iterator[Settled]:
+    def settled(self, returned: Tensor | None) -> Attempts:
         """What each row brings to the referee; `returned` [n, C, H, W] unless it was stopped."""
         ledger = self.till.ledger
         forwards = torch.where(self.open, ledger.forwards, self.forwards)
@@ -108,12 +107,11 @@ class Finds:
         if returned is not None and self.open.any():
             self._look(returned)
             looks = self.open.to(looks.dtype)
-        columns = (self.items, forwards, gradients, looks, self.step)
-        numbers = [column.tolist() for column in columns]
-        for row in self.till.active.nonzero()[:, 0].tolist():
-            item, forward, gradient, look, step = (column[row] for column in numbers)
-            run = 0 if step >= 0 else -1
-            yield Settled(item, self.image[row], forward, gradient, look, step, run)
+        # One run, which is over: number 0 where it has won.
+        columns = (self.items, forwards, gradients, looks, self.step, self.step.clamp_max(0))
+        item, *counts = (column.cpu() for column in columns)
+        every = Attempts._make([item, self.image, *counts, self.distance.double().cpu()])
+        return chosen(every, self.till.active)
 
     def _look(self, returned: Tensor) -> None:
         """One harness forward at the returned images of the rows that are still open."""

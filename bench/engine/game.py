@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 from bench.kit import margin
 from bench.plugin import Attack
+from bench.problem import combine
 from bench.records import Budget
 from bench.target import Noise, Target, named, reaches
-from bench.threat import Goal, PerturbationSet
+from bench.threat import Goal, PerturbationSet, per_row
 
 GROUP = 64  # rows of a declared-random defense that share one random state
 
@@ -70,10 +71,10 @@ class Game:
 
 
 class Attempts(NamedTuple):
-    """Finished items with what the attack brings to the referee."""
+    """Finished items with what the attack brings to the referee: [n] each, but for the images."""
 
     item: Tensor
-    """[n] int64."""
+    """int64, as the other numbers."""
     image: Tensor
     """[n, C, H, W]: the claimed success, else the last iterate."""
     forwards: Tensor
@@ -82,40 +83,74 @@ class Attempts(NamedTuple):
     step: Tensor
     """Of the claimed success; -1 without a claim."""
     run: Tensor
+    distance: Tensor
+    """float64: of the nearest success outside the ball, where nothing is claimed; else infinite."""
+
+    @classmethod
+    def free(cls, game: Game, items: Sequence[int]) -> Attempts:
+        """These items, their goal reached on the clean image: broken at no cost."""
+        item = torch.tensor(items, dtype=torch.int64)
+        zero = torch.zeros_like(item)
+        image = game.x[item.to(game.x.device)]
+        return cls(item, image, zero, zero, zero, zero, zero, zero + torch.inf)
 
 
 class Nearest(NamedTuple):
-    """The nearest success a row has found, where the attack minimises."""
+    """The nearest successes of rows, where the attack minimises: [m] each, but for the images."""
 
     image: Tensor
-    distance: float
-    """Infinite without any."""
-    step: int
-    run: int
+    """[m, C, H, W]."""
+    distance: Tensor
+    """float64; infinite without any."""
+    step: Tensor
+    run: Tensor
 
 
 class Ended(NamedTuple):
-    """A run that ended unbroken: it waits for the look at its last iterate."""
+    """Runs that ended unbroken: they wait for the look at their last iterates. [m] each."""
 
-    item: int
-    run: int
-    final: bool
+    item: Tensor
+    run: Tensor
+    final: Tensor
+    """bool: the item has no run after this one."""
     image: Tensor
-    forwards: int
-    gradients: int
-    step: int
-    nearest: Nearest | None
+    """[m, C, H, W]: the last iterate."""
+    forwards: Tensor
+    gradients: Tensor
+    step: Tensor
+    near: Tensor
+    """[m, C, H, W]: the nearest success before it, where the attack minimises."""
+    distance: Tensor
+    """float64: of that; infinite without any."""
+    near_step: Tensor
+    near_run: Tensor
+
+    def nearest(self, won: Tensor, distance: Tensor) -> Nearest:
+        """The better of the last iterate, where it has `won` [m] bool, and what was before it.
+
+        Without either it is the last iterate, of step -1.
+        """
+        last = won & (distance < self.distance)
+        none = self.distance.isinf() & ~last
+        shown = per_row((last | none).to(self.image.device), self.image)
+        return Nearest(
+            torch.where(shown, self.image, self.near),
+            torch.where(last, distance, self.distance),
+            torch.where(last, self.step, self.near_step.masked_fill(none, -1)),
+            torch.where(last, self.run, self.near_run.masked_fill(none, -1)),
+        )
 
 
-class Settled(NamedTuple):
-    """An item whose verdict cannot change any more."""
+Columns = TypeVar("Columns", Attempts, Nearest, Ended)
 
-    item: int
-    image: Tensor
-    forwards: int
-    gradients: int
-    looks: int
-    step: int
-    run: int
-    distance: float = math.inf
-    """Of the nearest success outside the ball, where nothing is claimed."""
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """The rows of all parts, one part after another."""
+    whole: Columns = combine(lambda *columns: torch.cat(columns), *parts)
+    return whole
+
+
+def chosen(columns: Columns, rows: Tensor) -> Columns:
+    """These rows, [k] int64 or [n] bool, of every column."""
+    part: Columns = combine(lambda column: column[rows.to(column.device)], columns)
+    return part

@@ -2,89 +2,73 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from bench.engine.game import Confirm, Ended, Game, Nearest, Settled
+from bench.engine.game import Attempts, Confirm, Ended, Game, Nearest, chosen, joined
 from bench.problem import pad, padded
 
 POOL = 64  # last looks worth one forward
 
 
 class Looks:
-    """Runs that ended unbroken, waiting to be looked at together."""
+    """Runs that ended unbroken, waiting to be looked at together; those of an item in order."""
 
     def __init__(self, game: Game, confirm: Confirm) -> None:
         self.game, self.confirm = game, confirm
         self.waiting: list[Ended] = []
 
-    def add(self, entries: Iterable[Ended]) -> None:
-        """Queue some; entries of an item come in the order of its runs."""
-        self.waiting.extend(entries)
-
     @property
     def full(self) -> bool:
         """Enough for one forward."""
-        return len(self.waiting) >= POOL
+        return sum(len(part.item) for part in self.waiting) >= POOL
 
-    def holds(self, items: set[int]) -> bool:
-        """Whether one of these items has an earlier run waiting."""
-        return any(entry.item in items for entry in self.waiting)
+    def holds(self, items: Tensor) -> bool:
+        """Whether one of these items [n] has an earlier run waiting."""
+        return any(bool(torch.isin(part.item, items).any()) for part in self.waiting)
 
-    def drop(self, items: set[int]) -> None:
-        """Forget these."""
-        self.waiting = [entry for entry in self.waiting if entry.item not in items]
+    def drop(self, items: Tensor) -> None:
+        """Forget these [n]."""
+        self.waiting = [
+            chosen(part, (~torch.isin(part.item, items)).nonzero()[:, 0]) for part in self.waiting
+        ]
 
-    def settle(self) -> Iterator[Settled | tuple[int, Nearest]]:
+    def settle(self) -> tuple[Attempts, Tensor, Nearest]:
         """Look at all that wait; the earliest run that won counts.
 
-        Yields:
-            Settled items, and (item, nearest) where a run that is not the last found a nearer one.
+        Returns:
+            The items whose verdict is known; then those [n] of a distance board with runs to
+            come whose nearest success is known, and that.
         """
-        entries, self.waiting = self.waiting, []
-        if not entries:
-            return
-        won, distance = self._look(entries)
-        resolved: set[int] = set()
-        for entry, hit, far in zip(entries, won, distance, strict=True):
-            if entry.item in resolved:
-                continue
-            found = _nearest(entry, hit, far)
-            if self.game.goal.kind == "nearest" and not entry.final:
-                if found is not None:
-                    yield entry.item, found
-            elif hit or entry.final:
-                resolved.add(entry.item)
-                yield self._settled(entry, hit, found)
+        ended, self.waiting = joined(self.waiting), []
+        won, distance = self._look(ended)
+        nearest = ended.nearest(won, distance)
+        claims = self.game.goal.kind == "nearest"
+        over = firsts(ended.item, ended.final if claims else ended.final | won)
+        claimed = torch.ones_like(won) if claims else won
+        settled = Attempts(
+            ended.item, nearest.image, ended.forwards, ended.gradients, ended.run + 1,
+            torch.where(claimed, nearest.step, -1), torch.where(claimed, nearest.run, -1),
+            nearest.distance,
+        )  # fmt: skip
+        nearer = (claims & ~ended.final & ~nearest.distance.isinf()).nonzero()[:, 0]
+        return chosen(settled, over), ended.item[nearer], chosen(nearest, nearer)
 
-    def _look(self, entries: list[Ended]) -> tuple[list[bool], list[float]]:
-        images = torch.stack([entry.image for entry in entries])
-        items = torch.tensor([entry.item for entry in entries], device=images.device)
+    def _look(self, ended: Ended) -> tuple[Tensor, Tensor]:
+        images, count = ended.image, len(ended.item)
+        items = ended.item.to(images.device)
         x = self.game.x[items]
-        logits = self.game.defense.logits(pad(images, padded(len(entries))))[: len(entries)]
+        logits = self.game.defense.logits(pad(images, padded(count)))[:count]
         won = self.game.reached(logits, items) & self.game.ball.contains(images, x)
         if won.any():
             claimed = won.nonzero()[:, 0]
             won[claimed] = self.confirm(items[claimed], images[claimed])
-        distance: Tensor = self.game.ball.distance(images, x)
-        return won.tolist(), distance.tolist()
-
-    def _settled(self, entry: Ended, hit: bool, found: Nearest | None) -> Settled:
-        """On a board only a hit is claimed; on a distance board the nearest success is."""
-        claimed = hit or self.game.goal.kind == "nearest"
-        if found is None:
-            found = Nearest(entry.image, math.inf, -1, -1)
-        return Settled(
-            entry.item, found.image, entry.forwards, entry.gradients, entry.run + 1,
-            found.step if claimed else -1, found.run if claimed else -1, found.distance,
-        )  # fmt: skip
+        return won.cpu(), self.game.ball.distance(images, x).double().cpu()
 
 
-def _nearest(entry: Ended, hit: bool, distance: float) -> Nearest | None:
-    """The better of the last iterate and the nearest success before it."""
-    if hit and (entry.nearest is None or distance < entry.nearest.distance):
-        return Nearest(entry.image, distance, entry.step, entry.run)
-    return entry.nearest
+def firsts(item: Tensor, where: Tensor) -> Tensor:
+    """Of the places `where` [m] bool the first one of each item, in order."""
+    places = where.nonzero()[:, 0].numpy()
+    _, first = np.unique(item.numpy()[places], return_index=True)
+    return torch.from_numpy(places[np.sort(first)])

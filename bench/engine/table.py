@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.engine.ahead import Ahead
-from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, Nearest, Settled
+from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, chosen, joined
 from bench.engine.looks import Looks
 from bench.engine.sizes import STEP, fitting
 from bench.engine.slots import Slots
@@ -25,6 +25,8 @@ CROWD = 16  # so many rows, and one slot in so many, have won since: the settlem
 SPARE = 0.9  # of the slots: when the tail needs no more, the others are given up
 CHUNK = 64  # finished items handed on at once
 SECONDS = 5.0  # or whatever is finished after so long
+Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""Slots by number."""
 
 
 class Table:
@@ -42,10 +44,8 @@ class Table:
         self.ahead = Ahead(game)
         lost = set(game.lost.nonzero()[:, 0].tolist())
         self.queue = [item for item in items if item not in lost][::-1]
-        # The goal is reached on the clean image: broken at no cost.
-        self.settled = [Settled(i, game.x[i], 0, 0, 0, 0, 0) for i in items if i in lost]
-        self.distance = dict[int, float]()
-        """Of the items handed on last: how far their nearest success is, if it is outside."""
+        free = [item for item in items if item in lost]
+        self.settled = [Attempts.free(game, free)] if free else []
         self.since = time.monotonic()
         self.item = np.full(0, -1, dtype=np.int64)
         # A group of a random defense keeps its beat: its draws belong to all of its rows.
@@ -97,16 +97,14 @@ class Table:
     def _busy(self) -> bool:
         return bool(self.queue) or bool((self.item >= 0).any())
 
-    def _arrivals(self) -> list[int]:
+    def _arrivals(self) -> Places:
         """Free slots that take up the next items of the queue."""
         free = np.flatnonzero(self.item < 0)[: len(self.queue)]
-        for slot in free:
-            self.item[slot] = self.queue.pop()
-            self.run[slot] = self.first[self.item[slot]]
-        slots = [int(slot) for slot in free]
-        if slots:
-            self._seat(self._indices(slots))
-        return slots
+        if len(free):
+            self.item[free] = [self.queue.pop() for _ in free]
+            self.run[free] = self.first[self.item[free]]
+            self._seat(self._on_device(free))
+        return free
 
     def _seat(self, where: Tensor) -> None:
         """Bring new items' data into these slots, their purse full and nothing found."""
@@ -118,11 +116,11 @@ class Table:
         rows.ledger.open(where)
         self.slots.forget(where)
 
-    def _admit(self, slots: list[int]) -> None:
+    def _admit(self, slots: Places) -> None:
         """Start a run in these slots."""
-        if not slots:
+        if not len(slots):
             return
-        rows, where = self.rows, self._indices(slots)
+        rows, where = self.rows, self._on_device(slots)
         self.ahead.forget()
         self.t[slots] = 0
         rows.t[where] = 0
@@ -252,12 +250,12 @@ class Table:
         over = slots.playing & (over | slots.ended | self.rows.ledger.refused)
         claimed = slots.found & (over if self.traits.retires is Retire.NEVER else slots.playing)
         won = self._confirmed(claimed)
-        self._end(_numbers(over & ~won))
-        winners = _numbers(won)
+        self._end(_places(over & ~won))
+        winners = _places(won)
         # An earlier run's last iterate may have won before this one did.
-        if self.looks.holds({int(self.item[slot]) for slot in winners}):
+        if self.looks.holds(torch.from_numpy(self.item[winners])):
             self._look()
-        self._retire([slot for slot in winners if self.item[slot] >= 0])
+        self._retire(winners[self.item[winners] >= 0])
         if self.looks.full or self.traits.minimises or not self._busy():
             self._look()
 
@@ -270,92 +268,99 @@ class Table:
         self.slots.forget(where[~upheld])
         return found.index_copy(0, where, upheld)
 
-    def _end(self, slots: list[int]) -> None:
+    def _end(self, slots: Places) -> None:
         """Queue these rows' last iterates for a look; go on to their next runs."""
-        if not slots:
+        if not len(slots):
             return
-        where, rows, known = self._indices(slots), self.rows, self.slots
+        where, rows, known = self._on_device(slots), self.rows, self.slots
         ended = known.ended[where]
         adv = torch.where(per_row(ended, rows.x), known.last[where], iterate(self.state)[where])
-        step = torch.where(ended, known.last_step[where], rows.t[where]).tolist()
+        step = torch.where(ended, known.last_step[where], rows.t[where])
         ledger = rows.ledger
-        forwards, gradients = ledger.forwards[where].tolist(), ledger.gradients[where].tolist()
+        spent = (ledger.forwards, ledger.gradients, known.hit_step, known.hit_run)
+        counts = torch.stack([step, *(fact[where] for fact in spent)]).cpu()
+        step, forwards, gradients, near_step, near_run = counts.unbind(0)
         item, run = self.item[slots], self.run[slots]
         final = (run + 1 >= self.runs) | ledger.refused[where].cpu().numpy()
-        columns = (item.tolist(), run.tolist(), final.tolist(), adv.unbind(0))
-        entries = zip(*columns, forwards, gradients, step, self._nearest(where), strict=True)
-        self.looks.add(itertools.starmap(Ended, entries))
-        places = np.array(slots)
-        again = places[~final]
+        self.looks.waiting.append(
+            Ended(
+                item=torch.from_numpy(item),
+                run=torch.from_numpy(run),
+                final=torch.from_numpy(final),
+                image=adv,
+                forwards=forwards,
+                gradients=gradients,
+                step=step,
+                near=known.best[where],
+                distance=known.distance[where].double().cpu(),
+                near_step=near_step,
+                near_run=near_run,
+            )
+        )
+        again = slots[~final]
         self.run[again] += 1
-        self._clear(places[final].tolist())
-        self._admit(again.tolist())
-
-    def _nearest(self, where: Tensor) -> list[Nearest | None]:
-        """What these rows have found so far, where the attack minimises."""
-        known = self.slots
-        if not self.traits.minimises:
-            return [None] * len(where)
-        far = known.distance[where].tolist()
-        step, run = known.hit_step[where].tolist(), known.hit_run[where].tolist()
-        rows = zip(known.best[where], far, step, run, strict=True)
-        return [Nearest(*row) if math.isfinite(row[1]) else None for row in rows]
+        self._clear(slots[final])
+        self._admit(again)
 
     def _look(self) -> None:
-        seat = {item: slot for slot, item in enumerate(self.item.tolist()) if item >= 0}
-        for outcome in self.looks.settle():
-            if isinstance(outcome, Settled):
-                self.settled.append(outcome)
-                self._clear([seat[outcome.item]] if outcome.item in seat else [])
-                if outcome.step >= 0:
-                    self._outrun([outcome.item])
-                continue
-            item, nearest = outcome
-            if item in seat:
-                slot = seat[item]
-                self.slots.best[slot] = nearest.image
-                self.slots.distance[slot] = nearest.distance
-                self.slots.hit_step[slot], self.slots.hit_run[slot] = nearest.step, nearest.run
-
-    def _retire(self, slots: list[int]) -> None:
-        """Rows that won at one of their own queries."""
-        if not slots:
+        if not self.looks.waiting:
             return
-        where, known = self._indices(slots), self.slots
-        images = known.best[where]
-        facts = (known.hit_forwards, known.hit_gradients, known.hit_step)
-        spent = torch.stack([fact[where] for fact in facts], 1).tolist()
-        for slot, image, (forwards, gradients, step) in zip(slots, images, spent, strict=True):
-            item, run = int(self.item[slot]), int(self.run[slot])
-            self.settled.append(Settled(item, image, forwards, gradients, run, step, run))
-        won = self.item[slots].tolist()
-        self._clear(slots)
-        self._outrun(won)
+        settled, nearer, nearest = self.looks.settle()
+        self.settled.append(settled)
+        self._clear(self._seats(settled.item))
+        self._outrun(settled.item[settled.step >= 0])
+        if len(nearer):
+            seat = {item: slot for slot, item in enumerate(self.item.tolist())}
+            where, known = (
+                self._on_device(np.array([seat[item] for item in nearer.tolist()])),
+                self.slots,
+            )
+            known.best[where] = nearest.image
+            known.distance[where] = nearest.distance.to(known.distance)
+            known.hit_step[where] = nearest.step.to(known.hit_step)
+            known.hit_run[where] = nearest.run.to(known.hit_run)
 
-    def _outrun(self, won: list[int]) -> None:
+    def _retire(self, slots: Places) -> None:
+        """Rows that won at one of their own queries."""
+        if not len(slots):
+            return
+        where, known = self._on_device(slots), self.slots
+        facts = (known.hit_forwards, known.hit_gradients, known.hit_step)
+        forwards, gradients, step = torch.stack([fact[where] for fact in facts]).cpu().unbind(0)
+        item, run = (torch.from_numpy(column[slots]) for column in (self.item, self.run))
+        far = torch.full(item.shape, math.inf, dtype=torch.float64)
+        self.settled.append(
+            Attempts(item, known.best[where], forwards, gradients, run, step, run, far)
+        )
+        self._clear(slots)
+        self._outrun(item)
+
+    def _outrun(self, won: Tensor) -> None:
         """Let go of the later runs of items that have won in an earlier one, if they are rows."""
         if self.game.run is None:
             return
         late = set[int]()
-        for item in won:
+        for item in won.tolist():
             end = item + 1
             while end < len(self.first) and self.first[end] > self.first[item]:
                 end += 1
             late |= set(range(item + 1, end))
         self.queue = [item for item in self.queue if item not in late]
-        self.looks.drop(late)
-        self._clear([int(slot) for slot in np.flatnonzero(np.isin(self.item, list(late)))])
+        gone = torch.tensor(sorted(late), dtype=torch.int64)
+        self.looks.drop(gone)
+        self._clear(self._seats(gone))
 
-    def _clear(self, slots: list[int]) -> None:
-        if slots:
-            where = self._indices(slots)
+    def _seats(self, items: Tensor) -> Places:
+        """The slots in which these items [n] sit, if they still do."""
+        return np.flatnonzero(np.isin(self.item, items.numpy()))
+
+    def _clear(self, slots: Places) -> None:
+        if len(slots):
+            where = self._on_device(slots)
             self.item[slots] = -1
             self.rows.active[where] = False
             self.slots.playing[where] = False
             self.rows.t[where] = 0
-
-    def _indices(self, slots: list[int]) -> Tensor:
-        return torch.tensor(slots, device=self.game.x.device)
 
     def _on_device(self, mirror: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:
         return torch.from_numpy(mirror).to(self.game.x.device)
@@ -363,17 +368,14 @@ class Table:
     def _due(self) -> bool:
         if self.grouped or not self.settled:
             return False
-        return len(self.settled) >= CHUNK or time.monotonic() - self.since > SECONDS
+        finished = sum(len(part.item) for part in self.settled)
+        return finished >= CHUNK or time.monotonic() - self.since > SECONDS
 
     def _hand_over(self) -> Attempts:
-        self.distance = {entry.item: entry.distance for entry in self.settled}
-        settled, self.settled = sorted(self.settled, key=lambda entry: entry.item), []
+        whole, self.settled = joined(self.settled), []
         self.since = time.monotonic()
-        images = torch.stack([entry.image for entry in settled])
-        numbers = [[e.item, e.forwards, e.gradients, e.looks, e.step, e.run] for e in settled]
-        item, *counts = torch.tensor(numbers, dtype=torch.int64).unbind(1)
-        return Attempts(item, images, *counts)
+        return chosen(whole, whole.item.argsort())
 
 
-def _numbers(where: Tensor) -> list[int]:
-    return [int(slot) for slot in where.nonzero()[:, 0].tolist()]
+def _places(where: Tensor) -> Places:
+    return where.nonzero()[:, 0].cpu().numpy()

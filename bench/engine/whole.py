@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.engine.finds import Finds
-from bench.engine.game import GROUP, Attempts, Confirm, Game, Settled
+from bench.engine.game import GROUP, Attempts, Confirm, Game, chosen, joined
 from bench.guard import Guard, Stopped, Till, apart
 from bench.kit import KeyedDraws, example_key, word
 from bench.plugin import PerturbationSet, Traits, WholeAttack
@@ -36,28 +36,26 @@ def play_whole(
             continue
         if game.noise is not None:
             game.noise.begin(first // size)
-        settled = list(_block(game, attack, confirm, block, rows))
-        yield _attempts([done for done in settled if done.item in items])
+        whole = joined(list(_block(game, attack, confirm, block, rows)))
+        asked = [row for row, item in enumerate(whole.item.tolist()) if item in items]
+        part = chosen(whole, torch.tensor(asked))
+        yield chosen(part, part.item.argsort())
 
 
 def _block(
     game: Game, attack: WholeAttack, confirm: Confirm, block: range, rows: int
-) -> Iterator[Settled]:
+) -> Iterator[Attempts]:
     """One block of items, `rows` at a time; the goal is reached on some clean images already."""
     lost = game.lost[block.start : block.stop].tolist()
-    yield from (
-        Settled(item, game.x[item], 0, 0, 0, 0, 0)
-        for item, gone in zip(block, lost, strict=True)
-        if gone
-    )
+    yield Attempts.free(game, [item for item, gone in zip(block, lost, strict=True) if gone])
     alive = [item for item, gone in zip(block, lost, strict=True) if not gone]
     for first in range(0, len(alive), rows):
-        yield from _set(game, attack, confirm, alive[first : first + rows], alone=rows == 1)
+        yield _set(game, attack, confirm, alive[first : first + rows], alone=rows == 1)
 
 
 def _set(
     game: Game, attack: WholeAttack, confirm: Confirm, items: list[int], *, alone: bool
-) -> Iterator[Settled]:
+) -> Attempts:
     """One closed set: the run, and a look at what it returned."""
     count = len(items)
     where = torch.tensor(items, device=game.x.device)
@@ -74,9 +72,9 @@ def _set(
         seed = word(f"{game.seed} {attack.name} {items[0]}")
         images = _guarded(attack.name, lambda: attack.run(problem), seed)
     except Stopped:
-        yield from finds.settled(None)
+        return finds.settled(None)
     else:
-        yield from finds.settled(_like(images, game.x[where], attack.name))
+        return finds.settled(_like(images, game.x[where], attack.name))
     finally:
         till.open = False
 
@@ -144,10 +142,3 @@ def _like(images: object, x: Tensor, name: str) -> Tensor:
             came = f"{images.dtype} {list(images.shape)}"
         raise PluginError(f"{name} returned {came}; {x.dtype} {list(x.shape)} is expected.")
     return images.detach().to(x.device, copy=True)
-
-
-def _attempts(settled: list[Settled]) -> Attempts:
-    settled = sorted(settled, key=lambda entry: entry.item)
-    numbers = [[e.item, e.forwards, e.gradients, e.looks, e.step, e.run] for e in settled]
-    item, *counts = torch.tensor(numbers, dtype=torch.int64).unbind(1)
-    return Attempts(item, torch.stack([entry.image for entry in settled]), *counts)

@@ -83,7 +83,8 @@ def referee(
 def judged(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
     """Broken [n] bool and distance [n] of one image for each example, in order."""
     zero = torch.zeros(len(image), dtype=torch.int64)
-    attempts = Attempts(torch.arange(len(image)), image, zero, zero, zero, zero, zero)
+    item = torch.arange(len(image))
+    attempts = Attempts(item, image, zero, zero, zero, zero, zero, zero + torch.inf)
     outcomes, _ = rules.judge(attempts)
     broken = torch.from_numpy(outcomes.verdict == Verdict.BROKEN)
     distance = torch.from_numpy(outcomes.distance)
