@@ -103,6 +103,18 @@ def test_a_row_says_what_the_detector_does_to_clean_images(world: World) -> None
     assert (row.clean.k, row.robust.k) == (16, 10)
 
 
+def test_nobody_without_a_detector_owes_an_attack_on_detectors(world: World) -> None:
+    world.threat("linf", "pgd", "both")
+    world.attack("both", joint=True)
+    world.defense("plain")
+    world.clean("plain", ~some(N, 0))
+    world.play("plain", "pgd", some(N, 0, 1))
+    attacked(world)
+    rows = {row.defense: row.coverage for row in ranking(world.store, find(world.store, None))}
+    assert (rows["plain"].done, rows["plain"].required) == (1, 1)
+    assert (rows["d"].done, rows["d"].required) == (1, 2)
+
+
 def test_an_entry_brings_its_curves_and_the_place_of_its_threshold(world: World) -> None:
     attacked(world)
     found = entry(world.store, find(world.store, None), "d").rocs["pgd"]

@@ -131,14 +131,19 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
 
 
 def coverage(played: Played, standing: Standing) -> Coverage:
-    """Done and applicable among the required attacks; one that was never planned is applicable."""
-    applies = [
-        attack
-        for attack in played.board.required
-        if {row.state for row in played.cells.get((standing.defense, attack), ())}
-        != {CellState.NOT_APPLICABLE}
-    ]
+    """Done and applicable among the required attacks."""
+    required = played.board.required
+    applies = [attack for attack in required if _applies(played, attack, standing.defense)]
     return Coverage(sum(attack in standing.bouts for attack in applies), len(applies))
+
+
+def _applies(played: Played, attack: str, defense: str) -> bool:
+    """One that was never planned does, unless it goes for a detector that is not there."""
+    states = {row.state for row in played.cells.get((defense, attack), ())}
+    if states or attack not in played.attacks:
+        return states != {CellState.NOT_APPLICABLE}
+    detector = played.defenses[defense].detail.get("rejects") is not None
+    return detector or not played.attacks[attack].detail.get("joint")
 
 
 def _why_not(board: Board, standing: Standing, covered: Coverage, opinion: str) -> str:
