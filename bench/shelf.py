@@ -18,7 +18,7 @@ from bench.plugin import Dataset, Defense, Shelf
 from bench.recipe import Stock, recipe_digest, recipe_of
 from bench.records import BenchError, PluginError, UnfitError, digest
 from bench.registry import Offer, Registry
-from bench.target import freeze
+from bench.target import Unguarded, freeze
 from bench.train import Tell, train
 
 
@@ -114,12 +114,13 @@ class DefenseShelf:
         return self._filled(module, content, "trained", stock.weights)
 
     def teacher(self) -> nn.Module | None:
-        """The defense that the recipe learns from, built; None where it names none."""
+        """The defense that the recipe learns from, built, without its detector; None without."""
         name = recipe_of(self.defense).teacher
         if not name:
             return None
-        below = self.chain
-        return DefenseShelf(self.registry, name, self.dataset, self.folder, below=below).build()
+        shelf = DefenseShelf(self.registry, name, self.dataset, self.folder, below=self.chain)
+        module = shelf.build()
+        return module if shelf.defense.rejects is None else Unguarded(module)
 
     def filled(self, module: nn.Module, file: str) -> nn.Module:
         """The module, filled from a safetensors file of that plain name.

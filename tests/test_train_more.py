@@ -198,6 +198,32 @@ def test_images_against_the_teacher_come_beside_those_against_the_pupil(tmp_path
     assert fooled > plain + 0.5
 
 
+class Guarded(nn.Module):
+    """Logits, and a score that rejects nothing."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.body(x)
+        return torch.cat([logits, torch.full_like(logits[:, :1], -1)], 1)
+
+
+def test_of_a_teacher_with_a_detector_the_classifier_teaches(tmp_path: Path) -> None:
+    witness = Witness(alike)
+    pupil = small(loss=witness, teacher="master", transfer=Inner("pgd", BALL), epochs=1)
+    master = replace(
+        defense("master", MASTER),
+        build=lambda shelf: Guarded(shelf.trained(linear(shelf.shape, shelf.classes))),
+        rejects=0.05,
+    )
+    learn(registry(master, defense("pupil", pupil)), "pupil", DIGITS, folder=tmp_path)
+    lesson = witness.lessons[-1]
+    assert lesson.teacher is not None
+    assert lesson.teacher(lesson.x).shape == (len(lesson.x), 10)
+
+
 def test_an_attack_on_the_teacher_needs_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="plays pgd on its teacher and names no teacher"):
         taught(tmp_path, small(loss=on_adv, transfer=INNER))

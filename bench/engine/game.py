@@ -92,7 +92,7 @@ class Attempts(NamedTuple):
         item = torch.tensor(items, dtype=torch.int64)
         zero = torch.zeros_like(item)
         image = game.x[item.to(game.x.device)]
-        return cls(item, image, zero, zero, zero, zero, zero, zero + torch.inf)
+        return cls(item, image, zero, zero, zero, zero, zero, zero.double() + torch.inf)
 
 
 class Nearest(NamedTuple):

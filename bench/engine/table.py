@@ -306,15 +306,14 @@ class Table:
         if not self.looks.waiting:
             return
         settled, nearer, nearest = self.looks.settle()
-        self.settled.append(settled)
-        self._clear(self._seats(settled.item))
-        self._outrun(settled.item[settled.step >= 0])
+        if len(settled.item):
+            self.settled.append(settled)
+            self._clear(self._seats(settled.item))
+            self._outrun(settled.item[settled.step >= 0])
         if len(nearer):
+            known = self.slots
             seat = {item: slot for slot, item in enumerate(self.item.tolist())}
-            where, known = (
-                self._on_device(np.array([seat[item] for item in nearer.tolist()])),
-                self.slots,
-            )
+            where = self._on_device(np.array([seat[item] for item in nearer.tolist()]))
             known.best[where] = nearest.image
             known.distance[where] = nearest.distance.to(known.distance)
             known.hit_step[where] = nearest.step.to(known.hit_step)
@@ -328,10 +327,8 @@ class Table:
         facts = (known.hit_forwards, known.hit_gradients, known.hit_step)
         forwards, gradients, step = torch.stack([fact[where] for fact in facts]).cpu().unbind(0)
         item, run = (torch.from_numpy(column[slots]) for column in (self.item, self.run))
-        far = torch.full(item.shape, math.inf, dtype=torch.float64)
-        self.settled.append(
-            Attempts(item, known.best[where], forwards, gradients, run, step, run, far)
-        )
+        image, none = known.best[where], torch.full(item.shape, math.inf, dtype=torch.float64)
+        self.settled.append(Attempts(item, image, forwards, gradients, run, step, run, none))
         self._clear(slots)
         self._outrun(item)
 
