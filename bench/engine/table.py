@@ -44,8 +44,10 @@ class Table:
         self.ahead = Ahead(game)
         lost = set(game.lost.nonzero()[:, 0].tolist())
         self.queue = [item for item in items if item not in lost][::-1]
-        free = [item for item in items if item in lost]
-        self.settled = [Attempts.free(game, free)] if free else []
+        self.settled, self.finished = list[Attempts](), 0
+        """What is to be handed on next, and how many items that is."""
+        if free := [item for item in items if item in lost]:
+            self._finish(Attempts.free(game, free))
         self.since = time.monotonic()
         self.item = np.full(0, -1, dtype=np.int64)
         # A group of a random defense keeps its beat: its draws belong to all of its rows.
@@ -307,7 +309,7 @@ class Table:
             return
         settled, nearer, nearest = self.looks.settle()
         if len(settled.item):
-            self.settled.append(settled)
+            self._finish(settled)
             self._clear(self._seats(settled.item))
             self._outrun(settled.item[settled.step >= 0])
         if len(nearer):
@@ -328,7 +330,7 @@ class Table:
         forwards, gradients, step = torch.stack([fact[where] for fact in facts]).cpu().unbind(0)
         item, run = (torch.from_numpy(column[slots]) for column in (self.item, self.run))
         image, none = known.best[where], torch.full(item.shape, math.inf, dtype=torch.float64)
-        self.settled.append(Attempts(item, image, forwards, gradients, run, step, run, none))
+        self._finish(Attempts(item, image, forwards, gradients, run, step, run, none))
         self._clear(slots)
         self._outrun(item)
 
@@ -365,12 +367,15 @@ class Table:
     def _due(self) -> bool:
         if self.grouped or not self.settled:
             return False
-        finished = sum(len(part.item) for part in self.settled)
-        return finished >= CHUNK or time.monotonic() - self.since > SECONDS
+        return self.finished >= CHUNK or time.monotonic() - self.since > SECONDS
+
+    def _finish(self, part: Attempts) -> None:
+        self.settled.append(part)
+        self.finished += len(part.item)
 
     def _hand_over(self) -> Attempts:
-        whole, self.settled = joined(self.settled), []
-        self.since = time.monotonic()
+        whole = joined(self.settled)
+        self.settled, self.finished, self.since = [], 0, time.monotonic()
         return chosen(whole, whole.item.argsort())
 
 
