@@ -18,6 +18,7 @@ from bench import cascade, matrix
 from bench.arena import Setting
 from bench.events import Event, Listener
 from bench.matrix import Pair, Selection
+from bench.memory import keep
 from bench.progress import Costs, Show
 from bench.records import (
     CLEAN,
@@ -171,6 +172,7 @@ def hear(events: Queue[Event], show: Listener) -> None:
 def worker(campaign: Campaign, store: Store, registry: Registry, listener: Listener) -> Worker:
     """A worker of this campaign in this process."""
     deterministic()
+    keep()
     setting = Setting(chosen_device(campaign.device), campaign.batch, Numeric(campaign.numeric))
     return Worker(
         registry, store, campaign.selection, setting, keep=campaign.keep_images,

@@ -7,7 +7,7 @@ import platform
 import pytest
 import torch
 
-from bench.engine.memory import keep
+from bench.memory import keep
 
 PAGES = 2**22 * 4 // 4096  # of all layers
 

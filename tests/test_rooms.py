@@ -17,7 +17,8 @@ CORRIDOR = (
     "whole", "kit", "lesson", "plugin", "hooks", "source", "offer", "registry", "data", "target",
     "quicken", "problem", "guard", "recipe", "course", "train", "shelf", "cascade", "matrix",
     "engine", "events", "verify", "arena", "blame", "entrants", "proof", "school", "runner",
-    "progress", "campaign", "doctor", "check", "scaffold", "archive", "submit", "serve", "cli",
+    "progress", "memory", "campaign", "doctor", "check", "scaffold", "archive", "submit", "serve",
+    "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""
 DRY = {

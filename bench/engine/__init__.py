@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from bench.engine.abreast import table
 from bench.engine.audit import Audit, audited
 from bench.engine.game import GROUP, Attempts, Confirm, Game
-from bench.engine.memory import keep
 from bench.engine.table import Table
 from bench.engine.whole import play_whole
 from bench.plugin import Traits
@@ -44,7 +43,6 @@ def play(
     Yields:
         Each item exactly once, in chunks.
     """
-    keep()
     skip = set(finished)
     items = [item for item in (game.firmest() if order is None else order) if item not in skip]
     if Traits.whole(game.attack):

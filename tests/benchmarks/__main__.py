@@ -10,7 +10,6 @@ import torch
 import typer
 from rich.console import Console
 
-from bench.engine.memory import keep
 from bench.quicken import has_bfloat16
 from bench.records import UnfitError
 from tests.benchmarks import strength, table, targets
@@ -29,7 +28,6 @@ def main(
 ) -> None:
     """Measure ours and the peers in one process; exit 1 where a target does not hold."""
     torch.set_num_threads(1)
-    keep()  # before anything is timed: floor and peers have it, too
     ready(device)
     known = wanted(target or [], device, strong)
     rows = measured(known, Scale(pairs, examples, device), json)
