@@ -209,7 +209,7 @@ class Worker:
             except NeedsTraining as need:
                 taught = teach(
                     self.registry, self.store, self.owner, need, dataset, self.setting.device,
-                    lambda kind, text: self.listener(Event(kind, text)),
+                    lambda text: self.listener(Event("train", text)),
                 )  # fmt: skip
                 if not taught:
                     self.listener(Event("wait", f"{need.name} is being trained by another worker"))
@@ -319,13 +319,13 @@ class Worker:
         threat, attack = pair.threat, pair.attack
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
         game = replace(arena.game(threat, attack, source), beat=beat)
-        exact = replace(arena.game(threat, attack, source, exact=True), beat=beat)
         spared = set() if met is None else set(range(len(game.x))) - set(met)
-        rounds = arena.form(threat, attack).rounds
+        exact = None
+        if arena.form(threat, attack).rounds:
+            exact = replace(arena.game(threat, attack, source, exact=True), beat=beat)
         attempts = play(
             game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
-            exact=exact if rounds else None,
-            heard=lambda audit: self._heard(pair, audit),
+            exact=exact, heard=lambda audit: self._heard(pair, audit),
         )  # fmt: skip
         sample = () if self.keep == "none" else range(verify.SAMPLE)
         judged = verify.judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")

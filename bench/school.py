@@ -15,11 +15,11 @@ from bench.store import Store
 
 def teach(
     registry: Registry, store: Store, owner: str, need: NeedsTraining, dataset: Dataset,
-    device: torch.device, tell: Callable[[str, str], None],
+    device: torch.device, tell: Callable[[str], None],
 ) -> bool:  # fmt: skip
     """Train once; False where another worker is at it.
 
-    `tell` hears (kind, sentence): `train` for each epoch.
+    `tell` hears a sentence for each epoch.
     """
     task = f"train:{need.recipe}"
     lease = store.lease_task(task, owner)
@@ -31,7 +31,7 @@ def teach(
     try:
         learn(
             registry, need.name, dataset, device=device, beat=store.beats(lease),
-            progress=lambda progress: tell("train", f"{need.name}: {said(progress)}"),
+            progress=lambda progress: tell(f"{need.name}: {said(progress)}"),
         )  # fmt: skip
     except BaseException:
         store.release(lease)

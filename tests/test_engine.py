@@ -536,6 +536,35 @@ def test_a_run_that_has_lost_the_race_is_let_go() -> None:
     assert sum(module.rows) < 2 * 8 * len(parts.item)  # of 40 steps that the other runs would make
 
 
+@dataclass(frozen=True)
+class LastStepWins:
+    """Only the last question of the first run is the negative."""
+
+    name = "last-step-wins"
+    needs = Access.SCORES
+    steps: int = 6
+
+    def runs(self, classes: int) -> int:
+        return 3
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        now = (problem.run == 0) & (problem.t == self.steps - 1)
+        problem.logits(torch.where(now[:, None, None, None], 1 - problem.x, problem.x))
+        return adv
+
+
+def test_runs_that_wait_for_their_look_when_an_earlier_one_wins_are_let_go_too() -> None:
+    match = Match(LastStepWins(), Linf(Fraction(1)), count=32)
+    game = match.game(256)
+    game.lost[small_cnn()(1 - game.x).argmax(1) == game.y] = True
+    parts = list(play(game, match.referee(game).confirm))
+    played = [part for part in parts if part.forwards.any()]
+    assert [(set(part.step.tolist()), set(part.run.tolist())) for part in played] == [({5}, {0})]
+
+
 def test_a_random_group_gives_up_the_slots_of_those_who_fell() -> None:
     ball = Linf(Fraction(1, 8))
     match = Match(MarginPGD(steps=20), ball, model=Shaken(0.02), random=True, count=UNIT * 2)

@@ -30,9 +30,8 @@ class Looks:
 
     def drop(self, items: Tensor) -> None:
         """Forget these [n]."""
-        self.waiting = [
-            chosen(part, (~torch.isin(part.item, items)).nonzero()[:, 0]) for part in self.waiting
-        ]
+        kept = (chosen(part, ~torch.isin(part.item, items)) for part in self.waiting)
+        self.waiting = [part for part in kept if len(part.item)]
 
     def settle(self) -> tuple[Attempts, Tensor, Nearest]:
         """Look at all that wait; the earliest run that won counts.

@@ -28,13 +28,18 @@ def fitting(door: Target, images: Tensor, rows: int, steps: int) -> int:
     `images` [n, C, H, W], n >= 1, are what is asked. The question is put where the rows that it
     may spare until the end are worth its price.
     """
-    few, unit = max(STEP, -(-rows // STEP) * STEP), padded(rows)
+    few, unit = stepped(rows), padded(rows)
     if few == unit or unit > LARGEST:
         return unit
     answer = KNOWN.setdefault(door.module, {}).get(_key(door, images, few))
     if answer is None and (unit - few) * steps >= PRICE * (few + unit):
         answer = steady(door, images, few)
     return few if answer else unit
+
+
+def stepped(rows: int) -> int:
+    """The next multiple of STEP, at least one."""
+    return max(STEP, -(-rows // STEP) * STEP)
 
 
 def _key(door: Target, images: Tensor, few: int) -> Key:

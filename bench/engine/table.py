@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.engine.ahead import Ahead
 from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, chosen, joined
 from bench.engine.looks import Looks
-from bench.engine.sizes import STEP, fitting
+from bench.engine.sizes import fitting, stepped
 from bench.engine.slots import Slots
 from bench.plugin import Retire, Traits
 from bench.problem import Rows, combine, iterate, pad, padded, runs_of
@@ -144,7 +144,7 @@ class Table:
             return
         playing = int((self.item >= 0).sum())
         if self.grouped:
-            size = max(STEP, -(-playing // STEP) * STEP)
+            size = stepped(playing)
         else:
             size = fitting(self.game.door, iterate(self.state), playing, self._left())
         if size > SPARE * len(self.item):
