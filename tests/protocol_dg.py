@@ -87,11 +87,11 @@ DIGITS = Dataset(
 class Bed:
     """The test half, every attack of the house, and what was trained: each recipe once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, dataset: Dataset = DIGITS) -> None:
+        self.folder, self.dataset = folder, dataset
         self.registry = Registry.load(folder / "no-submissions")
         self.registry.defenses.clear()
-        examples = data.examples(DIGITS, TEST)
+        examples = data.examples(dataset, TEST)
         self.x, self.y = examples.tensor(), torch.tensor(examples.labels)
 
     def taught(self, name: str, made_by: Recipe) -> nn.Module:
@@ -99,11 +99,11 @@ class Bed:
         made = Defense(
             name,
             build=lambda shelf: shelf.trained(made_by.model(shelf.shape, shelf.classes)),
-            datasets=(DIGITS.name,),
+            datasets=(self.dataset.name,),
             recipe=made_by,
         )
         self.registry.defenses[name] = Offer(made, "built-in", "tests.protocol_dg", name)
-        return prepared(self.registry, name, DIGITS, self.folder).build()
+        return prepared(self.registry, name, self.dataset, self.folder).build()
 
     def right(self, model: nn.Module, images: Tensor) -> Tensor:
         """[500] bool."""
