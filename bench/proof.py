@@ -11,7 +11,7 @@ from bench.events import Event, Listener
 from bench.plugin import Certifier, ThreatModel
 from bench.records import PluginError
 from bench.registry import STRANGE, Registry
-from bench.store import Store
+from bench.store import Certificate, Store
 
 
 def certify(
@@ -25,7 +25,7 @@ def certify(
     """Ask every certifier that speaks of this defense; one that fails proves nothing.
 
     Args:
-        store: gets the proofs; what it has already is not asked again.
+        store: gets the proofs; what it has of a certifier as it stands is not asked again.
         registry: where the certifiers are.
         arena: the defense.
         threat: the board; only untargeted ones have certificates.
@@ -35,9 +35,9 @@ def certify(
     if threat.goal.kind != "untargeted":
         return
     known = store.certificates(threat.id, arena.examples.digest)
-    proved = {proof.certifier for proof in known if proof.defense_digest == arena.digest}
+    proved = {(p.defense_digest, p.certifier, p.certifier_digest) for p in known}
     for name, offer in registry.certifiers.items():
-        if name in proved or not asked(offer.value, which):
+        if (arena.digest, name, offer.source) in proved or not asked(offer.value, which):
             continue
         try:
             held = proofs(offer.value, arena, threat)
@@ -46,10 +46,9 @@ def certify(
             listener(Event("odd", said))
             continue
         if held is not None:
-            store.certify(
-                arena.defense.name, arena.digest, threat.id, arena.examples.digest, name,
-                offer.value.exact, held.cpu().numpy(),
-            )  # fmt: skip
+            whose = (arena.defense.name, arena.digest, name, offer.source)
+            found = Certificate(*whose, offer.value.exact, held.cpu().numpy())
+            store.certify(threat.id, arena.examples.digest, found)
 
 
 def asked(tool: Certifier, which: str) -> bool:

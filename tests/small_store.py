@@ -107,9 +107,9 @@ class World:
         """Declare a defense again, without a digest or with `digests` by data set."""
         self.store.declare([Card("defense", name, "built-in", "", "", "", detail)])
 
-    def tool(self, kind: str, name: str, **detail: Any) -> None:
+    def tool(self, kind: str, name: str, source: str = "", **detail: Any) -> None:
         """Declare a certifier or a diagnostic."""
-        self._declare(kind, name, name, detail)
+        self._declare(kind, name, source or name, detail)
 
     def _declare(self, kind: str, name: str, text: str, detail: dict[str, Any]) -> None:
         self.digests[kind, name] = digest(text)

@@ -30,7 +30,7 @@ from bench.board.signs import Flag, asks_gradients, chance, is_blind, paired_err
 from bench.profile import Profile
 from bench.records import BenchError, CellState, Culprit, Failure, KeptImage
 from bench.registry import Registry
-from bench.store import Store
+from bench.store import Certificate, Store
 from tests.small_store import Bits, World, first, outcomes, some
 
 ALL = first(600)
@@ -511,8 +511,12 @@ def test_an_example_is_late_only_if_every_attack_that_breaks_it_is(world: World)
 
 
 def certify(world: World, bits: Bits, certifier: str = "linear", *, exact: bool = True) -> None:
-    key = world.digests["defense", "d"]
-    world.store.certify("d", key, world.threats["linf"], world.examples, certifier, exact, bits)
+    """A certifier that was not declared is; the proof is by its source as declared."""
+    if ("certifier", certifier) not in world.digests:
+        world.tool("certifier", certifier)
+    whose = ("d", world.digests["defense", "d"], certifier, world.digests["certifier", certifier])
+    found = Certificate(*whose, exact, bits)
+    world.store.certify(world.threats["linf"], world.examples, found)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -530,6 +534,18 @@ def test_a_proof_that_a_verified_attempt_contradicts_makes_the_row_invalid(
     assert (row.verdict, row.rank) == ("invalid", None)
     flag = flag_of(world, "soundness-error")
     assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
+
+
+def test_a_proof_of_other_code_is_none_until_it_is_made_again(world: World) -> None:
+    enter(world, "d", ALL, NONE, NONE)
+    certify(world, ALL)
+    assert rows_of(world)["d"].certified is not None
+    world.tool("certifier", "linear", source="mended")
+    assert rows_of(world)["d"].certified is None
+    assert flag_of(world, "soundness-error").state == "not tested"
+    certify(world, ~first(600))
+    found = rows_of(world)["d"].certified
+    assert found is not None and found.count.k == 0
 
 
 def test_a_refuted_proof_names_its_examples(world: World) -> None:

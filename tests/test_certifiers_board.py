@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,22 @@ def test_a_lying_certifier_is_caught_and_a_broken_one_stops_nobody(tmp_path: Pat
     (flag,) = [flag for flag in row.flags if flag.name == "soundness-error"]
     assert (row.verdict, flag.state) == ("invalid", "raised")
     assert "proved by liar" in flag.evidence and "guessing" not in flag.evidence
+
+
+def test_whose_code_changed_is_asked_again_and_nobody_else(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'bench.db'}"
+
+    def proved(name: str, code: str) -> dict[str, int]:
+        registry = Registry.load(tmp_path / "none")
+        plugin = planted.module(tmp_path, name, code)
+        registry.admit([replace(plugin, source=name)])
+        with Store.open(url) as store:
+            worker(Campaign(SELECTION, url, quiet=True), store, registry, lambda _: None).run()
+            here = board.find(store, "digits-linf")
+            found = store.certificates(here.id, here.examples)
+        return {proof.certifier: int(proof.certified.sum()) for proof in found}
+
+    before = proved("before", LIARS)
+    after = proved("after", LIARS.replace("return y >= 0", "return y < 0"))
+    assert before["liar"] == 64 and after["liar"] == 0
+    assert after["linear-exact"] == before["linear-exact"]

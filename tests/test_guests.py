@@ -14,7 +14,7 @@ from bench.board import boards, entry, find, ranking, report
 from bench.matrix import Selection
 from bench.records import FEW, HEAVY
 from bench.registry import Registry
-from bench.store import Store
+from bench.store import Certificate, Store
 from tests.small_store import World, first, some
 
 
@@ -74,7 +74,9 @@ def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world:
     digest = world.digests["defense", "costly"]
     proved = np.array(some(FEW, 1, 7))
     world.tool("certifier", "prover")
-    store.certify("costly", digest, world.threats["linf"], "the first few", "prover", False, proved)
+    whose = ("costly", digest, "prover", world.digests["certifier", "prover"])
+    found = Certificate(*whose, exact=False, certified=proved)
+    store.certify(world.threats["linf"], "the first few", found)
     row = next(row for row in ranking(store, find(store, "linf")) if row.defense == "costly")
     assert row.certified is not None
     assert (row.certified.count.k, row.certified.count.n) == (2, FEW)

@@ -36,7 +36,7 @@ from bench.records import (
     UnfitError,
     Verdict,
 )
-from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
+from bench.store import Certificate, Lease, LeaseLostError, Planned, Store, owner_name
 from bench.store.packing import pack, unpack, unpack_items
 from bench.store.tables import CELLS
 from tests.store_workers import tiny_cell, tiny_outcomes
@@ -573,12 +573,12 @@ def test_the_newest_finding_of_a_diagnostic_stands(store: Store) -> None:
 
 def test_certificates_come_back_flag_by_flag(store: Store) -> None:
     flags = np.random.default_rng(0).random(37) < 0.5
-    store.certify("d", "dd", "tid", "ex", "linear", True, ~flags)
-    store.certify("d", "dd", "tid", "ex", "linear", True, flags)
-    store.certify("c", "cc", "tid", "ex", "smoothing", False, ~flags)
+    store.certify("tid", "ex", Certificate("d", "dd", "linear", "old", True, ~flags))
+    store.certify("tid", "ex", Certificate("d", "dd", "linear", "new", True, flags))
+    store.certify("tid", "ex", Certificate("c", "cc", "smoothing", "ss", False, ~flags))
     first, second = store.certificates("tid", "ex")
-    assert first[:4] == ("c", "cc", "smoothing", False)
-    assert second[:4] == ("d", "dd", "linear", True)
+    assert first[:5] == ("c", "cc", "smoothing", "ss", False)
+    assert second[:5] == ("d", "dd", "linear", "new", True)
     assert second.certified.tolist() == flags.tolist()
     assert store.certificates("tid", "other") == []
 

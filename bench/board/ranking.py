@@ -9,7 +9,7 @@ from bench.board.boards import Board, boards
 from bench.board.detection import Rejection, rejection
 from bench.board.flags import Surroundings, flags, surroundings, verdict
 from bench.board.played import Bits, Played, Standing, load
-from bench.board.signs import Flag, stated_error
+from bench.board.signs import Flag, proofs, stated_error
 from bench.records import Card, CellState, Count
 from bench.stats import Rank, count, rank_ranges
 from bench.store import Certificate, Store
@@ -213,14 +213,14 @@ def _claim_sentence(said: float, robust: Count) -> str:
 def best_proof(
     standing: Standing, certificates: Iterable[Certificate], certifiers: Mapping[str, Card]
 ) -> Proof | None:
-    """The certificate of this defense, as it stands, that covers most; None without one."""
-    mine = [proof for proof in certificates if proof.defense_digest == standing.digest]
+    """Of the proofs that stand the one that covers most; None without one."""
+    mine = proofs(standing, certificates, certifiers)
     if not mine:
         return None
     best = max(mine, key=lambda proof: int(proof.certified.sum()))
     return Proof(
         certifier=best.certifier,
         exact=best.exact,
-        error=stated_error(best, certifiers.get(best.certifier)),
+        error=stated_error(best, certifiers[best.certifier]),
         count=count(int(best.certified.sum()), len(best.certified)),
     )

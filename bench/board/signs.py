@@ -196,11 +196,11 @@ def soundness_error(
     statistical one is refuted only by more than its stated error explains.
     """
     name = "soundness-error"
-    mine = [proof for proof in certificates if proof.defense_digest == standing.digest]
+    mine = proofs(standing, certificates, certifiers)
     if not mine or not standing.cleaned:
         return Flag(name, NOT_TESTED, "No proof was made for this defense under these rules.")
     broken = ~standing.robust() | _broken_nearer(standing, smaller)
-    crossed = [_crossed(proof, broken, certifiers.get(proof.certifier)) for proof in mine]
+    crossed = [_crossed(proof, broken, certifiers[proof.certifier]) for proof in mine]
     raised = [sentence for refuted, sentence in crossed if refuted]
     told = raised or [sentence for _, sentence in crossed]
     return Flag(name, RAISED if raised else CLEAR, " ".join(told))
@@ -218,7 +218,7 @@ def _broken_nearer(standing: Standing, smaller: Iterable[Played]) -> Bits:
     return found
 
 
-def _crossed(proof: Certificate, broken: Bits, certifier: Card | None) -> tuple[bool, str]:
+def _crossed(proof: Certificate, broken: Bits, certifier: Card) -> tuple[bool, str]:
     """Is the proof refuted, and the sentence with its numbers."""
     wrong = np.flatnonzero(proof.certified & broken)
     proved, error = int(proof.certified.sum()), stated_error(proof, certifier)
@@ -231,8 +231,14 @@ def _crossed(proof: Certificate, broken: Bits, certifier: Card | None) -> tuple[
     )
 
 
-def stated_error(proof: Certificate, certifier: Card | None) -> float:
+def proofs(
+    standing: Standing, certificates: Iterable[Certificate], certifiers: Mapping[str, Card]
+) -> list[Certificate]:
+    """The proofs of a defense as it stands, by certifiers as they stand."""
+    now = {(standing.digest, card.name, card.digest) for card in certifiers.values()}
+    return [p for p in certificates if (p.defense_digest, p.certifier, p.certifier_digest) in now]
+
+
+def stated_error(proof: Certificate, certifier: Card) -> float:
     """The share of its proofs that a statistical certifier admits to be wrong; 0 by default."""
-    if proof.exact or certifier is None:
-        return 0.0
-    return float(certifier.detail.get("error", 0.0))
+    return 0.0 if proof.exact else float(certifier.detail.get("error", 0.0))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Row, insert, select
 from sqlalchemy.engine import Connection
 
@@ -100,10 +99,7 @@ def certificates(connection: Connection, threat_id: str, examples: str) -> list[
     table = CERTIFICATES
     board = (table.c.threat_id == threat_id) & (table.c.examples == examples)
     query = select(table).where(board).order_by(table.c.defense, table.c.certifier)
-    return [
-        Certificate(row.defense, row.defense_digest, row.certifier, row.exact, _flags(row))
-        for row in connection.execute(query)
-    ]
+    return [_certificate(row) for row in connection.execute(query)]
 
 
 def step(connection: Connection, name: str, state: str, reason: str, moment: float) -> None:
@@ -126,5 +122,7 @@ def submissions(connection: Connection) -> list[Submission]:
     return [Submission(name, *past[-1], tuple(past)) for name, past in reversed(steps.items())]
 
 
-def _flags(row: Row[tuple[object, ...]]) -> npt.NDArray[np.bool_]:
-    return unpack_bits(row.certified, row.n)
+def _certificate(row: Row[tuple[object, ...]]) -> Certificate:
+    certified = unpack_bits(row.certified, row.n)
+    whose = (row.defense, row.defense_digest, row.certifier, row.certifier_digest)
+    return Certificate(*whose, row.exact, certified)

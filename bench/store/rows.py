@@ -116,6 +116,8 @@ class Certificate(NamedTuple):
     defense: str
     defense_digest: str
     certifier: str
+    certifier_digest: str
+    """Of its source when it was asked."""
     exact: bool
     """True where the proof holds with certainty, False where it is statistical."""
     certified: npt.NDArray[np.bool_]

@@ -229,18 +229,8 @@ class Store:
         with self._read() as connection:
             return facts.evidence(connection, defense_digest, examples)
 
-    def certify(
-        self,
-        defense: str,
-        defense_digest: str,
-        threat_id: str,
-        examples: str,
-        certifier: str,
-        exact: bool,
-        certified: npt.NDArray[np.bool_],
-    ) -> None:
-        """Keep for which examples [n] a certifier has a proof; its newest answer stands."""
-        found = Certificate(defense, defense_digest, certifier, exact, certified)
+    def certify(self, threat_id: str, examples: str, found: Certificate) -> None:
+        """Keep for which examples of a board a certifier has a proof; its newest answer stands."""
         with self._write() as connection:
             facts.certify(connection, threat_id, examples, found)
 

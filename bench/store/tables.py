@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every revision this program knows, oldest first; the last one is what it writes."""
 
 METADATA = MetaData()
@@ -146,6 +146,7 @@ CERTIFICATES = Table(
     Column("exact", Boolean, nullable=False),
     Column("n", Integer, nullable=False),
     Column("certified", LargeBinary, nullable=False),
+    Column("certifier_digest", Text, nullable=False, server_default=""),
 )
 
 SUBMISSIONS = Table(

@@ -23,7 +23,7 @@ from bench.records import (
     Verdict,
     digest,
 )
-from bench.store import Planned, Store
+from bench.store import Certificate, Planned, Store
 
 HOSTILE = "![x](http://evil.example/x.png)<img src=http://evil.example/y.png>:red[a]"
 """A name no registry would pass; the pages must be safe all the same."""
@@ -124,6 +124,7 @@ def cards() -> Iterator[Card]:
         yield Card("defense", name, origin, digest(["defense", name]), "arXiv:1706.06083",
                    f"A made-up defense called {name}.", detail)  # fmt: skip
     yield Card("diagnostic", "gradient-check", "built-in", summary="Are there gradients?")
+    yield Card("certifier", "margin-bound", "built-in", digest(["certifier", "margin-bound"]))
     yield Card("dataset", "digits", "built-in", summary="Real handwriting, 8x8.")
 
 
@@ -298,8 +299,9 @@ def _say_more(store: Store) -> None:
     proven &= store.outcomes(key).verdict == Verdict.HELD
     square = next(c.key for c in known if (c.defense, c.attack) == ("lipschitz-margin", "square"))
     proven &= store.outcomes(square).verdict == Verdict.HELD
-    store.certify("lipschitz-margin", digest(["defense", "lipschitz-margin"]), linf.detail["id"],
-                  SET, "margin-bound", True, proven)  # fmt: skip
+    whose = ("lipschitz-margin", digest(["defense", "lipschitz-margin"]))
+    by = ("margin-bound", digest(["certifier", "margin-bound"]))
+    store.certify(linf.detail["id"], SET, Certificate(*whose, *by, exact=True, certified=proven))
     store.submission("careful-entry", "received")
     store.submission("careful-entry", "queued")
     store.submission("careful-entry", "running")
