@@ -249,7 +249,7 @@ def model_is_left_alone(player: Player) -> str:
 
 def global_random_state_is_left_alone(player: Player) -> str:
     """No global generator moves; random numbers come from problem."""
-    rows, before = player.rows(), RandomState.now()
+    rows, before = player.rows(), RandomState.stirred()
     try:
         player.trace(rows)
         moved = before.touched()

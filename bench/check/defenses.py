@@ -161,7 +161,7 @@ def images_are_left_alone(subject: Subject) -> str:
 def global_random_state_is_left_alone(subject: Subject) -> str:
     """A call moves no global generator; declared randomness may draw from torch's."""
     module = subject.build()
-    before = RandomState.now()
+    before = RandomState.stirred()
     try:
         with torch.no_grad():
             module(subject.x)

@@ -102,6 +102,12 @@ class RandomState(NamedTuple):
         """As they stand."""
         return cls(torch.get_rng_state(), np.random.get_state(), random.getstate())
 
+    @classmethod
+    def stirred(cls) -> RandomState:
+        """After a draw from each: whoever seeds one does not come back to where it stood."""
+        torch.rand(1), np.random.rand(), random.random()
+        return cls.now()
+
     def touched(self) -> list[str]:
         """The names of those that moved since."""
         now = RandomState.now()
