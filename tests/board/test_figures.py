@@ -1,0 +1,195 @@
+"""Robust accuracy: whose cells count, and how they come to one figure."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from rich.console import Console
+
+from bench.board import boards, find, matrix, ranking, report
+from bench.board.played import load
+from bench.board.render import render
+from bench.profile import Profile
+from bench.store import Store
+from tests.board.small import ALL, NONE, enter, rows_of
+from tests.small_store import World, first, outcomes, some
+
+
+def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(world: World) -> None:
+    enter(world, "d", first(500), some(600, 0, 1), some(600, 1, 2, 3, 599))
+    row = rows_of(world)["d"]
+    assert (row.clean.k, row.robust.k, row.robust.n) == (500, 496, 600)
+    assert row.strongest == "pgd"
+    alone = [s.robust and s.robust.k for s in matrix(world.store, find(world.store, None))]
+    assert alone == [498, 497]
+
+
+def test_optional_attacks_lower_the_robust_figure_but_not_the_required_one(world: World) -> None:
+    world.attack("extra")
+    enter(world, "d", ALL, first(10), first(20))
+    world.play("d", "extra", first(30))
+    row = rows_of(world)["d"]
+    assert (row.robust.k, row.robust_required.k) == (570, 580)
+
+
+def test_what_rounding_to_eight_bits_repairs_counts_as_right_in_that_column_only(
+    world: World,
+) -> None:
+    enter(world, "d", ALL, first(10))
+    world.play("d", "pgd", first(20), eight_bit=first(5))
+    row = rows_of(world)["d"]
+    assert (row.robust.k, row.robust_8bit.k) == (580, 590)
+
+
+def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
+    world: World,
+) -> None:
+    enter(world, "d", ALL, NONE, NONE)
+    world.attack("extra")
+    world.play("d", "extra", first(300))
+    world.attack("extra", version="2")
+    world.attack("other")
+    world.play("d", "other", first(300), protocol=99)
+    world.defense("e", version="1")
+    world.play("e", "pgd", ALL)
+    world.defense("e", version="2")
+    assert list(rows_of(world)) == ["d"]
+    assert rows_of(world)["d"].robust.k == 600
+    assert {square.attack for square in matrix(world.store, find(world.store, None))} == {
+        "fgsm",
+        "pgd",
+    }
+
+
+def test_a_card_without_a_digest_leaves_the_newest_version_standing(world: World) -> None:
+    enter(world, "d", ALL, first(100), first(100))
+    world.defense("d", version="2")
+    enter_again = world.cell("d", "pgd")
+    world.clean("d", ALL)
+    world.record(enter_again, outcomes(first(30)))
+    world.unbuilt("d")
+    assert rows_of(world)["d"].robust.k == 570
+    assert "fgsm" not in load(world.store, find(world.store, None)).standings["d"].bouts
+
+
+def test_a_card_may_name_a_digest_for_each_data_set(world: World) -> None:
+    enter(world, "d", ALL, first(100), first(100))
+    mine = world.digests["defense", "d"]
+    world.defense("d", version="built on other data")
+    assert rows_of(world) == {}
+    world.unbuilt("d", digests={"digits": mine, "mnist": "other"})
+    assert rows_of(world)["d"].robust.k == 500
+
+
+def test_other_modes_and_example_sets_have_boards_of_their_own(world: World) -> None:
+    enter(world, "d", ALL, first(6), first(9))
+    world.play("d", "pgd", first(500), mode="rank")
+    few = World(world.store, n=100, examples="few", threats=world.threats, digests=world.digests)
+    few.play("d", "pgd", first(50, 100))
+    assert [(b.n, b.mode) for b in boards(world.store)] == [
+        (600, "full"),
+        (600, "rank"),
+        (100, "full"),
+    ]
+    assert rows_of(world)["d"].robust.k == 591
+
+
+def test_boards_stand_in_the_order_of_their_threats(world: World) -> None:
+    world.threat("zero", order=0)
+    enter(world, "d", ALL, NONE, NONE)
+    world.play("d", "pgd", NONE, threat="zero")
+    assert [board.name for board in boards(world.store)] == ["zero", "linf"]
+    assert find(world.store, None).name == "zero"
+
+
+def test_all_seeds_of_an_attack_are_one_square(world: World) -> None:
+    enter(world, "d", ALL, NONE)
+    world.play("d", "pgd", some(600, 1), seed=0)
+    world.play("d", "pgd", some(600, 2), seed=1)
+    (square,) = [s for s in matrix(world.store, find(world.store, "linf")) if s.attack == "pgd"]
+    assert square.robust is not None
+    assert (square.robust.k, square.gradients, square.seconds) == (598, 2400, 1.0)
+
+
+def test_a_board_of_all_targets_counts_the_worst_target_of_each_example(store: Store) -> None:
+    world = World(store, n=4, classes=3)
+    world.threat("all", goal="targeted", rule="all")
+    world.attack("pgd")
+    world.defense("d")
+    world.clean("d", np.ones(4, np.bool_))
+    # Items are (example, target): 0, 1 belong to example 0; 6, 7 to example 3.
+    world.play("d", "pgd", some(8, 0, 5, 6, 7), threat="all")
+    board = find(store, "all")
+    assert load(store, board).standings["d"].robust().tolist() == [False, True, False, False]
+    assert ranking(store, board)[0].robust.k == 1
+
+
+def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
+    world.defense("d")
+    world.clean("d", ALL)
+    world.play("d", "fgsm", first(200), mode="rank")
+    survivors = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", first(100, 400), items=survivors, mode="rank")
+    board = find(world.store, None, "rank")
+    squares = {s.attack: s.robust for s in matrix(world.store, board)}
+    assert squares["pgd"] is not None
+    assert (squares["pgd"].k, squares["pgd"].n) == (300, 400)
+    (row,) = ranking(world.store, board)
+    assert row.strongest is None
+    assert row.robust.k == 300
+    states = {flag.name: flag.state for flag in row.flags}
+    assert states["one-step-beats-iterative"] == "not tested"
+
+
+def test_a_cell_of_a_cascade_counts_only_after_what_came_before(world: World) -> None:
+    """Who fell to an attack that has changed since is nobody's success, and nobody met them."""
+    world.attack("pgd", steps=40)
+    world.defense("d")
+    world.clean("d", ALL)
+    before = world.play("d", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    board = find(world.store, None, "rank")
+    (row,) = ranking(world.store, board)
+    assert (row.robust.k, row.coverage.done, row.provisional) == (300, 2, False)
+    world.attack("fgsm", steps=1, version="2")
+    assert ranking(world.store, board) == []
+    world.play("d", "fgsm", first(10), mode="rank")
+    (row,) = ranking(world.store, board)
+    assert (row.robust.k, row.coverage.done, row.provisional) == (590, 1, True)
+
+
+def test_a_cascade_tells_apart_only_what_it_can(world: World) -> None:
+    """fgsm is not required: how many pgd alone would leave is unknown until it met all."""
+    world.threat("linf", "pgd")
+    world.defense("d")
+    world.clean("d", ALL)
+    before = world.play("d", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    (row,) = ranking(world.store, find(world.store, None, "rank"))
+    assert (row.robust.k, row.robust_required.n) == (300, 0)
+    world.play("d", "pgd", first(250), mode="rank")
+    (row,) = ranking(world.store, find(world.store, None, "rank"))
+    assert (row.robust.k, row.robust_required.k, row.robust_required.n) == (300, 300, 600)
+
+
+def test_a_profile_counts_its_own_attacks_once_all_are_done(world: World) -> None:
+    world.attack("cw")
+    world.defense("d")
+    world.clean("d", ~first(10))
+    battery = Profile("two", {"Linf": ("fgsm", "pgd")}, "", "")
+    world.play("d", "fgsm", first(20))
+    world.play("d", "cw", first(500))
+    (row,) = report(world.store, None, "full", battery)["ranking"]
+    assert row["profile"] == {"done": 1, "attacks": 2, "robust": None}
+    world.play("d", "pgd", some(600, 5, 100))
+    told = report(world.store, None, "full", battery)
+    (row,) = told["ranking"]
+    assert told["profile"] == {"name": "two", "attacks": ["fgsm", "pgd"]}
+    assert (row["robust"]["k"], row["profile"]["robust"]["k"]) == (100, 579)
+    console = Console(width=200, file=io.StringIO())
+    console.print(render(told))
+    assert "579/600" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert report(world.store)["ranking"][0]["profile"] is None
