@@ -168,6 +168,18 @@ def test_jpeg_undoes_what_was_made_without_it_and_half_as_much_of_what_was_made_
         assert helped > 1.7 * held
 
 
+@pytest.mark.row("F13")
+def test_a_crop_undoes_what_was_made_without_it_and_nothing_of_what_was_made_with_it(
+    colour: Images,
+) -> None:
+    small = Linf(Fraction(2, 255))
+    helped = colour.right(middle, colour.crafted(colour.network, small))
+    aware = Filtered(colour.network, middle)
+    broken = duel(PGD(steps=40, rate=0.25), aware, colour.x, colour.y, small).broken
+    assert helped > 0.2
+    assert float((~broken).double().mean()) < 0.1
+
+
 @pytest.mark.row("F01")
 def test_jpeg_gains_little_against_a_large_change_whoever_makes_it(fashion: Images) -> None:
     unaware = fashion.crafted(fashion.network)
