@@ -70,7 +70,8 @@ def test_robust_training_is_certified_more_and_interval_training_most(bed: Bed) 
         return float(Intervals().certify(module, bed.x, bed.y, Linf(eps)).double().mean())
 
     assert bed.clean(bounded) > 0.9
-    assert certified(robust, RADII[2]) > certified(plain, RADII[2]) + 0.03
+    between = Fraction(16, 1000)
+    assert certified(robust, between) > certified(plain, between) + 0.08
     assert certified(bounded, RADII[2]) > certified(robust, RADII[2]) + 0.4
     assert certified(plain, RADII[2]) < 0.2 < 0.5 < certified(plain, RADII[1])
 
