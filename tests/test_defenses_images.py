@@ -49,36 +49,21 @@ class Images(NamedTuple):
         return float((answer == self.y).double().mean())
 
     def crafted(self, module: nn.Module, ball: Linf = BALL) -> Tensor:
-        attack = PGD(steps=20)
-        return craft(
-            attack, module, self.x, self.y, ball, seed=0, example=torch.arange(len(self.x))
-        )
+        keys = torch.arange(len(self.x))
+        return craft(PGD(steps=20), module, self.x, self.y, ball, seed=0, example=keys)
 
 
-def taught(name: str, count: int, network: nn.Sequential, epochs: int, rate: float) -> Images:
-    """A network that has seen the first `count` images of a data set a few times."""
-    whole = Registry.load(Path("no-such-folder")).datasets[name].value
+@pytest.fixture(scope="module")
+def fashion() -> Images:
+    """A network that has seen 5,000 images four times."""
+    whole = Registry.load(Path("no-such-folder")).datasets["fashion-mnist"].value
     try:
         train, test = data.read(whole).train, data.examples(whole, N)
     except UnfitError as error:
         pytest.skip(str(error))
     assert train is not None
-    images = data.pixels(torch.from_numpy(train.images[:count].copy()))
-    labels = torch.from_numpy(train.labels[:count].copy())
-    optimiser = torch.optim.Adam(network.parameters(), rate)
-    for _ in range(epochs):
-        for batch in torch.randperm(count).view(-1, 50):
-            optimiser.zero_grad()
-            loss = cross_entropy(network(images[batch]), labels[batch]).mean()
-            torch.autograd.backward(loss)
-            optimiser.step()
-    network.eval().requires_grad_(False)
-    return Images(network, test.tensor(), torch.from_numpy(test.labels.copy()))
-
-
-@pytest.fixture(scope="module")
-def fashion() -> Images:
-    """Grey images, after four rounds through 5,000."""
+    images = data.pixels(torch.from_numpy(train.images[:5000].copy()))
+    labels = torch.from_numpy(train.labels[:5000].copy())
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         network = nn.Sequential(
@@ -86,7 +71,15 @@ def fashion() -> Images:
             nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
             nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10),
         )  # fmt: skip
-        return taught("fashion-mnist", 5000, network, 4, 3e-3)
+        optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+        for _ in range(4):
+            for batch in torch.randperm(5000).view(-1, 50):
+                optimiser.zero_grad()
+                loss = cross_entropy(network(images[batch]), labels[batch]).mean()
+                torch.autograd.backward(loss)
+                optimiser.step()
+    network.eval().requires_grad_(False)
+    return Images(network, test.tensor(), torch.from_numpy(test.labels.copy()))
 
 
 @pytest.fixture(scope="module")

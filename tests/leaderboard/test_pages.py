@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -277,13 +278,11 @@ def test_a_hostile_name_is_inert_in_html(page: str, world: str, visit: Visit) ->
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_answers_again_within_half_a_second(page: str, world: str, visit: Visit) -> None:
-    """The quickest of three: the collector of a process with many tests behind it may run once."""
-    app, seconds = visit(world, page), []
-    for _ in range(3):
-        begin = time.process_time()
-        app.run()
-        seconds.append(time.process_time() - begin)
-    assert min(seconds) < 0.5
+    app = visit(world, page)
+    gc.collect()  # of what other tests left: 0.2 s and more, and no part of the page
+    begin = time.process_time()
+    app.run()
+    assert time.process_time() - begin < 0.5
 
 
 WALL = """
