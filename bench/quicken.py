@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from bench.kit import margin
 from bench.records import Numeric, UnfitError
 from bench.registry import STRANGE
 from bench.target import freeze, slope
@@ -71,7 +70,7 @@ def quicken(module: nn.Module, images: Tensor, numeric: Numeric) -> Quick:
     for option in options(numeric, images.device):
         try:
             candidate = option.apply(module)
-            wanted.admit(answer(candidate, images), option.tolerance)
+            wanted.admit(answer(candidate, images, wanted.pair), option.tolerance)
         except STRANGE as error:  # whatever a stranger's module does when it is traced or cast
             reason = str(error) if isinstance(error, UnfitError) else f"{type(error).__name__}"
             notes.append(f"without {option.name}: {reason}.")
@@ -99,6 +98,8 @@ class Answer(NamedTuple):
 
     logits: Tensor
     gradient: Tensor
+    pair: Tensor
+    """[n, 2] int64: the classes between which the gradient leads."""
 
     def admit(self, other: Answer, tolerance: float) -> None:
         """Raise UnfitError if another model's answers may not stand in for these."""
@@ -112,13 +113,19 @@ class Answer(NamedTuple):
             raise UnfitError(f"steps keep {share:.3f} of the first-order gain, {KEPT:g} is needed")
 
 
-def answer(module: nn.Module, images: Tensor) -> Answer:
-    """Logits [n, K], and the gradient [n, C, H, W] of the margin of each top class."""
+def answer(module: nn.Module, images: Tensor, pair: Tensor | None = None) -> Answer:
+    """Logits [n, K], and the gradient [n, C, H, W] from the top class to the next.
+
+    The defense itself names the `pair` [n, 2] for its faster forms: where two rivals are even to
+    the last bit, a form that names the other one climbs no worse.
+    """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = module(leaf)
-        gradient = slope(margin(logits, logits.argmax(1)).sum(), leaf)
-    return Answer(logits.detach().float(), gradient)
+        pair = logits.topk(2).indices if pair is None else pair
+        top, rival = logits.gather(1, pair).unbind(1)
+        gradient = slope((rival - top).sum(), leaf)
+    return Answer(logits.detach().float(), gradient, pair)
 
 
 def unfit(module: nn.Module, images: Tensor) -> str:
