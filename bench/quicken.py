@@ -7,6 +7,7 @@ waste time and miss successes, but never invent one.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -160,12 +161,43 @@ class ChannelsLast(nn.Module):
         if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
             raise UnfitError("it has no convolution")
         copied = freeze(copy.deepcopy(module))
+        for part in list(copied.modules()):
+            if type(part) is nn.Sequential:
+                turn(part)
         self.module = copied.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """[n, C, H, W] in any layout -> [n, K]."""
         logits: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
         return logits
+
+
+def turn(layers: nn.Sequential) -> None:
+    """Let each Linear behind a Flatten read images as they lie, so that no pixel is moved."""
+    for place, (one, other) in enumerate(itertools.pairwise(layers)):
+        if type(one) is nn.Flatten and type(other) is nn.Linear:
+            layers[place], layers[place + 1] = nn.Identity(), Turned(other)
+
+
+class Turned(nn.Module):
+    """Flatten and the Linear behind it, over images in channels last."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.shape: torch.Size | None = None
+        """Of an image; the columns of the weight are put in order when it is known."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, C, H, W] -> [n, features]."""
+        if images.dim() != 4:
+            raise UnfitError(f"it flattens {images.dim()} dimensions")
+        if self.shape is None:
+            self.shape, weight = images.shape[1:], self.linear.weight
+            columns = weight.view(-1, *self.shape).permute(0, 2, 3, 1).flatten(1)
+            self.linear.weight = nn.Parameter(columns.contiguous(), requires_grad=False)
+        features: Tensor = self.linear(images.permute(0, 2, 3, 1).flatten(1))
+        return features
 
 
 def rounded(module: nn.Module) -> nn.Module:

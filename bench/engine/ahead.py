@@ -40,7 +40,7 @@ class Leap(NamedTuple):
     answer: Tensor
     """[m, K]: and what was answered."""
     state: State
-    """Of the rows behind it."""
+    """Of all rows, those behind it."""
 
 
 class Wide(NamedTuple):
@@ -59,6 +59,8 @@ class Wide(NamedTuple):
     """[m]: of the last place of each."""
     offers: list[tuple[Tensor, Tensor]]
     """What was asked, and the answers."""
+    spread: list[tuple[Tensor, Tensor]]
+    """Each field of the state that was repeated last, and in all places."""
 
     @classmethod
     def of(cls, rows: Rows, door: Target, where: Tensor, places: int) -> Wide:
@@ -69,7 +71,21 @@ class Wide(NamedTuple):
         wide.door = door
         wide.watch = lambda adv, answer, _: offers.append((adv, answer))
         last = (places - 1 - place[: len(where)]) // len(where)
-        return cls(wide, where, where[row], row, ahead, last, offers)
+        return cls(wide, where, where[row], row, ahead, last, offers, [])
+
+    def repeated(self, state: State) -> State:
+        """A state in all places; what has not changed since the last one is not copied again."""
+        old, fields = iter(self.spread), list[tuple[Tensor, Tensor]]()
+
+        def one(field: Tensor) -> Tensor:
+            source, places = next(old, (None, field))
+            places = places if source is field else field[self.who]
+            fields.append((field, places))
+            return places
+
+        wide = combine(one, state)
+        self.spread[:] = fields
+        return wide
 
 
 class Ahead:
@@ -108,7 +124,7 @@ class Ahead:
         wide = self._spread(rows, where, places)
         left = self.attack.steps - 1 - rows.t[where]
         wide.rows.t = (rows.t[wide.who] + wide.ahead).clamp_max(self.attack.steps - 1)
-        before = combine(lambda field: field[wide.who], state)
+        before = wide.repeated(state)
         wide.offers.clear()
         after = self.attack.step(wide.rows, before)
         adv, answer = self._only(wide.offers)
@@ -117,8 +133,11 @@ class Ahead:
         last = torch.minimum(wide.last, left).scatter_reduce(0, wide.row, stop, "amin")
         end = last * len(where) + wide.row[: len(where)]
         self._heard(int(moved[end].sum()), int(last.sum()) + len(where))
-        kept = combine(lambda field: field[end], after)
-        return Leap(last + 1, won[end], adv[end], answer[end], kept)
+
+        def settled(all_rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
+            return all_rows if new is old else all_rows.index_copy(0, where, new[end])
+
+        return Leap(last + 1, won[end], adv[end], answer[end], combine(settled, state, before, after))
 
     def forget(self) -> None:
         """Other rows sit in the slots."""

@@ -209,7 +209,7 @@ class Table:
             rows.t = rows.t.index_add(0, where, 1 - leap.made)
         rows.t = rows.t.index_add(0, where, leap.made)
         self.t[where.cpu().numpy()] += leap.made.cpu().numpy()
-        self.state = combine(lambda old, new: old.index_copy(0, where, new), self.state, leap.state)
+        self.state = leap.state
 
     def _watch(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""
@@ -217,16 +217,18 @@ class Table:
         hit = self.rows.wrong(answer) & allowed & ~slots.found
         if self.near and not hit.any():
             return
-        inside = hit & self.game.ball.contains(adv, x)
-        better = inside
         if self.traits.minimises:
             distance = self.game.ball.distance(adv, x)
-            flat = adv.flatten(1)
-            boxed = hit & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
-            better = boxed & (distance < slots.distance)
-            if self.near and not (better | inside).any():
+            nearer = hit & (distance < slots.distance)
+            # A first success inside the ball is nearer than whatever was outside.
+            if self.near and not nearer.any():
                 return
+            flat = adv.flatten(1)
+            better = nearer & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+            inside = nearer & self.game.ball.contains(adv, x)
             slots.distance = torch.where(better, distance, slots.distance)
+        else:
+            inside = better = hit & self.game.ball.contains(adv, x)
         slots.best = torch.where(per_row(better, adv), adv.detach(), slots.best)
         slots.hit_step = torch.where(better, self.rows.t, slots.hit_step)
         slots.hit_run = torch.where(better, self.rows.run, slots.hit_run)
@@ -248,6 +250,8 @@ class Table:
     def _settle(self) -> None:
         """Confirm wins, end spent runs and begin the next, look when enough are waiting."""
         slots = self.slots
+        if self.near and self._quiet():
+            return
         over = self._on_device(self.t >= self.attack.steps)
         over = slots.playing & (over | slots.ended | self.rows.ledger.refused)
         claimed = slots.found & (over if self.traits.retires is Retire.NEVER else slots.playing)
@@ -260,6 +264,14 @@ class Table:
         self._retire(winners[self.item[winners] >= 0])
         if self.looks.full or self.traits.minimises or not self._busy():
             self._look()
+
+    def _quiet(self) -> bool:
+        """Whether every row simply plays on; asked where the answer is at hand."""
+        playing = self.item >= 0
+        if not playing.any() or (playing & (self.t >= self.attack.steps)).any():
+            return False
+        known = (self.slots.found, self.slots.ended, self.rows.ledger.refused)
+        return not any(fact.any() for fact in known)
 
     def _confirmed(self, found: Tensor) -> Tensor:
         """The claims that the referee's rule upholds; the other rows go on."""

@@ -90,8 +90,8 @@ class Square:
         adv, low, high = state.adv, state.low, state.high
         place, up = drawn(problem)
         inside = window(place, self.side(problem), *adv.shape[2:])
-        same = torch.where(inside, torch.where(up, high, low), adv).eq(adv)
-        up = up ^ per_image(same.flatten(1).all(1))
+        changes = torch.where(up, high, low).ne(adv).logical_and_(inside)
+        up = up.logical_xor_(per_image(~changes.flatten(1).any(1)))
         return torch.where(inside, torch.where(up, high, low), adv)
 
     def side(self, problem: Problem) -> Tensor:
@@ -125,27 +125,36 @@ def drawn(problem: Problem) -> Colours:
 
 def bits(words: Tensor, count: int) -> Tensor:
     """[n, count, 1, 1] int64: the first bits of words [n, m] of BITS bits."""
-    place = torch.arange(BITS, device=words.device)
+    place = torch.arange(min(count, BITS), device=words.device)
     flat = (words[:, :, None] >> place & 1).flatten(1)[:, :count]
     return flat.view(len(words), count, 1, 1)
 
 
 def window(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """[n, 1, H, W] bool: a square of `side` [n] somewhere inside each image."""
-    rows = stretch(place, side, height)
-    columns = stretch(place >> FRACTION, side, width)
+    """[n, 1, H, W] bool: a square of `side` [n] somewhere inside each image.
+
+    Its first row is told by the lowest FRACTION bits of `place` [n], its first column by the next.
+    """
+    lengths, shifts, position = axes(height, width, place.device)
+    corner = first(place[:, None] >> shifts, side[:, None], lengths)
+    offset = position - corner[:, :, None]
+    within = (offset >= 0).logical_and_(offset < side[:, None, None])
+    rows, columns = within.unbind(1)
+    if height != width:
+        rows, columns = rows[:, :height], columns[:, :width]
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def stretch(place: Tensor, side: Tensor, length: int) -> Tensor:
-    """[n, length] bool: `side` neighbours, the first by the lowest FRACTION bits of `place`."""
-    position = torch.arange(length, device=side.device)
-    offset = position - first(place, side, length)[:, None]
-    return (offset >= 0) & (offset < side[:, None])
+@functools.lru_cache(maxsize=16)
+def axes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The lengths [2] of both axes, where their bits begin [2], and every position on the longer."""
+    lengths = torch.tensor([height, width], device=device)
+    shifts = torch.tensor([0, FRACTION], device=device)
+    return lengths, shifts, torch.arange(max(height, width), device=device)
 
 
-def first(place: Tensor, side: Tensor, length: int) -> Tensor:
-    """[n] int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
+def first(place: Tensor, side: Tensor, length: Tensor | int) -> Tensor:
+    """int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
     spread: Tensor = (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
     return spread
 
