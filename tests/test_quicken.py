@@ -110,7 +110,7 @@ class Rippled(Around):
 
 
 class Even(nn.Module):
-    """Two rivals, one for each half of an image: on symmetric ones nearer than bfloat16 can tell."""
+    """Two rivals, each of half an image: on symmetric ones nearer than bfloat16 can tell."""
 
     def __init__(self) -> None:
         super().__init__()

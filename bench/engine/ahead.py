@@ -137,7 +137,8 @@ class Ahead:
         def settled(all_rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return all_rows if new is old else all_rows.index_copy(0, where, new[end])
 
-        return Leap(last + 1, won[end], adv[end], answer[end], combine(settled, state, before, after))
+        state = combine(settled, state, before, after)
+        return Leap(last + 1, won[end], adv[end], answer[end], state)
 
     def forget(self) -> None:
         """Other rows sit in the slots."""

@@ -147,7 +147,7 @@ def window(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def axes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The lengths [2] of both axes, where their bits begin [2], and every position on the longer."""
+    """The lengths [2] of both axes, where their bits begin [2], all positions on the longer."""
     lengths = torch.tensor([height, width], device=device)
     shifts = torch.tensor([0, FRACTION], device=device)
     return lengths, shifts, torch.arange(max(height, width), device=device)

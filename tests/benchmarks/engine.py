@@ -217,9 +217,8 @@ PEERS = (
 )  # fmt: skip
 
 
-def matrix(names: tuple[str, ...], mode: str) -> Measure:
+def matrix(names: tuple[str, ...], mode: str, way: Way) -> Measure:
     """Every attack on every model: ours in one of two modes, theirs each cell for itself."""
-    way = Way(Numeric.FAST)
     mine = (cascade(ATTACKS, way),) if mode == "rank" else tuple(ours(n, way) for n in ATTACKS)
 
     def measure(target: Target, scale: Scale) -> Row:

@@ -11,7 +11,8 @@ from tests.benchmarks.row import Bar, Measure, Target, named, nearness, race
 
 FAST = Way(Numeric.FAST)
 BF16 = Way(Numeric.BFLOAT16, audit=False)
-AUDITED = Way(Numeric.BFLOAT16)
+WIDE = BF16._replace(slots=192)
+"""For the tiny network: its batches are half as long in memory as in float32."""
 NEAREST = Way(goal=Goal("nearest"), ball=FAR)
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
@@ -32,37 +33,31 @@ def pgd(key: str, world: str, against: str, side: Side, bar: float, way: Way, co
     what = f"PGD-40, {world}, {worded(way)}, against {against}"
     return Target(
         key, what, Bar(bar), race(world, ours("pgd", way), side), count,
-        bfloat16=way.numeric is Numeric.BFLOAT16,
+        bfloat16=rounds(way),
     )  # fmt: skip
+
+
+def rounds(way: Way) -> bool:
+    """Whether it is played in bfloat16."""
+    return way.numeric is Numeric.BFLOAT16
 
 
 def worded(way: Way) -> str:
     """How it was played."""
-    if way.numeric is Numeric.BFLOAT16:
-        return "bfloat16, confirmed and audited" if way.audit else "bfloat16, confirmed"
-    return "float32"
+    return "bfloat16, confirmed" if rounds(way) else "float32"
 
 
-def apgd(key: str, world: str, bar: float, count: int) -> Target:
+def apgd(key: str, world: str, bar: float, count: int, way: Way = FAST) -> Target:
     """APGD-CE-100."""
-    what = f"APGD-CE-100, {world}, float32, against pyautoattack"
-    return Target(key, what, Bar(bar), race(world, ours("apgd-ce", quickest(world)), APGD), count)
+    what = f"APGD-CE-100, {world}, {worded(way)}, against pyautoattack"
+    return Target(key, what, Bar(bar), race(world, ours("apgd-ce", way), APGD), count)
 
 
-def quickest(world: str) -> Way:
-    """In float32: the tiny network has no BatchNorm to fold and is quicker as it was built."""
-    return PLAIN if world.startswith("digits") else FAST
-
-
-def standard(
-    key: str, world: str, bar: float, count: int, pairs: int, way: Way | None = None
-) -> Target:
+def standard(key: str, world: str, bar: float, count: int, pairs: int, way: Way = FAST) -> Target:
     """The standard battery, a cascade over survivors on both sides."""
-    way = way or quickest(world)
     what = f"standard battery, {world}, {worded(way)}, against pyautoattack"
     measure = race(world, cascade(STANDARD, way), STANDARD_PEER)
-    bfloat16 = way.numeric is Numeric.BFLOAT16
-    return Target(key, what, Bar(bar), measure, count, pairs, bfloat16=bfloat16)
+    return Target(key, what, Bar(bar), measure, count, pairs, bfloat16=rounds(way))
 
 
 def deepfool(key: str, against: str, side: Side, bar: float) -> Target:
@@ -91,10 +86,21 @@ def law(key: str, what: str, measure: Measure, bar: Bar, count: int) -> Target:
     return Target(key, what, bar, measure, count, pairs=1)
 
 
-def matrix(key: str, models: tuple[str, ...], mode: str, bar: float) -> Target:
+def square(key: str, world: str, count: int, way: Way = PLAIN) -> Target:
+    """A thousand questions."""
+    what = f"Square-1000, {world}, {worded(way)}, against pyautoattack"
+    measure = race(world, ours("square", way), SQUARE)
+    return Target(key, what, Bar(2), measure, count, bfloat16=rounds(way))
+
+
+def matrix(key: str, models: tuple[str, ...], mode: str, bar: float, way: Way = FAST) -> Target:
     """Four attacks on some models, against each of them alone with peers."""
-    what = f"matrix of 4 attacks x {' + '.join(models)}, {mode}, against independent peer cells"
-    return Target(key, what, Bar(bar), engine.matrix(models, mode), 200, pairs=3)
+    what = f"matrix of 4 attacks x {' + '.join(models)}, {mode}, {worded(way)}, against peer cells"
+    measure = engine.matrix(models, mode, way)
+    return Target(key, what, Bar(bar), measure, 200, pairs=3, bfloat16=rounds(way))
+
+
+BOTH = ("digits-std", "digits-adv")
 
 
 TARGETS = (
@@ -110,10 +116,12 @@ TARGETS = (
     pgd("T3.float32", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 2.3, FAST, 128),
     pgd("T3.bf16", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 3.5, BF16, 128),
     apgd("T4.resnet18-std", "resnet18-std", 40, 128),
-    apgd("T4.digits-std", "digits-std", 10, 500),
+    apgd("T4.digits-std", "digits-std", 10, 500, PLAIN),
     apgd("T4.resnet18-adv", "resnet18-adv", 1.4, 64),
-    standard("T5.digits-adv", "digits-adv", 2, 100, pairs=3),
+    standard("T5.digits-adv", "digits-adv", 2, 100, pairs=3, way=PLAIN),
+    standard("T5.digits-adv.bf16", "digits-adv", 2, 100, pairs=3, way=WIDE),
     standard("T5.resnet18-adv", "resnet18-adv", 2, 32, pairs=1),
+    standard("T5.resnet18-adv.bf16", "resnet18-adv", 2.5, 32, pairs=1, way=BF16),
     standard("T6.digits-std", "digits-std", 10, 500, pairs=5),
     standard("T6.resnet18-std", "resnet18-std", 10, 128, pairs=3),
     deepfool("T7.foolbox", "foolbox", nearest("foolbox", peers.foolbox_deepfool), 3),
@@ -122,14 +130,9 @@ TARGETS = (
              nearest("torchattacks", peers.torchattacks_deepfool), 50),
     cw("T8.foolbox", "foolbox", nearest("foolbox", peers.foolbox_cw), 1.4, pairs=3),
     cw("T8.art", "ART", nearest("art", peers.art_cw), 15, pairs=1),
-    Target(
-        "T9.digits-std", "Square-1000, digits-std, against pyautoattack", Bar(2),
-        race("digits-std", ours("square", PLAIN), SQUARE), 500,
-    ),
-    Target(
-        "T9.digits-adv", "Square-1000, digits-adv, against pyautoattack", Bar(2),
-        race("digits-adv", ours("square", PLAIN), SQUARE), 100,
-    ),
+    square("T9.digits-std", "digits-std", 500),
+    square("T9.digits-adv", "digits-adv", 100),
+    square("T9.digits-adv.bf16", "digits-adv", 100, WIDE),
     overhead("T10.fgsm", "digits-adv", "fgsm", 1.15),
     overhead("T10.pgd", "digits-adv", "pgd", 1.15),
     overhead("T10.apgd", "digits-adv", "apgd-ce", 1.25),
@@ -146,10 +149,14 @@ TARGETS = (
         "T13", "stored wins that fail when they are verified again", engine.false_wins,
         Bar(0, at_most=True), 300,
     ),
-    matrix("T14.full-mixed", ("digits-std", "digits-adv"), "full", 2),
-    matrix("T14.full-undefended", ("digits-std",), "full", 5),
-    matrix("T14.rank-mixed", ("digits-std", "digits-adv"), "rank", 3),
-    matrix("T14.rank-undefended", ("digits-std",), "rank", 50),
+    matrix("T14.full-mixed", BOTH, "full", 2),
+    matrix("T14.full-mixed.bf16", BOTH, "full", 2, WIDE),
+    matrix("T14.full-undefended", BOTH[:1], "full", 5),
+    matrix("T14.full-undefended.bf16", BOTH[:1], "full", 5, WIDE),
+    matrix("T14.rank-mixed", BOTH, "rank", 3),
+    matrix("T14.rank-mixed.bf16", BOTH, "rank", 3, WIDE),
+    matrix("T14.rank-undefended", BOTH[:1], "rank", 50),
+    matrix("T14.rank-undefended.bf16", BOTH[:1], "rank", 50, WIDE),
     law(
         "T15", "a Foolbox attack in the harness over the same attack bare", engine.guarded,
         Bar(1.05, at_most=True), 512,
