@@ -42,9 +42,9 @@ class {class_name}:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step uphill, back into the set. Each row keeps its own clock: `problem.t`."""
-        uphill = problem.ball.steepest(problem.gradient(adv, margin).gradient, adv)
-        rate = self.rate * problem.ball.radius * (1 - problem.t / self.steps)
-        return problem.ball.project(adv + rate[:, None, None, None] * uphill, problem.x)
+        uphill = problem.gradient(adv, margin).gradient
+        rate = self.rate * (1 - problem.t / self.steps)
+        return problem.ball.ascend(adv, uphill, rate, problem.x)
 
 
 @hookimpl

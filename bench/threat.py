@@ -69,6 +69,9 @@ class PerturbationSet(Protocol):
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point (in L2) of ball and box together."""
 
+    def ascend(self, adv: Tensor, gradient: Tensor, rate: float | Tensor, x: Tensor) -> Tensor:
+        """project(adv + rate radius steepest(gradient, adv), x); `rate` is one number, or [n]."""
+
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
         """The point of ball and box at which the linear function `weight` is largest."""
 
@@ -107,6 +110,17 @@ class _Norm:
     def distance(self, adv: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def ascend(self, adv: Tensor, gradient: Tensor, rate: float | Tensor, x: Tensor) -> Tensor:
+        step = self.radius * rate
+        length = per_row(step, adv) if isinstance(step, Tensor) else step
+        return self.project(adv + length * self.steepest(gradient, adv), x)
+
     def tolerance(self, pixels: int) -> float:
         return 1e-6
 
@@ -133,6 +147,13 @@ class Linf(_Norm):
     def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
         """The sign of the gradient, <g, sign g> = |g|_1, over the pixels that can move."""
         return _movable(gradient, adv).sign()
+
+    def ascend(self, adv: Tensor, gradient: Tensor, rate: float | Tensor, x: Tensor) -> Tensor:
+        """A pixel that cannot move is not looked for: the projection puts it back."""
+        step, sign = self.radius * rate, gradient.sign()
+        if isinstance(step, Tensor):
+            return self.project(torch.addcmul(adv, per_row(step, adv), sign), x)
+        return self.project(torch.add(adv, sign, alpha=step), x)
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """Two clamps: for a cube and a box that is the exact projection."""

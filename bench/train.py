@@ -214,8 +214,8 @@ def climb(course: Course, free: Free, lesson: Lesson) -> None:
             "takes its perturbation."
         )
     adv = lesson.adv.detach()
-    moved = adv + free.rate * free.ball.radius * free.ball.steepest(slope.float(), adv)
-    course.carried[: len(adv)] = free.ball.project(moved, lesson.x) - lesson.x
+    moved = free.ball.ascend(adv, slope.float(), free.rate, lesson.x)
+    course.carried[: len(adv)] = moved - lesson.x
 
 
 def learn(course: Course, lesson: Lesson) -> Tensor:

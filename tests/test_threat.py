@@ -347,6 +347,23 @@ def test_steepest_never_spends_on_a_pixel_that_cannot_move(
     assert torch.equal(step, ball.steepest(useful, torch.full(SHAPE, 0.5)))
 
 
+@every_norm
+@pytest.mark.parametrize(
+    "rate", [0.25, torch.linspace(0, 2, SHAPE[0])], ids=["one", "each its own"]
+)
+@given(x=images(), change=vectors(), gradient=vectors())
+@deterministic
+def test_an_ascent_is_a_steepest_step_brought_back(
+    norm: Callable[[Fraction], PerturbationSet], rate: float | Tensor,
+    x: Tensor, change: Tensor, gradient: Tensor,
+) -> None:  # fmt: skip
+    ball = norm(Fraction(1, 4))
+    adv = ball.project(x + change, x)
+    step = ball.radius * torch.as_tensor(rate).expand(SHAPE[0]).view(-1, 1, 1, 1)
+    wanted = ball.project(adv + step * ball.steepest(gradient, adv), x)
+    assert torch.equal(ball.ascend(adv, gradient, rate, x), wanted)
+
+
 @given(x=images(), gradient=vectors())
 @deterministic
 def test_in_linf_a_stuck_pixel_costs_nothing(x: Tensor, gradient: Tensor) -> None:

@@ -109,8 +109,7 @@ class APGD:
     ) -> Tensor:
         """One step of `rate` [n] radii along the slope; from the second on with momentum."""
         ball, x = problem.ball, problem.x
-        step = per_image(rate * ball.radius)
-        ahead = ball.project(torch.addcmul(adv, step, ball.steepest(slope, adv)), x)
+        ahead = ball.ascend(adv, slope, rate, x)
         share = per_image(torch.where(problem.t == 0, 1, 1 - self.momentum))
         # At a row's first step `previous` is `adv` itself, so nothing is carried on.
         bent = torch.lerp(adv, ahead, share)

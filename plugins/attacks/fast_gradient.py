@@ -39,7 +39,7 @@ class FastGradient:
         uphill = problem.gradient(adv, cross_entropy).gradient
         if self.fill:
             return ball.farthest(uphill, x)
-        return ball.project(x + ball.radius * ball.steepest(uphill, x), x)
+        return ball.ascend(x, uphill, 1, x)
 
 
 @hookimpl

@@ -36,10 +36,9 @@ class TargetedFGSM:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """The end of the step."""
-        ball, x = problem.ball, problem.x
         rival = pick(problem.rivals, problem.run)
         towards = problem.gradient(adv, lambda logits, _: -cross_entropy(logits, rival)).gradient
-        return ball.project(x + ball.radius * ball.steepest(towards, x), x)
+        return problem.ball.ascend(problem.x, towards, 1, problem.x)
 
 
 @hookimpl

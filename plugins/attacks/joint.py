@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.kit import Loss, margin, per_image
+from bench.kit import Loss, margin
 from bench.plugin import Access, Attack, Problem, hookimpl
 
 
@@ -43,10 +43,9 @@ class JointPGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step towards the goal that is missed, back into the ball."""
-        ball = problem.ball
-        uphill = ball.steepest(problem.gradient(adv, missed(problem.classes)).gradient, adv)
-        rate = per_image(self.rate * ball.radius * (1 - problem.t / self.steps))
-        return ball.project(adv + rate * uphill, problem.x)
+        uphill = problem.gradient(adv, missed(problem.classes)).gradient
+        rate = self.rate * (1 - problem.t / self.steps)
+        return problem.ball.ascend(adv, uphill, rate, problem.x)
 
 
 def missed(classes: int) -> Loss:

@@ -41,12 +41,10 @@ class MomentumFGSM:
 
     def step(self, problem: Problem, state: State) -> State:
         """Add the gradient to the memory and follow that."""
-        ball = problem.ball
         gradient = problem.gradient(state.adv, cross_entropy).gradient
         momentum = self.mu * state.momentum + unit(gradient)
-        uphill = ball.steepest(momentum, state.adv)
-        moved = state.adv + 1 / self.steps * ball.radius * uphill
-        return State(ball.project(moved, problem.x), momentum)
+        adv = problem.ball.ascend(state.adv, momentum, 1 / self.steps, problem.x)
+        return State(adv, momentum)
 
 
 def unit(gradient: Tensor) -> Tensor:

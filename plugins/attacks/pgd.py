@@ -36,9 +36,8 @@ class PGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step uphill, back into the ball."""
-        ball = problem.ball
-        uphill = ball.steepest(problem.gradient(adv, cross_entropy).gradient, adv)
-        return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
+        uphill = problem.gradient(adv, cross_entropy).gradient
+        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 
 
 @hookimpl

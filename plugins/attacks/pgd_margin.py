@@ -38,10 +38,9 @@ class MarginPGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step towards the rival, back into the ball."""
-        ball = problem.ball
         loss = margin_to(pick(problem.rivals, problem.run))
-        uphill = ball.steepest(problem.gradient(adv, loss).gradient, adv)
-        return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
+        uphill = problem.gradient(adv, loss).gradient
+        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 
 
 def margin_to(rival: Tensor) -> Loss:

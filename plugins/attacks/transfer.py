@@ -34,9 +34,8 @@ class Transfer:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step uphill on the twin, back into the ball."""
-        ball = problem.ball
-        uphill = ball.steepest(problem.gradient(adv, cross_entropy).gradient, adv)
-        return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
+        uphill = problem.gradient(adv, cross_entropy).gradient
+        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 
 
 @hookimpl

@@ -40,9 +40,8 @@ class Unbounded:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step uphill, back into the set."""
-        ball = problem.ball
-        uphill = ball.steepest(problem.gradient(adv, margin).gradient, adv)
-        return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
+        uphill = problem.gradient(adv, margin).gradient
+        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 
 
 @hookimpl

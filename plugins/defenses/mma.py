@@ -98,10 +98,8 @@ class BorderPGD:
         )
 
     def _climbed(self, problem: Problem, state: State, where: Tensor) -> State:
-        ball = problem.ball
         slope = problem.gradient(state.end, cross_entropy, where).gradient
-        moved = state.end + self.rate * ball.radius * ball.steepest(slope, state.end)
-        end = ball.project(moved, problem.x)
+        end = problem.ball.ascend(state.end, slope, self.rate, problem.x)
         return state._replace(adv=end, end=end)
 
     def _cut(self, problem: Problem, state: State, where: Tensor) -> State:

@@ -64,8 +64,7 @@ class ClimbKL:
         """Up the divergence, back into the ball."""
         clean = problem.clean_logits
         uphill = problem.gradient(adv, lambda logits, label: divergence(clean, logits)).gradient
-        moved = adv + self.rate * problem.ball.radius * problem.ball.steepest(uphill, adv)
-        return problem.ball.project(moved, problem.x)
+        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 
 
 @hookimpl
