@@ -6,6 +6,7 @@ import copy
 import functools
 from dataclasses import replace
 from fractions import Fraction
+from typing import cast
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from bench import quicken as quicken_module
 from bench.engine import Attempts, Audit, Game, play
 from bench.engine.audit import LEAST, drawn
-from bench.quicken import Graphed, Quick, quicken
-from bench.records import Budget, Numeric
+from bench.quicken import Graphed, Quick, Turned, quicken
+from bench.records import Budget, Numeric, UnfitError
 from bench.target import Target, freeze
 from bench.threat import Linf
 from bench.verify import Court, Referee
@@ -85,6 +86,18 @@ class LayoutBound(Around):
         return logits + (inner[0] - inner[1]).abs().sum() * torch.eye(10)[0]
 
 
+class Peeking(nn.Module):
+    """Reads the weights of the layer behind its Flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*copy.deepcopy(small_cnn()).children())
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images) + cast(nn.Linear, self.body[5]).weight.mean()
+        return logits
+
+
 class Delicate(Around):
     """Its answer is the small difference of large numbers."""
 
@@ -150,6 +163,25 @@ def test_what_a_healthy_network_allows_is_applied() -> None:
     assert torch.allclose(quick.module(x), normalised()(x), atol=1e-4)
 
 
+@pytest.mark.parametrize("numeric", [Numeric.FAST, Numeric.BFLOAT16])
+def test_a_linear_behind_a_flatten_reads_channels_last_as_they_lie(numeric: Numeric) -> None:
+    quick = quicken(small_cnn(), probes(), numeric)
+    assert "channels last" in quick.applied
+    parts = list(quick.module.modules())
+    assert any(isinstance(part, Turned) for part in parts)
+    assert not any(isinstance(part, nn.Flatten) for part in parts)
+    x = digits(100)[0]
+    near = 1e-4 if numeric is Numeric.FAST else 0.5
+    assert torch.allclose(quick.module(x), small_cnn()(x), atol=near)
+    one, two = (slope_at(model, x) for model in (quick.module, small_cnn()))
+    assert (one.sign() * two).sum() > 0.98 * two.abs().sum()
+
+
+def test_what_flattens_no_image_is_not_turned() -> None:
+    with pytest.raises(UnfitError, match="flattens 3 dimensions"):
+        Turned(nn.Linear(12, 2))(torch.zeros(2, 3, 4))
+
+
 def test_float32_is_the_defense_as_it_was_built() -> None:
     assert quicken(normalised(), probes(), Numeric.FLOAT32) == Quick(normalised(), (), ())
 
@@ -188,6 +220,7 @@ def test_the_defense_itself_is_left_as_it_was() -> None:
         (Branching, "folded BatchNorm", "TraceError"),
         (TwoFaced, "folded BatchNorm", "a logit moves"),
         (LayoutBound, "channels last", "a logit moves"),
+        (Peeking, "channels last", "AttributeError"),
         (Delicate, "bfloat16", "a logit moves"),
         (Rippled, "bfloat16", "steps keep"),
     ],
@@ -244,6 +277,12 @@ def test_a_cuda_graph_answers_as_the_module_does() -> None:
         (slope,) = torch.autograd.grad(logits.sum(), one)
         (expected,) = torch.autograd.grad(wanted.sum(), two)
         assert torch.allclose(slope, expected, atol=1e-4)
+
+
+def slope_at(model: nn.Module, x: Tensor) -> Tensor:
+    """Of the first logit."""
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)[0]
 
 
 def game(module: nn.Module, count: int = 150) -> Game:
