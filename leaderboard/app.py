@@ -26,7 +26,7 @@ def read_boards() -> list[Board] | None:
         return reading.boards()
     except BenchError as error:
         missing = not reading.present()
-        said = words.sentence(str(error))
+        said = str(error)
         state = words.no_database(said) if missing else words.unreadable(said)
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
         st.html(markup.notice(state, "warn" if missing else "bad"))

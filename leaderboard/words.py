@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -215,21 +216,22 @@ def sentence(said: str) -> str:
     return said[:1].upper() + said[1:].replace("`", "")
 
 
-def no_database(sentence: str) -> Notice:
+def no_database(said: str) -> Notice:
     """There is nothing to read yet."""
     return Notice(
         "No database yet",
-        (sentence, "Play the first cells from the same folder, then reload this page:"),
+        (sentence(said), "Play the first cells from the same folder, then reload this page:"),
         FILL,
     )
 
 
-def unreadable(sentence: str) -> Notice:
-    """There is a file, and it is not for us."""
+def unreadable(said: str) -> Notice:
+    """There is a file, and it is not for us; the command that the program named comes first."""
+    told = re.findall(r"`(bench [^`]+)`", said)
     return Notice(
         "This database cannot be read",
-        (sentence, "Nothing was changed. These commands say more, or point to another file:"),
-        ("bench db check", "bench leaderboard --db sqlite:///other.db"),
+        (sentence(said), "Nothing was changed. These commands say more, or point to another file:"),
+        (*told, "bench db check", "bench leaderboard --db sqlite:///other.db"),
     )
 
 

@@ -94,6 +94,17 @@ def test_a_database_of_a_newer_program_is_refused_by_its_revision(
     assert "cannot be read" in html(app) and "9999" in html(app)
 
 
+def test_a_database_of_an_older_program_is_told_its_upgrade_among_the_commands(
+    empty: str, tmp_path: Path, visit: Visit
+) -> None:
+    with sqlite3.connect(tmp_path / "empty.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '0001'")
+    database.close()
+    app = visit(empty)
+    assert "cannot be read" in html(app)
+    assert "<code>bench db upgrade" in html(app)
+
+
 def test_an_address_that_is_none_is_a_sentence(visit: Visit) -> None:
     app = visit("bench.db")
     assert "not a database URL" in html(app)
