@@ -21,7 +21,7 @@ from bench.records import BenchError, Chunk, UnfitError
 from bench.store import Planned, Store, revision
 from bench.store.database import open_engine, resolve
 from bench.store.tables import METADATA, REVISIONS
-from tests.store_workers import tiny_cell, tiny_outcomes
+from tests.store.workers import tiny_cell, tiny_outcomes
 
 NEWEST = REVISIONS[-1]
 NEXT = f"{int(NEWEST) + 1:04d}"
@@ -245,7 +245,7 @@ def test_a_reader_needs_no_permission_to_write(filled: Path, writing: bool) -> N
         with Store.open(url) if writing else nullcontext() as writer:
             if writer is not None:
                 writer.plan([Planned(tiny_cell(2))])
-            command = [sys.executable, "-m", "tests.store_workers", "read", url, ""]
+            command = [sys.executable, "-m", "tests.store.workers", "read", url, ""]
             told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["False", "2" if writing else "1"]
 

@@ -16,8 +16,8 @@ import pytest
 from bench.records import CellState
 from bench.store import Planned, Store, revision
 from bench.store.tables import REVISIONS
-from tests.store_workers import tiny_cell
-from tests.test_store_open import LATER, NEXT
+from tests.store.test_open import LATER, NEXT
+from tests.store.workers import tiny_cell
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
@@ -26,7 +26,7 @@ CELLS, ITEMS = 50, 80
 
 def nursery(*arguments: str) -> list[str]:
     """What the killer prints, line by line."""
-    command = [sys.executable, "-m", "tests.store_workers", *arguments]
+    command = [sys.executable, "-m", "tests.store.workers", *arguments]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     return told.stdout.splitlines()
 
