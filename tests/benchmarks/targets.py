@@ -47,10 +47,10 @@ def worded(way: Way) -> str:
     return "bfloat16, confirmed" if rounds(way) else "float32"
 
 
-def apgd(key: str, world: str, bar: float, count: int, way: Way = FAST) -> Target:
+def apgd(key: str, world: str, bar: float, count: int) -> Target:
     """APGD-CE-100."""
-    what = f"APGD-CE-100, {world}, {worded(way)}, against pyautoattack"
-    return Target(key, what, Bar(bar), race(world, ours("apgd-ce", way), APGD), count)
+    what = f"APGD-CE-100, {world}, float32, against pyautoattack"
+    return Target(key, what, Bar(bar), race(world, ours("apgd-ce", FAST), APGD), count)
 
 
 def standard(key: str, world: str, bar: float, count: int, pairs: int, way: Way = FAST) -> Target:
@@ -116,7 +116,7 @@ TARGETS = (
     pgd("T3.float32", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 2.3, FAST, 128),
     pgd("T3.bf16", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 3.5, BF16, 128),
     apgd("T4.resnet18-std", "resnet18-std", 40, 128),
-    apgd("T4.digits-std", "digits-std", 10, 500, PLAIN),
+    apgd("T4.digits-std", "digits-std", 10, 500),
     apgd("T4.resnet18-adv", "resnet18-adv", 1.4, 64),
     standard("T5.digits-adv", "digits-adv", 2, 100, pairs=3, way=PLAIN),
     standard("T5.digits-adv.bf16", "digits-adv", 2, 100, pairs=5, way=WIDE),
