@@ -168,14 +168,11 @@ class Target:
             return parts[0]
         return Jacobian._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
 
-    def steady(self, few: Tensor, many: Tensor) -> bool:
-        """Whether the images `few` get the bits that they get as the first rows of `many`."""
-        count = len(few)
-        same = torch.equal(self.logits(few), self.logits(many)[:count])
-        if not same or self.access < Access.GRADIENTS:
-            return same
-        one, other = (self.gradient(rows, smooth).gradient for rows in (few, many))
-        return torch.equal(one, other[:count])
+    def said(self, images: Tensor) -> Iterator[Tensor]:
+        """All that an asker may hear of these images: logits, then, if open to it, a gradient."""
+        yield self.logits(images)
+        if self.access >= Access.GRADIENTS:
+            yield self.gradient(images, smooth).gradient
 
     def _mean(self, answer: Callable[[], Tensor]) -> Tensor:
         if self.draws == 1:

@@ -457,10 +457,14 @@ def test_the_tail_plays_in_smaller_batches() -> None:
     game = match.game(128)
     module = game.door.module
     assert isinstance(module, Counting)
-    module.rows.clear()
-    spent = sum(int(part.gradients.sum()) for part in play(game, match.referee(game).confirm))
-    assert min(module.rows) < UNIT
-    assert sum(module.rows) < 1.6 * spent
+    asked, spent = list[int](), 0
+    for _ in range(2):
+        module.rows.clear()
+        spent = sum(int(part.gradients.sum()) for part in play(game, match.referee(game).confirm))
+        assert min(module.rows) < UNIT
+        asked.append(sum(module.rows))
+    assert asked[1] < 1.4 * spent
+    assert asked[0] - asked[1] < spent  # what it costs to learn which batches are as good
 
 
 def test_where_few_rows_get_other_bits_they_play_in_whole_units() -> None:
