@@ -87,8 +87,9 @@ def test_an_entry_that_breaks_its_contract_is_rejected_with_the_sentence(
     tmp_path: Path, store: Store, mine: Path
 ) -> None:
     plugin = mine / "plugin.py"
-    plugin.write_text(plugin.read_text().replace("problem.ball.project(adv + ", "(adv + ").replace(
-        "* uphill, problem.x)", "* uphill)"))  # fmt: skip
+    kept = "problem.ball.ascend(adv, uphill, rate, problem.x)"
+    assert kept in plugin.read_text()
+    plugin.write_text(plugin.read_text().replace(kept, "adv + uphill.sign()"))
     with pytest.raises(BenchError, match="iterates-stay-inside: step 1"):
         submit(mine, store, tmp_path / "in", allow_unsandboxed=True)
     assert states(store) == ["received", "rejected"]
