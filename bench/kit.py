@@ -120,7 +120,7 @@ class KeyedDraws:
     def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
         """[n, *shape] int64 in [0, high)."""
         size = math.prod(shape)
-        rows = [below(_shift(words, 1), high) for words in self._words(name, size)]
+        rows = [_shift(words, 1) % high for words in self._words(name, size)]
         return torch.cat(rows).view(-1, *shape)
 
     def _words(self, name: str, count: int) -> list[Tensor]:
@@ -129,11 +129,6 @@ class KeyedDraws:
         position = torch.arange(count, dtype=torch.int64, device=key.device) * _GOLDEN
         rows = max(_BLOCK, _SPAN // max(count, 1))
         return [mix(block[:, None] + position) for block in torch.split(key, rows)]
-
-
-def below(words: Tensor, high: int) -> Tensor:
-    """words % high, of words that are not negative: a division costs ten times a mask."""
-    return words & (high - 1) if high & (high - 1) == 0 else words % high
 
 
 def _unit(words: Tensor, size: int) -> Tensor:

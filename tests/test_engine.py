@@ -463,8 +463,8 @@ def test_the_tail_plays_in_smaller_batches() -> None:
         spent = sum(int(part.gradients.sum()) for part in play(game, match.referee(game).confirm))
         assert min(module.rows) < UNIT
         asked.append(sum(module.rows))
-    assert asked[1] < 1.4 * spent
-    assert asked[0] - asked[1] < spent  # what it costs to learn which batches are as good
+    assert asked[0] < 1.6 * spent
+    assert asked[1] < 1.4 * spent  # which batches are as good is known by then
 
 
 def test_where_few_rows_get_other_bits_they_play_in_whole_units() -> None:

@@ -59,8 +59,6 @@ class Wide(NamedTuple):
     """[m]: of the last place of each."""
     offers: list[tuple[Tensor, Tensor]]
     """What was asked, and the answers."""
-    spread: list[tuple[Tensor, Tensor]]
-    """Each field of the state that was repeated last, and in all places."""
 
     @classmethod
     def of(cls, rows: Rows, door: Target, where: Tensor, places: int) -> Wide:
@@ -71,21 +69,7 @@ class Wide(NamedTuple):
         wide.door = door
         wide.watch = lambda adv, answer, _: offers.append((adv, answer))
         last = (places - 1 - place[: len(where)]) // len(where)
-        return cls(wide, where, where[row], row, ahead, last, offers, [])
-
-    def repeated(self, state: State) -> State:
-        """A state in all places; what has not changed since the last one is not copied again."""
-        old, fields = iter(self.spread), list[tuple[Tensor, Tensor]]()
-
-        def one(field: Tensor) -> Tensor:
-            source, places = next(old, (None, field))
-            places = places if source is field else field[self.who]
-            fields.append((field, places))
-            return places
-
-        wide = combine(one, state)
-        self.spread[:] = fields
-        return wide
+        return cls(wide, where, where[row], row, ahead, last, offers)
 
 
 class Ahead:
@@ -124,7 +108,7 @@ class Ahead:
         wide = self._spread(rows, where, places)
         left = self.attack.steps - 1 - rows.t[where]
         wide.rows.t = (rows.t[wide.who] + wide.ahead).clamp_max(self.attack.steps - 1)
-        before = wide.repeated(state)
+        before = combine(lambda field: field[wide.who], state)
         wide.offers.clear()
         after = self.attack.step(wide.rows, before)
         adv, answer = self._only(wide.offers)

@@ -17,7 +17,7 @@ from bench.target import Target
 
 STEP = 8  # rows: no kernel at hand is quicker in fewer
 LARGEST = 128  # rows: beyond it the padding is a small part of the batch
-PRICE = 2  # steps that a row of the question costs: rows leave, but later cells know the answer
+PRICE = 4  # steps that a row of the question costs, as few rows stay to the end
 
 Kind: TypeAlias = tuple[tuple[int, ...], int]
 """Shape of an image, access."""
@@ -56,7 +56,7 @@ def fitting(door: Target, images: Tensor, rows: int, steps: int) -> int:
     answer = known.fits.get((few, kind))
     asked = few if (unit, kind) in known.probes else few + unit
     if answer is None and (unit - few) * steps >= PRICE * asked:
-        answer = known.fits[few, kind] = steady(door, known, images, few)
+        answer = known.fits[few, kind] = steady(door, known.probes, kind, images, few)
     return few if answer else unit
 
 
@@ -70,12 +70,14 @@ def kind_of(door: Target, images: Tensor) -> Kind:
     return tuple(images.shape[1:]), int(door.access)
 
 
-def steady(door: Target, known: Answers, images: Tensor, few: int) -> bool:
+def steady(
+    door: Target, probes: dict[tuple[int, Kind], Probe], kind: Kind, images: Tensor, few: int
+) -> bool:
     """Whether `few` rows get the bits that they get in a batch filled up to whole units."""
-    key = padded(few), kind_of(door, images)
-    if key not in known.probes:
-        whole = pad(images[: padded(few)], padded(few))
-        known.probes[key] = Probe(whole, tuple(door.said(whole)))
-    probe = known.probes[key]
+    unit = padded(few)
+    if (unit, kind) not in probes:
+        whole = pad(images[:unit], unit)
+        probes[unit, kind] = Probe(whole, tuple(door.said(whole)))
+    probe = probes[unit, kind]
     pairs = zip(door.said(probe.images[:few]), probe.said, strict=True)
     return all(torch.equal(one, other[:few]) for one, other in pairs)

@@ -131,30 +131,21 @@ def bits(words: Tensor, count: int) -> Tensor:
 
 
 def window(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """[n, 1, H, W] bool: a square of `side` [n] somewhere inside each image.
-
-    Its first row is told by the lowest FRACTION bits of `place` [n], its first column by the next.
-    """
-    lengths, shifts, position = axes(height, width, place.device)
-    corner = first(place[:, None] >> shifts, side[:, None], lengths)
-    offset = position - corner[:, :, None]
-    within = (offset >= 0).logical_and_(offset < side[:, None, None])
-    rows, columns = within.unbind(1)
-    if height != width:
-        rows, columns = rows[:, :height], columns[:, :width]
+    """[n, 1, H, W] bool: a square of `side` [n] somewhere inside each image."""
+    rows = stretch(place, side, height)
+    columns = stretch(place >> FRACTION, side, width)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-@functools.lru_cache(maxsize=16)
-def axes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The lengths [2] of both axes, where their bits begin [2], all positions on the longer."""
-    lengths = torch.tensor([height, width], device=device)
-    shifts = torch.tensor([0, FRACTION], device=device)
-    return lengths, shifts, torch.arange(max(height, width), device=device)
+def stretch(place: Tensor, side: Tensor, length: int) -> Tensor:
+    """[n, length] bool: `side` neighbours, the first by the lowest FRACTION bits of `place`."""
+    position = torch.arange(length, device=side.device)
+    offset = position - first(place, side, length)[:, None]
+    return (offset >= 0) & (offset < side[:, None])
 
 
-def first(place: Tensor, side: Tensor, length: Tensor | int) -> Tensor:
-    """int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
+def first(place: Tensor, side: Tensor, length: int) -> Tensor:
+    """[n] int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
     spread: Tensor = (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
     return spread
 
