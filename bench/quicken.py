@@ -189,15 +189,18 @@ class Turned(nn.Module):
         """Of an image; the columns of the weight are put in order when it is known."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, features]."""
-        if images.dim() != 4:
-            raise UnfitError(f"it flattens {images.dim()} dimensions")
-        if self.shape is None:
-            self.shape, weight = images.shape[1:], self.linear.weight
-            columns = weight.view(-1, *self.shape).permute(0, 2, 3, 1).flatten(1)
-            self.linear.weight = nn.Parameter(columns.contiguous(), requires_grad=False)
-        features: Tensor = self.linear(images.permute(0, 2, 3, 1).flatten(1))
+        """[n, C, H, W] -> [n, features]; what is no image is flattened as ever."""
+        if images.dim() == 4:
+            self._order(images.shape[1:])
+            images = images.permute(0, 2, 3, 1)
+        features: Tensor = self.linear(images.flatten(1))
         return features
+
+    def _order(self, shape: torch.Size) -> None:
+        if self.shape is None:
+            self.shape, weight = shape, self.linear.weight
+            columns = weight.view(-1, *shape).permute(0, 2, 3, 1).flatten(1)
+            self.linear.weight = nn.Parameter(columns.contiguous(), requires_grad=False)
 
 
 def rounded(module: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from bench import quicken as quicken_module
 from bench.engine import Attempts, Audit, Game, play
 from bench.engine.audit import LEAST, drawn
 from bench.quicken import Graphed, Quick, Turned, quicken
-from bench.records import Budget, Numeric, UnfitError
+from bench.records import Budget, Numeric
 from bench.target import Target, freeze
 from bench.threat import Linf
 from bench.verify import Court, Referee
@@ -177,9 +177,9 @@ def test_a_linear_behind_a_flatten_reads_channels_last_as_they_lie(numeric: Nume
     assert (one.sign() * two).sum() > 0.98 * two.abs().sum()
 
 
-def test_what_flattens_no_image_is_not_turned() -> None:
-    with pytest.raises(UnfitError, match="flattens 3 dimensions"):
-        Turned(nn.Linear(12, 2))(torch.zeros(2, 3, 4))
+def test_what_is_no_image_is_flattened_as_ever() -> None:
+    linear, rows = nn.Linear(12, 2), torch.arange(24.0).view(2, 3, 4)
+    assert torch.equal(Turned(linear)(rows), linear(rows.flatten(1)))
 
 
 def test_float32_is_the_defense_as_it_was_built() -> None:
