@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -119,8 +117,6 @@ class Target:
         """Answers end with a rejection score."""
         self.veiled = rejects and not joint
         """The asker does not see it."""
-        self.most = sys.maxsize
-        """Rows of one call for logits; what lies between the layers stays near the processor."""
 
     def require(self, access: Access) -> None:
         """Refuse with a sentence what the board does not reveal."""
@@ -136,16 +132,8 @@ class Target:
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, K], the mean over the declared draws; no graph is kept."""
-        if len(images) > self.most:
-            return torch.cat([self.logits(part) for part in torch.split(images, self.most)])
         with torch.no_grad():
             return self._mean(lambda: self._call(self.module, images))
-
-    def sparing(self, most: int) -> Target:
-        """The same door; logits are asked of at most so many rows at a time."""
-        door = copy.copy(self)
-        door.most = most
-        return door
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         """Gradient [n, C, H, W], loss [n] and logits [n, K]; the mean over the declared draws.

@@ -2,8 +2,8 @@
 
 A random search keeps its image until a proposal is better, and its draws are keyed by the step. So
 every question of a row up to the next that is accepted is known at once. They are asked in one
-batch; the row goes on behind the first that changed it or reached the goal, and pays for as many
-as it would have asked one by one.
+batch, those that were answered before are not asked again; the row goes on behind the first that
+changed it or reached the goal, and pays for as many as it would have asked one by one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from bench.engine.game import Game
+from bench.engine.recall import Recall
 from bench.plugin import Retire, State, Traits
 from bench.problem import UNIT, Rows, combine
 from bench.records import Budget, PluginError
 from bench.target import Target
 
-FAR = 4  # batches at most in one go: an attack's own arithmetic is cheaper in large ones
+FAR = 16  # batches at most in one go: an attack's own arithmetic is cheaper in large ones
+PIXELS = 2**23  # and, beyond one batch, so many pixels: some tensors are as large
 CARE = 0.25  # of the questions up to the next change: beyond one batch few are asked in vain
 GAIN = 1.25  # questions for each row: for fewer a plain step costs less
 MEMORY = 0.9  # of the share of steps that changed a row, from look to look
@@ -77,7 +79,9 @@ class Ahead:
 
     def __init__(self, game: Game) -> None:
         self.attack, self.slots, self.stays = game.attack, game.slots, stays_of(game)
-        self.door = game.door.sparing(game.slots)
+        self.door = Recall(game.door, game.slots)
+        self.most = max(game.slots, min(FAR * game.slots, PIXELS // game.x[0].numel()))
+        """Places of one wide batch."""
         self.wide: Wide | None = None
         self.moving = 1.0
         """The share of late steps that have changed their row."""
@@ -87,9 +91,8 @@ class Ahead:
         if self.stays is None or not playing:
             return 0
         known = playing / self.moving
-        full = int(min(self.slots, known)) // UNIT * UNIT
-        beyond = int(min(FAR, CARE * known / self.slots)) * self.slots
-        places = max(size, full, beyond)
+        wanted = max(min(self.slots, known), min(self.most, CARE * known))
+        places = max(size, int(wanted) // UNIT * UNIT)
         return places if places >= GAIN * playing else 0
 
     def learn(self, before: State, after: State, playing: Tensor) -> None:

@@ -1,0 +1,88 @@
+"""Answers by image: a model that says the same of the same image is not asked about it twice.
+
+A random search over small images comes back to what it has asked: where a square is one pixel of
+8 x 8, a row that does not gain has 64 questions, and puts them again and again.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from bench.kit import mix
+from bench.problem import pad, padded
+from bench.target import Target
+
+MOST = 2**14  # answers at hand: when there are more, all are forgotten
+BLOCK = 2**15  # pixels at a time: their products stay in the cache
+
+
+class Recall(Target):
+    """The same door, for many questions at once to a model that answers alike twice.
+
+    What was answered is not asked again, nor what stands twice among the questions.
+    """
+
+    def __init__(self, door: Target, most: int) -> None:
+        vars(self).update(vars(door))
+        self.most = most
+        """Rows of one call, or nearly: what lies between the layers stays near the processor."""
+        self.known: Tensor | None = None
+        """[a] int64: fingerprints of what was asked, ascending."""
+        self.answers: Tensor | None = None
+        """[a, K]: what was said of them."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[n, K], as if each were asked."""
+        prints, place = torch.unique(fingerprints(images), return_inverse=True)
+        fresh = self._fresh(prints)
+        if fresh.any():
+            every = torch.arange(len(place), device=place.device)
+            # Of images that are alike any one will do.
+            one = torch.empty_like(prints).index_copy_(0, place, every)
+            self._learn(prints[fresh], self._asked(images[one[fresh]]))
+        assert self.known is not None and self.answers is not None
+        return self.answers[torch.searchsorted(self.known, prints)[place]]
+
+    def _fresh(self, prints: Tensor) -> Tensor:
+        """[u] bool: these are to be asked."""
+        if self.known is None or len(self.known) > MOST:
+            self.known = self.answers = None
+            return torch.ones_like(prints, dtype=torch.bool)
+        near = torch.searchsorted(self.known, prints).clamp_max_(len(self.known) - 1)
+        return self.known[near] != prints
+
+    def _asked(self, images: Tensor) -> Tensor:
+        calls = max(1, round(len(images) / self.most))
+        rows = padded(-(-len(images) // calls))
+        parts = torch.split(pad(images, padded(len(images))), rows)
+        return torch.cat([super(Recall, self).logits(part) for part in parts])[: len(images)]
+
+    def _learn(self, prints: Tensor, answers: Tensor) -> None:
+        if self.known is not None and self.answers is not None:
+            prints = torch.cat([self.known, prints])
+            answers = torch.cat([self.answers, answers])
+        self.known, order = prints.sort()
+        self.answers = answers[order]
+
+
+def fingerprints(images: Tensor) -> Tensor:
+    """[n] int64 of images [n, ...] float32: alike where every bit is, else alike by accident only.
+
+    The bits of each pixel are multiplied by a word of its place; the upper half of a product,
+    which is well mixed, is brought down to the lower one, and all are summed.
+    """
+    flat = images.flatten(1).contiguous()
+    parts = []
+    for part in torch.split(flat, max(1, BLOCK // max(1, flat.shape[1]))):
+        product = part.view(torch.int32) * words(flat.shape[1], flat.device)
+        parts.append(product.bitwise_xor_(product >> 32).sum(1))
+    return torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def words(count: int, device: torch.device) -> Tensor:
+    """[count] int64: a word for each place."""
+    return mix(torch.arange(1, count + 1, device=device))
