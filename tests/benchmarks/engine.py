@@ -210,10 +210,11 @@ def stands(place: World, run: Outcome, where: Tensor) -> Tensor:
     return (label != place.y[where]) & boxed & (change <= float(place.ball.radius) + 1e-6)
 
 
-ATTACKS = ("fgsm", "apgd-ce", "pgd", "square")
+ATTACKS = ("fgsm", "apgd-ce", "pgd-twice", "square")
+"""In the order of a cascade: those that break most for their price come first."""
 PEERS = (
     peer("torchattacks", peers.torchattacks_fgsm), peer("pyautoattack", peers.apgd),
-    peer("torchattacks", peers.torchattacks_pgd), peer("pyautoattack", peers.square(1000)),
+    peer("torchattacks", peers.torchattacks_restarts), peer("pyautoattack", peers.square(1000)),
 )  # fmt: skip
 
 

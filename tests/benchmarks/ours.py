@@ -54,6 +54,8 @@ def registry() -> Registry:
 
 def attack(name: str, **changes: Any) -> Attack:
     """The registered attack with other settings; UnfitError where there is none of this name."""
+    if name == "pgd-twice":
+        return attack("pgd-restarts", restarts=2)
     found = registry().attacks.get(name)
     if found is None and name == "square-5000":
         return attack("square", steps=5000)

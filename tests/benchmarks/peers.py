@@ -105,6 +105,15 @@ def torchattacks_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: i
     return found
 
 
+def torchattacks_restarts(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+    """PGD-40 from two random starts; what the first breaks meets no second."""
+    import torchattacks
+
+    once = torchattacks.PGD(model, eps=eps, alpha=eps / 10, steps=40)
+    found: Tensor = torchattacks.MultiAttack([once, once])(x, y)
+    return found
+
+
 def torchattacks_fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
     """One step of the radius."""
     import torchattacks

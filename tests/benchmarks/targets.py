@@ -13,6 +13,8 @@ FAST = Way(Numeric.FAST)
 BF16 = Way(Numeric.BFLOAT16, audit=False)
 WIDE = BF16._replace(slots=192)
 """For the tiny network: its batches are half as long in memory as in float32."""
+REFILLED = 96
+"""Slots for 128 examples of which most stay to the end: who leaves makes room for the next."""
 NEAREST = Way(goal=Goal("nearest"), ball=FAR)
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
@@ -94,10 +96,10 @@ def square(key: str, world: str, count: int, way: Way = PLAIN) -> Target:
 
 
 def matrix(key: str, models: tuple[str, ...], mode: str, bar: float, way: Way = FAST) -> Target:
-    """Four attacks on some models, against each of them alone with peers."""
+    """FGSM, APGD, PGD from two starts and Square, against each of them alone with peers."""
     what = f"matrix of 4 attacks x {' + '.join(models)}, {mode}, {worded(way)}, against peer cells"
     measure = engine.matrix(models, mode, way)
-    return Target(key, what, Bar(bar), measure, 200, pairs=3, bfloat16=rounds(way))
+    return Target(key, what, Bar(bar), measure, 500, pairs=3, bfloat16=rounds(way))
 
 
 BOTH = ("digits-std", "digits-adv")
@@ -113,8 +115,10 @@ TARGETS = (
         "T2.gradients", "PGD-40, digits-std, gradients an example", engine.gradients("digits-std"),
         Bar(8, at_most=True), 500,
     ),
-    pgd("T3.float32", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 2.3, FAST, 128),
-    pgd("T3.bf16", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 3.5, BF16, 128),
+    pgd("T3.float32", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 2.3,
+        FAST._replace(slots=REFILLED), 128),
+    pgd("T3.bf16", "resnet18-adv", "torchattacks", TORCHATTACKS_PGD, 3.5,
+        BF16._replace(slots=REFILLED), 128),
     apgd("T4.resnet18-std", "resnet18-std", 40, 128),
     apgd("T4.digits-std", "digits-std", 10, 500),
     apgd("T4.resnet18-adv", "resnet18-adv", 1.4, 64),
