@@ -17,7 +17,7 @@ from bench.records import Budget, PluginError, Verdict
 from bench.threat import L2, Linf, PerturbationSet
 from plugins.attacks.square import Square, State
 from plugins.attacks.square_bumps import Bumps
-from tests.test_engine import LINF, Match, Shaken, same
+from tests.engine.match import LINF, Match, Shaken, same
 
 
 @dataclass(frozen=True)

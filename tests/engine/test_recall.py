@@ -15,7 +15,7 @@ from bench.target import Target
 from bench.threat import Linf
 from plugins.attacks.square import Square
 from tests.duel import small_cnn
-from tests.test_engine import Match
+from tests.engine.match import Match
 
 
 class Recorder(nn.Module):

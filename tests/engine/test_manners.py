@@ -1,0 +1,130 @@
+"""What attacks and models may do at the engine's table, and what is left as it was found."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.engine import play
+from bench.kit import cross_entropy
+from bench.plugin import Access, Attack, Problem
+from bench.problem import UNIT
+from bench.records import PluginError
+from bench.target import Noise, Target
+from plugins.attacks.pgd import PGD
+from tests.duel import digits, small_cnn
+from tests.engine.match import COUNT, Match, Shaken
+
+
+class Peek:
+    """Asks in start, which is forbidden."""
+
+    name = "peek"
+    needs = Access.GRADIENTS
+    steps = 1
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.gradient(problem.x, cross_entropy).gradient
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        return adv
+
+
+class Raises(Peek):
+    """Fails in the middle, after soiling nothing."""
+
+    steps = 9
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        if int(problem.t.max()) == 3:
+            raise RuntimeError("out of ideas")
+        return adv + 0.01 * problem.gradient(adv, cross_entropy).gradient
+
+
+class Twice(Peek):
+    """Draws under one name in start and in the first step."""
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.uniform("same", tuple(problem.x.shape[1:]))
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        assert not torch.equal(adv, problem.uniform("same", tuple(problem.x.shape[1:])))
+        return adv
+
+
+class Clock(Peek):
+    """Looks at every row's clock, idle ones included: a schedule may be indexed by it."""
+
+    steps = 5
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        assert 0 <= int(problem.t.min()) <= int(problem.t.max()) < self.steps
+        return problem.ball.project(adv + 0.03 * problem.gradient(adv, cross_entropy).gradient, adv)
+
+
+class Blind(nn.Module):
+    """No slope, and not a number on dark images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = small_cnn()(images).detach()
+        return torch.where(images.flatten(1).mean(1, keepdim=True) < 0.05, torch.nan, logits)
+
+
+def test_start_draws_other_numbers_than_the_first_step() -> None:
+    assert len(Match(Twice(), count=UNIT).play(UNIT).outcomes.item) == UNIT
+
+
+def test_no_clock_runs_past_the_last_step() -> None:
+    assert len(Match(Clock()).play(32).outcomes.item) == COUNT
+
+
+def test_start_may_not_ask() -> None:
+    match = Match(Peek())
+    game = match.game()
+    with pytest.raises(PluginError, match="peek asked the defense a question in start"):
+        list(play(game, match.referee(game).confirm))
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=4), Raises()], ids=["to the end", "until it fails"])
+def test_model_and_random_state_are_left_alone(attack: Attack) -> None:
+    model = copy.deepcopy(small_cnn())
+    match = Match(attack, model=model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state, hooks = torch.get_rng_state(), len(model._forward_hooks)
+    game = match.game()
+    try:
+        list(play(game, match.referee(game).confirm))
+    except RuntimeError as error:
+        assert str(error) == "out of ideas"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training and len(model._forward_hooks) == hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_gradient_and_no_number_end_in_verdicts() -> None:
+    outcomes = Match(PGD(steps=3), model=Blind()).play().outcomes
+    assert len(outcomes.item) == COUNT
+
+
+def test_a_random_defense_sees_fresh_noise_at_every_call() -> None:
+    model = Shaken(0.3)
+    noise = Noise(0, "play", torch.device("cpu"))
+    door = Target(model, noise=noise)
+    x, _ = digits(8)
+    noise.begin(0)
+    first, second = door.logits(x), door.logits(x)
+    noise.begin(0)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, door.logits(x))
+    noise.begin(1)
+    assert not torch.equal(first, door.logits(x))

@@ -1,0 +1,125 @@
+"""What a row pays: every question that was asked for it, no other, and never over its budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.engine import Game, play
+from bench.plugin import Attack
+from bench.problem import UNIT
+from bench.records import Budget, Verdict
+from bench.target import Target
+from bench.threat import L2, Linf, PerturbationSet
+from plugins.attacks.boundary import Boundary
+from plugins.attacks.deepfool import DeepFool
+from plugins.attacks.pgd import PGD
+from tests.duel import digits, small_cnn
+from tests.engine.match import COUNT, Match
+
+
+class Certain(nn.Module):
+    """Always answers the class it was told for that many images; has a gradient all the same."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, y = digits(COUNT)
+        near = torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)
+        flat = images.flatten(1).mean(1, keepdim=True)
+        return nn.functional.one_hot(y[near], 10).float() * (5 + flat)
+
+
+def add(rows: dict[str, int], name: str, tensor: Any) -> None:
+    rows[name] += len(tensor)
+
+
+def test_counts_equal_those_of_an_independent_hook() -> None:
+    """32 rows that never break fill every slot: each model call is 32 rows that somebody pays."""
+    rows = {"forward": 0, "backward": 0}
+    model = Certain()
+    match = Match(PGD(steps=7, restarts=2), Linf(Fraction(1, 100)), model=model, count=UNIT)
+    game = match.game(UNIT)
+    model.register_forward_hook(lambda _, __, out: add(rows, "forward", out))
+    model.register_full_backward_hook(lambda _, __, out: add(rows, "backward", *out))
+    parts = list(play(game, match.referee(game).confirm))
+    forwards = sum(int(part.forwards.sum()) for part in parts)
+    gradients = sum(int(part.gradients.sum()) for part in parts)
+    looks = sum(int(part.looks.sum()) for part in parts)
+    assert rows == {"forward": forwards + looks, "backward": gradients}
+    assert (forwards, gradients, looks) == (UNIT * 14, UNIT * 14, UNIT * 2)
+
+
+@pytest.mark.parametrize(
+    ("attack", "ball", "budget"),
+    [
+        (PGD(steps=40, restarts=5), Linf(Fraction(1, 50)), Budget(gradients=7)),
+        (DeepFool(), L2(Fraction(1, 10)), Budget(gradients=25)),
+        (Boundary(), L2(Fraction(1, 10)), Budget(queries=33)),
+    ],
+    ids=["pgd", "deepfool", "boundary"],
+)
+def test_budgets_are_enforced(attack: Attack, ball: PerturbationSet, budget: Budget) -> None:
+    outcomes = Match(attack, ball, budget=budget).play().outcomes
+    limit = budget.gradients if budget.gradients is not None else budget.queries
+    spent = outcomes.gradients if budget.gradients is not None else outcomes.forwards
+    assert spent.max() <= (limit or 0)
+    held = outcomes.verdict == Verdict.HELD
+    # A row that has not spent its budget has converged on a success outside the ball.
+    assert held.any()
+    assert ((spent >= (limit or 0) - 9) | (outcomes.distance > ball.radius))[held].all()
+
+
+def test_clean_mistakes_cost_nothing_and_count_as_broken() -> None:
+    game = replace(Match(PGD(steps=3)).game(), lost=torch.arange(COUNT) % 3 == 0)
+    referee = Match(PGD(steps=3)).referee(game)
+    parts = list(play(game, referee.confirm))
+    item = torch.cat([part.item for part in parts])
+    cost = torch.cat([part.forwards for part in parts])[item.argsort()]
+    assert torch.equal(cost == 0, game.lost)
+
+
+def test_a_claim_that_the_referee_refuses_goes_on() -> None:
+    match = Match(PGD(steps=6))
+    game = match.game()
+    parts = list(play(game, lambda items, images: torch.zeros(len(items), dtype=torch.bool)))
+    item = torch.cat([part.item for part in parts]).argsort()
+    step = torch.cat([part.step for part in parts])[item]
+    assert (step[~game.lost] == -1).all()
+    assert (torch.cat([part.gradients for part in parts])[item][~game.lost] == 6).all()
+
+
+def test_retirement_with_refill_saves_calls_and_breaks_the_same() -> None:
+    """1,000 examples at batch 100 (padded to 128) against fixed batches that make every step."""
+    match = Match(PGD(), count=1000)
+    played = match.play(100)
+    model, calls, broken = Target(small_cnn()), 0, []
+    for rows in torch.arange(1000).view(10, 100):
+        solo = replace(match, count=1000).game(128)
+        part = _fixed(solo, rows, model)
+        broken.append(part)
+        calls += 1 + PGD().steps
+    assert torch.equal(torch.cat(broken), torch.from_numpy(played.outcomes.verdict == 1))
+    assert played.calls * 3 <= calls
+
+
+def _fixed(game: Game, rows: Tensor, model: Target) -> Tensor:
+    """Every row makes every step; broken is whoever was wrong at any iterate."""
+    from bench.problem import Rows, pad
+
+    where = pad(rows, 128)
+    problem = Rows(
+        model, game.ball, game.goal, game.x[where], game.y[where], aim=game.aim[where],
+        clean=game.clean[where], example=where, seed=0, name="pgd", budget=Budget(),
+    )  # fmt: skip
+    adv = game.attack.start(problem.take(torch.arange(128)))
+    ever = game.lost[where].clone()
+    for _ in range(game.attack.steps):
+        ever |= problem.wrong(model.logits(adv))
+        adv = game.attack.step(problem, adv)
+        problem.t = problem.t + 1
+    ever |= problem.wrong(model.logits(adv))
+    return ever[: len(rows)]
