@@ -7,6 +7,7 @@ A random search over small images comes back to what it has asked: where a squar
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,29 @@ MOST = 2**14  # answers at hand: when there are more, all are forgotten
 BLOCK = 2**15  # pixels at a time: their products stay in the cache
 
 
+class Told(NamedTuple):
+    """What was said of which images."""
+
+    prints: Tensor
+    """[a] int64, ascending."""
+    answers: Tensor
+    """[a, K]."""
+
+    def lacks(self, prints: Tensor) -> Tensor:
+        """[u] bool: nothing was said of these."""
+        near = torch.searchsorted(self.prints, prints).clamp_max_(len(self.prints) - 1)
+        return self.prints[near] != prints
+
+    def of(self, prints: Tensor) -> Tensor:
+        """[u, K]: what was said of these."""
+        return self.answers[torch.searchsorted(self.prints, prints)]
+
+    def joined(self, prints: Tensor, answers: Tensor) -> Told:
+        """With what was said of others."""
+        prints, order = torch.cat([self.prints, prints]).sort()
+        return Told(prints, torch.cat([self.answers, answers])[order])
+
+
 class Recall(Target):
     """The same door, for many questions at once to a model that answers alike twice.
 
@@ -29,43 +53,26 @@ class Recall(Target):
         vars(self).update(vars(door))
         self.most = most
         """Rows of one call, or nearly: what lies between the layers stays near the processor."""
-        self.known: Tensor | None = None
-        """[a] int64: fingerprints of what was asked, ascending."""
-        self.answers: Tensor | None = None
-        """[a, K]: what was said of them."""
+        self.told: Told | None = None
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, K], as if each were asked."""
         prints, place = torch.unique(fingerprints(images), return_inverse=True)
-        fresh = self._fresh(prints)
-        if fresh.any():
-            every = torch.arange(len(place), device=place.device)
-            # Of images that are alike any one will do.
-            one = torch.empty_like(prints).index_copy_(0, place, every)
-            self._learn(prints[fresh], self._asked(images[one[fresh]]))
-        assert self.known is not None and self.answers is not None
-        return self.answers[torch.searchsorted(self.known, prints)[place]]
-
-    def _fresh(self, prints: Tensor) -> Tensor:
-        """[u] bool: these are to be asked."""
-        if self.known is None or len(self.known) > MOST:
-            self.known = self.answers = None
-            return torch.ones_like(prints, dtype=torch.bool)
-        near = torch.searchsorted(self.known, prints).clamp_max_(len(self.known) - 1)
-        return self.known[near] != prints
+        # Of images that are alike any one will do.
+        every = torch.arange(len(place), device=place.device)
+        one, told = torch.empty_like(prints).index_copy_(0, place, every), self.told
+        if told is None or len(told.prints) > MOST:
+            told = Told(prints, self._asked(images[one]))
+        elif (fresh := told.lacks(prints)).any():
+            told = told.joined(prints[fresh], self._asked(images[one[fresh]]))
+        self.told = told
+        return told.of(prints)[place]
 
     def _asked(self, images: Tensor) -> Tensor:
         calls = max(1, round(len(images) / self.most))
         rows = padded(-(-len(images) // calls))
         parts = torch.split(pad(images, padded(len(images))), rows)
         return torch.cat([super(Recall, self).logits(part) for part in parts])[: len(images)]
-
-    def _learn(self, prints: Tensor, answers: Tensor) -> None:
-        if self.known is not None and self.answers is not None:
-            prints = torch.cat([self.known, prints])
-            answers = torch.cat([self.answers, answers])
-        self.known, order = prints.sort()
-        self.answers = answers[order]
 
 
 def fingerprints(images: Tensor) -> Tensor:

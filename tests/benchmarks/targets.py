@@ -99,7 +99,7 @@ def matrix(key: str, models: tuple[str, ...], mode: str, bar: float, way: Way = 
     """FGSM, APGD, PGD from two starts and Square, against each of them alone with peers."""
     what = f"matrix of 4 attacks x {' + '.join(models)}, {mode}, {worded(way)}, against peer cells"
     measure = engine.matrix(models, mode, way)
-    return Target(key, what, Bar(bar), measure, 500, pairs=3, bfloat16=rounds(way))
+    return Target(key, what, Bar(bar), measure, 500, bfloat16=rounds(way))
 
 
 BOTH = ("digits-std", "digits-adv")

@@ -68,7 +68,13 @@ def test_what_is_all_known_makes_no_call() -> None:
 
 @pytest.mark.parametrize(
     ("count", "most", "sizes"),
-    [(32, 32, [32]), (40, 32, [64]), (96, 32, [32] * 3), (400, 128, [160, 160, 96])],
+    [
+        (32, 32, [32]),
+        (40, 32, [64]),
+        (96, 32, [32] * 3),
+        (224, 128, [128, 96]),
+        (400, 128, [160, 160, 96]),
+    ],
 )
 def test_calls_are_of_whole_units_and_nearly_as_long_as_wished(
     count: int, most: int, sizes: list[int]
