@@ -7,6 +7,7 @@ Images are [n, C, H, W] in [0, 1]; whatever is per image is [n].
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,7 @@ class _Norm:
         if self.eps < 0:
             raise ValueError(f"eps came as {self.eps}; a radius is not negative.")
 
-    @property
+    @functools.cached_property
     def radius(self) -> float:
         return float(self.eps)
 

@@ -270,8 +270,9 @@ class Table:
         playing = self.item >= 0
         if not playing.any() or (playing & (self.t >= self.attack.steps)).any():
             return False
-        known = (self.slots.found, self.slots.ended, self.rows.ledger.refused)
-        return not any(fact.any() for fact in known)
+        slots = self.slots
+        told = slots.found | slots.ended | self.rows.ledger.refused
+        return not (told & slots.playing).any()
 
     def _confirmed(self, found: Tensor) -> Tensor:
         """The claims that the referee's rule upholds; the other rows go on."""

@@ -120,8 +120,9 @@ class APGD:
 def noted(state: State, gradient: Tensor, loss: Tensor) -> State:
     """The state that knows the answer at `adv`: its best point and its count of rises."""
     higher = loss > state.height
-    best = torch.where(per_image(higher), state.adv, state.best)
-    slope = torch.where(per_image(higher), gradient, state.slope)
+    here = per_image(higher)
+    best = torch.where(here, state.adv, state.best)
+    slope = torch.where(here, gradient, state.slope)
     height = torch.where(higher, loss, state.height)
     rises = state.rises + (loss > state.loss)
     return state._replace(best=best, slope=slope, height=height, rises=rises)
