@@ -146,6 +146,8 @@ Columns = TypeVar("Columns", Attempts, Nearest, Ended)
 
 def joined(parts: Sequence[Columns]) -> Columns:
     """The rows of all parts, one part after another."""
+    if len(parts) == 1:
+        return parts[0]
     whole: Columns = combine(lambda *columns: torch.cat(columns), *parts)
     return whole
 

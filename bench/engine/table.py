@@ -259,7 +259,7 @@ class Table:
         self._end(_places(over & ~won))
         winners = _places(won)
         # An earlier run's last iterate may have won before this one did.
-        if self.looks.holds(torch.from_numpy(self.item[winners])):
+        if len(winners) and self.looks.holds(torch.from_numpy(self.item[winners])):
             self._look()
         self._retire(winners[self.item[winners] >= 0])
         if self.looks.full or self.traits.minimises or not self._busy():
@@ -364,7 +364,8 @@ class Table:
 
     def _seats(self, items: Tensor) -> Places:
         """The slots in which these items [n] sit, if they still do."""
-        return np.flatnonzero(np.isin(self.item, items.numpy()))
+        taken = np.flatnonzero(self.item >= 0)
+        return taken[np.isin(self.item[taken], items.numpy())]
 
     def _clear(self, slots: Places) -> None:
         if len(slots):
