@@ -51,8 +51,8 @@ class Counter:
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[Counter]:
-    """Count calls, images and gradients of images that go through this model."""
+def counted(model: nn.Module, *, gradients: bool = True) -> Iterator[Counter]:
+    """Count calls, images and, if asked for, gradients of images that go through this model."""
     counter = Counter()
 
     def backward(gradient: Tensor) -> None:
@@ -61,7 +61,7 @@ def counted(model: nn.Module) -> Iterator[Counter]:
     def forward(module: nn.Module, images: object, logits: Tensor) -> None:
         counter.calls += 1
         counter.forwards += len(logits)
-        if logits.requires_grad:
+        if gradients and logits.requires_grad:
             logits.register_hook(backward)  # type: ignore[no-untyped-call]
 
     handle = model.register_forward_hook(forward)
