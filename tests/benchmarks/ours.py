@@ -57,8 +57,6 @@ def attack(name: str, **changes: Any) -> Attack:
     if name == "pgd-twice":
         return attack("pgd-restarts", restarts=2)
     found = registry().attacks.get(name)
-    if found is None and name == "square-5000":
-        return attack("square", steps=5000)
     if found is None:
         raise UnfitError(f"there is no attack {name} here; the target needs it.")
     chosen: Attack = found.value

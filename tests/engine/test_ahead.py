@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.engine import play
+from bench.engine.ahead import Ahead
 from bench.kit import margin
 from bench.plugin import Access, Problem
 from bench.records import Budget, PluginError, Verdict
@@ -78,6 +79,16 @@ def test_survivors_need_few_calls_and_pay_for_each_question() -> None:
     assert survived.sum() > 5
     assert (wide.outcomes.forwards[survived] == 400).all()
     assert wide.calls < 0.6 * narrow.calls < 0.6 * 400
+
+
+@pytest.mark.parametrize(("pixels", "batches"), [(8, 16), (512, 1), (1024, 1)])
+def test_a_leap_is_of_few_batches_and_of_one_where_images_are_large(
+    pixels: int, batches: int
+) -> None:
+    game = replace(Match(Square()).game(64), x=torch.zeros(1, 3, pixels, pixels))
+    ahead = Ahead(game)
+    ahead.moving = 1e-6
+    assert ahead.places(20, 32) == batches * 64
 
 
 def test_a_refused_claim_goes_on_alike() -> None:
