@@ -16,37 +16,37 @@ from bench.kit import mix
 from bench.problem import pad, padded
 from bench.target import Target
 
-MOST = 2**14  # answers at hand: when there are more, all are forgotten
+SEATS = 2**16  # answers at hand, each where its fingerprint says: the later one stays
 BLOCK = 2**15  # pixels at a time: their products stay in the cache
 
 
 class Told(NamedTuple):
-    """What was said of which images."""
+    """What was said of which images, each in the seat that its fingerprint names."""
 
     prints: Tensor
-    """[a] int64, ascending."""
+    """[seats] int64; of a seat that is empty one that belongs elsewhere."""
     answers: Tensor
-    """[a, K]."""
+    """[seats, K]."""
 
-    def lacks(self, prints: Tensor) -> Tensor:
-        """[u] bool: nothing was said of these."""
-        near = torch.searchsorted(self.prints, prints).clamp_max_(len(self.prints) - 1)
-        return self.prints[near] != prints
+    @classmethod
+    def nothing(cls, like: Tensor) -> Told:
+        """For answers [n, K] of this kind."""
+        elsewhere = torch.arange(SEATS, device=like.device) ^ 1
+        return cls(elsewhere, like.new_empty(SEATS, like.shape[1]))
 
-    def of(self, prints: Tensor) -> Tensor:
-        """[u, K]: what was said of these."""
-        return self.answers[torch.searchsorted(self.prints, prints)]
-
-    def joined(self, prints: Tensor, answers: Tensor) -> Told:
-        """With what was said of others."""
-        prints, order = torch.cat([self.prints, prints]).sort()
-        return Told(prints, torch.cat([self.answers, answers])[order])
+    def keep(self, prints: Tensor, answers: Tensor) -> None:
+        """What was said of images [u] that differ; of two with the same seat one is kept."""
+        seat = prints & (SEATS - 1)
+        self.prints[seat] = prints
+        sits = self.prints[seat] == prints
+        self.answers[seat[sits]] = answers[sits]
 
 
 class Recall(Target):
     """The same door, for many questions at once to a model that answers alike twice.
 
-    What was answered is not asked again, nor what stands twice among the questions.
+    What was answered is not asked again while it is remembered, nor what stands twice among the
+    questions.
     """
 
     def __init__(self, door: Target, most: int) -> None:
@@ -60,13 +60,19 @@ class Recall(Target):
         prints, place = torch.unique(fingerprints(images), return_inverse=True)
         # Of images that are alike any one will do.
         every = torch.arange(len(place), device=place.device)
-        one, told = torch.empty_like(prints).index_copy_(0, place, every), self.told
-        if told is None or len(told.prints) > MOST:
-            told = Told(prints, self._asked(images[one]))
-        elif (fresh := told.lacks(prints)).any():
-            told = told.joined(prints[fresh], self._asked(images[one[fresh]]))
-        self.told = told
-        return told.of(prints)[place]
+        one = torch.empty_like(prints).index_copy_(0, place, every)
+        if self.told is None:
+            answers = self._asked(images[one])
+            self.told = Told.nothing(answers)
+            self.told.keep(prints, answers)
+            return answers[place]
+        seat = prints & (SEATS - 1)
+        answers = self.told.answers[seat]
+        fresh = (self.told.prints[seat] != prints).nonzero()[:, 0]
+        if len(fresh):
+            answers[fresh] = self._asked(images[one[fresh]])
+            self.told.keep(prints[fresh], answers[fresh])
+        return answers[place]
 
     def _asked(self, images: Tensor) -> Tensor:
         calls = max(1, round(len(images) / self.most))

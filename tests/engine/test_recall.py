@@ -85,15 +85,31 @@ def test_calls_are_of_whole_units_and_nearly_as_long_as_wished(
     assert [len(batch) for batch in model.batches] == sizes
 
 
-def test_when_there_are_too_many_answers_all_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "MOST", 48)
+def test_what_lost_its_seat_is_asked_again_and_nobody_gets_anothers_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recall, "SEATS", 16)
     model, door = opened()
     one, two = pictures(32), pictures(32, seed=1)
-    for images in (one, two, one):
+    for images in (one, two, one, one):
         assert torch.equal(door.logits(images), Recorder()(images))
-    assert len(model.batches) == 3, "64 answers were too many, so the first are asked again"
-    door.logits(one)
-    assert len(model.batches) == 3
+    assert len(model.batches) == 4, "of 32 at most 16 find a seat, so the others are asked again"
+    for image in torch.cat([one, two]).split(1):
+        assert torch.equal(door.logits(image), Recorder()(image))
+    door.logits(two[31:])
+    before = len(model.batches)
+    door.logits(two[31:])
+    assert len(model.batches) == before, "the last that was told something is remembered"
+
+
+def test_an_empty_seat_answers_nobody() -> None:
+    """The fingerprint of a black image is zero, and so are the next ones' of other seats."""
+    model, door = opened()
+    black = torch.zeros(1, 2, 3, 3)
+    assert int(fingerprints(black)) == 0
+    door.logits(pictures(32))
+    assert torch.equal(door.logits(black), Recorder()(black))
+    assert len(model.batches) == 2
 
 
 def test_a_fingerprint_is_of_every_bit_and_of_its_place() -> None:
