@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bench.plugin import Goal, Linf
 from bench.records import Numeric
 from tests.benchmarks import __main__ as program
-from tests.benchmarks import engine, models, ours, peers, row, strength, table, targets
+from tests.benchmarks import apart, engine, models, ours, peers, row, strength, table, targets
 from tests.benchmarks.busy import covered
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.models import World
@@ -45,7 +45,7 @@ def race_of(mine: Outcome, other: Outcome, bar: float = 2.0) -> row.Row:
     return row.compared(target, tiny(4), pairs, row.strength(pairs))
 
 
-def race_never(target: Target, scale: Scale) -> row.Row:
+def race_never(*args: object, **options: object) -> row.Row:
     raise AssertionError("a measured target was measured again")
 
 
@@ -182,25 +182,28 @@ def test_a_row_survives_json(tmp_path: Path) -> None:
     assert {field.name for field in fields(one)} == set(content[one.target])
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = race_of(outcome([True], 1.0), outcome([True], 3.0))
     path = tmp_path / "out.json"
     table.save(path, {one.target: one.fields()})
-    known = [Target("T0.x", "a race", Bar(2), race_never, 4)]
-    assert program.measured(known, Scale(), path) == [one]
+    monkeypatch.setattr(program, "apart", race_never)
+    assert program.measured(["T0.x"], Scale(), path, False) == [one]
 
 
 def test_a_target_that_needs_bfloat16_says_so_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(program, "has_bfloat16", lambda device: False)
-    known = [Target("T0.bf16", "a race", Bar(2), race_never, 4, bfloat16=True)]
-    assert program.measured(known, Scale(), None) == []
+    monkeypatch.setattr(apart, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(program, "apart", apart.single)
+    assert program.measured(["T1.bf16"], Scale(), None, False) == []
 
 
 def test_one_target_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchattacks", reason="the peer is an extra")
     monkeypatch.setattr(row, "world", lambda name: tiny())
+    monkeypatch.setattr(program, "apart", apart.single)
     path = tmp_path / "out.json"
     runner = CliRunner()
     app = typer.Typer()
@@ -211,3 +214,12 @@ def test_one_target_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["gradients"]["peer"] == pytest.approx(40 * float(tiny().right.double().mean()))
     assert found["gradients"]["ours"] < found["gradients"]["peer"]
     assert found["robust_ours"] <= found["robust_peer"]
+
+
+@pytest.mark.slow
+def test_a_target_is_measured_in_a_process_of_its_own() -> None:
+    here = dict(ours.FASTER)
+    found = apart.apart("T2.gradients", Scale(examples=16), False)
+    assert (found.target, found.examples) == ("T2.gradients", 16)
+    assert 1 < found.gradients.ours <= 40
+    assert here == ours.FASTER, "the model was made elsewhere"

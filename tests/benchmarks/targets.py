@@ -14,7 +14,7 @@ BF16 = Way(Numeric.BFLOAT16, audit=False)
 WIDE = BF16._replace(slots=192)
 """For the tiny network: its batches are half as long in memory as in float32."""
 REFILLED = 96
-"""Slots for 128 examples of which most stay to the end: who leaves makes room for the next."""
+"""Slots for 128 examples: who leaves makes room for the next."""
 NEAREST = Way(goal=Goal("nearest"), ball=FAR)
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
@@ -88,7 +88,7 @@ def law(key: str, what: str, measure: Measure, bar: Bar, count: int) -> Target:
     return Target(key, what, bar, measure, count, pairs=1)
 
 
-def square(key: str, world: str, count: int, way: Way = PLAIN) -> Target:
+def square(key: str, world: str, count: int, way: Way = FAST) -> Target:
     """A thousand questions."""
     what = f"Square-1000, {world}, {worded(way)}, against pyautoattack"
     measure = race(world, ours("square", way), SQUARE)
@@ -106,8 +106,10 @@ BOTH = ("digits-std", "digits-adv")
 
 
 TARGETS = (
-    pgd("T1.float32", "resnet18-std", "torchattacks", TORCHATTACKS_PGD, 15, FAST, 128),
-    pgd("T1.bf16", "resnet18-std", "torchattacks", TORCHATTACKS_PGD, 22, BF16, 128),
+    pgd("T1.float32", "resnet18-std", "torchattacks", TORCHATTACKS_PGD, 15,
+        FAST._replace(slots=REFILLED), 128),
+    pgd("T1.bf16", "resnet18-std", "torchattacks", TORCHATTACKS_PGD, 22,
+        BF16._replace(slots=REFILLED), 128),
     pgd("T2.torchattacks", "digits-std", "torchattacks", TORCHATTACKS_PGD, 4.5, PLAIN, 500),
     pgd("T2.foolbox", "digits-std", "foolbox", FOOLBOX_PGD, 6, PLAIN, 500),
     pgd("T2.art", "digits-std", "ART", ART_PGD, 6, PLAIN, 500),
@@ -122,7 +124,7 @@ TARGETS = (
     apgd("T4.resnet18-std", "resnet18-std", 40, 128),
     apgd("T4.digits-std", "digits-std", 10, 500),
     apgd("T4.resnet18-adv", "resnet18-adv", 1.4, 64),
-    standard("T5.digits-adv", "digits-adv", 2, 100, pairs=3, way=PLAIN),
+    standard("T5.digits-adv", "digits-adv", 2, 100, pairs=3),
     standard("T5.digits-adv.bf16", "digits-adv", 2, 100, pairs=5, way=WIDE),
     standard("T5.resnet18-adv", "resnet18-adv", 2, 32, pairs=1),
     standard("T5.resnet18-adv.bf16", "resnet18-adv", 2.5, 32, pairs=1, way=BF16),

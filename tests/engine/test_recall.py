@@ -94,7 +94,7 @@ def test_what_lost_its_seat_is_asked_again_and_nobody_gets_anothers_answer(
     for images in (one, two, one, one):
         assert torch.equal(door.logits(images), Recorder()(images))
     assert len(model.batches) == 4, "of 32 at most 16 find a seat, so the others are asked again"
-    for image in torch.cat([one, two]).split(1):
+    for image in torch.split(torch.cat([one, two]), 1):
         assert torch.equal(door.logits(image), Recorder()(image))
     door.logits(two[31:])
     before = len(model.batches)
