@@ -99,6 +99,19 @@ class AfterGradient(nn.Module):
         return 2 * answer if self.seen else answer
 
 
+class OffTheGrid(nn.Module):
+    """Sure of clean images; on others it throws dice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = honest()
+
+    def forward(self, images: Tensor) -> Tensor:
+        moved = (255 * images - (255 * images).round()).flatten(1).abs().amax(1) > 0.01
+        answer: Tensor = self.network(images)
+        return torch.where((moved & (torch.rand(len(images)) < 0.3))[:, None], -answer, answer)
+
+
 def with_batch_mean() -> nn.Module:
     return Then(lambda logits, images: logits + images.mean() * torch.arange(10))
 
@@ -153,6 +166,7 @@ FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
     (Deterministic(), noisy),
     (Deterministic(), Counter),
     (Deterministic(), AfterGradient),
+    (Deterministic(), OffTheGrid),
     (BatchIndependent(), with_batch_mean),
     (BatchIndependent(), place_dependent),
     (BatchIndependent(), order_dependent),
@@ -160,7 +174,7 @@ FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
 FAKE_NAMES = [
     "one-hot", "rounding", "detached", "saturated", "not-finite", "noise-for-gradient", "downhill",
     "detached-differs", "one-hot-output", "softmax", "noise", "call-counter", "gradient-watcher",
-    "batch-mean", "place", "order",
+    "noise-off-the-grid", "batch-mean", "place", "order",
 ]  # fmt: skip
 
 

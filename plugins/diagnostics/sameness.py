@@ -13,6 +13,8 @@ from plugins.diagnostics._probe import answer, quiet, slope
 
 NEAR = 1e-4
 """Of the logit scale; honest kernels differ by far less between batch sizes."""
+FAR = 8 / 255
+"""Noise: a defense may keep its dice for images that are off the grid of clean ones."""
 
 
 class Deterministic:
@@ -22,18 +24,24 @@ class Deterministic:
     summary = "Raised when answers vary undeclared, or do not vary although randomness is declared."
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
-        """Three forwards and a gradient."""
+        """Three forwards and a gradient at the clean images, and again where attacks go."""
         with quiet(x):
-            first = answer(module, x)
-            moved = difference(answer(module, x), first)
-            slope(module, x, lambda logits: cross_entropy(logits, y))
-            moved = max(moved, difference(answer(module, x), first))
+            beside = (x + FAR * (2 * torch.rand(x.shape).to(x) - 1)).clamp(0, 1)
+            moved = max(again(module, images, y) for images in (x, beside))
         declared = defense.randomness is not None
         sentence = f"asked again, answers move by {moved:.2g} of the logit scale"
         if declared == (moved > NEAR):
             return Evidence(Finding.CLEAR, f"{sentence}, as declared.")
         word = "randomness is declared" if declared else "no randomness is declared"
         return Evidence(Finding.RAISED, f"{sentence}, but {word}.")
+
+
+def again(module: nn.Module, images: Tensor, y: Tensor) -> float:
+    """How far answers move when they are asked for again, before a gradient and after it."""
+    first = answer(module, images)
+    moved = difference(answer(module, images), first)
+    slope(module, images, lambda logits: cross_entropy(logits, y))
+    return max(moved, difference(answer(module, images), first))
 
 
 class BatchIndependent:
