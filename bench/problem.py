@@ -13,9 +13,10 @@ from bench.kit import KeyedDraws, Loss, example_key
 from bench.plugin import Attack, Gradient, Jacobian, State, Traits
 from bench.records import Access, Budget, PluginError
 from bench.target import Ledger, Target, aimed, named, reaches
-from bench.threat import Goal, PerturbationSet
+from bench.threat import Goal, PerturbationSet, per_row
 
-Told = TypeVar("Told", Gradient, Jacobian)
+Answer = TypeVar("Answer", Gradient, Jacobian)
+Told = TypeVar("Told", Tensor, Gradient, Jacobian)
 UNIT = 32  # rows: elsewhere CPU kernels differ in the last bit
 Watch = Callable[[Tensor, Tensor, Tensor], None]
 """(images, whole answers, charged rows): hears every offer."""
@@ -128,7 +129,7 @@ class Rows:
         label = self.target if targeted else self.y
         answer = self.asked.gradient(adv, aimed(loss, label, -1 if targeted else 1))
         self._offer(adv, answer.logits, allowed)
-        return self._seen(answer)
+        return self._seen(self._paid(answer, allowed, where))
 
     def jacobian(
         self,
@@ -144,7 +145,7 @@ class Rows:
         allowed = self._charge(where, draws, draws * classes.shape[1])
         answer = self.asked.jacobian(adv, classes, minus)
         self._offer(adv, answer.logits, allowed)
-        return self._seen(answer)
+        return self._seen(self._paid(answer, allowed, where))
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n, K]."""
@@ -183,9 +184,16 @@ class Rows:
         allowed = self._charge(where, self.asked.draws, 0)
         logits = self.asked.logits(adv)
         self._offer(adv, logits, allowed)
-        return self.asked.shown(logits)
+        return self.asked.shown(self._paid(logits, allowed, where))
 
-    def _seen(self, answer: Told) -> Told:
+    def _paid(self, answer: Told, allowed: Tensor, where: Tensor | None) -> Told:
+        """The answers of rows that asked and could pay; zeros for the others."""
+        if where is None and not self.ledger.limited:
+            return answer
+        paid: Told = combine(lambda said: torch.where(per_row(allowed, said), said, 0), answer)
+        return paid
+
+    def _seen(self, answer: Answer) -> Answer:
         shown = self.asked.shown
         return answer._replace(logits=shown(answer.logits)) if self.asked.veiled else answer
 

@@ -89,7 +89,6 @@ class Table:
             self._admit(self._arrivals())
             self._shrink()
             self._advance()
-            self.game.beat()
             self._settle()
             if self._due():
                 yield self._hand_over()
@@ -184,7 +183,13 @@ class Table:
         return min(left, 1 if self.rows.ledger.limited else STRIDE)
 
     def _step(self) -> None:
+        before = iterate(self.state)
         self.state = self.attack.step(self.rows, self.state)
+        self.game.beat()
+        if self.rows.ledger.limited:
+            # What a row makes of answers that it could not pay for does not count.
+            refused = self.rows.ledger.refused & self.slots.playing & ~self.slots.ended
+            self.slots.converge(refused, before, self.rows.t)
         self.rows.t = self.rows.t + self.slots.playing
         self.t += 1
         if self.traits.retires is Retire.CONVERGENCE:
@@ -199,6 +204,7 @@ class Table:
         rows, slots = self.rows, self.slots
         where = (slots.playing & ~slots.found).nonzero()[:, 0]
         leap = self.ahead.leap(rows, self.state, where, places)
+        self.game.beat()
         rows.ledger.forwards.index_add_(0, where, leap.made)
         if rows.watch is not None and (not self.near or leap.won.any()):
             adv = rows.x.index_copy(0, where, leap.adv)

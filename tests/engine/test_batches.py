@@ -80,4 +80,6 @@ def test_whoever_holds_a_lease_hears_of_it_before_anything_is_handed_on() -> Non
     beats = [0]
     game = replace(match.game(), beat=lambda: beats.__setitem__(0, beats[0] + 1))
     first = next(play(game, match.referee(game).confirm))
-    assert len(first.item) == UNIT and beats[0] >= 40 / 4
+    assert len(first.item) == UNIT and beats[0] >= 40, (
+        "a step of a large network may take as long as a lease"
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine import Game, play
-from bench.plugin import Attack
-from bench.problem import UNIT
+from bench.kit import margin
+from bench.plugin import Access, Attack, Problem
+from bench.problem import UNIT, Rows
 from bench.records import Budget, Verdict
 from bench.target import Target
 from bench.threat import L2, Linf, PerturbationSet
 from plugins.attacks.boundary import Boundary
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.pgd import PGD
-from tests.duel import digits, small_cnn
-from tests.engine.match import COUNT, Match
+from tests.duel import digits, rows_of, small_cnn
+from tests.engine.match import COUNT, LINF, Match
 
 
 class Certain(nn.Module):
@@ -71,6 +73,62 @@ def test_budgets_are_enforced(attack: Attack, ball: PerturbationSet, budget: Bud
     # A row that has not spent its budget has converged on a success outside the ball.
     assert held.any()
     assert ((spent >= (limit or 0) - 9) | (outcomes.distance > ball.radius))[held].all()
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Puts many questions in its one step."""
+
+    asks: int
+    name: str = "greedy"
+    steps: int = 1
+    needs = Access.GRADIENTS
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x.clone()
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        for _ in range(self.asks):
+            uphill = problem.gradient(adv, margin).gradient
+            adv = problem.ball.ascend(adv, uphill, 0.1, problem.x)
+        return adv
+
+
+def test_a_question_over_the_budget_gains_nothing_within_a_step() -> None:
+    free = Match(Greedy(40)).play().outcomes
+    poor = Match(Greedy(40), budget=Budget(queries=1)).play()
+    lost = Match(Greedy(40)).game().lost.numpy()
+    assert (free.verdict == Verdict.BROKEN).sum() > 100
+    assert ((poor.outcomes.verdict == Verdict.BROKEN) == lost).all()
+    assert torch.equal(poor.images, digits(COUNT)[0]), "the image from before the refused step"
+    assert (poor.outcomes.forwards[~lost] == 1).all()
+
+
+def answers(rows: Rows, asking: Tensor | None) -> Iterator[Tensor]:
+    """All that an attack may hear of the clean images."""
+    classes = (torch.arange(2) + torch.zeros_like(rows.y)[:, None]).long()
+    yield rows.logits(rows.x, asking)
+    yield from rows.gradient(rows.x, margin, asking)
+    yield from rows.jacobian(rows.x, classes, asking)
+
+
+def test_rows_that_do_not_ask_are_told_nothing() -> None:
+    rows = rows_of(PGD(), small_cnn(), *digits(UNIT), LINF)
+    asking = torch.arange(UNIT) % 2 == 0
+    for answer in answers(rows, asking):
+        heard = answer.view(UNIT, -1).ne(0).any(1)
+        assert heard[asking].all() and not heard[~asking].any()
+    assert (rows.labels(rows.x, asking)[~asking] == 0).all()
+    assert torch.equal(rows.ledger.forwards > 0, asking)
+
+
+def test_rows_that_cannot_pay_are_told_nothing() -> None:
+    rows = rows_of(PGD(), small_cnn(), *digits(UNIT), LINF)
+    rows.ledger.budget = Budget(queries=0)
+    for answer in answers(rows, None):
+        assert not answer.any()
+    assert not rows.labels(rows.x).any() and rows.ledger.refused.all()
+    assert not rows.ledger.forwards.any()
 
 
 def test_clean_mistakes_cost_nothing_and_count_as_broken() -> None:
