@@ -186,7 +186,6 @@ class Arena:
             self._court(f"judge {attack.name}"), threat.ball, threat.goal,
             self.x[items], self.y[items], self._aims(threat),
             minimises=Traits.of(attack).minimises, fresh=self.noise(f"confirm {attack.name}"),
-            recheck=bool(self.form(threat, attack).applied),
         )  # fmt: skip
 
     def answers(self, threat: ThreatModel) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.kit import Loss, word
 from bench.plugin import Gradient, Jacobian
-from bench.records import REJECTED, Access, Budget, PluginError
+from bench.records import NO_ANSWER, REJECTED, Access, Budget, PluginError
 
 WORDS = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIENTS: "gradients"}
 
@@ -67,23 +68,30 @@ class Noise:
     def __init__(self, seed: int, role: str, device: torch.device) -> None:
         self.seed, self.role, self.device = seed, role, device
         self.group = 0
-        self.call = 0
+        self.calls = Counter[int]()
+        """How often each group has been asked."""
 
     def begin(self, group: int) -> None:
         """Start a group of rows: its draws depend on nothing before it."""
-        self.group, self.call = group, 0
+        self.calls[group] = 0
+        self.turn(group)
+
+    def turn(self, group: int) -> None:
+        """Go on with a group where it stands: no draw is used twice."""
+        self.group = group
 
     @contextmanager
     def scope(self) -> Iterator[None]:
         """One call of the model."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            seed = word(f"{self.seed} {self.role} {self.group} {self.call}") % 2**63
+            call = self.calls[self.group]
+            seed = word(f"{self.seed} {self.role} {self.group} {call}") % 2**63
             # torch.manual_seed also writes down who called it, for devices that are not there yet.
             torch.default_generator.manual_seed(seed)
             if devices:
                 torch.cuda.manual_seed(seed)
-            self.call += 1
+            self.calls[self.group] += 1
             yield
 
 
@@ -233,22 +241,24 @@ def misfit(columns: int, classes: int, *, rejects: bool) -> str:
 
 
 def named(answer: Tensor, *, rejects: bool) -> Tensor:
-    """[..., n] int64: the class that answers [..., n, K] name.
+    """[..., n] int64: the class that answers [..., n, K] name; NO_ANSWER where one is not finite.
 
     With `rejects` they are [..., n, K + 1], and REJECTED where the last column is positive.
     """
-    if not rejects:
-        return answer.argmax(-1)
-    return torch.where(answer[..., -1] > 0, REJECTED, answer[..., :-1].argmax(-1))
+    label = (answer[..., :-1] if rejects else answer).argmax(-1)
+    if rejects:
+        label = torch.where(answer[..., -1] > 0, REJECTED, label)
+    return torch.where(answer.isfinite().all(-1), label, NO_ANSWER)
 
 
 def reaches(label: Tensor, known: Tensor, *, targeted: bool, rejects: bool) -> Tensor:
     """[..., n] bool: the label is the known one (targeted), or an accepted other one.
 
-    With `rejects` labels may be REJECTED; what is rejected reaches no goal.
+    With `rejects` labels may be REJECTED; what is rejected reaches no goal. No answer at all is a
+    defense that has failed: it reaches every goal.
     """
     if targeted:
-        return label == known
+        return (label == known) | (label == NO_ANSWER)
     other = label != known
     return other & (label != REJECTED) if rejects else other
 

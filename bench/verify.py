@@ -72,9 +72,16 @@ class Court:
         return self.votes(self.target.logits_once(pad(images, whole))[: len(images)])[None]
 
     def votes(self, answers: Tensor) -> Tensor:
-        """[..., n]: the labels of whole answers [..., n, K]: what their finite ones name."""
-        label = named(answers, rejects=self.target.rejects)
-        return torch.where(answers.isfinite().all(-1), label, NO_ANSWER)
+        """[..., n]: the labels of whole answers [..., n, K]."""
+        return named(answers, rejects=self.target.rejects)
+
+    def drawn(self, images: Tensor, group: int, noise: Noise) -> Tensor:
+        """[FRESH, n]: what a random defense answers images of one group on draws not used yet."""
+        noise.turn(group)
+        target = Target(self.target.module, noise=noise, rejects=self.target.rejects)
+        full = pad(images, GROUP)
+        votes = torch.stack([self.votes(target.logits_once(full)) for _ in range(FRESH)])
+        return votes[:, : len(images)]
 
     def _group(self, block: Tensor, draws: int) -> Answer:
         full = pad(block, GROUP)
@@ -98,7 +105,7 @@ def wrong(votes: Tensor, y: Tensor, aim: Tensor, goal: Goal, *, share: float = S
     """
     targeted = goal.kind == "targeted"
     reached = reaches(votes, aim if targeted else y, targeted=targeted, rejects=True)
-    return (reached | (votes == NO_ANSWER)).double().mean(0) >= share - 1e-9
+    return reached.double().mean(0) >= share - 1e-9
 
 
 def mistaken(votes: Tensor, y: Tensor) -> Tensor:
@@ -120,15 +127,12 @@ class Referee:
         *,
         minimises: bool = False,
         fresh: Noise | None = None,
-        recheck: bool = False,
     ) -> None:
         self.court, self.ball, self.goal = court, ball, goal
         self.x, self.y, self.aim = x, y, aim
         self.minimises = minimises
         self.fresh = fresh
         """The draws of a declared-random defense on which a claim must stand."""
-        self.recheck = recheck
-        """The attack asks a faster form: the defense itself is asked about each claim."""
 
     def legal(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
@@ -152,24 +156,24 @@ class Referee:
         return code, distance
 
     def confirm(self, items: Tensor, images: Tensor) -> Tensor:
-        """[n] bool: the rule that retires a row; random defenses must be wrong on 9 of 10 draws."""
+        """[n] bool: the rule that retires a row, as the defense itself answers: a fresh copy.
+
+        The attack has heard a copy that it asked before, or a faster form. A random defense must
+        be wrong on 9 of 10 draws.
+        """
         items = items.to(self.x.device)
         code, distance = self.legal(items, images)
         upheld = (code == Verdict.HELD) & self._inside(distance)
-        if self.fresh is not None:
-            group = int(items[0]) // GROUP
-            if group != self.fresh.group:
-                self.fresh.begin(group)
-            court = self.court
-            checker = Target(court.target.module, noise=self.fresh, rejects=court.target.rejects)
-            answers = [checker.logits_once(pad(images, GROUP)) for _ in range(FRESH)]
-            labels = named(torch.stack(answers)[:, : len(images)], rejects=checker.rejects)
-            upheld &= wrong(labels, self.y[items], self.aim[items], self.goal, share=SURE)
-        if self.recheck:
-            upheld &= wrong(self.court.labels(images), self.y[items], self.aim[items], self.goal)
+        y, aim = self.y[items], self.aim[items]
+        if self.fresh is None:
+            return upheld & wrong(self.court.labels(images), y, aim, self.goal)
+        for group in torch.unique(items // GROUP).tolist():
+            where = (items // GROUP == group).nonzero()[:, 0]
+            votes = self.court.drawn(images[where], group, self.fresh)
+            upheld[where] &= wrong(votes, y[where], aim[where], self.goal, share=SURE)
         return upheld
 
-    def judge(self, attempts: Attempts) -> tuple[Outcomes, Answer]:
+    def judge(self, attempts: Attempts) -> Outcomes:
         """The verdicts on one chunk of attempts."""
         items = attempts.item.to(self.x.device)
         code, distance = self.legal(items, attempts.image)
@@ -179,7 +183,7 @@ class Referee:
         reached = wrong(answer.votes, self.y[items], self.aim[items], self.goal)
         broken = legal & reached & self._inside(distance)
         code = torch.where(broken, int(Verdict.BROKEN), code)
-        outcomes = Outcomes(
+        return Outcomes(
             item=attempts.item.numpy().astype(np.int32),
             verdict=_numpy(code, np.uint8),
             eight_bit=_numpy(self._eight_bit(items, images, broken), np.bool_),
@@ -194,7 +198,6 @@ class Referee:
             run=_numpy(torch.where(broken.cpu(), attempts.run.clamp_min(0), -1), np.int32),
             rejection=_numpy(torch.where(legal, answer.rejection, -torch.inf), np.float32),
         )
-        return outcomes, answer
 
     def _inside(self, distance: Tensor) -> Tensor:
         return distance <= self.ball.radius + self.ball.tolerance(self.x[0].numel())
@@ -246,16 +249,18 @@ def judge(
     wanted = set(keep)
     since = time.process_time()
     for part in attempts:
-        outcomes, answer = referee.judge(part)
+        outcomes = referee.judge(part)
         rows = [row for row, item in enumerate(part.item.tolist()) if item in wanted]
-        images = tuple(_kept(referee, part, answer, clean, row) for row in rows)
+        images = tuple(_kept(referee, part, outcomes, clean, row) for row in rows)
         exact = (outcomes.item, part.image.float().cpu().numpy()) if keep_all else None
         now = time.process_time()
         yield Chunk(outcomes, now - since, images, exact)
         since = now
 
 
-def _kept(referee: Referee, part: Attempts, answer: Answer, clean: Answer, row: int) -> KeptImage:
+def _kept(
+    referee: Referee, part: Attempts, outcomes: Outcomes, clean: Answer, row: int
+) -> KeptImage:
     item = int(part.item[row])
     return KeptImage(
         item=item,
@@ -264,8 +269,8 @@ def _kept(referee: Referee, part: Attempts, answer: Answer, clean: Answer, row: 
         true_label=int(referee.y[item]),
         clean_label=int(clean.label[item]),
         clean_confidence=float(clean.confidence[item]),
-        label=int(answer.label[row]),
-        confidence=float(answer.confidence[row]),
+        label=int(outcomes.label[row]),
+        confidence=float(outcomes.confidence[row]),
     )
 
 

@@ -137,7 +137,7 @@ def duel(
     order = joined[0].argsort()
     item, image, forwards, gradients, looks, step, run, _ = (column[order] for column in joined)
     assert torch.equal(item, torch.arange(len(x)))
-    outcomes = [referee.judge(part)[0] for part in parts]
+    outcomes = [referee.judge(part) for part in parts]
     verdicts = type(outcomes[0]).concatenate(outcomes)
     broken = torch.from_numpy(verdicts.verdict == 1)
     distance = torch.from_numpy(verdicts.distance)

@@ -201,7 +201,6 @@ def test_the_nearest_success_is_sought_in_the_arithmetic_that_judges_it(
     assert hasty.form(BOARD, registry.find("attack", "transfer").value).module is hasty.module
     nearest = replace(BOARD, goal=Goal("nearest"))
     assert hasty.game(nearest, attack, None).door.module is hasty.module
-    assert not hasty.referee(nearest, attack).recheck
 
 
 def test_a_defense_with_a_stand_in_is_asked_as_it_was_built(registry: Registry) -> None:

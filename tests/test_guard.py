@@ -105,8 +105,14 @@ def cell(
 
 
 def referee(game: Game) -> Referee:
-    court = Court(copy.deepcopy(game.defense.module))
-    return Referee(court, game.ball, game.goal, game.x, game.y, game.aim)
+    random = game.noise is not None
+    judging, fresh = (noise(role) if random else None for role in ("judge", "confirm"))
+    court = Court(copy.deepcopy(game.defense.module), noise=judging)
+    return Referee(court, game.ball, game.goal, game.x, game.y, game.aim, fresh=fresh)
+
+
+def noise(role: str) -> Noise:
+    return Noise(0, role, torch.device("cpu"))
 
 
 def played(game: Game, **options: Any) -> Attempts:
@@ -413,7 +419,7 @@ LIES: dict[str, Run] = {
 )  # fmt: skip
 def test_a_library_that_lies_breaks_nothing(lie: str, verdict: Verdict) -> None:
     game = cell(attack(LIES[lie]), Certain())
-    outcomes, _ = referee(game).judge(played(game))
+    outcomes = referee(game).judge(played(game))
     assert set(outcomes.verdict.tolist()) == {int(verdict)}
 
 
@@ -462,10 +468,10 @@ class Shaken(nn.Module):
 @pytest.mark.parametrize("shaken", [False, True], ids=["", "declared random"])
 def test_seed_and_rows_decide_and_nothing_else(rows: int, shaken: bool) -> None:
     def game(seed: int = 0, slots: int = 64) -> Game:
-        noise = Noise(0, "play", torch.device("cpu")) if shaken else None
         by = attack(lambda problem: climb(problem, 3), rows=rows)
-        model = Shaken() if shaken else None
-        return cell(by, model, n=n, seed=seed, slots=slots, noise=noise)
+        if not shaken:
+            return cell(by, n=n, seed=seed, slots=slots)
+        return cell(by, Shaken(), n=n, seed=seed, slots=slots, noise=noise("play"))
 
     n = 80 if rows == 1 else 150
     first = played(game())

@@ -258,7 +258,7 @@ def judged(score: Any, first: Sequence[float]) -> Outcomes:
     images[:, 0, 0, 0] = torch.tensor(first)
     item = torch.arange(len(first))
     one = torch.ones_like(item)
-    return judge.judge(Attempts(item, images, one, one, one, one, one, item + torch.inf))[0]
+    return judge.judge(Attempts(item, images, one, one, one, one, one, item + torch.inf))
 
 
 def test_the_referee_breaks_only_what_is_wrong_and_accepted() -> None:
@@ -280,9 +280,9 @@ def test_fresh_draws_and_a_second_look_ask_the_detector_too(score: Any, upheld: 
     x, y = grey(8)
     images = x + 0.1
     fresh = Noise(0, "confirm", torch.device("cpu"))
-    for how in ({"fresh": fresh}, {"recheck": True}):
+    for noise in (fresh, None):
         court = Court(Ramp(score), rejects=True)
-        judge = Referee(court, BALL, UNTARGETED, x, y, torch.full_like(y, -1), **how)
+        judge = Referee(court, BALL, UNTARGETED, x, y, torch.full_like(y, -1), fresh=noise)
         assert judge.confirm(torch.arange(8), images).tolist() == [upheld] * 8
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.kit import margin
 from bench.records import Access
@@ -39,6 +39,22 @@ def test_the_margin_never_falls_and_is_that_of_the_image_it_is_kept_with() -> No
     last = margin(Target(small_cnn()).logits(history[-1].adv), y)
     assert torch.equal(last, before)
     assert (before > history[1].gain).float().mean() > 0.9
+
+
+def test_no_answer_is_no_gain_and_spoils_none() -> None:
+    silent = torch.zeros(64, dtype=torch.bool)
+
+    class Faltering(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = small_cnn()(images)
+            return logits.masked_fill(silent[: len(images), None], torch.nan)
+
+    x, y = digits(64)
+    rows = rows_of(Square(), Faltering(), x, y, BALL, access=Access.SCORES)
+    history = list(states(Square(), rows, 3))
+    silent[:] = True
+    asked = Square().step(rows, history[-1])
+    assert torch.equal(asked.gain, history[-1].gain) and torch.equal(asked.adv, history[-1].adv)
 
 
 def test_every_question_stays_in_ball_and_box() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine import Attempts
-from bench.records import Outcomes, PluginError, Verdict
-from bench.target import Noise
+from bench.records import NO_ANSWER, Outcomes, PluginError, Verdict
+from bench.target import Noise, named, reaches
 from bench.threat import L1, L2, Goal, Linf, PerturbationSet
 from bench.verify import FRAGILE, Answer, Court, Referee, clean_outcomes, judge, wrong
 from tests.duel import UNTARGETED, digits, small_cnn
@@ -46,7 +46,7 @@ def attempt(images: Tensor, items: Tensor | None = None) -> Attempts:
 
 
 def verdicts(judge: Referee, images: Tensor) -> list[int]:
-    found: list[int] = judge.judge(attempt(images))[0].verdict.tolist()
+    found: list[int] = judge.judge(attempt(images)).verdict.tolist()
     return found
 
 
@@ -102,7 +102,7 @@ def test_float32_rounding_at_the_edge_is_no_violation() -> None:
 def test_a_minimising_attack_beyond_the_radius_has_held_with_its_distance() -> None:
     x, _ = digits(64)
     images = (x + 0.5).clamp(0, 1)
-    outcomes, _ = referee(NaN(), L2(Fraction(1)), minimises=True).judge(attempt(images))
+    outcomes = referee(NaN(), L2(Fraction(1)), minimises=True).judge(attempt(images))
     distance = (images - x).double().flatten(1).square().sum(1).sqrt().numpy()
     assert np.allclose(outcomes.distance, distance)
     assert set(outcomes.verdict[distance > 1.001].tolist()) == {Verdict.HELD}
@@ -126,11 +126,53 @@ def test_a_clean_image_that_the_defense_gets_right_has_held() -> None:
 
 
 def test_an_answer_that_is_no_number_is_a_wrong_answer() -> None:
-    outcomes, answer = referee(NaN(), Linf(EPS)).judge(attempt(digits(64)[0]))
+    x, y = digits(64)
+    outcomes = referee(NaN(), Linf(EPS)).judge(attempt(x))
     assert set(outcomes.verdict.tolist()) == {Verdict.BROKEN}
     assert set(outcomes.label.tolist()) == {-1} and set(outcomes.confidence.tolist()) == {0.0}
-    clean = clean_outcomes(answer, digits(64)[1])
+    clean = clean_outcomes(Court(NaN()).answer(x, [0]), y)
     assert set(clean.verdict.tolist()) == {Verdict.BROKEN}
+
+
+def test_engine_and_referee_agree_on_what_is_no_answer() -> None:
+    for value in (torch.nan, torch.inf, -torch.inf):
+        answers = torch.zeros(10, 10).index_fill_(1, torch.tensor([3]), value)
+        label = named(answers, rejects=False)
+        assert (label == NO_ANSWER).all()
+        known = torch.arange(10)
+        for targeted in (False, True):
+            assert reaches(label, known, targeted=targeted, rejects=False).all()
+            goal = Goal("targeted", "next") if targeted else UNTARGETED
+            assert wrong(label[None], known, known, goal).all()
+
+
+def test_what_is_refused_is_kept_without_an_answer() -> None:
+    """The model is not asked about it; the page must not show what it says of the clean image."""
+    x, rules = digits(64)[0], referee(small_cnn(), Linf(EPS))
+    clean = rules.court.answer(x, [0])
+    (chunk,) = judge([attempt(1 - x)], rules, clean, keep=[0, 1])
+    assert set(chunk.outcomes.verdict.tolist()) == {Verdict.OUT_OF_BALL}
+    assert [(image.label, image.confidence) for image in chunk.images] == [(NO_ANSWER, 0.0)] * 2
+    assert [image.clean_label for image in chunk.images] == clean.label[:2].tolist()
+
+
+def test_claims_of_several_groups_stand_on_draws_that_none_has_seen() -> None:
+    """150 claims at once, and again: group by group, ten draws each time and never the same."""
+    drawn = list[Tensor]()
+
+    class Listening(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            drawn.append(torch.rand(1))
+            return images.flatten(1)[:, :10]
+
+    (x, y), fresh = digits(150), Noise(0, "confirm", torch.device("cpu"))
+    rules = Referee(
+        Court(Listening()), Linf(EPS), UNTARGETED, x, y, torch.full_like(y, -1), fresh=fresh
+    )
+    both = [rules.confirm(torch.arange(150), x) for _ in range(2)]
+    wanted = x.flatten(1)[:, :10].argmax(1) != y
+    assert torch.equal(both[0], wanted) and torch.equal(both[1], wanted)
+    assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * 3 * 10
 
 
 class Threshold(nn.Module):
@@ -153,7 +195,7 @@ def one(module: nn.Module, value: float, eps: Fraction = EPS) -> Outcomes:
     image = x.clone()
     image[0, 0, 0, 0] = value
     rules = Referee(Court(module), Linf(eps), Goal(), x, y, torch.full_like(y, -1))
-    return rules.judge(attempt(image))[0]
+    return rules.judge(attempt(image))
 
 
 @pytest.mark.row("G18")
@@ -208,10 +250,10 @@ def test_random_defenses_are_judged_by_vote(share: float, broken: float) -> None
         Court(Coin(share), noise=noise), Linf(EPS), Goal(), x, y, torch.full_like(y, -1),
         fresh=Noise(0, "confirm", torch.device("cpu")),
     )  # fmt: skip
-    verdict = rules.judge(attempt(x))[0].verdict
+    verdict = rules.judge(attempt(x)).verdict
     assert (verdict == Verdict.BROKEN).mean() == broken
     assert rules.confirm(torch.arange(64), x).double().mean() == pytest.approx(broken, abs=0.05)
-    again = rules.judge(attempt(x))[0].verdict
+    again = rules.judge(attempt(x)).verdict
     assert np.array_equal(verdict, again)
 
 

@@ -76,7 +76,7 @@ class Square:
         gain = margin(problem.logits(question), problem.y)
         better = per_image(gain > state.gain)
         adv = torch.where(better, question, state.adv)
-        return state._replace(adv=adv, gain=torch.maximum(gain, state.gain))
+        return state._replace(adv=adv, gain=torch.fmax(gain, state.gain))
 
     def stays(self, before: State, after: State) -> Tensor:
         """[n] bool: the question did not gain."""

@@ -96,7 +96,7 @@ class Bumps:
         question = torch.where(per_image(problem.t == 0), state.adv, moved)
         gain = margin(problem.logits(question), problem.y)
         adv = torch.where(per_image(gain > state.gain), question, state.adv)
-        return State(adv, torch.maximum(gain, state.gain))
+        return State(adv, torch.fmax(gain, state.gain))
 
     def stays(self, before: State, after: State) -> Tensor:
         """[n] bool: the question did not gain."""

@@ -96,7 +96,7 @@ def run(world: World, chosen: Attack, way: Way, seed: int) -> Outcome:
     """Play, on the clock; then judge every image."""
     quick = faster(world, way.numeric)
     ball, minimises = way.ball or world.ball, Traits.of(chosen).minimises
-    rules = referee(world, ball, way.goal, minimises=minimises, recheck=bool(quick.applied))
+    rules = referee(world, ball, way.goal, minimises=minimises)
     game = Game(
         attack=chosen, door=Target(quick.module), defense=Target(world.model), ball=ball,
         goal=way.goal, budget=Budget(), x=world.x, y=world.y, aim=torch.full_like(world.y, -1),

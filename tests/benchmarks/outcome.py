@@ -71,13 +71,11 @@ def counted(model: nn.Module, *, gradients: bool = True) -> Iterator[Counter]:
         handle.remove()
 
 
-def referee(
-    world: World, ball: PerturbationSet, goal: Goal, *, minimises: bool, recheck: bool = False
-) -> Referee:
+def referee(world: World, ball: PerturbationSet, goal: Goal, *, minimises: bool) -> Referee:
     """The rules for this world, with a copy of its model that no attack has seen."""
     court = Court(freeze(copy.deepcopy(world.model)))
     none = torch.full_like(world.y, -1)
-    return Referee(court, ball, goal, world.x, world.y, none, minimises=minimises, recheck=recheck)
+    return Referee(court, ball, goal, world.x, world.y, none, minimises=minimises)
 
 
 def judged(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +83,7 @@ def judged(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
     zero = torch.zeros(len(image), dtype=torch.int64)
     item = torch.arange(len(image))
     attempts = Attempts(item, image, zero, zero, zero, zero, zero, zero + torch.inf)
-    outcomes, _ = rules.judge(attempts)
+    outcomes = rules.judge(attempts)
     broken = torch.from_numpy(outcomes.verdict == Verdict.BROKEN)
     distance = torch.from_numpy(outcomes.distance)
     return broken.to(image.device), distance.to(image.device)

@@ -128,3 +128,27 @@ def test_a_random_defense_sees_fresh_noise_at_every_call() -> None:
     assert torch.equal(first, door.logits(x))
     noise.begin(1)
     assert not torch.equal(first, door.logits(x))
+
+
+class Lottery(nn.Module):
+    """The small network; off the grid of the digits it names, undeclared, now and then another."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.body, self.share = copy.deepcopy(small_cnn()), share
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.body(images)
+        moved = (images * 16 - (images * 16).round()).flatten(1).abs().amax(1) > 0.1
+        lucky = moved & (torch.rand(len(images)) < self.share)
+        return torch.where(lucky[:, None], logits.roll(1, 1), logits)
+
+
+def test_a_lucky_answer_of_an_undeclared_lottery_ends_no_attack() -> None:
+    """Else it would help the defense: its row would leave, and hold before the judge."""
+
+    def broken(share: float) -> int:
+        torch.manual_seed(0)
+        return int((Match(PGD(), model=Lottery(share)).play().outcomes.verdict == 1).sum())
+
+    assert broken(0.1) > 0.85 * broken(0.0) > 100
