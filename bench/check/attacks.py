@@ -7,6 +7,8 @@ what the engine would forgive is seen here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +23,12 @@ from bench.offer import resolved
 from bench.plugin import Retire, State, Traits
 from bench.problem import combine, iterate
 from bench.records import Budget
+
+REQUIRED = ("name", "needs", "steps", "start", "step", "run")
+"""What it must have, the last in place of the three before it."""
+OPTIONAL = (*(field.name for field in fields(Traits)), "runs", "done", "stays", "prepare")
+"""What an attack may declare or define beside what it must."""
+NEAR = 0.85  # of 1: `minimizes` is 0.9 like `minimises`
 
 
 def declarations_are_typed(player: Player) -> str:
@@ -40,6 +48,15 @@ def declarations_are_typed(player: Player) -> str:
         return f"rows came as {traits.rows!r}; a count, or 0 for all examples at once."
     if traits.retires is Retire.CONVERGENCE and not hasattr(player.attack, "done"):
         return "it retires by convergence, but has no done(state)."
+    return ""
+
+
+def no_name_is_nearly_one_of_the_contract(player: Player) -> str:
+    """No attribute is called nearly like an optional one, which would then be passed over."""
+    for name in dir(player.attack):
+        near = get_close_matches(name, OPTIONAL, 1, NEAR)
+        if near and name not in (*OPTIONAL, *REQUIRED):
+            return f"it has {name}, which nobody reads; write {near[0]}, or call it otherwise."
     return ""
 
 
@@ -330,6 +347,7 @@ def it_breaks_something(player: Player) -> str:
 
 LAWS = laws(
     declarations_are_typed,
+    no_name_is_nearly_one_of_the_contract,
     parameters_have_a_digest,
     runs_are_counted_from_one,
     start_asks_nothing,

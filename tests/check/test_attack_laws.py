@@ -45,6 +45,14 @@ def gradient(problem: Problem, adv: Tensor) -> Tensor:
     return problem.gradient(adv, cross_entropy).gradient
 
 
+class American(Climb):
+    minimizes = True
+
+
+class Overdone(Climb):
+    retire = Retire.NEVER
+
+
 class Unprojected(Climb):
     def inside(self, problem: Problem, adv: Tensor) -> Tensor:
         return adv
@@ -225,6 +233,8 @@ ATTACKS: list[tuple[str, type[Climb]]] = [
     ("declarations-are-typed", Untyped),
     ("declarations-are-typed", Wishful),
     ("declarations-are-typed", Endless),
+    ("no-name-is-nearly-one-of-the-contract", American),
+    ("no-name-is-nearly-one-of-the-contract", Overdone),
     ("parameters-have-a-digest", Nameless),
     ("runs-are-counted-from-one", Twoless),
     ("start-asks-nothing", Asking),
