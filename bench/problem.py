@@ -54,6 +54,8 @@ class Rows:
         """Rows that still play: only they are charged and watched."""
         self.ledger = Ledger(len(x), budget, x.device)
         self.watch: Watch | None = None
+        self.access: Access | None = None
+        """What is revealed where there is no door to ask."""
         self.rekey()
 
     def rekey(self) -> None:
@@ -78,19 +80,21 @@ class Rows:
 
     def take(self, rows: Tensor) -> Rows:
         """These rows before their first step; questions are refused there."""
+        part = self.part(rows, None)
+        # Start draws at t = -1, so that its numbers differ from those of step 0.
+        part.t = torch.full_like(part.example, -1)
+        part.access = self.asked.access
+        return part
+
+    def part(self, rows: Tensor, door: Target | None) -> Rows:
+        """These rows [m] int64, each as often as it is named, at step 0 of their runs."""
         part = Rows(
-            None, self.ball, self.goal, self.x[rows], self.y[rows],
+            door, self.ball, self.goal, self.x[rows], self.y[rows],
             aim=self.target[rows], clean=self.clean[rows], example=self.example[rows],
             seed=self.seed, name=self.name, budget=Budget(),
         )  # fmt: skip
         part.run = self.run[rows]
-        # Start draws at t = -1, so that its numbers differ from those of step 0.
-        part.t = torch.full_like(part.example, -1)
-        part.rekey()
-        part.access = self.asked.access
         return part
-
-    access: Access | None = None
 
     @property
     def asked(self) -> Target:

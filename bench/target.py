@@ -17,7 +17,7 @@ WORDS = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIENTS: "gr
 
 
 class Ledger:
-    """What each row has spent: exact counts, and a hand on the purse."""
+    """What each row has spent: exact counts, and refusal beyond the budget."""
 
     def __init__(self, rows: int, budget: Budget, device: torch.device) -> None:
         self.forwards = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -32,7 +32,7 @@ class Ledger:
         return self.budget != Budget()
 
     def open(self, rows: Tensor) -> None:
-        """New rows, their purse full."""
+        """New rows, which have spent nothing."""
         self.forwards[rows] = 0
         self.gradients[rows] = 0
         self.refused[rows] = False

@@ -21,11 +21,13 @@ from bench.problem import UNIT, Rows, combine
 from bench.records import Budget, PluginError
 from bench.target import Target
 
-FAR = 16  # batches at most in one go: an attack's own arithmetic is cheaper in large ones
-PIXELS = 2**23  # and, beyond one batch, so many pixels: some tensors are as large
-CARE = 0.25  # of the questions up to the next change: beyond one batch few are asked in vain
-GAIN = 1.25  # questions for each row: for fewer a plain step costs less
-MEMORY = 0.9  # of the share of steps that changed a row, from look to look
+FAR = (
+    16  # full batches in one wide one at most: an attack's own arithmetic is cheaper in large ones
+)
+PIXELS = 2**23  # of one wide batch at most, where that is more than a full batch has
+CARE = 0.25  # of the questions expected before a row's next change: those behind it are in vain
+GAIN = 1.25  # questions for each row at least: for fewer a plain step is cheaper
+MEMORY = 0.9  # weight of the past in the running share of questions that change their row
 Stays = Callable[[State, State], Tensor]
 """(state before a step, state after it) -> [n] bool: the step has changed nothing."""
 
@@ -67,8 +69,8 @@ class Wide(NamedTuple):
         """`where` [m] in `places`."""
         place = torch.arange(places, device=where.device)
         row, ahead = place % len(where), place // len(where)
-        wide, offers = rows.take(where[row]), list[tuple[Tensor, Tensor]]()
-        wide.door = door
+        offers = list[tuple[Tensor, Tensor]]()
+        wide = rows.part(where[row], door)
         wide.watch = lambda adv, answer, _: offers.append((adv, answer))
         last = (places - 1 - place[: len(where)]) // len(where)
         return cls(wide, where, where[row], row, ahead, last, offers)
@@ -79,7 +81,7 @@ class Ahead:
 
     def __init__(self, game: Game) -> None:
         self.attack, self.slots, self.stays = game.attack, game.slots, stays_of(game)
-        self.door = Recall(game.door, game.slots)
+        self.door = Recall.behind(game.door, game.slots)
         self.most = max(game.slots, min(FAR * game.slots, PIXELS // game.x[0].numel()))
         """Places of one wide batch."""
         self.wide: Wide | None = None
@@ -149,7 +151,7 @@ class Ahead:
 def stays_of(game: Game) -> Stays | None:
     """The attack's word on which rows a step has left alone; None where it may not be used.
 
-    A purse may run empty between two questions, a random defense must not be asked more often
+    A budget may end between two questions, a random defense must not be asked more often
     than it was, and only a first success ends a row at once.
     """
     attack: Any = game.attack

@@ -47,9 +47,10 @@ class Looks:
         over = firsts(ended.item, ended.final if claims else ended.final | won)
         claimed = torch.ones_like(won) if claims else won
         settled = Attempts(
-            ended.item, nearest.image, ended.forwards, ended.gradients, ended.run + 1,
-            torch.where(claimed, nearest.step, -1), torch.where(claimed, nearest.run, -1),
-            nearest.distance,
+            item=ended.item, image=nearest.image,
+            forwards=ended.forwards, gradients=ended.gradients, looks=ended.run + 1,
+            step=torch.where(claimed, nearest.step, -1), run=torch.where(claimed, nearest.run, -1),
+            distance=nearest.distance,
         )  # fmt: skip
         nearer = (claims & ~ended.final & ~nearest.distance.isinf()).nonzero()[:, 0]
         return chosen(settled, over), ended.item[nearer], chosen(nearest, nearer)

@@ -6,11 +6,13 @@ A random search over small images comes back to what it has asked: where a squar
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.kit import mix
 from bench.problem import pad, padded
@@ -42,20 +44,29 @@ class Told(NamedTuple):
         self.answers[seat[sits]] = answers[sits]
 
 
-class Recall(Target):
-    """The same door, for many questions at once to a model that answers alike twice.
+class Recall(nn.Module):
+    """A model that answers alike twice, for many questions at once.
 
     What was answered is not asked again while it is remembered, nor what stands twice among the
     questions.
     """
 
-    def __init__(self, door: Target, most: int) -> None:
-        vars(self).update(vars(door))
+    def __init__(self, logits: Callable[[Tensor], Tensor], most: int) -> None:
+        super().__init__()
+        self.logits = logits
+        """[n, C, H, W] to [n, K]: asks the model."""
         self.most = most
         """Rows of one call, or nearly: what lies between the layers stays near the processor."""
         self.told: Told | None = None
 
-    def logits(self, images: Tensor) -> Tensor:
+    @classmethod
+    def behind(cls, door: Target, most: int) -> Target:
+        """The same door to the same model, which is not asked twice."""
+        other = copy.copy(door)
+        other.module = cls(door.logits, most)
+        return other
+
+    def forward(self, images: Tensor) -> Tensor:
         """[n, K], as if each were asked."""
         prints, place = torch.unique(fingerprints(images), return_inverse=True)
         # Of images that are alike any one will do.
@@ -78,7 +89,7 @@ class Recall(Target):
         calls = max(1, round(len(images) / self.most))
         rows = padded(-(-len(images) // calls))
         parts = torch.split(pad(images, padded(len(images))), rows)
-        return torch.cat([super(Recall, self).logits(part) for part in parts])[: len(images)]
+        return torch.cat([self.logits(part) for part in parts])[: len(images)]
 
 
 def fingerprints(images: Tensor) -> Tensor:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench.threat import per_row
+
+Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""Slots by number, on the host."""
 
 
 @dataclass
@@ -64,3 +69,8 @@ class Slots:
     def kept(self, where: Tensor) -> Slots:
         """These slots only."""
         return Slots(*(getattr(self, field.name)[where] for field in fields(self)))
+
+
+def numbers(where: Tensor) -> Places:
+    """The numbers of the slots `where` [n] bool."""
+    return where.nonzero()[:, 0].cpu().numpy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from bench.engine.ahead import Ahead
 from bench.engine.game import GROUP, Attempts, Confirm, Ended, Game, chosen, joined
 from bench.engine.looks import Looks
 from bench.engine.sizes import fitting, stepped
-from bench.engine.slots import Slots
+from bench.engine.slots import Places, Slots, numbers
 from bench.plugin import Retire, Traits
 from bench.problem import Rows, combine, iterate, pad, padded, runs_of
 from bench.threat import per_row
@@ -25,8 +24,6 @@ CROWD = 16  # so many rows, and one slot in so many, have won since: the settlem
 SPARE = 0.9  # of the slots: when the tail needs no more, the others are given up
 CHUNK = 64  # finished items handed on at once
 SECONDS = 5.0  # or whatever is finished after so long
-Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
-"""Slots by number."""
 
 
 class Table:
@@ -53,7 +50,7 @@ class Table:
         # A group of a random defense keeps its beat: its draws belong to all of its rows.
         self.grouped = game.noise is not None
         # Only the CPU answers the host for nothing; elsewhere a step runs without a look back.
-        self.near = game.x.device.type == "cpu"
+        self.on_cpu = game.x.device.type == "cpu"
         self.claims = 0
         if self.queue:
             self._lay()
@@ -108,7 +105,7 @@ class Table:
         return free
 
     def _seat(self, where: Tensor) -> None:
-        """Bring new items' data into these slots, their purse full and nothing found."""
+        """Bring new items' data into these slots, nothing spent and nothing found."""
         rows, game = self.rows, self.game
         item = self._on_device(self.item)[where]
         rows.x[where], rows.y[where] = game.x[item], game.y[item]
@@ -194,7 +191,7 @@ class Table:
         self.t += 1
         if self.traits.retires is Retire.CONVERGENCE:
             converged = self.attack.done(self.state) & self.rows.active  # type: ignore[attr-defined]
-            if not self.near or converged.any():
+            if not self.on_cpu or converged.any():
                 self.slots.converge(converged, iterate(self.state), self.rows.t)
                 self.rows.active = self.rows.active & ~converged
                 self._count(converged)
@@ -206,7 +203,7 @@ class Table:
         leap = self.ahead.leap(rows, self.state, where, places)
         self.game.beat()
         rows.ledger.forwards.index_add_(0, where, leap.made)
-        if rows.watch is not None and (not self.near or leap.won.any()):
+        if rows.watch is not None and (not self.on_cpu or leap.won.any()):
             adv = rows.x.index_copy(0, where, leap.adv)
             silent = leap.answer.new_zeros(len(adv), leap.answer.shape[1])
             answer = silent.index_copy(0, where, leap.answer)
@@ -221,13 +218,13 @@ class Table:
         """Hear an offer: record first successes, and the nearest one of a minimising attack."""
         slots, x = self.slots, self.rows.x
         hit = self.rows.wrong(answer) & allowed & ~slots.found
-        if self.near and not hit.any():
+        if self.on_cpu and not hit.any():
             return
         if self.traits.minimises:
             distance = self.game.ball.distance(adv, x)
             nearer = hit & (distance < slots.distance)
             # A first success inside the ball is nearer than whatever was outside.
-            if self.near and not nearer.any():
+            if self.on_cpu and not nearer.any():
                 return
             flat = adv.flatten(1)
             better = nearer & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
@@ -250,20 +247,20 @@ class Table:
 
     def _count(self, leaving: Tensor) -> None:
         """Rows [n] bool that have nothing more to do: a reason to settle soon."""
-        if self.near and not self.grouped:
+        if self.on_cpu and not self.grouped:
             self.claims += int(leaving.sum())
 
     def _settle(self) -> None:
         """Confirm wins, end spent runs and begin the next, look when enough are waiting."""
         slots = self.slots
-        if self.near and self._quiet():
+        if self.on_cpu and self._quiet():
             return
         over = self._on_device(self.t >= self.attack.steps)
         over = slots.playing & (over | slots.ended | self.rows.ledger.refused)
         claimed = slots.found & (over if self.traits.retires is Retire.NEVER else slots.playing)
         won = self._confirmed(claimed)
-        self._end(_places(over & ~won))
-        winners = _places(won)
+        self._end(numbers(over & ~won))
+        winners = numbers(won)
         # An earlier run's last iterate may have won before this one did.
         if len(winners) and self.looks.holds(torch.from_numpy(self.item[winners])):
             self._look()
@@ -348,8 +345,11 @@ class Table:
         facts = (known.hit_forwards, known.hit_gradients, known.hit_step)
         forwards, gradients, step = torch.stack([fact[where] for fact in facts]).cpu().unbind(0)
         item, run = (torch.from_numpy(column[slots]) for column in (self.item, self.run))
-        image, none = known.best[where], torch.full(item.shape, math.inf, dtype=torch.float64)
-        self._finish(Attempts(item, image, forwards, gradients, run, step, run, none))
+        self._finish(Attempts(
+            item=item, image=known.best[where], forwards=forwards, gradients=gradients,
+            looks=run, step=step, run=run,
+            distance=torch.full(item.shape, math.inf, dtype=torch.float64),
+        ))  # fmt: skip
         self._clear(slots)
         self._outrun(item)
 
@@ -397,7 +397,3 @@ class Table:
         whole = joined(self.settled)
         self.settled, self.finished, self.since = [], 0, time.monotonic()
         return chosen(whole, whole.item.argsort())
-
-
-def _places(where: Tensor) -> Places:
-    return where.nonzero()[:, 0].cpu().numpy()

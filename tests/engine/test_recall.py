@@ -41,14 +41,14 @@ def pictures(count: int, seed: int = 0) -> Tensor:
 
 def opened(most: int = 256) -> tuple[Recorder, Recall]:
     model = Recorder()
-    return model, Recall(Target(model), most)
+    return model, Recall(Target(model).logits, most)
 
 
 def test_each_image_is_asked_once_and_every_row_gets_its_own_answer() -> None:
     model, door = opened()
     known, new = pictures(32), pictures(32, seed=1)
-    first = door.logits(torch.cat([known, known.flip(0)]))
-    again = door.logits(torch.cat([new, known]))
+    first = door(torch.cat([known, known.flip(0)]))
+    again = door(torch.cat([new, known]))
     for images, said in (
         (torch.cat([known, known.flip(0)]), first),
         (torch.cat([new, known]), again),
@@ -61,7 +61,7 @@ def test_each_image_is_asked_once_and_every_row_gets_its_own_answer() -> None:
 def test_what_is_all_known_makes_no_call() -> None:
     model, door = opened()
     images = pictures(40)
-    once, twice = door.logits(images), door.logits(images[[3, 3, 39]])
+    once, twice = door(images), door(images[[3, 3, 39]])
     assert torch.equal(twice, once[[3, 3, 39]])
     assert len(model.batches) == 1
 
@@ -81,7 +81,7 @@ def test_calls_are_of_whole_units_and_nearly_as_long_as_wished(
 ) -> None:
     model, door = opened(most)
     images = pictures(count)
-    assert torch.equal(door.logits(images), Recorder()(images))
+    assert torch.equal(door(images), Recorder()(images))
     assert [len(batch) for batch in model.batches] == sizes
 
 
@@ -92,13 +92,13 @@ def test_what_lost_its_seat_is_asked_again_and_nobody_gets_anothers_answer(
     model, door = opened()
     one, two = pictures(32), pictures(32, seed=1)
     for images in (one, two, one, one):
-        assert torch.equal(door.logits(images), Recorder()(images))
+        assert torch.equal(door(images), Recorder()(images))
     assert len(model.batches) == 4, "of 32 at most 16 find a seat, so the others are asked again"
     for image in torch.split(torch.cat([one, two]), 1):
-        assert torch.equal(door.logits(image), Recorder()(image))
-    door.logits(two[31:])
+        assert torch.equal(door(image), Recorder()(image))
+    door(two[31:])
     before = len(model.batches)
-    door.logits(two[31:])
+    door(two[31:])
     assert len(model.batches) == before, "the last that was told something is remembered"
 
 
@@ -107,8 +107,8 @@ def test_an_empty_seat_answers_nobody() -> None:
     model, door = opened()
     black = torch.zeros(1, 2, 3, 3)
     assert int(fingerprints(black)) == 0
-    door.logits(pictures(32))
-    assert torch.equal(door.logits(black), Recorder()(black))
+    door(pictures(32))
+    assert torch.equal(door(black), Recorder()(black))
     assert len(model.batches) == 2
 
 
