@@ -121,6 +121,7 @@ class Guard(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """What the board shows of the defense's answer to [b, C, H, W]: [b, K]."""
+        self._permit()
         rows, count, draws = self._owners(images), images.shape[0], self._target.draws
         pay = self._till.pay
         pay(rows, count, draws, 0)
@@ -136,6 +137,15 @@ class Guard(nn.Module):
         if self._access == Access.LABELS:
             return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
         return logits
+
+    def _permit(self) -> None:
+        """PluginError where not even a label may be seen."""
+        self._target.require(Access.LABELS)
+        if self._access == Access.NOTHING:
+            raise PluginError(
+                f"{self._name} asked the model for an answer, but declares needs = Access.NOTHING; "
+                "declare needs = Access.LABELS, or whatever else of the answer it is to be shown."
+            )
 
     def _owners(self, images: Any) -> Tensor:
         """[b]: whose image each one is."""

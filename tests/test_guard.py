@@ -259,6 +259,34 @@ def test_an_attack_that_needs_labels_is_shown_labels() -> None:
     played(cell(attack(look, needs=Access.LABELS)))
 
 
+@pytest.mark.parametrize("shown", [Access.LABELS, Access.GRADIENTS])
+def test_an_attack_that_needs_nothing_is_shown_nothing(shown: Access) -> None:
+    heard: list[Tensor] = []
+
+    def look(problem: WholeProblem) -> Tensor:
+        heard.append(problem.model(problem.x))
+        return problem.x
+
+    game = cell(attack(look, needs=Access.NOTHING))
+    door = Target(game.door.module, access=shown)
+    sentence = "whole asked .* declares needs = Access.NOTHING; declare needs = Access.LABELS"
+    with pytest.raises(PluginError, match=sentence):
+        played(replace(game, door=door))
+    assert heard == []
+
+
+def test_a_board_that_reveals_nothing_answers_no_library() -> None:
+    game = cell(attack(climb))
+    door = Target(game.door.module, access=Access.NOTHING, asker="whole")
+    with pytest.raises(PluginError, match="whole asked for labels, but this board reveals nothing"):
+        played(replace(game, door=door))
+
+
+def test_an_attack_that_needs_nothing_plays_as_long_as_it_does_not_ask() -> None:
+    found = played(cell(attack(lambda problem: problem.x, needs=Access.NOTHING)))
+    assert (found.forwards == 0).all() and (found.gradients == 0).all()
+
+
 def rude(problem: WholeProblem) -> Tensor:
     """All that a library might do to what is not its own."""
     model: Any = problem.model
