@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import torch
-
 from bench.entry import NAME
+from bench.identity import resolved, shown
 from bench.plugin import Access, Attack, Certifier, Dataset, Defense, Diagnostic, Traits
 from bench.records import Card, PluginError, digest
-from bench.threat import ThreatModel
+from bench.threat import ThreatModel, describe
 
 T = TypeVar("T")
 
@@ -52,7 +45,7 @@ def _is(kind: type) -> Callable[[object], str]:
     """A rule: the value is one of these records."""
     article = "a"
     return lambda value: (
-        "" if isinstance(value, kind) else f"is {_shown(value)}, not {article} {kind.__name__}"
+        "" if isinstance(value, kind) else f"is {shown(value)}, not {article} {kind.__name__}"
     )
 
 
@@ -64,13 +57,13 @@ def _has(kind: str, **wanted: Any) -> Callable[[object], str]:
             return f"is the class {value.__name__}; offer an instance: {value.__name__}()"
         for name, type_ in wanted.items():
             if not hasattr(value, name):
-                return f"is {_shown(value)} without {name!r}, which every {kind} has"
+                return f"is {shown(value)} without {name!r}, which every {kind} has"
             found = getattr(value, name)
             if type_ is callable:
                 if not callable(found):
-                    return f"has {name} = {_shown(found)}, not a method"
+                    return f"has {name} = {shown(found)}, not a method"
             elif not isinstance(found, type_) or (type_ is int and isinstance(found, bool)):
-                return f"has {name} = {_shown(found)}, not of type {type_.__name__}"
+                return f"has {name} = {shown(found)}, not of type {type_.__name__}"
         return ""
 
     return rule
@@ -87,8 +80,17 @@ def _attack(value: Any) -> str:
         return wrong
     if not whole and value.steps < 1:
         return f"has steps = {value.steps}; at least one is needed"
+    return _nameless(resolved, value)
+
+
+def _threat(value: Any) -> str:
+    return _is(ThreatModel)(value) or _nameless(describe, value.ball)
+
+
+def _nameless(named: Callable[[Any], object], value: object) -> str:
+    """Why no digest can name it; empty when one can."""
     try:
-        resolved(value)
+        named(value)
     except PluginError as error:
         return f"has a parameter without a digest: {error}".rstrip(".")
     return ""
@@ -100,7 +102,7 @@ def _certifier(value: object) -> str:
         return wrong
     error = getattr(value, "error", 0.0)
     if not isinstance(error, int | float) or not 0 <= error < 1:
-        return f"has error = {_shown(error)}; the probability that a proof is wrong is due"
+        return f"has error = {shown(error)}; the probability that a proof is wrong is due"
     if error and value.exact:  # type: ignore[attr-defined]
         return f"is exact and has error = {error}; an exact certifier is never wrong"
     return ""
@@ -110,74 +112,18 @@ def _defense(value: Any) -> str:
     wrong = _is(Defense)(value)
     share = None if wrong else value.rejects
     if share is not None and not (isinstance(share, float) and 0 < share < 1):
-        return f"has rejects = {_shown(share)}; the share of clean images it rejects is due"
+        return f"has rejects = {shown(share)}; the share of clean images it rejects is due"
     return wrong
 
 
 _RULES: dict[str, Callable[[object], str]] = {
     "dataset": _is(Dataset),
-    "threat": _is(ThreatModel),
+    "threat": _threat,
     "attack": _attack,
     "defense": _defense,
     "certifier": _certifier,
     "diagnostic": _has("diagnostic", name=str, examine=callable),
 }
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{type(value).__name__} {text[:40]}…"
-
-
-def resolved(value: object) -> dict[str, Any]:
-    """An attack's parameters as JSON values: its dataclass fields, or its instance attributes.
-
-    PluginError when one of them is nothing that a digest can name.
-    """
-    if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value)]
-    else:
-        names = sorted(vars(value)) if hasattr(value, "__dict__") else []
-    return {name: _plain(getattr(value, name), f"{_called(value)}.{name}") for name in names}
-
-
-def _called(value: object) -> str:
-    return str(getattr(value, "name", type(value).__name__))
-
-
-def _plain(value: object, where: str) -> Any:
-    """A value as JSON, the same for the same meaning in every process."""
-    match value:
-        case Enum():
-            return value.name
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if np.isfinite(value) else str(value)
-        case Fraction() | torch.dtype() | Path():
-            return str(value)
-        case torch.Tensor():
-            return _plain(value.detach().cpu().numpy(), where)
-        case np.ndarray():
-            content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-            return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content}
-        case Mapping():
-            return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        case set() | frozenset():
-            return sorted(_plain(item, where) for item in value)
-        case functools.partial():
-            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
-            return _plain(parts, where)
-        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {"type": type(value).__name__, **resolved(value)}
-        case _ if callable(value) and "<lambda>" not in getattr(value, "__qualname__", "<lambda>"):
-            return f"{value.__module__}.{value.__qualname__}"  # type: ignore[attr-defined]
-    raise PluginError(
-        f"{where} is {_shown(value)}, which no digest can name; use a number, a string, a named "
-        "function or a dataclass."
-    )
 
 
 def attack_digest(offer: Offer[Attack]) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bench.identity import resolved
 from bench.plugin import Attack, Dataset, Defense, Free, Inner, Recipe, Traits
 from bench.records import BenchError, PluginError, digest
-from bench.registry import Offer, Registry, attack_digest, resolved
+from bench.registry import Offer, Registry, attack_digest
 from bench.threat import describe
 
 TRAINING = 2

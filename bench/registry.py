@@ -21,6 +21,7 @@ import pluggy
 import plugins
 from bench import hooks
 from bench.entry import Entry, entry_card, near, read_entry
+from bench.identity import source_digest
 from bench.offer import (
     Offer,
     attack_card,
@@ -28,16 +29,15 @@ from bench.offer import (
     complaint,
     dataset_card,
     defense_card,
-    resolved,
     threat_card,
     tool_card,
 )
 from bench.plugin import Absent, Attack, Certifier, Dataset, Defense, Diagnostic
 from bench.records import BenchError, Card, Cell, Count
-from bench.source import MARK, executed, modules_below, source_digest, unfit
+from bench.source import MARK, executed, modules_below, unfit
 from bench.threat import ThreatModel
 
-__all__ = ["KINDS", "Offer", "Plugin", "Registry", "attack_digest", "resolved"]
+__all__ = ["KINDS", "Offer", "Plugin", "Registry", "attack_digest"]
 
 SHIPPED: Final[Mapping[str, str]] = {
     "gaussian-noise": "5a3375b121c4efdee0680e0f7ddd5e5d98a2b9aeae836a7276dc1435ef200a48",

@@ -1,8 +1,7 @@
-"""A plugin's source: run from exact bytes, digested with what it imports, judged by its marks."""
+"""A plugin's source: run from exact bytes, judged by its functions' names and marks."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import pkgutil
@@ -14,7 +13,6 @@ from types import FunctionType, ModuleType
 
 from bench import hooks
 from bench.entry import near
-from bench.records import digest
 
 MARK = "bench"
 """Name of the plugin mark, of the hookspecs and of the entry point group."""
@@ -63,35 +61,3 @@ def modules_below(package: ModuleType) -> Iterator[str]:
             yield from modules_below(import_module(info.name))
         else:
             yield info.name
-
-
-def source_digest(module: ModuleType) -> str:
-    """SHA-256 of a module's file; with the files of its own package that it imports, if any."""
-    path = Path(str(module.__file__))
-    depth = module.__name__.count(".") + (path.name == "__init__.py")
-    family = _family(path, path.parents[depth], set())
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(family)]
-    return hashes[0] if len(hashes) == 1 else digest(hashes)
-
-
-def _family(path: Path, home: Path, seen: set[Path]) -> set[Path]:
-    """The file, and every file of the same top package that it imports, directly or not."""
-    seen.add(path)
-    top = path.relative_to(home).parts[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        for place in _places(node, path, home):
-            file = place.with_suffix(".py")
-            if file not in seen and file.is_file() and file.relative_to(home).parts[0] == top:
-                _family(file, home, seen)
-    return seen
-
-
-def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
-    """Where the modules that an import statement names would lie, without their suffix."""
-    if isinstance(node, ast.Import):
-        return [home.joinpath(*alias.name.split(".")) for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        base = path.parents[node.level - 1] if node.level else home
-        package = base.joinpath(*node.module.split(".")) if node.module else base
-        return [package, *(package / alias.name for alias in node.names)]
-    return []

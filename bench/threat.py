@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.box import climb, least, room_of, shifted, tiny
+from bench.identity import resolved, source_of
 from bench.records import Access, Budget, digest
 
 BISECTION = 40  # halvings: past the resolution of float32
@@ -370,9 +371,22 @@ class ThreatModel:
         }
 
 
+BUILT_IN = (Linf, L2, L1)
+"""The sets whose code is the harness's own; subclasses are not among them."""
+
+
 def describe(ball: PerturbationSet) -> Mapping[str, Any]:
-    """A perturbation set as JSON values, its radius as an exact fraction."""
-    return {"name": ball.name, "eps": str(ball.eps), "radius": round_trip(ball.radius)}
+    """A perturbation set as JSON values, its radius as an exact fraction.
+
+    Of a set that a plugin brings also its class, source and parameters: who differs in any of them
+    is another set. PluginError where no digest can name one.
+    """
+    known = {"name": ball.name, "eps": str(ball.eps), "radius": round_trip(ball.radius)}
+    kind = type(ball)
+    if kind in BUILT_IN:
+        return known
+    code = {"class": kind.__qualname__, "source": source_of(kind)}
+    return {**known, **code, "parameters": resolved(ball)}
 
 
 def round_trip(value: float) -> float:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
 
-from bench import kit, source
-from bench.offer import complaint, resolved
-from bench.records import BenchError, Cell, Count, PluginError
+from bench import source
+from bench.offer import complaint
+from bench.records import BenchError, Cell, Count
 from bench.registry import SHIPPED, Registry, attack_digest, submissions_folder
-from bench.source import source_digest
 from tests.planted import ATTACK, entry, registry
 
 
@@ -298,39 +292,6 @@ def test_a_listener_that_raises_silences_nobody_else(tmp_path: Path) -> None:
     assert listener.told == [Count(1, 2, 0.1, 0.9)]
 
 
-@dataclass(frozen=True)
-class Parameters:
-    steps: int = 3
-    rate: Fraction = Fraction(1, 4)
-    loss: kit.Loss = kit.margin
-    shape: tuple[int, ...] = (1, 2)
-    weight: float = float("inf")
-
-
-def test_resolved_parameters_are_json_that_names_functions() -> None:
-    assert resolved(Parameters()) == {
-        "steps": 3,
-        "rate": "1/4",
-        "loss": "bench.kit.margin",
-        "shape": [1, 2],
-        "weight": "inf",
-    }
-
-
-def test_a_lambda_has_no_name_and_is_refused() -> None:
-    with pytest.raises(PluginError, match=r"Parameters\.loss is .* use a number"):
-        resolved(Parameters(loss=lambda logits, label: logits[:, 0]))
-
-
-def test_resolved_parameters_tell_tensors_and_partials_apart() -> None:
-    class Plain:
-        def __init__(self, value: object) -> None:
-            self.value = value
-
-    values = [torch.zeros(2), torch.ones(2), functools.partial(kit.word, "a"), {"b": 1}]
-    assert len({str(resolved(Plain(value))) for value in values}) == len(values)
-
-
 def test_an_attack_digest_moves_with_source_and_parameters(tmp_path: Path) -> None:
     body = "@dataclass(frozen=True)\nclass Nudge:\n    rate: float = 0.5\n"
     text = attack("pgd").replace("class Nudge:\n", body)
@@ -340,36 +301,21 @@ def test_an_attack_digest_moves_with_source_and_parameters(tmp_path: Path) -> No
     assert attack_digest(one) == attack_digest(registry(tmp_path, {"one": text}).attacks["pgd"])
 
 
-def test_a_source_digest_moves_with_the_modules_it_imports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "stranger_family"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "part.py").write_text("WIDTH = 8\n")
-    (package / "alone.py").write_text("WIDTH = 8\n")
-    (package / "entry.py").write_text("from stranger_family.part import WIDTH\n")
-    module = ModuleType("stranger_family.entry")
-    module.__file__ = str(package / "entry.py")
-    before = source_digest(module)
-    (package / "alone.py").write_text("WIDTH = 9\n")
-    assert source_digest(module) == before
-    (package / "part.py").write_text("WIDTH = 9\n")
-    assert source_digest(module) != before
+def test_a_set_whose_parameter_has_no_digest_is_refused(tmp_path: Path) -> None:
+    text = """
+@dataclass(frozen=True)
+class Patch(Linf):
+    inside: object = lambda x: x
 
-
-@pytest.mark.parametrize("statement", ["from . import part", "from .part import WIDTH"])
-def test_relative_imports_belong_to_the_source(tmp_path: Path, statement: str) -> None:
-    package = tmp_path / "stranger_near"
-    package.mkdir()
-    (package / "part.py").write_text("WIDTH = 8\n")
-    (package / "entry.py").write_text(statement)
-    module = ModuleType("stranger_near.entry")
-    module.__file__ = str(package / "entry.py")
-    before = source_digest(module)
-    assert before != hashlib.sha256((package / "entry.py").read_bytes()).hexdigest()
-    (package / "part.py").write_text("WIDTH = 9\n")
-    assert source_digest(module) != before
+@hookimpl
+def bench_threat_models():
+    yield ThreatModel("patch", "digits", Patch(Fraction(1)))
+"""
+    found = registry(tmp_path, {"one": text})
+    assert found.threats == {}
+    assert found.problems[0].startswith(
+        "one: what it offers as threat has a parameter without a digest: Linf.inside is <function"
+    )
 
 
 def test_a_module_of_its_own_has_the_digest_of_its_file(everything: Registry) -> None:

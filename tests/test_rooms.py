@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("bench", "plugins", "leaderboard")
 CORRIDOR = (
-    "records", "stats", "profile", "store", "board", "export", "entry", "weights", "box", "threat",
-    "whole", "kit", "lesson", "plugin", "hooks", "source", "offer", "registry", "data", "target",
-    "quicken", "problem", "guard", "recipe", "course", "train", "shelf", "cascade", "matrix",
-    "engine", "events", "verify", "arena", "blame", "entrants", "proof", "school", "runner",
-    "progress", "memory", "campaign", "doctor", "check", "scaffold", "archive", "submit", "serve",
-    "cli",
+    "records", "stats", "profile", "store", "board", "export", "entry", "weights", "box",
+    "identity", "threat", "whole", "kit", "lesson", "plugin", "hooks", "source", "offer",
+    "registry", "data", "target", "quicken", "problem", "guard", "recipe", "course", "train",
+    "shelf", "cascade", "matrix", "engine", "events", "verify", "arena", "blame", "entrants",
+    "proof", "school", "runner", "progress", "memory", "campaign", "doctor", "check", "scaffold",
+    "archive", "submit", "serve", "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""
 DRY = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from bench.kit import KeyedDraws, example_key
 from bench.records import Access, Budget
+from bench.source import executed
 from bench.threat import (
     L1,
     L2,
@@ -488,6 +490,55 @@ def test_a_set_without_a_finite_radius_has_no_place_in_a_digest() -> None:
 
     with pytest.raises(ValueError, match="must be finite"):
         describe(Endless(Fraction(1)))
+
+
+@dataclass(frozen=True)
+class Patch(Linf):
+    """A cube over the first `side` rows of pixels."""
+
+    side: int = 1
+    corner: tuple[int, ...] = (0, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Patch(Fraction(1), side=5), Patch(Fraction(1), corner=(1, 0)), Linf(Fraction(1))],
+    ids=["side", "corner", "class"],
+)
+def test_a_set_that_differs_in_a_parameter_is_another_board(other: PerturbationSet) -> None:
+    one = replace(RULES, ball=Patch(Fraction(1), side=1))
+    assert one.id == replace(RULES, ball=Patch(Fraction(1))).id
+    assert replace(RULES, ball=other).id != one.id
+
+
+WRITTEN = """
+from dataclasses import dataclass
+from bench.plugin import Linf
+
+@dataclass(frozen=True)
+class Patch(Linf):
+    def contains(self, adv, x):
+        return super().contains(adv, x) & ((adv != x).flatten(1).sum(1) <= 5)
+
+class Other(Patch):
+    pass
+"""
+
+
+def written(folder: Path, text: str, name: str = "Patch") -> PerturbationSet:
+    """The set of that name in a plugin's file."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "plugin.py"
+    path.write_text(text)
+    found: PerturbationSet = getattr(executed(path.read_bytes(), path), name)(Fraction(1))
+    return found
+
+
+def test_a_plugins_set_is_named_by_its_code_wherever_that_lies(tmp_path: Path) -> None:
+    one = describe(written(tmp_path / "here", WRITTEN))
+    assert describe(written(tmp_path / "there", WRITTEN)) == one
+    assert describe(written(tmp_path / "here", WRITTEN.replace("<= 5", "<= 6"))) != one
+    assert describe(written(tmp_path / "here", WRITTEN, "Other")) != one
 
 
 @pytest.mark.parametrize("kind", ["untargeted", "nearest"])

@@ -32,6 +32,22 @@ RULES = [
     ("cifar100-linf", "cifar100", "Linf", Fraction(8, 255), "untargeted", True),
 ]
 
+IDS = {
+    "digits-linf": "d09cc8f73526710b",
+    "digits-l2": "d5b54ac84b7ec812",
+    "digits-l1": "687473ef34ad2f0a",
+    "digits-labels": "7edc12694aeaf540",
+    "digits-targeted": "bd7f2752aacc645d",
+    "digits-nearest": "4e8549a9bb5e46df",
+    "digits-box": "f829ff92f6d42890",
+    "mnist-linf": "fc22cd117ed5b731",
+    "fashion-linf": "92927a5fe44da5ef",
+    "cifar10-linf": "84aa728f760aec43",
+    "cifar10-l2": "484e9bd20b4a6981",
+    "cifar100-linf": "16c266da9d23ec89",
+}
+"""What is stored of a board is stored under its id: another one, and nothing of it is found."""
+
 
 @pytest.fixture(scope="module")
 def known() -> Registry:
@@ -52,6 +68,10 @@ def test_every_board_has_an_id_a_place_and_a_sentence_of_its_own() -> None:
         values = [getattr(board, field) for board in BOARDS]
         assert len(set(values)) == len(values)
         assert all(values)
+
+
+def test_the_ids_under_which_results_are_stored_stay() -> None:
+    assert {board.name: board.id for board in BOARDS} == IDS
 
 
 def test_only_the_labels_board_hides_scores_and_counts_queries() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench import course, data, recipe, train
 from bench.kit import cross_entropy
-from bench.plugin import Inner, Lesson, Linf, Recipe
+from bench.plugin import Free, Inner, Lesson, Linf, Recipe
 from bench.records import BenchError, PluginError, UnfitError
 from tests.lessons import (
     DIGITS,
@@ -370,6 +370,22 @@ def test_every_number_of_a_recipe_is_in_its_digest(change: str) -> None:
     base = small(inner=INNER)
     assert named(base) == named(small(inner=INNER))
     assert named(replace(base, **CHANGES[change])) != named(base)
+
+
+@dataclass(frozen=True)
+class Patch(Linf):
+    """A cube over some rows of pixels."""
+
+    side: int = 1
+
+
+@pytest.mark.parametrize(
+    "inner", [Inner("one-step", Patch(EPS)), Free(Patch(EPS), 2)], ids=["inner", "free"]
+)
+def test_every_parameter_of_the_set_trained_against_is_in_the_digest(inner: Inner | Free) -> None:
+    larger = replace(inner, ball=Patch(EPS, side=5))
+    assert named(small(inner=inner)) == named(small(inner=replace(inner)))
+    assert named(small(inner=inner)) != named(small(inner=larger))
 
 
 def test_source_data_and_name_are_in_the_digest_and_words_are_not() -> None:

@@ -19,7 +19,7 @@ from bench.check.law import DoesNotApply, laws
 from bench.check.player import GOALS, STEPS, WIDE, Player
 from bench.check.world import ROWS, ModelState, RandomState, World, flat, strange
 from bench.engine import play
-from bench.offer import resolved
+from bench.identity import resolved
 from bench.plugin import Retire, State, Traits
 from bench.problem import combine, iterate
 from bench.records import Budget

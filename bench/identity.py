@@ -1,0 +1,130 @@
+"""What a thing is, as digests name it: its parameters as JSON, and the source it came from."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.records import PluginError, digest
+
+
+def resolved(value: object) -> dict[str, Any]:
+    """A value's parameters as JSON values: its dataclass fields, or its instance attributes.
+
+    What it has worked out and kept (`cached_property`) is no parameter. PluginError when one of
+    them is nothing that a digest can name.
+    """
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value)]
+    else:
+        kept = getattr(value, "__dict__", {})
+        names = sorted(name for name in kept if not _worked_out(type(value), name))
+    return {name: _plain(getattr(value, name), f"{_called(value)}.{name}") for name in names}
+
+
+def _worked_out(kind: type, name: str) -> bool:
+    return isinstance(getattr(kind, name, None), functools.cached_property)
+
+
+def _called(value: object) -> str:
+    return str(getattr(value, "name", type(value).__name__))
+
+
+def _plain(value: object, where: str) -> Any:
+    """A value as JSON, the same for the same meaning in every process."""
+    match value:
+        case Enum():
+            return value.name
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if np.isfinite(value) else str(value)
+        case Fraction() | torch.dtype() | Path():
+            return str(value)
+        case torch.Tensor():
+            return _plain(value.detach().cpu().numpy(), where)
+        case np.ndarray():
+            content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content}
+        case Mapping():
+            return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        case set() | frozenset():
+            return sorted(_plain(item, where) for item in value)
+        case functools.partial():
+            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
+            return _plain(parts, where)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"type": type(value).__name__, **resolved(value)}
+        case _ if callable(value) and "<lambda>" not in getattr(value, "__qualname__", "<lambda>"):
+            return f"{value.__module__}.{value.__qualname__}"  # type: ignore[attr-defined]
+    raise PluginError(
+        f"{where} is {shown(value)}, which no digest can name; use a number, a string, a named "
+        "function or a dataclass."
+    )
+
+
+def shown(value: object) -> str:
+    """A value in a sentence: in full, or its type and a beginning."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__} {text[:40]}…"
+
+
+def source_digest(module: ModuleType) -> str:
+    """SHA-256 of a module's file; with the files of its own package that it imports, if any."""
+    path = Path(str(module.__file__))
+    depth = module.__name__.count(".") + (path.name == "__init__.py")
+    family = _family(path, path.parents[depth], set())
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(family)]
+    return hashes[0] if len(hashes) == 1 else digest(hashes)
+
+
+@functools.cache
+def source_of(kind: type) -> str:
+    """Source digest of the module that a class is written in, as it was when first asked for.
+
+    PluginError where that is no file, as in an interpreter.
+    """
+    module = sys.modules.get(kind.__module__)
+    if module is None or not str(getattr(module, "__file__", "")).endswith(".py"):
+        raise PluginError(
+            f"{kind.__qualname__} is written in {kind.__module__}, which is no Python file, so its "
+            "code has no digest; write it into the plugin's file."
+        )
+    return source_digest(module)
+
+
+def _family(path: Path, home: Path, seen: set[Path]) -> set[Path]:
+    """The file, and every file of the same top package that it imports, directly or not."""
+    seen.add(path)
+    top = path.relative_to(home).parts[0]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        for place in _places(node, path, home):
+            file = place.with_suffix(".py")
+            if file not in seen and file.is_file() and file.relative_to(home).parts[0] == top:
+                _family(file, home, seen)
+    return seen
+
+
+def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
+    """Where the modules that an import statement names would lie, without their suffix."""
+    if isinstance(node, ast.Import):
+        return [home.joinpath(*alias.name.split(".")) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = path.parents[node.level - 1] if node.level else home
+        package = base.joinpath(*node.module.split(".")) if node.module else base
+        return [package, *(package / alias.name for alias in node.names)]
+    return []
