@@ -43,6 +43,11 @@ def pick(logits: Tensor, column: Tensor) -> Tensor:
     return logits.gather(1, column[:, None])[:, 0]
 
 
+def margin_to(rival: Tensor) -> Loss:
+    """z_rival - z_label: towards one class a row."""
+    return lambda logits, label: pick(logits, rival) - pick(logits, label)
+
+
 def per_image(value: Tensor) -> Tensor:
     """[n] shaped to multiply images [n, C, H, W] row by row."""
     return value[:, None, None, None]

@@ -16,12 +16,12 @@ from bench.kit import (
     cross_entropy,
     example_key,
     margin,
+    margin_to,
     mix,
     pick,
     straight_through,
     word,
 )
-from plugins.attacks.pgd_margin import margin_to
 
 
 def draws(

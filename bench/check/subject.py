@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import data
+from bench import data, target
 from bench.check.law import DoesNotApply
 from bench.check.world import RandomState
 from bench.plugin import Dataset, Defense
 from bench.records import UnfitError
 from bench.registry import Registry
 from bench.shelf import DefenseShelf
-from bench.target import named
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Subject:
 
     def labels(self, module: nn.Module, images: Tensor) -> Tensor:
         """[n]: the classes that it names, REJECTED where it refuses."""
-        return named(ask(module, images), rejects=self.rejects)
+        return target.named(ask(module, images), rejects=self.rejects)
 
 
 def ask(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
@@ -100,11 +99,7 @@ def slope(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:
     """The gradient of <weight, logits>, zero where no graph leads back to the images."""
     leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        value = (seeded(module, leaf, 0) * weight).sum()
-        if not value.requires_grad:
-            return torch.zeros_like(images)
-        (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
+        return target.slope((seeded(module, leaf, 0) * weight).sum(), leaf)
 
 
 def apart(one: Tensor, two: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import Loss, cross_entropy, margin, per_image, pick
+from bench.kit import Loss, cross_entropy, margin, margin_to, per_image, pick
 from bench.plugin import Access, Attack, Problem, hookimpl
 
 FLAT = 1e-12  # smallest spread of logits that a ratio is divided by
@@ -159,7 +159,7 @@ def dlr_to(rival: Tensor) -> Loss:
     """(z_rival - z_label) over z_(1) - (z_(3) + z_(4)) / 2; undivided below four classes."""
 
     def ratio(logits: Tensor, label: Tensor) -> Tensor:
-        gap = pick(logits, rival) - pick(logits, label)
+        gap = margin_to(rival)(logits, label)
         if logits.shape[1] < 4:
             return gap
         top = ranked(logits)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import Loss, margin, per_image, pick
+from bench.kit import margin, margin_to, per_image, pick
 from bench.plugin import Access, Attack, Problem, hookimpl
 from plugins.attacks._border import Border, Span, nearest
 
@@ -98,7 +98,7 @@ class FAB:
     def _border(self, problem: Problem, point: Tensor, where: Tensor) -> Border:
         if self.targeted:
             rival = pick(problem.rivals, problem.run)
-            slope, gap, _ = problem.gradient(point, lead_of(rival), where)
+            slope, gap, _ = problem.gradient(point, margin_to(rival), where)
             return Border(slope, gap)
         slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)
         gaps = logits.gather(1, problem.rivals) - pick(logits, problem.y)[:, None]
@@ -114,11 +114,6 @@ class FAB:
         pull = per_image((near / (near + far)).clamp_max(self.alpha))
         beyond, origin = (here + self.eta * (there - here)).chunk(2)
         return ((1 - pull) * beyond + pull * origin).clamp(0, 1)
-
-
-def lead_of(rival: Tensor) -> Loss:
-    """z_rival - z_label."""
-    return lambda logits, label: pick(logits, rival) - pick(logits, label)
 
 
 def kept(problem: Problem, state: State, asked: Tensor, success: Tensor, excess: Tensor) -> State:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import Loss, pick
+from bench.kit import margin_to, pick
 from bench.plugin import Access, Attack, Problem, hookimpl
 
 
@@ -41,11 +41,6 @@ class MarginPGD:
         loss = margin_to(pick(problem.rivals, problem.run))
         uphill = problem.gradient(adv, loss).gradient
         return problem.ball.ascend(adv, uphill, self.rate, problem.x)
-
-
-def margin_to(rival: Tensor) -> Loss:
-    """z_rival - z_label: towards one class a row."""
-    return lambda logits, label: pick(logits, rival) - pick(logits, label)
 
 
 @hookimpl
