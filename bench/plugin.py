@@ -336,4 +336,4 @@ class Diagnostic(Protocol):
     name: str
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
-        """Judge 32 clean images' worth of behaviour."""
+        """Judge how it answers a few clean images: 64 of them in a run, 32 in `bench check`."""

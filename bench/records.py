@@ -204,7 +204,7 @@ class Outcomes(NamedTuple):
     looks: npt.NDArray[np.int32]
     """Forwards the harness added: one for each run's last iterate."""
     step: npt.NDArray[np.int32]
-    """Gradients or queries steps before the first success; -1 where the item held."""
+    """Steps done before the first success (queries, in a run of its own); -1 where it held."""
     run: npt.NDArray[np.int32]
     """The restart or target of the first success; -1 where the item held."""
     rejection: npt.NDArray[np.float32]

@@ -61,11 +61,10 @@ class Calendar(NamedTuple):
 class SparseAPGD:
     """x_{t+1} = Proj(x_t + eta s / |s|_1), s the sign of g in its k largest (arXiv:2103.01208).
 
-    Every few steps k becomes the number of pixels in which the best point is changed, over 1.5
-    and rounded down (rounded up it could never fall from two to one):
-    where that number has fallen, eta is whole again and the row goes back to its best point;
-    elsewhere eta shrinks. The steps are spent in balls of three, two and one radii, each begun from
-    the best point of the last.
+    Every few steps k becomes the number of pixels in which the best point is changed, over 1.5 and
+    rounded down; rounded up it could never fall from two to one. Where the number has fallen, eta
+    is whole again and the row goes back to its best point; elsewhere eta shrinks. The steps are
+    spent in balls of three, two and one radii, each begun from the best point of the last.
     """
 
     name: str
