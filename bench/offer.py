@@ -43,9 +43,8 @@ def complaint(kind: str, value: object) -> str:
 
 def _is(kind: type) -> Callable[[object], str]:
     """A rule: the value is one of these records."""
-    article = "a"
     return lambda value: (
-        "" if isinstance(value, kind) else f"is {shown(value)}, not {article} {kind.__name__}"
+        "" if isinstance(value, kind) else f"is {shown(value)}, not a {kind.__name__}"
     )
 
 

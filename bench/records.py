@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple, Self
 
@@ -299,8 +299,3 @@ def digest(value: object) -> str:
     True
     """
     return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def plain(record: object) -> dict[str, Any]:
-    """A record's fields as a dictionary of JSON values."""
-    return {f.name: getattr(record, f.name) for f in fields(record)}  # type: ignore[arg-type]

@@ -77,10 +77,6 @@ class DefenseShelf:
         make = self.defense.stand_in
         return self._made("stand-in", make) if make else None
 
-    def twin(self) -> DefenseShelf:
-        """The shelf of the defense that transfer attacks ask instead."""
-        return DefenseShelf(self.registry, self.defense.twin, self.dataset, self.folder)
-
     def complete(self) -> None:
         """Build once whatever was not built yet, so that every weights file is known."""
         if "build" not in self._roles:

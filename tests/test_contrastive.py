@@ -109,7 +109,8 @@ def test_the_latent_space_falls_with_its_head(bed: Bed) -> None:
 
         def forward(self, images: Tensor) -> Tensor:
             """To logits."""
-            return self.whole.by_head(images)
+            logits: Tensor = self.whole.head(self.whole.encoder(images))
+            return logits
 
     head = Head(by_nearest)
     assert bed.clean(by_nearest) > 0.8

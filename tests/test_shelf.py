@@ -89,15 +89,12 @@ def test_what_a_build_draws_is_the_same_each_time_and_nobody_elses(tmp_path: Pat
 
 
 def test_a_stand_in_is_built_only_where_one_is_declared(tmp_path: Path) -> None:
-    known = registry(
-        defense("base", build=plain), defense("other", build=plain, stand_in=on_base, twin="base")
-    )
+    known = registry(defense("base", build=plain), defense("other", build=plain, stand_in=on_base))
     assert shelf_of(known, "base", tmp_path).stand_in() is None
     shelf = shelf_of(known, "other", tmp_path)
     found = shelf.stand_in()
     assert isinstance(found, nn.Module)
     assert not any(part.training for part in found.modules())
-    assert shelf.twin().name == "base"
 
 
 def test_a_build_that_gives_no_module_is_the_plugins_fault(tmp_path: Path) -> None:

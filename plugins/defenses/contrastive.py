@@ -36,11 +36,6 @@ class Nearest(nn.Module):
         """Images [n, C, H, W] in [0, 1] to logits [n, K]: minus the distance to each class."""
         return -nearest(self.encoder(images), self.support)
 
-    def by_head(self, images: Tensor) -> Tensor:
-        """Logits [n, K] of the linear layer that training has beside the distances."""
-        logits: Tensor = self.head(self.encoder(images))
-        return logits
-
 
 def nearest(z: Tensor, support: Tensor) -> Tensor:
     """[n, K]: the distance of z [n, d] to the nearest support [K, m, d] of each class."""
