@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench import data
 from bench.kit import word
-from bench.plugin import Attack, Dataset, Free, Inner, Recipe
+from bench.plugin import Attack, Dataset, Free, Inner, Lesson, Recipe
 from bench.recipe import Stock, inner_attack, recipe_of
 from bench.records import BenchError, PluginError, UnfitError
 from bench.registry import Registry
@@ -84,6 +84,13 @@ class Course:
     """The weights of the best watched epoch so far; empty without a watch."""
     tally: Counter[str] = field(default_factory=Counter)
     """`gradients` of the epoch in hand."""
+
+    @property
+    def loss(self) -> Callable[[Lesson], Tensor]:
+        """The recipe's loss; PluginError where it has none."""
+        if self.recipe.loss is None:
+            raise PluginError(f"{self.name} has no loss to learn.")
+        return self.recipe.loss
 
     @property
     def collapsed(self) -> bool:

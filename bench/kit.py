@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.records import PluginError
 from bench.stats import clopper_pearson as clopper_pearson
 
+T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [n, K], label [n]) -> [n]; an attack climbs it."""
 
@@ -69,6 +71,13 @@ def straight_through(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     `function` maps images to images of the same shape.
     """
     return lambda images: _StraightThrough.apply(images, function)
+
+
+def of_kind(value: object, kind: type[T], what: str) -> T:
+    """The value, known to be of this kind; PluginError where it is not, or is missing."""
+    if not isinstance(value, kind):
+        raise PluginError(f"{what} is {type(value).__name__}; {kind.__name__} was expected.")
+    return value
 
 
 def word(name: str) -> int:

@@ -220,9 +220,8 @@ def climb(course: Course, free: Free, lesson: Lesson) -> None:
 
 def learn(course: Course, lesson: Lesson) -> Tensor:
     """One step of the optimiser; the batch's mean loss, detached."""
-    assert course.recipe.loss is not None
     with cast(course):
-        loss = course.recipe.loss(lesson)
+        loss = course.loss(lesson)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise PluginError(
             f"the loss of {course.name} gave {type(loss).__name__} without a gradient; a scalar "

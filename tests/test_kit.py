@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import chisquare, kstest, kurtosis
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.kit import (
     KeyedDraws,
@@ -18,10 +18,12 @@ from bench.kit import (
     margin,
     margin_to,
     mix,
+    of_kind,
     pick,
     straight_through,
     word,
 )
+from bench.records import PluginError
 
 
 def draws(
@@ -232,3 +234,10 @@ def test_straight_through_helps_where_the_real_slope_is_zero() -> None:
     (helped,) = torch.autograd.grad(F.cross_entropy(layer(through(x)), label), x)
     assert torch.equal(plain, torch.zeros_like(plain))
     assert (helped != 0).any(1).all()
+
+
+def test_what_is_of_its_kind_comes_back_and_what_is_not_is_named() -> None:
+    network = nn.Sequential()
+    assert of_kind(network, nn.Sequential, "the teacher") is network
+    with pytest.raises(PluginError, match=r"^the teacher is NoneType; Sequential was expected\.$"):
+        of_kind(None, nn.Sequential, "the teacher")

@@ -276,6 +276,13 @@ def test_what_is_fitted_alone_needs_no_loss(tmp_path: Path) -> None:
         taught(tmp_path, small(epochs=0))
 
 
+def test_what_is_only_fitted_has_no_loss_to_ask_for() -> None:
+    known = registry(defense("pupil", replace(CENTRED, loss=None, epochs=0)))
+    begun = course.begin(known, "pupil", DIGITS, None, torch.device("cpu"), mixed=False)
+    with pytest.raises(PluginError, match=r"^pupil has no loss to learn\.$"):
+        _ = begun.loss
+
+
 def test_one_lesson_of_at_most_2048_images_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from bench.kit import of_kind
 from bench.plugin import Inner, Lesson, Linf, Recipe, Shelf
 from plugins.defenses._cnn import cnn
 
@@ -69,10 +70,10 @@ def recipe(model: Callable[[tuple[int, int, int], int], nn.Module]) -> Recipe:
 
 def fit(lesson: Lesson) -> None:
     """Let the detector learn from each image and what the attack made of it."""
-    assert lesson.teacher is not None and lesson.transferred is not None
-    base = cast(nn.Sequential, lesson.teacher)
+    base = of_kind(lesson.teacher, nn.Sequential, "the teacher")
+    attacked = of_kind(lesson.transferred, Tensor, "what the known attack made")
     with torch.no_grad():
-        pair = (layers(base, images) for images in (lesson.x, lesson.transferred))
+        pair = (layers(base, images) for images in (lesson.x, attacked))
         cast(Detector, lesson.model).learn(*pair)
 
 

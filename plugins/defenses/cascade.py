@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
+from bench.kit import cross_entropy, of_kind
 from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
@@ -22,8 +22,8 @@ def embedded(lesson: Lesson, alpha: float, pivot: float) -> Tensor:
 
     e(x) is the pivot: no gradient flows there. Of two kinds of x' the mean is taken.
     """
-    assert isinstance(lesson.model, nn.Sequential)
-    embed, head = lesson.model[:-1], lesson.model[-1]
+    network = of_kind(lesson.model, nn.Sequential, "the model")
+    embed, head = network[:-1], network[-1]
     fixed = embed(lesson.x)
     clean = cross_entropy(head(fixed), lesson.y)
     kinds = [lesson.adv] if lesson.transferred is None else [lesson.adv, lesson.transferred]

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
+from bench.kit import cross_entropy, of_kind
 from bench.plugin import Defense, Lesson, Recipe, Shelf, hookimpl
 from plugins.defenses._cnn import cnn
 
@@ -52,17 +52,17 @@ def contrast(z: Tensor, y: Tensor, margin: float) -> Tensor:
 
 def latent(lesson: Lesson, margin: float) -> Tensor:
     """-log p(y | x) of the head, plus the contrast of the batch."""
-    assert isinstance(lesson.model, Nearest)
-    z = lesson.model.encoder(lesson.x)
-    return cross_entropy(lesson.model.head(z), lesson.y) + contrast(z, lesson.y, margin)
+    model = of_kind(lesson.model, Nearest, "the model")
+    z = model.encoder(lesson.x)
+    return cross_entropy(model.head(z), lesson.y) + contrast(z, lesson.y, margin)
 
 
 def support(lesson: Lesson) -> None:
     """Keep the first few images of each class as supports."""
-    assert isinstance(lesson.model, Nearest)
+    model = of_kind(lesson.model, Nearest, "the model")
     with torch.no_grad():
-        z = lesson.model.encoder(lesson.x)
-    for label, place in enumerate(lesson.model.support):
+        z = model.encoder(lesson.x)
+    for label, place in enumerate(model.support):
         place.copy_(z[lesson.y == label][:SUPPORTS])
 
 

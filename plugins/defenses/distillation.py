@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.kit import cross_entropy
+from bench.kit import cross_entropy, of_kind
 from bench.plugin import Defense, Lesson, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
@@ -31,8 +31,8 @@ def tempered(lesson: Lesson, temperature: float) -> Tensor:
 
 def distilled(lesson: Lesson, temperature: float) -> Tensor:
     """-sum_k q_k log softmax(z / T)_k with the teacher's q = softmax(z' / T)."""
-    assert lesson.teacher is not None
-    told = soft(lesson.teacher(lesson.x), temperature)
+    teacher = of_kind(lesson.teacher, nn.Module, "the teacher")
+    told = soft(teacher(lesson.x), temperature)
     return F.cross_entropy(lesson.model(lesson.x) / temperature, told, reduction="none")
 
 

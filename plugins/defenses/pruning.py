@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bench.kit import of_kind
 from bench.plugin import Defense, Randomness, Shelf, hookimpl
 
 SHARE = 0.5
@@ -48,8 +49,7 @@ def pruned(network: nn.Sequential, share: float) -> nn.Sequential:
 
 def build(shelf: Shelf) -> nn.Module:
     """The undefended network, pruned; it is not trained for that."""
-    network = shelf.built("undefended")
-    assert isinstance(network, nn.Sequential)
+    network = of_kind(shelf.built("undefended"), nn.Sequential, "the undefended network")
     return pruned(network, SHARE)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bench.kit import of_kind
 from bench.plugin import Defense, Recipe, Shelf, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Filtered
@@ -49,9 +50,8 @@ def build(shelf: Shelf) -> nn.Module:
 
 def stand_in(shelf: Shelf) -> nn.Module:
     """The same network over switches that let a slope through."""
-    module = build(shelf)
-    assert isinstance(module, Filtered)
-    return Filtered(module.classifier, melted)
+    network = of_kind(build(shelf), Filtered, "the network over the switches")
+    return Filtered(network.classifier, melted)
 
 
 @hookimpl
