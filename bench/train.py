@@ -68,14 +68,16 @@ def train(
     stock = Stock(folder or data.cache(), recipe_digest(registry, name, dataset))
     content = stock.content()
     if content is None:
-        course = begin(registry, name, dataset, teacher, fit(device), mixed)
+        course = begin(registry, name, dataset, teacher, available(device), mixed)
         resume(course, stock.checkpoint)
-        teach(course, stock.checkpoint, progress or (lambda _: None), beat or (lambda: None))
+        run_epochs(course, stock.checkpoint, progress or (lambda _: None), beat or (lambda: None))
+        if course.recipe.fit is not None:
+            fit(course, course.recipe.fit)
         content = finish(course, stock)
     return hashlib.sha256(content).hexdigest()
 
 
-def fit(device: torch.device | str) -> torch.device:
+def available(device: torch.device | str) -> torch.device:
     """The device, if this machine has it."""
     asked = torch.device(device)
     if asked.type == "cuda" and not torch.cuda.is_available():
@@ -83,8 +85,8 @@ def fit(device: torch.device | str) -> torch.device:
     return asked
 
 
-def teach(course: Course, checkpoint: Path, tell: Tell, beat: Callable[[], None]) -> None:
-    """Every epoch that is left, and what is fitted after the last one."""
+def run_epochs(course: Course, checkpoint: Path, tell: Tell, beat: Callable[[], None]) -> None:
+    """Every epoch that is left; after a collapse the weights are those of the best one."""
     for done in course.history:
         tell(done)
     while not course.over:
@@ -96,8 +98,6 @@ def teach(course: Course, checkpoint: Path, tell: Tell, beat: Callable[[], None]
         tell(course.history[-1])
     if course.collapsed:
         course.model.load_state_dict(course.best)
-    if course.recipe.fit is not None:
-        fill(course, course.recipe.fit)
 
 
 def best_watched(course: Course) -> float:
@@ -145,11 +145,11 @@ def one_batch(course: Course, rows: Tensor, epoch: int, share: float) -> tuple[T
     pace(course, share)
     free = course.recipe.inner
     if not isinstance(free, Free):
-        return learn(course, lesson), lesson
+        return optimise(course, lesson), lesson
     losses = []
     for _ in range(free.replays):
         lesson = lesson._replace(adv=started(course, free, lesson.x))
-        losses.append(learn(course, lesson))
+        losses.append(optimise(course, lesson))
         climb(course, free, lesson)
     return torch.stack(losses).mean(), lesson._replace(adv=lesson.adv.detach())
 
@@ -218,7 +218,7 @@ def climb(course: Course, free: Free, lesson: Lesson) -> None:
     course.carried[: len(adv)] = moved - lesson.x
 
 
-def learn(course: Course, lesson: Lesson) -> Tensor:
+def optimise(course: Course, lesson: Lesson) -> Tensor:
     """One step of the optimiser; the batch's mean loss, detached."""
     with cast(course):
         loss = course.loss(lesson)
@@ -242,8 +242,8 @@ def guarded(course: Course, guard: Foe) -> float:
     return right(course.model, adv, y)
 
 
-def fill(course: Course, fitted: Callable[[Lesson], None]) -> None:
-    """Let the recipe fill the model's buffers from one large lesson."""
+def fit(course: Course, fitted: Callable[[Lesson], None]) -> None:
+    """Let `Recipe.fit` fill the model's buffers from one large lesson."""
     last = course.recipe.epochs
     rows = torch.cat(order(course.recipe, last, len(course.labels)))[:FITTED].to(course.device)
     with seeded(f"{course.recipe.seed} fit", course.device):
