@@ -79,13 +79,18 @@ class SparseAPGD:
     cite = "arXiv:2103.01208"
 
     @property
+    def to_rivals(self) -> bool:
+        """Each run climbs towards one rival class."""
+        return self.climbs == "dlr to a rival"
+
+    @property
     def goals(self) -> tuple[str, ...]:
         """Rivals are no use where the target is declared."""
-        return ("untargeted",) if self.climbs == "dlr to a rival" else ()
+        return ("untargeted",) if self.to_rivals else ()
 
     def runs(self, classes: int) -> int:
         """One a restart, or one a rival."""
-        return min(self.tries, classes - 1) if self.goals else self.tries
+        return min(self.tries, classes - 1) if self.to_rivals else self.tries
 
     def start(self, problem: Problem) -> State:
         """White noise brought into the largest ball, nothing known of it."""
@@ -116,7 +121,7 @@ class SparseAPGD:
         return State(*self._fitted(problem, moved), best, slope, height, changed, rate)
 
     def _loss(self, problem: Problem) -> Loss:
-        if self.climbs == "dlr to a rival":
+        if self.to_rivals:
             return dlr_to(pick(problem.rivals, problem.run))
         return cross_entropy
 

@@ -26,6 +26,8 @@ class State(NamedTuple):
     around: Tensor
     inward: Tensor
     """[n]: lengths of a step along the sphere and towards the clean image, in distances to it."""
+    given_up: Tensor
+    """[n] bool: none of the noise images was a success, so there is nothing to walk from."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ class Boundary:
     def start(self, problem: Problem) -> State:
         """Nothing found yet."""
         one = torch.ones_like(problem.x[:, 0, 0, 0])
-        return State(problem.x, one > 1, 0.1 * one, 0.5 * one)
+        return State(problem.x, one > 1, 0.1 * one, 0.5 * one, one > 1)
 
     def step(self, problem: Problem, state: State) -> State:
         """Ask one image of each row: a noise, a point along the sphere, or one nearer to x."""
-        adv, found, around, inward = state
+        adv, found, around, inward, _ = state
         turn = problem.t % 2 == 0
         nearer = problem.x + per_image(1 - inward) * (adv - problem.x)
         walk = torch.where(per_image(turn), sideways(problem, adv, around), nearer)
@@ -64,13 +66,13 @@ class Boundary:
         asking = found | (problem.t < self.starts)
         wrong = problem.wrong(problem.labels(question, asking)) & asking
         around = torch.where(found & turn, paced(around, wrong, ALONG), around)
-        nearing = torch.where(found & ~turn, paced(inward, wrong, TOWARDS), inward)
-        inward = nearing.clamp_max(0.5) * asking
-        return State(torch.where(per_image(wrong), question, adv), found | wrong, around, inward)
+        inward = torch.where(found & ~turn, paced(inward, wrong, TOWARDS), inward).clamp_max(0.5)
+        adv = torch.where(per_image(wrong), question, adv)
+        return State(adv, found | wrong, around, inward, given_up=~asking)
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: the next step inward is below the resolution of float32."""
-        return state.inward < 1e-6
+        """[n] bool: no start was found, or the next step inward is below float32's resolution."""
+        return state.given_up | (state.inward < 1e-6)
 
 
 def paced(length: Tensor, won: Tensor, rate: float) -> Tensor:
