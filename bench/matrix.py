@@ -97,7 +97,7 @@ def pairs(registry: Registry, selection: Selection) -> list[Pair]:
     boards = threats(registry, selection)
     chosen = defenses(registry, selection, boards)
     return [
-        Pair(threat, defense, attack, why_not(threat, defense, attack))
+        Pair(threat, defense, attack, why_not(threat, defense, attack, _twin(registry, defense)))
         for defense in chosen
         for threat in boards
         if threat.dataset in defense.datasets
@@ -153,8 +153,19 @@ def _offered(registry: Registry, selection: Selection, threat: ThreatModel) -> t
     return named
 
 
-def why_not(threat: ThreatModel, defense: Defense, attack: Attack) -> str:
-    """One sentence when this attack cannot be played there; empty when it can."""
+def _twin(registry: Registry, defense: Defense) -> Defense | None:
+    """The defense that transfer attacks ask instead; None where no plugin offers it."""
+    offer = registry.defenses.get(defense.twin)
+    return None if offer is None else offer.value
+
+
+def why_not(
+    threat: ThreatModel, defense: Defense, attack: Attack, twin: Defense | None = None
+) -> str:
+    """One sentence when this attack cannot be played there; empty when it can.
+
+    `twin` is what a transfer attack would ask; None where that is not known.
+    """
     traits = Traits.of(attack)
     asks_target = Access.NOTHING if traits.source else attack.needs
     if asks_target > threat.access:
@@ -168,8 +179,18 @@ def why_not(threat: ThreatModel, defense: Defense, attack: Attack) -> str:
         return f"{attack.name} does not shrink its perturbation, and {_goal(threat)}."
     if traits.joint and defense.rejects is None:
         return f"{attack.name} goes for classifier and detector; {defense.name} has no detector."
-    if traits.source and defense.twin == defense.name:
+    return _no_source(threat, defense, twin) if traits.source else ""
+
+
+def _no_source(threat: ThreatModel, defense: Defense, twin: Defense | None) -> str:
+    """One sentence when a transfer attack finds nobody to ask; empty when it does."""
+    if defense.twin == defense.name:
         return f"{defense.name} is its own twin: a transfer from itself is no transfer."
+    if twin is not None and threat.dataset not in twin.datasets:
+        return (
+            f"a transfer to {defense.name} asks its twin {twin.name}, which serves "
+            f"{', '.join(twin.datasets)}; {threat.name} is played on {threat.dataset}."
+        )
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,29 @@ def test_pairs_that_may_not_meet_say_why(
     pair = (registry.find("defense", defense).value, registry.find("attack", attack).value)
     said = matrix.why_not(threat, *pair)
     assert reason in said and bool(reason) == bool(said)
+
+
+def test_every_defense_has_a_twin_that_transfer_attacks_can_ask(registry: Registry) -> None:
+    """The built-in ones: on each data set that they serve."""
+    for offer in registry.defenses.values():
+        twin = registry.find("defense", offer.value.twin).value
+        assert set(offer.value.datasets) <= set(twin.datasets), offer.value.name
+
+
+def pairs_beside(registry: Registry, **twin: Any) -> dict[str, matrix.Pair]:
+    """By attack: `linear` on the digits, its twin changed so."""
+    offer = registry.defenses["undefended"]
+    other = replace(offer, value=replace(offer.value, **twin))
+    here = replace(registry, defenses={**registry.defenses, "undefended": other})
+    selection = Selection(("digits-linf",), ("linear",), ("random", "transfer"))
+    return {pair.attack.name: pair for pair in matrix.pairs(here, selection)}
+
+
+def test_a_twin_that_does_not_serve_the_data_stops_the_transfer_alone(registry: Registry) -> None:
+    pairs = pairs_beside(registry, datasets=("mnist",))
+    assert pairs["random"].reason == ""
+    assert "asks its twin undefended, which serves mnist" in pairs["transfer"].reason
+    assert pairs_beside(registry, datasets=("mnist", "digits"))["transfer"].reason == ""
 
 
 def test_the_default_selection_is_the_embedded_boards_and_their_required_attacks(

@@ -41,6 +41,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Published weights, certified: at most 5.8 % of the test set can be broken.",
         claims=(Claim("mnist-linf", 0.942, HOME),),
         build=partial(published, file="convex-mnist-linf-0.1.safetensors"),
+        twin="undefended-images",
         quick=False,
     )
     yield Defense(
@@ -49,5 +50,6 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1711.00851",
         summary="The same network for Fashion-MNIST, published weights.",
         build=partial(published, file="convex-fashion-mnist-linf-0.1.safetensors"),
+        twin="undefended-images",
         quick=False,
     )

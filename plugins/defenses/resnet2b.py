@@ -83,5 +83,6 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Published weights of the verifier's benchmark: 69.25 % clean, 26.88 % verified.",
         claims=(Claim("cifar10-linf-2", 0.2688, HOME),),
         build=build,
+        twin="undefended-images",
         quick=False,
     )
