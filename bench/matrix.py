@@ -191,6 +191,11 @@ def _no_source(threat: ThreatModel, defense: Defense, twin: Defense | None) -> s
             f"a transfer to {defense.name} asks its twin {twin.name}, which serves "
             f"{', '.join(twin.datasets)}; {threat.name} is played on {threat.dataset}."
         )
+    if twin is not None and twin.randomness is not None:
+        return (
+            f"a transfer to {defense.name} asks its twin {twin.name}, which answers at random; "
+            "name a twin that gives one image one answer."
+        )
     return ""
 
 

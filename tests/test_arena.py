@@ -15,7 +15,7 @@ from bench import data, matrix, verify
 from bench.arena import RULES, Arena, Setting
 from bench.engine import play
 from bench.matrix import Selection
-from bench.plugin import Dataset
+from bench.plugin import Dataset, Randomness
 from bench.records import Access, BenchError, Numeric, Outcomes, Verdict
 from bench.registry import Registry
 from bench.shelf import prepared
@@ -163,6 +163,7 @@ def test_every_defense_has_a_twin_that_transfer_attacks_can_ask(registry: Regist
     for offer in registry.defenses.values():
         twin = registry.find("defense", offer.value.twin).value
         assert set(offer.value.datasets) <= set(twin.datasets), offer.value.name
+        assert twin.randomness is None, offer.value.name
 
 
 def pairs_beside(registry: Registry, **twin: Any) -> dict[str, matrix.Pair]:
@@ -179,6 +180,13 @@ def test_a_twin_that_does_not_serve_the_data_stops_the_transfer_alone(registry: 
     assert pairs["random"].reason == ""
     assert "asks its twin undefended, which serves mnist" in pairs["transfer"].reason
     assert pairs_beside(registry, datasets=("mnist", "digits"))["transfer"].reason == ""
+
+
+def test_a_twin_that_answers_at_random_is_no_source(registry: Registry) -> None:
+    """Its draws lie outside the keys: the same cell would come to other images."""
+    pairs = pairs_beside(registry, randomness=Randomness())
+    assert pairs["random"].reason == ""
+    assert "asks its twin undefended, which answers at random" in pairs["transfer"].reason
 
 
 def test_the_default_selection_is_the_embedded_boards_and_their_required_attacks(
