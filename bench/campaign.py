@@ -259,7 +259,7 @@ def played_again(
     (pair,) = matrix.pairs(registry, selection)
     with TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/again.db") as aside:
         hand = Worker(registry, aside, selection, Setting(device, numeric=Numeric(row.numeric)))
-        arena, source = hand.seats(pair)
+        arena, source = hand.builder.seats(pair)
         cell = arena.cell(pair.threat, pair.attack, row.mode, source)
         if row.before:
             cell = replace(cell, before=row.before, items=row.items)

@@ -10,37 +10,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 
-from bench import data, matrix, stats, verify
+from bench import matrix, stats, verify
 from bench.arena import Arena, Setting
 from bench.blame import blame
-from bench.data import Examples
+from bench.builder import Builder, InOtherHands
 from bench.engine import Audit, play
 from bench.entrants import Entrants
 from bench.events import Event, Listener, bad_answers, fallen, refused_offers
 from bench.matrix import Pair, Selection
-from bench.plugin import Dataset, Defense, ThreatModel, Traits
+from bench.plugin import Defense, ThreatModel
 from bench.proof import certify
 from bench.records import (
     Cell,
     CellState,
     Chunk,
     Failure,
-    Numeric,
     Verdict,
 )
 from bench.registry import STRANGE, Registry, attack_digest
-from bench.school import teach
-from bench.shelf import NeedsTraining
 from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
 
 POLL = 0.2  # seconds between looks at work that somebody else holds
-
-
-class InOtherHands(Exception):  # noqa: N818 - no error: there is other work
-    """Another worker trains what a board needs."""
 
 
 @dataclass
@@ -59,26 +51,28 @@ class Worker:
     """The order in which a cell's items are taken up; verdicts do not depend on it."""
     listener: Listener = lambda event: None
     owner: str = field(default_factory=owner_name)
-    arenas: dict[tuple[str, str, int], Arena] = field(default_factory=dict)
     halted: list[Pair] = field(default_factory=list)
     """Pairs of the cascades whose next cell waits for one in other hands."""
     later: list[Pair] = field(default_factory=list)
     """Pairs of the boards that need a training in other hands."""
-    patient: bool = False
-    """Only such pairs are left: now it waits for the others."""
     opened: set[str] = field(default_factory=set)
     """Cells of cascades that this worker has planned; once, for planning reopens what failed."""
+
+    def __post_init__(self) -> None:
+        self.entrants = Entrants(self.registry, self.store)
+        self.builder = Builder(
+            self.registry, self.store, self.selection, self.setting, self.owner, self.listener
+        )
 
     def run(self) -> list[Cell]:
         """Play the selection to its end; the cells it holds, in order."""
         pairs = matrix.pairs(self.registry, self.selection)
-        self.store.declare(self.registry.cards(self._digests()))
-        self.entrants = Entrants(self.registry, self.store)
+        self.store.declare(self.registry.cards(self.builder.digests()))
         cells: list[Cell] = []
         while pairs:
             for defense, group in _by_defense(pairs):
                 cells += self._defense(defense, group)
-            self.patient = True
+            self.builder.patient = True
             if not self.later:
                 self._wait_for_others(cells)
             pairs, self.later, self.halted = [*self.later, *self.halted], [], []
@@ -96,19 +90,19 @@ class Worker:
                 self.later += part
             except STRANGE as error:
                 planned += self._unbuilt(threat, defense, part, error)
-        self.arenas.clear()
+        self.builder.arenas.clear()
         return planned
 
     def _board(self, threat: ThreatModel, defense: Defense, pairs: list[Pair]) -> list[Cell]:
         """Plan and play the cells of one defense on one board."""
-        arena = self._arena(defense, threat)
+        arena = self.builder.arena(defense, threat)
         self._clean(arena)
         certify(self.store, self.registry, arena, threat, self.certifiers, self.listener)
         if self.selection.mode == "rank":
             return self._cascade(threat, pairs, arena)
         planned = []
         for pair in pairs:
-            source = self._source(pair, threat)
+            source = self.builder.source(pair)
             cell = arena.cell(threat, pair.attack, self.selection.mode, source)
             state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
             planned.append(
@@ -125,7 +119,7 @@ class Worker:
         cells: list[Cell] = []
         before, left = "", None
         for pair in pairs:
-            source = self._source(pair, threat)
+            source = self.builder.source(pair)
             cell = arena.cell(threat, pair.attack, self.selection.mode, source)
             if not pair.reason:
                 cell = replace(cell, before=before, items=cell.items if left is None else left)
@@ -168,11 +162,10 @@ class Worker:
         self.listener(Event("failed", f"{defense.name}: {failure.reason}"))
         offer = self.registry.find("defense", defense.name)
         digest = f"unbuilt {offer.source}"
-        dataset: Dataset = self.registry.find("dataset", threat.dataset).value
-        examples = self._examples(
-            dataset, matrix.examples(threat, defense, self.selection, dataset)
-        )
-        self._declare(defense, dataset, digest)
+        dataset = self.builder.dataset(threat)
+        count = matrix.examples(threat, defense, self.selection, dataset)
+        examples = self.builder.examples(dataset, count)
+        self.builder.declare(defense, dataset, digest)
         cells = [
             Cell(
                 threat=threat.name,
@@ -197,50 +190,6 @@ class Worker:
                 self.entrants.begin(cell)
                 self.store.fail(lease, failure)
         return cells
-
-    def _arena(self, defense: Defense, threat: ThreatModel, beside: Defense | None = None) -> Arena:
-        """The defense, built, on as many examples as `beside`; what it needs is trained first."""
-        dataset: Dataset = self.registry.find("dataset", threat.dataset).value
-        count = matrix.examples(threat, beside or defense, self.selection, dataset)
-        key = (defense.name, dataset.name, count)
-        while key not in self.arenas:
-            try:
-                self.arenas[key] = self._built(defense, dataset, count)
-            except NeedsTraining as need:
-                taught = teach(
-                    self.registry, self.store, self.owner, need, dataset, self.setting.device,
-                    lambda text: self.listener(Event("train", text)),
-                )  # fmt: skip
-                if not taught:
-                    self.listener(Event("wait", f"{need.name} is being trained by another worker"))
-                    if not self.patient:
-                        raise InOtherHands(need.name) from need
-                    time.sleep(POLL)
-        return self.arenas[key]
-
-    def _built(self, defense: Defense, dataset: Dataset, count: int) -> Arena:
-        examples = self._examples(dataset, count)
-        arena = Arena(self.registry, defense, dataset, examples, self.setting, self.selection.seed)
-        self._declare(defense, dataset, arena.digest)
-        if self.setting.numeric is not Numeric.FLOAT32:
-            for note in arena.quick.notes:
-                self.listener(Event("odd", f"{defense.name} on {dataset.name}, {note}"))
-        return arena
-
-    def _digests(self) -> dict[str, dict[str, str]]:
-        """Under which digest each defense stands, on each data set it was played on."""
-        return {c.name: dict(c.detail.get("digests", {})) for c in self.store.cards("defense")}
-
-    def _declare(self, defense: Defense, dataset: Dataset, digest: str) -> None:
-        known = self._digests().get(defense.name, {}) | {dataset.name: digest}
-        self.store.declare([self.registry.defense_card(defense.name, known)])
-
-    def _examples(self, dataset: Dataset, count: int) -> Examples:
-        chosen = data.examples(dataset, count)
-        labels = chosen.labels.astype(np.int16)
-        shown = (dataset.classes, dataset.shape)
-        self.store.keep_examples(chosen.digest, dataset.name, count, labels, *shown)
-        return chosen
 
     def _clean(self, arena: Arena) -> None:
         """The clean pass and what the diagnostics say, once for each set of examples."""
@@ -274,12 +223,6 @@ class Worker:
                 arena.defense.name, arena.digest, arena.examples.digest, name,
                 str(found.finding), found.sentence,
             )  # fmt: skip
-
-    def _source(self, pair: Pair, threat: ThreatModel) -> Arena | None:
-        if pair.reason or not Traits.of(pair.attack).source:
-            return None
-        twin: Defense = self.registry.find("defense", pair.defense.twin).value
-        return self._arena(twin, threat, beside=pair.defense)
 
     def _cell(self, cell: Cell, pair: Pair, arena: Arena, source: Arena | None) -> None:
         """Play one cell, if it is open."""
@@ -336,10 +279,6 @@ class Worker:
         if audit.fell:
             self.listener(Event("odd", fallen(pair, audit)))
 
-    def seats(self, pair: Pair) -> tuple[Arena, Arena | None]:
-        """The defense of a pair, built, and the twin that a transfer attack asks."""
-        return self._arena(pair.defense, pair.threat), self._source(pair, pair.threat)
-
     def _failed(self, cell: Cell, lease: Lease, failure: Failure) -> None:
         self.store.fail(lease, failure)
         self.listener(Event("failed", failure.reason, cell))
@@ -374,7 +313,7 @@ class Worker:
         }
         for cell in cells:
             pair = pairs[cell.threat, cell.defense, cell.attack]
-            self._cell(cell, pair, *self.seats(pair))
+            self._cell(cell, pair, *self.builder.seats(pair))
 
 
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}

@@ -17,8 +17,8 @@ CORRIDOR = (
     "identity", "threat", "whole", "kit", "lesson", "plugin", "hooks", "source", "offer",
     "registry", "data", "target", "quicken", "problem", "guard", "recipe", "course", "train",
     "shelf", "cascade", "matrix", "engine", "events", "verify", "arena", "blame", "entrants",
-    "proof", "school", "runner", "progress", "memory", "campaign", "doctor", "check", "scaffold",
-    "archive", "submit", "serve", "cli",
+    "proof", "school", "builder", "runner", "progress", "memory", "campaign", "doctor", "check",
+    "scaffold", "archive", "submit", "serve", "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""
 DRY = {
