@@ -13,8 +13,8 @@ from bench.data import Examples
 from bench.events import Event, Listener
 from bench.matrix import Pair, Selection
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
-from bench.records import Numeric
-from bench.registry import Registry
+from bench.records import Cell, Numeric
+from bench.registry import Registry, attack_digest
 from bench.school import teach
 from bench.shelf import NeedsTraining
 from bench.store import Store
@@ -62,6 +62,25 @@ class Builder:
             except NeedsTraining as need:
                 self._teach(need, dataset)
         return self.arenas[key]
+
+    def unbuilt(self, pairs: list[Pair]) -> list[Cell]:
+        """The cells of a defense on a board, under the digest of one that cannot be built."""
+        threat, defense = pairs[0].threat, pairs[0].defense
+        digest = f"unbuilt {self.registry.find('defense', defense.name).source}"
+        dataset = self.dataset(threat)
+        count = matrix.examples(threat, defense, self.selection, dataset)
+        examples = self.examples(dataset, count)
+        self.declare(defense, dataset, digest)
+        return [
+            Cell(
+                threat=threat.name, defense=defense.name, attack=pair.attack.name,
+                threat_id=threat.id, defense_digest=digest,
+                attack_digest=attack_digest(self.registry.find("attack", pair.attack.name)),
+                examples=examples.digest, items=len(examples.labels), seed=self.selection.seed,
+                mode=self.selection.mode, numeric=self.setting.numeric,
+            )
+            for pair in pairs
+        ]  # fmt: skip
 
     def dataset(self, threat: ThreatModel) -> Dataset:
         """The data set of a board."""

@@ -119,7 +119,9 @@ class Campaign:
                 found.setdefault((row.threat, row.defense), []).append(row)
         for (threat, defense), rows in found.items():
             names = [attack for board, attack, name in counts if (board, name) == (threat, defense)]
-            here = cascade.stand(rows, names).values() if self.selection.mode == "rank" else rows
+            # A twin that could not be built once left a failed cell beside the finished one.
+            told = {(row.attack, row.before): row for row in sorted(rows, key=is_done)}.values()
+            here = cascade.stand(told, names).values() if self.selection.mode == "rank" else told
             yield from (((threat, row.attack, defense), row) for row in here)
 
     def _together(self, show: Listener) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +18,7 @@ from bench import matrix, stats, verify
 from bench.arena import Arena, Setting
 from bench.blame import blame
 from bench.builder import Builder, InOtherHands
+from bench.diagnose import diagnose
 from bench.engine import Audit, play
 from bench.entrants import Entrants
 from bench.events import Event, Listener, bad_answers, fallen, refused_offers
@@ -29,10 +32,22 @@ from bench.records import (
     Failure,
     Verdict,
 )
-from bench.registry import STRANGE, Registry, attack_digest
-from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
+from bench.registry import STRANGE, Registry
+from bench.store import CellRow, Lease, LeaseLostError, Planned, Store, owner_name
 
 POLL = 0.2  # seconds between looks at work that somebody else holds
+
+
+class Seat(NamedTuple):
+    """One cell, and who meets in it."""
+
+    cell: Cell
+    pair: Pair
+    arena: Arena
+    source: Arena | None = None
+    """The twin that a transfer attack asks."""
+    failure: Failure | None = None
+    """Why it cannot be played."""
 
 
 @dataclass
@@ -88,47 +103,66 @@ class Worker:
                 planned += self._board(threat, defense, part)
             except InOtherHands:
                 self.later += part
-            except STRANGE as error:
-                planned += self._unbuilt(threat, defense, part, error)
         self.builder.arenas.clear()
         return planned
 
     def _board(self, threat: ThreatModel, defense: Defense, pairs: list[Pair]) -> list[Cell]:
         """Plan and play the cells of one defense on one board."""
-        arena = self.builder.arena(defense, threat)
-        self._clean(arena)
+        try:
+            arena = self.builder.arena(defense, threat)
+        except InOtherHands:
+            raise
+        except STRANGE as error:
+            return self._closed(self.builder.unbuilt(pairs), pairs, blame(error))
+        failure = self._clean(arena)
+        if failure is not None:
+            return self._closed([self._seat(p, arena).cell for p in pairs], pairs, failure)
         certify(self.store, self.registry, arena, threat, self.certifiers, self.listener)
         if self.selection.mode == "rank":
-            return self._cascade(threat, pairs, arena)
-        planned = []
-        for pair in pairs:
-            source = self.builder.source(pair)
-            cell = arena.cell(threat, pair.attack, self.selection.mode, source)
-            state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
-            planned.append(
-                (Planned(cell, state, pair.reason, pair.required, self._tier(pair)), pair, source)
-            )
-        self.store.plan(plan for plan, _, _ in planned)
-        for plan, pair, source in planned:
-            if plan.state is CellState.MISSING:
-                self._cell(plan.cell, pair, arena, source)
-        return [plan.cell for plan, _, _ in planned]
+            return self._cascade(pairs, arena)
+        seats = [self._seat(pair, arena) for pair in pairs]
+        cells = [seat.cell for seat in seats]
+        self._plan(cells, pairs)
+        for seat in seats:
+            if not seat.pair.reason:
+                self._cell(seat)
+        return cells
 
-    def _cascade(self, threat: ThreatModel, pairs: list[Pair], arena: Arena) -> list[Cell]:
+    def _seat(self, pair: Pair, arena: Arena) -> Seat:
+        """The cell of a pair; where its source cannot be built, it alone has failed."""
+        mode = self.selection.mode
+        try:
+            source = self.builder.source(pair)
+        except InOtherHands:
+            raise
+        except STRANGE as error:
+            cell = arena.cell(pair.threat, pair.attack, mode, None)
+            cell = replace(cell, source_digest=f"unbuilt {pair.defense.twin}")
+            return Seat(cell, pair, arena, failure=blame(error))
+        return Seat(arena.cell(pair.threat, pair.attack, mode, source), pair, arena, source)
+
+    def _plan(self, cells: list[Cell], pairs: list[Pair]) -> None:
+        states = [CellState.NOT_APPLICABLE if p.reason else CellState.MISSING for p in pairs]
+        self.store.plan(
+            Planned(cell, state, pair.reason, pair.required, self._tier(pair))
+            for cell, state, pair in zip(cells, states, pairs, strict=True)
+        )
+
+    def _cascade(self, pairs: list[Pair], arena: Arena) -> list[Cell]:
         """Attack after attack, each against what those before it left standing."""
         cells: list[Cell] = []
         before, left = "", None
         for pair in pairs:
-            source = self.builder.source(pair)
-            cell = arena.cell(threat, pair.attack, self.selection.mode, source)
+            seat = self._seat(pair, arena)
+            cell = seat.cell
             if not pair.reason:
                 cell = replace(cell, before=before, items=cell.items if left is None else left)
             cells.append(cell)
             self._open(cell, pair)
             if pair.reason:
                 continue
-            self._cell(cell, pair, arena, source)
-            state = self._state(cell)
+            self._cell(seat._replace(cell=cell))
+            state = self._row(cell).state
             if state in (CellState.RUNNING, CellState.MISSING):
                 self.halted += pairs
                 break
@@ -140,13 +174,11 @@ class Worker:
         """Plan a cell of a cascade, once."""
         if cell.key not in self.opened:
             self.opened.add(cell.key)
-            state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
-            planned = Planned(cell, state, pair.reason, pair.required, self._tier(pair))
-            self.store.plan([planned])
+            self._plan([cell], [pair])
 
-    def _state(self, cell: Cell) -> CellState:
+    def _row(self, cell: Cell) -> CellRow:
         rows = self.store.cells(examples=cell.examples, mode=cell.mode)
-        return next(row.state for row in rows if row.key == cell.key)
+        return next(row for row in rows if row.key == cell.key)
 
     def _tier(self, pair: Pair) -> str:
         """How far the code of a cell is locked in: as little as its freer half."""
@@ -154,101 +186,96 @@ class Worker:
         tiers = {TIERS[self.registry.find(kind, name).origin] for kind, name in named}
         return max(tiers)  # unsandboxed, where one is
 
-    def _unbuilt(
-        self, threat: ThreatModel, defense: Defense, pairs: list[Pair], error: BaseException
-    ) -> list[Cell]:
-        """The defense could not even be built: its cells fail with the reason."""
-        failure = blame(error)
-        self.listener(Event("failed", f"{defense.name}: {failure.reason}"))
-        offer = self.registry.find("defense", defense.name)
-        digest = f"unbuilt {offer.source}"
-        dataset = self.builder.dataset(threat)
-        count = matrix.examples(threat, defense, self.selection, dataset)
-        examples = self.builder.examples(dataset, count)
-        self.builder.declare(defense, dataset, digest)
-        cells = [
-            Cell(
-                threat=threat.name,
-                defense=defense.name,
-                attack=pair.attack.name,
-                threat_id=threat.id,
-                defense_digest=digest,
-                attack_digest=attack_digest(self.registry.find("attack", pair.attack.name)),
-                examples=examples.digest,
-                items=len(examples.labels),
-                seed=self.selection.seed,
-                mode=self.selection.mode,
-                numeric=self.setting.numeric,
-            )
-            for pair in pairs
-        ]
-        plans = zip(cells, pairs, strict=True)
-        self.store.plan(Planned(c, required=p.required, tier=self._tier(p)) for c, p in plans)
-        for cell in cells:
-            lease = self.store.lease(cell.key, self.owner)
-            if lease is not None:
-                self.entrants.begin(cell)
-                self.store.fail(lease, failure)
+    def _closed(self, cells: list[Cell], pairs: list[Pair], failure: Failure) -> list[Cell]:
+        """Cells of one defense, none of which can be played: they fail with the reason."""
+        self._plan(cells, pairs)
+        closed = [self._close(cell, failure) for cell in cells]
+        if any(closed):
+            self.listener(Event("failed", f"{pairs[0].defense.name}: {failure.reason}"))
         return cells
 
-    def _clean(self, arena: Arena) -> None:
-        """The clean pass and what the diagnostics say, once for each set of examples."""
+    def _close(self, cell: Cell, failure: Failure) -> bool:
+        """Whether the cell was open and has failed now, nothing played."""
+        lease = self.store.lease(cell.key, self.owner)
+        if lease is None:
+            return False
+        self.entrants.begin(cell)
+        return self._fail(cell, lease, failure)
+
+    def _clean(self, arena: Arena) -> Failure | None:
+        """The clean pass and what the diagnostics say, once for each set of examples.
+
+        Why it failed, where it did: then no attack can be judged.
+        """
         cell = arena.clean_cell()
         origin = self.registry.find("defense", arena.defense.name).origin
         self.store.plan([Planned(cell, required=True, tier=TIERS[origin])])
         lease = self.store.lease(cell.key, self.owner)
-        if lease is None:
-            return
-        try:
-            if len(self.store.finished_items(cell.key)) == 0:
-                outcomes = verify.clean_outcomes(arena.clean, arena.y)
-                self.store.record(lease, Chunk(outcomes, 0.0))
-            self._examine(arena)
-        except BaseException:
-            self.store.release(lease)
-            raise
-        self.store.finish(lease)
-        mute = int((arena.clean.label < 0).sum())
-        if mute:
-            self.listener(Event("odd", bad_answers(arena.defense.name, mute, len(arena.y))))
+        if lease is not None and self._held(cell, lease, lambda: self._cleaned(arena, lease)):
+            mute = int((arena.clean.label < 0).sum())
+            if mute:
+                self.listener(Event("odd", bad_answers(arena.defense.name, mute, len(arena.y))))
+        return _failure(self._row(cell))
 
-    def _examine(self, arena: Arena) -> None:
-        for name, offer in self.registry.diagnostics.items():
-            with torch.random.fork_rng(_cuda(arena.setting.device)):
-                torch.random.manual_seed(arena.seed)
-                found = offer.value.examine(
-                    arena.classifier, arena.x[:64], arena.y[:64], arena.defense
-                )
-            self.store.note(
-                arena.defense.name, arena.digest, arena.examples.digest, name,
-                str(found.finding), found.sentence,
-            )  # fmt: skip
+    def _cleaned(self, arena: Arena, lease: Lease) -> None:
+        if len(self.store.finished_items(lease.key)) == 0:
+            outcomes = verify.clean_outcomes(arena.clean, arena.y)
+            self.store.record(lease, Chunk(outcomes, 0.0))
+        diagnose(self.store, self.registry, arena, self.listener, self.store.beats(lease))
 
-    def _cell(self, cell: Cell, pair: Pair, arena: Arena, source: Arena | None) -> None:
+    def _cell(self, seat: Seat) -> None:
         """Play one cell, if it is open."""
+        cell = seat.cell
+        if seat.failure is not None:
+            if self._close(cell, seat.failure):
+                self.listener(Event("failed", seat.failure.reason, cell))
+            return
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return
-        self.entrants.begin(cell)
-        finished = self.store.finished_items(cell.key).tolist()
-        self.listener(Event("cell", cell=cell, items=len(finished)))
-        met = self.store.outcomes(cell.before).survivors() if cell.before else None
+        if self._held(cell, lease, lambda: self._played(seat, lease)):
+            self._judged(cell)
+        elif (failure := _failure(self._row(cell))) is not None:
+            self.listener(Event("failed", failure.reason, cell))
+
+    def _held(self, cell: Cell, lease: Lease, work: Callable[[], None]) -> bool:
+        """Do the work of a cell under its lease: whether it is finished now."""
         try:
-            with torch.random.fork_rng(_cuda(self.setting.device)):
-                beat = self.store.beats(lease)
-                for chunk in self.chunks(pair, arena, source, finished, met, beat):
-                    self.store.record(lease, chunk)
-                    self.listener(Event("chunk", cell=cell, items=len(chunk.outcomes.item)))
+            work()
             self.store.finish(lease)
         except LeaseLostError as error:
             self.listener(Event("wait", str(error), cell))
         except KeyboardInterrupt:
-            self.store.release(lease)
+            with suppress(LeaseLostError):
+                self.store.release(lease)
             raise
         except STRANGE as error:
-            self._failed(cell, lease, blame(error))
+            self._fail(cell, lease, blame(error))
         else:
-            self._judged(cell)
+            return True
+        return False
+
+    def _fail(self, cell: Cell, lease: Lease, failure: Failure) -> bool:
+        """Whether the cell is closed without a figure; else somebody else has it."""
+        try:
+            self.store.fail(lease, failure)
+        except LeaseLostError as error:
+            self.listener(Event("wait", str(error), cell))
+            return False
+        return True
+
+    def _played(self, seat: Seat, lease: Lease) -> None:
+        """Every item of a cell that is not there yet, chunk by chunk."""
+        cell = seat.cell
+        self.entrants.begin(cell)
+        finished = self.store.finished_items(cell.key).tolist()
+        self.listener(Event("cell", cell=cell, items=len(finished)))
+        met = self.store.outcomes(cell.before).survivors() if cell.before else None
+        with torch.random.fork_rng(_cuda(self.setting.device)):
+            beat = self.store.beats(lease)
+            for chunk in self.chunks(seat.pair, seat.arena, seat.source, finished, met, beat):
+                self.store.record(lease, chunk)
+                self.listener(Event("chunk", cell=cell, items=len(chunk.outcomes.item)))
 
     def chunks(
         self, pair: Pair, arena: Arena, source: Arena | None, finished: Sequence[int] = (),
@@ -278,10 +305,6 @@ class Worker:
     def _heard(self, pair: Pair, audit: Audit) -> None:
         if audit.fell:
             self.listener(Event("odd", fallen(pair, audit)))
-
-    def _failed(self, cell: Cell, lease: Lease, failure: Failure) -> None:
-        self.store.fail(lease, failure)
-        self.listener(Event("failed", failure.reason, cell))
 
     def _judged(self, cell: Cell) -> None:
         outcomes = self.store.outcomes(cell.key)
@@ -313,11 +336,19 @@ class Worker:
         }
         for cell in cells:
             pair = pairs[cell.threat, cell.defense, cell.attack]
-            self._cell(cell, pair, *self.builder.seats(pair))
+            seat = self._seat(pair, self.builder.arena(pair.defense, pair.threat))
+            self._cell(seat._replace(cell=cell))
 
 
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
 """How far the code of each origin is locked in, until the sandbox stands."""
+
+
+def _failure(row: CellRow) -> Failure | None:
+    """Why a cell has failed; None where it has not."""
+    if row.state is not CellState.FAILED or row.culprit is None:
+        return None
+    return Failure(row.culprit, row.reason)
 
 
 def _by_defense(pairs: list[Pair]) -> Iterator[tuple[Defense, list[Pair]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -10,14 +11,14 @@ from bench.events import said
 from bench.plugin import Dataset
 from bench.registry import Registry
 from bench.shelf import NeedsTraining, learn
-from bench.store import Store
+from bench.store import LeaseLostError, Store
 
 
 def teach(
     registry: Registry, store: Store, owner: str, need: NeedsTraining, dataset: Dataset,
     device: torch.device, tell: Callable[[str], None],
 ) -> bool:  # fmt: skip
-    """Train once; False where another worker is at it.
+    """Train once; False where another worker is at it, or has taken over.
 
     `tell` hears a sentence for each epoch.
     """
@@ -33,8 +34,11 @@ def teach(
             registry, need.name, dataset, device=device, beat=store.beats(lease),
             progress=lambda progress: tell(f"{need.name}: {said(progress)}"),
         )  # fmt: skip
+        store.finish_task(lease)
+    except LeaseLostError:
+        return False
     except BaseException:
-        store.release(lease)
+        with suppress(LeaseLostError):
+            store.release(lease)
         raise
-    store.finish_task(lease)
     return True

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import update
+from torch import Tensor, nn
 
-from bench import matrix
+from bench import matrix, school
 from bench.arena import Setting
+from bench.campaign import Campaign, current
+from bench.events import Event
 from bench.matrix import Selection
-from bench.records import CellState
+from bench.offer import Offer
+from bench.plugin import Access, Defense, Evidence, Problem, Shelf
+from bench.records import CLEAN, CellState, Culprit
 from bench.registry import Registry
-from bench.runner import Worker
-from bench.store import CellRow, Planned, Store
+from bench.runner import Seat, Worker
+from bench.shelf import DefenseShelf, NeedsTraining
+from bench.store import CellRow, Lease, Planned, Store, leases
+from bench.store.tables import CELLS, TASKS
+from tests import lessons
+from tests.store.small import AWAY
 
 SELECTION = Selection(("digits-linf",), ("linear",), ("random", "fgsm"), examples=32)
 DONE, FAILED = CellState.DONE, CellState.FAILED
@@ -38,6 +48,65 @@ def hand(registry: Registry, store: Store, **changes: Any) -> Worker:
     return replace(Worker(registry, store, SELECTION, setting, certifiers="none"), **changes)
 
 
+class Moody(nn.Module):
+    """A network that answers, until somebody spoils its mood."""
+
+    spoilt = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The first ten pixels."""
+        if Moody.spoilt:
+            raise ValueError("not in the mood")
+        return images.flatten(1)[:, :10]
+
+
+def moody(shelf: Shelf) -> nn.Module:
+    return Moody()
+
+
+def unbuildable(shelf: Shelf) -> nn.Module:
+    raise ValueError("no such layer")
+
+
+class Hook:
+    """A diagnostic and an attack that does what the test wants, when it is asked."""
+
+    name = "hook"
+    needs = Access.LABELS
+    steps = 1
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def examine(self, *_: Any) -> Evidence:
+        """What diagnostics are asked."""
+        self.act()
+        raise KeyError("oops")
+
+    def start(self, problem: Problem) -> Tensor:
+        """The clean images."""
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        """Nothing changes."""
+        self.act()
+        return adv
+
+
+def offered(value: Any) -> Offer[Any]:
+    return Offer(value, "entry-point", "tests", "0" * 64)
+
+
+def taken_over(store: Store, attack: str) -> Lease:
+    """The lease of a cell as another host takes it once the clock has run out."""
+    key = rows(store)[attack].key
+    with store._engine.begin() as connection:
+        connection.execute(update(CELLS).where(CELLS.c.key == key).values(lease_until=0.0))
+    lease = store.lease(key, AWAY)
+    assert lease is not None
+    return lease
+
+
 def rows(store: Store) -> dict[str, CellRow]:
     """By attack."""
     return {row.attack: row for row in store.cells()}
@@ -49,5 +118,116 @@ def test_a_worker_that_has_not_run_plays_a_single_cell(registry: Registry, store
     arena, source = alone.builder.seats(pair)
     cell = arena.cell(pair.threat, pair.attack, "full", source)
     store.plan([Planned(cell)])
-    alone._cell(cell, pair, arena, source)
+    alone._cell(Seat(cell, pair, arena, source))
     assert rows(store)["fgsm"].state is DONE
+
+
+def test_a_diagnostic_that_fails_has_tested_nothing_and_spoils_nothing(
+    registry: Registry, store: Store
+) -> None:
+    heard: list[Event] = []
+    registry.diagnostics["hook"] = offered(Hook(lambda: None))
+    hand(registry, store, listener=heard.append).run()
+    assert {row.state for row in store.cells()} == {DONE}
+    (said,) = [event.text for event in heard if event.kind == "odd"]
+    assert said.startswith("hook tells nothing of linear. It failed: KeyError in test_runner.py")
+    clean = rows(store)[CLEAN]
+    notes = {note.diagnostic: note for note in store.evidence(clean.defense_digest, clean.examples)}
+    assert set(notes) == set(registry.diagnostics)
+    assert (notes["hook"].finding, notes["hook"].sentence in said) == ("not tested", True)
+    assert {note.finding for name, note in notes.items() if name != "hook"} != {"not tested"}
+
+
+def test_a_clean_pass_that_fails_takes_no_finished_result_away(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.defenses["moody"] = offered(Defense("moody", moody))
+    asked = replace(SELECTION, defenses=("moody",))
+    hand(registry, store, selection=asked).run()
+    before = {row.key for row in current(store)}
+    assert len(before) == 3
+    monkeypatch.setattr(Moody, "spoilt", True)
+    hand(registry, store, selection=replace(asked, examples=48)).run()
+    assert before < {row.key for row in current(store)}
+    fresh = [row for row in store.cells() if row.key not in before]
+    assert {row.state for row in fresh} == {FAILED} and len(fresh) == 3
+    assert {row.culprit for row in fresh} == {Culprit.PLUGIN}
+    assert len({row.reason for row in fresh}) == 1 and "not in the mood" in fresh[0].reason
+    monkeypatch.setattr(Moody, "spoilt", False)
+    hand(registry, store, selection=replace(asked, examples=48)).run()
+    assert {row.state for row in store.cells()} == {DONE}
+
+
+def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
+    registry: Registry, store: Store
+) -> None:
+    heard: list[Event] = []
+    others: list[Lease] = []
+    registry.diagnostics["hook"] = offered(Hook(lambda: others.append(taken_over(store, CLEAN))))
+    hand(registry, store, listener=heard.append).run()
+    found = rows(store)
+    assert (found["random"].state, found["fgsm"].state) == (DONE, DONE)
+    assert (found[CLEAN].state, found[CLEAN].owner) == (CellState.RUNNING, AWAY)
+    assert any(event.kind == "wait" and "is lost" in event.text for event in heard)
+    store.finish(*others)
+
+
+def test_a_cell_that_another_has_taken_over_is_not_failed_from_here(
+    registry: Registry, store: Store
+) -> None:
+    others: list[Lease] = []
+
+    def stumble() -> None:
+        if not others:
+            others.append(taken_over(store, "hook"))
+            raise ValueError("stumbled")
+
+    def heard(event: Event) -> None:
+        if event.kind == "wait":
+            store.release(others[0])
+
+    registry.attacks["hook"] = offered(Hook(stumble))
+    asked = replace(SELECTION, attacks=("hook",))
+    hand(registry, store, selection=asked, listener=heard).run()
+    assert len(others) == 1 and rows(store)["hook"].state is DONE
+
+
+@pytest.mark.parametrize("mode", ["full", "rank"])
+def test_a_twin_that_cannot_be_built_stops_the_transfer_alone(
+    mode: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Registry, "load", lambda **_: registry)
+    registry.defenses["torn"] = offered(Defense("torn", unbuildable))
+    registry.defenses["moody"] = offered(Defense("moody", moody, twin="torn"))
+    asked = replace(SELECTION, defenses=("moody",), attacks=("fgsm", "transfer", "pgd"), mode=mode)
+    campaign = Campaign(asked, f"sqlite:///{tmp_path / 'bench.db'}", quiet=True)
+    assert campaign.run() == 1
+    states = {line["attack"]: line["state"] for line in campaign.plan()}
+    assert states == {"fgsm": "done", "transfer": "failed", "pgd": "done"}
+    with Store.open(campaign.url, read_only=True) as store:
+        assert "no such layer" in rows(store)["transfer"].reason
+    registry.defenses["torn"] = offered(Defense("torn", moody))
+    assert campaign.run() == 0
+    assert {line["state"] for line in campaign.plan()} == {"done"}
+
+
+def test_a_training_that_another_has_taken_over_is_left_to_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(leases, "BEAT", 0.0)
+    known = lessons.registry(lessons.defense("base", lessons.recipe(epochs=2)))
+    with pytest.raises(NeedsTraining) as need:
+        DefenseShelf(known, "base", lessons.DIGITS).complete()
+    others: list[Lease | None] = []
+
+    def lose(_: str) -> None:
+        if not others:
+            with store._engine.begin() as connection:
+                connection.execute(update(TASKS).values(lease_until=0.0))
+            others.append(store.lease_task(f"train:{need.value.recipe}", AWAY))
+
+    rest = (need.value, lessons.DIGITS, torch.device("cpu"), lose)
+    assert not school.teach(known, store, "me", *rest)
+    assert others[0] is not None
+    store.heartbeat(others[0])
