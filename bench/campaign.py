@@ -95,7 +95,7 @@ class Campaign:
                 if self.workers == 1:
                     worker(self, store, registry, show).run()
                 else:
-                    self._together(show)
+                    self._together(show, store.clock())
             rows = [row for _, row in self._cells(store, registry, pairs)]
             return sum(row.state is CellState.FAILED for row in rows)
 
@@ -124,12 +124,12 @@ class Campaign:
             here = cascade.stand(told, names).values() if self.selection.mode == "rank" else told
             yield from (((threat, row.attack, defense), row) for row in here)
 
-    def _together(self, show: Listener) -> None:
+    def _together(self, show: Listener, began: float) -> None:
         """Several processes on one database; whoever dies is missed by nobody."""
         context = multiprocessing.get_context("spawn")
         events: Queue[Event] = context.Queue()
         crew: list[BaseProcess] = [
-            context.Process(target=member, args=(self, rank, events), daemon=True)
+            context.Process(target=member, args=(self, rank, events, began), daemon=True)
             for rank in range(self.workers)
         ]
         for process in crew:
@@ -146,8 +146,8 @@ class Campaign:
             raise BenchError("every worker died; run again to go on, with fewer --workers.")
 
 
-def member(campaign: Campaign, rank: int, events: Queue[Event]) -> None:
-    """One worker process; it ends with its parent."""
+def member(campaign: Campaign, rank: int, events: Queue[Event], began: float) -> None:
+    """One worker process of a run that began then; it ends with its parent."""
     parent = os.getppid()
     registry = Registry.load(allow_unsandboxed=campaign.allow_unsandboxed)
 
@@ -159,7 +159,7 @@ def member(campaign: Campaign, rank: int, events: Queue[Event]) -> None:
     count = torch.cuda.device_count() if campaign.device == "auto" else 0
     own = replace(campaign, device=f"cuda:{rank % count}") if count else campaign
     with Store.open(campaign.url) as store:
-        worker(own, store, registry, send).run()
+        worker(own, store, registry, send, began).run()
 
 
 def hear(events: Queue[Event], show: Listener) -> None:
@@ -171,14 +171,20 @@ def hear(events: Queue[Event], show: Listener) -> None:
         return
 
 
-def worker(campaign: Campaign, store: Store, registry: Registry, listener: Listener) -> Worker:
-    """A worker of this campaign in this process."""
+def worker(
+    campaign: Campaign,
+    store: Store,
+    registry: Registry,
+    listener: Listener,
+    began: float | None = None,
+) -> Worker:
+    """A worker of this campaign in this process; of a run that begins now, or began then."""
     deterministic()
     keep()
     setting = Setting(chosen_device(campaign.device), campaign.batch, Numeric(campaign.numeric))
     return Worker(
         registry, store, campaign.selection, setting, keep=campaign.keep_images,
-        certifiers=campaign.certify, listener=listener,
+        certifiers=campaign.certify, listener=listener, began=began,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from bench.records import (
     Cell,
     CellState,
     Chunk,
+    Culprit,
     Failure,
     Verdict,
 )
@@ -70,10 +71,11 @@ class Worker:
     """Pairs of the cascades whose next cell waits for one in other hands."""
     later: list[Pair] = field(default_factory=list)
     """Pairs of the boards that need a training in other hands."""
-    opened: set[str] = field(default_factory=set)
-    """Cells of cascades that this worker has planned; once, for planning reopens what failed."""
+    began: float | None = None
+    """When the run began, by the store's clock: what fails from then on has failed for all."""
 
     def __post_init__(self) -> None:
+        self.began = self.store.clock() if self.began is None else self.began
         self.entrants = Entrants(self.registry, self.store)
         self.builder = Builder(
             self.registry, self.store, self.selection, self.setting, self.owner, self.listener
@@ -143,10 +145,11 @@ class Worker:
 
     def _plan(self, cells: list[Cell], pairs: list[Pair]) -> None:
         states = [CellState.NOT_APPLICABLE if p.reason else CellState.MISSING for p in pairs]
-        self.store.plan(
+        planned = [
             Planned(cell, state, pair.reason, pair.required, self._tier(pair))
             for cell, state, pair in zip(cells, states, pairs, strict=True)
-        )
+        ]
+        self.store.plan(planned, since=self.began)
 
     def _cascade(self, pairs: list[Pair], arena: Arena) -> list[Cell]:
         """Attack after attack, each against what those before it left standing."""
@@ -158,7 +161,7 @@ class Worker:
             if not pair.reason:
                 cell = replace(cell, before=before, items=cell.items if left is None else left)
             cells.append(cell)
-            self._open(cell, pair)
+            self._plan([cell], [pair])
             if pair.reason:
                 continue
             self._cell(seat._replace(cell=cell))
@@ -169,12 +172,6 @@ class Worker:
             if state is CellState.DONE:
                 before, left = cell.key, len(self.store.outcomes(cell.key).survivors())
         return cells
-
-    def _open(self, cell: Cell, pair: Pair) -> None:
-        """Plan a cell of a cascade, once."""
-        if cell.key not in self.opened:
-            self.opened.add(cell.key)
-            self._plan([cell], [pair])
 
     def _row(self, cell: Cell) -> CellRow:
         rows = self.store.cells(examples=cell.examples, mode=cell.mode)
@@ -202,6 +199,10 @@ class Worker:
         self.entrants.begin(cell)
         return self._fail(cell, lease, failure)
 
+    def _close_aloud(self, cell: Cell, failure: Failure) -> None:
+        if self._close(cell, failure):
+            self.listener(Event("failed", failure.reason, cell))
+
     def _clean(self, arena: Arena) -> Failure | None:
         """The clean pass and what the diagnostics say, once for each set of examples.
 
@@ -209,7 +210,7 @@ class Worker:
         """
         cell = arena.clean_cell()
         origin = self.registry.find("defense", arena.defense.name).origin
-        self.store.plan([Planned(cell, required=True, tier=TIERS[origin])])
+        self.store.plan([Planned(cell, required=True, tier=TIERS[origin])], since=self.began)
         lease = self.store.lease(cell.key, self.owner)
         if lease is not None and self._held(cell, lease, lambda: self._cleaned(arena, lease)):
             mute = int((arena.clean.label < 0).sum())
@@ -227,8 +228,7 @@ class Worker:
         """Play one cell, if it is open."""
         cell = seat.cell
         if seat.failure is not None:
-            if self._close(cell, seat.failure):
-                self.listener(Event("failed", seat.failure.reason, cell))
+            self._close_aloud(cell, seat.failure)
             return
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
@@ -336,12 +336,25 @@ class Worker:
         }
         for cell in cells:
             pair = pairs[cell.threat, cell.defense, cell.attack]
-            seat = self._seat(pair, self.builder.arena(pair.defense, pair.threat))
-            self._cell(seat._replace(cell=cell))
+            try:
+                seat = self._seat(pair, self.builder.arena(pair.defense, pair.threat))
+            except STRANGE as error:
+                self._close_aloud(cell, blame(error))
+            else:
+                self._cell(_again(cell, seat))
 
 
 TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
 """How far the code of each origin is locked in, until the sandbox stands."""
+
+
+def _again(cell: Cell, seat: Seat) -> Seat:
+    """The seat of a cell that was planned before; it fails where its key would be another now."""
+    now = replace(seat.cell, before=cell.before, items=cell.items)
+    if seat.failure is None and now.key != cell.key:
+        changed = f"{cell.defense} or its twin has changed since this cell was planned; run again."
+        return Seat(cell, seat.pair, seat.arena, failure=Failure(Culprit.USER, changed))
+    return seat._replace(cell=cell)
 
 
 def _failure(row: CellRow) -> Failure | None:

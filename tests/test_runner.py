@@ -231,3 +231,50 @@ def test_a_training_that_another_has_taken_over_is_left_to_it(
     assert not school.teach(known, store, "me", *rest)
     assert others[0] is not None
     store.heartbeat(others[0])
+
+
+def test_whoever_waits_closes_what_cannot_be_built_and_goes_on(
+    registry: Registry, store: Store
+) -> None:
+    registry.defenses["torn"] = offered(Defense("torn", unbuildable))
+    waiting = hand(registry, store, selection=replace(SELECTION, defenses=("linear", "torn")))
+    cells = waiting.run()
+    torn = [cell for cell in cells if cell.defense == "torn"]
+    store.plan(Planned(cell) for cell in torn)  # another run has come to it meanwhile
+    waiting._wait_for_others(cells)
+    found = {row.key: row for row in store.cells()}
+    assert {found[cell.key].state for cell in torn} == {FAILED}
+    assert all("no such layer" in found[cell.key].reason for cell in torn)
+
+
+def test_nothing_is_played_under_a_key_that_is_no_longer_its_own(
+    registry: Registry, store: Store
+) -> None:
+    waiting = hand(registry, store)
+    (cell, _) = waiting.run()
+    older = replace(cell, defense_digest="other weights")
+    store.plan([Planned(older)])
+    waiting._wait_for_others([older])
+    row = next(row for row in store.cells() if row.key == older.key)
+    assert (row.state, row.items_done, row.culprit) == (FAILED, 0, Culprit.USER)
+    assert row.reason.startswith("linear or its twin has changed since this cell was planned")
+
+
+@pytest.mark.parametrize("mode", ["full", "rank"])
+def test_what_fails_is_played_once_in_a_run_however_many_work_on_it(
+    mode: str, registry: Registry, store: Store
+) -> None:
+    plays: list[str] = []
+
+    def stumble() -> None:
+        plays.append("hook")
+        raise ValueError("stumbled")
+
+    registry.attacks["hook"] = offered(Hook(stumble))
+    asked = replace(SELECTION, attacks=("hook", "fgsm"), mode=mode)
+    began = store.clock()
+    for owner in ("one", "two", "three"):
+        hand(registry, store, selection=asked, owner=owner, began=began).run()
+    assert len(plays) == 1 and rows(store)["hook"].state is FAILED
+    hand(registry, store, selection=asked).run()
+    assert len(plays) == 2, "a run of its own tries again"

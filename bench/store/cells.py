@@ -29,8 +29,13 @@ _UNPLAYED: dict[str, object] = {
 }
 
 
-def plan(connection: Connection, planned: Iterable[Planned], moment: float) -> None:
-    """Add what is new, reopen what failed or was skipped; running and done cells stay."""
+def plan(
+    connection: Connection, planned: Iterable[Planned], moment: float, since: float | None = None
+) -> None:
+    """Add what is new, reopen what was skipped or failed; running and done cells stay.
+
+    So does, planned as missing, what has failed after `since`.
+    """
     wanted = _by_key(planned)
     known = _known(connection, list(wanted))
     fresh = {key: plan for key, plan in wanted.items() if key not in known}
@@ -40,7 +45,7 @@ def plan(connection: Connection, planned: Iterable[Planned], moment: float) -> N
         if names != [plan.cell.threat, plan.cell.defense, plan.cell.attack, plan.required]:
             _rename(connection, key, plan)
         if state not in _KEPT and (state, reason) != (plan.state, plan.reason):
-            _reopen(connection, key, plan, moment)
+            _reopen(connection, key, plan, moment, since)
 
 
 def listed(
@@ -106,7 +111,11 @@ def _rename(connection: Connection, key: str, plan: Planned) -> None:
     connection.execute(renamed)
 
 
-def _reopen(connection: Connection, key: str, plan: Planned, moment: float) -> None:
+def _reopen(
+    connection: Connection, key: str, plan: Planned, moment: float, since: float | None
+) -> None:
     told = {"state": plan.state, "reason": plan.reason, "tier": plan.tier, "updated": moment}
-    untouched = (CELLS.c.key == key) & CELLS.c.state.not_in(_KEPT)
-    connection.execute(update(CELLS).where(untouched).values(**told, culprit=None, attempts=0))
+    open_to_it = (CELLS.c.key == key) & CELLS.c.state.not_in(_KEPT)
+    if since is not None and plan.state is CellState.MISSING:
+        open_to_it &= (CELLS.c.state != CellState.FAILED) | (CELLS.c.updated <= since)
+    connection.execute(update(CELLS).where(open_to_it).values(**told, culprit=None, attempts=0))

@@ -110,10 +110,18 @@ class Store:
 
     # Cells and who plays them.
 
-    def plan(self, planned: Iterable[Planned]) -> None:
-        """Add cells by their key, once. Running and done cells only take over new names."""
+    def clock(self) -> float:
+        """Unix time as cells are stamped with it: the server's, where there is one."""
+        with self._read() as connection:
+            return leases.now(connection)
+
+    def plan(self, planned: Iterable[Planned], *, since: float | None = None) -> None:
+        """Add cells by their key, once. Running and done cells only take over new names.
+
+        What was skipped or failed is open again, unless it failed after `since` (by the clock).
+        """
         with self._write() as connection:
-            cells.plan(connection, planned, leases.now(connection))
+            cells.plan(connection, planned, leases.now(connection), since)
 
     def lease(self, key: str, owner: str) -> Lease | None:
         """The right to play a cell for 60 seconds and on; None where it is not open.

@@ -48,6 +48,21 @@ def test_a_failed_and_a_skipped_cell_open_again_when_planned(store: Store) -> No
     }
 
 
+def test_what_fails_in_a_run_stays_failed_for_all_who_work_on_it(store: Store) -> None:
+    plan = Planned(tiny_cell())
+    before = store.clock()
+    store.plan([plan], since=before)
+    store.fail(leased(store, plan.cell.key), Failure(Culprit.PLUGIN, "no."))
+    store.plan([plan], since=before)
+    assert [(row.state, row.reason) for row in store.cells()] == [("failed", "no.")]
+    store.plan([Planned(plan.cell, CellState.NOT_APPLICABLE, "never.")], since=before)
+    assert [(row.state, row.reason) for row in store.cells()] == [("not applicable", "never.")]
+    store.plan([plan], since=before)
+    store.fail(leased(store, plan.cell.key), Failure(Culprit.PLUGIN, "no."))
+    store.plan([plan], since=store.clock())
+    assert [(row.state, row.reason) for row in store.cells()] == [("missing", "")]
+
+
 def test_a_renamed_attack_keeps_its_figures(store: Store) -> None:
     key = planned(store, items=1)
     lease = leased(store, key)
