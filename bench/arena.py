@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,7 +103,15 @@ class Arena:
     @cached_property
     def clean(self) -> Answer:
         """The clean pass, of a copy of its own."""
-        groups = range(-(-len(self.x) // GROUP))
+        return self._passed(lambda: None)
+
+    def know(self, beat: Callable[[], None]) -> None:
+        """Make the clean pass, unless it is made; `beat` is called between its groups."""
+        if "clean" not in vars(self):
+            self.clean = self._passed(beat)
+
+    def _passed(self, beat: Callable[[], None]) -> Answer:
+        groups = _paced(-(-len(self.x) // GROUP), beat)
         answer = self._court("clean").answer(self.x, groups)
         classes = len(self.dataset.classes)
         wrong = misfit(answer.logits.shape[1] + self.rejects, classes, rejects=self.rejects)
@@ -215,6 +223,13 @@ class Arena:
             return torch.full_like(self.y, -1)
         classes = len(self.dataset.classes)
         return RULES[threat.goal.rule](self.y, self.clean.logits, classes, self.seed)
+
+
+def _paced(groups: int, beat: Callable[[], None]) -> Iterator[int]:
+    for group in range(groups):
+        if group:
+            beat()
+        yield group
 
 
 def _next(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:

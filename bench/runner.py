@@ -219,10 +219,12 @@ class Worker:
         return _failure(self._row(cell))
 
     def _cleaned(self, arena: Arena, lease: Lease) -> None:
+        beat = self.store.beats(lease)
+        arena.know(beat)
         if len(self.store.finished_items(lease.key)) == 0:
             outcomes = verify.clean_outcomes(arena.clean, arena.y)
             self.store.record(lease, Chunk(outcomes, 0.0))
-        diagnose(self.store, self.registry, arena, self.listener, self.store.beats(lease))
+        diagnose(self.store, self.registry, arena, self.listener, beat)
 
     def _cell(self, seat: Seat) -> None:
         """Play one cell, if it is open."""
@@ -284,8 +286,11 @@ class Worker:
         """The heart: the engine's attempts through the referee's hands.
 
         `met` are the items of a cell of a cascade (None: all); the others are spared. `beat` is
-        called every few steps.
+        called between the groups of a clean pass and every few steps.
         """
+        for built in (arena, source):
+            if built is not None:
+                built.know(beat)
         threat, attack = pair.threat, pair.attack
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
         game = replace(arena.game(threat, attack, source), beat=beat)

@@ -25,6 +25,7 @@ from bench.records import CLEAN, BenchError, CellState, Outcomes
 from bench.registry import Registry
 from bench.shelf import DefenseShelf, NeedsTraining
 from bench.store import CellRow, Store, leases
+from bench.verify import Court
 
 ROOT = Path(__file__).parent.parent
 SUBMISSIONS = ROOT / "submissions"
@@ -277,6 +278,26 @@ def test_a_lease_lasts_while_nothing_can_be_committed_yet(
     # The clean pass is committed at once, then the only group of the cell.
     assert words[0] == "record" == words[-1] and words.count("record") == 2
     assert words.count("heartbeat") >= 40 / 4
+
+
+def test_a_lease_lasts_through_a_clean_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four groups of the defense's, and of the twin's that nobody has asked before."""
+    words: list[str] = []
+    for owner, name, word in ((Court, "_group", "group"), (Store, "heartbeat", "beat")):
+        whole = getattr(owner, name)
+
+        def heard(*rest: Any, word: str = word, whole: Any = whole) -> Any:
+            words.append(word)
+            return whole(*rest)
+
+        monkeypatch.setattr(owner, name, heard)
+    monkeypatch.setattr(leases, "BEAT", 0.0)
+    one = replace(SELECTION, defenses=("linear",), attacks=("transfer",), examples=256)
+    assert campaign(tmp_path / "bench.db", selection=one).run() == 0
+    assert " ".join(words).startswith("group beat group beat group beat group beat")
+    assert " ".join(words).count("group beat group beat group beat group") >= 2
 
 
 def test_whoever_finds_a_training_in_other_hands_plays_something_else_meanwhile(

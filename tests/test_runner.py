@@ -30,6 +30,8 @@ from tests.store.small import AWAY
 
 SELECTION = Selection(("digits-linf",), ("linear",), ("random", "fgsm"), examples=32)
 DONE, FAILED = CellState.DONE, CellState.FAILED
+THIRD = "18@third-host#12345"
+"""A worker of whom nobody here sees whether it lives."""
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
     heard: list[Event] = []
     others: list[Lease] = []
     registry.diagnostics["hook"] = offered(Hook(lambda: others.append(taken_over(store, CLEAN))))
-    hand(registry, store, listener=heard.append).run()
+    hand(registry, store, listener=heard.append, owner=THIRD).run()
     found = rows(store)
     assert (found["random"].state, found["fgsm"].state) == (DONE, DONE)
     assert (found[CLEAN].state, found[CLEAN].owner) == (CellState.RUNNING, AWAY)
@@ -188,7 +190,7 @@ def test_a_cell_that_another_has_taken_over_is_not_failed_from_here(
 
     registry.attacks["hook"] = offered(Hook(stumble))
     asked = replace(SELECTION, attacks=("hook",))
-    hand(registry, store, selection=asked, listener=heard).run()
+    hand(registry, store, selection=asked, listener=heard, owner=THIRD).run()
     assert len(others) == 1 and rows(store)["hook"].state is DONE
 
 

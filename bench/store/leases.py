@@ -1,4 +1,7 @@
-"""Leases: one writer a key. The fence gives safety; the clock only says who may try next."""
+"""Leases: one writer a key. The fence gives safety; the clock only says who may try next.
+
+Where an owner is seen to run, or to run no more, the clock is not asked.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from bench.records import CellState, Culprit, Failure
 from bench.store.database import insert_new
-from bench.store.owner import is_gone
+from bench.store.owner import is_alive, is_gone
 from bench.store.rows import Lease, LeaseLostError
 from bench.store.tables import CELLS, TASKS
 
@@ -21,8 +24,8 @@ PATIENCE = 3
 
 POISONED = Failure(
     Culprit.INFRASTRUCTURE,
-    f"poisoned: {PATIENCE} attempts died before they committed an outcome, read their last"
-    " lines and run the cell again when the cause is gone.",
+    f"poisoned: {PATIENCE} attempts died or fell silent before they committed an outcome, read"
+    " their last lines and run the cell again when the cause is gone.",
 )
 
 
@@ -37,7 +40,7 @@ def now(connection: Connection) -> float:
 def take_cell(connection: Connection, key: str, owner: str) -> Lease | None:
     """Lease a missing cell, or one whose owner is dead or late; None where it is not open."""
     row = _locked(connection, CELLS, key)
-    if row is None or not _is_open(connection, row):
+    if row is None or not _is_open(connection, row, owner):
         return None
     if row.state == CellState.RUNNING and row.attempts >= PATIENCE:
         fail(connection, Lease(key, row.owner, row.fence), POISONED)
@@ -50,7 +53,7 @@ def take_task(connection: Connection, name: str, owner: str) -> Lease | None:
     fresh = {"key": name, "state": CellState.MISSING, "reason": "", "owner": "", "fence": 0}
     insert_new(connection, TASKS, [fresh | {"lease_until": 0.0, "attempts": 0, "updated": 0.0}])
     row = _locked(connection, TASKS, name)
-    if row is None or not _is_open(connection, row, retry=True):
+    if row is None or not _is_open(connection, row, owner, retry=True):
         return None
     return _take(connection, TASKS, row, owner)
 
@@ -94,10 +97,17 @@ def _locked(connection: Connection, table: Table, key: str) -> Row[tuple[object,
     return connection.execute(asked).first()
 
 
-def _is_open(connection: Connection, row: Row[tuple[object, ...]], *, retry: bool = False) -> bool:
+def _is_open(
+    connection: Connection, row: Row[tuple[object, ...]], asker: str, *, retry: bool = False
+) -> bool:
     if row.state == CellState.RUNNING:
-        return row.lease_until <= now(connection) or is_gone(row.owner)
+        return is_gone(row.owner) or (row.lease_until <= now(connection) and _left(row, asker))
     return row.state == CellState.MISSING or (retry and row.state == CellState.FAILED)
+
+
+def _left(row: Row[tuple[object, ...]], asker: str) -> bool:
+    """Whether a late lease may be taken: an owner who is seen to live on this host is slow."""
+    return row.owner == asker or not is_alive(row.owner)
 
 
 def _take(connection: Connection, table: Table, row: Row[tuple[object, ...]], owner: str) -> Lease:

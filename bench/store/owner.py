@@ -23,10 +23,20 @@ def owner_name(label: str = "") -> str:
 
 def is_gone(owner: str) -> bool:
     """Whether the owner is a process of this host that runs no more; False where unknown."""
+    return _runs(owner) is False
+
+
+def is_alive(owner: str) -> bool:
+    """Whether the owner is a process of this host that still runs; False where unknown."""
+    return _runs(owner) is True
+
+
+def _runs(owner: str) -> bool | None:
+    """None where this host cannot tell."""
     parts = _OWNER.fullmatch(owner)
     if parts is None or parts["place"] != _place() or parts["birth"] == "unknown":
-        return False
-    return _birth(int(parts["pid"])) != parts["birth"]
+        return None
+    return _birth(int(parts["pid"])) == parts["birth"]
 
 
 def _place() -> str:

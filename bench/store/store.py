@@ -126,7 +126,8 @@ class Store:
     def lease(self, key: str, owner: str) -> Lease | None:
         """The right to play a cell for 60 seconds and on; None where it is not open.
 
-        Open is what is missing, or running with an owner who is late, or dead on this host.
+        Open is what is missing, or running with an owner who is dead on this host, or late and
+        not seen to live there.
         """
         with self._write() as connection:
             return leases.take_cell(connection, key, owner)

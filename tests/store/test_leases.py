@@ -20,6 +20,13 @@ from bench.store.tables import CELLS
 from tests.store.small import AWAY, expire, leased, planned, tiny_chunk
 from tests.store.workers import tiny_cell
 
+SLEEPER = """
+import sys
+from bench.store.owner import owner_name
+print(owner_name(), flush=True)
+sys.stdin.read()
+"""
+
 
 def test_a_held_cell_is_not_leased_again(store: Store) -> None:
     key = planned(store)
@@ -105,6 +112,37 @@ def test_a_pid_of_another_host_proves_nothing(store: Store) -> None:
     key = planned(store)
     leased(store, key, owner_name().replace("@", "@elsewhere."))
     assert store.lease(key, owner_name()) is None
+
+
+def test_a_slow_owner_who_lives_on_this_host_keeps_its_cell(store: Store) -> None:
+    key = planned(store)
+    command, pipe = [sys.executable, "-c", SLEEPER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as sleeper:
+        assert sleeper.stdout is not None
+        slow = leased(store, key, sleeper.stdout.readline().strip())
+        for _ in range(3):
+            expire(store, key)
+            assert store.lease(key, owner_name()) is None
+            assert store.lease(key, AWAY) is None
+        store.record(slow, tiny_chunk(0))
+        expire(store, key)
+        sleeper.kill()
+    assert leased(store, key, owner_name()).fence == 2
+
+
+def test_a_late_owner_of_another_host_is_taken_for_dead(store: Store) -> None:
+    key = planned(store)
+    leased(store, key, AWAY)
+    expire(store, key)
+    assert leased(store, key, owner_name()).fence == 2
+
+
+def test_who_asks_for_its_own_late_cell_has_left_it(store: Store) -> None:
+    key = planned(store)
+    leased(store, key, owner_name())
+    assert store.lease(key, owner_name()) is None
+    expire(store, key)
+    assert leased(store, key, owner_name()).fence == 2
 
 
 def test_a_released_cell_is_open_and_keeps_its_outcomes(store: Store) -> None:
