@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bench import matrix, school
 from bench.arena import Setting
-from bench.campaign import Campaign, current
+from bench.campaign import Campaign, current, member
 from bench.events import Event
 from bench.matrix import Selection
 from bench.offer import Offer
@@ -54,9 +55,11 @@ class Moody(nn.Module):
     """A network that answers, until somebody spoils its mood."""
 
     spoilt = False
+    asked = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """The first ten pixels."""
+        Moody.asked += 1
         if Moody.spoilt:
             raise ValueError("not in the mood")
         return images.flatten(1)[:, :10]
@@ -280,3 +283,37 @@ def test_what_fails_is_played_once_in_a_run_however_many_work_on_it(
     assert len(plays) == 1 and rows(store)["hook"].state is FAILED
     hand(registry, store, selection=asked).run()
     assert len(plays) == 2, "a run of its own tries again"
+
+
+def test_a_clean_pass_that_fails_is_made_once_in_a_run(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two boards stand on it; both say why they have no figure."""
+    monkeypatch.setattr(Moody, "spoilt", True)
+    monkeypatch.setattr(Moody, "asked", 0)
+    registry.defenses["moody"] = offered(Defense("moody", moody))
+    boards = replace(SELECTION, threats=("digits-linf", "digits-l2"), defenses=("moody",))
+    hand(registry, store, selection=replace(boards, attacks=("random",))).run()
+    assert Moody.asked == 1
+    assert [row.state for row in store.cells()] == [FAILED] * 3
+
+
+def test_the_processes_of_a_campaign_are_one_run(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays: list[str] = []
+
+    def stumble() -> None:
+        plays.append("hook")
+        raise ValueError("stumbled")
+
+    monkeypatch.setattr(Registry, "load", lambda **_: registry)
+    registry.attacks["hook"] = offered(Hook(stumble))
+    asked = replace(SELECTION, attacks=("hook",))
+    whole = Campaign(asked, f"sqlite:///{tmp_path / 'bench.db'}", quiet=True)
+    events: Any = Queue()
+    with Store.open(whole.url) as store:
+        began = store.clock()
+    for rank in range(2):
+        member(whole, rank, events, began)
+    assert len(plays) == 1
