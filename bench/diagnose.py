@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from bench.arena import Arena
@@ -11,32 +9,33 @@ from bench.blame import blame
 from bench.events import Event, Listener
 from bench.plugin import Diagnostic, Evidence, Finding
 from bench.registry import STRANGE, Registry
+from bench.store import Evidence as Note
 from bench.store import Store
 
 LOOKED_AT = 64  # clean images
 
 
-def diagnose(
-    store: Store, registry: Registry, arena: Arena, listener: Listener, beat: Callable[[], None]
-) -> None:
+def diagnose(store: Store, registry: Registry, arena: Arena, listener: Listener) -> None:
     """Note what every diagnostic finds; one that fails has tested nothing, and it is said.
 
     Args:
-        store: gets the findings.
+        store: gets the findings; what it has of a diagnostic as it stands is not asked again.
         registry: where the diagnostics are.
         arena: the defense.
         listener: hears of diagnostics that failed.
-        beat: is called after each of them.
     """
+    known = store.evidence(arena.digest, arena.examples.digest)
+    noted = {(note.diagnostic, note.source) for note in known}
     for name, offer in registry.diagnostics.items():
+        if (name, offer.source) in noted:
+            continue
         try:
             finding, sentence = evidence(offer.value, arena)
         except STRANGE as error:
             finding, sentence = Finding.NOT_TESTED, f"It failed: {blame(error).reason}"
             listener(Event("odd", f"{name} tells nothing of {arena.defense.name}. {sentence}"))
         whose = (arena.defense.name, arena.digest, arena.examples.digest)
-        store.note(*whose, name, str(finding), sentence)
-        beat()
+        store.note(*whose, Note(name, str(finding), sentence, offer.source))
 
 
 def evidence(tool: Diagnostic, arena: Arena) -> Evidence:

@@ -119,6 +119,8 @@ class Worker:
         failure = self._clean(arena)
         if failure is not None:
             return self._closed([self._seat(p, arena).cell for p in pairs], pairs, failure)
+        if self._row(arena.clean_cell()).state is CellState.DONE:
+            diagnose(self.store, self.registry, arena, self.listener)
         certify(self.store, self.registry, arena, threat, self.certifiers, self.listener)
         if self.selection.mode == "rank":
             return self._cascade(pairs, arena)
@@ -204,7 +206,7 @@ class Worker:
             self.listener(Event("failed", failure.reason, cell))
 
     def _clean(self, arena: Arena) -> Failure | None:
-        """The clean pass and what the diagnostics say, once for each set of examples.
+        """The clean pass, once for each set of examples.
 
         Why it failed, where it did: then no attack can be judged.
         """
@@ -219,12 +221,10 @@ class Worker:
         return _failure(self._row(cell))
 
     def _cleaned(self, arena: Arena, lease: Lease) -> None:
-        beat = self.store.beats(lease)
-        arena.know(beat)
+        arena.know(self.store.beats(lease))
         if len(self.store.finished_items(lease.key)) == 0:
             outcomes = verify.clean_outcomes(arena.clean, arena.y)
             self.store.record(lease, Chunk(outcomes, 0.0))
-        diagnose(self.store, self.registry, arena, self.listener, beat)
 
     def _cell(self, seat: Seat) -> None:
         """Play one cell, if it is open."""

@@ -13,14 +13,14 @@ import torch
 from sqlalchemy import update
 from torch import Tensor, nn
 
-from bench import matrix, school
+from bench import matrix, school, verify
 from bench.arena import Setting
 from bench.campaign import Campaign, current, member
 from bench.events import Event
 from bench.matrix import Selection
 from bench.offer import Offer
 from bench.plugin import Access, Defense, Evidence, Problem, Shelf
-from bench.records import CLEAN, CellState, Culprit
+from bench.records import CLEAN, CellState, Culprit, Outcomes
 from bench.registry import Registry
 from bench.runner import Seat, Worker
 from bench.shelf import DefenseShelf, NeedsTraining
@@ -163,18 +163,38 @@ def test_a_clean_pass_that_fails_takes_no_finished_result_away(
     assert {row.state for row in store.cells()} == {DONE}
 
 
-def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
+def test_a_diagnostic_is_asked_again_when_its_code_has_changed_and_only_then(
     registry: Registry, store: Store
+) -> None:
+    asked: list[str] = []
+    for source in ("0" * 64, "0" * 64, "1" * 64):
+        tool = Hook(lambda source=source: asked.append(source))  # type: ignore[misc]
+        registry.diagnostics["hook"] = replace(offered(tool), source=source)
+        hand(registry, store).run()
+    assert asked == ["0" * 64, "1" * 64], "the clean pass had long been made the third time"
+    clean = rows(store)[CLEAN]
+    notes = store.evidence(clean.defense_digest, clean.examples)
+    assert [note.source for note in notes if note.diagnostic == "hook"] == ["1" * 64]
+
+
+def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Event] = []
     others: list[Lease] = []
-    registry.diagnostics["hook"] = offered(Hook(lambda: others.append(taken_over(store, CLEAN))))
+    judged = verify.clean_outcomes
+
+    def slow(*whose: Any) -> Outcomes:
+        others.append(taken_over(store, CLEAN))
+        return judged(*whose)
+
+    monkeypatch.setattr(verify, "clean_outcomes", slow)
     hand(registry, store, listener=heard.append, owner=THIRD).run()
     found = rows(store)
     assert (found["random"].state, found["fgsm"].state) == (DONE, DONE)
     assert (found[CLEAN].state, found[CLEAN].owner) == (CellState.RUNNING, AWAY)
     assert any(event.kind == "wait" and "is lost" in event.text for event in heard)
-    store.finish(*others)
+    assert not store.evidence(found[CLEAN].defense_digest, found[CLEAN].examples)
 
 
 def test_a_cell_that_another_has_taken_over_is_not_failed_from_here(

@@ -35,8 +35,7 @@ class Surroundings:
     """The boards that differ in a smaller radius alone."""
     certificates: Sequence[Certificate]
     certifiers: Mapping[str, Card]
-    diagnostics: Sequence[str]
-    """The names of all that may note something."""
+    diagnostics: Mapping[str, Card]
     notes: Mapping[str, Sequence[Note]]
     """By defense."""
 
@@ -54,7 +53,7 @@ def surroundings(store: Store, played: Played, known: Sequence[Board]) -> Surrou
             for proof in store.certificates(board.id, examples)
         ],
         certifiers={card.name: card for card in store.cards("certifier")},
-        diagnostics=[card.name for card in store.cards("diagnostic")],
+        diagnostics={card.name: card for card in store.cards("diagnostic")},
         notes={
             name: store.evidence(standing.digest, standing.examples)
             for name, standing in played.standings.items()
@@ -83,7 +82,13 @@ def flags(played: Played, standing: Standing, around: Surroundings) -> tuple[Fla
         signs.soundness_error(standing, around.smaller, around.certificates, around.certifiers),
     )
     taken = {flag.name for flag in computed}
-    noted = {note.diagnostic: Flag(*note) for note in around.notes.get(standing.defense, ())}
-    for name in around.diagnostics:
-        noted.setdefault(name, Flag(name, NOT_TESTED, "Not examined on these examples."))
-    return (*computed, *(noted[name] for name in sorted(noted) if name not in taken))
+    others = [card for name, card in sorted(around.diagnostics.items()) if name not in taken]
+    return (*computed, *(found(card, around.notes.get(standing.defense, ())) for card in others))
+
+
+def found(diagnostic: Card, notes: Iterable[Note]) -> Flag:
+    """What a diagnostic has noted as its code stands now."""
+    for note in notes:
+        if (note.diagnostic, note.source) == (diagnostic.name, diagnostic.digest):
+            return Flag(note.diagnostic, note.finding, note.sentence)
+    return Flag(diagnostic.name, NOT_TESTED, "Not examined on these examples.")

@@ -108,6 +108,8 @@ class Evidence(NamedTuple):
     diagnostic: str
     finding: str
     sentence: str
+    source: str
+    """Digest of the diagnostic's source when it was asked."""
 
 
 class Certificate(NamedTuple):

@@ -219,17 +219,8 @@ class Store:
         with self._read() as connection:
             return images.read_exact(connection, self.artifacts, key)
 
-    def note(
-        self,
-        defense: str,
-        defense_digest: str,
-        examples: str,
-        diagnostic: str,
-        finding: str,
-        sentence: str,
-    ) -> None:
+    def note(self, defense: str, defense_digest: str, examples: str, found: Evidence) -> None:
         """Keep what a diagnostic found on a defense; its newest finding stands."""
-        found = Evidence(diagnostic, finding, sentence)
         with self._write() as connection:
             facts.note(connection, defense, defense_digest, examples, found)
 

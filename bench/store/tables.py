@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision this program knows, oldest first; the last one is what it writes."""
 
 METADATA = MetaData()
@@ -133,6 +133,7 @@ EVIDENCE = Table(
     Column("defense", Text, nullable=False),
     Column("finding", Text, nullable=False),
     Column("sentence", Text, nullable=False),
+    Column("source", Text, nullable=False, server_default=""),
 )
 
 CERTIFICATES = Table(

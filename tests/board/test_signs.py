@@ -7,6 +7,7 @@ import pytest
 
 from bench.board.flags import verdict
 from bench.board.signs import Flag, chance, paired_error
+from bench.store import Evidence
 from tests.board.small import ALL, NONE, enter, flag_of, rows_of
 from tests.small_store import World, first, some
 
@@ -146,13 +147,23 @@ def test_diagnostics_stand_beside_the_signs_and_unasked_ones_are_not_clear(world
     world.tool("diagnostic", "deterministic")
     enter(world, "d", ALL, NONE, NONE)
     key = world.digests["defense", "d"]
-    world.store.note("d", key, world.examples, "zero-gradients", "raised", "32 of 32 are zero.")
+    zero = Evidence("zero-gradients", "raised", "32 of 32 are zero.", "old")
+    world.store.note("d", key, world.examples, zero)
+    assert flag_of(world, "zero-gradients").state == "not tested", "it said so with other code"
+    world.store.note(
+        "d",
+        key,
+        world.examples,
+        zero._replace(source=world.digests["diagnostic", "zero-gradients"]),
+    )
     assert flag_of(world, "zero-gradients") == Flag(
         "zero-gradients", "raised", "32 of 32 are zero."
     )
     assert flag_of(world, "deterministic").state == "not tested"
     assert rows_of(world)["d"].verdict == "suspect"
-    world.store.note("d", key, world.examples, "deterministic", "raised", "It moves.")
+    source = world.digests["diagnostic", "deterministic"]
+    moves = Evidence("deterministic", "raised", "It moves.", source)
+    world.store.note("d", key, world.examples, moves)
     assert rows_of(world)["d"].verdict == "invalid"
 
 

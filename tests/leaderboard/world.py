@@ -23,7 +23,7 @@ from bench.records import (
     Verdict,
     digest,
 )
-from bench.store import Certificate, Planned, Store
+from bench.store import Certificate, Evidence, Planned, Store
 
 HOSTILE = "![x](http://evil.example/x.png)<img src=http://evil.example/y.png>:red[a]"
 """A name no registry would pass; the pages must be safe all the same."""
@@ -290,8 +290,9 @@ def _say_more(store: Store) -> None:
     for name in DEFENSES:
         finding = "raised" if name == "bit-depth-3" else "clear"
         zero = 31 if finding == "raised" else 0
-        store.note(name, digest(["defense", name]), SET, "gradient-check", finding,
-                   f"the gradient is zero on {zero} of 32 images")  # fmt: skip
+        sentence = f"the gradient is zero on {zero} of 32 images"
+        found = Evidence("gradient-check", finding, sentence, "")
+        store.note(name, digest(["defense", name]), SET, found)
     proven = np.random.default_rng(1).uniform(size=N) < 0.3
     linf = THREATS[0][0]
     known = store.cells(threat="digits-linf", mode="full")

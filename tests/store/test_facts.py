@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.records import BenchError, Card
-from bench.store import Certificate, Store
+from bench.store import Certificate, Evidence, Store
 
 
 def test_the_newest_card_is_the_current_one(store: Store) -> None:
@@ -34,14 +34,13 @@ def test_examples_are_kept_once(store: Store) -> None:
 
 
 def test_the_newest_finding_of_a_diagnostic_stands(store: Store) -> None:
-    store.note("d", "dd", "ex", "zero-gradient", "raised", "all gradients are zero.")
-    store.note("d", "dd", "ex", "batch", "clear", "one image at a time answers alike.")
-    store.note("d", "dd", "ex", "zero-gradient", "clear", "none is zero.")
-    store.note("d", "dd", "other", "batch", "raised", "it differs.")
-    assert store.evidence("dd", "ex") == [
-        ("batch", "clear", "one image at a time answers alike."),
-        ("zero-gradient", "clear", "none is zero."),
-    ]
+    before = Evidence("zero-gradient", "raised", "all gradients are zero.", "old")
+    after = Evidence("zero-gradient", "clear", "none is zero.", "new")
+    alike = Evidence("batch", "clear", "one image at a time answers alike.", "s")
+    for found in (before, alike, after):
+        store.note("d", "dd", "ex", found)
+    store.note("d", "dd", "other", alike._replace(finding="raised"))
+    assert store.evidence("dd", "ex") == [alike, after]
 
 
 def test_certificates_come_back_flag_by_flag(store: Store) -> None:
