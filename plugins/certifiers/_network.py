@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input
 
+from plugins.certifiers._in_place import Tracer, rereads
 from plugins.certifiers._spectral import of_convolution, of_matrix
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -158,10 +159,13 @@ def read(module: nn.Module) -> Network:
     if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
         raise UnreadableError("the model has hooks, which no certificate looks into")
     try:
-        graph = fx.Tracer().trace(module)
+        graph = Tracer().trace(module)
     except UNTRACED as error:
         raise UnreadableError(f"the model cannot be traced ({type(error).__name__})") from error
-    return Reader(module).read(graph)
+    network = Reader(module).read(graph)
+    if rereads(module, graph):
+        raise UnreadableError("the model reads a value again that it wrote over in place")
+    return network
 
 
 class Reader:
@@ -359,10 +363,14 @@ LAYERS: dict[type[nn.Module], Callable[[Any], list[Op]]] = {
 
 FUNCTIONS: dict[Any, Callable[..., Op]] = {
     operator.add: added,
+    operator.iadd: added,
     torch.add: added,
     operator.sub: subtracted,
+    operator.isub: subtracted,
     operator.mul: times,
+    operator.imul: times,
     operator.truediv: divided,
+    operator.itruediv: divided,
     torch.relu: rectified,
     F.relu: rectified,
     torch.flatten: flattened,
