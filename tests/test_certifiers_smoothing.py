@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from fractions import Fraction
 from statistics import NormalDist
@@ -230,3 +231,73 @@ def test_the_cards_of_statistical_certifiers_state_their_error() -> None:
     assert said["smoothing"] == said["pixeldp"] == {"exact": False, "error": 0.001}
     assert said["linear-exact"] == {"exact": True, "error": 0.0}
     assert said["intervals"] == {"exact": False, "error": 0.0}
+
+
+class Overhearing(nn.Module):
+    """Keeps the first pixel of every look that it is shown."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.heard: list[Tensor] = []
+
+    def forward(self, looks: Tensor) -> Tensor:
+        self.heard.append(looks[:, 0, 0, 0].clone())
+        answer: Tensor = self.classifier(looks)
+        return answer
+
+
+class Crib(nn.Module):
+    """Names class 1 on looks whose first pixel it has written down, and class 0 on all others."""
+
+    pixels: Tensor
+
+    def __init__(self, pixels: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("pixels", pixels)
+
+    def forward(self, looks: Tensor) -> Tensor:
+        known = torch.isin(looks[:, 0, 0, 0], self.pixels)
+        return torch.nn.functional.one_hot(known.long(), 2).float()
+
+
+def overheard(classifier: nn.Module, x: Tensor, draws: int = 500) -> Tensor:
+    """The first pixels of the looks by which a vote of this classifier is counted."""
+    ear = Overhearing(classifier)
+    counts(Smoothed(ear, SIGMA, 64).eval(), x, draws)
+    return torch.cat(ear.heard)
+
+
+def shared(first: Tensor, second: Tensor) -> float:
+    """The share of pixels that occur among the others; some do by chance."""
+    return float(torch.isin(first, second).double().mean())
+
+
+@every_certifier
+def test_draws_that_were_learnt_by_heart_certify_nothing(certifier: Certifier) -> None:
+    module, x, _, _ = world(20)
+    crib = Smoothed(Crib(overheard(module.classifier, x)), SIGMA, 512).eval()
+    y = torch.ones(20).long()
+    torch.manual_seed(1)
+    assert not (crib(x).argmax(1) == y).any(), "fresh noise is not in the crib"
+    assert not certifier.certify(crib, x, y, L2(Fraction(1, 100))).any()
+
+
+def test_the_noise_follows_every_number_of_the_module() -> None:
+    module, x, _, _ = world(4)
+    first = overheard(module.classifier, x)
+    assert torch.equal(overheard(copy.deepcopy(module.classifier), x), first)
+    for name, value in module.classifier.state_dict().items():
+        other = copy.deepcopy(module.classifier)
+        moved = other.state_dict()[name].flatten()[-1:]
+        moved += 2.0**-10
+        assert shared(overheard(other, x), first) < 0.01, name
+        assert not torch.equal(value, other.state_dict()[name])
+
+
+def test_the_noise_follows_numbers_that_are_not_saved() -> None:
+    module, x, _, _ = world(4)
+    module.classifier.register_buffer("unsaved", torch.zeros(1), persistent=False)
+    first = overheard(module.classifier, x)
+    module.classifier.get_buffer("unsaved").fill_(1)
+    assert shared(overheard(module.classifier, x), first) < 0.01

@@ -93,13 +93,29 @@ def quantile(p: float) -> float:
 def counts(module: Smoothed, x: Tensor, draws: int) -> Tensor:
     """[n, K] int64: how often the classifier names each class under the noise.
 
-    An image's noise is keyed by its own pixels: nothing depends on what stands beside it.
+    An image's noise is keyed by its own pixels and by the module's numbers: nothing depends on
+    what stands beside it, and no weights can have been made for the draws that they will meet.
+    Draws that are written into a module's code, which is not part of the key, are not excluded.
     """
-    return torch.cat([_counted(module, part, draws) for part in torch.split(x, ROWS)])
+    state = fingerprint(module)
+    return torch.cat([_counted(module, part, draws, state) for part in torch.split(x, ROWS)])
 
 
-def _counted(module: Smoothed, x: Tensor, draws: int) -> Tensor:
-    key = torch.tensor([_key(image) for image in x.cpu()], device=x.device)
+def fingerprint(module: nn.Module) -> bytes:
+    """A digest of all parameters and buffers, saved or not, by name."""
+    sha = hashlib.sha256()
+    for name, value in sorted((*module.named_parameters(), *module.named_buffers())):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        sha.update(_content(value.detach()))
+    return sha.digest()
+
+
+def _content(value: Tensor) -> bytes:
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _counted(module: Smoothed, x: Tensor, draws: int, state: bytes) -> Tensor:
+    key = torch.tensor([_key(state, image) for image in x.cpu()], device=x.device)
     found = []
     for turn, first in enumerate(range(0, draws, AT_ONCE)):
         noise = KeyedDraws(key, torch.full_like(key, turn))
@@ -113,8 +129,8 @@ def _counted(module: Smoothed, x: Tensor, draws: int) -> Tensor:
     return torch.stack(found).sum(0)
 
 
-def _key(image: Tensor) -> int:
-    return word(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
+def _key(state: bytes, image: Tensor) -> int:
+    return word(hashlib.sha256(state + _content(image)).hexdigest())
 
 
 @hookimpl
