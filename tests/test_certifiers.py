@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from bench.kit import KeyedDraws
 from bench.plugin import L1, L2, Goal, Linf, PerturbationSet
 from plugins.attacks.deepfool import DeepFool
+from plugins.certifiers.interval import Intervals
 from plugins.certifiers.linear import LinearExact, affine, worst_gap
 from plugins.defenses.linear import regression
 from tests.duel import duel, gaussian, interior, linear
@@ -215,10 +217,11 @@ def test_the_tolerance_of_the_referee_is_covered() -> None:
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)), "ReLU"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4)), "2 linear layers"),
+        (nn.Sequential(nn.Flatten(), *2 * [nn.Linear(4, 4)]), "2 linear layers"),
         (nn.Sequential(nn.Flatten()), "0 linear layers"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Softmax(1)), "Softmax"),
     ],
-    ids=["relu", "two-layers", "no-layer", "softmax"],
+    ids=["relu", "two-layers", "one-layer-twice", "no-layer", "softmax"],
 )
 def test_other_models_are_refused_with_a_sentence(model: nn.Module, word: str) -> None:
     sentence = certifier.refuses(model, Linf(Fraction(1, 10)))
@@ -232,6 +235,69 @@ def test_a_subclass_of_a_linear_layer_is_refused() -> None:
             return super().forward(x).abs()
 
     assert "Bent" in certifier.refuses(nn.Sequential(nn.Flatten(), Bent(12, 4)), L2(Fraction(1)))
+
+
+def turned(module: nn.Module, taken: tuple[Tensor], answer: Tensor) -> Tensor:
+    return -answer
+
+
+def with_hook(place: str) -> nn.Module:
+    model, _ = world()
+    model.get_submodule(place).register_forward_hook(turned)
+    return model
+
+
+def with_hook_before() -> nn.Module:
+    model, _ = world()
+    model.register_forward_pre_hook(lambda module, taken: (1 - taken[0],))
+    return model
+
+
+def with_forward_of_its_own() -> nn.Module:
+    model, _ = world()
+    layer = model.get_submodule("1")
+    weight, bias = layer.parameters()
+    layer.forward = lambda taken: -nn.functional.linear(taken, weight, bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(with_hook, "1"), partial(with_hook, ""), with_hook_before, with_forward_of_its_own],
+    ids=["hook-of-the-layer", "hook-of-the-model", "hook-before", "forward-on-the-instance"],
+)
+def test_a_model_that_answers_by_more_than_its_weights_is_refused(
+    make: Callable[[], nn.Module],
+) -> None:
+    for tool in (certifier, Intervals()):
+        sentence = tool.refuses(make(), Linf(Fraction(1, 10)))
+        assert "hook" in sentence and tool.name in sentence and sentence.endswith(".")
+
+
+class Fading(nn.Sequential):
+    """Shows a linear model to whoever traces it, and answers bright images with the opposite."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+        return torch.where(bright(images)[:, None], -answer, answer) if seen(images) else answer
+
+
+def bright(images: Tensor) -> Tensor:
+    return images.flatten(1).mean(1) > 0.5
+
+
+def seen(images: object) -> bool:
+    """Whether these are numbers, and not the symbols of a trace."""
+    return isinstance(images, Tensor)
+
+
+def test_nothing_is_certified_where_the_model_answers_otherwise() -> None:
+    model, x = world(rows=64)
+    y = model(x).argmax(1)
+    assert 8 < int(bright(x).sum()) < 56
+    assert certifier.certify(model, x, y, Linf(Fraction(0))).all()
+    found = certifier.certify(Fading(*model.children()), x, y, Linf(Fraction(0)))
+    assert torch.equal(found, ~bright(x))
 
 
 @pytest.mark.row("M03")

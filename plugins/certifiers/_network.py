@@ -156,7 +156,7 @@ def inputs_of(step: Step, boxes: list[Box]) -> list[Box]:
 
 def read(module: nn.Module) -> Network:
     """The graph of a module in eval mode; UnreadableError says what cannot be bounded."""
-    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+    if any(map(hooked, module.modules())):
         raise UnreadableError("the model has hooks, which no certificate looks into")
     try:
         graph = Tracer().trace(module)
@@ -166,6 +166,11 @@ def read(module: nn.Module) -> Network:
     if rereads(module, graph):
         raise UnreadableError("the model reads a value again that it wrote over in place")
     return network
+
+
+def hooked(part: nn.Module) -> bool:
+    """Whether a module has hooks, or a forward that replaces its type's."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 class Reader:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
+from plugins.certifiers._network import UnreadableError, read
+from plugins.certifiers.interval import honest
 
 KNOWN = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear)
 
@@ -17,7 +19,8 @@ class LinearExact:
 
     The gap z_k - z_y is linear in the image, so its maximum stands at `ball.farthest`, and the
     largest over the rivals decides: where the box is inactive that is |gap| / ||w||_dual > eps.
-    Examples nearer to the edge than float32 can tell are left uncertified.
+    Examples nearer to the edge than float32 can tell are left uncertified, and so are those that
+    the module itself does not answer by W x + b.
     """
 
     name = "linear-exact"
@@ -27,20 +30,24 @@ class LinearExact:
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """A sentence for anything but one linear layer."""
-        parts = list(module.modules())
+        parts = [part for _, part in module.named_modules(remove_duplicate=False)]
         strange = sorted({type(part).__name__ for part in parts if type(part) not in KNOWN})
         if strange:
             return f"the model holds {', '.join(strange)}; linear-exact reads one linear layer."
         layers = sum(isinstance(part, nn.Linear) for part in parts)
         if layers != 1:
             return f"the model has {layers} linear layers; linear-exact reads exactly one."
+        try:
+            read(module)
+        except UnreadableError as error:
+            return f"{error}; linear-exact reads one linear layer."
         return ""
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box."""
         weight, bias = affine(module)
         room = rounding(weight, bias) + ball.tolerance(x[0].numel()) * 2 * widest(weight)
-        return worst_gap(module, x, y, ball) < -room
+        return (worst_gap(module, x, y, ball) < -room) & honest(module, read(module), x)
 
 
 def worst_gap(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
