@@ -24,7 +24,8 @@ Hear = Callable[[Tensor, Tensor, Tensor], bool]
 class Stopped(BaseException):
     """Ends a library's run from within: its budget is spent, or nothing is left to win.
 
-    No `except Exception` inside the library swallows it.
+    No `except Exception` inside the library swallows it. The till is closed before it is raised:
+    where it is open, somebody else raised it.
     """
 
 

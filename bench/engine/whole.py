@@ -6,8 +6,10 @@ kept with what it had cost by then; whoever has none is looked at once in the im
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,7 +73,9 @@ def _set(
     try:
         seed = word(f"{game.seed} {attack.name} {items[0]}")
         images = _guarded(attack.name, lambda: attack.run(problem), seed)
-    except Stopped:
+    except Stopped as stop:
+        if till.open:
+            raise PluginError(_forged(attack.name, stop)) from stop
         return finds.settled(None)
     else:
         return finds.settled(_like(images, game.x[where], attack.name))
@@ -132,6 +136,15 @@ def _guarded(name: str, function: Callable[[], object], seed: int) -> object:
     except STRANGE as error:
         # A library may raise anything; the cell fails with its words, the matrix goes on.
         raise PluginError(f"{name} failed in its own run: {said(error)}.") from error
+
+
+def _forged(name: str, stop: Stopped) -> str:
+    """Who ended a run in the harness's name: the harness closes the till before it stops one."""
+    last = traceback.extract_tb(stop.__traceback__)[-1]
+    return (
+        f"{name} was stopped by {Path(last.filename).name}, line {last.lineno}, though nothing was "
+        "spent or won; Stopped is the harness's own, raise an error of another kind."
+    )
 
 
 def _like(images: object, x: Tensor, name: str) -> Tensor:
