@@ -21,6 +21,8 @@ COLUMNS = (
     "defense", "attack", "seed", "example", "target", "true_label", "clean_right",
     "label", "verdict", "distance", "forwards", "gradients", "step", "eight_bit", "fragile",
 )  # fmt: skip
+SQLITE = b"SQLite format 3\0"
+"""How every such database begins, the open one too."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +159,31 @@ def _about_images(cell: CellRow, n: int) -> str:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A neighbour to write into, renamed when all is written, removed when something fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.touch()
-        yield partial
-        partial.replace(path)
+        partial = _beside(path)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UnfitError(
             f"{path} cannot be written ({error.strerror or error}): name a file in a folder that"
             " exists and has room."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new file beside the one to come; UnfitError where a database lies, OSError elsewhere."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is there, and no file")
+    if path.is_file() and _begins(path) == SQLITE:
+        raise UnfitError(f"{path} is a database, which an export would erase: name another file.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.touch()
+    return partial
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(SQLITE))
