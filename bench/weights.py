@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from bench.entry import LARGEST
 
 HEADER = 16 << 20  # bytes; a million tensors' worth
 TENSORS = 10_000
+SIDES = 64  # of a tensor; numpy has as many
 SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,
@@ -48,8 +50,12 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
         raise UnsoundError(f"announces a header of {length} bytes, which it has no room for")
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
+    except UnsoundError:
+        raise
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UnsoundError(f"has a header that is no JSON: {error}") from error
+    except ValueError as error:
+        raise UnsoundError("has a number in its header that is too long to be read") from error
     if not isinstance(header, dict):
         raise UnsoundError("has a header that is no table of tensors")
     header.pop("__metadata__", None)
@@ -62,7 +68,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:
-            raise UnsoundError(f"names the key {key!r} twice")
+            raise UnsoundError(f"names the key {_brief(key)} twice")
         table[key] = value
     return table
 
@@ -73,10 +79,10 @@ def _places(header: dict[str, Any], room: int) -> list[tuple[str, dict[str, Any]
     ordered = sorted(header.items(), key=lambda item: _offsets(*item))
     for name, tensor in ordered:
         begin, end = _offsets(name, tensor)
-        if begin != at or end - begin != _length(name, tensor):
+        length = _length(name, tensor, room)
+        if begin != at or end - begin != length:
             raise UnsoundError(
-                f"gives {name!r} the bytes {begin} to {end}; from {at}, "
-                f"{_length(name, tensor)} bytes long, was expected"
+                f"{_given(name, begin, end)}; from {at}, {length} bytes long, was expected"
             )
         at = end
     if at != room:
@@ -88,16 +94,38 @@ def _offsets(name: str, tensor: Any) -> tuple[int, int]:
     match tensor:
         case {"data_offsets": [int(begin), int(end)], "dtype": str(), "shape": list()}:
             return begin, end
-    raise UnsoundError(f"describes {name!r} without dtype, shape and data_offsets")
+    raise UnsoundError(f"describes {_brief(name)} without dtype, shape and data_offsets")
 
 
-def _length(name: str, tensor: dict[str, Any]) -> int:
+def _given(name: str, begin: int, end: int) -> str:
+    return f"gives {_brief(name)} the bytes {_brief(begin)} to {_brief(end)}"
+
+
+def _brief(value: object) -> str:
+    """What a file says, cut where it is long."""
+    if isinstance(value, str) and len(value) <= 80:
+        return repr(value)
+    return reprlib.repr(value)
+
+
+def _length(name: str, tensor: dict[str, Any], room: int) -> int:
+    """Bytes of a tensor; no side is multiplied that the file has no room for."""
     shape: list[int] = tensor["shape"]
     kind: str = tensor["dtype"]
+    shown = _brief(name)
     if kind not in SIZES:
-        raise UnsoundError(f"holds {name!r} as {kind!r}; known: {', '.join(SIZES)}")
+        raise UnsoundError(f"holds {shown} as {_brief(kind)}; known: {', '.join(SIZES)}")
+    if len(shape) > SIDES:
+        raise UnsoundError(
+            f"gives {shown} a shape of {len(shape)} sides; at most {SIDES} are allowed"
+        )
     if not all(type(side) is int and side >= 0 for side in shape):
-        raise UnsoundError(f"gives {name!r} the shape {shape}")
+        raise UnsoundError(f"gives {shown} the shape {_brief(shape)}")
+    if max(shape, default=0) > room:
+        given = _given(name, *tensor["data_offsets"])
+        raise UnsoundError(
+            f"{given} and a side of {_brief(max(shape))}, more than the file has bytes"
+        )
     return math.prod(shape) * SIZES[kind]
 
 
@@ -111,7 +139,7 @@ def _finite(file: BinaryIO, start: int, name: str, place: dict[str, Any]) -> Non
     while left:
         content = file.read(min(left, BLOCK * SIZES[kind]))
         if not np.isfinite(_numbers(content, kind)).all():
-            raise UnsoundError(f"holds values in {name!r} that are not finite")
+            raise UnsoundError(f"holds values in {_brief(name)} that are not finite")
         left -= len(content)
 
 
