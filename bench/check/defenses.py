@@ -219,9 +219,12 @@ def gradient_is_the_slope(subject: Subject) -> str:
 
 
 def _exempt(subject: Subject, check: str) -> None:
-    """A control that hides its gradient on purpose says so, and why, in `detail`."""
+    """A built-in control that hides its gradient on purpose says so, and why, in `detail`.
+
+    Nobody else excuses himself.
+    """
     reasons = subject.defense.detail.get("exempt", {})
-    if check in reasons:
+    if subject.built_in and check in reasons:
         raise DoesNotApply(f"declared exempt: {reasons[check]}")
 
 

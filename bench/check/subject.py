@@ -63,6 +63,11 @@ class Subject:
         return DefenseShelf(self.registry, self.defense.name, self.dataset)
 
     @property
+    def built_in(self) -> bool:
+        """Whether it comes with the project."""
+        return self.registry.find("defense", self.defense.name).origin == "built-in"
+
+    @property
     def rejects(self) -> bool:
         """Whether its answers end with a rejection score."""
         return self.defense.rejects is not None

@@ -12,9 +12,9 @@ from bench.plugin import Defense, Shelf
 from bench.registry import Offer, Registry
 
 
-def found(world: Registry, kind: str, value: Any, check: str) -> Result:
+def found(world: Registry, kind: str, value: Any, check: str, origin: str = "planted") -> Result:
     """One law on one planted plugin."""
-    table = {**getattr(world, f"{kind}s"), value.name: Offer(value, "planted", "planted", "0" * 64)}
+    table = {**getattr(world, f"{kind}s"), value.name: Offer(value, origin, "planted", "0" * 64)}
     changed: dict[str, Any] = {f"{kind}s": table}
     registry = replace(world, **changed)
     (law,) = (law for law in LAWS[kind] if law.name == check)

@@ -279,10 +279,21 @@ def test_a_control_says_why_its_gradient_hides(world: Registry, classifier: nn.M
         lambda shelf: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
         detail={"exempt": {"a-gradient-exists": "a control"}},
     )
-    result = found(world, "defense", control, "a-gradient-exists")
+    result = found(world, "defense", control, "a-gradient-exists", origin="built-in")
     assert result.outcome is Outcome.NOT_APPLICABLE
     assert "a control" in result.sentence
     assert found(world, "defense", control, "better-than-chance").outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("origin", ["entry-point", "submission", "file"])
+@pytest.mark.parametrize("check", ["a-gradient-exists", "gradient-is-the-slope"])
+def test_a_stranger_excuses_himself_from_nothing(
+    world: Registry, classifier: nn.Module, origin: str, check: str
+) -> None:
+    stranger = defense(
+        lambda shelf: Wrapped(classifier, FORWARDS[check]), detail={"exempt": {check: "a control"}}
+    )
+    assert found(world, "defense", stranger, check, origin=origin).outcome is Outcome.FAIL
 
 
 def test_declared_randomness_breaks_no_law(world: Registry, classifier: nn.Module) -> None:
