@@ -84,7 +84,7 @@ def shown(value: object) -> str:
 
 
 def source_digest(module: ModuleType) -> str:
-    """SHA-256 of a module's file; with the files of its own package that it imports, if any."""
+    """SHA-256 of a module's file; with the files of its own package that it runs, if any."""
     path = Path(str(module.__file__))
     depth = module.__name__.count(".") + (path.name == "__init__.py")
     family = _family(path, path.parents[depth], set())
@@ -108,15 +108,29 @@ def source_of(kind: type) -> str:
 
 
 def _family(path: Path, home: Path, seen: set[Path]) -> set[Path]:
-    """The file, and every file of the same top package that it imports, directly or not."""
+    """The file, and every file of the same top package that importing it runs."""
     seen.add(path)
-    top = path.relative_to(home).parts[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        for place in _places(node, path, home):
-            file = place.with_suffix(".py")
-            if file not in seen and file.is_file() and file.relative_to(home).parts[0] == top:
-                _family(file, home, seen)
+    for file in _run_by(path, home) - seen:
+        if file not in seen:
+            _family(file, home, seen)
     return seen
+
+
+def _run_by(path: Path, home: Path) -> set[Path]:
+    """The files of its top package that one file imports, and those of the packages above it."""
+    top = path.relative_to(home).parts[0]
+    tree = ast.parse(path.read_bytes())
+    places = [place for node in ast.walk(tree) for place in _places(node, path, home)]
+    modules = {place.with_suffix(".py") for place in places}
+    packages = {place / "__init__.py" for place in (*places, *path.parents)}
+    there = {file for file in modules | packages if file.is_relative_to(home / top)}
+    return {file for file in there if file.is_file() and _says_something(file)}
+
+
+def _says_something(file: Path) -> bool:
+    """Whether it is more than the sentence for readers that many a package consists of."""
+    body = ast.parse(file.read_bytes()).body if file.name == "__init__.py" else [ast.Pass()]
+    return not all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in body)
 
 
 def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
