@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
-import traceback
+import dis
+import sys
+import sysconfig
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
 import bench
+import plugins
 from bench.records import BenchError, Culprit, Failure, PluginError
+from bench.source import MARK
 
-PACKAGE = str(Path(bench.__file__).parent)
+HARNESS = Path(bench.__file__).parent
+BUILT_IN = Path(plugins.__file__).parent
+LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
 def blame(error: BaseException) -> Failure:
     """Whose mistake an exception is, in one sentence."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    text = " ".join(str(error).split())[:400].rstrip(".")
+    if isinstance(error, PluginError):
+        return Failure(Culprit.PLUGIN, f"{text}.")
+    steps = _steps(error)
+    forged = bool(steps) and _raised(steps[-1]) and _culprit(_file(steps[-1])) is Culprit.PLUGIN
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not forged:
         return Failure(
             Culprit.INFRASTRUCTURE,
             "memory ran out; play with a smaller --batch or fewer --workers.",
         )
-    text = " ".join(str(error).split())[:400].rstrip(".")
-    if isinstance(error, PluginError):
-        return Failure(Culprit.PLUGIN, f"{text}.")
-    if isinstance(error, BenchError):
+    if isinstance(error, BenchError) and not forged:
         return Failure(Culprit.USER, f"{text}.")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _foreign(frame.filename)]
-    last = own[-1] if own else frames[-1]
-    culprit = Culprit.HARNESS if last.filename.startswith(PACKAGE) else Culprit.PLUGIN
-    place = f"{Path(last.filename).name}, line {last.lineno}"
-    return Failure(culprit, f"{type(error).__name__} in {place}: {text}.")
+    own = [step for step in steps if _culprit(_file(step)) is not None] or steps
+    culprit = _culprit(_file(own[-1])) or Culprit.PLUGIN
+    place = f"{_file(own[-1]).name}, line {own[-1].tb_lineno}"
+    said = f"{type(error).__name__} in {place}"
+    return Failure(culprit, f"{said}: {text}." if text else f"{said}.")
 
 
-def _foreign(filename: str) -> bool:
-    """Libraries do what they are told: the fault is with whoever called them."""
-    return "site-packages" in filename or filename.startswith("<")
+def _steps(error: BaseException) -> list[TracebackType]:
+    """The way from where it was caught to where it was raised."""
+    steps, step = [], error.__traceback__
+    while step is not None:
+        steps.append(step)
+        step = step.tb_next
+    return steps
+
+
+def _file(step: TracebackType) -> Path:
+    return Path(step.tb_frame.f_code.co_filename)
+
+
+def _raised(step: TracebackType) -> bool:
+    """Whether a `raise` stands there; what a call inside torch raises has none."""
+    return dis.opname[step.tb_frame.f_code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _culprit(file: Path) -> Culprit | None:
+    """Who answers for a file; None for libraries: they do what they are told."""
+    if any(file.is_relative_to(place) for place in (BUILT_IN, *_installed())):
+        return Culprit.PLUGIN
+    if file.is_relative_to(HARNESS):
+        return Culprit.HARNESS
+    foreign = {"site-packages", "dist-packages"} & set(file.parts)
+    if foreign or str(file).startswith("<") or any(map(file.is_relative_to, LIBRARIES)):
+        return None
+    return Culprit.PLUGIN
+
+
+def _installed() -> list[Path]:
+    """Where the installed plugins lie: the folder of each one's package, or its file."""
+    names = {point.module for point in entry_points(group=MARK)}
+    parts = {part for name in names for part in (name.split(".")[0], name)}
+    modules = [sys.modules[part] for part in parts if part in sys.modules]
+    files = [Path(str(module.__file__)) for module in modules if getattr(module, "__file__", "")]
+    return [file.parent if file.name == "__init__.py" else file for file in files]
