@@ -42,17 +42,20 @@ def run(
     """Every check of everything that a plugin offers.
 
     A path is a plugin's file, or its folder: its code is imported into this process, so name only
-    what you trust. A name is that of anything registered. BenchError when it is neither. With
-    `train` the weights that a defense needs and nobody has made yet are made first.
+    what you trust. A name is that of anything registered, or of an entry whose code waits: then
+    its folder is examined, and no other entry's code is run. BenchError when it is none of these.
+    With `train` the weights that a defense needs and nobody has made yet are made first.
     """
-    path = Path(path_or_name)
+    path, filled = Path(path_or_name), registry or Registry.load()
     if path.is_dir() or path.suffix == ".py":
-        return list(_of_path(path, registry or Registry.load(), train))
-    filled = registry or Registry.load(allow_unsandboxed=True)
-    found = [(kind, offer) for kind, offer in _offers(filled) if offer.value.name == str(path)]
+        return list(_of_path(path, filled, train))
+    name = str(path)
+    found = [(kind, offer) for kind, offer in _offers(filled) if offer.value.name == name]
+    if not found and name in filled.entries:
+        return list(_of_path(filled.entries[name].folder, filled, train))
     if not found:
-        known = sorted({offer.value.name for _, offer in _offers(filled)})
-        raise BenchError(f"no plugin and no path is named {str(path)!r}{near(str(path), known)}.")
+        known = sorted({offer.value.name for _, offer in _offers(filled)} | set(filled.entries))
+        raise BenchError(f"no plugin and no path is named {name!r}{near(name, known)}.")
     return [result for kind, offer in found for result in examine(filled, kind, offer, train)]
 
 
