@@ -29,6 +29,8 @@ LARGEST = {  # bytes; a card or a program beyond these is something else
     "README.md": 1 << 20,
     "weights.safetensors": 2 << 30,
 }
+COMPLAINTS = 10
+"""So many are told of one card."""
 
 
 def _text(value: str) -> str:
@@ -124,9 +126,13 @@ def parse_card(content: bytes, folder: str) -> EntryCard:
     """A card from the bytes of its file; `folder` must carry the card's name."""
     where = f"card.toml of {folder!r}"
     try:
-        card = EntryCard.model_validate(tomllib.loads(content.decode("utf-8")))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(content.decode("utf-8"))
+    except RecursionError as error:  # brackets in brackets, thousands of them
+        raise BenchError(f"{where} is not TOML in UTF-8: RecursionError: {error}.") from error
+    except ValueError as error:  # a TOMLDecodeError, or what int() says of 5,000 digits
         raise BenchError(f"{where} is not TOML in UTF-8: {error}.") from error
+    try:
+        card = EntryCard.model_validate(table)
     except ValidationError as error:
         raise BenchError(f"{where}: {_sentence(error)}.") from error
     if card.name != folder:
@@ -185,21 +191,32 @@ def _hash(path: Path) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    """Every complaint, field first."""
-    return "; ".join(_complaint(dict(detail)) for detail in error.errors())
+    """The first complaints, field first, and how many more there are."""
+    details = error.errors()
+    told = [_complaint(dict(detail)) for detail in details[:COMPLAINTS]]
+    more = len(details) - len(told)
+    return "; ".join([*told, *([f"and {more} more complaints"] if more else [])])
 
 
 def _complaint(detail: dict[str, Any]) -> str:
     place = [str(part) for part in detail["loc"]]
     field = ".".join(place)
+    field = field if len(field) <= 80 else f"{field[:80]}…"
     if detail["type"] == "extra_forbidden":
         known = _keys(ClaimLine if len(place) > 1 else EntryCard)
-        return f"field {field!r} is unknown{near(place[-1], known)}"
+        return f"field {field!r} is unknown{near(place[-1][:80], known)}"
     if detail["type"] == "missing":
         return f"field {field!r} is missing"
-    came = repr(detail["input"])
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"field {field!r} came as {came[:80]}: {message}"
+    return f"field {field!r} came as {_came(detail['input'])}: {message}"
+
+
+def _came(value: object) -> str:
+    """The beginning of what a field held, or its type where it is too large to be printed."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return f"a huge {type(value).__name__}"
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

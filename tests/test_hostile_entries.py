@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from bench import check
 from bench.records import BenchError
-from tests.planted import ATTACK, entry
+from bench.registry import Registry
+from tests.planted import ATTACK, CARD, entry
 
 
 @pytest.fixture
@@ -35,3 +37,40 @@ def test_checking_a_name_imports_no_entry_but_the_one_of_that_name(shelf: Path) 
     assert [r.check for r in results][:2] == ["card-is-in-order", "passes-the-door"]
     assert {r.name for r in results} == {"one"}
     assert one.exists() and not other.exists()
+
+
+def card(name: str, **changes: str) -> str:
+    """A card in order, but for these fields."""
+    text = CARD.format(kind="attack", name=name)
+    for field, value in changes.items():
+        text = re.sub(rf"(?m)^{field} = .*$", f"{field} = {value}", text)
+    return text
+
+
+DEEP, LONG = "[" * 30_000, "9" * 5_000
+CARDS = {
+    "deep": ("a = " + DEEP, "is not TOML in UTF-8: RecursionError: maximum recursion depth"),
+    "long": ("a = " + LONG, "is not TOML in UTF-8: Exceeds the limit (4300 digits)"),
+    "hexadecimal": (card("hexadecimal", title="0x" + "f" * 60_000), "'title' came as a huge int:"),
+    "dotted": (
+        card("dotted").replace("title = ", "title." + ".".join("a" * 30_000) + " = "),
+        "field 'title' came as a huge dict: Input should be a valid string.",
+    ),
+    "wordy": (
+        card("wordy") + "".join(f"x{i} = 1\n" for i in range(4_000)),
+        "; and 3990 more complaints.",
+    ),
+    "endless": (card("endless") + "x" * 50_000 + " = 1", "xxx…' is unknown."),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_that_chokes_its_reader_is_told_alone(shelf: Path, name: str) -> None:
+    text, sentence = CARDS[name]
+    (entry(shelf, name, "") / "card.toml").write_text(text)
+    entry(shelf, "good", ATTACK.format(name="good"))
+    found = Registry.load()
+    assert list(found.entries) == ["good"]
+    (problem,) = found.problems
+    assert problem.startswith(f"card.toml of {name!r}") and sentence in problem
+    assert problem.endswith(".") and len(problem) < 3_000
