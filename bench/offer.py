@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from bench.entry import NAME
+from bench.fields import mistyped
 from bench.identity import resolved, shown
-from bench.plugin import Access, Attack, Certifier, Dataset, Defense, Diagnostic, Traits
-from bench.records import Card, PluginError, digest
+from bench.plugin import Absent, Access, Attack, Certifier, Dataset, Defense, Diagnostic, Traits
+from bench.records import Card, PluginError, canonical, digest
 from bench.threat import ThreatModel, describe
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Offer(Generic[T]):
 
 def complaint(kind: str, value: object) -> str:
     """Why this is no offer of its kind; empty when it is one."""
-    wrong = _RULES[kind](value)
+    wrong = mistyped(value, Absent) if isinstance(value, Absent) else _RULES[kind](value)
     if wrong:
         return wrong
     name = value.name  # type: ignore[attr-defined]
@@ -44,7 +45,9 @@ def complaint(kind: str, value: object) -> str:
 def _is(kind: type) -> Callable[[object], str]:
     """A rule: the value is one of these records."""
     return lambda value: (
-        "" if isinstance(value, kind) else f"is {shown(value)}, not a {kind.__name__}"
+        mistyped(value, kind)
+        if isinstance(value, kind)
+        else f"is {shown(value)}, not a {kind.__name__}"
     )
 
 
@@ -54,22 +57,34 @@ def _has(kind: str, **wanted: Any) -> Callable[[object], str]:
     def rule(value: object) -> str:
         if isinstance(value, type):
             return f"is the class {value.__name__}; offer an instance: {value.__name__}()"
-        for name, type_ in wanted.items():
+        for name in wanted:
             if not hasattr(value, name):
                 return f"is {shown(value)} without {name!r}, which every {kind} has"
-            found = getattr(value, name)
-            if type_ is callable:
-                if not callable(found):
-                    return f"has {name} = {shown(found)}, not a method"
-            elif not isinstance(found, type_) or (type_ is int and isinstance(found, bool)):
-                return f"has {name} = {shown(found)}, not of type {type_.__name__}"
-        return ""
+        return _may(value, **wanted)
 
     return rule
 
 
+def _may(value: object, **wanted: Any) -> str:
+    """Which of these attributes, where it is there at all, is of a wrong type."""
+    for name, type_ in wanted.items():
+        if not hasattr(value, name):
+            continue
+        found = getattr(value, name)
+        if type_ is callable:
+            if not callable(found):
+                return f"has {name} = {shown(found)}, not a method"
+        elif not isinstance(found, type_) or (type_ is int and isinstance(found, bool)):
+            return f"has {name} = {shown(found)}, not of type {type_.__name__}"
+    return ""
+
+
 _STEPWISE = _has("attack", name=str, needs=Access, steps=int, start=callable, step=callable)
 _WHOLE = _has("attack", name=str, needs=Access, run=callable)
+_SET = _has(
+    "perturbation set",
+    name=str, distance=callable, contains=callable, sample=callable, project=callable,
+)  # fmt: skip
 
 
 def _attack(value: Any) -> str:
@@ -79,11 +94,18 @@ def _attack(value: Any) -> str:
         return wrong
     if not whole and value.steps < 1:
         return f"has steps = {value.steps}; at least one is needed"
-    return _nameless(resolved, value)
+    methods = ("runs", "done", "stays", "prepare")
+    there = {name: callable for name in methods if getattr(value, name, None) is not None}
+    wrong = _may(value, **there) or mistyped(value, Traits, lists=True)
+    return wrong or _nameless(resolved, value)
 
 
 def _threat(value: Any) -> str:
-    return _is(ThreatModel)(value) or _nameless(describe, value.ball)
+    wrong = _is(ThreatModel)(value)
+    if wrong:
+        return wrong
+    wrong = _SET(value.ball)
+    return f"has a ball that {wrong}" if wrong else _nameless(describe, value.ball)
 
 
 def _nameless(named: Callable[[Any], object], value: object) -> str:
@@ -97,6 +119,7 @@ def _nameless(named: Callable[[Any], object], value: object) -> str:
 
 def _certifier(value: object) -> str:
     wrong = _has("certifier", name=str, exact=bool, refuses=callable, certify=callable)(value)
+    wrong = wrong or _may(value, cite=str, summary=str, quick=bool)
     if wrong:
         return wrong
     error = getattr(value, "error", 0.0)
@@ -107,12 +130,26 @@ def _certifier(value: object) -> str:
     return ""
 
 
+def _diagnostic(value: object) -> str:
+    wrong = _has("diagnostic", name=str, examine=callable)(value)
+    return wrong or _may(value, cite=str, summary=str)
+
+
 def _defense(value: Any) -> str:
-    wrong = _is(Defense)(value)
-    share = None if wrong else value.rejects
+    share = value.rejects if isinstance(value, Defense) else None
     if share is not None and not (isinstance(share, float) and 0 < share < 1):
         return f"has rejects = {shown(share)}; the share of clean images it rejects is due"
-    return wrong
+    wrong = _is(Defense)(value)
+    if wrong:
+        return wrong
+    try:
+        canonical(dict(value.detail))
+    except (TypeError, ValueError, RecursionError):
+        return (
+            f"has detail = {shown(value.detail)}, which JSON cannot carry; "
+            "use finite numbers, strings, lists and mappings of them"
+        )
+    return ""
 
 
 _RULES: dict[str, Callable[[object], str]] = {
@@ -121,7 +158,7 @@ _RULES: dict[str, Callable[[object], str]] = {
     "attack": _attack,
     "defense": _defense,
     "certifier": _certifier,
-    "diagnostic": _has("diagnostic", name=str, examine=callable),
+    "diagnostic": _diagnostic,
 }
 
 
@@ -194,6 +231,27 @@ def tool_card(kind: str, offer: Offer[Certifier] | Offer[Diagnostic]) -> Card:
     tool = offer.value
     cite, summary = getattr(tool, "cite", ""), getattr(tool, "summary", "")
     return Card(kind, tool.name, offer.origin, offer.source, cite, summary, proof(tool))
+
+
+def card(kind: str, offer: Offer[Any], digests: Mapping[str, str] | None = None) -> Card:
+    """How lists and pages show what was offered, whatever its kind; `digests` of a defense."""
+    match kind:
+        case "dataset":
+            return dataset_card(offer)
+        case "threat":
+            return threat_card(offer)
+        case "attack":
+            return attack_card(offer)
+        case "defense":
+            return defense_card(offer, digests)
+    return tool_card(kind, offer)
+
+
+def listed(kind: str, offer: Offer[Any]) -> str:
+    """The card as canonical JSON; raises whatever stands in the way of listing it."""
+    whole = card(kind, offer)
+    f"{whole.cite}{whole.summary}".encode()  # a terminal must be able to write it
+    return canonical(asdict(whole))
 
 
 def proof(tool: object) -> dict[str, Any]:

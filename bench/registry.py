@@ -26,11 +26,10 @@ from bench.offer import (
     Offer,
     attack_card,
     attack_digest,
+    card,
     complaint,
-    dataset_card,
     defense_card,
-    threat_card,
-    tool_card,
+    listed,
 )
 from bench.plugin import Absent, Attack, Certifier, Dataset, Defense, Diagnostic
 from bench.records import BenchError, Card, Cell, Count
@@ -148,12 +147,8 @@ class Registry:
     def cards(self, digests: Mapping[str, Mapping[str, str]] | None = None) -> list[Card]:
         """Every card, entries that were not imported included; `digests` by defense."""
         known = digests or {}
-        cards = [dataset_card(offer) for offer in self.datasets.values()]
-        cards += [threat_card(offer) for offer in self.threats.values()]
-        cards += [attack_card(offer) for offer in self.attacks.values()]
-        cards += [defense_card(o, known.get(n)) for n, o in self.defenses.items()]
-        cards += [tool_card("certifier", offer) for offer in self.certifiers.values()]
-        cards += [tool_card("diagnostic", offer) for offer in self.diagnostics.values()]
+        tables = ((kind, self._table(kind)) for kind in KINDS)
+        cards = [card(k, o, known.get(n)) for k, table in tables for n, o in table.items()]
         return cards + [entry_card(e) for n, e in self.entries.items() if not self._imported(e)]
 
     def judged(self, cell: Cell, robust: Count) -> None:
@@ -244,21 +239,21 @@ class Registry:
 
     def _take(self, kind: str, value: Any, plugin: Plugin) -> None:
         """Put one offer into its table, or say why not."""
-        if isinstance(value, Absent):
-            self.absent[kind, value.name] = value
-            return
         what = f"{plugin.name}: what it offers as {kind}"
         wrong = self._safely(f"{what} cannot be looked at", complaint, kind, value)
         if wrong:
             self.problems.append(f"{what} {wrong}.")
         if wrong is None or wrong:
             return
-        card = plugin.entry.card if plugin.entry else None
-        if card and (card.kind, card.name) != (kind, value.name):
+        own = plugin.entry.card if plugin.entry else None
+        if own and (own.kind, own.name) != (kind, value.name):
             self.problems.append(
                 f"{plugin.name} offers the {kind} {value.name!r}, but its card says the "
-                f"{card.kind} {card.name!r}; an entry offers what its card names, no more."
+                f"{own.kind} {own.name!r}; an entry offers what its card names, no more."
             )
+            return
+        if isinstance(value, Absent):
+            self.absent[kind, value.name] = value
             return
         table = self._table(kind)
         if value.name in table:
@@ -268,7 +263,9 @@ class Registry:
             )
             return
         folder = plugin.entry.folder if plugin.entry else None
-        table[value.name] = Offer(value, plugin.origin, plugin.name, plugin.source, folder)
+        offer = Offer(value, plugin.origin, plugin.name, plugin.source, folder)
+        if self._safely(f"{what} cannot be listed", listed, kind, offer):
+            table[value.name] = offer
 
 
 def submissions_folder() -> Path:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("bench", "plugins", "leaderboard")
 CORRIDOR = (
     "records", "stats", "profile", "store", "board", "export", "entry", "weights", "box",
-    "identity", "threat", "whole", "kit", "lesson", "plugin", "hooks", "source", "offer",
+    "identity", "threat", "whole", "kit", "lesson", "plugin", "hooks", "source", "fields", "offer",
     "registry", "data", "target", "quicken", "problem", "guard", "recipe", "course", "train",
     "shelf", "cascade", "matrix", "engine", "events", "verify", "arena", "blame", "entrants",
     "proof", "diagnose", "school", "builder", "runner", "progress", "memory", "campaign", "doctor",
