@@ -1,13 +1,14 @@
 """The order of a cascade: who plays first where later attacks meet only what is left.
 
-The cheapest kill comes first. The order is part of every cell's identity (`Cell.before`), so it is
-fixed: it depends on the attacks alone, never on what a run has seen.
+The required attacks come first, for ranks come from what they alone leave; then, among them and
+among the others, the cheapest kill. The order is part of every cell's identity (`Cell.before`), so
+it is fixed: it depends on attacks and rules alone, never on what a run has seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from bench.plugin import Access, Attack, Traits
 from bench.store import CellRow
@@ -25,13 +26,15 @@ LAST = ("random", "square", "boundary")
 so that longer forms of these come at the end."""
 
 
-def ordered(attacks: Iterable[Attack], classes: int) -> list[Attack]:
-    """The attacks of one cascade, the cheapest expected kill first.
+def ordered(
+    attacks: Iterable[Attack], classes: int, required: Collection[str] = ()
+) -> list[Attack]:
+    """The attacks of one cascade, the required ones first, then the cheapest expected kill.
 
     Unknown ones stand behind the known of their kind by the steps of all their runs, the fewest
     first.
     """
-    return sorted(attacks, key=lambda attack: place(attack, classes))
+    return sorted(attacks, key=lambda a: (a.name not in required, *place(a, classes)))
 
 
 def place(attack: Attack, classes: int) -> tuple[bool, int, float, str]:

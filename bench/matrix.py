@@ -138,7 +138,8 @@ def attacks(registry: Registry, selection: Selection, threat: ThreatModel) -> li
     chosen = [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
     if selection.mode == "full":
         return chosen
-    return cascade.ordered(chosen, len(registry.find("dataset", threat.dataset).value.classes))
+    classes = len(registry.find("dataset", threat.dataset).value.classes)
+    return cascade.ordered(chosen, classes, threat.required)
 
 
 def _offered(registry: Registry, selection: Selection, threat: ThreatModel) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from bench.board import Row, Square
 from bench.records import Card, KeptImage
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
-from leaderboard.panels import CLAIM_KIND, place, signs
+from leaderboard.panels import CLAIM_KIND, done, place, signs
 
 
 def identity(card: Card) -> Html:
@@ -104,7 +104,7 @@ def everywhere(rows: Iterable[tuple[str, Row]]) -> Html:
             markup.bar(row.clean, "clean"),
             markup.text(words.figure(row.robust_8bit)),
             markup.text(row.strongest or "—"),
-            markup.text(f"{row.coverage.done}/{row.coverage.required}"),
+            markup.text(done(row)),
             signs(row),
         )
         for label, row in rows

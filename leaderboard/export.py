@@ -60,6 +60,7 @@ def ranking(rows: Sequence[Row]) -> list[dict[str, object]]:
             "strongest": row.strongest,
             "required_done": row.coverage.done,
             "required": row.coverage.required,
+            "further_done": row.further,
             "verdict": row.verdict,
             "flags_raised": "; ".join(f.name for f in row.flags if f.state == "raised"),
             "claim": row.claim.robust if row.claim else None,

@@ -64,7 +64,8 @@ def headline(rows: Sequence[Row], board: Board) -> Html:
         tied = sum(row.rank is not None and first.rank is not None
                    and row.rank.group == first.rank.group for row in ranked)  # fmt: skip
         means = f"alone in front: {first.defense}" if tied == 1 else f"{tied} tied in front"
-        values.append(("Highest robust accuracy", words.figure(first.robust), means))
+        figure = words.figure(first.robust_required)
+        values.append(("Highest against the required attacks", figure, means))
     suspect = sum(row.verdict != "sound" for row in rows)
     below = sum(row.claim is not None and row.claim.verdict == "below" for row in rows)
     claimed = sum(row.claim is not None for row in rows)
@@ -84,6 +85,12 @@ def place(row: Row) -> Html:
     group = markup.tag("span", markup.text(f"tie {row.rank.group}"), class_="g-group",
                        title="these examples cannot tell its members apart")  # fmt: skip
     return Html(markup.text(words.rank_range(row.rank.best, row.rank.worst)) + group)
+
+
+def done(row: Row) -> str:
+    """How many of the required attacks are done, and how many others."""
+    further = f" + {row.further}" if row.further else ""
+    return f"{row.coverage.done}/{row.coverage.required}{further}"
 
 
 def name(row: Row, card: Card | None, threat: str) -> Html:
@@ -134,15 +141,15 @@ def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html
                "figure"),
         Column("Clean accuracy ↑", "right without an attack", "figure"),
         Column("Strongest attack", "the attack that leaves the fewest examples right"),
-        Column("Required", "required attacks that are done; the figure over them alone"),
+        Column("Required", "required attacks that are done, and others; the figure over the"
+               " required ones alone, by which rows are ranked"),
         *([Column("Certified ↑", "proved: no attack can break these", "figure")] if proven else []),
         Column("Signs", "of masked gradients and of cheating: raised, clear, not tested"),
         Column("Claim", "the authors' figure beside the measured interval"),
     ]  # fmt: skip
     lines = []
     for row in rows:
-        done = f"{row.coverage.done}/{row.coverage.required}"
-        required = (markup.text(done), markup.small(words.figure(row.robust_required)))
+        required = (markup.text(done(row)), markup.small(words.figure(row.robust_required)))
         lines.append(
             [
                 place(row),

@@ -65,9 +65,9 @@ MODES = {
     "rank": "rank: a cascade, later attacks meet only the survivors; cells are not comparable",
 }
 RANK_MODE = (
-    "Rank mode: a cascade. The cheapest attack came first, and each later one met only the examples"
-    " that were left.",
-    "The worst case over all attacks is whole, and ranks come from it.",
+    "Rank mode: a cascade. The required attacks came first, the cheapest of them in front, and each"
+    " later one met only the examples that were left.",
+    "The worst case is whole, over the required attacks and over all; ranks come from the first.",
     "A cell says how many of the survivors that an attack met it left standing: cells of different"
     " attacks are not comparable, and none is called the strongest.",
 )
@@ -267,7 +267,7 @@ NOT_BOTH = Notice(
 
 def best(defense: str, robust: Count) -> str:
     """The one-sentence finding of the forest plot."""
-    return f"{plain(defense)} leads with {figure(robust)} ({interval(robust)})."
+    return f"{plain(defense)} stands first; all attacks left {figure(robust)} ({interval(robust)})."
 
 
 def not_played(defense: str, board: Board) -> Notice:

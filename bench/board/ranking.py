@@ -62,7 +62,8 @@ class Row:
     robust: Count
     """Right, and broken by no verified attempt of any attack."""
     robust_required: Count
-    """The same over the required attacks alone; of nothing where a cascade cannot tell."""
+    """The same over the required attacks alone, by which rows are ranked: of nothing where none
+    is done, or where a cascade cannot tell."""
     robust_8bit: Count
     """The same over the attempts that survive rounding to 8 bits."""
     strongest: str | None
@@ -81,10 +82,12 @@ class Row:
     """How far a stranger's code was locked in."""
     rejects: Rejection | None = None
     """What a detector does to clean images; None without one."""
+    further: int = 0
+    """Attacks done besides the required ones: they lower `robust` and no rank."""
 
 
 def ranking(store: Store, board: Board) -> list[Row]:
-    """All rows: the ranked ones first, the most robust first."""
+    """All rows: the ranked ones first, the most robust to the required attacks first."""
     played = load(store, board)
     return rows(played, surroundings(store, played, boards(store)))
 
@@ -92,13 +95,17 @@ def ranking(store: Store, board: Board) -> list[Row]:
 def rows(played: Played, around: Surroundings) -> list[Row]:
     """The same from what was read already."""
     drafts = [_row(played, standing, around) for standing in played.standings.values()]
-    fit = [row for row in drafts if not row.note]
-    places = rank_ranges({row.defense: played.standings[row.defense].robust() for row in fit})
+    required = played.board.required
+    fit = [played.standings[row.defense] for row in drafts if not row.note]
+    places = rank_ranges({standing.defense: standing.robust(required) for standing in fit})
     ranked = [_placed(row, places) for row in drafts]
     order = {name: place for place, name in enumerate(places)}
-    return sorted(
-        ranked, key=lambda row: (order.get(row.defense, len(order)), -row.robust.k, row.defense)
-    )
+
+    def first(row: Row) -> tuple[int, int, int, str]:
+        place = order.get(row.defense, len(order))
+        return place, -row.robust_required.k, -row.robust.k, row.defense
+
+    return sorted(ranked, key=first)
 
 
 def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
@@ -127,6 +134,7 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         certified=best_proof(standing, around.certificates, around.certifiers),
         tier=standing.tier,
         rejects=rejection(played.defenses[standing.defense].detail.get("rejects"), standing.scores),
+        further=len(set(standing.bouts) - set(board.required)),
     )
 
 
@@ -158,8 +166,15 @@ def _why_not(board: Board, standing: Standing, covered: Coverage, opinion: str) 
         return "Provisional: the clean pass is not done."
     if not standing.bouts or covered.done < covered.required:
         return f"Provisional: {covered.done} of {covered.required} required attacks are done."
+    if not covered.required:
+        return "No required attack applies to it, so there is nothing to compare it by."
     if opinion == "invalid":
         return "Invalid: a raised flag contradicts the figure."
+    if not standing.decided_by(board.required):
+        return (
+            "Another attack of its cascade broke examples before a required one met them: what the "
+            "required attacks alone leave is not known."
+        )
     return ""
 
 
@@ -179,9 +194,12 @@ def _count(standing: Standing, right: Bits) -> Count:
 
 
 def alone(standing: Standing, attacks: Iterable[str]) -> Count:
-    """Right, and broken by none of these attacks; of nothing where other attacks decided it."""
-    names = list(attacks)
-    known = standing.decided_by(names)
+    """Right, and broken by none of these attacks.
+
+    Of nothing where none of them is done, or where other attacks decided it.
+    """
+    names = [name for name in attacks if name in standing.bouts]
+    known = bool(names) and standing.decided_by(names)
     return _count(standing, standing.robust(names)) if known else count(0, 0)
 
 

@@ -40,8 +40,7 @@ def ranking(report: Json) -> Table:
     """One line a defense."""
     table = _table(f"Ranking: {escape(report['threat']['name'])}")
     battery = report.get("profile")
-    names = ["Rank", "Defense", "Clean", "Robust", "95 %", "Strongest", "Done", "Verdict"]
-    for name in [*names, *([battery["name"]] if battery else [])]:
+    for name in [*_COLUMNS, *([battery["name"]] if battery else [])]:
         justify: JustifyMethod = "left" if name in _LEFT else "right"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in _WORDS)
     for row in report["ranking"]:
@@ -49,10 +48,11 @@ def ranking(report: Json) -> Table:
             _rank(row),
             row["defense"],
             fraction(row["clean"]),
+            _known(row["robust_required"]),
             fraction(row["robust"]),
             interval(row["robust"]),
             row["strongest"] or "-",
-            f"{row['coverage']['done']}/{row['coverage']['required']}",
+            done(row),
             _verdict(row),
             *([_together(row["profile"])] if battery else []),
         )
@@ -60,6 +60,9 @@ def ranking(report: Json) -> Table:
     return table
 
 
+_COLUMNS = (
+    "Rank", "Defense", "Clean", "Required", "Robust", "95 %", "Strongest", "Done", "Verdict",
+)  # fmt: skip
 _LEFT = ("Defense", "Strongest", "Verdict")
 _WORDS = ("Strongest", "Verdict")
 
@@ -117,6 +120,16 @@ def _table(title: str) -> Table:
 def fraction(count: Json) -> str:
     """k/n."""
     return f"{count['k']}/{count['n']}"
+
+
+def _known(count: Json) -> str:
+    return fraction(count) if count["n"] else "-"
+
+
+def done(row: Json) -> str:
+    """How many of the required attacks are done, and how many others."""
+    further = f" + {row['further']}" if row["further"] else ""
+    return f"{row['coverage']['done']}/{row['coverage']['required']}{further}"
 
 
 def interval(count: Json) -> str:

@@ -233,6 +233,20 @@ def test_the_terminal_shows_counts_intervals_ranks_coverage_and_flags(world: Wor
     assert "missing" in text
 
 
+def test_the_terminal_and_the_json_say_how_many_further_attacks_a_row_met(world: World) -> None:
+    world.attack("extra")
+    enter(world, "d", ALL, NONE, first(10))
+    world.play("d", "extra", first(60))
+    said = report(world.store)
+    (row,) = said["ranking"]
+    assert (row["coverage"], row["further"]) == ({"done": 2, "required": 2}, 1)
+    console = Console(width=200, file=io.StringIO())
+    console.print(render(said))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "2/2 + 1" in text
+    assert "590/600" in text and "540/600" in text
+
+
 # The real producers.
 
 

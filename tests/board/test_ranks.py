@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from bench.board import find, matrix, ranking
@@ -17,6 +18,45 @@ def test_ranks_are_ranges_from_paired_tests(world: World) -> None:
     enter(world, "weak", ALL, NONE, first(400))
     found = [(row.defense, row.rank) for row in ranking(world.store, find(world.store, None))]
     assert found == [("strong", (1, 2, 1)), ("peer", (1, 2, 1)), ("weak", (3, 3, 2))]
+
+
+def test_an_attack_that_one_entry_alone_met_moves_nobody(world: World) -> None:
+    """They cannot be told apart by the required attacks; the extra figure is shown beside."""
+    enter(world, "more", ALL, NONE, first(100))
+    enter(world, "less", ALL, NONE, first(103))
+    world.attack("extra")
+    world.play("more", "extra", first(400))
+    more, less = ranking(world.store, find(world.store, None))
+    assert (more.defense, more.rank, less.rank) == ("more", (1, 2, 1), (1, 2, 1))
+    assert (more.robust_required.k, more.robust.k, less.robust.k) == (500, 200, 497)
+    assert (more.coverage, more.further, less.further) == (less.coverage, 1, 0)
+
+
+def test_an_entry_that_no_required_attack_applies_to_is_compared_with_nobody(world: World) -> None:
+    """Its clean accuracy is no worst case, whatever else it met."""
+    enter(world, "whole", ALL, NONE, first(100))
+    enter(world, "spared", ALL)
+    for attack in ("fgsm", "pgd"):
+        world.plan(world.cell("spared", attack), CellState.NOT_APPLICABLE, "Nothing to climb.")
+    world.attack("extra")
+    world.play("spared", "extra", first(20))
+    whole, spared = ranking(world.store, find(world.store, None))
+    assert (whole.defense, whole.rank, spared.rank) == ("whole", (1, 1, 1), None)
+    assert "No required attack applies" in spared.note
+
+
+def test_a_cascade_that_cannot_tell_the_required_attacks_alone_ranks_nobody(world: World) -> None:
+    world.threat("linf", "pgd")
+    for name in ("known", "unknown"):
+        world.defense(name)
+        world.clean(name, ALL)
+    world.play("known", "pgd", first(300), mode="rank")
+    before = world.play("unknown", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("unknown", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    known, unknown = ranking(world.store, find(world.store, None, "rank"))
+    assert (known.defense, known.rank, unknown.rank) == ("known", (1, 1, 1), None)
+    assert "before a required one met them" in unknown.note
 
 
 def test_an_entry_without_a_required_attack_is_provisional_and_moves_nobody(world: World) -> None:
@@ -82,7 +122,7 @@ def test_without_a_clean_pass_nothing_is_known(world: World) -> None:
 
 def test_with_few_examples_nobody_holds_the_first_place(store: Store) -> None:
     world = World(store, n=499)
-    world.threat("linf")
+    world.threat("linf", "pgd")
     world.attack("pgd")
     for name, broken in (("good", 50), ("bad", 400)):
         world.defense(name)
@@ -96,7 +136,7 @@ def test_with_few_examples_nobody_holds_the_first_place(store: Store) -> None:
 
 def test_five_hundred_examples_are_enough_for_a_first_place(store: Store) -> None:
     world = World(store, n=500)
-    world.threat("linf")
+    world.threat("linf", "pgd")
     world.attack("pgd")
     world.defense("d")
     world.clean("d", first(500, 500))

@@ -147,7 +147,7 @@ def test_charts_are_drawn_and_described(visitor: Visitor) -> None:
     charts = page.locator("[data-testid=stVegaLiteChart]")
     charts.nth(1).locator("canvas, svg").first.wait_for()
     assert charts.count() == 2
-    assert page.locator("[aria-label*='trades leads with 69.4 %']").count() == 1
+    assert page.locator("[aria-label*='trades stands first; all attacks left 69.4 %']").count() == 1
     assert visitor.outside == []
 
 

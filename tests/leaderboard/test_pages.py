@@ -111,6 +111,12 @@ def test_a_row_shows_rank_figure_interval_and_counts(world: str, visit: Visit) -
     assert "Certified" in said and "86/500" in said
 
 
+def test_a_row_says_which_further_attacks_its_figure_rests_on(world: str, visit: Visit) -> None:
+    said = html(visit(world))
+    assert "3/3 + 3" in said and "2/3" in said
+    assert "3/3 + 3" in html(visit(world, "defense", name="trades"))
+
+
 def test_a_provisional_row_stands_last_without_a_rank_and_says_why(
     world: str, visit: Visit
 ) -> None:
