@@ -60,9 +60,7 @@ def headline(rows: Sequence[Row], board: Board) -> Html:
     ranked = [row for row in rows if row.rank]
     values = []
     if ranked:
-        first = ranked[0]
-        tied = sum(row.rank is not None and first.rank is not None
-                   and row.rank.group == first.rank.group for row in ranked)  # fmt: skip
+        first, tied = ranked[0], 1 + ranked[0].tied
         means = f"alone in front: {first.defense}" if tied == 1 else f"{tied} tied in front"
         figure = words.figure(first.robust_required)
         values.append(("Highest against the required attacks", figure, means))
@@ -79,12 +77,17 @@ def headline(rows: Sequence[Row], board: Board) -> Html:
 
 
 def place(row: Row) -> Html:
-    """The range of places, and the group of those it is tied with."""
-    if row.rank is None:
-        return markup.chip("provisional" if row.provisional else "unranked", "quiet", row.note)
-    group = markup.tag("span", markup.text(f"tie {row.rank.group}"), class_="g-group",
+    """The range of places, and the group of those it is tied with, if it is tied with any."""
+    rank = row.rank
+    if rank is None:
+        kind = "provisional" if row.provisional else "low n" if row.low_n else "unranked"
+        return markup.chip(kind, "quiet", row.note)
+    said = markup.text(words.rank_range(rank.best, rank.worst))
+    if not row.tied:
+        return said
+    group = markup.tag("span", markup.text(f"tie {rank.group}"), class_="g-group",
                        title="these examples cannot tell its members apart")  # fmt: skip
-    return Html(markup.text(words.rank_range(row.rank.best, row.rank.worst)) + group)
+    return Html(said + group)
 
 
 def done(row: Row) -> str:
@@ -175,7 +178,7 @@ def certified(row: Row) -> Html:
 
 
 def unranked(rows: Iterable[Row]) -> Html:
-    """Why a row has no rank, or not the first place."""
+    """Why a row has no rank."""
     told = [row for row in rows if row.note]
     lines = [markup.tag("li", Html(f"<b>{markup.text(r.defense)}</b>: {markup.text(r.note)}"))
              for r in told]  # fmt: skip

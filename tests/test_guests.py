@@ -95,7 +95,8 @@ def test_without_a_large_board_the_few_are_a_board(tmp_path: Path) -> None:
         few.play("costly", "pgd", first(0, FEW))
         assert [board.n for board in boards(alone)] == [FEW]
         (row,) = ranking(alone, find(alone, "linf"))
-        assert row.rank is not None
+        assert (row.rank, row.provisional) == (None, False)
+        assert "Low n" in row.note
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bench.stats import Rank, count, rank_ranges
 from bench.store import Certificate, Store
 
 LOW_N = 500
-"""With fewer examples nobody holds the first place."""
+"""With fewer examples nobody is ranked."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Row:
 
     defense: str
     rank: Rank | None
-    """None where the row is provisional, invalid, or the board ranks nobody."""
+    """None where the row is provisional, invalid, of few examples, or the board ranks nobody."""
     note: str
-    """Why there is no rank, or why the first place is not given; else empty."""
+    """Why there is no rank; else empty."""
     clean: Count
     robust: Count
     """Right, and broken by no verified attempt of any attack."""
@@ -84,6 +84,8 @@ class Row:
     """What a detector does to clean images; None without one."""
     further: int = 0
     """Attacks done besides the required ones: they lower `robust` and no rank."""
+    tied: int = 0
+    """How many others are in its tie group."""
 
 
 def ranking(store: Store, board: Board) -> list[Row]:
@@ -98,14 +100,16 @@ def rows(played: Played, around: Surroundings) -> list[Row]:
     required = played.board.required
     fit = [played.standings[row.defense] for row in drafts if not row.note]
     places = rank_ranges({standing.defense: standing.robust(required) for standing in fit})
-    ranked = [_placed(row, places) for row in drafts]
     order = {name: place for place, name in enumerate(places)}
 
-    def first(row: Row) -> tuple[int, int, int, str]:
-        place = order.get(row.defense, len(order))
-        return place, -row.robust_required.k, -row.robust.k, row.defense
+    def first(row: Row) -> tuple[int, bool, int, int, str]:
+        place, unfit = (
+            order.get(row.defense, len(order)),
+            row.provisional or row.verdict == "invalid",
+        )
+        return place, unfit, -row.robust_required.k, -row.robust.k, row.defense
 
-    return sorted(ranked, key=first)
+    return sorted((_placed(row, places) for row in drafts), key=first)
 
 
 def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
@@ -175,17 +179,17 @@ def _why_not(board: Board, standing: Standing, covered: Coverage, opinion: str) 
             "Another attack of its cascade broke examples before a required one met them: what the "
             "required attacks alone leave is not known."
         )
+    if len(standing.clean) < LOW_N:
+        return f"Low n: with fewer than {LOW_N} examples nobody is ranked."
     return ""
 
 
 def _placed(row: Row, places: Mapping[str, Rank]) -> Row:
     if row.defense not in places:
         return row
-    best, worst, group = places[row.defense]
-    if not row.low_n or best > 1:
-        return replace(row, rank=Rank(best, worst, group))
-    sentence = f"Low n: with fewer than {LOW_N} examples nobody holds the first place."
-    return replace(row, rank=Rank(2, max(2, worst), group), note=sentence)
+    rank = places[row.defense]
+    tied = sum(other.group == rank.group for other in places.values()) - 1
+    return replace(row, rank=rank, tied=tied)
 
 
 def _count(standing: Standing, right: Bits) -> Count:

@@ -20,6 +20,15 @@ def test_ranks_are_ranges_from_paired_tests(world: World) -> None:
     assert found == [("strong", (1, 2, 1)), ("peer", (1, 2, 1)), ("weak", (3, 3, 2))]
 
 
+def test_a_row_knows_how_many_others_it_is_tied_with(world: World) -> None:
+    enter(world, "strong", ALL, NONE, first(100))
+    enter(world, "peer", ALL, NONE, first(103))
+    enter(world, "weak", ALL, NONE, first(400))
+    enter(world, "part", ALL, NONE)
+    found = {row.defense: row.tied for row in ranking(world.store, find(world.store, None))}
+    assert found == {"strong": 1, "peer": 1, "weak": 0, "part": 0}
+
+
 def test_an_attack_that_one_entry_alone_met_moves_nobody(world: World) -> None:
     """They cannot be told apart by the required attacks; the extra figure is shown beside."""
     enter(world, "more", ALL, NONE, first(100))
@@ -120,18 +129,24 @@ def test_without_a_clean_pass_nothing_is_known(world: World) -> None:
     assert "clean pass" in row.note
 
 
-def test_with_few_examples_nobody_holds_the_first_place(store: Store) -> None:
+def test_with_few_examples_nobody_is_ranked(store: Store) -> None:
+    """Clearly different entries share no place, and the order is that of their figures."""
     world = World(store, n=499)
     world.threat("linf", "pgd")
     world.attack("pgd")
-    for name, broken in (("good", 50), ("bad", 400)):
+    for name, broken in (("bad", 400), ("good", 50)):
         world.defense(name)
         world.clean(name, first(499, 499))
         world.play(name, "pgd", first(broken, 499))
-    good, bad = ranking(store, find(store, None))
-    assert good.low_n
-    assert (good.rank, bad.rank) == ((2, 2, 1), (2, 2, 2))
-    assert "fewer than 500" in good.note
+    world.defense("part")
+    world.clean("part", first(499, 499))
+    world.plan(world.cell("part", "pgd"))
+    good, bad, part = ranking(store, find(store, None))
+    assert [row.defense for row in (good, bad, part)] == ["good", "bad", "part"]
+    assert good.low_n and not good.provisional and part.provisional
+    assert (good.rank, bad.rank, part.rank) == (None, None, None)
+    assert good.note == bad.note and "fewer than 500" in good.note
+    assert "Provisional" in part.note
 
 
 def test_five_hundred_examples_are_enough_for_a_first_place(store: Store) -> None:

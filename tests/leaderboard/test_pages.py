@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from bench.board import entry, find
+from bench.board import entry, find, ranking
 from bench.store import Store
-from leaderboard import dossier, states, words
+from leaderboard import dossier, panels, states, words
 from tests.leaderboard.conftest import APP, Visit
 from tests.leaderboard.world import DEFENSES, HOSTILE
 
@@ -109,6 +109,25 @@ def test_a_row_shows_rank_figure_interval_and_counts(world: str, visit: Visit) -
     assert "✕ below the claim" in said and "✓ holds" in said
     assert "▲ suspect" in said and "not tested" in said
     assert "Certified" in said and "86/500" in said
+
+
+def test_only_a_group_of_two_or_more_is_called_a_tie(world: str, visit: Visit) -> None:
+    with Store.open(world, read_only=True) as store:
+        rows = {row.defense: row for row in ranking(store, find(store, "digits-linf"))}
+    alone = {name for name, row in rows.items() if row.rank and not row.tied}
+    assert alone and any(row.tied for row in rows.values())
+    for name, row in rows.items():
+        assert ("tie " in panels.place(row)) == bool(row.tied), name
+    assert f"tie {rows[min(alone)].rank.group}<" not in html(visit(world))  # type: ignore[union-attr]
+
+
+def test_a_row_without_a_rank_names_its_kind(world: str) -> None:
+    with Store.open(world, read_only=True) as store:
+        whole = ranking(store, find(store, "digits-linf"))[0]
+    bare = replace(whole, rank=None, note="Why.")
+    assert "low n" in panels.place(replace(bare, low_n=True))
+    assert "provisional" in panels.place(replace(bare, low_n=True, provisional=True))
+    assert "unranked" in panels.place(bare)
 
 
 def test_a_row_says_which_further_attacks_its_figure_rests_on(world: str, visit: Visit) -> None:
