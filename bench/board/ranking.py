@@ -65,7 +65,8 @@ class Row:
     """The same over the required attacks alone, by which rows are ranked: of nothing where none
     is done, or where a cascade cannot tell."""
     robust_8bit: Count
-    """The same over the attempts that survive rounding to 8 bits."""
+    """Right, and broken by no attempt that survives rounding to 8 bits; of nothing in a cascade
+    and on boards of distances."""
     strongest: str | None
     """The attack that leaves the fewest examples right; a cascade names none."""
     coverage: Coverage
@@ -103,10 +104,8 @@ def rows(played: Played, around: Surroundings) -> list[Row]:
     order = {name: place for place, name in enumerate(places)}
 
     def first(row: Row) -> tuple[int, bool, int, int, str]:
-        place, unfit = (
-            order.get(row.defense, len(order)),
-            row.provisional or row.verdict == "invalid",
-        )
+        place = order.get(row.defense, len(order))
+        unfit = row.provisional or row.verdict == "invalid"
         return place, unfit, -row.robust_required.k, -row.robust.k, row.defense
 
     return sorted((_placed(row, places) for row in drafts), key=first)
@@ -126,7 +125,7 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         clean=_count(standing, standing.clean),
         robust=robust,
         robust_required=alone(standing, board.required),
-        robust_8bit=_count(standing, standing.robust_8bit()),
+        robust_8bit=_eight_bit(board, standing),
         # Who came first in a cascade broke the most because it came first.
         strongest=None if board.mode == "rank" else standing.strongest(),
         coverage=covered,
@@ -195,6 +194,17 @@ def _placed(row: Row, places: Mapping[str, Rank]) -> Row:
 def _count(standing: Standing, right: Bits) -> Count:
     """k of n; of nothing while the clean pass is missing, since then nothing is known."""
     return count(int(right.sum()), len(right)) if standing.cleaned else count(0, 0)
+
+
+def _eight_bit(board: Board, standing: Standing) -> Count:
+    """The figure after rounding; of nothing where what it repairs met no second attempt.
+
+    A cascade spares later attacks what was broken in float alone, and the nearest wrong answer
+    lies where the slightest rounding takes it back.
+    """
+    if board.mode == "rank" or board.nearest:
+        return count(0, 0)
+    return _count(standing, standing.robust_8bit())
 
 
 def alone(standing: Standing, attacks: Iterable[str]) -> Count:

@@ -42,6 +42,31 @@ def test_what_rounding_to_eight_bits_repairs_counts_as_right_in_that_column_only
     assert (row.robust.k, row.robust_8bit.k) == (580, 590)
 
 
+def test_a_cascade_has_no_eight_bit_figure(world: World) -> None:
+    """pgd would break in 8 bits what fgsm broke in float alone, but never meets it."""
+    world.defense("d")
+    world.clean("d", ALL)
+    whole = {"fgsm": outcomes(first(200), eight_bit=NONE), "pgd": outcomes(first(250))}
+    for attack, found in whole.items():
+        world.record(world.cell("d", attack), found)
+    world.record(fgsm := world.cell("d", "fgsm", mode="rank"), whole["fgsm"])
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", first(50, 400), items=left, mode="rank", before=fgsm.key)
+    told = [ranking(world.store, find(world.store, None, mode))[0] for mode in ("full", "rank")]
+    assert [row.robust.k for row in told] == [350, 350]
+    assert [(row.robust_8bit.k, row.robust_8bit.n) for row in told] == [(350, 600), (0, 0)]
+
+
+def test_a_board_of_distances_has_no_eight_bit_figure(world: World) -> None:
+    """Its radius is the whole box: every example breaks, and which pixels survive says nothing."""
+    world.threat("nearest", "pgd", goal="nearest", ranked=False)
+    world.defense("d")
+    world.clean("d", ALL)
+    world.play("d", "pgd", ALL, eight_bit=first(30), threat="nearest")
+    row = rows_of(world, "nearest")["d"]
+    assert (row.robust.k, row.robust.n, row.robust_8bit.n) == (0, 600, 0)
+
+
 def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
     world: World,
 ) -> None:
