@@ -122,11 +122,13 @@ def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
     truth, clean, fooled = (
         _class(classes, n) for n in (kept.true_label, kept.clean_label, kept.label)
     )
-    largest = float(abs(kept.adversarial - kept.original.astype("float32") / 255).max())
+    largest = float(abs(markup.changed(kept.original, kept.adversarial)).max())
+    enlarged = f"Change \u00d7 {factor:.3g}" if largest else "No change"
+    around = f"around grey; largest {largest:.2g}" if largest else "nothing beyond rounding"
     triple = (
         (kept.original, "Original", f"it is {truth}; answered {clean}", kept.clean_confidence),
         (kept.adversarial, "Adversarial", f"answered {fooled}", kept.confidence),
-        (change, f"Change \u00d7 {factor:.3g}", f"around grey; largest {largest:.3f}", None),
+        (change, enlarged, around, None),
     )
     drawn = []
     for pixels, title, said, sure in triple:

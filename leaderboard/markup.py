@@ -23,6 +23,8 @@ from leaderboard import words
 Html = NewType("Html", str)
 
 NOTHING = Html("")
+ROUNDING = 1e-6
+"""Below it a change of all pixels is the noise of float32, not somebody's work."""
 
 
 def text(value: object) -> Html:
@@ -159,12 +161,20 @@ def png(pixels: npt.NDArray[Any]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def changed(
+    original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """What was added to the image; nothing where all of it is `ROUNDING`."""
+    change = adversarial.astype(np.float32) - original.astype(np.float32) / np.float32(255)
+    return change if np.abs(change).max(initial=0) >= ROUNDING else np.zeros_like(change)
+
+
 def magnified(
     original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float64], float]:
+) -> tuple[npt.NDArray[np.float32], float]:
     """The change around mid grey, and the factor it was enlarged by (1 where nothing changed)."""
-    change = adversarial.astype(np.float64) - original.astype(np.float64) / 255
-    largest = float(np.abs(change).max(initial=0.0))
+    change = changed(original, adversarial)
+    largest = float(np.abs(change).max(initial=0))
     factor = 1.0 if largest == 0 else 0.5 / largest
     factor = float(np.floor(factor)) if factor >= 2 else factor
-    return 0.5 + factor * change, factor
+    return 0.5 + np.float32(factor) * change, factor

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.board import Board, Curve, Point, Proof, Roc, Square
-from bench.records import Count
+from bench.records import Count, KeptImage
 from bench.stats import count
-from leaderboard import export, figures, markup, plots, reading, words
+from leaderboard import dossier, export, figures, markup, plots, reading, words
 
 BOARD = Board(
     name="digits-linf", id="0123", dataset="digits",
@@ -202,6 +202,26 @@ def test_the_whole_change_stays_visible() -> None:
     adversarial = np.array([[[1.0, 0.3], [0.0, 0.7]]], np.float32)
     shown, _ = markup.magnified(original, adversarial)
     assert shown.min() >= 0 and shown.max() <= 1
+
+
+@given(st.integers(0, 255), st.sampled_from([0.0, 1e-7, -5e-7]))
+def test_rounding_is_no_change(grey: int, noise: float) -> None:
+    original = np.full((1, 2, 2), grey, np.uint8)
+    adversarial = original.astype(np.float32) / np.float32(255) + np.float32(noise)
+    shown, factor = markup.magnified(original, adversarial)
+    assert factor == 1 and (shown == 0.5).all()
+    said = dossier.pictures([KeptImage(0, original, adversarial, 1, 2, 0.9, 2, 0.9)], "0123456789")
+    assert "No change" in said and "×" not in said  # noqa: RUF001
+
+
+def test_a_small_change_is_not_rounded_away() -> None:
+    original = np.full((1, 2, 2), 77, np.uint8)
+    adversarial = original.astype(np.float32) / np.float32(255)
+    adversarial[0, 0, 0] += np.float32(1e-4)
+    _, factor = markup.magnified(original, adversarial)
+    assert factor == pytest.approx(5000, rel=0.01)
+    said = dossier.pictures([KeptImage(0, original, adversarial, 1, 2, 0.9, 2, 0.9)], "0123456789")
+    assert "largest 0.0001" in said
 
 
 def test_a_spreadsheet_runs_nothing() -> None:
