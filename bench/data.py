@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,13 +79,21 @@ def examples(dataset: Dataset, n: int) -> Examples:
         )
     images = read(dataset)
     first = Split(images.test.images[:n], images.test.labels[:n])
-    return Examples(dataset.name, *first, digest=content(first, images.index[:n]))
+    return Examples(dataset.name, *first, digest=content(*first, images.index[:n]))
 
 
-def content(split: Split, index: npt.NDArray[np.int64]) -> str:
+def training_digest(dataset: Dataset) -> str:
+    """The declared digest of the training half, else that of the one here; empty without one."""
+    if dataset.train_digest:
+        return dataset.train_digest  # whatever differs from it is never read
+    half = read(dataset).train
+    return "" if half is None else content(*half)
+
+
+def content(*arrays: npt.NDArray[Any]) -> str:
     """SHA-256 of images, labels and index, each after a line that tells its type and shape."""
     sha = hashlib.sha256()
-    for array in (split.images, split.labels, index):
+    for array in arrays:
         plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         sha.update(canonical([plain.dtype.str, list(plain.shape)]).encode())
         sha.update(plain.tobytes())
@@ -100,12 +109,17 @@ def _read(dataset: Dataset, place: Path) -> Images:
     wrong = _misfit(dataset, images)
     if wrong:
         raise PluginError(f"the data set {dataset.name} {wrong}.")
-    found = content(images.test, images.index)
+    found = content(*images.test, images.index)
     if dataset.digest not in ("", found):
         raise UnfitError(
             f"the test half of {dataset.name} in {place} has the digest {found[:12]}, expected "
             f"{dataset.digest[:12]}: these are not the official files; delete them there to have "
             "them downloaded again."
+        )
+    if images.train and dataset.train_digest not in ("", content(*images.train)):
+        raise UnfitError(
+            f"the training half of {dataset.name} in {place} is not the official one; delete its "
+            "folder there to have it downloaded again."
         )
     for array in (images.index, *images.test, *(images.train or ())):
         array.flags.writeable = False

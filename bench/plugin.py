@@ -237,6 +237,8 @@ class Dataset:
     test_size: int
     digest: str = ""
     """SHA-256 of the test half in index order; refused when it differs. Empty: unchecked."""
+    train_digest: str = ""
+    """SHA-256 of the training half; refused when it differs. Empty: unchecked."""
     cite: str = ""
     summary: str = ""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bench import data
 from bench.identity import resolved
 from bench.plugin import Attack, Dataset, Defense, Free, Inner, Recipe, Traits
 from bench.records import BenchError, PluginError, digest
@@ -108,7 +109,8 @@ def recipe_digest(
         registry, recipe.teacher, dataset, below=(*below, name)
     )
     numbers = {field: getattr(recipe, field) for field in NUMBERS}
-    about = {"name": dataset.name, "digest": dataset.digest, "shape": list(dataset.shape)}
+    halves = {"test": dataset.digest, "train": data.training_digest(dataset)}
+    about = {"name": dataset.name, "shape": list(dataset.shape), "digests": halves}
     return digest(
         {
             "training": TRAINING,

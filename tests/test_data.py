@@ -175,6 +175,13 @@ def one_label(images: Images) -> Images:
     return replace(images, test=Split(images.test.images, labels))
 
 
+def one_label_taught(images: Images) -> Images:
+    assert images.train is not None
+    labels = images.train.labels.copy()
+    labels[0] = (labels[0] + 1) % 10
+    return replace(images, train=Split(images.train.images, labels))
+
+
 def two_places(images: Images) -> Images:
     index = images.index.copy()
     index[[0, 1]] = index[[1, 0]]
@@ -187,6 +194,13 @@ def test_a_test_half_that_differs_in_one_place_is_refused(
 ) -> None:
     with pytest.raises(UnfitError, match="not the official files"):
         data.read(altered(change))
+
+
+def test_a_training_half_that_is_not_the_declared_one_is_refused() -> None:
+    with pytest.raises(UnfitError, match=r"training half of digits .* is not the official one"):
+        data.read(altered(one_label_taught))
+    images = data.read(altered(one_label_taught, train_digest=""))
+    assert images.train is not None
 
 
 MISFITS: dict[str, tuple[Callable[[Images], Images], str]] = {

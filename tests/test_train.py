@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench import course, data, recipe, train
 from bench.kit import cross_entropy
-from bench.plugin import Free, Inner, Lesson, Linf, Recipe
+from bench.plugin import Free, Images, Inner, Lesson, Linf, Recipe
 from bench.records import BenchError, PluginError, UnfitError
 from tests.lessons import (
     DIGITS,
@@ -401,6 +401,33 @@ def test_source_data_and_name_are_in_the_digest_and_words_are_not() -> None:
     }
     assert len(found) == 5
     assert named(base, summary="a", cite="b") == named(base)
+
+
+def mislabelled(folder: Path | None) -> Images:
+    """The digits, each training label one too high."""
+    images = DIGITS.load(folder)
+    assert images.train is not None
+    return replace(images, train=images.train._replace(labels=(images.train.labels + 1) % 10))
+
+
+def test_weights_of_another_training_half_are_not_served(tmp_path: Path) -> None:
+    known, own = registry(defense("pupil", small())), replace(DIGITS, train_digest="")
+    wrong = train.train(known, "pupil", replace(own, load=mislabelled), folder=tmp_path)
+    right = train.train(known, "pupil", own, folder=tmp_path)
+    assert right != wrong
+    assert right == train.train(known, "pupil", DIGITS, folder=tmp_path / "declared")
+
+
+def test_a_declared_training_half_names_a_recipe_unread() -> None:
+    def load(folder: Path | None) -> Images:
+        raise OSError("read")
+
+    unread = replace(DIGITS, load=load)
+    assert named(small(), dataset=unread) == named(small())
+    assert named(small(), dataset=replace(DIGITS, train_digest="")) == named(small())
+    assert named(small(), dataset=replace(unread, train_digest="changed")) != named(small())
+    with pytest.raises(UnfitError, match="could not be read"):
+        named(small(), dataset=replace(unread, train_digest=""))
 
 
 def test_options_that_equal_the_attacks_own_fields_are_the_same_recipe() -> None:

@@ -142,16 +142,16 @@ def digest_is_declared(pictures: Pictures) -> str:
 
 
 def digest_is_that_of_the_images(pictures: Pictures) -> str:
-    """The declared digest is that of the images here."""
-    declared = pictures.dataset.digest
+    """The declared digests are those of the images here."""
     try:
         images = pictures.dataset.load(data.folder())
     except (OSError, RuntimeError, ValueError) as error:
         raise DoesNotApply(f"it cannot be read here: {error}") from error
-    found = data.content(images.test, images.index)
-    return (
-        "" if declared in ("", found) else f"the test half has the digest {found}, not {declared}."
-    )
+    halves = [("test", pictures.dataset.digest, data.content(*images.test, images.index))]
+    if images.train is not None:
+        halves.append(("training", pictures.dataset.train_digest, data.content(*images.train)))
+    wrong = [half for half in halves if half[1] not in ("", half[2])]
+    return " ".join(f"the {name} half has the digest {f}, not {d}." for name, d, f in wrong)
 
 
 def it_is_what_its_record_says(pictures: Pictures) -> str:
@@ -163,7 +163,7 @@ def it_is_what_its_record_says(pictures: Pictures) -> str:
 def reading_again_gives_the_same(pictures: Pictures) -> str:
     """A second read gives the same images, labels and order."""
     one, two = pictures.images, pictures.dataset.load(data.folder())
-    same = data.content(one.test, one.index) == data.content(two.test, two.index)
+    same = data.content(*one.test, one.index) == data.content(*two.test, two.index)
     return "" if same else "a second read differs."
 
 

@@ -40,6 +40,7 @@ def bench_datasets() -> Iterator[Dataset]:
         load=read,
         test_size=TEST,
         digest="bebe84fa20ae36890c493490152db2933fa85b9c81d99b6ef275e8938c7bc035",
+        train_digest="8d4d6d84400f2abcda293e6f961e6f98e30737f2c0938f7ef5f751b48a432b00",
         cite="https://archive.ics.uci.edu/dataset/80",
         summary="1797 handwritten digits, 8 x 8 grey levels, embedded in scikit-learn.",
     )

@@ -114,6 +114,7 @@ def too_small(images: Images) -> Images:
 PICTURES: list[tuple[str, Callable[[Images], Images] | None, dict[str, Any]]] = [
     ("digest-is-declared", None, {"digest": ""}),
     ("digest-is-that-of-the-images", None, {"digest": "0" * 64}),
+    ("digest-is-that-of-the-images", None, {"train_digest": "0" * 64}),
     ("it-is-what-its-record-says", too_small, {}),
     ("reading-again-gives-the-same", shuffled, {}),
     ("every-class-is-there", one_class_less, {"test_size": 450}),
@@ -129,7 +130,12 @@ def test_a_data_set_that_breaks_a_law_turns_it_red(
 ) -> None:
     good = world.datasets["digits"].value
     if spoil is not None:
-        record = {"digest": "", **record, "load": lambda folder: spoil(good.load(folder))}
+        record = {
+            "digest": "",
+            "train_digest": "",
+            **record,
+            "load": lambda folder: spoil(good.load(folder)),
+        }
     bad = replace(good, name="planted", **record)
     assert found(world, "dataset", bad, check).outcome is Outcome.FAIL
     assert found(world, "dataset", good, check).outcome is Outcome.PASS
