@@ -93,6 +93,11 @@ class Course:
         return self.recipe.loss
 
     @property
+    def arithmetic(self) -> str:
+        """What the epochs of one training must share: the precision, and the kind of device."""
+        return f"{'bfloat16' if self.mixed else 'float32'} on {self.device.type}"
+
+    @property
     def collapsed(self) -> bool:
         """The last epoch lost what an earlier one had."""
         shares = [entry.watched for entry in self.history if entry.watched is not None]
@@ -181,24 +186,32 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def resume(course: Course, checkpoint: Path) -> None:
-    """Take up the state after the last whole epoch, if there is one."""
+    """Take up the state after the last whole epoch, if there is one, in its own arithmetic."""
     if not checkpoint.exists():
         return
     try:
         state = torch.load(checkpoint, map_location=course.device, weights_only=True)
-        course.model.load_state_dict(state["model"])
-        course.optimiser.load_state_dict(state["optimiser"])
-        course.carried, course.best = state["carried"], state["best"]
-        course.history = [Progress(*entry) for entry in state["history"]]
+        begun = state["arithmetic"]
+        if begun == course.arithmetic:
+            course.model.load_state_dict(state["model"])
+            course.optimiser.load_state_dict(state["optimiser"])
+            course.carried, course.best = state["carried"], state["best"]
+            course.history = [Progress(*entry) for entry in state["history"]]
     except (OSError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise BenchError(
             f"{checkpoint} cannot be read ({error}); delete it to begin that training again."
         ) from error
+    if begun != course.arithmetic:
+        raise BenchError(
+            f"{checkpoint} was begun in {begun}, and {course.arithmetic} was asked for; go on as "
+            "it was begun, or delete it to begin that training again."
+        )
 
 
 def keep(course: Course, checkpoint: Path) -> None:
     """Write the state after an epoch: a kill costs at most the epoch in hand."""
     state = {
+        "arithmetic": course.arithmetic,
         "model": course.model.state_dict(),
         "optimiser": course.optimiser.state_dict(),
         "carried": course.carried,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,11 @@ class Stock:
     def checkpoint(self) -> Path:
         """The state after the last whole epoch of an unfinished training."""
         return self.folder / "training" / f"{self.recipe}.pt"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the weights were trained in bfloat16, as their record says."""
+        return bool(json.loads(self.record.read_bytes())["mixed"])
 
     def content(self) -> bytes | None:
         """The weights file, if this recipe is done; BenchError if it is not what was written."""

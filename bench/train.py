@@ -28,7 +28,7 @@ from bench.kit import example_key
 from bench.plugin import Dataset, Free, Lesson, Recipe
 from bench.problem import craft
 from bench.recipe import Stock, recipe_digest
-from bench.records import PluginError, UnfitError
+from bench.records import BenchError, PluginError, UnfitError
 from bench.registry import Registry
 
 WATCHED = 256  # training images that the watch attacks after each epoch
@@ -63,7 +63,9 @@ def train(
         beat: called after each batch, so that whoever holds a lease can extend it.
 
     Returns:
-        The SHA-256 of the weights file. A recipe that is done is not trained again.
+        The SHA-256 of the weights file. A recipe that is done is not trained again; BenchError
+        where it was done in bfloat16 and is not asked for in `mixed`, or was begun in another
+        arithmetic.
     """
     stock = Stock(folder or data.cache(), recipe_digest(registry, name, dataset))
     content = stock.content()
@@ -74,6 +76,11 @@ def train(
         if course.recipe.fit is not None:
             fit(course, course.recipe.fit)
         content = finish(course, stock)
+    elif stock.mixed and not mixed:
+        raise BenchError(
+            f"{name} is trained already, in bfloat16; delete {stock.record} to train it in "
+            "float32, or ask for mixed precision to keep it."
+        )
     return hashlib.sha256(content).hexdigest()
 
 

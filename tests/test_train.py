@@ -530,6 +530,54 @@ def test_mixed_precision_learns_as_well(tmp_path: Path) -> None:
     assert mixed != taught(tmp_path / "b", small(epochs=4))
 
 
+class Stopped(Exception):  # noqa: N818 - somebody pressed a key
+    """An end between two epochs."""
+
+
+def stop(progress: course.Progress) -> None:
+    """A listener that ends the training after its first epoch."""
+    raise Stopped
+
+
+@pytest.mark.parametrize(
+    ("mixed", "sentence"),
+    [(True, "bfloat16 on cpu, and float32 on cpu"), (False, "float32 on cpu, and bfloat16 on cpu")],
+)
+def test_an_unfinished_training_goes_on_in_the_precision_it_was_begun_in(
+    tmp_path: Path, mixed: bool, sentence: str
+) -> None:
+    with pytest.raises(Stopped):
+        taught(tmp_path, small(), mixed=mixed, progress=stop)
+    with pytest.raises(BenchError, match=f"begun in {sentence} was asked for; .* delete it"):
+        taught(tmp_path, small(), mixed=not mixed)
+    whole = taught(tmp_path / "whole", small(), mixed=mixed)
+    assert taught(tmp_path, small(), mixed=mixed) == whole
+
+
+def test_an_unfinished_training_goes_on_on_the_kind_of_device_it_was_begun_on(
+    tmp_path: Path,
+) -> None:
+    known = registry(defense("pupil", small()))
+    begun = course.begin(known, "pupil", DIGITS, None, torch.device("cpu"), mixed=False)
+    course.keep(begun, tmp_path / "state.pt")
+    course.resume(begun, tmp_path / "state.pt")
+    begun.device = torch.device("meta")
+    with pytest.raises(BenchError, match="begun in float32 on cpu, and float32 on meta was asked"):
+        course.resume(begun, tmp_path / "state.pt")
+
+
+def test_bfloat16_weights_are_not_served_where_float32_is_asked_for(tmp_path: Path) -> None:
+    mixed = taught(tmp_path, small(), mixed=True)
+    assert taught(tmp_path, small(), mixed=True) == mixed
+    with pytest.raises(BenchError, match=r"pupil is trained already, in bfloat16; delete .*\.json"):
+        taught(tmp_path, small())
+    (record,) = tmp_path.rglob("*.json")
+    record.unlink()
+    whole = taught(tmp_path, small())
+    assert whole == taught(tmp_path / "whole", small()) != mixed
+    assert taught(tmp_path, small(), mixed=True) == whole, "float32 is never less than was asked"
+
+
 def test_a_device_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
