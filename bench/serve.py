@@ -84,9 +84,10 @@ def _free(host: str, port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", "") or error
             raise UnfitError(
-                f"port {port} of {host} cannot be used ({error.strerror}): stop what listens"
+                f"port {port} of {host} cannot be used ({reason}): stop what listens"
                 " there, or give another --port (0 takes a free one)."
             ) from error
         return int(probe.getsockname()[1])

@@ -177,7 +177,7 @@ def export_images(
 
 def leaderboard(
     host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8501,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8501,
     db: Database = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
     export: Annotated[Path | None, typer.Option(help="Write plain HTML there and stop.")] = None,

@@ -28,7 +28,9 @@ def run(
     defense: Annotated[list[str] | None, typer.Option(help="A defense, or `all`.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="An attack, or `all`.")] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="The first N examples.")] = None,
-    seed: int = 0,
+    seed: Annotated[
+        int, typer.Option(min=-(2**63), max=2**63 - 1, help="Of all that is drawn.")
+    ] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Rows on the device at once.")] = 128,
     mode: Mode = "full",
     profile: Annotated[

@@ -41,7 +41,7 @@ def resolve(url: str | None) -> URL:
     text = url or os.environ.get("BENCH_DB") or DEFAULT
     try:
         parsed = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise BenchError(
             f"{text!r} is not a database URL: write sqlite:///bench.db or"
             " postgresql://user@host/name."
