@@ -241,6 +241,8 @@ class Dataset:
     """SHA-256 of the training half; refused when it differs. Empty: unchecked."""
     cite: str = ""
     summary: str = ""
+    place: str = ""
+    """Its folder inside the data folder, where that has another name than the data set."""
 
 
 class Shelf(Protocol):

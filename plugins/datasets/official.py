@@ -121,6 +121,7 @@ def bench_datasets() -> Iterator[Dataset]:
         test_size=10_000,
         digest="0996a7b031a4ac107a7f0464b8174cb09115d32ea9d50dd539e89a88a08ee806",
         train_digest="4f6a85d712059264fcc6f54fc3c78d6585fd93e3d0ea46069810d0f7dc9924df",
+        place="MNIST",
         cite="http://yann.lecun.com/exdb/mnist/",
         summary="70,000 handwritten digits, 28 x 28 grey levels.",
     )
@@ -132,6 +133,7 @@ def bench_datasets() -> Iterator[Dataset]:
         test_size=10_000,
         digest="fa3d372795daa6e21f96e7800b7ce732c00bab9cd1b7dbb8f2cd8ec6748ff722",
         train_digest="985707f37b4d02cf4a51e0684c872cf1226c7b7e3af17128e1cb4af4244c3a29",
+        place="FashionMNIST",
         cite="arXiv:1708.07747",
         summary="70,000 pieces of clothing, 28 x 28 grey levels.",
     )
@@ -143,6 +145,7 @@ def bench_datasets() -> Iterator[Dataset]:
         test_size=10_000,
         digest="417cd263e2b73b6644c658222ddd544d2c27ee0fe24d0769638c53cf9c04a439",
         train_digest="fc3ac726863fba99843028b00ec7397c8a5bafccc8dd22bbef70eecc9473fb2b",
+        place="cifar-10-batches-py",
         cite="https://www.cs.toronto.edu/~kriz/cifar.html",
         summary="60,000 photographs of animals and vehicles, 32 x 32 in colour.",
     )
@@ -153,6 +156,7 @@ def bench_datasets() -> Iterator[Dataset]:
         load=partial(read, Source("cifar100", "CIFAR100", "cifar-100-python")),
         test_size=10_000,
         digest="a64063d5819dce3275299631718fb1936d047b8a2fd16bf7069ea838bbbe2756",
+        place="cifar-100-python",
         cite="https://www.cs.toronto.edu/~kriz/cifar.html",
         summary="60,000 photographs of a hundred kinds of things, 32 x 32 in colour.",
     )
