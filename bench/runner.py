@@ -245,14 +245,16 @@ class Worker:
         try:
             work()
             self.store.finish(lease)
-        except LeaseLostError as error:
-            self.listener(Event("wait", str(error), cell))
         except KeyboardInterrupt:
             with suppress(LeaseLostError):
                 self.store.release(lease)
             raise
-        except STRANGE as error:
-            self._fail(cell, lease, blame(error))
+        except BaseException as error:  # a plugin may raise even what ends programs
+            failure = blame(error)
+            if isinstance(error, LeaseLostError) and failure.culprit is not Culprit.PLUGIN:
+                self.listener(Event("wait", str(error), cell))
+            else:
+                self._fail(cell, lease, failure)
         else:
             return True
         return False

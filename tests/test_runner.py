@@ -17,6 +17,7 @@ from bench import matrix, school, verify
 from bench.arena import Setting
 from bench.campaign import Campaign, current, member
 from bench.events import Event
+from bench.guard import Stopped
 from bench.matrix import Selection
 from bench.offer import Offer
 from bench.plugin import Access, Defense, Evidence, Problem, Shelf
@@ -24,7 +25,7 @@ from bench.records import CLEAN, CellState, Culprit, Outcomes
 from bench.registry import Registry
 from bench.runner import Seat, Worker
 from bench.shelf import DefenseShelf, NeedsTraining
-from bench.store import CellRow, Lease, Planned, Store, leases
+from bench.store import CellRow, Lease, LeaseLostError, Planned, Store, leases
 from bench.store.tables import CELLS, TASKS
 from tests import lessons
 from tests.store.small import AWAY
@@ -195,6 +196,21 @@ def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
     assert (found[CLEAN].state, found[CLEAN].owner) == (CellState.RUNNING, AWAY)
     assert any(event.kind == "wait" and "is lost" in event.text for event in heard)
     assert not store.evidence(found[CLEAN].defense_digest, found[CLEAN].examples)
+
+
+@pytest.mark.parametrize("error", [LeaseLostError("gone"), Stopped(), GeneratorExit()])
+def test_whatever_a_plugin_raises_fails_its_cell_alone(
+    registry: Registry, store: Store, error: BaseException
+) -> None:
+    def act() -> None:
+        raise error
+
+    registry.attacks["hook"] = offered(Hook(act))
+    selection = replace(SELECTION, attacks=("hook", "fgsm"))
+    hand(registry, store, selection=selection).run()
+    found = rows(store)
+    assert (found["hook"].state, found["hook"].culprit) == (FAILED, Culprit.PLUGIN)
+    assert found["fgsm"].state is DONE
 
 
 def test_a_cell_that_another_has_taken_over_is_not_failed_from_here(
