@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Group, JustifyMethod, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,8 @@ from rich.text import Text
 Json = Mapping[str, Any]
 
 
+GAP = "  "
+"""Between two columns: one for the padding, one for the box."""
 MODES = {"full": "mode full", "rank": "mode rank: later attacks meet only the survivors"}
 
 
@@ -67,26 +71,83 @@ _LEFT = ("Defense", "Strongest", "Verdict")
 _WORDS = ("Strongest", "Verdict")
 
 
-def matrix(report: Json) -> Table:
+UNMET = ("missing", "skipped", "not applicable")
+"""States of a square that nobody has played."""
+
+
+def matrix(report: Json) -> Group:
     """Right after each attack, of n; states where there is no figure.
 
-    In rank mode of those it met, the attacks in the order in which they came.
+    In rank mode of those it met, the attacks in the order in which they came. Attacks that nobody
+    met are left out, and the longer list of names stands in lines.
     """
     squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
-    attacks = sorted({attack for _, attack in squares})
+    every = sorted({attack for _, attack in squares})
     cascade = report["mode"] == "rank"
     if cascade:
         met = {name: sum(_met(one) for (_, a), one in squares.items() if a == name)
-               for name in attacks}  # fmt: skip
-        attacks.sort(key=lambda name: -met[name])
-    table = _table("Right after each attack" + ", of the survivors it met" * cascade)
-    table.add_column("Defense", overflow="fold", no_wrap=True)
-    for attack in attacks:
-        table.add_column(escape(attack), justify="right", overflow="fold")
-    for row in report["ranking"]:
-        name = row["defense"]
-        table.add_row(escape(name), *(escape(_square(squares[name, a])) for a in attacks))
-    return table
+               for name in every}  # fmt: skip
+        every.sort(key=lambda name: -met[name])
+    played = {attack for (_, attack), one in squares.items() if one["state"] not in UNMET}
+    attacks = [name for name in every if name in played] or every
+    shown = {pair: _square(one) for pair, one in squares.items()}
+    defenses = [row["defense"] for row in report["ranking"]]
+    title = "Right after each attack" + ", of the survivors it met" * cascade
+    if len(attacks) > len(defenses):
+        lines = {attack: [shown[name, attack] for name in defenses] for attack in attacks}
+        return Group(Folded(title, ("Attack", *defenses), lines), *_left_out(every, attacks))
+    lines = {name: [shown[name, attack] for attack in attacks] for name in defenses}
+    return Group(Folded(title, ("Defense", *attacks), lines), *_left_out(every, attacks))
+
+
+def _left_out(every: Sequence[str], shown: Sequence[str]) -> list[Text]:
+    left = len(every) - len(shown)
+    noun = "attack" if left == 1 else "attacks"
+    return [Text(f"Left out: {left} {noun} that no defense has met.")] if left else []
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A table that goes on in another block where the screen is too narrow for its columns."""
+
+    title: str
+    names: Sequence[str]
+    """The heads of the columns; the first heads the lines and stands in each block."""
+    lines: Mapping[str, Sequence[str]]
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """The blocks, one below the other."""
+        head, *widths = self._widths(options.max_width // 2 - len(GAP))
+        for number, block in enumerate(_blocks(widths, options.max_width - head - len(GAP))):
+            table = _table(self.title if number == 0 else f"{self.title}, continued")
+            table.add_column(self.names[0], width=head, overflow="fold")
+            for at in block:
+                name = escape(self.names[1 + at])
+                table.add_column(name, width=widths[at], justify="right", overflow="fold")
+            for name, cells in self.lines.items():
+                table.add_row(escape(name), *(escape(cells[at]) for at in block))
+            yield table
+
+    def _widths(self, most: int) -> list[int]:
+        """What each column asks for, cut where it is more than half of the screen."""
+        columns = zip(*([name, *cells] for name, cells in self.lines.items()), strict=True)
+        return [
+            min(most, max(map(cell_len, (name, *column))))
+            for name, column in zip(self.names, columns, strict=True)
+        ]
+
+
+def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns by number, as many in a block as there is room for, one at least."""
+    blocks: list[list[int]] = []
+    left = 0
+    for at, width in enumerate(widths):
+        left -= width + len(GAP)
+        if left < 0 or not blocks:
+            blocks.append([])
+            left = room - width - len(GAP)
+        blocks[-1].append(at)
+    return blocks
 
 
 def detectors(report: Json) -> Table:
