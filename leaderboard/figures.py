@@ -21,8 +21,10 @@ ROBUST = "#21918c"
 CLEAN = "#8795a1"
 DECADES = [0, *(m * 10**e for e in range(6) for m in (1, 2, 5))]
 """Where a logarithmic axis of steps is marked."""
-FLAT = 10
-"""Columns up to which the names above them stand level."""
+WIDEST = 10
+"""Columns up to which the matrix is a chart; more of them stand in a table, which scrolls."""
+LEVEL = 110
+"""Letters that stand side by side above the matrix; where names have more, they slant."""
 CLAIM = "#d1495b"
 CERTIFIED = "#8a6fd1"
 PERCENT = alt.Axis(format="%", tickCount=6)
@@ -147,13 +149,14 @@ def heat(
     squares: Sequence[Row], rows: Sequence[str], columns: Sequence[str], metric: str, top: float
 ) -> Chart:
     """The matrix. Squares: defense, attack, state, value (None: no figure), shown, words."""
+    level = len(columns) * max(map(len, columns), default=0) <= LEVEL
     x = alt.X(
         "attack:N",
         sort=list(columns),
         title=None,
         scale=alt.Scale(paddingInner=0.03, paddingOuter=0),
         axis=alt.Axis(
-            orient="top", labelAngle=0 if len(columns) <= FLAT else -35, labelLimit=150,
+            orient="top", labelAngle=0 if level else -35, labelLimit=150,
             domain=False, ticks=False, labelFontSize=13, labelOverlap=False, labelFlush=False,
         ),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The matrix as a plain table of coloured cells, for readers without scripts."""
+"""The matrix as a plain table of coloured cells: many columns, narrow screens, no scripts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def table(
 ) -> Html:
     """One line a defense. Tiles as for `figures.heat`."""
     by = {(tile["defense"], tile["attack"]): tile for tile in tiles}
-    head = markup.join(markup.tag("th", markup.text(name), scope="col") for name in ("", *columns))
+    head = markup.join(_head(name) for name in ("", *columns))
     lines = []
     for name in rows:
         cells = markup.join(_cell(by.get((name, column)), top) for column in columns)
@@ -40,6 +40,11 @@ def table(
     inside = markup.tag("thead", markup.tag("tr", head)) + markup.tag("tbody", markup.join(lines))
     whole = markup.tag("table", Html(inside), class_="g-table g-grid")
     return markup.tag("div", whole, class_="g-scroll", tabindex="0")
+
+
+def _head(name: str) -> Html:
+    """A name above its column: upright, so that columns are as narrow as their figures."""
+    return markup.tag("th", markup.tag("span", markup.text(name), title=name), scope="col")
 
 
 def _cell(tile: Mapping[str, Any] | None, top: float) -> Html:

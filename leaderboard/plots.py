@@ -16,6 +16,8 @@ Drawn: TypeAlias = dict[str, Any]
 ACCURACY = "robust accuracy"
 MARGINS = ("clean", "all attacks")
 """Columns of the matrix that belong to no attack."""
+UNMET = ("missing", "skipped", "not applicable")
+"""States of a cell that nobody has played."""
 CORNERS = 160
 """Corners of a staircase that are drawn; more cannot be told apart on a screen."""
 
@@ -170,6 +172,18 @@ def top(metric: Metric, drawn: Iterable[Drawn]) -> float:
 def columns(board: Board, squares: Sequence[Square]) -> list[str]:
     """The attacks in the order of their columns: the strongest first, or as they came."""
     return as_they_came(squares) if board.mode == "rank" else strongest_first(squares)
+
+
+def met(attacks: Sequence[str], squares: Iterable[Square]) -> list[str]:
+    """Those of the attacks that any defense has met; all of them where none has met any."""
+    played = {square.attack for square in squares if square.state not in UNMET}
+    return [attack for attack in attacks if attack in played] or list(attacks)
+
+
+def left_out(attacks: Sequence[str], shown: Sequence[str]) -> str:
+    """How many have no column, as a sentence; empty where all have one."""
+    left = len(attacks) - len(shown)
+    return f"Left out: {words.counted(left, 'attack')} that no defense has met." if left else ""
 
 
 def as_they_came(squares: Sequence[Square]) -> list[str]:

@@ -26,7 +26,6 @@ BASE = """
 body { background: Canvas; color: CanvasText; margin: 0 auto; max-width: 82rem; padding: 1.5rem;
        font: 16px/1.5 "Source Sans 3", "Segoe UI", Helvetica, Arial, sans-serif; }
 h2 { font-size: 1.3rem; margin: 2rem 0 .6rem; }
-.g-grid td { text-align: center; }
 """
 
 
@@ -102,7 +101,8 @@ def _board(
     squares = boarding.matrix(store, board)
     metric = next(iter(plots.metrics(board).values()))
     tiles = [*plots.margins(rows), *plots.tiles(squares, metric)]
-    columns = [*plots.MARGINS, *plots.columns(board, squares)]
+    attacks = plots.columns(board, squares)
+    met = plots.met(attacks, squares)
     names = [row.defense for row in rows]
     reasons = [(f"{s.attack} → {s.defense}", s) for s in squares if s.state != "done"]
     return markup.join(
@@ -112,7 +112,11 @@ def _board(
             panels.headline(rows, board),
             _part("Ranking", panels.ranking(rows, cards, label)),
             panels.unranked(rows),
-            _part("Every attack against every defense", grid.table(tiles, names, columns, 1.0)),
+            _part(
+                "Every attack against every defense",
+                grid.table(tiles, names, [*plots.MARGINS, *met], 1.0),
+            ),
+            markup.tag("p", markup.small(plots.left_out(attacks, met))),
             panels.legend(squares),
             _part("Cells without a figure", panels.squares(reasons, "Cell", board)),
             _part("Rules", panels.rules(board)),

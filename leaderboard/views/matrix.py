@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from leaderboard import choice, export, figures, markup, panels, plots, reading, words
+from leaderboard import choice, export, figures, grid, markup, panels, plots, reading, words
 
 board = choice.board()
 squares = reading.matrix(board)
@@ -26,14 +26,24 @@ rows = reading.ranking(board)
 defenses = [row.defense for row in rows]
 attacks = plots.columns(board, squares)
 tiles = plots.tiles(squares, metrics[metric])
-columns = attacks
+columns = met = plots.met(attacks, squares)
 if metrics[metric].share:
     tiles += plots.margins(rows)
-    columns = [*plots.MARGINS, *attacks]
-st.caption(metrics[metric].means)
-heat = figures.heat(tiles, defenses, columns, metric, plots.top(metrics[metric], tiles))
-told = f"{len(defenses)} defenses against {len(attacks)} attacks: {metric}."
-st.altair_chart(figures.described(heat, told))
+    columns = [*plots.MARGINS, *met]
+st.caption(f"{metrics[metric].means} {plots.left_out(attacks, met)}")
+top = plots.top(metrics[metric], tiles)
+table = grid.table(tiles, defenses, columns, top)
+if len(columns) > figures.WIDEST:
+    st.html(table)
+else:
+    # The style sheet shows one of the two: a narrow screen cannot hold the chart.
+    drawn = [tile for tile in tiles if tile["attack"] in columns]
+    heat = figures.heat(drawn, defenses, columns, metric, top)
+    told = f"{len(defenses)} defenses against {len(met)} attacks: {metric}."
+    with st.container(key="wide"):
+        st.altair_chart(figures.described(heat, told))
+    with st.container(key="narrow"):
+        st.html(table)
 st.html(panels.legend(squares))
 
 place = {name: number for number, name in enumerate(defenses)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from bench.store import Store
-from tests.leaderboard.world import fill
+from tests.leaderboard.world import crowd, fill
 
 APP = Path(__file__).parents[2] / "leaderboard" / "app.py"
 Visit = Callable[..., AppTest]
@@ -23,6 +24,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> str:
     with Store.open(url) as store:
         fill(store)
     return url
+
+
+@pytest.fixture(scope="session")
+def crowded(world: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same world after many more attacks, ten of which met nobody."""
+    copy = tmp_path_factory.mktemp("crowded") / "bench.db"
+    shutil.copy(world.removeprefix("sqlite:///"), copy)
+    with Store.open(f"sqlite:///{copy}") as store:
+        crowd(store, met=15, unmet=10)
+    return f"sqlite:///{copy}"
 
 
 @pytest.fixture

@@ -200,6 +200,25 @@ def test_a_phone_scrolls_the_table_and_not_the_page(visitor: Visitor) -> None:
         visitor.page.set_viewport_size({"width": 1280, "height": 900})
 
 
+def test_a_phone_reads_the_matrix_as_a_table_and_a_wide_screen_as_a_chart(
+    visitor: Visitor,
+) -> None:
+    page = visitor.go("/matrix")
+    chart, table = page.locator("[data-testid=stVegaLiteChart]"), page.locator(".g-grid")
+    chart.locator("canvas, svg").first.wait_for()
+    assert chart.is_visible() and not table.is_visible()
+    visitor.page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        visitor.go("/matrix")
+        assert table.is_visible() and not chart.is_visible()
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("e => e.scrollWidth <= e.clientWidth")
+        cells = table.locator("td")
+        assert cells.evaluate_all("all => all.every(e => e.scrollWidth <= e.clientWidth)")
+    finally:
+        visitor.page.set_viewport_size({"width": 1280, "height": 900})
+
+
 def test_a_download_holds_exactly_what_is_shown(visitor: Visitor) -> None:
     page = visitor.go("/?q=tra")
     with page.expect_download() as waiting:

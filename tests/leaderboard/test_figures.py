@@ -150,6 +150,32 @@ def test_attacks_stand_by_the_accuracy_they_leave() -> None:
     assert plots.strongest_first(found) == ["strong", "weak", "absent"]
 
 
+@pytest.mark.parametrize(
+    ("states", "stays"),
+    [
+        (("done", "missing"), True), (("running",), True), (("failed", "missing"), True),
+        (("missing", "not applicable", "skipped"), False),
+    ],
+)  # fmt: skip
+def test_an_attack_that_no_defense_has_met_has_no_column(
+    states: tuple[str, ...], stays: bool
+) -> None:
+    found = [square("done", 1, attack="known"), *(square(state, attack="a") for state in states)]
+    assert plots.met(["known", "a"], found) == (["known", "a"] if stays else ["known"])
+
+
+def test_where_nothing_was_played_every_attack_has_its_column() -> None:
+    assert plots.met(["a", "b"], [square("missing"), square("skipped", attack="b")]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "angle"), [("pgd", 0), ("foolbox-hop-skip-jump-linf", -35)])
+def test_names_above_the_matrix_slant_before_they_touch(name: str, angle: int) -> None:
+    columns = [f"{name}-{number}" for number in range(figures.WIDEST)]
+    drawn = figures.heat([], ["d"], columns, plots.ACCURACY, 1.0).to_dict()
+    (axis,) = {json.dumps(layer["encoding"]["x"]["axis"]) for layer in drawn["layer"]}
+    assert json.loads(axis)["labelAngle"] == angle
+
+
 def test_a_chart_carries_hostile_text_as_data_only() -> None:
     hostile = "![x](http://evil.example/x.png)"
     tile = plots.tiles([square("done", 1, defense=hostile)], plots.METRICS[plots.ACCURACY])

@@ -169,6 +169,24 @@ def test_the_matrix_tells_every_state_apart(world: str, visit: Visit) -> None:
     assert "n/a" in html(app) and "does not look for the nearest wrong answer" in html(app)
 
 
+@pytest.mark.parametrize("metric", ["robust accuracy", "seconds an example"])
+def test_many_attacks_stand_in_a_table_without_those_that_nobody_met(
+    metric: str, crowded: str, visit: Visit
+) -> None:
+    app = visit(crowded, "matrix", metric=metric)
+    grid = next(said for said in html(app).split("<table") if "g-grid" in said)
+    assert not charts(app)
+    assert "a-further-attack-14" in grid and "a-further-attack-15" not in grid
+    told = [caption.value for caption in app.caption]
+    assert any("Left out: 10 attacks that no defense has met." in said for said in told)
+    assert "a-further-attack-15 → trades" in html(app), "with its reason, in the long table"
+
+
+def test_nothing_is_said_of_attacks_left_out_where_none_is(world: str, visit: Visit) -> None:
+    app = visit(world, "matrix")
+    assert not any("Left out" in caption.value for caption in app.caption)
+
+
 def test_the_metric_switch_is_in_the_url(world: str, visit: Visit) -> None:
     accuracy, gradients = (
         visit(world, "matrix"),

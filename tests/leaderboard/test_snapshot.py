@@ -50,6 +50,15 @@ def test_the_figures_are_those_of_the_page(files: dict[str, str], world: str) ->
             assert told == json.loads(json.dumps(report(store, board.name)))
 
 
+def test_the_matrix_leaves_out_who_met_nobody_and_says_so(crowded: str, tmp_path: Path) -> None:
+    snapshot.write(crowded, tmp_path)
+    page = (tmp_path / snapshot.file("board", "digits-linf")).read_text(encoding="utf-8")
+    matrix = page.partition('class="g-table g-grid"')[2].partition("</table>")[0]
+    assert "a-further-attack-14" in matrix and "a-further-attack-15" not in matrix
+    assert "Left out: 10 attacks that no defense has met." in page
+    assert "a-further-attack-15 → trades" in page, "with its reason"
+
+
 def test_a_hostile_name_is_inert(files: dict[str, str]) -> None:
     page = files[snapshot.file("defense", HOSTILE)]
     assert "<h1>![x](http://evil.example/x.png)&lt;img" in page

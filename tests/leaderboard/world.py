@@ -311,3 +311,20 @@ def _say_more(store: Store) -> None:
     store.submission(HOSTILE, "rejected", f"card.toml: {HOSTILE} is not a name; use a-z, 0-9.")
     store.submission("waiting-entry", "received")
     store.submission("waiting-entry", "queued")
+
+
+def crowd(store: Store, met: int, unmet: int) -> None:
+    """More attacks on the first board: `met` played against trades, `unmet` against nobody."""
+    digits, (threat, radius) = _digits(), THREATS[0]
+    detail = {"needs": "gradients", "source": "", "steps": 20}
+    for number in range(met + unmet):
+        name = f"a-further-attack-{number}"
+        store.declare([Card("attack", name, "built-in", digest(["attack", name]), detail=detail)])
+        cell = _cell(threat, "trades", name)
+        if number < met:
+            store.plan([Planned(cell)])
+            reach = np.random.default_rng(number).lognormal(0, 0.6, N) * radius
+            right = np.ones(N, np.bool_)
+            _play(store, cell, _judged(reach, right, digits.labels, radius, False, 20))
+        else:
+            store.plan([Planned(cell, CellState.NOT_APPLICABLE, "not for this norm")])
