@@ -210,20 +210,21 @@ def learn(
     progress: Tell | None = None,
     beat: Callable[[], None] | None = None,
 ) -> str:
-    """`train` with the recipe's teacher built, which is trained first where it has no weights."""
+    """`train` with the recipe's teacher built; what that lacks is trained first, deepest first."""
     shelf = DefenseShelf(registry, name, dataset, folder)
-    try:
-        teacher = shelf.teacher()
-    except NeedsTraining as need:
-        learn(
-            registry, need.name, dataset,
-            folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
-        )  # fmt: skip
-        teacher = shelf.teacher()
-    return train(
-        registry, name, dataset, teacher=teacher,
-        folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
-    )  # fmt: skip
+    while True:
+        try:
+            teacher = shelf.teacher()
+        except NeedsTraining as need:
+            learn(
+                registry, need.name, dataset,
+                folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
+            )  # fmt: skip
+        else:
+            return train(
+                registry, name, dataset, teacher=teacher,
+                folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
+            )  # fmt: skip
 
 
 def prepared(

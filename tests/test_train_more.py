@@ -152,6 +152,18 @@ def test_a_teacher_is_trained_first_and_stands_before_the_class_frozen(tmp_path:
         assert torch.equal(mine, theirs)
 
 
+def test_a_teachers_teacher_is_trained_before_it(tmp_path: Path) -> None:
+    known = registry(
+        defense("first", MASTER),
+        defense("master", replace(PUPIL, teacher="first", epochs=2)),
+        defense("pupil", PUPIL),
+    )
+    heard: list[course.Progress] = []
+    found = learn(known, "pupil", DIGITS, folder=tmp_path, progress=heard.append)
+    assert [entry.epochs for entry in heard] == [3, 3, 3, 2, 2, 1]
+    assert learn(known, "pupil", DIGITS, folder=tmp_path) == found
+
+
 def test_a_shelf_asks_for_the_teacher_first(tmp_path: Path) -> None:
     known = registry(defense("master", MASTER), defense("pupil", PUPIL))
     with pytest.raises(NeedsTraining) as caught:
