@@ -255,8 +255,11 @@ class Shelf(Protocol):
     def trained(self, module: nn.Module) -> nn.Module:
         """The module, filled with the weights of *this* defense's recipe."""
 
-    def filled(self, module: nn.Module, file: str) -> nn.Module:
-        """The module, filled from a safetensors file beside the plugin (or in `BENCH_DATA`)."""
+    def filled(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
+        """The module, filled from a safetensors file beside the plugin (or in `BENCH_DATA`).
+
+        A file of another `sha256` is refused; without one, any file of that name will do.
+        """
 
     def built(self, name: str) -> nn.Module:
         """Another registered defense, built."""

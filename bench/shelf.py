@@ -118,10 +118,11 @@ class DefenseShelf:
         module = shelf.build()
         return module if shelf.defense.rejects is None else Unguarded(module)
 
-    def filled(self, module: nn.Module, file: str) -> nn.Module:
+    def filled(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
         """The module, filled from a safetensors file of that plain name.
 
         It is looked for beside the plugin, then in the data folder, then in its `weights`.
+        UnfitError where it has another `sha256` than the one given.
         """
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise PluginError(
@@ -130,7 +131,8 @@ class DefenseShelf:
         places = [*self._beside(), data.folder(), data.folder() / "weights"]
         for place in places:
             if (place / file).is_file():
-                return self._filled(module, (place / file).read_bytes(), file, place / file)
+                content = self._genuine(place / file, sha256)
+                return self._filled(module, content, file, place / file)
         looked = ", ".join(str(place) for place in places)
         raise UnfitError(
             f"{self.name} needs the weights {file}, which is in none of {looked}; put it into one, "
@@ -149,6 +151,16 @@ class DefenseShelf:
             return [self.offer.folder]
         source = getattr(sys.modules.get(self.offer.module), "__file__", None)
         return [Path(source).parent] if source else []
+
+    def _genuine(self, path: Path, sha256: str) -> bytes:
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 not in ("", found):
+            raise UnfitError(
+                f"{path} is not the weights file that {self.name} means: its SHA-256 begins with "
+                f"{found[:12]}, not {sha256[:12]}; put the right one there, or delete it."
+            )
+        return content
 
     def _filled(self, module: nn.Module, content: bytes, name: str, path: Path) -> nn.Module:
         fill(module, content, str(path))

@@ -249,7 +249,7 @@ class OneShelf:
     def trained(self, module: nn.Module) -> nn.Module:
         raise AssertionError("nothing to train")
 
-    def filled(self, module: nn.Module, file: str) -> nn.Module:
+    def filled(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
         raise AssertionError("nothing to fill")
 
 

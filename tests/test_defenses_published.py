@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from bench.problem import craft
 from bench.records import UnfitError
 from bench.registry import Registry
 from bench.shelf import DefenseShelf
+from plugins.defenses import convex, resnet2b
 
 
 class Published(NamedTuple):
@@ -50,6 +53,7 @@ def world(registry: Registry, defense: str, name: str) -> tuple[nn.Module, Tenso
         model = DefenseShelf(registry, defense, dataset).build()
         examples = data.examples(dataset, dataset.test_size)
     except UnfitError as error:
+        assert "not the weights file" not in str(error)
         pytest.skip(str(error))
     return model, examples.tensor(), torch.tensor(examples.labels)
 
@@ -105,6 +109,25 @@ def test_the_verified_network_holds_what_is_verified_and_no_more_than_pgd_leaves
     model, x, y = world(registry, "resnet2b-cifar10", "cifar10")
     share = attacked(registry, model, x, y, Linf(Fraction(2, 255)), "pgd")
     assert 0.2688 <= share <= 0.57
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "network", "file"),
+    [
+        ("convex-mnist", "mnist", convex.network, "convex-mnist-linf-0.1"),
+        ("convex-fashion", "fashion-mnist", convex.network, "convex-fashion-mnist-linf-0.1"),
+        ("resnet2b-cifar10", "cifar10", resnet2b.ResNet2b, "resnet2b-cifar10-linf-2"),
+    ],
+)
+def test_other_weights_under_the_published_name_are_refused(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, dataset: str, network: Callable[[], nn.Module], file: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    safetensors.torch.save_file(network().state_dict(), tmp_path / f"{file}.safetensors")
+    shelf = DefenseShelf(registry, name, registry.datasets[dataset].value)
+    with pytest.raises(UnfitError, match=f"not the weights file that {name} means"):
+        shelf.build()
 
 
 def test_without_the_file_the_sentence_says_where_it_was_looked_for(

@@ -6,6 +6,8 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,25 @@ def test_named_weights_are_looked_for_beside_the_plugin_then_in_the_data(
         safetensors.torch.save_file(weights, place / "w.safetensors")
         module = shelf_of(known, "base", tmp_path).build()
         assert float(module.state_dict()["1.bias"][0]) == value
+
+
+def test_a_file_of_that_name_with_other_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    content = safetensors.torch.save(good())
+    (tmp_path / "w.safetensors").write_bytes(content)
+
+    def filled(wanted: str) -> nn.Module:
+        build = partial(
+            DefenseShelf.filled, module=linear(SHAPE, 10), file="w.safetensors", sha256=wanted
+        )
+        return shelf_of(registry(defense("base", build=build)), "base", tmp_path).build()
+
+    own = sha256(content).hexdigest()
+    assert torch.equal(filled(own).state_dict()["1.bias"], good()["1.bias"])
+    with pytest.raises(UnfitError, match=rf"not the weights file .* begins with {own[:12]}, not 0"):
+        filled("0" * 64)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from torch import nn
 from bench.plugin import Claim, Defense, Shelf, hookimpl
 
 HOME = "https://github.com/locuslab/convex_adversarial"
+MNIST = "a3f730ab1291a5d583ad486043932cca221e8fbfaf727335b3e597f61c05e3ea"
+FASHION = "7665f7a1ae64f9696cd2ddda31b0110524b26a879ab1d097d7e21d9197b015d2"
 
 
 def network() -> nn.Sequential:
@@ -26,9 +28,9 @@ def network() -> nn.Sequential:
     )
 
 
-def published(shelf: Shelf, file: str) -> nn.Module:
+def published(shelf: Shelf, file: str, sha256: str) -> nn.Module:
     """The network with the authors' weights."""
-    return shelf.filled(network(), file)
+    return shelf.filled(network(), file, sha256=sha256)
 
 
 @hookimpl
@@ -40,7 +42,7 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1711.00851",
         summary="Published weights, certified: at most 5.8 % of the test set can be broken.",
         claims=(Claim("mnist-linf", 0.942, HOME),),
-        build=partial(published, file="convex-mnist-linf-0.1.safetensors"),
+        build=partial(published, file="convex-mnist-linf-0.1.safetensors", sha256=MNIST),
         twin="undefended-images",
         quick=False,
     )
@@ -49,7 +51,7 @@ def bench_defenses() -> Iterator[Defense]:
         datasets=("fashion-mnist",),
         cite="arXiv:1711.00851",
         summary="The same network for Fashion-MNIST, published weights.",
-        build=partial(published, file="convex-fashion-mnist-linf-0.1.safetensors"),
+        build=partial(published, file="convex-fashion-mnist-linf-0.1.safetensors", sha256=FASHION),
         twin="undefended-images",
         quick=False,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.plugin import Claim, Defense, Fraction, Linf, Shelf, ThreatModel, hookimpl
 
 HOME = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
+PUBLISHED = "7828015f3676449a96b0374327e76d73d250f5a8d30c9282d8fb63ab4b4fdb6c"
 MEAN = (0.4914, 0.4822, 0.4465)
 DEVIATION = (0.2471, 0.2435, 0.2616)
 
@@ -57,7 +58,7 @@ class ResNet2b(nn.Module):
 
 def build(shelf: Shelf) -> nn.Module:
     """The network with the published weights."""
-    return shelf.filled(ResNet2b(), "resnet2b-cifar10-linf-2.safetensors")
+    return shelf.filled(ResNet2b(), "resnet2b-cifar10-linf-2.safetensors", sha256=PUBLISHED)
 
 
 @hookimpl
