@@ -30,7 +30,8 @@ class Submitted:
     digest: str
     folder: Path
     checked: bool
-    """Whether the contract was checked; without a sandbox that needs the user's word."""
+    """Whether most laws of its contract were held against it: without a sandbox that needs the
+    user's word, and its data must be there."""
 
 
 def submit(
@@ -43,7 +44,8 @@ def submit(
     """Take in an entry: a folder, or a zip of one.
 
     Card, files and weights are judged without running a line of it. The contract is checked only
-    with `allow_unsandboxed`, for that runs the entry in this process. Each state is written to the
+    with `allow_unsandboxed`, for that runs the entry in this process, and trains what it must be
+    trained for. Each state is written to the
     store: received, then queued, or rejected with the sentence that the BenchError carries too.
     """
     path, shelf = Path(path), submissions or submissions_folder()
@@ -55,14 +57,15 @@ def submit(
             entry = _received(path, Path(incoming))
             name = entry.card.name
             store.submission(name, "received")
-            _judge(entry, shelf, allow_unsandboxed)
+            _judge(entry, shelf)
+            checked = allow_unsandboxed and _checked(entry)
         except BenchError as error:
             if NAME.fullmatch(name):
                 store.submission(name, "rejected", str(error))
             raise
         folder = _taken_in(entry, shelf)
     store.submission(name, "queued")
-    return Submitted(name, entry.card.kind, entry.digest, folder, allow_unsandboxed)
+    return Submitted(name, entry.card.kind, entry.digest, folder, checked)
 
 
 def _name(path: Path) -> str:
@@ -84,19 +87,25 @@ def _received(path: Path, incoming: Path) -> Entry:
     return copy
 
 
-def _judge(entry: Entry, shelf: Path, allow_unsandboxed: bool) -> None:
-    """Every rule, the cheap ones first."""
+def _judge(entry: Entry, shelf: Path) -> None:
+    """Every rule that needs no line of it run, the cheap ones first."""
     if AUTHOR in entry.card.authors:
         raise BenchError(f"card.toml of {entry.card.name!r} still says {AUTHOR!r}; sign it.")
     wrong = soundness(entry.folder / "weights.safetensors") if entry.card.weights else ""
     wrong = wrong or _hookless(entry) or _taken(entry, shelf)
     if wrong:
         raise BenchError(wrong)
-    if allow_unsandboxed:
-        failed = [r for r in check.run(entry.folder) if r.outcome is check.Outcome.FAIL]
-        if failed:
-            reasons = " ".join(f"{result.check}: {result.sentence}" for result in failed[:3])
-            raise BenchError(f"{len(failed)} checks of {entry.card.name!r} fail. {reasons}")
+
+
+def _checked(entry: Entry) -> bool:
+    """Whether most laws could be held against it; BenchError where one is broken."""
+    results = check.run(entry.folder, train=True)
+    failed = [result for result in results if result.outcome is check.Outcome.FAIL]
+    if failed:
+        reasons = " ".join(f"{result.check}: {result.sentence}" for result in failed[:3])
+        raise BenchError(f"{len(failed)} checks of {entry.card.name!r} fail. {reasons}")
+    held = [result.outcome for result in results if result.kind == entry.card.kind]
+    return held.count(check.Outcome.PASS) > len(held) / 2
 
 
 def _hookless(entry: Entry) -> str:

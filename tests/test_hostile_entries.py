@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench import check
+from bench.check.law import Law
+from bench.check.run import tried
 from bench.records import BenchError
 from bench.registry import Registry
+from bench.shelf import NeedsTraining
+from bench.store import Store
+from bench.submit import submit
 from tests.planted import ATTACK, CARD, entry
 
 
@@ -74,3 +80,89 @@ def test_a_card_that_chokes_its_reader_is_told_alone(shelf: Path, name: str) -> 
     (problem,) = found.problems
     assert problem.startswith(f"card.toml of {name!r}") and sentence in problem
     assert problem.endswith(".") and len(problem) < 3_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 'bench.db'}") as opened:
+        yield opened
+
+
+TAUGHT = """
+def net(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+def loss(lesson):
+    return nn.functional.cross_entropy(lesson.model(lesson.x), lesson.y, reduction="none")
+
+class Torn(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        {forward}
+
+@hookimpl
+def bench_defenses():
+    build = lambda shelf: Torn(shelf.trained(net(shelf.shape, shelf.classes)))
+    yield Defense("taught", build, recipe=Recipe(net, loss, epochs=3, rate=1e-2), {more})
+"""
+
+
+@pytest.mark.parametrize(
+    ("forward", "sentence"),
+    [("return self.inner(images)", ""), ("return self.inner(images)[:1]", "checks of 'taught' f")],
+)
+def test_an_entry_is_checked_with_weights_that_are_made_for_it(
+    shelf: Path, store: Store, monkeypatch: pytest.MonkeyPatch, forward: str, sentence: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shelf.parent / "cache"))
+    text = TAUGHT.format(forward=forward, more="quick=True")
+    place = entry(shelf.parent / "work", "taught", text, kind="defense")
+    if not sentence:
+        assert submit(place, store, allow_unsandboxed=True).checked
+        return
+    with pytest.raises(BenchError, match=sentence):
+        submit(place, store, allow_unsandboxed=True)
+
+
+def test_weights_that_are_still_missing_are_a_finding_once_they_were_to_be_made() -> None:
+    def lost(subject: object) -> str:
+        raise NeedsTraining("0" * 64, "lost", "digits")
+
+    def outcome(*, made: bool) -> check.Outcome:
+        return tried("attack", "lost", Law(lost), None, made=made).outcome
+
+    assert outcome(made=False) is check.Outcome.NOT_APPLICABLE
+    assert outcome(made=True) is check.Outcome.FAIL
+
+
+def test_what_no_law_could_be_held_against_is_not_called_checked(shelf: Path, store: Store) -> None:
+    text = TAUGHT.format(forward="return self.inner(images)", more="datasets=('fashion-mnist',)")
+    place = entry(shelf.parent / "work", "taught", text, kind="defense")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_DATA", str(shelf.parent / "nothing"))
+        assert not submit(place, store, allow_unsandboxed=True).checked
+
+
+OFFERS = {
+    "nothing": ("@hookimpl\ndef bench_attacks():\n    return []\n", "yield it there"),
+    "absent": (
+        "@hookimpl\ndef bench_attacks():\n    yield Absent('absent', 'foolbox')\n",
+        "the attack 'absent' needs foolbox, which is not installed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFFERS)
+def test_an_entry_that_offers_nothing_fails_at_the_door(
+    shelf: Path, store: Store, name: str
+) -> None:
+    text, sentence = OFFERS[name]
+    place = entry(shelf.parent / "work", name, text)
+    last = check.run(place)[-1]
+    assert (last.check, last.outcome) == ("passes-the-door", check.Outcome.FAIL)
+    assert sentence in last.sentence
+    with pytest.raises(BenchError, match=r"1 checks of .* fail\. passes-the-door: "):
+        submit(place, store, allow_unsandboxed=True)

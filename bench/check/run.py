@@ -64,20 +64,25 @@ def examine(
 ) -> Iterator[Result]:
     """Every law of the kind, in order."""
     subject = SUBJECTS[kind](registry, offer.value)
-    if train and isinstance(subject, Subject):
-        yield from _trained(subject)
+    unmade = _trained(subject) if train and isinstance(subject, Subject) else []
+    yield from unmade
     for law in LAWS[kind]:
-        yield tried(kind, offer.value.name, law, subject)
+        yield tried(kind, offer.value.name, law, subject, made=train and not unmade)
 
 
-def tried(kind: str, name: str, law: Law[Any], subject: Any) -> Result:
-    """One law on one plugin; whatever the plugin raises on the way breaks the law."""
+def tried(kind: str, name: str, law: Law[Any], subject: Any, *, made: bool = False) -> Result:
+    """One law on one plugin; whatever the plugin raises on the way breaks the law.
+
+    With `made` its weights were made: that it still lacks some is a finding then.
+    """
     try:
         wrong = law.holds(subject)
     except DoesNotApply as reason:
         return Result(kind, name, law.name, Outcome.NOT_APPLICABLE, str(reason))
     except (NeedsTraining, UnfitError) as error:
-        return Result(kind, name, law.name, Outcome.NOT_APPLICABLE, str(error))
+        lacking = made and isinstance(error, NeedsTraining)
+        outcome = Outcome.FAIL if lacking else Outcome.NOT_APPLICABLE
+        return Result(kind, name, law.name, outcome, str(error))
     except STRANGE as error:
         # A plugin under examination may raise anything; that is a finding, not a crash.
         return Result(kind, name, law.name, Outcome.FAIL, f"{said(error)}.")
@@ -117,12 +122,29 @@ def _of_path(path: Path, registry: Registry, train: bool) -> Iterator[Result]:
     if plugin is not None:
         _forget(registry, plugin)
         registry.admit([plugin])
-        sentence = " ".join(registry.problems[before:])
+        sentence = " ".join(registry.problems[before:]) or _unoffered(registry, plugin)
     outcome = Outcome.FAIL if sentence else Outcome.PASS
     yield Result("plugin", name, "passes-the-door", outcome, sentence or "The registry takes it.")
     for kind, offer in list(_offers(registry)):
         if plugin is not None and offer.module == plugin.name:
             yield from examine(registry, kind, offer, train)
+
+
+def _unoffered(registry: Registry, plugin: Plugin) -> str:
+    """That an entry does not offer what its card names; empty where it does."""
+    if plugin.entry is None:
+        return ""
+    kind, name = plugin.entry.card.kind, plugin.entry.card.name
+    if any((k, o.value.name, o.module) == (kind, name, plugin.name) for k, o in _offers(registry)):
+        return ""
+    if (kind, name) not in registry.absent:
+        hook = KINDS[kind]
+        return f"its {hook} gives nothing, its card names the {kind} {name!r}; yield it there."
+    try:
+        registry.find(kind, name)
+    except BenchError as error:
+        return str(error)
+    return ""
 
 
 def _folder(path: Path, name: str) -> list[Result]:

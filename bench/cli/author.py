@@ -60,9 +60,11 @@ def submit(
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
     """Hand in an entry: card, plugin and weights are validated; the next run plays it."""
+    from bench.campaign import deterministic
     from bench.store import Store
     from bench.submit import submit as take
 
+    deterministic()  # with --allow-unsandboxed it may train
     with Store.open(url(db)) as store:
         taken = take(path, store, allow_unsandboxed=allow_unsandboxed)
     checked = "its contract was checked" if taken.checked else "its contract waits for the next run"
