@@ -6,6 +6,7 @@ the archive says of sizes is not believed, and nothing is written outside the ne
 
 from __future__ import annotations
 
+import lzma
 import stat
 import zipfile
 import zlib
@@ -14,6 +15,11 @@ from pathlib import Path, PurePosixPath
 from bench.entry import LARGEST
 from bench.records import BenchError
 
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError,
+    ValueError,
+)  # fmt: skip
+"""What a broken archive raises; ValueError where a name is not in the encoding it claims."""
 MEMBERS = 16
 RATIO = 200
 BLOCK = 1 << 20
@@ -32,7 +38,7 @@ def unpacked(archive: Path, into: Path) -> Path:
             for member in members:
                 if not member.is_dir():
                     _stream(packed, member, folder / PurePosixPath(member.filename).name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+    except UNREADABLE as error:
         raise BenchError(f"{archive.name} is no zip file that can be read: {error}.") from error
     return folder
 
@@ -56,7 +62,8 @@ def _wrong(member: zipfile.ZipInfo) -> str:
     """Which rule a member breaks; empty when none."""
     name = member.filename
     parts = name.removesuffix("/").split("/")
-    if not name.isascii() or "\\" in name or ".." in parts or "" in parts or ":" in name:
+    plain = name.isascii() and name.isprintable()
+    if not plain or "\\" in name or ".." in parts or "" in parts or ":" in name:
         return "is no plain relative name"
     mode = stat.S_IFMT(member.external_attr >> 16)
     if mode not in (0, stat.S_IFREG, stat.S_IFDIR):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from bench.entry import NAME, near
-from bench.records import BenchError
+from bench.records import BenchError, UnfitError
 
 AUTHOR = "Your Name"
 """Stands in a new card until its author writes another; `bench submit` asks for that."""
@@ -145,7 +145,8 @@ TEMPLATES = {"attack": ATTACK, "defense": DEFENSE, "threat": THREAT}
 def new(kind: str, name: str, folder: Path = Path()) -> Path:
     """Write a plugin of this kind into `folder`/`name`; gives that path.
 
-    BenchError for an unknown kind, a name that cards do not allow, and a folder that is there.
+    BenchError for an unknown kind, a name that cards do not allow, and a folder that is there;
+    UnfitError where none can be made.
     """
     if kind not in TEMPLATES:
         raise BenchError(f"no template is named {kind!r}{near(kind, list(TEMPLATES))}.")
@@ -157,9 +158,14 @@ def new(kind: str, name: str, folder: Path = Path()) -> Path:
     place = folder / name
     if place.exists():
         raise BenchError(f"{place} is there already; choose another name or move it away.")
-    place.mkdir(parents=True)
-    for file, text in texts(kind, name).items():
-        (place / file).write_text(text, encoding="utf-8")
+    try:
+        place.mkdir(parents=True)
+        for file, text in texts(kind, name).items():
+            (place / file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UnfitError(
+            f"{place} cannot be written: {error.strerror}; choose another --folder."
+        ) from error
     return place
 
 

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from bench import check
 from bench.archive import unpacked
 from bench.entry import NAME, Entry, read_entry
-from bench.records import BenchError
-from bench.registry import KINDS, Registry, submissions_folder
+from bench.records import BenchError, UnfitError
+from bench.registry import KINDS, Registry, said, submissions_folder
 from bench.scaffold import AUTHOR
 from bench.store import Store
 from bench.weights import soundness
@@ -49,9 +49,7 @@ def submit(
     store: received, then queued, or rejected with the sentence that the BenchError carries too.
     """
     path, shelf = Path(path), submissions or submissions_folder()
-    shelf.mkdir(parents=True, exist_ok=True)
-    # Beside its later place: taking it in is then one rename.
-    with TemporaryDirectory(prefix=".incoming-", dir=shelf) as incoming:
+    with _incoming(shelf) as incoming:
         name = _name(path)
         try:
             entry = _received(path, Path(incoming))
@@ -68,14 +66,33 @@ def submit(
     return Submitted(name, entry.card.kind, entry.digest, folder, checked)
 
 
+def _incoming(shelf: Path) -> TemporaryDirectory[str]:
+    """A folder beside the entry's later place: taking it in is then one rename."""
+    try:
+        shelf.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=".incoming-", dir=shelf)
+    except OSError as error:
+        raise UnfitError(
+            f"no entry can be kept in {shelf}: {error.strerror}; run in another folder, or set "
+            "BENCH_SUBMISSIONS to one that can be written."
+        ) from error
+
+
 def _name(path: Path) -> str:
     return path.stem if path.suffix == ".zip" else path.resolve().name
 
 
 def _received(path: Path, incoming: Path) -> Entry:
     """A private copy, so that nothing changes between looking and taking."""
-    if path.suffix == ".zip":
-        return read_entry(unpacked(path, incoming))
+    try:
+        if path.suffix == ".zip":
+            return read_entry(unpacked(path, incoming))
+        return _copied(path, incoming)
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read: {error}.") from error
+
+
+def _copied(path: Path, incoming: Path) -> Entry:
     entry = read_entry(path.resolve())
     place = incoming / entry.card.name
     place.mkdir()
@@ -113,8 +130,9 @@ def _hookless(entry: Entry) -> str:
     hook = KINDS[entry.card.kind]
     try:
         tree = ast.parse((entry.folder / "plugin.py").read_bytes())
-    except (SyntaxError, ValueError) as error:
-        return f"plugin.py of {entry.card.name!r} is no Python: {error}."
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # The last two where an expression is nested deeper than the parser goes.
+        return f"plugin.py of {entry.card.name!r} is no Python: {said(error)}."
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook]
     if not found:
         return (

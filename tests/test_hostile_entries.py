@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import check
+from bench import check, scaffold
 from bench.check.law import Law
 from bench.check.run import tried
-from bench.records import BenchError
+from bench.records import BenchError, UnfitError
 from bench.registry import Registry
 from bench.shelf import NeedsTraining
 from bench.store import Store
@@ -166,3 +167,86 @@ def test_an_entry_that_offers_nothing_fails_at_the_door(
     assert sentence in last.sentence
     with pytest.raises(BenchError, match=r"1 checks of .* fail\. passes-the-door: "):
         submit(place, store, allow_unsandboxed=True)
+
+
+def packed(path: Path, name: str = "mine/plugin.py", how: int = zipfile.ZIP_LZMA) -> bytes:
+    with zipfile.ZipFile(path, "w", how) as archive:
+        archive.writestr(name, b"x = 1\n" * 99)
+    return path.read_bytes()
+
+
+def corrupt(path: Path) -> bytes:
+    content = bytearray(packed(path))
+    content[48:54] = b"\xff" * 6  # the properties of the compression, and its first byte
+    return bytes(content)
+
+
+def mislabelled(path: Path) -> bytes:
+    content = bytearray(packed(path, "mine/é.py").replace("é".encode(), b"\xff\xfe"))
+    return bytes(content)
+
+
+ZIPS: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "corrupt": (corrupt, "mine.zip is no zip file that can be read: "),
+    "mislabelled": (mislabelled, "mine.zip is no zip file that can be read: "),
+    "escaping": (lambda path: packed(path, "\x1b[31mred/plugin.py"), "no plain relative name"),
+    "belling": (lambda path: packed(path, "red\x07/plugin.py"), "no plain relative name"),
+}
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_a_hostile_zip_is_refused_in_a_sentence(shelf: Path, store: Store, name: str) -> None:
+    make, sentence = ZIPS[name]
+    path = shelf.parent / "mine.zip"
+    path.write_bytes(make(path))
+    with pytest.raises(BenchError, match=re.escape(sentence)) as caught:
+        submit(path, store)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("code", ["-" * 100_000 + "1", "x=" + "a." * 50_000 + "a"])
+def test_code_that_chokes_its_reader_is_refused_in_a_sentence(
+    shelf: Path, store: Store, code: str
+) -> None:
+    place = entry(shelf.parent / "work", "mine", ATTACK.format(name="mine"))
+    (place / "plugin.py").write_text(code)
+    with pytest.raises(BenchError, match=r"plugin.py of 'mine' is no Python: \w+Error"):
+        submit(place, store)
+
+
+@pytest.mark.parametrize("where", ["file", "file/in", "/proc/q"])
+def test_a_folder_of_entries_that_cannot_be_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store, where: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    place = entry(tmp_path / "work", "mine", ATTACK.format(name="mine"))
+    monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / where))
+    with pytest.raises(UnfitError, match="BENCH_SUBMISSIONS") as caught:
+        submit(place, store)
+    assert where in str(caught.value)
+    assert Registry.load().entries == {}
+
+
+@pytest.mark.parametrize("where", ["file", "/proc"])
+def test_a_plugin_is_not_written_where_no_folder_can_be(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UnfitError, match="choose another --folder"):
+        scaffold.new("attack", "x1", tmp_path / where)
+
+
+def test_an_entry_that_cannot_be_read_is_refused_in_a_sentence(
+    shelf: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = entry(shelf.parent / "work", "mine", ATTACK.format(name="mine"))
+
+    def shut(*names: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "card.toml")
+
+    monkeypatch.setattr("bench.submit.shutil.copyfile", shut)
+    with pytest.raises(BenchError, match=r"cannot be read: .*Permission denied"):
+        submit(place, store)
+
+
+def test_a_name_that_no_path_can_have_is_answered_as_any_other() -> None:
+    with pytest.raises(BenchError, match="no plugin and no path is named 'aaa"):
+        check.run("a" * 300)

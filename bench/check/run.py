@@ -47,7 +47,7 @@ def run(
     With `train` the weights that a defense needs and nobody has made yet are made first.
     """
     path, filled = Path(path_or_name), registry or Registry.load()
-    if path.is_dir() or path.suffix == ".py":
+    if _is_folder(path) or path.suffix == ".py":
         return list(_of_path(path, filled, train))
     name = str(path)
     found = [(kind, offer) for kind, offer in _offers(filled) if offer.value.name == name]
@@ -57,6 +57,13 @@ def run(
         known = sorted({offer.value.name for _, offer in _offers(filled)} | set(filled.entries))
         raise BenchError(f"no plugin and no path is named {name!r}{near(name, known)}.")
     return [result for kind, offer in found for result in examine(filled, kind, offer, train)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # longer than any path
+        return False
 
 
 def examine(
@@ -153,7 +160,7 @@ def _folder(path: Path, name: str) -> list[Result]:
         return []
     try:
         entry = read_entry(path.resolve())
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         return [Result("plugin", name, "card-is-in-order", Outcome.FAIL, str(error))]
     first = Result(
         "plugin", name, "card-is-in-order", Outcome.PASS, "Card and files fit the rules."
