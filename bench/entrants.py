@@ -14,21 +14,33 @@ class Entrants:
 
     def __init__(self, registry: Registry, store: Store) -> None:
         self.registry, self.store = registry, store
-        self.running: set[str] = set()
+        self.running: dict[str, str] = {}
+        """Name -> kind."""
 
     def begin(self, cell: Cell) -> None:
         """A cell was taken up."""
-        for kind, name in (("defense", cell.defense), ("attack", cell.attack)):
-            submitted = self.registry.find(kind, name).origin == "submission"
+        parts = {"defense": cell.defense, "attack": cell.attack, "threat": cell.threat}
+        for kind, name in parts.items():
+            submitted = bool(name) and self.registry.find(kind, name).origin == "submission"
             if submitted and name not in self.running:
-                self.running.add(name)
+                self.running[name] = kind
                 self.store.submission(name, "running")
 
     def end(self, cells: Iterable[Cell]) -> None:
         """The run is over: `finished`, or `failed` with the first reason."""
         keys = {cell.key for cell in cells}
         rows = [row for row in self.store.cells() if row.key in keys]
-        for name in sorted(self.running):
-            mine = [row for row in rows if name in (row.defense, row.attack)]
+        for name, kind in sorted(self.running.items()):
+            mine = [row for row in rows if name in (row.defense, row.attack, row.threat)]
             reasons = [row.reason for row in mine if row.state is CellState.FAILED]
-            self.store.submission(name, "failed" if reasons else "finished", *reasons[:1])
+            # A board is not to blame for each defense and attack that fails on it.
+            excused = kind == "threat" and len(reasons) < len(mine)
+            if reasons and not excused:
+                self.store.submission(name, "failed", reasons[0])
+            else:
+                self.store.submission(name, "finished")
+
+    def halt(self) -> None:
+        """The run was interrupted: what it played waits for the next."""
+        for name in sorted(self.running):
+            self.store.submission(name, "queued")

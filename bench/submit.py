@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import check
+from bench import check, registry
 from bench.archive import unpacked
 from bench.entry import NAME, Entry, read_entry
 from bench.records import BenchError, UnfitError
@@ -46,7 +46,8 @@ def submit(
     Card, files and weights are judged without running a line of it. The contract is checked only
     with `allow_unsandboxed`, for that runs the entry in this process, and trains what it must be
     trained for. Each state is written to the
-    store: received, then queued, or rejected with the sentence that the BenchError carries too.
+    store: received, then queued, or rejected with the sentence that the BenchError carries too;
+    what is refused takes no state from an entry of its name that was taken in before.
     """
     path, shelf = Path(path), submissions or submissions_folder()
     with _incoming(shelf) as incoming:
@@ -54,12 +55,11 @@ def submit(
         try:
             entry = _received(path, Path(incoming))
             name = entry.card.name
-            store.submission(name, "received")
+            _tell(store, name, "received")
             _judge(entry, shelf)
             checked = allow_unsandboxed and _checked(entry)
         except BenchError as error:
-            if NAME.fullmatch(name):
-                store.submission(name, "rejected", str(error))
+            _tell(store, name, "rejected", str(error))
             raise
         folder = _taken_in(entry, shelf)
     store.submission(name, "queued")
@@ -76,6 +76,14 @@ def _incoming(shelf: Path) -> TemporaryDirectory[str]:
             f"no entry can be kept in {shelf}: {error.strerror}; run in another folder, or set "
             "BENCH_SUBMISSIONS to one that can be written."
         ) from error
+
+
+def _tell(store: Store, name: str, state: str, reason: str = "") -> None:
+    """Write a state, unless another entry stands under that name."""
+    past = [step.state for e in store.submissions() if e.name == name for step in e.history]
+    stands = name in registry.SHIPPED or set(past) - {"received", "rejected"}
+    if NAME.fullmatch(name) and not stands:
+        store.submission(name, state, reason)
 
 
 def _name(path: Path) -> str:
@@ -145,11 +153,13 @@ def _hookless(entry: Entry) -> str:
 
 def _taken(entry: Entry, shelf: Path) -> str:
     """Whether something that is no submission bears the name, or its claims name no board."""
-    registry, card = Registry.load(shelf / ".nothing"), entry.card
-    if card.name in getattr(registry, f"{card.kind}s"):
+    known, card = Registry.load(shelf / ".nothing"), entry.card
+    if registry.SHIPPED.get(card.name, entry.digest) != entry.digest:
+        return f"the entry {card.name!r} is reviewed and comes with bench; choose another name."
+    if card.name in getattr(known, f"{card.kind}s"):
         return f"the {card.kind} {card.name!r} is built in or installed; choose another name."
     for claim in card.claims:
-        registry.find("threat", claim.threat)
+        known.find("threat", claim.threat)
     return ""
 
 

@@ -12,6 +12,7 @@ import pytest
 from bench import check, scaffold
 from bench.check.law import Law
 from bench.check.run import tried
+from bench.entry import read_entry
 from bench.records import BenchError, UnfitError
 from bench.registry import Registry
 from bench.shelf import NeedsTraining
@@ -250,3 +251,48 @@ def test_an_entry_that_cannot_be_read_is_refused_in_a_sentence(
 def test_a_name_that_no_path_can_have_is_answered_as_any_other() -> None:
     with pytest.raises(BenchError, match="no plugin and no path is named 'aaa"):
         check.run("a" * 300)
+
+
+def told(store: Store) -> dict[str, list[str]]:
+    """Every submission's states."""
+    return {entry.name: [step.state for step in entry.history] for entry in store.submissions()}
+
+
+@pytest.mark.parametrize("kind", ["archive", "card", "code"])
+def test_what_is_refused_takes_no_state_from_the_entry_that_stands(
+    shelf: Path, store: Store, kind: str
+) -> None:
+    place = entry(shelf.parent / "work", "mine", ATTACK.format(name="mine"))
+    submit(place, store)
+    store.submission("mine", "finished")
+    match kind:
+        case "archive":
+            place = shelf.parent / "mine.zip"
+            place.write_bytes(b"no zip")
+        case "card":
+            (place / "card.toml").write_text("schema = [")
+        case "code":
+            (place / "plugin.py").write_text("def broken(:")
+    with pytest.raises(BenchError):
+        submit(place, store)
+    assert told(store) == {"mine": ["received", "queued", "finished"]}
+
+
+def test_the_name_of_a_reviewed_entry_is_taken_and_the_entry_itself_is_not(
+    shelf: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = entry(shelf.parent / "work", "shipped", ATTACK.format(name="shipped"))
+    monkeypatch.setattr("bench.registry.SHIPPED", {"shipped": read_entry(place).digest})
+    assert submit(place, store).name == "shipped"
+    with (place / "plugin.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(BenchError, match=r"'shipped' is reviewed .* choose another name"):
+        submit(place, store)
+    assert told(store) == {"shipped": ["queued"]}
+
+
+def test_a_refused_namesake_of_a_reviewed_entry_leaves_no_state(shelf: Path, store: Store) -> None:
+    place = entry(shelf.parent / "work", "gaussian-noise", ATTACK.format(name="gaussian-noise"))
+    with pytest.raises(BenchError, match="choose another name"):
+        submit(place, store)
+    assert told(store) == {}
