@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from pathlib import Path
 
@@ -174,12 +175,15 @@ def texts(kind: str, name: str) -> dict[str, str]:
     words = re.findall(r"[a-z0-9]+", name)
     title = " ".join(words).capitalize()
     class_name = "".join(word.capitalize() for word in words)
+    imports = [line for line in TEMPLATES[kind].splitlines() if " import " in line]
+    taken = {*keyword.kwlist, *re.findall(r"\w+", " ".join(imports))}
+    free = class_name[0].isalpha() and class_name not in taken
     filled = {
         "kind": kind,
         "name": name,
         "title": title,
         "author": AUTHOR,
-        "class_name": class_name if class_name[0].isalpha() else f"Entry{class_name}",
+        "class_name": class_name if free else f"Entry{class_name}",
     }
     card = CARD + (CLAIM if kind == "defense" else "")
     parts = {"plugin.py": TEMPLATES[kind], "card.toml": card, "README.md": README}

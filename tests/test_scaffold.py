@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,15 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_a_name_of_digits_still_makes_a_class() -> None:
     assert "class Entry2024:" in scaffold.texts("attack", "2024")["plugin.py"]
+
+
+@pytest.mark.parametrize("kind", ["attack", "defense"])
+@pytest.mark.parametrize(
+    "name", ["none", "true", "false", "defense", "attack", "shelf", "problem", "tensor", "iterator"]
+)
+def test_a_class_is_called_neither_like_a_keyword_nor_like_an_import(kind: str, name: str) -> None:
+    tree = ast.parse(scaffold.texts(kind, name)["plugin.py"])
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import))
+    taken = {alias.asname or alias.name for node in imports for alias in node.names}
+    (made,) = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    assert made not in taken and made in (name.capitalize(), f"Entry{name.capitalize()}")
