@@ -187,11 +187,8 @@ def left_out(attacks: Sequence[str], shown: Sequence[str]) -> str:
 
 
 def as_they_came(squares: Sequence[Square]) -> list[str]:
-    """Attacks of a cascade: who came earlier met more."""
-    met = dict.fromkeys(sorted({square.attack for square in squares}), 0)
-    for square in squares:
-        met[square.attack] += square.robust.n if square.robust else 0
-    return sorted(met, key=lambda name: -met[name])
+    """Attacks of a cascade, as the squares of its board stand."""
+    return list(dict.fromkeys(square.attack for square in squares))
 
 
 def strongest_first(squares: Sequence[Square]) -> list[str]:

@@ -50,15 +50,43 @@ class Square:
 
 
 def matrix(store: Store, board: Board) -> list[Square]:
-    """Every attack that was planned or is required, against every defense, both by name."""
+    """Every attack that was planned or is required, against every defense, both by name.
+
+    The attacks of a cascade stand in the order in which they came.
+    """
     return squares(load(store, board))
 
 
 def squares(played: Played) -> list[Square]:
     """The same from what was read already."""
-    planned = {attack for _, attack in played.cells if attack != CLEAN}
-    attacks = sorted(planned | set(played.board.required))
+    attacks = _attacks(played)
     return [square(played, defense, attack) for defense in played.standings for attack in attacks]
+
+
+def _attacks(played: Played) -> list[str]:
+    """By name; of a cascade each after those that came before it, and who met nobody last."""
+    planned = {attack for _, attack in played.cells if attack != CLEAN}
+    before = _before(played)
+    left = sorted(planned | set(played.board.required), key=lambda name: (name not in before, name))
+    if played.board.mode != "rank":
+        return sorted(left)
+    found: list[str] = []
+    while left:
+        # Of cascades that contradict each other, played in orders of different versions, the name.
+        free = (name for name in left if not before.get(name, set()) & set(left))
+        found.append(next(free, left[0]))
+        left.remove(found[-1])
+    return found
+
+
+def _before(played: Played) -> dict[str, set[str]]:
+    """By attack that has met a defense: who stood just before it in any cascade."""
+    rows = [row for rows in played.cells.values() for row in rows if row.attack != CLEAN]
+    attacks, found = {row.key: row.attack for row in rows}, dict[str, set[str]]()
+    for row in rows:
+        if row.before or row.state == CellState.DONE:
+            found.setdefault(row.attack, set()).update({attacks.get(row.before, "")} - {row.attack})
+    return found
 
 
 def square(played: Played, defense: str, attack: str) -> Square:

@@ -82,12 +82,8 @@ def matrix(report: Json) -> Group:
     met are left out, and the longer list of names stands in lines.
     """
     squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
-    every = sorted({attack for _, attack in squares})
+    every = list(dict.fromkeys(attack for _, attack in squares))
     cascade = report["mode"] == "rank"
-    if cascade:
-        met = {name: sum(_met(one) for (_, a), one in squares.items() if a == name)
-               for name in every}  # fmt: skip
-        every.sort(key=lambda name: -met[name])
     played = {attack for (_, attack), one in squares.items() if one["state"] not in UNMET}
     attacks = [name for name in every if name in played] or every
     shown = {pair: _square(one) for pair, one in squares.items()}
@@ -211,10 +207,6 @@ def _verdict(row: Json) -> str:
     raised = sum(flag["state"] == "raised" for flag in row["flags"])
     tested = sum(flag["state"] != "not tested" for flag in row["flags"])
     return f"{row['verdict']} {raised}/{tested}"
-
-
-def _met(square: Json) -> int:
-    return int(square["robust"]["n"]) if square["robust"] else 0
 
 
 def _together(found: Json) -> str:

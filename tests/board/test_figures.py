@@ -7,13 +7,14 @@ import io
 import numpy as np
 from rich.console import Console
 
-from bench.board import boards, find, matrix, ranking, report
+from bench.board import boards, find, matrix, ranking, render, report
 from bench.board.played import load
-from bench.board.render import render
 from bench.profile import Profile
+from bench.records import CellState
 from bench.store import Store
+from leaderboard import plots
 from tests.board.small import ALL, NONE, enter, rows_of
-from tests.small_store import World, first, outcomes, some
+from tests.small_store import Bits, World, first, outcomes, some
 
 
 def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(world: World) -> None:
@@ -200,6 +201,38 @@ def test_a_cascade_tells_apart_only_what_it_can(world: World) -> None:
     assert (row.robust.k, row.robust_required.k, row.robust_required.n) == (300, 300, 600)
 
 
+def cascade(world: World, defense: str, *broken: tuple[str, Bits]) -> None:
+    """A cascade of one defense: who breaks whom of all, in this order."""
+    world.defense(defense)
+    world.clean(defense, ALL)
+    before, left = "", np.arange(600, dtype=np.int32)
+    for attack, bits in broken:
+        cell = world.play(defense, attack, bits[left], items=left, mode="rank", before=before)
+        before, left = cell.key, left[~bits[left]]
+
+
+def test_attacks_of_a_cascade_stand_in_the_order_in_which_they_came(world: World) -> None:
+    """fgsm came first although a cell that it may not play leaves it the fewest examples."""
+    world.attack("bim")
+    world.threat("linf", "fgsm", "joint", "pgd")
+    cascade(world, "a", ("fgsm", first(100)), ("pgd", first(200)), ("bim", first(300)))
+    cascade(world, "b", ("pgd", first(100)), ("bim", first(500)))
+    world.plan(world.cell("b", "fgsm", mode="rank"), CellState.NOT_APPLICABLE, "Its own twin.")
+    board = find(world.store, None, "rank")
+    came = ["fgsm", "pgd", "bim", "joint"]
+    assert [s.attack for s in matrix(world.store, board)] == came + came
+    assert plots.columns(board, matrix(world.store, board)) == came
+    heads = [column.header for column in render.matrix(report(world.store, None, "rank")).columns]
+    assert heads == ["Defense", *came]
+
+
+def test_cascades_that_contradict_each_other_have_an_order_too(world: World) -> None:
+    cascade(world, "a", ("fgsm", first(100)), ("pgd", first(200)))
+    cascade(world, "b", ("pgd", first(100)), ("fgsm", first(200)))
+    board = find(world.store, None, "rank")
+    assert [s.attack for s in matrix(world.store, board)] == ["fgsm", "pgd"] * 2
+
+
 def test_a_profile_counts_its_own_attacks_once_all_are_done(world: World) -> None:
     world.attack("cw")
     world.defense("d")
@@ -215,6 +248,6 @@ def test_a_profile_counts_its_own_attacks_once_all_are_done(world: World) -> Non
     assert told["profile"] == {"name": "two", "attacks": ["fgsm", "pgd"]}
     assert (row["robust"]["k"], row["profile"]["robust"]["k"]) == (100, 579)
     console = Console(width=200, file=io.StringIO())
-    console.print(render(told))
+    console.print(render.render(told))
     assert "579/600" in console.file.getvalue()  # type: ignore[attr-defined]
     assert report(world.store)["ranking"][0]["profile"] is None

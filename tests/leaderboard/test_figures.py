@@ -132,7 +132,8 @@ def test_a_tile_of_a_cascade_says_how_many_it_met() -> None:
     found = [square("done", 310, attack="first"), square("done", 0, attack="last")]
     found[1] = replace(found[1], robust=count(0, 0))
     assert [tile["shown"] for tile in plots.tiles(found, metric)] == ["310 of 500", "nobody left"]
-    assert plots.columns(cascade, found[::-1]) == ["first", "last"]
+    assert plots.columns(cascade, found) == ["first", "last"]
+    assert plots.columns(cascade, found[::-1]) == ["last", "first"], "as the board orders them"
     assert plots.ACCURACY not in plots.metrics(cascade)
 
 
