@@ -27,7 +27,7 @@ _SAYS_MOST = [
 
 @dataclass(frozen=True)
 class Square:
-    """One attack against one defense: all its seeds together."""
+    """One attack against one defense: all its finished seeds together, or all while none is."""
 
     defense: str
     attack: str
@@ -42,7 +42,7 @@ class Square:
     forwards: int | None
     gradients: int | None
     seconds: float
-    """CPU seconds so far."""
+    """CPU seconds; of what is not finished, those so far."""
     items: int
     items_done: int
     detection: Detection | None = None
@@ -93,6 +93,7 @@ def square(played: Played, defense: str, attack: str) -> Square:
     """One of them."""
     rows = played.cells.get((defense, attack), ())
     done = [row for row in rows if row.state == CellState.DONE]
+    told = done or rows
     telling = min(rows, key=lambda row: _SAYS_MOST.index(row.state), default=None)
     return Square(
         defense=defense,
@@ -104,9 +105,9 @@ def square(played: Played, defense: str, attack: str) -> Square:
         fragile=_sum(done, "fragile"),
         forwards=_sum(done, "forwards"),
         gradients=_sum(done, "gradients"),
-        seconds=sum(row.seconds for row in rows),
-        items=sum(row.items for row in rows),
-        items_done=sum(row.items_done for row in rows),
+        seconds=sum(row.seconds for row in told),
+        items=sum(row.items for row in told),
+        items_done=sum(row.items_done for row in told),
         detection=_detection(played.standings[defense], attack),
     )
 

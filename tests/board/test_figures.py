@@ -10,7 +10,7 @@ from rich.console import Console
 from bench.board import boards, find, matrix, ranking, render, report
 from bench.board.played import load
 from bench.profile import Profile
-from bench.records import CellState
+from bench.records import CellState, Chunk, Culprit, Failure, Outcomes
 from bench.store import Store
 from leaderboard import plots
 from tests.board.small import ALL, NONE, enter, rows_of
@@ -136,6 +136,34 @@ def test_all_seeds_of_an_attack_are_one_square(world: World) -> None:
     (square,) = [s for s in matrix(world.store, find(world.store, "linf")) if s.attack == "pgd"]
     assert square.robust is not None
     assert (square.robust.k, square.gradients, square.seconds) == (598, 2400, 1.0)
+
+
+def test_costs_are_those_of_the_seeds_that_have_a_figure(world: World) -> None:
+    """A seed that failed half-way would halve the gradients an example and blur the seconds."""
+    enter(world, "d", ALL, NONE)
+    world.play("d", "pgd", some(600, 1), seed=0)
+    lost = world.cell("d", "pgd", seed=1)
+    world.plan(lost)
+    lease = world.store.lease(lost.key, "away@another-host")
+    assert lease is not None
+    half = Outcomes._make(column[:300] for column in outcomes(NONE))
+    world.store.record(lease, Chunk(half, 7.0))
+    world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
+    (square,) = [s for s in matrix(world.store, find(world.store, "linf")) if s.attack == "pgd"]
+    assert (square.state, square.items, square.items_done) == ("done", 600, 600)
+    assert (square.forwards, square.gradients, square.seconds) == (1800, 1200, 0.5)
+    told = {name: metric.value(square) for name, metric in plots.METRICS.items()}
+    assert told["gradients an example"] == 2
+    assert told["forward passes an example"] == 3
+    assert told["seconds an example"] == 0.5 / 600
+
+
+def test_what_no_seed_has_finished_counts_all_of_them(world: World) -> None:
+    enter(world, "d", ALL, NONE)
+    for seed in (0, 1):
+        world.plan(world.cell("d", "pgd", seed=seed))
+    (square,) = [s for s in matrix(world.store, find(world.store, "linf")) if s.attack == "pgd"]
+    assert (square.state, square.items, square.forwards) == ("missing", 1200, None)
 
 
 def test_a_board_of_all_targets_counts_the_worst_target_of_each_example(store: Store) -> None:
