@@ -33,7 +33,8 @@ class ClaimCheck:
     robust: float
     cite: str
     verdict: str
-    """`holds`, `below` (the whole interval lies below the claim) or `not testable`."""
+    """`below` where the whole interval lies below the claim, else `holds`; `not testable` where a
+    required attack is missing or the row is invalid."""
     sentence: str
 
 
@@ -133,7 +134,7 @@ def _row(played: Played, standing: Standing, around: Surroundings) -> Row:
         low_n=len(standing.clean) < LOW_N,
         flags=raised,
         verdict=opinion,
-        claim=_claim(played, standing.defense, robust, complete=complete),
+        claim=_claim(played, standing.defense, robust, opinion, complete=complete),
         certified=best_proof(standing, around.certificates, around.certifiers),
         tier=standing.tier,
         rejects=rejection(played.defenses[standing.defense].detail.get("rejects"), standing.scores),
@@ -217,28 +218,34 @@ def alone(standing: Standing, attacks: Iterable[str]) -> Count:
     return _count(standing, standing.robust(names)) if known else count(0, 0)
 
 
-def _claim(played: Played, defense: str, robust: Count, *, complete: bool) -> ClaimCheck | None:
+def _claim(
+    played: Played, defense: str, robust: Count, opinion: str, *, complete: bool
+) -> ClaimCheck | None:
     for claim in played.defenses[defense].detail.get("claims", ()):
         if claim["threat"] == played.board.name:
             said = float(claim["robust"])
-            found = _claim_verdict(said, robust, complete=complete)
-            return ClaimCheck(said, claim.get("cite", ""), found, _claim_sentence(said, robust))
+            found = _claim_verdict(said, robust, opinion, complete=complete)
+            told = _claim_sentence(said, robust, opinion)
+            return ClaimCheck(said, claim.get("cite", ""), found, told)
     return None
 
 
-def _claim_verdict(said: float, robust: Count, *, complete: bool) -> str:
+def _claim_verdict(said: float, robust: Count, opinion: str, *, complete: bool) -> str:
     """A missing attack can only lower the figure: what is below already stays below."""
+    if opinion == "invalid":
+        return "not testable"
     if robust.n and robust.high < said:
         return "below"
     return "holds" if complete else "not testable"
 
 
-def _claim_sentence(said: float, robust: Count) -> str:
+def _claim_sentence(said: float, robust: Count, opinion: str) -> str:
     if not robust.n:
         return f"Claimed {said:.1%}; nothing is measured yet."
+    doubt = " The row contradicts itself: this settles nothing." if opinion == "invalid" else ""
     return (
         f"Claimed {said:.1%}; measured {robust.k} of {robust.n}, that is between {robust.low:.1%}"
-        f" and {robust.high:.1%}."
+        f" and {robust.high:.1%}.{doubt}"
     )
 
 

@@ -24,6 +24,7 @@ from bench.board.signs import asks_gradients, is_blind
 from bench.records import BenchError, KeptImage
 from bench.registry import Registry
 from bench.store import Store
+from leaderboard import words
 from tests.board.small import ALL, NONE, certify, enter, rows_of, small
 from tests.small_store import Bits, World, first, outcomes, some
 
@@ -47,6 +48,35 @@ def test_a_claim_is_compared_with_the_interval(
     assert claim is not None
     assert (claim.verdict, claim.robust) == (said, claimed)
     assert "300 of 600" in claim.sentence
+
+
+@pytest.mark.parametrize("claimed", [0.3, 0.5, 0.6])
+def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
+    world: World, claimed: float
+) -> None:
+    world.tool("diagnostic", "deterministic")
+    world.defense("d", {"threat": "linf", "robust": claimed})
+    world.clean("d", ALL)
+    world.play("d", "fgsm", NONE)
+    world.play("d", "pgd", first(300))
+    told = ("d", world.digests["defense", "d"], world.examples, "deterministic")
+    world.store.note(*told, "raised", "It moves.")
+    row = rows_of(world)["d"]
+    assert row.claim is not None
+    assert (row.verdict, row.claim.verdict) == ("invalid", "not testable")
+    assert "300 of 600" in row.claim.sentence and "contradicts itself" in row.claim.sentence
+
+
+def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
+    """More was measured than was claimed, as the method page says."""
+    world.defense("d", {"threat": "linf", "robust": 0.3})
+    world.clean("d", ALL)
+    world.play("d", "fgsm", NONE)
+    world.play("d", "pgd", first(300))
+    claim = rows_of(world)["d"].claim
+    assert claim is not None and claim.verdict == "holds"
+    (text,) = [text for title, text in words.method() if title == "Claims"]
+    assert "unless the whole interval lies below it" in text
 
 
 def test_a_claim_under_other_rules_is_no_claim_here(world: World) -> None:
