@@ -52,7 +52,7 @@ STATES = {
 }
 STATE_MEANS = {
     "done": "every example it met has been judged",
-    "missing": "planned, not played yet",
+    "missing": "not played, or not with the code as it is now",
     "running": "a worker holds it; Submissions tells its last sign of life",
     "failed": "it stopped without a figure; the reason says who must act",
     "skipped": "left out on purpose",

@@ -99,7 +99,7 @@ def square(played: Played, defense: str, attack: str) -> Square:
         defense=defense,
         attack=attack,
         state=str(telling.state if telling else CellState.MISSING),
-        reason=_reason(telling),
+        reason=_reason(telling, played.stale.get((defense, attack), "")),
         robust=_robust(played.board, played.standings[defense], attack),
         out_of_ball=_sum(done, "out_of_ball"),
         fragile=_sum(done, "fragile"),
@@ -117,7 +117,9 @@ def _detection(standing: Standing, attack: str) -> Detection | None:
     return None if bout is None else detection(standing.scores, bout.attacked)
 
 
-def _reason(telling: CellRow | None) -> str:
+def _reason(telling: CellRow | None, changed: str) -> str:
+    if telling is None and changed:
+        return f"Played with an older version of {changed}; run it again."
     if telling is None:
         return "Not planned; name the attack in `bench run --attack`."
     return "" if telling.state == CellState.DONE else telling.reason

@@ -6,7 +6,7 @@ Only cells whose defense, attack and rules of play are the current ones count.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,6 +110,8 @@ class Played:
     """Current cells by (defense, attack) in that order, the clean passes among them."""
     standings: Mapping[str, Standing]
     """By defense, for all that have a cell of an attack here."""
+    stale: Mapping[tuple[str, str], str]
+    """By (defense, attack) without a current cell, where an older one is done: what has changed."""
     digest: str
     """SHA-256 over every example's verdict, whatever the order in which it was found."""
 
@@ -138,7 +140,8 @@ def load(store: Store, board: Board) -> Played:
         examples = store.examples(digest)
         standings[name] = _standing(board, examples, defenses[name], attacks, cells, outcomes)
     kept = {pair: rows for pair, rows in cells.items() if pair[0] in standings}
-    return Played(board, attacks, defenses, kept, standings, _digest(board, kept, outcomes))
+    stale = _stale(rows, board, attacks, defenses, cells)
+    return Played(board, attacks, defenses, kept, standings, stale, _digest(board, kept, outcomes))
 
 
 def _rows(store: Store, board: Board) -> list[CellRow]:
@@ -175,11 +178,7 @@ def _current(
     attacks: Mapping[str, Card],
     defenses: Mapping[str, Card],
 ) -> dict[tuple[str, str], tuple[CellRow, ...]]:
-    kept = []
-    for row in rows:
-        here = row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
-        if here and _is_current(row, attacks, defenses):
-            kept.append(row)
+    kept = [row for row in rows if _is_here(row, board) and not _changed(row, attacks, defenses)]
     found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
     for row in _whole_cascades(kept):
         pair = row.defense, row.attack
@@ -198,14 +197,40 @@ def _whole_cascades(rows: list[CellRow]) -> list[CellRow]:
     return [row for row in rows if whole(row.before)]
 
 
-def _is_current(row: CellRow, attacks: Mapping[str, Card], defenses: Mapping[str, Card]) -> bool:
+def _is_here(row: CellRow, board: Board) -> bool:
+    return row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
+
+
+def _changed(row: CellRow, attacks: Mapping[str, Card], defenses: Mapping[str, Card]) -> str:
+    """What is another than when the cell was planned; empty where nothing is."""
     defense, attack = defenses.get(row.defense), attacks.get(row.attack)
-    return (
-        row.protocol == PROTOCOL
-        and defense is not None
-        and defense.digest == row.defense_digest
-        and (row.attack == CLEAN or (attack is not None and attack.digest == row.attack_digest))
-    )
+    if row.protocol != PROTOCOL:
+        return "the rules of play"
+    if defense is None or defense.digest != row.defense_digest:
+        return "the defense"
+    if row.attack != CLEAN and (attack is None or attack.digest != row.attack_digest):
+        return "the attack"
+    return ""
+
+
+def _stale(
+    rows: Iterable[CellRow],
+    board: Board,
+    attacks: Mapping[str, Card],
+    defenses: Mapping[str, Card],
+    current: Collection[tuple[str, str]],
+) -> dict[tuple[str, str], str]:
+    """What has changed since a cell was played, by pairs that no current cell stands for.
+
+    A cell that is itself as it was stands behind one that is not.
+    """
+    done = [row for row in rows if row.state == CellState.DONE and _is_here(row, board)]
+    return {
+        (row.defense, row.attack): _changed(row, attacks, defenses)
+        or "an attack before it in the cascade"
+        for row in sorted(done, key=lambda row: row.updated)
+        if (row.defense, row.attack) not in current
+    }
 
 
 def _place(row: CellRow) -> tuple[str, str, int, str, str]:

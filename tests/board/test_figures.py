@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from bench.board import boards, find, matrix, ranking, render, report
 from bench.board.played import load
 from bench.profile import Profile
-from bench.records import CellState, Chunk, Culprit, Failure, Outcomes
+from bench.records import PROTOCOL, CellState, Chunk, Culprit, Failure, Outcomes
 from bench.store import Store
-from leaderboard import plots
+from leaderboard import plots, words
 from tests.board.small import ALL, NONE, enter, rows_of
 from tests.small_store import Bits, World, first, outcomes, some
 
@@ -86,6 +87,46 @@ def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
         "fgsm",
         "pgd",
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [("attack", "the attack"), ("protocol", "the rules of play"), ("nothing", "Not planned")],
+)
+def test_a_cell_played_with_what_has_changed_since_says_so(
+    world: World, changed: str, said: str
+) -> None:
+    enter(world, "d", ALL, NONE)
+    if changed != "nothing":
+        world.play("d", "pgd", first(300), protocol=99 if changed == "protocol" else PROTOCOL)
+    if changed == "attack":
+        world.attack("pgd", version="2")
+    (square,) = [s for s in matrix(world.store, find(world.store, None)) if s.attack == "pgd"]
+    assert (square.state, square.robust) == ("missing", None)
+    assert said in square.reason
+    assert ("older version" in square.reason) == (changed != "nothing")
+    assert "planned" not in words.STATE_MEANS["missing"]
+
+
+def test_a_cell_of_an_older_defense_says_so(world: World) -> None:
+    enter(world, "d", ALL, NONE, NONE)
+    world.defense("d", version="2")
+    world.play("d", "fgsm", NONE)
+    (square,) = [s for s in matrix(world.store, find(world.store, None)) if s.attack == "pgd"]
+    assert "an older version of the defense" in square.reason
+
+
+def test_a_cell_behind_an_attack_of_its_cascade_that_changed_says_so(world: World) -> None:
+    world.defense("d")
+    world.clean("d", ALL)
+    before = world.play("d", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("d", "pgd", NONE[left], items=left, mode="rank", before=before.key)
+    world.attack("fgsm", steps=1, version="2")
+    world.play("d", "fgsm", first(10), mode="rank")
+    board = find(world.store, None, "rank")
+    (square,) = [s for s in matrix(world.store, board) if s.attack == "pgd"]
+    assert square.reason.startswith("Played with an older version of an attack before it")
 
 
 def test_a_card_without_a_digest_leaves_the_newest_version_standing(world: World) -> None:
