@@ -23,7 +23,7 @@ from bench.board.render import render
 from bench.board.signs import asks_gradients, is_blind
 from bench.records import BenchError, KeptImage
 from bench.registry import Registry
-from bench.store import Store
+from bench.store import Evidence, Store
 from leaderboard import words
 from tests.board.small import ALL, NONE, certify, enter, rows_of, small
 from tests.small_store import Bits, World, first, outcomes, some
@@ -59,8 +59,9 @@ def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
     world.clean("d", ALL)
     world.play("d", "fgsm", NONE)
     world.play("d", "pgd", first(300))
-    told = ("d", world.digests["defense", "d"], world.examples, "deterministic")
-    world.store.note(*told, "raised", "It moves.")
+    source = world.digests["diagnostic", "deterministic"]
+    moves = Evidence("deterministic", "raised", "It moves.", source)
+    world.store.note("d", world.digests["defense", "d"], world.examples, moves)
     row = rows_of(world)["d"]
     assert row.claim is not None
     assert (row.verdict, row.claim.verdict) == ("invalid", "not testable")
