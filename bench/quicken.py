@@ -24,7 +24,8 @@ CLOSE = 1e-4  # of the spread of the logits: as near as another order of summati
 NEAR = 0.05  # of the spread: as near as bfloat16 is
 STEADY = 1e-3  # of the spread: what companions in the batch may move an answer by rounding
 BFLOAT16 = "bfloat16"
-KEPT = 0.98  # of the first-order gain of a sign step
+KEPT = 0.98  # of the first-order gain of a sign step, in the mean over the images
+BACKWARDS = -0.5  # of it: an even tie that falls the other way climbs elsewhere, and keeps about 0
 
 
 class Quick(NamedTuple):
@@ -108,10 +109,15 @@ class Answer(NamedTuple):
         moved = ((other.logits - self.logits).abs().amax(1) / spread).max()
         if not moved <= tolerance:
             raise UnfitError(f"a logit moves by {moved:.2g} of its spread, {tolerance:g} may be")
-        gain = self.gradient.abs().sum()
-        share = (self.gradient * other.gradient.sign()).sum() / gain
+        gain = self.gradient.abs().flatten(1).sum(1)
+        kept = (self.gradient * other.gradient.sign()).flatten(1).sum(1) / gain
+        share = kept[gain != 0].mean()
         if not share >= KEPT:
             raise UnfitError(f"steps keep {share:.3f} of the first-order gain, {KEPT:g} is needed")
+        # Nobody can tell the way of a slope that moves less across the box than a logit may here.
+        lost = (kept < BACKWARDS) & (gain > tolerance * spread)
+        if lost.any():
+            raise UnfitError(f"{int(lost.sum())} of {len(lost)} images would be climbed backwards")
 
 
 def answer(module: nn.Module, images: Tensor, pair: Tensor | None = None) -> Answer:

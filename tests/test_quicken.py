@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bench import quicken as quicken_module
 from bench.engine import Attempts, Audit, Game, play
 from bench.engine.audit import LEAST, drawn
-from bench.quicken import Graphed, Quick, Turned, quicken
-from bench.records import Budget, Numeric
+from bench.quicken import CLOSE, NEAR, Answer, Graphed, Quick, Turned, quicken
+from bench.records import Budget, Numeric, UnfitError
 from bench.target import Target, freeze
 from bench.threat import Linf
 from bench.verify import Court, Referee
@@ -241,6 +241,49 @@ def test_even_rivals_are_no_reason_to_fall_back() -> None:
     quick = quicken(model, images, Numeric.BFLOAT16)
     assert quick.applied == ("bfloat16",)
     assert bool((quick.module(images).topk(2).indices != named).any())
+
+
+def climbed(gain: Tensor, way: Tensor) -> tuple[Answer, Answer]:
+    """What two models say of images whose slopes have these gains; the other goes this way."""
+    logits, pair = torch.tensor([1.0, 0.0]), torch.tensor([0, 1])
+    gradient = (gain / 64)[:, None, None, None].expand(-1, 1, 8, 8)
+    rows = logits.expand(len(gain), 2), pair.expand(len(gain), 2)
+    other = way[:, None, None, None].expand_as(gradient)
+    return Answer(rows[0], gradient, rows[1]), Answer(rows[0], other, rows[1])
+
+
+def test_a_form_that_climbs_backwards_on_most_images_is_refused_however_flat_they_are() -> None:
+    gain, way = torch.full((64,), 1e-3), torch.full((64,), -1.0)
+    gain[:4], way[:4] = 10, 1
+    own, other = climbed(gain, way)
+    with pytest.raises(UnfitError, match=r"steps keep -0\.875 of the first-order gain"):
+        own.admit(other, CLOSE)
+
+
+def test_no_image_is_climbed_backwards_unless_its_slope_is_lost_in_what_a_logit_may_move() -> None:
+    gain, way = torch.ones(500), torch.ones(500)
+    way[7] = -1
+    own, other = climbed(gain, way)
+    with pytest.raises(UnfitError, match="1 of 500 images would be climbed backwards"):
+        own.admit(other, NEAR)
+    gain[7] = NEAR / 2
+    own, other = climbed(gain, way)
+    own.admit(other, NEAR)
+    with pytest.raises(UnfitError, match="1 of 500 images would be climbed backwards"):
+        own.admit(other, CLOSE)
+    gain[7], way[7] = 1, 0
+    own, other = climbed(gain, way)
+    own.admit(other, NEAR)
+
+
+def test_images_without_a_slope_say_nothing_of_a_form() -> None:
+    gain, way = torch.zeros(64), torch.full((64,), -1.0)
+    gain[:4], way[:4] = 1, 1
+    own, other = climbed(gain, way)
+    own.admit(other, CLOSE)
+    own, other = climbed(gain * 0, way)
+    with pytest.raises(UnfitError, match="steps keep nan"):
+        own.admit(other, CLOSE)
 
 
 @pytest.mark.parametrize(
