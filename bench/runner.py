@@ -83,6 +83,15 @@ class Worker:
 
     def run(self) -> list[Cell]:
         """Play the selection to its end; the cells it holds, in order."""
+        try:
+            cells = self._all()
+        except KeyboardInterrupt:
+            self.entrants.halt()
+            raise
+        self.entrants.end(cells)
+        return cells
+
+    def _all(self) -> list[Cell]:
         pairs = matrix.pairs(self.registry, self.selection)
         self.store.declare(self.registry.cards(self.builder.digests()))
         cells: list[Cell] = []
@@ -93,7 +102,6 @@ class Worker:
             if not self.later:
                 self._wait_for_others(cells)
             pairs, self.later, self.halted = [*self.later, *self.halted], [], []
-        self.entrants.end(cells)
         return cells
 
     def _defense(self, defense: Defense, pairs: list[Pair]) -> list[Cell]:

@@ -213,6 +213,20 @@ def test_whatever_a_plugin_raises_fails_its_cell_alone(
     assert found["fgsm"].state is DONE
 
 
+def test_an_interrupt_queues_what_was_submitted_and_gives_the_cell_back(
+    registry: Registry, store: Store
+) -> None:
+    def act() -> None:
+        raise KeyboardInterrupt
+
+    registry.attacks["hook"] = replace(offered(Hook(act)), origin="submission")
+    with pytest.raises(KeyboardInterrupt):
+        hand(registry, store, selection=replace(SELECTION, attacks=("hook",))).run()
+    (told,) = store.submissions()
+    assert [step.state for step in told.history] == ["running", "queued"]
+    assert rows(store)["hook"].state is CellState.MISSING
+
+
 def test_a_cell_that_another_has_taken_over_is_not_failed_from_here(
     registry: Registry, store: Store
 ) -> None:
