@@ -16,7 +16,7 @@ from plugins.defenses._filtered import Filtered
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import three_bits
 from plugins.defenses.linear import regression
-from plugins.diagnostics.gradient_agrees import GradientAgrees, correlation
+from plugins.diagnostics.gradient_agrees import GradientAgrees, alike, correlation
 from plugins.diagnostics.probabilities import Probabilities
 from plugins.diagnostics.sameness import BatchIndependent, Deterministic
 from plugins.diagnostics.zero_gradients import ZeroGradients
@@ -138,6 +138,16 @@ def downhill() -> nn.Module:
     return Filtered(honest(), lambda images: 2 * images.detach() - images)
 
 
+def mostly_downhill() -> nn.Module:
+    """Dark images keep their slope, times 1000; on all others it points the wrong way."""
+
+    def change(logits: Tensor, images: Tensor) -> Tensor:
+        dark = images.flatten(1).mean(1, keepdim=True) < 0.48
+        return torch.where(dark, 1000 * logits, 2 * logits.detach() - logits)
+
+    return Then(change)
+
+
 def noisy() -> nn.Module:
     return Then(lambda logits, images: logits + 0.1 * torch.randn_like(logits))
 
@@ -160,6 +170,7 @@ FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
     (ZeroGradients(), lambda: Then(lambda logits, images: logits + (images.sum() - 1e9).sqrt())),
     (GradientAgrees(), misleading),
     (GradientAgrees(), downhill),
+    (GradientAgrees(), mostly_downhill),
     (GradientAgrees(), lambda: Then(lambda logits, images: logits.detach())),
     (Probabilities(), lambda: ArgmaxOnly(honest())),
     (Probabilities(), lambda: Then(lambda logits, images: logits.softmax(1))),
@@ -173,8 +184,8 @@ FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
 ]
 FAKE_NAMES = [
     "one-hot", "rounding", "detached", "saturated", "not-finite", "noise-for-gradient", "downhill",
-    "detached-differs", "one-hot-output", "softmax", "noise", "call-counter", "gradient-watcher",
-    "noise-off-the-grid", "batch-mean", "place", "order",
+    "mostly-downhill", "detached-differs", "one-hot-output", "softmax", "noise", "call-counter",
+    "gradient-watcher", "noise-off-the-grid", "batch-mean", "place", "order",
 ]  # fmt: skip
 
 
@@ -266,6 +277,25 @@ def test_looking_leaves_module_and_random_state_as_they_were(diagnostic: Diagnos
     assert look(diagnostic, module) == first, "the caller's random state must not matter"
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_every_image_counts_alike_in_the_correlation() -> None:
+    """Steeper images and flatter ones: only how well each agrees matters."""
+    generator = torch.Generator().manual_seed(2)
+    told = torch.randn(4, 50, generator=generator).double()
+    seen = told.clone()
+    seen[:, :20] *= -1
+    scale = torch.logspace(-6, 6, 50).double()
+    plain, stretched = alike(told, seen), alike(scale * told, scale * seen)
+    assert correlation(*stretched) == pytest.approx(correlation(*plain))
+    assert 0 < correlation(*plain) < 0.5
+    for pair in (plain, stretched, alike(1e-9 * told, seen), alike(told, 1e-9 * seen)):
+        assert torch.maximum(pair[0].abs(), pair[1].abs()).amax(0).tolist() == [1.0] * 50
+
+
+def test_a_flat_image_and_one_without_numbers_stay_as_they_are() -> None:
+    told, seen = alike(torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2))
+    assert not told.any() and not seen[:, 0].any() and seen[:, 1].isnan().all()
 
 
 def test_correlation_is_pearsons() -> None:

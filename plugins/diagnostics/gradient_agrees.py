@@ -19,6 +19,7 @@ STEP = 2.0**-10  # a quarter of a grey level: above float32's noise, below most 
 class GradientAgrees:
     """Correlation of g.v with (f(x + hv) - f(x - hv)) / 2h, for the margin f and random signs v.
 
+    Both are in units of the image's largest, so that a few steep images cannot speak for the rest.
     Asked where x + hv and x - hv are images: every pixel is first moved into [h, 1 - h].
     """
 
@@ -36,7 +37,7 @@ class GradientAgrees:
         if not (told.any() or seen.any()):
             sentence = "the margin is flat and its gradient zero, so there is nothing to compare."
             return Evidence(Finding.NOT_TESTED, sentence)
-        value = correlation(told, seen)
+        value = correlation(*alike(told, seen))
         sentence = f"gradients and finite differences correlate by {value:.3f}"
         if value >= LEAST:
             return Evidence(Finding.CLEAR, f"{sentence}.")
@@ -44,7 +45,7 @@ class GradientAgrees:
 
 
 def slopes(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """[n * DIRECTIONS] each: directional derivatives from the gradient, and from differences."""
+    """[DIRECTIONS, n] each: directional derivatives from the gradient, and from differences."""
     gradient = slope(module, x, lambda logits: margin(logits, y))
     generator = torch.Generator().manual_seed(0)
     told, seen = [], []
@@ -54,7 +55,14 @@ def slopes(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         ahead, behind = (margin(answer(module, x + h * v), y) for h in (STEP, -STEP))
         told.append((gradient * v).flatten(1).sum(1))
         seen.append((ahead - behind) / (2 * STEP))
-    return torch.cat(told).double(), torch.cat(seen).double()
+    return torch.stack(told).double(), torch.stack(seen).double()
+
+
+def alike(told: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [DIRECTIONS, n] over the largest size among an image's own; zeros stay zeros."""
+    size = torch.maximum(told.abs(), seen.abs()).amax(0)
+    unit = torch.where(size > 0, size, 1)
+    return told / unit, seen / unit
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
