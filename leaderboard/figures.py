@@ -19,6 +19,13 @@ QUIET = "#8795a1"
 """Grey that is readable on a light and on a dark page."""
 ROBUST = "#21918c"
 CLEAN = "#8795a1"
+STEPS = (
+    "Share of the examples still right after so many steps of each attack, those of earlier runs"
+    " included. The dot is the last success, or the end of the first run where that is later. A"
+    " line that still falls at the end of a single run was stopped too early; of several runs the"
+    " dot does not say when they ended."
+)
+"""What the plot of steps shows, and no more than the curves can tell."""
 DECADES = [0, *(m * 10**e for e in range(6) for m in (1, 2, 5))]
 """Where a logarithmic axis of steps is marked."""
 WIDEST = 10

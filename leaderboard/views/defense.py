@@ -51,9 +51,9 @@ st.html(panels.flags(entry.row.flags))
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("As the attack goes on", anchor="steps")
-    st.caption(words.STEPS)
+    st.caption(figures.STEPS)
     drawn = plots.staircases(entry.steps, attacks)
-    st.altair_chart(figures.described(figures.steps(drawn, "steps of the attack"), words.STEPS))
+    st.altair_chart(figures.described(figures.steps(drawn, "steps of the attack"), figures.STEPS))
 with right:
     st.subheader("As the radius grows", anchor="radius")
     st.caption(words.RADII)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.board import Board, Curve, Point, Proof, Roc, Square
-from bench.records import Count, KeptImage
+from bench.records import Card, Count, KeptImage
 from bench.stats import count
 from leaderboard import dossier, export, figures, markup, plots, reading, words
 
@@ -80,6 +80,17 @@ def test_a_staircase_starts_at_clean_and_ends_where_its_steps_end() -> None:
     drawn = plots.staircases({"pgd": curve}, None)
     assert [(row["step"], row["accuracy"]) for row in drawn] == [(0, 0.9), (3, 0.5), (7, 0.4)]
     assert [row["end"] for row in drawn] == [False, False, True]
+
+
+@pytest.mark.parametrize(("last", "dot"), [(603.0, 603.0), (60.0, 100.0)])
+def test_the_dot_is_the_last_success_or_the_later_end_of_a_run(last: float, dot: float) -> None:
+    """Nine runs of 100 steps may win last at 603: that is no end of any run."""
+    card = Card("attack", "apgd-t", "built-in", detail={"steps": 100})
+    curve = Curve(np.array([0.0, last]), np.array([9, 5]), 10)
+    (end,) = (row for row in plots.staircases({"apgd-t": curve}, {"apgd-t": card}) if row["end"])
+    assert end["step"] == dot
+    for said in ("the last success, or the end of the first run", "several runs"):
+        assert said in figures.STEPS
 
 
 def test_a_long_staircase_keeps_its_ends_and_few_corners() -> None:

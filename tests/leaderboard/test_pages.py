@@ -235,6 +235,9 @@ def test_a_defense_page_shows_identity_claim_signs_curves_and_images(
     assert "declares one for the gradient" in said
     assert "75.0 %" in said and "✕ below the claim" in said
     assert "black-box-beats-white-box" in said and "the gradient is zero on 31 of 32" in said
+    told = [caption.value for caption in app.caption]
+    assert any("The dot is the last success" in each for each in told)
+    assert not any("where its steps end" in each for each in told), "not so after several runs"
     assert "Change × 2" in said and "data:image/png;base64," in said  # noqa: RUF001
     assert "answered “" in said and "83 % sure" in said and "97 % sure" in said
     assert len(charts(app)) == 2
