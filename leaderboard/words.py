@@ -89,10 +89,6 @@ SIGNS = (
     "A high figure may only mean that the attacks could not see the slope. Clear and not tested are"
     " different facts."
 )
-STEPS = (
-    "Share of the examples still right after so many steps of each attack. The dot is where its"
-    " steps end; a line that still falls there was stopped too early."
-)
 RADII = (
     "Lines: smallest distances found by one attack, valid at every radius. Diamonds: the worst case"
     " over all attacks of a board with that fixed radius, and under it what is proved there; the"
