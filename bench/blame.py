@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import sys
 import sysconfig
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,9 @@ def blame(error: BaseException) -> Failure:
     text = " ".join(str(error).split())[:400].rstrip(".")
     if isinstance(error, PluginError):
         return Failure(Culprit.PLUGIN, f"{text}.")
-    steps = _steps(error)
-    forged = bool(steps) and _raised(steps[-1]) and _culprit(_file(steps[-1])) is Culprit.PLUGIN
+    steps, plugged = _steps(error), (BUILT_IN, *_installed())
+    culprits = [_culprit(_file(step), plugged) for step in steps]
+    forged = bool(steps) and _raised(steps[-1]) and culprits[-1] is Culprit.PLUGIN
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not forged:
         return Failure(
             Culprit.INFRASTRUCTURE,
@@ -35,9 +37,9 @@ def blame(error: BaseException) -> Failure:
         )
     if isinstance(error, BenchError) and not forged:
         return Failure(Culprit.USER, f"{text}.")
-    own = [step for step in steps if _culprit(_file(step)) is not None] or steps
-    culprit = _culprit(_file(own[-1])) or Culprit.PLUGIN
-    place = f"{_file(own[-1]).name}, line {own[-1].tb_lineno}"
+    own = [(step, whose) for step, whose in zip(steps, culprits, strict=True) if whose is not None]
+    last, culprit = own[-1] if own else (steps[-1], Culprit.PLUGIN)
+    place = f"{_file(last).name}, line {last.tb_lineno}"
     said = f"{type(error).__name__} in {place}"
     return Failure(culprit, f"{said}: {text}." if text else f"{said}.")
 
@@ -60,9 +62,9 @@ def _raised(step: TracebackType) -> bool:
     return dis.opname[step.tb_frame.f_code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
 
 
-def _culprit(file: Path) -> Culprit | None:
-    """Who answers for a file; None for libraries: they do what they are told."""
-    if any(file.is_relative_to(place) for place in (BUILT_IN, *_installed())):
+def _culprit(file: Path, plugged: Iterable[Path]) -> Culprit | None:
+    """Who answers for a file, where plugins lie in `plugged`; None for libraries: they obey."""
+    if any(map(file.is_relative_to, plugged)):
         return Culprit.PLUGIN
     if file.is_relative_to(HARNESS):
         return Culprit.HARNESS

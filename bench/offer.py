@@ -10,7 +10,17 @@ from typing import Any, Generic, TypeVar
 from bench.entry import NAME
 from bench.fields import mistyped
 from bench.identity import resolved, shown
-from bench.plugin import Absent, Access, Attack, Certifier, Dataset, Defense, Diagnostic, Traits
+from bench.plugin import (
+    METHODS,
+    Absent,
+    Access,
+    Attack,
+    Certifier,
+    Dataset,
+    Defense,
+    Diagnostic,
+    Traits,
+)
 from bench.records import Card, PluginError, canonical, digest
 from bench.threat import ThreatModel, describe
 
@@ -94,8 +104,7 @@ def _attack(value: Any) -> str:
         return wrong
     if not whole and value.steps < 1:
         return f"has steps = {value.steps}; at least one is needed"
-    methods = ("runs", "done", "stays", "prepare")
-    there = {name: callable for name in methods if getattr(value, name, None) is not None}
+    there = {name: callable for name in METHODS if getattr(value, name, None) is not None}
     wrong = _may(value, **there) or mistyped(value, Traits, lists=True)
     return wrong or _nameless(resolved, value)
 

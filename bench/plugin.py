@@ -159,6 +159,10 @@ class Attack(Protocol):
         """The next state of all rows."""
 
 
+METHODS = ("runs", "done", "stays", "prepare")
+"""What an attack may define beside what it must."""
+
+
 @dataclass(frozen=True)
 class Traits:
     """An attack's optional attributes, with what their absence means."""

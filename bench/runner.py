@@ -124,10 +124,11 @@ class Worker:
             raise
         except STRANGE as error:
             return self._closed(self.builder.unbuilt(pairs), pairs, blame(error))
-        failure = self._clean(arena)
+        clean = self._clean(arena)
+        failure = _failure(clean)
         if failure is not None:
             return self._closed([self._seat(p, arena).cell for p in pairs], pairs, failure)
-        if self._row(arena.clean_cell()).state is CellState.DONE:
+        if clean.state is CellState.DONE:
             diagnose(self.store, self.registry, arena, self.listener)
         certify(self.store, self.registry, arena, threat, self.certifiers, self.listener)
         if self.selection.mode == "rank":
@@ -213,11 +214,8 @@ class Worker:
         if self._close(cell, failure):
             self.listener(Event("failed", failure.reason, cell))
 
-    def _clean(self, arena: Arena) -> Failure | None:
-        """The clean pass, once for each set of examples.
-
-        Why it failed, where it did: then no attack can be judged.
-        """
+    def _clean(self, arena: Arena) -> CellRow:
+        """The clean pass, once for each set of examples; without it no attack can be judged."""
         cell = arena.clean_cell()
         origin = self.registry.find("defense", arena.defense.name).origin
         self.store.plan([Planned(cell, required=True, tier=TIERS[origin])], since=self.began)
@@ -226,7 +224,7 @@ class Worker:
             mute = int((arena.clean.label < 0).sum())
             if mute:
                 self.listener(Event("odd", bad_answers(arena.defense.name, mute, len(arena.y))))
-        return _failure(self._row(cell))
+        return self._row(cell)
 
     def _cleaned(self, arena: Arena, lease: Lease) -> None:
         arena.know(self.store.beats(lease))

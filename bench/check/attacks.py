@@ -20,13 +20,13 @@ from bench.check.player import GOALS, STEPS, WIDE, Player
 from bench.check.world import ROWS, ModelState, RandomState, World, flat, strange
 from bench.engine import play
 from bench.identity import resolved
-from bench.plugin import Retire, State, Traits
+from bench.plugin import METHODS, Retire, State, Traits
 from bench.problem import combine, iterate
 from bench.records import Budget
 
 REQUIRED = ("name", "needs", "steps", "start", "step", "run")
 """What it must have, the last in place of the three before it."""
-OPTIONAL = (*(field.name for field in fields(Traits)), "runs", "done", "stays", "prepare")
+OPTIONAL = (*(field.name for field in fields(Traits)), *METHODS)
 """What an attack may declare or define beside what it must."""
 NEAR = 0.85  # of 1: `minimizes` is 0.9 like `minimises`
 

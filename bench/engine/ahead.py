@@ -21,9 +21,7 @@ from bench.problem import UNIT, Rows, combine
 from bench.records import Budget, PluginError
 from bench.target import Target
 
-FAR = (
-    16  # full batches in one wide one at most: an attack's own arithmetic is cheaper in large ones
-)
+FAR = 16  # full batches in a wide one at most: an attack's own arithmetic is cheaper in large ones
 PIXELS = 2**23  # of one wide batch at most, where that is more than a full batch has
 CARE = 0.25  # of the questions expected before a row's next change: those behind it are in vain
 GAIN = 1.25  # questions for each row at least: for fewer a plain step is cheaper
