@@ -6,19 +6,17 @@ waste time and miss successes, but never invent one.
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
+from bench.forms import ChannelsLast, Graphed, blocked, folded, rounded
 from bench.records import Numeric, UnfitError
 from bench.registry import STRANGE
-from bench.target import freeze, slope
+from bench.target import slope
 
 CLOSE = 1e-4  # of the spread of the logits: as near as another order of summation is
 NEAR = 0.05  # of the spread: as near as bfloat16 is
@@ -84,10 +82,10 @@ def quicken(module: nn.Module, images: Tensor, numeric: Numeric) -> Quick:
 
 def options(numeric: Numeric, device: torch.device) -> list[Option]:
     """In the order in which they are tried, each on top of those that held."""
-    chosen = [
-        Option("folded BatchNorm", folded, CLOSE),
-        Option("channels last", ChannelsLast, CLOSE),
-    ]
+    chosen = [Option("folded BatchNorm", folded, CLOSE)]
+    if device.type == "cpu":
+        chosen.append(Option("blocked slope", blocked, CLOSE))
+    chosen.append(Option("channels last", ChannelsLast, CLOSE))
     if numeric is Numeric.BFLOAT16:
         chosen.append(Option(BFLOAT16, rounded, NEAR))
     if device.type == "cuda":
@@ -150,116 +148,3 @@ def unfit(module: nn.Module, images: Tensor) -> str:
     if not (mixed - once[:half]).abs().amax() <= STEADY * spread:
         return "its answers depend on the images beside"
     return ""
-
-
-def folded(module: nn.Module) -> nn.Module:
-    """Each BatchNorm that follows a convolution becomes part of it, in a copy."""
-    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
-        raise UnfitError("it has no BatchNorm")
-    return freeze(fuse(module))
-
-
-class ChannelsLast(nn.Module):
-    """The module over images whose channels are the fastest index, as convolutions like them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
-            raise UnfitError("it has no convolution")
-        copied = freeze(copy.deepcopy(module))
-        for part in list(copied.modules()):
-            if type(part) is nn.Sequential:
-                turn(part)
-        self.module = copied.to(memory_format=torch.channels_last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] in any layout -> [n, K]."""
-        logits: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
-        return logits
-
-
-def turn(layers: nn.Sequential) -> None:
-    """Let each Linear behind a Flatten read images as they lie, so that no pixel is moved."""
-    for place, (one, other) in enumerate(itertools.pairwise(layers)):
-        if type(one) is nn.Flatten and type(other) is nn.Linear:
-            layers[place], layers[place + 1] = nn.Identity(), Turned(other)
-
-
-class Turned(nn.Module):
-    """Flatten and the Linear behind it, over images in channels last."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.shape: torch.Size | None = None
-        """Of an image; the columns of the weight are put in order when it is known."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, features]; what is no image is flattened as ever."""
-        if images.dim() == 4:
-            self._order(images.shape[1:])
-            images = images.permute(0, 2, 3, 1)
-        features: Tensor = self.linear(images.flatten(1))
-        return features
-
-    def _order(self, shape: torch.Size) -> None:
-        if self.shape is None:
-            self.shape, weight = shape, self.linear.weight
-            columns = weight.view(-1, *shape).permute(0, 2, 3, 1).flatten(1)
-            self.linear.weight = nn.Parameter(columns.contiguous(), requires_grad=False)
-
-
-def rounded(module: nn.Module) -> nn.Module:
-    """The module in bfloat16, where the device computes in it."""
-    device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    if not has_bfloat16(device):
-        raise UnfitError("this device has no bfloat16 instructions")
-    return Rounded(module, device.type)
-
-
-class Rounded(nn.Module):
-    """Convolutions and products in bfloat16; logits in float32."""
-
-    def __init__(self, module: nn.Module, device: str) -> None:
-        super().__init__()
-        self.module, self.device = freeze(copy.deepcopy(module)), device
-        for part in self.module.modules():
-            # What autocast would round anew at each call.
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                part.to(torch.bfloat16)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] float32 -> [n, K] float32."""
-        with torch.autocast(self.device, dtype=torch.bfloat16):
-            logits: Tensor = self.module(images)
-        return logits.float()
-
-
-class Graphed(nn.Module):
-    """The module as one CUDA graph for each shape of batch whose gradient is asked."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.graphs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, K]."""
-        if not images.requires_grad:
-            logits: Tensor = self.module(images)
-            return logits
-        if images.shape not in self.graphs:
-            sample = torch.zeros_like(images).requires_grad_()
-            copied = freeze(copy.deepcopy(self.module))
-            graph = torch.cuda.make_graphed_callables(copied, (sample,))
-            self.graphs[images.shape] = cast(Callable[[Tensor], Tensor], graph)
-        # A graph answers in the same memory at each call: what leaves it is a copy, both ways.
-        return self.graphs[images.shape](images * 1).clone()
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are instructions here, not emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import quicken as quicken_module
+from bench import forms
 from bench.engine import Attempts, Audit, Game, play
 from bench.engine.audit import LEAST, drawn
-from bench.quicken import CLOSE, NEAR, Answer, Graphed, Quick, Turned, quicken
+from bench.forms import Blocked, Turned
+from bench.quicken import CLOSE, NEAR, Answer, Quick, quicken
 from bench.records import Budget, Numeric, UnfitError
 from bench.target import Target, freeze
 from bench.threat import Linf
@@ -29,7 +30,7 @@ BALL = Linf(Fraction(51, 255))
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 is tried here on any processor: slow without the instructions, but the same."""
-    monkeypatch.setattr(quicken_module, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(forms, "has_bfloat16", lambda device: True)
 
 
 def probes() -> Tensor:
@@ -84,6 +85,26 @@ class LayoutBound(Around):
         inner = [wide[:1].as_strided((1, wide[0].numel()), (0, 1)), wide.flatten(1)[:1]]
         logits: Tensor = self.body(images)
         return logits + (inner[0] - inner[1]).abs().sum() * torch.eye(10)[0]
+
+
+class Negative(nn.Module):
+    """Its first layer is a convolution by name, and reads the negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*copy.deepcopy(small_cnn()).children())
+        first = cast(nn.Conv2d, self.body[0])
+        with torch.no_grad():
+            first.weight.neg_()
+        first.forward = functools.partial(negative, first)  # type: ignore[method-assign]
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits
+
+
+def negative(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    return nn.functional.conv2d(-images, layer.weight, layer.bias, padding=1)
 
 
 class Peeking(nn.Module):
@@ -156,9 +177,11 @@ class Coupled(Around):
 
 def test_what_a_healthy_network_allows_is_applied() -> None:
     quick = quicken(normalised(), probes(), Numeric.FAST)
-    assert quick.applied == ("folded BatchNorm", "channels last")
+    assert quick.applied == ("folded BatchNorm", "blocked slope", "channels last")
     assert quick.notes == ()
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in quick.module.modules())
+    parts = list(quick.module.modules())
+    assert any(isinstance(part, Blocked) for part in parts)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in parts)
     x = digits(100)[0]
     assert torch.allclose(quick.module(x), normalised()(x), atol=1e-4)
 
@@ -177,18 +200,13 @@ def test_a_linear_behind_a_flatten_reads_channels_last_as_they_lie(numeric: Nume
     assert (one.sign() * two).sum() > 0.98 * two.abs().sum()
 
 
-def test_what_is_no_image_is_flattened_as_ever() -> None:
-    linear, rows = nn.Linear(12, 2), torch.arange(24.0).view(2, 3, 4)
-    assert torch.equal(Turned(linear)(rows), linear(rows.flatten(1)))
-
-
 def test_float32_is_the_defense_as_it_was_built() -> None:
     assert quicken(normalised(), probes(), Numeric.FLOAT32) == Quick(normalised(), (), ())
 
 
 def test_bfloat16_comes_on_top() -> None:
     quick = quicken(normalised(), probes(), Numeric.BFLOAT16)
-    assert quick.applied == ("folded BatchNorm", "channels last", "bfloat16")
+    assert quick.applied == ("folded BatchNorm", "blocked slope", "channels last", "bfloat16")
     assert quick.rounds
     moved = (quick.module(probes()) - normalised()(probes())).abs().max()
     assert 0 < moved < 0.2
@@ -196,7 +214,7 @@ def test_bfloat16_comes_on_top() -> None:
 
 
 def test_without_the_instructions_bfloat16_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quicken_module, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(forms, "has_bfloat16", lambda device: False)
     quick = quicken(normalised(), probes(), Numeric.BFLOAT16)
     assert not quick.rounds
     assert quick.notes == ("without bfloat16: this device has no bfloat16 instructions.",)
@@ -219,6 +237,7 @@ def test_the_defense_itself_is_left_as_it_was() -> None:
     [
         (Branching, "folded BatchNorm", "TraceError"),
         (TwoFaced, "folded BatchNorm", "a logit moves"),
+        (Negative, "blocked slope", "steps keep -1.000"),
         (LayoutBound, "channels last", "a logit moves"),
         (Peeking, "channels last", "AttributeError"),
         (Delicate, "bfloat16", "a logit moves"),
@@ -305,21 +324,6 @@ def test_a_defense_with_hooks_gets_the_plain_path() -> None:
     quick = quicken(module, probes(), Numeric.FAST)
     assert quick.module is module
     assert "hooks" in quick.notes[0]
-
-
-def test_a_cuda_graph_answers_as_the_module_does() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("torch finds no CUDA device")
-    device = torch.device("cuda")
-    model, x = copy.deepcopy(normalised()).to(device), digits(64)[0].to(device)
-    graphed = Graphed(model)
-    for images in (x, 1 - x):
-        one, two = (images.clone().requires_grad_() for _ in range(2))
-        logits, wanted = graphed(one), model(two)
-        assert torch.allclose(logits, wanted, atol=1e-4)
-        (slope,) = torch.autograd.grad(logits.sum(), one)
-        (expected,) = torch.autograd.grad(wanted.sum(), two)
-        assert torch.allclose(slope, expected, atol=1e-4)
 
 
 def slope_at(model: nn.Module, x: Tensor) -> Tensor:

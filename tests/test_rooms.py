@@ -15,10 +15,10 @@ ROOMS = ("bench", "plugins", "leaderboard")
 CORRIDOR = (
     "records", "stats", "profile", "store", "board", "export", "entry", "weights", "box",
     "identity", "threat", "whole", "kit", "lesson", "plugin", "hooks", "source", "fields", "offer",
-    "registry", "data", "target", "quicken", "problem", "guard", "recipe", "course", "train",
-    "shelf", "cascade", "matrix", "engine", "events", "verify", "arena", "blame", "entrants",
-    "proof", "diagnose", "school", "builder", "runner", "progress", "memory", "campaign", "doctor",
-    "check", "scaffold", "archive", "submit", "serve", "cli",
+    "registry", "data", "target", "forms", "quicken", "problem", "guard", "recipe", "course",
+    "train", "shelf", "cascade", "matrix", "engine", "events", "verify", "arena", "blame",
+    "entrants", "proof", "diagnose", "school", "builder", "runner", "progress", "memory",
+    "campaign", "doctor", "check", "scaffold", "archive", "submit", "serve", "cli",
 )  # fmt: skip
 """Upstream first; a module imports only from above."""
 DRY = {

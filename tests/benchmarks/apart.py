@@ -13,7 +13,7 @@ from multiprocessing import get_context
 import torch
 from rich.console import Console
 
-from bench.quicken import has_bfloat16
+from bench.forms import has_bfloat16
 from bench.records import UnfitError
 from tests.benchmarks import strength, targets
 from tests.benchmarks.row import Row, Scale, Target
