@@ -80,7 +80,8 @@ class Blocked(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[n, C, H, W] to [n, K, H', W'], as the convolution does."""
         whole = images.shape[2] % self.side == 0 == images.shape[3] % self.side
-        answer: Tensor = _InBlocks.apply(images, self) if whole else self.conv(images)
+        climbed = whole and images.requires_grad
+        answer: Tensor = _InBlocks.apply(images, self) if climbed else self.conv(images)
         return answer
 
 
@@ -97,6 +98,17 @@ class _InBlocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         return F.pixel_shuffle(ctx.layer.slope(slope), ctx.layer.side), None
+
+
+def in_place(module: nn.Module) -> nn.Module:
+    """Each ReLU writes over what it has read, in a copy: a layer less to fetch and to keep."""
+    copied = freeze(copy.deepcopy(module))
+    found = [part for part in copied.modules() if type(part) is nn.ReLU and not part.inplace]
+    if not found:
+        raise UnfitError("it has no ReLU of its own memory")
+    for part in found:
+        part.inplace = True
+    return copied
 
 
 class ChannelsLast(nn.Module):

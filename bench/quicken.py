@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.forms import ChannelsLast, Graphed, blocked, folded, rounded
+from bench.forms import ChannelsLast, Graphed, blocked, folded, in_place, rounded
 from bench.records import Numeric, UnfitError
 from bench.registry import STRANGE
 from bench.target import slope
@@ -85,6 +85,7 @@ def options(numeric: Numeric, device: torch.device) -> list[Option]:
     chosen = [Option("folded BatchNorm", folded, CLOSE)]
     if device.type == "cpu":
         chosen.append(Option("blocked slope", blocked, CLOSE))
+    chosen.append(Option("ReLU in place", in_place, CLOSE))
     chosen.append(Option("channels last", ChannelsLast, CLOSE))
     if numeric is Numeric.BFLOAT16:
         chosen.append(Option(BFLOAT16, rounded, NEAR))

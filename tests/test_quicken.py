@@ -87,6 +87,30 @@ class LayoutBound(Around):
         return logits + (inner[0] - inner[1]).abs().sum() * torch.eye(10)[0]
 
 
+class Skipping(Around):
+    """Goes on with what its first ReLU has read."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        layers = list(self.body.children())
+        wide: Tensor = layers[1](layers[0](images))
+        logits: Tensor = nn.Sequential(*layers[3:])(layers[2](wide) + wide)
+        return logits
+
+
+class Squaring(nn.Module):
+    """Its slope needs what its ReLU has read, which is never negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.last = nn.ReLU(), nn.Linear(64, 3)
+        with torch.no_grad():
+            self.last.weight.copy_(torch.arange(3)[:, None] * torch.linspace(0, 1, 64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.relu(images.flatten(1).exp()))
+        return logits
+
+
 class Negative(nn.Module):
     """Its first layer is a convolution by name, and reads the negative."""
 
@@ -177,7 +201,7 @@ class Coupled(Around):
 
 def test_what_a_healthy_network_allows_is_applied() -> None:
     quick = quicken(normalised(), probes(), Numeric.FAST)
-    assert quick.applied == ("folded BatchNorm", "blocked slope", "channels last")
+    assert quick.applied == ("folded BatchNorm", "blocked slope", "ReLU in place", "channels last")
     assert quick.notes == ()
     parts = list(quick.module.modules())
     assert any(isinstance(part, Blocked) for part in parts)
@@ -206,7 +230,13 @@ def test_float32_is_the_defense_as_it_was_built() -> None:
 
 def test_bfloat16_comes_on_top() -> None:
     quick = quicken(normalised(), probes(), Numeric.BFLOAT16)
-    assert quick.applied == ("folded BatchNorm", "blocked slope", "channels last", "bfloat16")
+    assert quick.applied == (
+        "folded BatchNorm",
+        "blocked slope",
+        "ReLU in place",
+        "channels last",
+        "bfloat16",
+    )
     assert quick.rounds
     moved = (quick.module(probes()) - normalised()(probes())).abs().max()
     assert 0 < moved < 0.2
@@ -238,6 +268,8 @@ def test_the_defense_itself_is_left_as_it_was() -> None:
         (Branching, "folded BatchNorm", "TraceError"),
         (TwoFaced, "folded BatchNorm", "a logit moves"),
         (Negative, "blocked slope", "steps keep -1.000"),
+        (Skipping, "ReLU in place", "a logit moves"),
+        (Squaring, "ReLU in place", "RuntimeError"),
         (LayoutBound, "channels last", "a logit moves"),
         (Peeking, "channels last", "AttributeError"),
         (Delicate, "bfloat16", "a logit moves"),
