@@ -49,9 +49,15 @@ def pick(
 ) -> str:
     """One of `options`, held in the URL under `key`. Options are shown as plain text."""
     warn_when_stale(key, what, options)
+    if st.session_state.get(key, asked(key)) not in options:
+        # Named in the URL like any other: what stands first today may not tomorrow.
+        if key not in st.session_state:
+            st.query_params[key] = options[0]
+        st.session_state[key] = options[0]
     chosen: str = (place or st).selectbox(
         label,
         list(options),
+        index=None,
         key=key,
         bind="query-params",
         on_change=forget_stale,

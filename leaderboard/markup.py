@@ -27,9 +27,14 @@ ROUNDING = 1e-6
 """Below it a change of all pixels is the noise of float32, not somebody's work."""
 
 
-def text(value: object) -> Html:
+def text(value: object, most: int = words.LONGEST) -> Html:
     """Anything as inert text: one line, no control or direction marks, cut when long."""
-    return Html(html.escape(words.plain(value), quote=True))
+    return Html(html.escape(words.plain(value, most), quote=True))
+
+
+def why(value: object) -> Html:
+    """What a judgement rests on: the same, but only a flood of words is cut."""
+    return text(value, words.WHOLE)
 
 
 def join(parts: Iterable[Html], between: str = "") -> Html:

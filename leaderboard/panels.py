@@ -180,7 +180,7 @@ def certified(row: Row) -> Html:
 def unranked(rows: Iterable[Row]) -> Html:
     """Why a row has no rank."""
     told = [row for row in rows if row.note]
-    lines = [markup.tag("li", Html(f"<b>{markup.text(r.defense)}</b>: {markup.text(r.note)}"))
+    lines = [markup.tag("li", Html(f"<b>{markup.text(r.defense)}</b>: {markup.why(r.note)}"))
              for r in told]  # fmt: skip
     return markup.tag("ul", markup.join(lines), class_="g-list") if lines else markup.NOTHING
 
@@ -192,7 +192,7 @@ def flags(found: Sequence[Flag]) -> Html:
         (
             markup.tag("b", markup.text(flag.name)),
             markup.chip(words.FINDINGS[flag.state], FINDING_KIND[flag.state]),
-            markup.text(flag.evidence),
+            markup.why(flag.evidence),
         )
         for flag in sorted(found, key=lambda flag: order.index(flag.state))
     ]
@@ -227,7 +227,7 @@ def squares(found: Sequence[tuple[str, Square]], first: str, board: Board) -> Ht
             markup.text(words.seconds(square.seconds) if square.state == "done" else "—"),
             *(markup.text("—" if value is None else value)
               for value in (square.out_of_ball, square.fragile)),
-            markup.text(square.reason or "—"),
+            markup.why(square.reason or "—"),
         )
         for label, square in found
     ]  # fmt: skip

@@ -45,7 +45,7 @@ def _submission(entry: Submission, now: float) -> list[Html]:
         markup.tag("b", markup.text(entry.name)),
         markup.chip(entry.state, STEP_KIND.get(entry.state, "plain")),
         markup.tag("span", markup.join(since, "<br>"), class_="g-line"),
-        markup.text(entry.reason or "—"),
+        markup.why(entry.reason or "—"),
         markup.small(" → ".join(history)),
     ]
 
@@ -84,7 +84,7 @@ def failed(cells: Iterable[CellRow]) -> Html:
             markup.text(f"{cell.attack} → {cell.defense}"),
             markup.text(cell.threat or "clean pass"),
             markup.chip(str(cell.culprit or "unknown"), "bad"),
-            markup.text(cell.reason),
+            markup.why(cell.reason),
             markup.text(moment(cell.updated)),
         )
         for cell in cells

@@ -16,6 +16,8 @@ MOTTO = "Every attack against every defense, under rules declared first and chec
 BASELINE = "undefended"
 LONGEST = 200
 """Characters of a stranger's text that a page prints before it cuts."""
+WHOLE = 1000
+"""The same where a judgement rests on the text: evidence of a sign, the reason of a state."""
 
 NORMS = {
     "Linf": ("L∞", "no pixel may change by more than {eps} of the full range"),
@@ -117,10 +119,10 @@ class Notice(NamedTuple):
     commands: tuple[str, ...] = ()
 
 
-def plain(text: object) -> str:
-    """A stranger's text on one line: no control or direction marks, cut at `LONGEST`."""
+def plain(text: object, most: int = LONGEST) -> str:
+    """A stranger's text on one line: no control or direction marks, cut at so many characters."""
     kept = "".join(c if not unicodedata.category(c).startswith("C") else " " for c in str(text))
-    return kept if len(kept) <= LONGEST else kept[: LONGEST - 1] + "…"
+    return kept if len(kept) <= most else kept[: most - 1] + "…"
 
 
 def percent(share: float, n: int) -> str:

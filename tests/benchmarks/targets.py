@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.plugin import Goal
 from bench.records import Numeric
 from tests.benchmarks import engine, peers
-from tests.benchmarks.ours import PLAIN, STANDARD, Side, Way, cascade, ours
+from tests.benchmarks.ours import STANDARD, Side, Way, cascade, ours
 from tests.benchmarks.peers import FAR, peer
 from tests.benchmarks.row import Bar, Measure, Target, named, nearness, race
 
@@ -111,9 +111,9 @@ TARGETS = (
         FAST._replace(slots=REFILLED), 128),
     pgd("T1.bf16", "resnet18-std", "torchattacks", TORCHATTACKS_PGD, 22,
         BF16._replace(slots=REFILLED), 128),
-    pgd("T2.torchattacks", "digits-std", "torchattacks", TORCHATTACKS_PGD, 4.5, PLAIN, 500),
-    pgd("T2.foolbox", "digits-std", "foolbox", FOOLBOX_PGD, 6, PLAIN, 500),
-    pgd("T2.art", "digits-std", "ART", ART_PGD, 6, PLAIN, 500),
+    pgd("T2.torchattacks", "digits-std", "torchattacks", TORCHATTACKS_PGD, 4.5, FAST, 500),
+    pgd("T2.foolbox", "digits-std", "foolbox", FOOLBOX_PGD, 6, FAST, 500),
+    pgd("T2.art", "digits-std", "ART", ART_PGD, 6, FAST, 500),
     law(
         "T2.gradients", "PGD-40, digits-std, gradients an example", engine.gradients("digits-std"),
         Bar(8, at_most=True), 500,

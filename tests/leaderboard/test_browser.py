@@ -183,6 +183,24 @@ def test_a_choice_reaches_the_url_and_the_url_makes_the_choice(visitor: Visitor)
     page.wait_for_url("**threat=digits-linf-nearest**")
 
 
+def test_what_nobody_chose_stands_in_the_url_too(visitor: Visitor) -> None:
+    page = visitor.go("/defense?threat=digits-l2")
+    shown = page.inner_text(".g-head h1")
+    page.wait_for_url(f"**name={shown}**")
+    visitor.go(page.url.removeprefix(visitor.home).replace("digits-l2", "digits-linf"))
+    assert page.inner_text(".g-head h1") == shown
+    clear = page.locator("[aria-label='Clear value']").last
+    assert not clear.is_visible()
+    clear.dispatch_event("click")
+    page.wait_for_url("**attack=**")
+    visitor.settle()
+    for there in ("Ranking", "Matrix", "Defense"):
+        page.get_by_role("link", name=there, exact=True).click()
+        page.wait_for_url("**/?**" if there == "Ranking" else f"**/{there.lower()}?**")
+        visitor.settle()
+    page.wait_for_url("**name=**")
+
+
 def test_a_stale_link_warns_in_the_browser_too(visitor: Visitor) -> None:
     visitor.go("/?threat=retired")
     assert "“retired” is not known to this database" in visitor.said()
