@@ -32,6 +32,10 @@ WIDEST = 10
 """Columns up to which the matrix is a chart; more of them stand in a table, which scrolls."""
 LEVEL = 110
 """Letters that stand side by side above the matrix; where names have more, they slant."""
+ABREAST = 3
+"""Names side by side in the legend under a plot."""
+PLOT, NAMES = 300, 30
+"""Points of height for a plot and for each line of its legend, which share what a chart has."""
 CLAIM = "#d1495b"
 CERTIFIED = "#8a6fd1"
 PERCENT = alt.Axis(format="%", tickCount=6)
@@ -163,7 +167,7 @@ def heat(
         title=None,
         scale=alt.Scale(paddingInner=0.03, paddingOuter=0),
         axis=alt.Axis(
-            orient="top", labelAngle=0 if level else -35, labelLimit=150,
+            orient="top", labelAngle=0 if level else -35, labelLimit=180,
             domain=False, ticks=False, labelFontSize=13, labelOverlap=False, labelFlush=False,
         ),
     )  # fmt: skip
@@ -220,7 +224,7 @@ def steps(rows: Sequence[Row], axis: str) -> Chart:
     )
     lines = base.mark_line(interpolate="step-after", strokeWidth=2.2)
     ends = base.transform_filter("datum.end").mark_point(size=60, filled=True, opacity=1)
-    return alt.layer(lines, ends).properties(height=320)
+    return alt.layer(lines, ends).properties(height=_height("attack", rows))
 
 
 def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
@@ -246,7 +250,7 @@ def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
             .mark_rule(strokeDash=[4, 4], color=QUIET)
             .encode(x="eps:Q")
         )
-    return alt.layer(*layers).properties(height=320)
+    return alt.layer(*layers).properties(height=_height("attack", rows))
 
 
 def rocs(rows: Sequence[Row]) -> Chart:
@@ -270,15 +274,20 @@ def rocs(rows: Sequence[Row]) -> Chart:
         order=alt.Order("at:Q")
     )  # fmt: skip
     points = base.transform_filter("datum.here").mark_point(size=90, filled=True, opacity=1)
-    return alt.layer(chance, lines, points).properties(height=340)
+    return alt.layer(chance, lines, points).properties(height=_height("attack", rows))
 
 
 def _series(field: str, rows: Sequence[Row]) -> alt.Color:
     return alt.Color(
         f"{field}:N",
         sort=_names(rows, field),
-        legend=alt.Legend(title=None, orient="bottom", labelLimit=160, columns=4),
+        legend=alt.Legend(title=None, orient="bottom", labelLimit=180, columns=ABREAST),
     )
+
+
+def _height(field: str, rows: Sequence[Row]) -> int:
+    """As much as a plot takes with all names under it."""
+    return PLOT + NAMES * -(-len(_names(rows, field)) // ABREAST)
 
 
 def _point_tips(field: str, axis: str, x: str) -> list[alt.Tooltip]:

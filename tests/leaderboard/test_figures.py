@@ -188,6 +188,14 @@ def test_names_above_the_matrix_slant_before_they_touch(name: str, angle: int) -
     assert json.loads(axis)["labelAngle"] == angle
 
 
+@pytest.mark.parametrize(("attacks", "lines"), [(1, 1), (3, 1), (4, 2), (21, 7)])
+def test_a_plot_is_as_high_under_many_names_as_under_few(attacks: int, lines: int) -> None:
+    rows = [{"attack": f"a{i}", "step": 1.0, "accuracy": 1.0, "end": True, "words": ""}
+            for i in range(attacks)]  # fmt: skip
+    drawn = figures.steps(rows, "steps").to_dict()
+    assert drawn["height"] - lines * figures.NAMES == figures.PLOT
+
+
 def test_a_chart_carries_hostile_text_as_data_only() -> None:
     hostile = "![x](http://evil.example/x.png)"
     tile = plots.tiles([square("done", 1, defense=hostile)], plots.METRICS[plots.ACCURACY])
