@@ -54,7 +54,7 @@ def pick(
         if key not in st.session_state:
             st.query_params[key] = options[0]
         st.session_state[key] = options[0]
-    chosen: str = (place or st).selectbox(
+    chosen = (place or st).selectbox(
         label,
         list(options),
         index=None,
@@ -63,7 +63,7 @@ def pick(
         on_change=forget_stale,
         args=(key,),
     )
-    return chosen
+    return options[0] if chosen is None else chosen
 
 
 def label() -> str:

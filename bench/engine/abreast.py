@@ -53,7 +53,7 @@ def abreast(game: Game, confirm: Confirm, items: Sequence[int], runs: int) -> It
         return confirm(example[rows.to(example.device)], images)
 
     order = run.argsort(stable=True).tolist()
-    race, known = Table(wide, upheld, order), Known.nothing(len(items), runs)
+    race, known = Table(wide, upheld, order), Known.nothing(wide, len(items), runs)
     for part in race.play():
         known = known.joined(part)
         yield from known.due(items)
@@ -66,25 +66,24 @@ class Known(NamedTuple):
     """Where the attempt of each run stands in `rows`; -1 before it is there."""
     handed: Tensor
     """[items] bool: handed on already."""
-    rows: Attempts | None
+    rows: Attempts
     """One entry for each run that is over."""
 
     @classmethod
-    def nothing(cls, items: int, runs: int) -> Known:
+    def nothing(cls, wide: Game, items: int, runs: int) -> Known:
         """Before the first run is over."""
         place = torch.full((items, runs), -1)
-        return cls(place, torch.zeros(items, dtype=torch.bool), None)
+        return cls(place, torch.zeros(items, dtype=torch.bool), Attempts.free(wide, []))
 
     def joined(self, part: Attempts) -> Known:
         """With these runs, too."""
-        rows = part if self.rows is None else joined([self.rows, part])
+        rows = joined([self.rows, part])
         place = self.place.clone()
         place.view(-1)[rows.item] = torch.arange(len(rows.item))
         return self._replace(place=place, rows=rows)
 
     def due(self, items: Sequence[int]) -> Iterator[Attempts]:
         """The items whose first winner, or last run, is known with all runs before it."""
-        assert self.rows is not None
         runs = self.place.shape[1]
         there = self.place >= 0
         won = there & (self.rows.step[self.place.clamp_min(0)] >= 0)
@@ -100,7 +99,6 @@ class Known(NamedTuple):
         self, items: Sequence[int], chosen: Tensor, last: Tensor, counted: Tensor, won: Tensor
     ) -> Attempts:
         """These items as one attempt each: the first run that won, or all of them."""
-        assert self.rows is not None
         rows, place = self.rows, self.place[chosen].clamp_min(0)
         end = place.gather(1, last[:, None])[:, 0]
         far = rows.distance[place].masked_fill(~counted, torch.inf)
