@@ -15,7 +15,7 @@ from bench import forms
 from bench.forms import Blocked, Turned
 from bench.quicken import CLOSE, NEAR, Answer, Quick, quicken
 from bench.records import Numeric, UnfitError
-from bench.target import freeze
+from bench.target import Target, freeze
 from bench.threat import Linf
 from tests.duel import digits, small_cnn
 
@@ -217,6 +217,14 @@ def test_a_linear_behind_a_flatten_reads_channels_last_as_they_lie(numeric: Nume
     assert torch.allclose(quick.module(x), small_cnn()(x), atol=near)
     one, two = (slope_at(model, x) for model in (quick.module, small_cnn()))
     assert (one.sign() * two).sum() > 0.98 * two.abs().sum()
+
+
+@pytest.mark.parametrize("numeric", list(Numeric))
+@pytest.mark.parametrize("rows", [32, 96, 160])
+def test_what_is_said_of_an_image_does_not_depend_on_its_batch(numeric: Numeric, rows: int) -> None:
+    door, x = Target(quicken(normalised(), probes(), numeric).module), digits(256)[0]
+    for few, all_of_them in zip(door.said(x[:rows]), door.said(x), strict=True):
+        assert torch.equal(few, all_of_them[:rows])
 
 
 def test_float32_is_the_defense_as_it_was_built() -> None:
