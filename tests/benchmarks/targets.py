@@ -16,7 +16,7 @@ WIDE_BF16 = BF16._replace(slots=192)
 """For the tiny network, whose images are short."""
 REFILLED = 96
 """Slots for 128 examples: who leaves makes room for the next."""
-NEAREST = Way(goal=Goal("nearest"), ball=FAR)
+NEAREST = FAST._replace(goal=Goal("nearest"), ball=FAR)
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
 FOOLBOX_PGD = peer("foolbox", peers.foolbox_pgd)
