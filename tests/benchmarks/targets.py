@@ -16,7 +16,8 @@ WIDE_BF16 = BF16._replace(slots=192)
 """For the tiny network, whose images are short."""
 REFILLED = 96
 """Slots for 128 examples: who leaves makes room for the next."""
-NEAREST = FAST._replace(goal=Goal("nearest"), ball=FAR)
+NEAREST = Way(goal=Goal("nearest"), ball=FAR)
+"""In plain float32: other arithmetic puts what lies on the border on its other side."""
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
 FOOLBOX_PGD = peer("foolbox", peers.foolbox_pgd)
