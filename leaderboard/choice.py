@@ -24,10 +24,10 @@ def warn_when_stale(key: str, what: str, known: Sequence[str]) -> None:
     """Say so when a link names what is not there; the widget would silently show another thing.
 
     The widget removes the value from the URL with its first run, so the answer is kept until the
-    URL names something that is known.
+    URL names something that is known. Once the widget is there, its value is no link's.
     """
     wanted, memory = asked(key), f"stale {key}"
-    if wanted is not None:
+    if wanted is not None and (wanted in known or key not in st.session_state):
         st.session_state[memory] = None if wanted in known else wanted
     missing = st.session_state.get(memory)
     if missing is not None:

@@ -201,6 +201,17 @@ def test_what_nobody_chose_stands_in_the_url_too(visitor: Visitor) -> None:
     page.wait_for_url("**name=**")
 
 
+def test_who_goes_on_to_a_board_of_other_figures_followed_no_stale_link(visitor: Visitor) -> None:
+    page = visitor.go("/matrix?threat=digits-linf")
+    page.wait_for_url("**metric=robust**")
+    page.get_by_role("combobox").first.click()
+    page.get_by_role("option", name="digits-linf in rank mode").click()
+    page.wait_for_selector(".g-mode")
+    page.wait_for_url("**metric=right**")
+    visitor.settle()
+    assert "This link names" not in visitor.said()
+
+
 def test_a_stale_link_warns_in_the_browser_too(visitor: Visitor) -> None:
     visitor.go("/?threat=retired")
     assert "“retired” is not known to this database" in visitor.said()
