@@ -57,7 +57,7 @@ def narrow(part: nn.Module) -> bool:
 class Blocked(nn.Module):
     """A convolution whose slope to the image is one strided convolution of the slope above it.
 
-    dx[i] = sum_k w[k] g[i - k + p]. Training never asks for it, and with one to three channels it
+    dx[i] = sum_k w[k] g[i - k + p]. Training never asks for it, and with one to four channels it
     leaves most of a vector register empty. So the pixels of a block are channels, which
     `pixel_shuffle` lays out (arXiv:1609.05158): its kernel is w, flipped, once for each pixel.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.engine.game import Game
 from bench.engine.recall import Recall
 from bench.plugin import Retire, State, Traits
-from bench.problem import UNIT, Rows, combine, iterate
+from bench.problem import UNIT, Rows, combine
 from bench.records import Budget, PluginError
 from bench.target import Target
 
@@ -78,11 +78,7 @@ class Ahead:
     """Decides how far ahead rows ask, and asks."""
 
     def __init__(self, game: Game) -> None:
-        self.attack, self.slots = game.attack, game.slots
-        stays = stays_of(game)
-        self.knows = stays is not None
-        """Whether the attack says which rows a step has left alone."""
-        self.stays: Stays = stays or none_stays
+        self.attack, self.slots, self.stays = game.attack, game.slots, stays_of(game)
         self.door = Recall.behind(game.door, game.slots)
         self.most = max(game.slots, min(FAR * game.slots, PIXELS // game.x[0].numel()))
         """Places of one wide batch."""
@@ -92,7 +88,7 @@ class Ahead:
 
     def places(self, playing: int, size: int) -> int:
         """Rows of a wide batch for so many that play in a table of `size`; 0: a step will do."""
-        if not self.knows or not playing:
+        if self.stays is None or not playing:
             return 0
         known = playing / self.moving
         wanted = max(min(self.slots, known), min(self.most, CARE * known))
@@ -101,7 +97,7 @@ class Ahead:
 
     def learn(self, before: State, after: State, playing: Tensor) -> None:
         """How many of the rows `playing` [n] bool a step has changed."""
-        if self.knows:
+        if self.stays is not None:
             moved = playing & ~self.stays(before, after)
             self._heard(int(moved.sum()), int(playing.sum()))
 
@@ -111,6 +107,8 @@ class Ahead:
 
     def leap(self, rows: Rows, state: State, where: Tensor, places: int) -> Leap:
         """Ask the next questions of the rows `where` [m], `places` in all."""
+        if self.stays is None:
+            raise PluginError(f"{self.attack.name} does not say which rows a step leaves.")
         wide = self._spread(rows, where, places)
         left = self.attack.steps - 1 - rows.t[where]
         wide.rows.t = (rows.t[wide.who] + wide.ahead).clamp_max(self.attack.steps - 1)
@@ -147,11 +145,6 @@ class Ahead:
                 "an attack that declares stays asks one."
             )
         return offers[0]
-
-
-def none_stays(before: State, after: State) -> Tensor:
-    """[n] bool: what is assumed of an attack that says nothing."""
-    return torch.zeros_like(iterate(before).flatten(1)[:, 0], dtype=torch.bool)
 
 
 def stays_of(game: Game) -> Stays | None:

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.board import Board, Curve, Point, Proof, Roc, Square
+from bench.board import Board, Curve, Flag, Point, Proof, Roc, Square
 from bench.records import Card, Count, KeptImage
 from bench.stats import count
-from leaderboard import dossier, export, figures, markup, plots, reading, words
+from leaderboard import dossier, export, figures, markup, panels, plots, reading, words
 
 BOARD = Board(
     name="digits-linf", id="0123", dataset="digits",
@@ -216,6 +216,13 @@ def test_no_text_opens_a_tag_or_an_attribute(said: str) -> None:
 
 def test_long_text_is_cut() -> None:
     assert len(words.plain("x" * 10_000)) == words.LONGEST
+    assert len(markup.why("x" * 10_000)) == words.WHOLE
+
+
+def test_what_a_judgement_rests_on_stands_whole() -> None:
+    said = " ".join(f"attack-{number}" for number in range(60))
+    assert words.LONGEST < len(said) < words.WHOLE
+    assert said in panels.flags([Flag("a-sign", "raised", said)])
 
 
 def test_links_lead_to_our_own_pages_and_home_is_the_root() -> None:
