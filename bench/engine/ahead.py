@@ -108,7 +108,7 @@ class Ahead:
     def leap(self, rows: Rows, state: State, where: Tensor, places: int) -> Leap:
         """Ask the next questions of the rows `where` [m], `places` in all."""
         if self.stays is None:
-            raise PluginError(f"{self.attack.name} does not say which rows a step leaves.")
+            raise PluginError(f"{self.attack.name} does not say which rows a step leaves alone.")
         wide = self._spread(rows, where, places)
         left = self.attack.steps - 1 - rows.t[where]
         wide.rows.t = (rows.t[wide.who] + wide.ahead).clamp_max(self.attack.steps - 1)
