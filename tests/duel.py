@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -144,12 +145,16 @@ def duel(
     return Result(image, broken, distance, forwards, gradients, looks, step, run)
 
 
-@functools.cache
 def digits(n: int) -> tuple[Tensor, Tensor]:
-    """The first n images of 8 x 8 handwriting and their labels."""
+    """The first n images of 8 x 8 handwriting and their labels, the caller's own."""
+    pixels, labels = _handwriting()
+    return torch.from_numpy(pixels[:n].copy())[:, None], torch.from_numpy(labels[:n].copy())
+
+
+@functools.cache
+def _handwriting() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     data = load_digits()
-    pixels = torch.from_numpy(np.round(255 * data.images[:n] / 16) / 255).float()
-    return pixels[:, None], torch.from_numpy(data.target[:n]).long()
+    return (np.round(255 * data.images / 16) / 255).astype(np.float32), data.target.astype(np.int64)
 
 
 @functools.cache
