@@ -17,6 +17,7 @@ from bench.problem import pad
 from bench.quicken import Quick, quicken
 from bench.records import CLEAN, Cell, Numeric, PluginError
 from bench.registry import Registry, attack_digest
+from bench.sandbox import Remote
 from bench.shelf import DefenseShelf
 from bench.target import Noise, Target, Unguarded, misfit
 from bench.threat import ThreatModel
@@ -48,7 +49,13 @@ class Arena:
     ) -> None:
         self.registry, self.defense, self.dataset = registry, defense, dataset
         self.examples, self.setting, self.seed = examples, setting, seed
-        self.digest = self._shelf().digest
+        shelf = self._shelf()
+        self.module = shelf.build().to(setting.device)
+        """The copy that attacks ask."""
+        own = shelf.stand_in()
+        self.stand_in = None if own is None else own.to(setting.device)
+        """What attacks differentiate through, where the author declares it."""
+        self.digest = shelf.digest
 
     def _shelf(self) -> DefenseShelf:
         return DefenseShelf(self.registry, self.defense.name, self.dataset)
@@ -58,22 +65,12 @@ class Arena:
         return self._shelf().build().to(self.setting.device)
 
     @cached_property
-    def module(self) -> nn.Module:
-        """The copy that attacks ask."""
-        return self._fresh()
-
-    @cached_property
-    def stand_in(self) -> nn.Module | None:
-        """What attacks differentiate through, where the author declares it."""
-        module = self._shelf().stand_in()
-        return None if module is None else module.to(self.setting.device)
-
-    @cached_property
     def quick(self) -> Quick:
         """What attacks ask, in the arithmetic of the setting."""
         plain = "it declares randomness" if self.defense.randomness else ""
         plain = plain or ("it declares a stand-in" if self.stand_in is not None else "")
         plain = plain or ("it rejects" if self.rejects else "")
+        plain = plain or ("it is locked in" if isinstance(self.module, Remote) else "")
         if plain and self.setting.numeric is not Numeric.FLOAT32:
             return Quick(self.module, (), (f"plain float32: {plain}.",))
         return quicken(self.module, pad(self.x[:PROBES], PROBES), self.setting.numeric)

@@ -31,10 +31,10 @@ from bench.records import (
 )  # fmt: skip
 from bench.registry import Registry
 from bench.runner import Worker
+from bench.sandbox import lock_in
 from bench.store import CellRow, Store
 from bench.threat import ThreatModel
 
-NOT_RUN = "submitted code runs only with --allow-unsandboxed, and then with all your rights."
 WATCH = 0.5  # seconds between looks at whether a child process lives
 
 
@@ -66,7 +66,7 @@ class Campaign:
 
     def plan(self) -> list[dict[str, str]]:
         """Every pair of the selection with its state, nothing played."""
-        registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
+        registry = world(self.allow_unsandboxed)
         pairs = matrix.pairs(registry, self.selection)
         with Store.open(self.url) as store:
             states = {name: str(row.state) for name, row in self._cells(store, registry, pairs)}
@@ -80,7 +80,7 @@ class Campaign:
 
     def run(self) -> int:
         """Play; how many cells failed."""
-        registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
+        registry = world(self.allow_unsandboxed)
         pairs = matrix.pairs(registry, self.selection)
         with Store.open(self.url) as store:
             costs = Costs(store.cells())
@@ -91,7 +91,7 @@ class Campaign:
                 for problem in registry.problems:
                     show(Event("problem", f"refused: {problem}"))
                 for name in registry.waiting():
-                    show(Event("problem", f"{name} waits: {NOT_RUN}"))
+                    show(Event("problem", f"{name} waits: {registry.why_waiting(name)}."))
                 if self.workers == 1:
                     worker(self, store, registry, show).run()
                 else:
@@ -146,10 +146,17 @@ class Campaign:
             raise BenchError("every worker died; run again to go on, with fewer --workers.")
 
 
+def world(allow_unsandboxed: bool) -> Registry:
+    """All that can be played: submitted defenses behind walls, or all submissions at one's word."""
+    registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
+    lock_in(registry)
+    return registry
+
+
 def member(campaign: Campaign, rank: int, events: Queue[Event], began: float) -> None:
     """One worker process of a run that began then; it ends with its parent."""
     parent = os.getppid()
-    registry = Registry.load(allow_unsandboxed=campaign.allow_unsandboxed)
+    registry = world(campaign.allow_unsandboxed)
 
     def send(event: Event) -> None:
         if os.getppid() != parent:
@@ -233,7 +240,7 @@ def reproduced(
     key: str, url: str | None, device: str, allow_unsandboxed: bool
 ) -> Mapping[str, Any]:
     """Play one finished cell again, in memory, and compare every verdict."""
-    registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
+    registry = world(allow_unsandboxed)
     with Store.open(url, read_only=True) as store:
         row = named_cell(store, key)
         kept = store.outcomes(row.key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench import data
+from bench import data, sandbox
 from bench.kit import cross_entropy
 from bench.records import BenchError
 from bench.registry import Registry
@@ -100,11 +99,17 @@ def _disk(_: str | None) -> Finding:
 
 
 def _isolation(_: str | None) -> Finding:
-    tool = shutil.which("bwrap") if sys.platform == "linux" else None
-    word = "bubblewrap is installed" if tool else "bubblewrap is not installed"
-    return Finding(
-        "isolation", True, f"{word}; submitted code runs only with --allow-unsandboxed so far."
-    )
+    """Walls are put up around a worker, not only looked for."""
+    if sandbox.refusal():
+        return Finding(
+            "isolation", True, f"{sandbox.refusal()}; submitted code waits for that, or runs with "
+            "--allow-unsandboxed.",
+        )  # fmt: skip
+    since, worker = time.perf_counter(), sandbox.Cage()
+    worker.start()
+    worker.close()
+    took = time.perf_counter() - since
+    return Finding("isolation", True, f"a worker stood behind walls within {took:.1f} s.")
 
 
 def _guarded(look: Callable[[str | None], Finding]) -> Callable[[str | None], Finding]:

@@ -110,6 +110,14 @@ class Entry:
         """Of every file that counts."""
         return digest(self.files)
 
+    def content(self, name: str) -> bytes:
+        """A file's bytes; BenchError where they are no longer those whose digest was read."""
+        path = self.folder / name
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.files[name]:
+            raise BenchError(f"{path} changed while it was read; load it again")
+        return content
+
 
 def read_entry(folder: Path) -> Entry:
     """Read a submission's folder; BenchError says which rule it breaks."""

@@ -39,6 +39,8 @@ class Offer(Generic[T]):
     """SHA-256 of the plugin's module file, and of the plugin modules it imports."""
     folder: Path | None = None
     """A submission's folder; weights lie beside the code."""
+    tier: str = "in-process"
+    """How far its code is locked in."""
 
 
 def complaint(kind: str, value: object) -> str:

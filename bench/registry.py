@@ -6,7 +6,6 @@ One bad plugin never takes down the rest: whatever is refused is refused with a 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +42,10 @@ SHIPPED: Final[Mapping[str, str]] = {
 }
 """Submissions that belong to the project, reviewed file by file: name -> digest."""
 
+NOT_IMPORTED = (
+    "its code was not imported; --allow-unsandboxed runs it in this process, with all your rights"
+)
+
 KINDS = {
     "dataset": "bench_datasets",
     "threat": "bench_threat_models",
@@ -52,6 +55,9 @@ KINDS = {
     "diagnostic": "bench_diagnostics",
 }
 """What is asked for, in the order in which it is asked."""
+
+IN_PROCESS, SANDBOXED, UNSANDBOXED = "in-process", "sandboxed", "unsandboxed"
+"""How far code is locked in: not, for it is known; by walls; not, at the user's word."""
 
 STRANGE = (Exception, SystemExit)
 """What a stranger's module may raise when it is imported, asked or told: anything. It is caught in
@@ -67,6 +73,8 @@ class Plugin:
     origin: str
     source: str
     entry: Entry | None = None
+    tier: str = IN_PROCESS
+    """How far its code is locked in."""
 
     @property
     def name(self) -> str:
@@ -88,9 +96,18 @@ class Registry:
     """(kind, name) -> what would be offered if its library were installed."""
     entries: dict[str, Entry] = field(default_factory=dict)
     """Submissions whose card is in order, whether their code was imported or not."""
+    waits: dict[str, str] = field(default_factory=dict)
+    """Why the code of an entry is not in play, where more is known than that it is not."""
     problems: list[str] = field(default_factory=list)
     """One sentence for each plugin or offer that was refused."""
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(MARK))
+
+    @classmethod
+    def empty(cls) -> Registry:
+        """One that has asked nobody yet."""
+        registry = cls()
+        registry.manager.add_hookspecs(hooks)
+        return registry
 
     @classmethod
     def load(cls, submissions: Path | None = None, *, allow_unsandboxed: bool = False) -> Registry:
@@ -99,8 +116,7 @@ class Registry:
         `submissions` is the folder of entries (None: $BENCH_SUBMISSIONS, else ./submissions). Their
         code is imported only with `allow_unsandboxed`, or where it ships with the project.
         """
-        registry = cls()
-        registry.manager.add_hookspecs(hooks)
+        registry = cls.empty()
         found = [*registry._built_in(), *registry._installed()]
         found += registry._submitted(submissions or submissions_folder(), allow_unsandboxed)
         registry.admit(found)
@@ -124,10 +140,7 @@ class Registry:
         if name in table:
             return table[name]
         if name in self.entries and self.entries[name].card.kind == kind:
-            raise BenchError(
-                f"the {kind} {name!r} is a submission, and its code was not imported; "
-                "--allow-unsandboxed runs it in this process, with all your rights."
-            )
+            raise BenchError(f"the {kind} {name!r} is a submission: {self.why_waiting(name)}.")
         if (kind, name) in self.absent:
             missing = self.absent[kind, name]
             raise BenchError(
@@ -161,6 +174,10 @@ class Registry:
     def waiting(self) -> list[str]:
         """Entries whose code was not imported: they are listed, and not played."""
         return [name for name, entry in self.entries.items() if not self._imported(entry)]
+
+    def why_waiting(self, name: str) -> str:
+        """Why the code of an entry is not in play, as the end of a sentence."""
+        return self.waits.get(name, NOT_IMPORTED)
 
     def _table(self, kind: str) -> dict[str, Offer[Any]]:
         if kind not in KINDS:
@@ -263,7 +280,7 @@ class Registry:
             )
             return
         folder = plugin.entry.folder if plugin.entry else None
-        offer = Offer(value, plugin.origin, plugin.name, plugin.source, folder)
+        offer = Offer(value, plugin.origin, plugin.name, plugin.source, folder, plugin.tier)
         if self._safely(f"{what} cannot be listed", listed, kind, offer):
             table[value.name] = offer
 
@@ -298,10 +315,10 @@ def installed(point: EntryPoint) -> Plugin:
 def submitted(entry: Entry) -> Plugin:
     """An entry's plugin.py, run from exactly the bytes whose digest was read."""
     path = entry.folder / "plugin.py"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entry.files["plugin.py"]:
-        raise BenchError(f"{path} changed while it was read; load it again")
-    return Plugin(executed(content, path), "submission", entry.files["plugin.py"], entry)
+    content = entry.content("plugin.py")
+    reviewed = SHIPPED.get(entry.card.name) == entry.digest
+    tier = IN_PROCESS if reviewed else UNSANDBOXED
+    return Plugin(executed(content, path), "submission", entry.files["plugin.py"], entry, tier)
 
 
 def answer(impl: pluggy.HookImpl) -> list[Any]:

@@ -33,7 +33,7 @@ from bench.records import (
     Failure,
     Verdict,
 )
-from bench.registry import STRANGE, Registry
+from bench.registry import IN_PROCESS, SANDBOXED, STRANGE, UNSANDBOXED, Registry
 from bench.store import CellRow, Lease, LeaseLostError, Planned, Store, owner_name
 
 POLL = 0.2  # seconds between looks at work that somebody else holds
@@ -191,8 +191,7 @@ class Worker:
     def _tier(self, pair: Pair) -> str:
         """How far the code of a cell is locked in: as little as its freer half."""
         named = (("defense", pair.defense.name), ("attack", pair.attack.name))
-        tiers = {TIERS[self.registry.find(kind, name).origin] for kind, name in named}
-        return max(tiers)  # unsandboxed, where one is
+        return max((self.registry.find(kind, name).tier for kind, name in named), key=TIERS.index)
 
     def _closed(self, cells: list[Cell], pairs: list[Pair], failure: Failure) -> list[Cell]:
         """Cells of one defense, none of which can be played: they fail with the reason."""
@@ -217,8 +216,8 @@ class Worker:
     def _clean(self, arena: Arena) -> CellRow:
         """The clean pass, once for each set of examples; without it no attack can be judged."""
         cell = arena.clean_cell()
-        origin = self.registry.find("defense", arena.defense.name).origin
-        self.store.plan([Planned(cell, required=True, tier=TIERS[origin])], since=self.began)
+        tier = self.registry.find("defense", arena.defense.name).tier
+        self.store.plan([Planned(cell, required=True, tier=tier)], since=self.began)
         lease = self.store.lease(cell.key, self.owner)
         if lease is not None and self._held(cell, lease, lambda: self._cleaned(arena, lease)):
             mute = int((arena.clean.label < 0).sum())
@@ -357,8 +356,8 @@ class Worker:
                 self._cell(_again(cell, seat))
 
 
-TIERS = {"built-in": "in-process", "entry-point": "in-process", "submission": "unsandboxed"}
-"""How far the code of each origin is locked in, until the sandbox stands."""
+TIERS = [IN_PROCESS, SANDBOXED, UNSANDBOXED]
+"""How far the code of a cell is locked in; of two the later one tells."""
 
 
 def _again(cell: Cell, seat: Seat) -> Seat:

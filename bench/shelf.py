@@ -100,6 +100,10 @@ class DefenseShelf:
 
     def trained(self, module: nn.Module) -> nn.Module:
         """The module, filled with the weights of this defense's recipe."""
+        return fill(module, *self.trained_content())
+
+    def trained_content(self) -> tuple[bytes, Path]:
+        """The weights file of this defense's recipe, from now on a part of it, and its path."""
         recipe_of(self.defense)
         recipe = recipe_digest(self.registry, self.name, self.dataset)
         stock = Stock(self.folder or data.cache(), recipe)
@@ -107,7 +111,7 @@ class DefenseShelf:
         if content is None:
             self.teacher()  # one that has no weights yet is trained first
             raise NeedsTraining(recipe, self.name, self.dataset.name)
-        return self._filled(module, content, "trained", stock.weights)
+        return self._noted("trained", content), stock.weights
 
     def teacher(self) -> nn.Module | None:
         """The defense that the recipe learns from, built, without its detector; None without."""
@@ -124,6 +128,10 @@ class DefenseShelf:
         It is looked for beside the plugin, then in the data folder, then in its `weights`.
         UnfitError where it has another `sha256` than the one given.
         """
+        return fill(module, *self.file_content(file, sha256))
+
+    def file_content(self, file: str, sha256: str = "") -> tuple[bytes, Path]:
+        """What `filled` fills from, from now on a part of this defense, and its path."""
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise PluginError(
                 f"{self.name} asked for the weights {file!r}; name a .safetensors file, no path."
@@ -131,8 +139,7 @@ class DefenseShelf:
         places = [*self._beside(), data.folder(), data.folder() / "weights"]
         for place in places:
             if (place / file).is_file():
-                content = self._genuine(place / file, sha256)
-                return self._filled(module, content, file, place / file)
+                return self._noted(file, self._genuine(place / file, sha256)), place / file
         looked = ", ".join(str(place) for place in places)
         raise UnfitError(
             f"{self.name} needs the weights {file}, which is in none of {looked}; put it into one, "
@@ -162,10 +169,9 @@ class DefenseShelf:
             )
         return content
 
-    def _filled(self, module: nn.Module, content: bytes, name: str, path: Path) -> nn.Module:
-        fill(module, content, str(path))
+    def _noted(self, name: str, content: bytes) -> bytes:
         self._parts[f"weights {name}"] = hashlib.sha256(content).hexdigest()
-        return module
+        return content
 
     def _made(self, role: str, make: Callable[[Shelf], nn.Module]) -> nn.Module:
         # Whatever a build draws (a random projection, say) is the same in every process.
@@ -179,8 +185,8 @@ class DefenseShelf:
         return freeze(module)
 
 
-def fill(module: nn.Module, content: bytes, path: str) -> None:
-    """Put the weights of a safetensors file into a module; BenchError names what does not fit."""
+def fill(module: nn.Module, content: bytes, path: Path | str) -> nn.Module:
+    """The module with the weights of a safetensors file; BenchError names what does not fit."""
     try:
         weights = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -193,6 +199,7 @@ def fill(module: nn.Module, content: bytes, path: str) -> None:
         if wrong:
             raise BenchError(f"{path}: {key!r} {wrong}.")
     module.load_state_dict(weights)
+    return module
 
 
 def misfit(wanted: Tensor | None, came: Tensor | None) -> str:

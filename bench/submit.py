@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import check, registry
+from bench import check, registry, sandbox
 from bench.archive import unpacked
 from bench.entry import NAME, Entry, read_entry
 from bench.records import BenchError, UnfitError
@@ -30,8 +30,8 @@ class Submitted:
     digest: str
     folder: Path
     checked: bool
-    """Whether most laws of its contract were held against it: without a sandbox that needs the
-    user's word, and its data must be there."""
+    """Whether most laws of its contract were held against it: where no sandbox holds its code that
+    needs the user's word, and its data must be there."""
 
 
 def submit(
@@ -43,11 +43,11 @@ def submit(
 ) -> Submitted:
     """Take in an entry: a folder, or a zip of one.
 
-    Card, files and weights are judged without running a line of it. The contract is checked only
-    with `allow_unsandboxed`, for that runs the entry in this process, and trains what it must be
-    trained for. Each state is written to the
-    store: received, then queued, or rejected with the sentence that the BenchError carries too;
-    what is refused takes no state from an entry of its name that was taken in before.
+    Card, files and weights are judged without running a line of it. Then the contract of a defense
+    is checked behind the walls of the sandbox, where there are any; with `allow_unsandboxed` any
+    entry is checked in this process, and what it must be trained for is trained. Each state is
+    written to the store: received, then queued, or rejected with the sentence that the BenchError
+    carries too; what is refused takes no state from an entry of its name that was taken in before.
     """
     path, shelf = Path(path), submissions or submissions_folder()
     with _incoming(shelf) as incoming:
@@ -57,7 +57,7 @@ def submit(
             name = entry.card.name
             _tell(store, name, "received")
             _judge(entry, shelf)
-            checked = allow_unsandboxed and _checked(entry)
+            checked = _checked(entry, allow_unsandboxed)
         except BenchError as error:
             _tell(store, name, "rejected", str(error))
             raise
@@ -122,15 +122,29 @@ def _judge(entry: Entry, shelf: Path) -> None:
         raise BenchError(wrong)
 
 
-def _checked(entry: Entry) -> bool:
+def _checked(entry: Entry, allow_unsandboxed: bool) -> bool:
     """Whether most laws could be held against it; BenchError where one is broken."""
-    results = check.run(entry.folder, train=True)
+    if allow_unsandboxed:
+        results = check.run(entry.folder, train=True)
+    elif entry.card.kind == "defense" and not sandbox.refusal():
+        results = _behind_walls(entry)
+    else:
+        return False
     failed = [result for result in results if result.outcome is check.Outcome.FAIL]
     if failed:
         reasons = " ".join(f"{result.check}: {result.sentence}" for result in failed[:3])
         raise BenchError(f"{len(failed)} checks of {entry.card.name!r} fail. {reasons}")
     held = [result.outcome for result in results if result.kind == entry.card.kind]
     return held.count(check.Outcome.PASS) > len(held) / 2
+
+
+def _behind_walls(entry: Entry) -> list[check.Result]:
+    """Every law of a defense, none of its code in this process."""
+    known = Registry.load(entry.folder / "no-submissions")
+    known.entries[entry.card.name] = entry
+    sandbox.lock_in(known)
+    offer = known.find(entry.card.kind, entry.card.name)
+    return list(check.examine(known, entry.card.kind, offer, train=True))
 
 
 def _hookless(entry: Entry) -> str:

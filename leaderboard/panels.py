@@ -108,7 +108,7 @@ def name(row: Row, card: Card | None, threat: str) -> Html:
         if card.origin != "built-in":
             chips.append(markup.chip(card.origin))
     if row.tier not in ("", "in-process"):
-        chips.append(markup.chip(row.tier, "plain", "how far its code was locked in"))
+        chips.append(markup.chip(row.tier, "plain", words.TIERS.get(row.tier)))
     link = markup.link("defense", markup.text(row.defense), name=row.defense, threat=threat)
     return markup.join((link, Html("<br>"), *chips)) if chips else link
 

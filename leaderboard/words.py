@@ -39,6 +39,10 @@ GOALS = {
 VERDICTS = {"sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ invalid"}
 CLAIMS = {"holds": "✓ holds", "below": "✕ below the claim", "not testable": "○ not testable"}
 FINDINGS = {"raised": "▲ raised", "clear": "✓ clear", "not tested": "○ not tested"}
+TIERS = {
+    "sandboxed": "its code ran in a worker of its own: no network, no files, no rights",
+    "unsandboxed": "its code ran in the harness itself, at the word of whoever played it",
+}
 TAGS = {
     "stand_in": ("stand-in", "declares what an attacker should differentiate through"),
     "randomness": ("random", "answers differently on each call, and says so"),

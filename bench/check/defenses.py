@@ -135,6 +135,7 @@ def gradients_are_of_the_same_answer(subject: Subject) -> str:
 
 def eval_mode_is_kept(subject: Subject) -> str:
     """Every part is in eval mode after build, and after a call."""
+    _visible(subject)
     module = subject.build()
     ask(module, subject.x)
     noisy = [name or "the module" for name, part in module.named_modules() if part.training]
@@ -143,6 +144,7 @@ def eval_mode_is_kept(subject: Subject) -> str:
 
 def weights_are_left_alone(subject: Subject) -> str:
     """Neither answers nor gradients change a weight, a buffer, a mode or a hook."""
+    _visible(subject)
     module = subject.build()
     before = ModelState.of(module)
     answer = ask(module, subject.x)
@@ -218,6 +220,11 @@ def gradient_is_the_slope(subject: Subject) -> str:
     )
 
 
+def _visible(subject: Subject) -> None:
+    if subject.locked_in is not None:
+        raise DoesNotApply("its parts are behind the walls of the sandbox.")
+
+
 def _exempt(subject: Subject, check: str) -> None:
     """A built-in control that hides its gradient on purpose says so, and why, in `detail`.
 
@@ -245,7 +252,7 @@ def stand_in_answers_alike(subject: Subject) -> str:
 
 def two_builds_are_one(subject: Subject) -> str:
     """Two builds give bitwise the same answers."""
-    one, two = (ask(subject.build(), subject.x) for _ in range(2))
+    one, two = (ask(subject.shelf.build(), subject.x) for _ in range(2))
     if torch.equal(one, two):
         return ""
     return f"two builds differ by {apart(one, two):.2g}; load every weight, seed every draw."
@@ -253,6 +260,7 @@ def two_builds_are_one(subject: Subject) -> str:
 
 def saved_is_loaded(subject: Subject) -> str:
     """Weights saved and loaded into another build give bitwise the same answers."""
+    _visible(subject)
     module, other = subject.build(), subject.build()
     state = {name: value.clone().contiguous() for name, value in module.state_dict().items()}
     for value in other.state_dict().values():

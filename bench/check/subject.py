@@ -15,7 +15,8 @@ from bench.check.law import DoesNotApply
 from bench.check.world import RandomState
 from bench.plugin import Dataset, Defense
 from bench.records import UnfitError
-from bench.registry import Registry
+from bench.registry import SANDBOXED, Registry
+from bench.sandbox import Remote
 from bench.shelf import DefenseShelf
 
 
@@ -73,8 +74,16 @@ class Subject:
         return self.defense.rejects is not None
 
     def build(self) -> nn.Module:
-        """A fresh copy of the defense."""
-        return self.shelf.build()
+        """A fresh copy of the defense; one for all laws where each copy is a process."""
+        return self.locked_in or self.shelf.build()
+
+    @cached_property
+    def locked_in(self) -> Remote | None:
+        """The copy that a worker holds; None where the code is in this process."""
+        if self.registry.find("defense", self.defense.name).tier != SANDBOXED:
+            return None
+        module = self.shelf.build()
+        return module if isinstance(module, Remote) else None
 
     def labels(self, module: nn.Module, images: Tensor) -> Tensor:
         """[n]: the classes that it names, REJECTED where it refuses."""

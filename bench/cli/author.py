@@ -64,7 +64,7 @@ def submit(
     from bench.store import Store
     from bench.submit import submit as take
 
-    deterministic()  # with --allow-unsandboxed it may train
+    deterministic()  # it may train
     with Store.open(url(db)) as store:
         taken = take(path, store, allow_unsandboxed=allow_unsandboxed)
     checked = "its contract was checked" if taken.checked else "its contract waits for the next run"

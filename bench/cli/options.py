@@ -21,7 +21,7 @@ Mode = Annotated[
 Unsandboxed = Annotated[
     bool,
     typer.Option(
-        "--allow-unsandboxed", help="Run submitted code in this process, with your rights."
+        "--allow-unsandboxed", help="Run submitted code in this process, with all your rights."
     ),
 ]
 

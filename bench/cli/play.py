@@ -89,13 +89,12 @@ def train(
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
     """Train a defense by its recipe, or go on where a killed training stopped."""
-    from bench.campaign import chosen_device, deterministic
+    from bench.campaign import chosen_device, deterministic, world
     from bench.events import said
-    from bench.registry import Registry
     from bench.shelf import learn
 
     deterministic()  # the weights that `bench run` would make
-    registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
+    registry = world(allow_unsandboxed)
     offer = registry.find("defense", name)
     data = registry.find("dataset", dataset or offer.value.datasets[0]).value
     digest = learn(

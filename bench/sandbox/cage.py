@@ -1,0 +1,245 @@
+"""One worker behind the walls, as the harness holds it: asked, watched, ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from bench.records import PluginError, UnfitError
+from bench.sandbox import jail
+from bench.sandbox.jail import MIB, Limits
+from bench.sandbox.wire import BabbleError, Channel, Frame, HangupError, SilenceError
+
+BOOT = 120.0  # seconds until a worker is there: it imports torch
+LOOK = 0.25  # seconds between looks at what it uses
+TAIL = 2000  # bytes of what it printed that are kept
+
+Serve = Callable[[Frame], tuple[Mapping[str, Any], bytes]]
+"""Answers what a worker asks while it builds."""
+
+
+class Guardian(threading.Thread):
+    """Reads what a worker prints, weighs it, and ends it where it goes too far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
+        super().__init__(daemon=True, name="guardian of a worker")
+        self.process, self.limits = process, limits
+        self.tail = b""
+        self.printed = 0
+        self.reason = ""
+        """Why it was ended; empty where it was not."""
+        self.start()
+
+    def run(self) -> None:
+        """Until it has closed its output, which is when its last process is gone."""
+        pipe = self.process.stdout
+        if pipe is None:
+            raise ValueError("the process was started without a pipe for its output")
+        weighed = time.monotonic()
+        with pipe:
+            while True:
+                if select.select([pipe], [], [], LOOK)[0]:
+                    chunk = os.read(pipe.fileno(), 1 << 16)
+                    if not chunk:
+                        break
+                    self._hear(chunk)
+                if time.monotonic() - weighed > LOOK:
+                    self._weigh()
+                    weighed = time.monotonic()
+        self.process.wait()
+
+    def _hear(self, chunk: bytes) -> None:
+        self.printed += len(chunk)
+        self.tail = (self.tail + chunk)[-TAIL:]
+        if self.printed > self.limits.output:
+            self.end(f"it printed more than {self.limits.output // MIB} MiB")
+
+    def _weigh(self) -> None:
+        used = weight(self.process.pid)
+        if used > self.limits.memory:
+            most = self.limits.memory // MIB
+            self.end(f"its processes used {used // MIB} MiB of memory; {most} MiB may be used")
+
+    def end(self, reason: str = "") -> None:
+        """Kill it and all that it started: with the first process its whole space of them goes."""
+        self.reason = self.reason or reason
+        self.process.kill()
+
+    def fate(self) -> str:
+        """How it ended, as the end of a sentence."""
+        try:
+            code = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            return self.reason or "it closed its end of the channel"
+        if self.reason:
+            return self.reason
+        number = -code if code < 0 else code - 128  # bubblewrap's own, or its child's as it tells
+        if number > 0:
+            names = {known.value: known.name for known in signal.Signals}
+            return f"its process died of {names.get(number, f'signal {number}')}"
+        return f"its process ended by itself, with status {code}"
+
+
+def weight(pid: int) -> int:
+    """Bytes of memory of a process and all below it; what two of them share counts once."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in family:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.Error, OSError):
+            continue  # it has ended meanwhile
+    return total
+
+
+class Cage:
+    """A worker: one process that holds a stranger's code, and nothing else holds it."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        """Start it; it is awaited with the first question. UnfitError where no wall stands."""
+        if jail.refusal():
+            raise UnfitError(f"no sandbox can be made here: {jail.refusal()}.")
+        self.limits = limits or jail.LIMITS
+        own, theirs = socket.socketpair()
+        rules = jail.forbid()
+        with theirs:
+            # The environment is empty before bubblewrap: inside, its first process shows it.
+            process = subprocess.Popen(
+                jail.command(self.limits, theirs.fileno(), rules),
+                env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, pass_fds=(theirs.fileno(), rules), bufsize=0,
+                start_new_session=True,
+            )  # fmt: skip
+        os.close(rules)
+        self.guardian = Guardian(process, self.limits)
+        self.channel = Channel(own)
+        self.number = 0
+        self.ready = False
+        self.closed = weakref.finalize(self, _close, self.guardian, own)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.closed.alive
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self.alive and self.guardian.process.poll() is None
+
+    def close(self) -> None:
+        """End it."""
+        self.closed()
+
+    def start(self) -> None:
+        """Wait until it can be asked; UnfitError with what it said where it never can."""
+        if self.ready:
+            return
+        try:
+            self.channel.receive(0, time.monotonic() + BOOT)
+        except (HangupError, SilenceError, BabbleError) as error:
+            self.close()
+            said = plain(self.guardian.tail.decode(errors="replace"))
+            raise UnfitError(
+                f"the sandbox did not start: {said or self.guardian.fate()}."
+            ) from error
+        self.ready = True
+
+    def ask(
+        self,
+        who: str,
+        words: Mapping[str, Any],
+        *parts: Any,
+        seconds: float,
+        largest: int = 0,
+        serve: Serve | None = None,
+    ) -> Frame:
+        """Put one question and wait for its answer.
+
+        Args:
+            who: whose code it holds, for sentences.
+            words: the question, and `parts` the bytes behind it.
+            seconds: how long the answer may take.
+            largest: how many bytes it may have.
+            serve: answers what the worker asks meanwhile.
+
+        Returns:
+            The answer. PluginError where there is none, or where the code raised: then the worker
+            still stands; in every other case it has been ended.
+        """
+        try:
+            return self._ask(who, words, parts, seconds, largest, serve)
+        except HangupError as error:
+            raise PluginError(f"{who} gave no answer: {self.guardian.fate()}.") from error
+        except SilenceError as error:
+            raise PluginError(f"{who} gave no answer in {seconds:g} s, and was ended.") from error
+        except BabbleError as error:
+            raise PluginError(f"{who} broke the protocol of its worker: {error}.") from error
+        finally:
+            if self.number < 0:
+                self.close()
+
+    def _ask(
+        self, who: str, words: Mapping[str, Any], parts: tuple[Any, ...], seconds: float,
+        largest: int, serve: Serve | None,
+    ) -> Frame:  # fmt: skip
+        self.start()
+        number, until = self.number + 1, time.monotonic() + seconds
+        self.number = -1  # until an answer is whole, nobody knows where the channel stands
+        self.channel.send(number, words, *parts, until=until)
+        while True:
+            frame = self.channel.receive(largest, until)
+            if frame.number != number:
+                raise BabbleError(f"an answer came for question {frame.number}, not {number}")
+            if serve is None or "ask" not in frame.words:
+                break
+            reply, content = serve(frame)
+            self.channel.send(number, reply, content, until=until)
+        self.number = number
+        if "error" in frame.words:
+            raise PluginError(f"{who} failed: {plain(frame.words['error'])}.")
+        return frame
+
+
+class Spare:
+    """A worker that starts while another one plays: torch takes its second to be imported."""
+
+    def __init__(self) -> None:
+        self.next: Cage | None = None
+
+    def take(self) -> Cage:
+        """One that nobody has asked yet; the next begins to start."""
+        cage = self.next if self.next is not None and self.next.running else Cage()
+        self.next = Cage()
+        return cage
+
+
+SPARE = Spare()
+
+
+def _close(guardian: Guardian, end: socket.socket) -> None:
+    end.close()
+    guardian.end()
+    guardian.process.wait()
+
+
+def plain(text: object) -> str:
+    """A stranger's text as the end of a sentence: one short line that a terminal shows as it is."""
+    visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(text))
+    visible = "".join(c if c.isprintable() else " " for c in visible)
+    return " ".join(visible.split())[-400:].rstrip(".")

@@ -1,0 +1,141 @@
+"""Frames over one socket: a header of fixed size, a little JSON, raw bytes. Both ends speak it.
+
+Whoever receives says how much may come: a length that the other end announces is only ever
+compared with that, never believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+HEAD = struct.Struct(">4sQIQ")  # mark, number, bytes of JSON, bytes behind it
+MARK = b"GNT1"
+WORDS = 1 << 16  # bytes of JSON in a frame at most
+
+KINDS = {str(kind).removeprefix("torch."): kind for kind in (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8,
+)}  # fmt: skip
+"""The types of number that cross."""
+
+
+class WireError(Exception):
+    """No frame came."""
+
+
+class SilenceError(WireError):
+    """The time was over."""
+
+
+class HangupError(WireError):
+    """The other end has gone."""
+
+
+class BabbleError(WireError):
+    """What came is no frame, or not one that may come now."""
+
+
+class Frame(NamedTuple):
+    """One message."""
+
+    number: int
+    """Of the request that it belongs to."""
+    words: dict[str, Any]
+    body: bytearray
+
+
+class Channel:
+    """One end of the socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+
+    def send(
+        self, number: int, words: Mapping[str, Any], *parts: Any, until: float | None = None
+    ) -> None:
+        """Write one frame; `parts` are bytes-like and follow each other in its body."""
+        text = json.dumps(words).encode()
+        size = sum(memoryview(part).nbytes for part in parts)
+        try:
+            for piece in (HEAD.pack(MARK, number, len(text), size) + text, *parts):
+                self._limit(until)
+                self.end.sendall(piece)
+        except TimeoutError as error:
+            raise SilenceError from error
+        except OSError as error:
+            raise HangupError from error
+
+    def receive(self, largest: int, until: float | None = None) -> Frame:
+        """Read one frame whose body has at most `largest` bytes.
+
+        SilenceError after the moment `until` of the monotonic clock, HangupError where the other
+        end has gone, BabbleError where something else than such a frame comes.
+        """
+        mark, number, words, body = HEAD.unpack(self._exactly(HEAD.size, until))
+        if mark != MARK:
+            raise BabbleError("what came is no frame")
+        if words > WORDS or body > largest:
+            raise BabbleError(
+                f"a frame of {words} + {body} bytes was announced; {WORDS} + {largest} may come"
+            )
+        try:
+            said = json.loads(self._exactly(words, until).decode())
+        except (ValueError, RecursionError) as error:
+            raise BabbleError("the words of a frame are no JSON") from error
+        if not isinstance(said, dict):
+            raise BabbleError("the words of a frame are no JSON object")
+        return Frame(number, said, self._exactly(body, until))
+
+    def _exactly(self, count: int, until: float | None) -> bytearray:
+        content = bytearray(count)
+        view, there = memoryview(content), 0
+        while there < count:
+            self._limit(until)
+            try:
+                read = self.end.recv_into(view[there:])
+            except TimeoutError as error:
+                raise SilenceError from error
+            except OSError as error:
+                raise HangupError from error
+            if read == 0:
+                raise HangupError
+            there += read
+        return content
+
+    def _limit(self, until: float | None) -> None:
+        """How long the next call of the socket may wait."""
+        left = None if until is None else until - time.monotonic()
+        if left is not None and left <= 0:
+            raise SilenceError
+        self.end.settimeout(left)
+
+
+def told(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
+    """A tensor as words and bytes; TypeError where its numbers are of no type that crosses."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in KINDS:
+        raise TypeError(f"{tensor.dtype} does not cross; {', '.join(KINDS)} do")
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return {"kind": kind, "shape": list(tensor.shape)}, flat.view(torch.uint8).numpy().data
+
+
+def heard(words: Mapping[str, Any], body: bytearray) -> Tensor:
+    """The tensor that words and bytes stand for; BabbleError where they do not fit each other."""
+    kind, shape = KINDS.get(str(words.get("kind"))), words.get("shape")
+    if kind is None or not isinstance(shape, list) or len(shape) > 4:
+        raise BabbleError("a tensor came without a shape and a type of number")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise BabbleError("a tensor came with a shape that is none")
+    if math.prod(shape) * kind.itemsize != len(body):
+        raise BabbleError(f"{len(body)} bytes came for a tensor {shape} of {words['kind']}")
+    if not body:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(body, dtype=kind).view(shape)

@@ -1,0 +1,30 @@
+"""Workers are ended with the test that started them; without bubblewrap nothing is tested here."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from bench import sandbox
+from bench.sandbox import cage
+from tests.sandbox.locked import none_left
+
+
+@pytest.fixture
+def walls() -> Iterator[None]:
+    """The machine can lock code in; afterwards no worker is left."""
+    if sandbox.refusal():
+        pytest.skip(sandbox.refusal())
+    yield
+    gc.collect()
+    assert none_left(), "a worker has outlived its test"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spare() -> Iterator[None]:
+    """The spare worker goes when the tests are over."""
+    yield
+    if cage.SPARE.next is not None:
+        cage.SPARE.next.close()
