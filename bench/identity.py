@@ -24,8 +24,11 @@ def resolved(value: object) -> dict[str, Any]:
     """A value's parameters as JSON values: its dataclass fields, or its instance attributes.
 
     What it has worked out and kept (`cached_property`) is no parameter. PluginError when one of
-    them is nothing that a digest can name.
+    them is nothing that a digest can name. A value whose code is elsewhere tells them itself.
     """
+    elsewhere = getattr(type(value), "resolved_elsewhere", None)
+    if elsewhere is not None:
+        return dict(elsewhere(value))
     if dataclasses.is_dataclass(value):
         names = [f.name for f in dataclasses.fields(value)]
     else:

@@ -44,7 +44,7 @@ def submit(
     """Take in an entry: a folder, or a zip of one.
 
     Card, files and weights are judged without running a line of it. Then the contract of a defense
-    is checked behind the walls of the sandbox, where there are any; with `allow_unsandboxed` any
+    or an attack is checked behind walls, where the machine has any; with `allow_unsandboxed` any
     entry is checked in this process, and what it must be trained for is trained. Each state is
     written to the store: received, then queued, or rejected with the sentence that the BenchError
     carries too; what is refused takes no state from an entry of its name that was taken in before.
@@ -126,7 +126,7 @@ def _checked(entry: Entry, allow_unsandboxed: bool) -> bool:
     """Whether most laws could be held against it; BenchError where one is broken."""
     if allow_unsandboxed:
         results = check.run(entry.folder, train=True)
-    elif entry.card.kind == "defense" and not sandbox.refusal():
+    elif entry.card.kind in sandbox.OFFERED and not sandbox.refusal():
         results = _behind_walls(entry)
     else:
         return False
@@ -139,7 +139,7 @@ def _checked(entry: Entry, allow_unsandboxed: bool) -> bool:
 
 
 def _behind_walls(entry: Entry) -> list[check.Result]:
-    """Every law of a defense, none of its code in this process."""
+    """Every law of its kind, none of its code in this process."""
     known = Registry.load(entry.folder / "no-submissions")
     known.entries[entry.card.name] = entry
     sandbox.lock_in(known)

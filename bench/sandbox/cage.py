@@ -11,22 +11,34 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import psutil
+from torch import Tensor
 
 from bench.records import PluginError, UnfitError
 from bench.sandbox import jail
 from bench.sandbox.jail import MIB, Limits
-from bench.sandbox.wire import BabbleError, Channel, Frame, HangupError, SilenceError
+from bench.sandbox.wire import (
+    BabbleError,
+    Channel,
+    Frame,
+    HangupError,
+    SilenceError,
+    unpacked,
+)
 
 BOOT = 120.0  # seconds until a worker is there: it imports torch
 LOOK = 0.25  # seconds between looks at what it uses
 TAIL = 2000  # bytes of what it printed that are kept
 
-Serve = Callable[[Frame], tuple[Mapping[str, Any], bytes]]
-"""Answers what a worker asks while it builds."""
+Reply: TypeAlias = tuple[Mapping[str, Any], Sequence[Any]]
+"""Words, and the parts of the body behind them."""
+Consult: TypeAlias = Callable[[Reply], Frame]
+"""Asks the worker something back, before its own wish is answered."""
+Serve: TypeAlias = Callable[[Frame, Consult], Reply]
+"""Answers what a worker wishes while a question of the harness waits."""
 
 
 class Guardian(threading.Thread):
@@ -174,16 +186,22 @@ class Cage:
         Args:
             who: whose code it holds, for sentences.
             words: the question, and `parts` the bytes behind it.
-            seconds: how long the answer may take.
-            largest: how many bytes it may have.
-            serve: answers what the worker asks meanwhile.
+            seconds: how long the worker may take, the time for its wishes not counted.
+            largest: how many bytes a frame of it may have.
+            serve: answers what the worker wishes meanwhile.
 
         Returns:
             The answer. PluginError where there is none, or where the code raised: then the worker
             still stands; in every other case it has been ended.
         """
+        self.start()
+        talk = Talk(self.channel, who, self.number + 1, seconds, largest)
+        self.number = -1  # until an answer is whole, nobody knows where the channel stands
         try:
-            return self._ask(who, words, parts, seconds, largest, serve)
+            frame = talk.say((words, parts))
+            while serve is not None and "ask" in frame.words:
+                frame = talk.say(serve(frame, talk.say))
+            self.number = talk.number
         except HangupError as error:
             raise PluginError(f"{who} gave no answer: {self.guardian.fate()}.") from error
         except SilenceError as error:
@@ -193,26 +211,40 @@ class Cage:
         finally:
             if self.number < 0:
                 self.close()
-
-    def _ask(
-        self, who: str, words: Mapping[str, Any], parts: tuple[Any, ...], seconds: float,
-        largest: int, serve: Serve | None,
-    ) -> Frame:  # fmt: skip
-        self.start()
-        number, until = self.number + 1, time.monotonic() + seconds
-        self.number = -1  # until an answer is whole, nobody knows where the channel stands
-        self.channel.send(number, words, *parts, until=until)
-        while True:
-            frame = self.channel.receive(largest, until)
-            if frame.number != number:
-                raise BabbleError(f"an answer came for question {frame.number}, not {number}")
-            if serve is None or "ask" not in frame.words:
-                break
-            reply, content = serve(frame)
-            self.channel.send(number, reply, content, until=until)
-        self.number = number
         if "error" in frame.words:
             raise PluginError(f"{who} failed: {plain(frame.words['error'])}.")
+        return frame
+
+    def tensors(self, who: str, frame: Frame, names: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors of an answer, which must be these; PluginError, and its end, otherwise."""
+        try:
+            found = unpacked(frame.words.get("tensors"), frame.body)
+            if list(found) != list(names):
+                raise BabbleError(f"{plain(list(found))} came where {list(names)} was expected")
+        except BabbleError as error:
+            self.close()
+            raise PluginError(f"{who} broke the protocol of its worker: {error}.") from error
+        return found
+
+
+class Talk:
+    """All that is said about one question."""
+
+    def __init__(
+        self, channel: Channel, who: str, number: int, seconds: float, largest: int
+    ) -> None:
+        self.channel, self.who, self.number = channel, who, number
+        self.left, self.largest = seconds, largest
+
+    def say(self, reply: Reply) -> Frame:
+        """Send this and wait for what the worker says to it; the time is the worker's."""
+        words, parts = reply
+        since = time.monotonic()
+        self.channel.send(self.number, words, *parts, until=since + self.left)
+        frame = self.channel.receive(self.largest, since + self.left)
+        self.left -= time.monotonic() - since
+        if frame.number != self.number:
+            raise BabbleError(f"an answer came for question {frame.number}, not {self.number}")
         return frame
 
 

@@ -1,65 +1,36 @@
-"""Submitted defenses that stay behind the walls: what they say of themselves, and their builds."""
+"""Submissions that stay behind the walls: what they offer, and the workers that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.entry import Entry
-from bench.plugin import Claim, Defense, Randomness, Shelf, hookimpl
+from bench.plugin import Attack, Claim, Defense, Randomness, Shelf, hookimpl
 from bench.records import BenchError, PluginError
-from bench.registry import SANDBOXED, Plugin, Registry
+from bench.registry import KINDS, SANDBOXED, Plugin, Registry
 from bench.sandbox import jail
-from bench.sandbox.cage import SPARE, Cage, plain
+from bench.sandbox.attack import LockedAttack
+from bench.sandbox.cage import SPARE, Cage, Consult, Reply, plain
+from bench.sandbox.facts import AttackFacts, DefenseFacts
 from bench.sandbox.remote import Remote
 from bench.sandbox.wire import Frame
 from bench.shelf import DefenseShelf
 
-ONLY_DEFENSES = (
-    "only defenses are locked in so far; --allow-unsandboxed runs it in this process, with all "
-    "your rights"
-)
-
-
-class Facts(BaseModel):
-    """What a defense says of itself, as it comes from behind the wall."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    class Word(BaseModel):
-        """A claim."""
-
-        model_config = ConfigDict(extra="forbid", strict=True)
-        threat: str
-        robust: float
-        cite: str
-
-    cite: str = Field(max_length=200)
-    summary: str = Field(max_length=4000)
-    datasets: list[str]
-    twin: str
-    quick: bool
-    forwards: int = Field(ge=1, le=10**6)
-    rejects: float | None
-    claims: list[Word]
-    detail: dict[str, Any]
-    draws: int | None = Field(ge=1, le=1000)
-    stand_in: bool
-    recipe: bool
+AT_YOUR_WORD = "--allow-unsandboxed runs it in this process, with all your rights"
 
 
 def lock_in(registry: Registry) -> None:
-    """Take in every waiting defense, its code behind the walls; who still waits is told why."""
+    """Take in every waiting defense and attack, its code behind walls; who waits is told why."""
     for name in registry.waiting():
         entry = registry.entries[name]
-        if entry.card.kind != "defense":
-            registry.waits[name] = ONLY_DEFENSES
+        if entry.card.kind not in OFFERED:
+            registry.waits[name] = f"no {entry.card.kind} is locked in so far; {AT_YOUR_WORD}"
         elif jail.refusal():
             registry.waits[name] = f"{jail.refusal()}, or run its code with --allow-unsandboxed"
         else:
@@ -71,30 +42,26 @@ def lock_in(registry: Registry) -> None:
 
 def plugin(entry: Entry) -> Plugin:
     """An entry as a plugin like any other; nothing of its code is here."""
-    defense = declared(entry)
+    hook, value = KINDS[entry.card.kind], OFFERED[entry.card.kind](entry)
     module = ModuleType(f"bench_locked_in_{entry.digest[:16]}")
 
-    def bench_defenses() -> list[Defense]:
-        return [defense]
+    def offers() -> list[Any]:
+        return [value]
 
-    bench_defenses.__module__ = module.__name__
-    module.bench_defenses = hookimpl(bench_defenses)  # type: ignore[attr-defined]
+    setattr(module, hook, hookimpl(specname=hook)(offers))
     return Plugin(module, "submission", entry.files["plugin.py"], entry, SANDBOXED)
 
 
-def declared(entry: Entry) -> Defense:
+def declared(entry: Entry, cage: Cage) -> Frame:
+    """What it says of itself."""
+    return ask(cage, entry, {"do": f"declare {entry.card.kind}"})
+
+
+def defense(entry: Entry) -> Defense:
     """The record of a defense whose `build` gives a module that asks a worker."""
-    who, cage = f"submission {entry.card.name}", Cage()
-    frame = ask(cage, entry, {"do": "declare"}, largest=0)
+    cage = Cage()
+    facts = DefenseFacts.heard(called(entry), declared(entry, cage))
     cage.close()
-    try:
-        facts = Facts.model_validate(frame.words.get("facts"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
-        raise PluginError(
-            f"{who} says of itself what no defense says: {field}: {plain(first['msg'])}."
-        ) from error
     claims = tuple(Claim(**claim.model_dump()) for claim in facts.claims)
     return Defense(
         name=entry.card.name, build=partial(built, entry, facts, "build"),
@@ -106,39 +73,68 @@ def declared(entry: Entry) -> Defense:
     )  # fmt: skip
 
 
-def built(entry: Entry, facts: Facts, role: str, shelf: Shelf) -> Remote:
+def attack(entry: Entry) -> Attack:
+    """An attack whose start and step are made by a worker."""
+    cage = Cage()
+    facts = AttackFacts.heard(called(entry), declared(entry, cage))
+    cage.close()
+    if facts.whole:
+        raise PluginError(
+            f"{called(entry)} has a run of its own, and only attacks with start and step are "
+            f"locked in; {AT_YOUR_WORD}."
+        )
+
+    def made() -> Cage:
+        cage = SPARE.take()
+        declared(entry, cage)
+        return cage
+
+    return LockedAttack(entry.card.name, facts, made)
+
+
+OFFERED: Mapping[str, Callable[[Entry], Any]] = {"defense": defense, "attack": attack}
+"""Kind -> what stands here for an entry of it."""
+
+
+def built(entry: Entry, facts: DefenseFacts, role: str, shelf: Shelf) -> Remote:
     """The defense, or its stand-in, in a worker of its own; its weights come from the shelf."""
     if not isinstance(shelf, DefenseShelf):
         raise TypeError(f"{type(shelf).__name__} lends no weights; a DefenseShelf was expected")
-    words = {
-        "do": "build", "role": role, "shape": list(shelf.shape), "classes": shelf.classes,
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    words = {"do": "build", "role": role, "shape": list(shelf.shape), "classes": shelf.classes}
 
     def made() -> Cage:
         cage = SPARE.take()
         ask(cage, entry, words, serve=Lender(shelf, facts))
         return cage
 
-    return Remote(f"submission {entry.card.name}", made, facts.forwards)
+    return Remote(called(entry), made, facts.forwards)
+
+
+def called(entry: Entry) -> str:
+    """What sentences call it."""
+    return f"submission {entry.card.name}"
 
 
 def ask(cage: Cage, entry: Entry, words: Mapping[str, Any], **options: Any) -> Frame:
     """A question that carries the entry's source, from exactly the bytes whose digest was read."""
-    about = {"name": entry.card.name, "path": str(entry.folder / "plugin.py")}
-    who, seconds = f"submission {entry.card.name}", cage.limits.build
-    return cage.ask(who, {**words, **about}, entry.content("plugin.py"), seconds=seconds, **options)
+    card, source = entry.card, entry.content("plugin.py")
+    about = {
+        "kind": card.kind, "name": card.name, "path": str(entry.folder / "plugin.py"),
+        "threads": torch.get_num_threads(),  # as here, or sums come out otherwise
+    }  # fmt: skip
+    seconds = cage.limits.build
+    return cage.ask(called(entry), {**words, **about}, source, seconds=seconds, **options)
 
 
 class Lender:
     """Gives a build the weights that it asks for, and notes them as parts of the defense."""
 
-    def __init__(self, shelf: DefenseShelf, facts: Facts) -> None:
+    def __init__(self, shelf: DefenseShelf, facts: DefenseFacts) -> None:
         self.learns = facts.recipe
         self.shelves: dict[tuple[str, ...], DefenseShelf] = {(shelf.name,): shelf}
 
-    def __call__(self, frame: Frame) -> tuple[Mapping[str, Any], bytes]:
-        """(words, bytes) of the answer to one wish."""
+    def __call__(self, frame: Frame, consult: Consult) -> Reply:
+        """The answer to one wish."""
         words = frame.words
         shelf = self._shelf(words.get("of"))
         match words.get("ask"):
@@ -148,10 +144,10 @@ class Lender:
                 file, sha256 = str(words.get("file")), str(words.get("sha256"))
                 content, path = shelf.file_content(file, sha256)
             case "built":
-                return {"module": self._build(shelf, str(words.get("name")))}, b""
+                return {"module": self._build(shelf, str(words.get("name")))}, []
             case other:
                 raise PluginError(f"{shelf.name} asked the shelf for {plain(other)}.")
-        return {"path": str(path)}, content
+        return {"path": str(path)}, [content]
 
     def _shelf(self, chain: object) -> DefenseShelf:
         known = tuple(chain) if isinstance(chain, list) else ()

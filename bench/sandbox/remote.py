@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from bench.records import HEAVY, PluginError
 from bench.sandbox.cage import Cage
-from bench.sandbox.wire import BabbleError, Frame, heard, told
+from bench.sandbox.wire import Frame, packed
 
 WIDEST = 1 << 16  # bytes of an image's logits at most
 
@@ -47,36 +47,30 @@ class Remote(nn.Module):
         """
         if not self.cage.alive:
             self.cage, self.stands = self.made(), 0
-        words, content = told(images)
-        words |= {"do": "forward", "keep": keep, "state": len(state)}
-        largest = WIDEST * len(images)
-        frame = self._ask(words, state.numpy(), content, largest=largest)
+        given = {"state": state, "images": images}
+        frame = self._ask({"do": "forward", "keep": keep}, given, WIDEST * len(images))
         self.kept += keep
         self.stands = self.kept if keep else 0
         if frame.words.get("drew") is True:
             torch.rand(1)
-        return self._tensor(frame).to(images.device)
+        return self._tensor(frame, "logits").to(images.device)
 
     def climb(self, weight: Tensor, shape: torch.Size) -> Tensor:
         """The gradient [n, C, H, W] of the last kept answer, weighted [n, K]."""
-        words, content = told(weight)
-        words |= {"do": "climb"}
-        frame = self._ask(words, content, largest=shape.numel() * 8)
-        found = self._tensor(frame)
+        frame = self._ask({"do": "climb"}, {"weight": weight}, shape.numel() * 8)
+        found = self._tensor(frame, "slope")
         if found.shape != shape:
             raise PluginError(f"{self.who} gave slopes {list(found.shape)} for {list(shape)}.")
         return found.to(weight.device)
 
-    def _ask(self, words: dict[str, Any], *parts: Any, largest: int) -> Frame:
+    def _ask(self, words: dict[str, Any], given: dict[str, Tensor], largest: int) -> Frame:
+        told, parts = packed(given)
         seconds = self.cage.limits.call * self.patience
+        words |= {"tensors": told}
         return self.cage.ask(self.who, words, *parts, seconds=seconds, largest=largest)
 
-    def _tensor(self, frame: Frame) -> Tensor:
-        try:
-            return heard(frame.words, frame.body)
-        except BabbleError as error:
-            self.cage.close()
-            raise PluginError(f"{self.who} broke the protocol of its worker: {error}.") from error
+    def _tensor(self, frame: Frame, name: str) -> Tensor:
+        return self.cage.tensors(self.who, frame, [name])[name]
 
 
 class _Crossing(torch.autograd.Function):

@@ -22,9 +22,11 @@ MARK = b"GNT1"
 WORDS = 1 << 16  # bytes of JSON in a frame at most
 
 KINDS = {str(kind).removeprefix("torch."): kind for kind in (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8,
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int32,
+    torch.int64, torch.bool,
 )}  # fmt: skip
 """The types of number that cross."""
+MOST = 8  # dimensions of a tensor
 
 
 class WireError(Exception):
@@ -129,13 +131,41 @@ def told(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
 
 def heard(words: Mapping[str, Any], body: bytearray) -> Tensor:
     """The tensor that words and bytes stand for; BabbleError where they do not fit each other."""
-    kind, shape = KINDS.get(str(words.get("kind"))), words.get("shape")
-    if kind is None or not isinstance(shape, list) or len(shape) > 4:
-        raise BabbleError("a tensor came without a shape and a type of number")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise BabbleError("a tensor came with a shape that is none")
-    if math.prod(shape) * kind.itemsize != len(body):
-        raise BabbleError(f"{len(body)} bytes came for a tensor {shape} of {words['kind']}")
+    if _size(words) != len(body):
+        raise BabbleError(f"{len(body)} bytes came for a tensor of {_size(words)}")
+    kind, shape = KINDS[words["kind"]], words["shape"]
     if not body:
         return torch.empty(shape, dtype=kind)
+    if kind is torch.bool:  # a byte that is neither 0 nor 1 is no bool
+        return torch.frombuffer(body, dtype=torch.uint8).view(shape) != 0
     return torch.frombuffer(body, dtype=kind).view(shape)
+
+
+def _size(words: Mapping[str, Any]) -> int:
+    """Bytes of the tensor that these words announce."""
+    kind, shape = words.get("kind"), words.get("shape")
+    if not isinstance(kind, str) or kind not in KINDS or not isinstance(shape, list):
+        raise BabbleError("a tensor came without a shape and a type of number")
+    if len(shape) > MOST or not all(type(size) is int and size >= 0 for size in shape):
+        raise BabbleError("a tensor came with a shape that is none")
+    return math.prod(shape) * KINDS[kind].itemsize
+
+
+def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[memoryview]]:
+    """Several tensors as words and the parts of one body."""
+    pairs = {name: told(tensor) for name, tensor in tensors.items()}
+    return {name: words for name, (words, _) in pairs.items()}, [part for _, part in pairs.values()]
+
+
+def unpacked(words: object, body: bytearray) -> dict[str, Tensor]:
+    """The tensors that `packed` made into this; BabbleError where they do not fit each other."""
+    if not isinstance(words, dict) or not all(isinstance(said, dict) for said in words.values()):
+        raise BabbleError("tensors came without their names")
+    tensors, view, begin = {}, memoryview(body), 0
+    for name, said in words.items():
+        size = _size(said)
+        tensors[name] = heard(said, bytearray(view[begin : begin + size]))
+        begin += size
+    if begin != len(body):
+        raise BabbleError(f"{len(body)} bytes came for tensors of {begin}")
+    return tensors
