@@ -30,7 +30,8 @@ from bench.sandbox.wire import (
 )
 
 BOOT = 120.0  # seconds until a worker is there: it imports torch
-LOOK = 0.25  # seconds between looks at what it uses
+LOOK = 0.25  # seconds between looks at what it uses, at least
+RARELY = 50  # times as long as a look takes the next one is awaited
 TAIL = 2000  # bytes of what it printed that are kept
 
 Reply: TypeAlias = tuple[Mapping[str, Any], Sequence[Any]]
@@ -58,7 +59,7 @@ class Guardian(threading.Thread):
         pipe = self.process.stdout
         if pipe is None:
             raise ValueError("the process was started without a pipe for its output")
-        weighed = time.monotonic()
+        due = time.monotonic() + LOOK
         with pipe:
             while True:
                 if select.select([pipe], [], [], LOOK)[0]:
@@ -66,9 +67,11 @@ class Guardian(threading.Thread):
                     if not chunk:
                         break
                     self._hear(chunk)
-                if time.monotonic() - weighed > LOOK:
+                since = time.monotonic()
+                if since > due:
                     self._weigh()
-                    weighed = time.monotonic()
+                    now = time.monotonic()
+                    due = now + max(LOOK, RARELY * (now - since))
         self.process.wait()
 
     def _hear(self, chunk: bytes) -> None:
@@ -256,7 +259,11 @@ class Spare:
 
     def take(self) -> Cage:
         """One that nobody has asked yet; the next begins to start."""
-        cage = self.next if self.next is not None and self.next.running else Cage()
+        ready, self.next = self.next, None
+        if ready is not None and not (ready.running and ready.limits == jail.LIMITS):
+            ready.close()
+            ready = None
+        cage = ready or Cage()
         self.next = Cage()
         return cage
 

@@ -85,16 +85,15 @@ def command(limits: Limits, channel: int, rules: int) -> list[str]:
     """
     root = os.getuid() == 0
     stranger = random.SystemRandom().choice(STRANGERS) if root else 0
-    path = [str(Path(package).parents[1]) for package in (bench.__file__, str(plugins.__file__))]
     begin = (
-        f"import sys; sys.path += {path!r}\n"
+        f"import sys; sys.path[:] = {import_path()!r}\n"
         "from bench.sandbox.jail import Limits\nfrom bench.sandbox.worker import main\n"
         f"main({channel}, {stranger}, {limits!r})"
     )
     return [
         str(shutil.which("bwrap")),
         *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"),
-        *(_as_root() if root else ("--unshare-user", "--disable-userns")),
+        *(_as_root() if root else _as_user()),
         *("--die-with-parent", "--new-session", "--seccomp", str(rules)),
         *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *("--size", str(limits.scratch), "--perms", "1777", "--tmpfs", "/tmp"),
@@ -108,9 +107,15 @@ def command(limits: Limits, channel: int, rules: int) -> list[str]:
 def _as_root() -> tuple[str, ...]:
     """Root's number of processes has no limit in any namespace: the worker changes its user.
 
-    These two rights are gone with that change.
+    Its two rights to do so are gone with that change, and bubblewrap's first process, which ends
+    the worker with the harness, is another user's then.
     """
     return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+
+
+def _as_user() -> tuple[str, ...]:
+    """The worker is the first process: bubblewrap's would stand beside it without the filter."""
+    return ("--unshare-user", "--disable-userns", "--as-pid-1")
 
 
 def bindings() -> Iterator[tuple[str, ...]]:
@@ -139,6 +144,14 @@ def program() -> list[Path]:
         if place.is_dir() and not any(place.is_relative_to(whole) for whole in kept):
             kept.append(place)
     return kept[1:]
+
+
+def import_path() -> list[str]:
+    """Where a worker finds modules: as here, as far as that is bound."""
+    there = [Path("/usr"), *program()]
+    found = [path for path in sys.path if any(Path(path).is_relative_to(p) for p in there)]
+    own = [str(Path(package).parents[1]) for package in (bench.__file__, str(plugins.__file__))]
+    return list(dict.fromkeys([*found, *own]))
 
 
 def environment() -> dict[str, str]:

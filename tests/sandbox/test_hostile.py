@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from textwrap import indent
 
+import psutil
 import pytest
 import torch
 
@@ -50,7 +53,7 @@ FORWARD = {
     ),
     "a segmentation fault": ("import ctypes; ctypes.string_at(0)", "died of SIGSEGV"),
     "an abort": ("import os; os.abort()", "died of SIGABRT"),
-    "its own end": ("import os; os.kill(os.getpid(), 9)", "died of SIGKILL"),
+    "its own end": ("import os; os.kill(os.getpid(), 9); os._exit(9)", "SIGKILL|with status 9"),
     "the end of all": ("import os; os.kill(-1, 9); 1 / 0", "failed|gave no answer"),
     "the end of its parent": ("import os; os.kill(os.getppid(), 9); 1 / 0", "failed|gave no"),
     "a fork bomb": (
@@ -216,6 +219,29 @@ def test_whoever_stays_behind_goes_with_the_worker(tmp_path: Path) -> None:
     del module
     gc.collect()
     assert none_left()
+
+
+ENDLESS = """
+from bench.sandbox import Cage
+cage = Cage()
+cage.start()
+print(cage.guardian.process.pid, flush=True)
+words = {"do": "declare attack", "kind": "attack", "name": "x", "path": "p.py", "threads": 1}
+cage.ask("x", words, b"while True: pass", seconds=60)
+"""
+
+
+def test_a_harness_that_is_killed_takes_its_worker_along() -> None:
+    program = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as harness:
+        assert harness.stdout is not None
+        worker = psutil.Process(int(harness.stdout.readline()))
+        time.sleep(0.5)
+        family = [worker, *worker.children(recursive=True)]
+        harness.kill()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert len(family) > 1
 
 
 def test_what_is_patched_inside_stays_inside(tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ TRIALS = {
     "environment": "SECRET in str(os.environ) and found() or none()",
     "environments": "any(SECRET in text(p) for p in glob.glob('/proc/[0-9]*/environ'))"
     " and found() or none()",
-    "command lines": "len(glob.glob('/proc/[0-9]*')) > 4 and found() or none()",
-    "files of others": "[p for p in glob.glob('/proc/[0-9]*/fd/*') if readable(p)"
-    " and 'memfd:rules' in os.readlink(p)] or none()",
+    "command lines": "len(others()) > 1 and found() or none()",
+    "the filter's file": "[p for p in glob.glob('/proc/self/fd/*')"
+    " if os.path.islink(p) and 'memfd:rules' in os.readlink(p)] or none()",
     "write into /usr": "open('/usr/x', 'w')",
     "write into /": "open('/x', 'w')",
     "write into /dev": "open('/dev/x', 'w')",
@@ -53,7 +53,7 @@ TRIALS = {
     "write to disks": "open('/dev/vda', 'wb')",
     "kernel settings": "open('/proc/sys/kernel/core_pattern', 'w').write('|/tmp/x')",
     "system request": "open('/proc/sysrq-trigger', 'w').write('b')",
-    "memory of another": "open('/proc/1/mem', 'r+b')",
+    "memory of others": "[open(f'/proc/{p}/mem', 'r+b') for p in others()] or none()",
     "become root": "os.setuid(0)",
     "change root": "os.chroot('/tmp')",
     "more processes": "resource.setrlimit(resource.RLIMIT_NPROC, (10**6, 10**6))",
@@ -106,6 +106,10 @@ def text(path):
         return open(path, errors="replace").read()
     except OSError:
         return ""
+
+
+def others():
+    return [int(p) for p in os.listdir("/proc") if p.isdigit() and int(p) != os.getpid()]
 
 
 def none():
