@@ -30,8 +30,8 @@ from bench.sandbox.wire import (
 )
 
 BOOT = 120.0  # seconds until a worker is there: it imports torch
-LOOK = 0.25  # seconds between looks at what it uses, at least
-RARELY = 50  # times as long as a look takes the next one is awaited
+LOOK, SELDOM = 0.25, 1.0  # seconds between looks at what it uses, at least and at most
+RARELY = 50  # times as long as a look has taken the next one is awaited
 TAIL = 2000  # bytes of what it printed that are kept
 
 Reply: TypeAlias = tuple[Mapping[str, Any], Sequence[Any]]
@@ -71,7 +71,7 @@ class Guardian(threading.Thread):
                 if since > due:
                     self._weigh()
                     now = time.monotonic()
-                    due = now + max(LOOK, RARELY * (now - since))
+                    due = now + min(max(LOOK, RARELY * (now - since)), SELDOM)
         self.process.wait()
 
     def _hear(self, chunk: bytes) -> None:

@@ -23,7 +23,7 @@ from tests.sandbox.locked import PLAIN, entry, locked, none_left
 
 pytestmark = [pytest.mark.usefixtures("walls"), pytest.mark.slow]
 
-QUICK = Limits(memory=1024 * MIB, build=8.0, call=2.0)
+QUICK = Limits(memory=1024 * MIB, build=8.0, call=4.0)
 
 IMPORT = {
     "an import that never ends": ("while True: pass", "gave no answer in 8 s, and was ended"),
@@ -46,13 +46,13 @@ IMPORT = {
 """Code at the top of the entry, and what is said of it."""
 
 FORWARD = {
-    "an endless loop": ("while True: pass", "gave no answer in 2 s, and was ended"),
+    "an endless loop": ("while True: pass", "gave no answer in 4 s, and was ended"),
     "a sleep that ignores signals": (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
-        "gave no answer in 2 s, and was ended",
+        "gave no answer in 4 s, and was ended",
     ),
     "a segmentation fault": ("import ctypes; ctypes.string_at(0)", "died of SIGSEGV"),
-    "an abort": ("import os; os.abort()", "died of SIGABRT"),
+    "an abort": ("import os; os.abort()", "died of (SIGABRT|SIGSEGV)"),
     "its own end": ("import os; os.kill(os.getpid(), 9); os._exit(9)", "SIGKILL|with status 9"),
     "the end of all": ("import os; os.kill(-1, 9); 1 / 0", "failed|gave no answer"),
     "the end of its parent": ("import os; os.kill(os.getppid(), 9); 1 / 0", "failed|gave no"),
@@ -99,26 +99,26 @@ FORWARD = {
     ),
     "half an answer": (
         "wire().sendall(HEAD.pack(MARK, 2, 2, 0))\nimport time; time.sleep(60)",
-        "gave no answer in 2 s",
+        "gave no answer in 4 s",
     ),
     "an answer to another question": (
         "wire().sendall(HEAD.pack(MARK, 9, 2, 0) + b'{}')", "an answer came for question 9, not 2"
     ),
     "an answer without a tensor": (
-        "wire().sendall(HEAD.pack(MARK, 2, 2, 0) + b'{}')", "without a shape and a type of number"
+        "wire().sendall(HEAD.pack(MARK, 2, 2, 0) + b'{}')", "tensors came without their names"
     ),
     "a wish where none is due": (
         "wire().sendall(HEAD.pack(MARK, 2, 18, 0) + b'{\"ask\": \"trained\"}')",
-        "without a shape and a type of number",
+        "tensors came without their names",
     ),
     "no wire at all": ("wire().close()\nreturn logits(images)", "gave no answer: "),
 }  # fmt: skip
 """Code in `forward`, and what is said of it."""
 
 SLOPE = {
-    "an endless slope": ("while True: pass", "gave no answer in 2 s"),
+    "an endless slope": ("while True: pass", "gave no answer in 4 s"),
     "a slope that raises": ("raise ValueError('downhill')", "failed: ValueError: downhill"),
-    "a slope that crashes": ("import os; os.abort()", "died of SIGABRT"),
+    "a slope that crashes": ("import os; os.abort()", "died of (SIGABRT|SIGSEGV)"),
 }
 """Code in the backward pass."""
 
@@ -196,11 +196,12 @@ def test_the_frame_of_all_these_is_an_honest_entry(tmp_path: Path) -> None:
 
 def test_an_answer_sent_twice_is_found_out_at_the_next_question(tmp_path: Path) -> None:
     code = (
-        "words, body = told(logits(images))\n"
-        "text = __import__('json').dumps({**words, 'drew': False}).encode()\n"
-        "wire().sendall(HEAD.pack(MARK, 2, len(text), len(body.tobytes())) + text + bytes(body))"
+        "told, parts = packed({'logits': logits(images)})\n"
+        "text = __import__('json').dumps({'tensors': told, 'drew': False}).encode()\n"
+        "body = b''.join(map(bytes, parts))\n"
+        "wire().sendall(HEAD.pack(MARK, 2, len(text), len(body)) + text + body)"
     )
-    entry(tmp_path, hostile(code).replace("import HEAD, MARK", "import HEAD, MARK, told"))
+    entry(tmp_path, hostile(code).replace("import HEAD, MARK", "import HEAD, MARK, packed"))
     module, x = _built(tmp_path), digits(8)[0]
     module(x)
     with pytest.raises(PluginError, match="an answer came for question 2, not 3"):
@@ -270,7 +271,7 @@ def _ends(folder: Path, sentence: str) -> None:
     since = time.monotonic()
     with pytest.raises(PluginError) as raised:
         module(leaf).sum().backward()
-    assert time.monotonic() - since < 20
+    assert time.monotonic() - since < 30
     _is_a_sentence(str(raised.value), sentence)
     with pytest.raises(PluginError):  # another worker, the same end
         module(leaf).sum().backward()
