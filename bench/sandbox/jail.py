@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import site
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,21 @@ def refusal() -> str:
         return "bubblewrap is not installed; install it (Debian: apt install bubblewrap)"
     if ctypes.util.find_library("seccomp") is None:
         return "libseccomp is not installed; install it (Debian: apt install libseccomp2)"
-    return ""
+    tried = subprocess.run(
+        [*walls(), "--ro-bind", "/", "/", "true"], env={}, capture_output=True, check=False
+    )
+    said = " ".join(tried.stderr.decode(errors="replace").split())[-200:].rstrip(".")
+    return f"bubblewrap can put no walls up on this machine ({said})" if tried.returncode else ""
+
+
+def walls() -> list[str]:
+    """What begins every command: namespaces of its own, as root or as a user."""
+    return [
+        str(shutil.which("bwrap")),
+        *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"),
+        *(_as_root() if os.getuid() == 0 else _as_user()),
+        *("--die-with-parent", "--new-session"),
+    ]
 
 
 def command(limits: Limits, channel: int, rules: int) -> list[str]:
@@ -83,18 +98,14 @@ def command(limits: Limits, channel: int, rules: int) -> list[str]:
 
     `rules` is the descriptor of the kernel's filter, as `forbid` writes it.
     """
-    root = os.getuid() == 0
-    stranger = random.SystemRandom().choice(STRANGERS) if root else 0
+    stranger = random.SystemRandom().choice(STRANGERS) if os.getuid() == 0 else 0
     begin = (
         f"import sys; sys.path[:] = {import_path()!r}\n"
         "from bench.sandbox.jail import Limits\nfrom bench.sandbox.worker import main\n"
         f"main({channel}, {stranger}, {limits!r})"
     )
     return [
-        str(shutil.which("bwrap")),
-        *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"),
-        *(_as_root() if root else _as_user()),
-        *("--die-with-parent", "--new-session", "--seccomp", str(rules)),
+        *(*walls(), "--seccomp", str(rules)),
         *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *("--size", str(limits.scratch), "--perms", "1777", "--tmpfs", "/tmp"),
         *(word for binding in bindings() for word in binding),

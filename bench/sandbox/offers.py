@@ -36,7 +36,7 @@ def lock_in(registry: Registry) -> None:
         else:
             try:
                 registry.admit([plugin(entry)])
-            except BenchError as error:
+            except BenchError as error:  # of its code, or of a worker that did not start
                 registry.waits[name] = str(error).rstrip(".")
 
 

@@ -212,3 +212,14 @@ def test_where_no_walls_can_be_put_up_the_entry_waits(
     assert registry.waiting() == ["mine"]
     assert registry.why_waiting("mine") == f"{why}, or run its code with --allow-unsandboxed"
     assert "mine" not in Registry.load(tmp_path).defenses
+
+
+def test_walls_are_tried_and_not_only_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sandbox.refusal():
+        pytest.skip(sandbox.refusal())
+    jail.refusal.cache_clear()
+    monkeypatch.setattr(jail, "walls", lambda: ["bwrap", "--unshare-pid", "--cap-add", "CAP_NONE"])
+    assert "can put no walls up on this machine (bwrap: unknown cap" in jail.refusal()
+    jail.refusal.cache_clear()
+    monkeypatch.undo()
+    assert jail.refusal() == ""
