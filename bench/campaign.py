@@ -17,7 +17,7 @@ import torch
 from bench import cascade, matrix
 from bench.arena import Setting
 from bench.events import Event, Listener
-from bench.matrix import Pair, Selection
+from bench.matrix import ALL, Pair, Selection
 from bench.memory import keep
 from bench.progress import Costs, Show
 from bench.records import (
@@ -66,7 +66,7 @@ class Campaign:
 
     def plan(self) -> list[dict[str, str]]:
         """Every pair of the selection with its state, nothing played."""
-        registry = world(self.allow_unsandboxed)
+        registry = world(self.allow_unsandboxed, self.selection)
         pairs = matrix.pairs(registry, self.selection)
         with Store.open(self.url) as store:
             states = {name: str(row.state) for name, row in self._cells(store, registry, pairs)}
@@ -80,7 +80,7 @@ class Campaign:
 
     def run(self) -> int:
         """Play; how many cells failed."""
-        registry = world(self.allow_unsandboxed)
+        registry = world(self.allow_unsandboxed, self.selection)
         pairs = matrix.pairs(registry, self.selection)
         with Store.open(self.url) as store:
             costs = Costs(store.cells())
@@ -90,8 +90,8 @@ class Campaign:
             with Show(open_cells, costs, quiet=self.quiet) as show:
                 for problem in registry.problems:
                     show(Event("problem", f"refused: {problem}"))
-                for name in registry.waiting():
-                    show(Event("problem", f"{name} waits: {registry.why_waiting(name)}."))
+                for name, why in registry.waits.items():
+                    show(Event("problem", f"{name} waits: {why}."))
                 if self.workers == 1:
                     worker(self, store, registry, show).run()
                 else:
@@ -146,17 +146,19 @@ class Campaign:
             raise BenchError("every worker died; run again to go on, with fewer --workers.")
 
 
-def world(allow_unsandboxed: bool) -> Registry:
-    """All that can be played: submitted defenses behind walls, or all submissions at one's word."""
+def world(allow_unsandboxed: bool, selection: Selection | None = None) -> Registry:
+    """All that a selection may play: submissions behind walls, or here at the user's word."""
     registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
-    lock_in(registry)
+    chosen = selection or Selection()
+    named = {"defense": chosen.defenses, "attack": chosen.attacks}
+    lock_in(registry, {k: names for k, names in named.items() if names and ALL not in names})
     return registry
 
 
 def member(campaign: Campaign, rank: int, events: Queue[Event], began: float) -> None:
     """One worker process of a run that began then; it ends with its parent."""
     parent = os.getppid()
-    registry = world(campaign.allow_unsandboxed)
+    registry = world(campaign.allow_unsandboxed, campaign.selection)
 
     def send(event: Event) -> None:
         if os.getppid() != parent:
@@ -240,11 +242,11 @@ def reproduced(
     key: str, url: str | None, device: str, allow_unsandboxed: bool
 ) -> Mapping[str, Any]:
     """Play one finished cell again, in memory, and compare every verdict."""
-    registry = world(allow_unsandboxed)
     with Store.open(url, read_only=True) as store:
         row = named_cell(store, key)
         kept = store.outcomes(row.key)
         count = store.examples(row.examples).n
+    registry = world(allow_unsandboxed, Selection((), (row.defense,), (row.attack,)))
     again = played_again(registry, row, kept.item.tolist(), count, chosen_device(device))
     differ = kept.item[(kept.verdict != again.verdict)].tolist()
     name = f"{row.threat} · {row.attack} · {row.defense}"

@@ -172,11 +172,13 @@ def test_a_broken_card_is_refused_and_the_rest_is_played(shell: Shell) -> None:
 
 
 def test_code_that_nobody_vouched_for_waits_and_it_is_said(shell: Shell) -> None:
-    shell.defense("stranger", "return images.flatten(1)[:, :10]")
+    shell.enter("threat", "stranger", "1 / 0")
     code, _, err = shell.run("run", *SMALL)
-    assert code == 0 and "stranger waits: submitted code runs only with --allow-unsandb" in err
-    code, _, err = shell.run("run", *SMALL[:4], "--defense", "stranger")
-    assert code == 2 and "its code was not imported" in err
+    assert code == 0 and "stranger waits: no threat is locked in so far; --allow-unsandb" in err
+    code, _, err = shell.run("run", *SMALL, "--threat", "stranger")
+    assert (
+        code == 2 and "the threat 'stranger' is a submission: no threat is locked in so far" in err
+    )
 
 
 def test_a_name_that_is_taken_is_refused(shell: Shell) -> None:

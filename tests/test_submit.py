@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from bench import archive, scaffold
+from bench import archive, sandbox, scaffold
 from bench.entry import parse_card, read_entry
 from bench.records import BenchError
 from bench.registry import Registry
@@ -28,6 +28,12 @@ from bench.weights import soundness
 from tests.planted import CARD
 
 GOOD = CARD.format(kind="attack", name="mine")
+
+
+@pytest.fixture(autouse=True)
+def no_walls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens behind walls is told in tests/sandbox; here no line of an entry is run."""
+    monkeypatch.setattr(sandbox, "refusal", lambda: "there are no walls in this test")
 
 
 @pytest.fixture

@@ -109,8 +109,12 @@ def find(store: Store, threat: str | None, mode: str = "full") -> Board:
 
 
 def _by_id(cards: Iterable[Card]) -> dict[str, Card]:
-    """Threat cards by the digest of their rules; of two names for one set of rules, the first."""
-    ordered = sorted(cards, key=lambda card: (card.detail["order"], card.name), reverse=True)
+    """Threat cards by the digest of their rules; of two names for one set of rules, the first.
+
+    Entries whose code nobody has read yet have no rules.
+    """
+    known = [card for card in cards if "id" in card.detail]
+    ordered = sorted(known, key=lambda card: (card.detail["order"], card.name), reverse=True)
     return {card.detail["id"]: card for card in ordered}
 
 

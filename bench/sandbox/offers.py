@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,19 +25,40 @@ from bench.shelf import DefenseShelf
 AT_YOUR_WORD = "--allow-unsandboxed runs it in this process, with all your rights"
 
 
-def lock_in(registry: Registry) -> None:
-    """Take in every waiting defense and attack, its code behind walls; who waits is told why."""
+def lock_in(registry: Registry, wanted: Mapping[str, Collection[str]] | None = None) -> None:
+    """Take in waiting defenses and attacks, their code behind walls; who still waits is told why.
+
+    Args:
+        registry: has read the cards.
+        wanted: kind -> the names that are needed; None, and a kind that is missing: every one. A
+            worker is started for each, so that it can say what it is. The twin of a wanted
+            defense is wanted, too.
+    """
+    asked = dict(wanted or {})
     for name in registry.waiting():
         entry = registry.entries[name]
-        if entry.card.kind not in OFFERED:
-            registry.waits[name] = f"no {entry.card.kind} is locked in so far; {AT_YOUR_WORD}"
-        elif jail.refusal():
-            registry.waits[name] = f"{jail.refusal()}, or run its code with --allow-unsandboxed"
-        else:
-            try:
-                registry.admit([plugin(entry)])
-            except BenchError as error:  # of its code, or of a worker that did not start
-                registry.waits[name] = str(error).rstrip(".")
+        if entry.card.kind in OFFERED and name not in asked.get(entry.card.kind, [name]):
+            continue
+        registry.waits[name] = why_not(registry, entry)
+        if not registry.waits[name]:
+            del registry.waits[name]
+    known = {offer.value.twin for offer in registry.defenses.values() if offer.tier == SANDBOXED}
+    missing = known & set(registry.waiting()) - set(registry.waits)
+    if missing:
+        lock_in(registry, {"defense": missing, "attack": []})
+
+
+def why_not(registry: Registry, entry: Entry) -> str:
+    """Lock one entry in; why it could not be, else empty."""
+    if entry.card.kind not in OFFERED:
+        return f"no {entry.card.kind} is locked in so far; {AT_YOUR_WORD}"
+    if jail.refusal():
+        return f"{jail.refusal()}, or run its code with --allow-unsandboxed"
+    try:
+        registry.admit([plugin(entry)])
+    except BenchError as error:  # of its code, or of a worker that did not start
+        return str(error).rstrip(".")
+    return ""
 
 
 def plugin(entry: Entry) -> Plugin:

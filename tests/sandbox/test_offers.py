@@ -135,10 +135,10 @@ def test_what_no_defense_says_is_refused_by_name(
         ("shelf.filled(Net(shelf), '../other/weights.safetensors')", "name a .safetensors file"),
         ("shelf.filled(Net(shelf), 'none.safetensors')", "needs the weights none.safetensors"),
         ("shelf.trained(Net(shelf))", "mine declares no recipe"),
-        ("shelf.worker.wish({'ask': 'labels', 'of': ['mine']})", "asked the shelf for labels"),
-        ("shelf.worker.wish({'ask': 'trained', 'of': ['undefended']})", "builds nothing here"),
-        ("shelf.worker.wish({'ask': 'trained', 'of': {'x': 1}})", "builds nothing here"),
-        ("shelf.worker.wish({'ask': 'built', 'of': ['mine'], 'name': ['x']})", "no defense named"),
+        ("shelf.line.wish({'ask': 'labels', 'of': ['mine']})", "asked the shelf for labels"),
+        ("shelf.line.wish({'ask': 'trained', 'of': ['undefended']})", "builds nothing here"),
+        ("shelf.line.wish({'ask': 'trained', 'of': {'x': 1}})", "builds nothing here"),
+        ("shelf.line.wish({'ask': 'built', 'of': ['mine'], 'name': ['x']})", "no defense named"),
     ],
 )
 def test_the_shelf_lends_what_a_defense_may_have(wish: str, sentence: str, tmp_path: Path) -> None:
@@ -157,10 +157,10 @@ def test_a_recipe_of_its_own_is_not_trained_behind_walls(tmp_path: Path) -> None
         shelf(locked(tmp_path)).build()
 
 
-def test_only_defenses_are_locked_in_and_what_was_reviewed_needs_no_walls(tmp_path: Path) -> None:
-    place = scaffold.new("attack", "mine", tmp_path)
+def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Path) -> None:
+    place = scaffold.new("threat", "mine", tmp_path)
     registry = locked(place.parent)
-    assert "only defenses are locked in so far" in registry.why_waiting("mine")
+    assert registry.why_waiting("mine").startswith("no threat is locked in so far; --allow-unsand")
     shipped = locked(Path(__file__).parents[2] / "submissions")
     assert {shipped.find("defense", name).tier for name in SHIPPED} == {"in-process"}
 
@@ -275,6 +275,19 @@ def test_submit_checks_a_defense_and_runs_no_line_of_it_here(
         states = {e.name: e.history[-1].state for e in store.submissions()}
     assert states == {"mine": "queued", "vague": "rejected"}
     assert not (tmp_path / "in" / "vague").exists()
+
+
+def test_workers_are_started_for_whom_the_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry(tmp_path, PLAIN.replace("build=build", "build=build, twin='second'"), "first")
+    for name in ("second", "third"):
+        entry(tmp_path, PLAIN, name)
+    monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
+    registry = campaign.world(False, Selection(defenses=("first",)))
+    assert registry.waiting() == ["third"]
+    assert registry.waits == {}
+    assert campaign.world(False, Selection(defenses=("all",))).waiting() == []
 
 
 def test_a_list_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import gc
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -160,7 +161,10 @@ def test_a_worker_that_has_died_is_replaced_by_one_that_answers_the_same(tmp_pat
     expected = torch.autograd.grad(answer.sum(), leaf, retain_graph=True)[0]
     module.cage.close()
     assert torch.equal(torch.autograd.grad(answer.sum(), leaf)[0], expected)
-    module.cage.guardian.process.kill()
+    outside = module.cage.guardian.process
+    for process in psutil.Process(outside.pid).children(recursive=True):
+        process.kill()
+    outside.wait(10)
     with pytest.raises(PluginError, match="died of SIGKILL"):
         module(leaf)
     assert torch.equal(module(leaf), answer)

@@ -165,7 +165,7 @@ def test_numbers_of_other_types_do_not_cross() -> None:
         ({"kind": "float32", "shape": "1"}, 4),
         ({"kind": "object", "shape": [1]}, 4),
         ({"kind": "float32", "shape": [2]}, 4),
-        ({"kind": "float32", "shape": [1, 1, 1, 1, 1]}, 4),
+        ({"kind": "float32", "shape": [1] * 9}, 4),
         ({"kind": "float32", "shape": [-1, -1]}, 4),
         ({"kind": "float32", "shape": [True]}, 4),
         ({"kind": "float32", "shape": [1.0]}, 4),
