@@ -177,8 +177,6 @@ def test_code_that_nobody_vouched_for_waits_and_it_is_said(shell: Shell) -> None
     assert code == 0 and "stranger waits: no threat is locked in so far; --allow-unsandb" in err
     code, _, err = shell.run("run", *SMALL, "--threat", "stranger")
     assert code == 2 and "the threat 'stranger' is a submission: no threat is locked in so" in err
-        code == 2 and "the threat 'stranger' is a submission: no threat is locked in so far" in err
-    )
 
 
 def test_a_name_that_is_taken_is_refused(shell: Shell) -> None:

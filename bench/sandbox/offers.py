@@ -54,11 +54,14 @@ def why_not(registry: Registry, entry: Entry) -> str:
         return f"no {entry.card.kind} is locked in so far; {AT_YOUR_WORD}"
     if jail.refusal():
         return f"{jail.refusal()}, or run its code with --allow-unsandboxed"
+    before = len(registry.problems)
     try:
         registry.admit([plugin(entry)])
     except BenchError as error:  # of its code, or of a worker that did not start
         return str(error).rstrip(".")
-    return ""
+    said = registry.problems[before:]
+    del registry.problems[before:]
+    return " ".join(said).rstrip(".")
 
 
 def plugin(entry: Entry) -> Plugin:
