@@ -25,10 +25,10 @@ SEEN = ("x", "y", "target", "t", "run", "active", "key")
 """What an attack is told of its rows: no names of examples, and nothing of the defense."""
 
 SHAPES = {
-    "adv": (4, torch.float32), "where": (1, torch.bool), "classes": (1, torch.int64),
+    "adv": (4, torch.float32), "where": (1, torch.bool), "classes": (2, torch.int64),
     "minus": (1, torch.int64),
 }  # fmt: skip
-"""What comes with a question: so many of its sizes are those of the images, and its numbers."""
+"""What comes with a question: its dimensions, and its numbers."""
 NEEDS = {
     "gradient": {"adv"}, "jacobian": {"adv", "classes"}, "logits": {"adv"}, "labels": {"adv"},
 }  # fmt: skip
@@ -85,7 +85,7 @@ class LockedAttack:
     def _of_each_row(self, question: str, given: Mapping[str, Tensor]) -> Tensor:
         first = next(iter(given.values()))
         frame = self._ask({"do": question}, given, len(first))
-        found = self._cage().tensors(self.who, frame, ["rows"])["rows"]
+        found = self._cage().tensors(self.who, frame, "rows")["rows"]
         if found.shape != first.shape[:1] or found.dtype is not torch.bool:
             raise PluginError(
                 f"{self.who} answered {question} with {found.dtype} {list(found.shape)}; bool "
@@ -117,8 +117,8 @@ class LockedAttack:
 
     def _state(self, problem: Rows, frame: Frame) -> State:
         """The state that came: a tensor, or fields of which the first is the image."""
-        names = [plain(name) for name in frame.words.get("tensors") or {}]
-        parts = list(self._cage().tensors(self.who, frame, names).values())
+        found = self._cage().tensors(self.who, frame)
+        names, parts = tuple(found), list(found.values())
         rows = [tuple(part.shape[:1]) for part in parts]
         if not parts or set(rows) != {(len(problem.x),)}:
             raise PluginError(
@@ -128,7 +128,7 @@ class LockedAttack:
         if frame.words.get("alone") is True:
             return parts[0]
         try:
-            return kind_of(tuple(names))(*parts)
+            return kind_of(names)(*parts)
         except ValueError as error:
             raise PluginError(f"{self.who} gave a state without names: {error}.") from error
 
@@ -176,18 +176,18 @@ class Interview:
         return reply({question: answer(adv, where)})
 
     def _given(self, frame: Frame) -> dict[str, Tensor]:
-        names = [plain(name) for name in frame.words.get("tensors") or {}]
         x, classes = self.problem.x, self.problem.classes
-        found = self.attack._cage().tensors(self.attack.who, frame, names)
+        found = self.attack._cage().tensors(self.attack.who, frame)
         for name, part in found.items():
-            sizes, kind = SHAPES.get(name, (0, None))
-            fits = part.dtype is kind and part.shape[:sizes] == x.shape[:sizes]
-            if fits and kind is torch.int64 and part.numel():
-                fits = int(part.min()) >= 0 and int(part.max()) < classes
+            dims, kind = SHAPES.get(name, (0, None))
+            sizes = part.shape if name == "adv" else part.shape[:1]
+            fits = part.dtype is kind and part.dim() == dims and sizes == x.shape[: len(sizes)]
+            if fits and kind is torch.int64:
+                fits = part.numel() > 0 and 0 <= int(part.min()) <= int(part.max()) < classes
             if not fits:
                 raise PluginError(
-                    f"{self.attack.who} asked with {name} of {part.dtype} {list(part.shape)}, "
-                    f"which does not fit {len(x)} images of {classes} classes."
+                    f"{self.attack.who} asked with {plain(name)} of {part.dtype} "
+                    f"{list(part.shape)}, which does not fit {len(x)} images of {classes} classes."
                 )
         return {name: part.to(x.device) for name, part in found.items()}
 
@@ -199,7 +199,7 @@ class Interview:
             frame = consult(({"ask": "loss", "tensors": told}, parts))
             if "error" in frame.words:
                 raise PluginError(f"{self.attack.who} failed: {plain(frame.words['error'])}.")
-            found = self.attack._cage().tensors(self.attack.who, frame, ["loss", "slope"])
+            found = self.attack._cage().tensors(self.attack.who, frame, "loss", "slope")
             value, slope = (part.to(logits.device) for part in found.values())
             if value.shape != logits.shape[:1] or slope.shape != logits.shape:
                 raise PluginError(

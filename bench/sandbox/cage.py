@@ -55,7 +55,7 @@ class Guardian(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Until it has closed its output, which is when its last process is gone."""
+        """Until its output is closed: bubblewrap, outside, keeps it open to the end."""
         pipe = self.process.stdout
         if pipe is None:
             raise ValueError("the process was started without a pipe for its output")
@@ -218,11 +218,14 @@ class Cage:
             raise PluginError(f"{who} failed: {plain(frame.words['error'])}.")
         return frame
 
-    def tensors(self, who: str, frame: Frame, names: Sequence[str]) -> dict[str, Tensor]:
-        """The tensors of an answer, which must be these; PluginError, and its end, otherwise."""
+    def tensors(self, who: str, frame: Frame, *names: str) -> dict[str, Tensor]:
+        """The tensors of a frame, which must be these where some are named.
+
+        PluginError, and the worker's end, otherwise.
+        """
         try:
             found = unpacked(frame.words.get("tensors"), frame.body)
-            if list(found) != list(names):
+            if names and tuple(found) != names:
                 raise BabbleError(f"{plain(list(found))} came where {list(names)} was expected")
         except BabbleError as error:
             self.close()

@@ -70,7 +70,7 @@ class Remote(nn.Module):
         return self.cage.ask(self.who, words, *parts, seconds=seconds, largest=largest)
 
     def _tensor(self, frame: Frame, name: str) -> Tensor:
-        return self.cage.tensors(self.who, frame, [name])[name]
+        return self.cage.tensors(self.who, frame, name)[name]
 
 
 class _Crossing(torch.autograd.Function):

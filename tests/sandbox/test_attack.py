@@ -180,6 +180,10 @@ STEPS = {
         "problem.jacobian(adv, problem.y[:, None] + 5)", "asked with classes of torch.int64"
     ),
     "classes below": ("problem.jacobian(adv, problem.y[:, None] - 9)", "asked with classes of"),
+    "no classes": ("problem.jacobian(adv, problem.y[:, None][:, :0])", "asked with classes of"),
+    "a mask of two columns": (
+        "problem.logits(adv, (problem.t > 0)[:, None])", r"where of torch.bool \[64, 1\]"
+    ),
     "a loss for all": (
         "problem.gradient(adv, lambda logits, label: logits.sum())", r"a loss \[\] of logits"
     ),
@@ -196,6 +200,12 @@ STEPS = {
     ),
     "one row too few": (
         "State(adv[1:], state.sum)", r"a state of \[\(63,\), \(64,\)\] rows; 64 were expected"
+    ),
+    "tensors of no kind": (
+        "problem.line.channel.send(problem.line.number, {'tensors': 5})", "without their names"
+    ),
+    "fields without names": (
+        "problem.line.reply({}, {'1': adv, '': adv})", "gave a state without names"
     ),
     "no state": ("State(adv, None)", "failed: TypeError: its state has sum, which is no tensor"),
     "nothing": ("None", "failed: AttributeError"),

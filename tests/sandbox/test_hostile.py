@@ -65,6 +65,12 @@ FORWARD = {
         "        block = bytearray(2**27)\n        time.sleep(60)\ntime.sleep(60)",
         r"used \d+ MiB of memory; 1024 MiB may be used",
     ),
+    "memory by many, behind closed outputs": (
+        "import os, time\nos.close(1)\nos.close(2)\nfor _ in range(12):\n"
+        "    if os.fork() == 0:\n        block = bytearray(2**27)\n        time.sleep(60)\n"
+        "time.sleep(60)",
+        r"used \d+ MiB of memory; 1024 MiB may be used",
+    ),
     "a leak": (
         "kept = []\nwhile True: kept.append(torch.rand(2**20))",
         r"used \d+ MiB of memory; 1024 MiB may|failed: .*(allocate|memory)",
