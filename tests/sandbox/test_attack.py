@@ -88,7 +88,7 @@ class Own:
 def bench_attacks():
     yield Own()
 '''
-QUICK = ("apgd-t", "fab", "fgm-l2", "fgsm-targeted", "square")
+QUICK = ("apgd-t", "fgsm-targeted", "square")
 BALLS: dict[str, PerturbationSet] = {
     "Linf": LINF, "L2": L2(Fraction(1)), "L1": L1(Fraction(2)),
 }  # fmt: skip

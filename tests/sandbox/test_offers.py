@@ -102,6 +102,7 @@ def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Pa
     assert shelf(registry).digest == shelf(opened(tmp_path / "in")).digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
@@ -126,6 +127,7 @@ def test_what_no_defense_says_is_refused_by_name(
         registry.find("defense", "mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [
