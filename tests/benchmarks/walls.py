@@ -36,7 +36,10 @@ NETWORKS = {
         (3, 32, 32),
     ),
 }
-ATTACKS = {"pgd": "pgd", "apgd-ce": "apgd", "square": "square"}
+ATTACKS = {
+    "pgd": "plugins.attacks.pgd", "apgd-ce": "plugins.attacks.apgd",
+    "square": "plugins.attacks.square",
+}  # fmt: skip
 
 
 def main() -> None:
