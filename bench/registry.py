@@ -147,7 +147,8 @@ class Registry:
                 f"the {kind} {name!r} needs {missing.library}, which is not installed; install the "
                 f"extra: uv sync --extra {missing.extra}."
             )
-        raise BenchError(f"no {kind} named {name!r}{near(name, list(table))}.")
+        waiting = [known for known in self.waiting() if self.entries[known].card.kind == kind]
+        raise BenchError(f"no {kind} named {name!r}{near(name, [*table, *waiting])}.")
 
     def attack_card(self, name: str) -> Card:
         """How lists and pages show that attack."""

@@ -289,6 +289,8 @@ def test_workers_are_started_for_whom_the_run_needs(
     registry = campaign.world(False, Selection(defenses=("first",)))
     assert registry.waiting() == ["third"]
     assert registry.waits == {}
+    with pytest.raises(BenchError, match="Did you mean 'third'"):
+        registry.find("defense", "thrid")
     assert campaign.world(False, Selection(defenses=("all",))).waiting() == []
 
 
