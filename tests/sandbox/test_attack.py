@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bench.plugin import Attack, Traits
 from bench.records import Access, Budget, Outcomes, PluginError
 from bench.registry import Offer, Registry, attack_digest
 from bench.sandbox import jail
-from bench.sandbox.attack import LockedAttack
+from bench.sandbox.attack import SEEN, LockedAttack
 from bench.store import Store
 from bench.submit import submit
 from bench.threat import L1, L2, Goal, Linf, PerturbationSet
@@ -310,6 +311,10 @@ def test_rows_are_told_anew_where_they_have_changed_and_only_there(tmp_path: Pat
     assert sent[0] == every
     assert every in sent[1:]
     assert ["t"] in sent
+    rows: Any = SimpleNamespace(**{name: torch.zeros(2) for name in SEEN})
+    assert (sorted(news(rows)), news(rows)) == (every, {})
+    rows.run.add_(1)
+    assert list(news(rows)) == ["run"]
 
 
 def test_the_contract_of_an_attack_is_checked_behind_walls(tmp_path: Path) -> None:
