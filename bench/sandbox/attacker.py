@@ -54,8 +54,8 @@ class Attacker:
     def step(self, frame: Frame) -> None:
         """The next state of all rows."""
         came = tensors_of(frame)
-        state = self._state(came, "state ")
-        self._hand_back(self._known().step(self._problem(frame, came), state))
+        problem = self._problem(frame, came)  # first of all: its news do not come again
+        self._hand_back(self._known().step(problem, self._state(came, "state ")))
 
     def done(self, frame: Frame) -> None:
         """Which rows have converged."""

@@ -198,7 +198,7 @@ class Cage:
             still stands; in every other case it has been ended.
         """
         self.start()
-        talk = Talk(self.channel, who, self.number + 1, seconds, largest)
+        talk = Talk(self.channel, self.number + 1, seconds, largest)
         self.number = -1  # until an answer is whole, nobody knows where the channel stands
         try:
             frame = talk.say((words, parts))
@@ -236,10 +236,8 @@ class Cage:
 class Talk:
     """All that is said about one question."""
 
-    def __init__(
-        self, channel: Channel, who: str, number: int, seconds: float, largest: int
-    ) -> None:
-        self.channel, self.who, self.number = channel, who, number
+    def __init__(self, channel: Channel, number: int, seconds: float, largest: int) -> None:
+        self.channel, self.number = channel, number
         self.left, self.largest = seconds, largest
 
     def say(self, reply: Reply) -> Frame:
