@@ -4,8 +4,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from bench.board import Board
-from bench.records import BenchError
+from bench.core.errors import BenchError
+from bench.results.leaderboards import Leaderboard
 from leaderboard import choice, markup, reading, words
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ VIEWS = {
 WITHOUT_BOARD = {"submissions", "rules"}
 
 
-def read_boards() -> list[Board] | None:
+def read_boards() -> list[Leaderboard] | None:
     """The boards; None where the database cannot be read, after saying why."""
     try:
         return reading.boards()
@@ -33,7 +33,7 @@ def read_boards() -> list[Board] | None:
         return None
 
 
-def choose_board(boards: list[Board]) -> None:
+def choose_board(boards: list[Leaderboard]) -> None:
     """The selector of the threat model; its value travels in the URL from page to page."""
     left, _ = st.columns([2, 3])
     choice.pick(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from bench.board import Board
+from bench.results.leaderboards import Leaderboard
 from leaderboard import markup, reading, words
 
 THREAT = "threat"
@@ -72,6 +72,6 @@ def label() -> str:
     return chosen
 
 
-def board() -> Board:
+def board() -> Leaderboard:
     """The board that the frame's selector shows."""
     return words.labels(reading.boards())[label()]

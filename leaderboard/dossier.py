@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.board import Row, Square
-from bench.records import Card, KeptImage
+from bench.core.cards import Card
+from bench.core.outcomes import KeptImage
+from bench.results.matrix import MatrixCell
+from bench.results.ranking import RankingRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 from leaderboard.panels import CLAIM_KIND, done, place, signs
@@ -21,9 +23,9 @@ def identity(card: Card) -> Html:
             "Randomness",
             f"declared; attacks average over {draws} draws" if draws else "none declared",
         ),
-        ("Stand-in", "declares one for the gradient" if card.detail.get("stand_in") else "none"),
+        ("Stand-in", "declares one for the gradient" if card.detail.get("bpda") else "none"),
         ("Rejects", _rejects(card.detail.get("rejects"))),
-        ("Twin", f"{card.detail.get('twin') or 'none'} (asked by transfer attacks)"),
+        ("Twin", f"{card.detail.get('surrogate') or 'none'} (asked by transfer attacks)"),
     ]
     built = card.detail.get("digests") or {"": card.digest}
     digests = [
@@ -37,7 +39,7 @@ def _rejects(share: float | None) -> str:
     return "nothing" if share is None else f"declares {100 * share:g} % of clean images"
 
 
-def detector(row: Row, squares: Sequence[Square], attacks: Mapping[str, Card]) -> Html:
+def detector(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[str, Card]) -> Html:
     """What a detector does to clean images and to what each attack brought; nothing without one."""
     if row.rejects is None:
         return markup.NOTHING
@@ -65,7 +67,7 @@ def detector(row: Row, squares: Sequence[Square], attacks: Mapping[str, Card]) -
     return table if both else Html(markup.notice(words.NOT_BOTH) + table)
 
 
-def claims(card: Card, rows: Mapping[str, Row]) -> Html:
+def claims(card: Card, rows: Mapping[str, RankingRow]) -> Html:
     """Every claim of a defense beside what was measured."""
     columns = (
         Column("Threat model", kind="name"), Column("Claimed", kind="right"),
@@ -88,7 +90,7 @@ def claims(card: Card, rows: Mapping[str, Row]) -> Html:
     return markup.table(columns, lines) if lines else markup.notice(words.NO_CLAIM)
 
 
-def everywhere(rows: Iterable[tuple[str, Row]]) -> Html:
+def everywhere(rows: Iterable[tuple[str, RankingRow]]) -> Html:
     """One defense on every board where it was played, under the board's label."""
     columns = (
         Column("Threat model", kind="name"), Column("Rank", kind="rank"),

@@ -11,8 +11,11 @@ from typing import Any
 
 import streamlit as st
 
-from bench.board import Board, Row, Square
-from bench.records import PROTOCOL, SCHEMA, Count
+from bench.core.cells import PROTOCOL, SCHEMA
+from bench.core.statistics import Count
+from bench.results.leaderboards import Leaderboard
+from bench.results.matrix import MatrixCell
+from bench.results.ranking import RankingRow
 
 NESTED = ("robust", "detection")
 """Fields of a cell that are records of their own."""
@@ -35,7 +38,9 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     return file.getvalue()
 
 
-def as_json(board: Board, key: str, records: Sequence[Row] | Sequence[Square]) -> str:
+def as_json(
+    board: Leaderboard, key: str, records: Sequence[RankingRow] | Sequence[MatrixCell]
+) -> str:
     """The records with the board that they belong to."""
     whole = {
         "schema": SCHEMA,
@@ -46,7 +51,7 @@ def as_json(board: Board, key: str, records: Sequence[Row] | Sequence[Square]) -
     return json.dumps(whole, indent=1, default=str)
 
 
-def ranking(rows: Sequence[Row]) -> list[dict[str, object]]:
+def ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
     """One flat line a defense."""
     return [
         {
@@ -72,7 +77,7 @@ def ranking(rows: Sequence[Row]) -> list[dict[str, object]]:
     ]
 
 
-def matrix(squares: Sequence[Square]) -> list[dict[str, object]]:
+def matrix(squares: Sequence[MatrixCell]) -> list[dict[str, object]]:
     """One flat line a cell."""
     return [
         {
@@ -91,7 +96,7 @@ def _counts(name: str, count: Count | None) -> dict[str, Any]:
 
 
 def buttons(
-    name: str, board: Board, records: Sequence[Row] | Sequence[Square],
+    name: str, board: Leaderboard, records: Sequence[RankingRow] | Sequence[MatrixCell],
     flat: Sequence[Mapping[str, object]],
 ) -> None:  # fmt: skip
     """Two buttons that hand out exactly what is shown."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.records import Count
+from bench.core.statistics import Count
 from leaderboard import words
 
 Html = NewType("Html", str)

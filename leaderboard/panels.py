@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.board import Board, ClaimCheck, Flag, Row, Square
-from bench.records import Card
+from bench.core.cards import Card
+from bench.results.leaderboards import Leaderboard
+from bench.results.masking_checks import MaskingCheck
+from bench.results.matrix import MatrixCell
+from bench.results.ranking import ClaimCheck, RankingRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 
@@ -15,7 +18,7 @@ FINDING_KIND = {"raised": "warn", "clear": "good", "not tested": "quiet"}
 STATE_KIND = {"done": "good", "failed": "bad", "running": "warn"}
 
 
-def rules(board: Board) -> Html:
+def rules(board: Leaderboard) -> Html:
     """What exactly is allowed on a board."""
     required = markup.join(markup.chip(name) for name in board.required)
     notation = f"{board.set['name']}, eps = {board.set['eps']}"
@@ -37,7 +40,7 @@ def rules(board: Board) -> Html:
     return markup.facts(pairs)
 
 
-def lead(board: Board, label: str) -> Html:
+def lead(board: Leaderboard, label: str) -> Html:
     """A board in one line."""
     access = words.access(board.access).partition(":")[0]
     said = (
@@ -48,14 +51,14 @@ def lead(board: Board, label: str) -> Html:
     return Html(f"{markup.text(said)} {more}")
 
 
-def mode(board: Board) -> Html:
+def mode(board: Leaderboard) -> Html:
     """What must be known of a board whose cells are no whole ones."""
     if board.mode != "rank":
         return markup.NOTHING
     return markup.tag("p", markup.join(map(markup.text, words.RANK_MODE), " "), class_="g-mode")
 
 
-def headline(rows: Sequence[Row], board: Board) -> Html:
+def headline(rows: Sequence[RankingRow], board: Leaderboard) -> Html:
     """What a reader wants first: the leader, the tie, and how much is believable."""
     ranked = [row for row in rows if row.rank]
     values = []
@@ -76,7 +79,7 @@ def headline(rows: Sequence[Row], board: Board) -> Html:
     return markup.tiles(values)
 
 
-def place(row: Row) -> Html:
+def place(row: RankingRow) -> Html:
     """The range of places, and the group of those it is tied with, if it is tied with any."""
     rank = row.rank
     if rank is None:
@@ -90,13 +93,13 @@ def place(row: Row) -> Html:
     return Html(said + group)
 
 
-def done(row: Row) -> str:
+def done(row: RankingRow) -> str:
     """How many of the required attacks are done, and how many others."""
     further = f" + {row.further}" if row.further else ""
     return f"{row.coverage.done}/{row.coverage.required}{further}"
 
 
-def name(row: Row, card: Card | None, threat: str) -> Html:
+def name(row: RankingRow, card: Card | None, threat: str) -> Html:
     """The defense, what it is, and how far its code was locked in."""
     chips = [markup.chip("baseline", "quiet")] if row.defense == words.BASELINE else []
     if card is not None:
@@ -113,7 +116,7 @@ def name(row: Row, card: Card | None, threat: str) -> Html:
     return markup.join((link, Html("<br>"), *chips)) if chips else link
 
 
-def signs(row: Row) -> Html:
+def signs(row: RankingRow) -> Html:
     """The verdict on the row, and how many signs were raised, clear and not tested."""
     counts = (sum(flag.state == state for flag in row.flags) for state in words.FINDINGS)
     said = " · ".join(
@@ -134,7 +137,7 @@ def claim(found: ClaimCheck | None) -> Html:
     return markup.join((chip, Html("<br>"), markup.small(f"claims {100 * found.robust:.1f} %")))
 
 
-def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html:
+def ranking(rows: Sequence[RankingRow], cards: Mapping[str, Card], threat: str) -> Html:
     """The board: place, figures with their intervals, and why to believe them."""
     proven = any(row.certified for row in rows)
     columns = [
@@ -169,7 +172,7 @@ def ranking(rows: Sequence[Row], cards: Mapping[str, Card], threat: str) -> Html
     return markup.table(columns, lines)
 
 
-def certified(row: Row) -> Html:
+def certified(row: RankingRow) -> Html:
     """The most that any certifier proved, and who did."""
     if row.certified is None:
         return markup.bar(None)
@@ -177,7 +180,7 @@ def certified(row: Row) -> Html:
     return markup.join((drawn[0], markup.small(drawn[1])), "<br>")
 
 
-def unranked(rows: Iterable[Row]) -> Html:
+def unranked(rows: Iterable[RankingRow]) -> Html:
     """Why a row has no rank."""
     told = [row for row in rows if row.note]
     lines = [markup.tag("li", Html(f"<b>{markup.text(r.defense)}</b>: {markup.why(r.note)}"))
@@ -185,7 +188,7 @@ def unranked(rows: Iterable[Row]) -> Html:
     return markup.tag("ul", markup.join(lines), class_="g-list") if lines else markup.NOTHING
 
 
-def flags(found: Sequence[Flag]) -> Html:
+def flags(found: Sequence[MaskingCheck]) -> Html:
     """Every sign with its state and the numbers behind it; raised ones first."""
     order = list(words.FINDINGS)
     lines = [
@@ -200,7 +203,7 @@ def flags(found: Sequence[Flag]) -> Html:
     return markup.table(columns, lines)
 
 
-def squares(found: Sequence[tuple[str, Square]], first: str, board: Board) -> Html:
+def squares(found: Sequence[tuple[str, MatrixCell]], first: str, board: Leaderboard) -> Html:
     """Cells as a table: `first` heads the leading column, whose words come with each cell."""
     figure = (
         Column("Right of the survivors met ↑", "of those that no earlier attack broke", "figure")
@@ -234,7 +237,7 @@ def squares(found: Sequence[tuple[str, Square]], first: str, board: Board) -> Ht
     return markup.table(columns, lines)
 
 
-def legend(found: Iterable[Square]) -> Html:
+def legend(found: Iterable[MatrixCell]) -> Html:
     """The states that occur, how often, and what they mean."""
     squares = list(found)
     counts = {state: sum(s.state == state for s in squares) for state in words.STATES}

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bench.board import Board, Curve, Point, Roc, Row, Square
-from bench.records import Card, Count
+from bench.core.cards import Card
+from bench.core.statistics import Count
+from bench.results.defense_report import AccuracyCurve, RadiusPoint
+from bench.results.detection import Roc
+from bench.results.leaderboards import Leaderboard
+from bench.results.matrix import MatrixCell
+from bench.results.ranking import RankingRow
 from leaderboard import words
 
 Drawn: TypeAlias = dict[str, Any]
@@ -26,34 +31,34 @@ class Metric(NamedTuple):
     """A figure of a cell that the matrix can show."""
 
     means: str
-    value: Callable[[Square], float | None]
+    value: Callable[[MatrixCell], float | None]
     """None where the cell has no such figure."""
-    shown: Callable[[Square, float], str]
+    shown: Callable[[MatrixCell, float], str]
     share: bool = False
     """Is it a share of the examples, so that clean and worst case may stand beside it?"""
 
 
-def _each(name: str) -> Callable[[Square], float | None]:
-    def value(square: Square) -> float | None:
+def _each(name: str) -> Callable[[MatrixCell], float | None]:
+    def value(square: MatrixCell) -> float | None:
         total: int | float | None = getattr(square, name)
         return None if square.state != "done" or total is None else total / max(square.items, 1)
 
     return value
 
 
-def _total(name: str) -> Callable[[Square], float | None]:
-    def value(square: Square) -> float | None:
+def _total(name: str) -> Callable[[MatrixCell], float | None]:
+    def value(square: MatrixCell) -> float | None:
         total: int | None = getattr(square, name)
         return None if total is None else float(total)
 
     return value
 
 
-def _accuracy(square: Square) -> float | None:
+def _accuracy(square: MatrixCell) -> float | None:
     return square.robust.k / square.robust.n if square.robust and square.robust.n else None
 
 
-def _number(square: Square, value: float) -> str:
+def _number(square: MatrixCell, value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
@@ -94,7 +99,7 @@ METRICS: Mapping[str, Metric] = {
 SURVIVORS = "right of the survivors met"
 
 
-def _of_met(square: Square, share: float) -> str:
+def _of_met(square: MatrixCell, share: float) -> str:
     """An attack of a cascade speaks of those it met, so their number stands beside."""
     return f"{square.robust.k} of {square.robust.n}" if square.robust else ""
 
@@ -111,17 +116,17 @@ CASCADE: Mapping[str, Metric] = {
 }
 
 
-def metrics(board: Board) -> Mapping[str, Metric]:
+def metrics(board: Leaderboard) -> Mapping[str, Metric]:
     """The figures that the cells of a board have."""
     return CASCADE if board.mode == "rank" else METRICS
 
 
-def tiles(squares: Iterable[Square], metric: Metric) -> list[Drawn]:
+def tiles(squares: Iterable[MatrixCell], metric: Metric) -> list[Drawn]:
     """The cells of the matrix, with a figure or with the state that stands for it."""
     return [_tile(square, metric) for square in squares]
 
 
-def _tile(square: Square, metric: Metric) -> Drawn:
+def _tile(square: MatrixCell, metric: Metric) -> Drawn:
     value = metric.value(square)
     without = _without(square)
     said = words.interval(square.robust) if value is not None else square.reason or without
@@ -135,7 +140,7 @@ def _tile(square: Square, metric: Metric) -> Drawn:
     }
 
 
-def _without(square: Square) -> str:
+def _without(square: MatrixCell) -> str:
     if square.state == "running":
         return f"running {square.items_done}/{square.items}"
     if square.state == "done":
@@ -143,7 +148,7 @@ def _without(square: Square) -> str:
     return words.STATES[square.state]
 
 
-def margins(rows: Iterable[Row]) -> list[Drawn]:
+def margins(rows: Iterable[RankingRow]) -> list[Drawn]:
     """Clean accuracy and the worst case over all attacks, as columns of the matrix."""
     found = []
     for row in rows:
@@ -169,12 +174,12 @@ def top(metric: Metric, drawn: Iterable[Drawn]) -> float:
     return max((row["value"] for row in drawn if row["value"] is not None), default=1.0)
 
 
-def columns(board: Board, squares: Sequence[Square]) -> list[str]:
+def columns(board: Leaderboard, squares: Sequence[MatrixCell]) -> list[str]:
     """The attacks in the order of their columns: the strongest first, or as they came."""
     return as_they_came(squares) if board.mode == "rank" else strongest_first(squares)
 
 
-def met(attacks: Sequence[str], squares: Iterable[Square]) -> list[str]:
+def met(attacks: Sequence[str], squares: Iterable[MatrixCell]) -> list[str]:
     """Those of the attacks that any defense has met; all of them where none has met any."""
     played = {square.attack for square in squares if square.state not in UNMET}
     return [attack for attack in attacks if attack in played] or list(attacks)
@@ -186,12 +191,12 @@ def left_out(attacks: Sequence[str], shown: Sequence[str]) -> str:
     return f"Left out: {words.counted(left, 'attack')} that no defense has met." if left else ""
 
 
-def as_they_came(squares: Sequence[Square]) -> list[str]:
+def as_they_came(squares: Sequence[MatrixCell]) -> list[str]:
     """Attacks of a cascade, as the squares of its board stand."""
     return list(dict.fromkeys(square.attack for square in squares))
 
 
-def strongest_first(squares: Sequence[Square]) -> list[str]:
+def strongest_first(squares: Sequence[MatrixCell]) -> list[str]:
     """Attacks by the mean accuracy they leave; those without a figure last."""
     left: dict[str, list[float]] = {square.attack: [] for square in squares}
     for square in squares:
@@ -201,7 +206,7 @@ def strongest_first(squares: Sequence[Square]) -> list[str]:
     return sorted(left, key=lambda name: (np.mean(left[name]) if left[name] else 2.0, name))
 
 
-def intervals(rows: Iterable[Row]) -> list[Drawn]:
+def intervals(rows: Iterable[RankingRow]) -> list[Drawn]:
     """What a forest plot shows: clean, robust, claimed and certified figures."""
     drawn: list[Drawn] = []
     for row in rows:
@@ -227,7 +232,7 @@ def _interval(defense: str, what: str, count: Count) -> Drawn:
     }
 
 
-def trades(rows: Iterable[Row]) -> list[Drawn]:
+def trades(rows: Iterable[RankingRow]) -> list[Drawn]:
     """Clean against robust accuracy, one point a defense, with a free height for its name."""
     points: list[Drawn] = [
         {
@@ -253,7 +258,9 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
     return lifted
 
 
-def staircases(curves: Mapping[str, Curve], attacks: Mapping[str, Card] | None) -> list[Drawn]:
+def staircases(
+    curves: Mapping[str, AccuracyCurve], attacks: Mapping[str, Card] | None
+) -> list[Drawn]:
     """Accuracy as the attacker spends more; with `attacks`, each line ends where its steps end."""
     drawn: list[Drawn] = []
     for name, curve in curves.items():
@@ -273,14 +280,14 @@ def staircases(curves: Mapping[str, Curve], attacks: Mapping[str, Card] | None) 
     return drawn
 
 
-def _corners(curve: Curve, end: float) -> list[tuple[float, int]]:
+def _corners(curve: AccuracyCurve, end: float) -> list[tuple[float, int]]:
     """At most `CORNERS` corners, the first and the last among them, and a level end."""
     chosen = np.unique(np.linspace(0, len(curve.x) - 1, CORNERS).astype(int))
     made = [(float(curve.x[i]), int(curve.right[i])) for i in chosen]
     return [*made, (end, made[-1][1])] if end > made[-1][0] else made
 
 
-def by_radius(distances: Mapping[str, Curve], points: Iterable[Point]) -> list[Drawn]:
+def by_radius(distances: Mapping[str, AccuracyCurve], points: Iterable[RadiusPoint]) -> list[Drawn]:
     """Curves of smallest distances, and one point for each board of a fixed radius."""
     drawn = [
         {**row, "eps": row["step"], "kind": "smallest distance"}
@@ -295,7 +302,7 @@ def by_radius(distances: Mapping[str, Curve], points: Iterable[Point]) -> list[D
     return drawn
 
 
-def _at_radius(point: Point, name: str, count: Count, note: str) -> Drawn:
+def _at_radius(point: RadiusPoint, name: str, count: Count, note: str) -> Drawn:
     """One side of the sandwich: what attacks left, or what is proved."""
     return {
         "attack": name,

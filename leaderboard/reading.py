@@ -10,10 +10,15 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from bench import board as boarding
-from bench.board import Board, Entry, Row, Square
-from bench.records import Card
-from bench.store import CellRow, ExamplesRow, Store, Submission
+from bench.core.cards import Card
+from bench.results import defense_report, leaderboards
+from bench.results import matrix as matrices
+from bench.results import ranking as rankings
+from bench.results.defense_report import DefenseReport
+from bench.results.leaderboards import Leaderboard
+from bench.results.matrix import MatrixCell
+from bench.results.ranking import RankingRow
+from bench.store import CellRow, ExamplesRow, Store, SubmissionRow
 
 Answer = TypeVar("Answer")
 
@@ -67,29 +72,29 @@ def _asked(ask: Callable[..., Answer], *rest: Any) -> Answer:
     return answer
 
 
-def boards() -> list[Board]:
+def boards() -> list[Leaderboard]:
     """Every board, in display order."""
-    return _asked(boarding.boards)
+    return _asked(leaderboards.leaderboards)
 
 
-def ranking(board: Board) -> list[Row]:
+def ranking(board: Leaderboard) -> list[RankingRow]:
     """The rows of a board, best first."""
-    return _asked(boarding.ranking, board)
+    return _asked(rankings.ranking, board)
 
 
-def row(board: Board, defense: str) -> Row | None:
+def row(board: Leaderboard, defense: str) -> RankingRow | None:
     """One defense's row of a board; None where it was not played there."""
     return next((row for row in ranking(board) if row.defense == defense), None)
 
 
-def matrix(board: Board) -> list[Square]:
+def matrix(board: Leaderboard) -> list[MatrixCell]:
     """Every attack against every defense of a board."""
-    return _asked(boarding.matrix, board)
+    return _asked(matrices.matrix, board)
 
 
-def entry(board: Board, defense: str) -> Entry:
+def entry(board: Leaderboard, defense: str) -> DefenseReport:
     """One defense on one board: cells, curves, images."""
-    return _asked(boarding.entry, board, defense)
+    return _asked(defense_report.defense_report, board, defense)
 
 
 def cards(kind: str) -> list[Card]:
@@ -107,6 +112,6 @@ def examples(digest: str) -> ExamplesRow:
     return _asked(Store.examples, digest)
 
 
-def submissions() -> list[Submission]:
+def submissions() -> list[SubmissionRow]:
     """Every submission with its history."""
     return _asked(Store.submissions)

@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from bench import board as boarding
-from bench.board import Board, Row
-from bench.records import BenchError, Card
+from bench.core.cards import Card
+from bench.core.errors import BenchError
+from bench.results import defense_report, json_report, leaderboards, matrix, ranking
+from bench.results.leaderboards import Leaderboard
+from bench.results.ranking import RankingRow
 from bench.store import Store
 from leaderboard import dossier, grid, markup, panels, plots, words
 from leaderboard.markup import Html
@@ -32,7 +34,7 @@ h2 { font-size: 1.3rem; margin: 2rem 0 .6rem; }
 def write(url: str | None, folder: Path) -> list[Path]:
     """Write every page; returns the files. BenchError where the database cannot be read."""
     with Store.open(url, read_only=True) as store:
-        boards = words.labels(boarding.boards(store))
+        boards = words.labels(leaderboards.leaderboards(store))
         if not boards:
             raise BenchError("the database holds no board yet; `bench run` plays the default ones.")
         pages = _pages(store, boards)
@@ -42,15 +44,15 @@ def write(url: str | None, folder: Path) -> list[Path]:
     return [folder / name for name in pages]
 
 
-def _pages(store: Store, boards: Mapping[str, Board]) -> dict[str, str]:
+def _pages(store: Store, boards: Mapping[str, Leaderboard]) -> dict[str, str]:
     cards = {card.name: card for card in store.cards("defense")}
-    rows = {label: boarding.ranking(store, board) for label, board in boards.items()}
+    rows = {label: ranking.ranking(store, board) for label, board in boards.items()}
     pages: dict[str, str] = {}
     for label, board in boards.items():
         body = _board(store, label, board, rows[label], cards)
         pages[file("board", label)] = _page(label, body)
         if label == words.label(board):
-            found = boarding.report(store, board.name, board.mode)
+            found = json_report.json_report(store, board.name, board.mode)
             report = json.dumps(found, indent=1, sort_keys=True)
             pages[file("board", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
@@ -96,9 +98,13 @@ def _part(title: str, body: Html) -> Html:
 
 
 def _board(
-    store: Store, label: str, board: Board, rows: Sequence[Row], cards: Mapping[str, Card]
+    store: Store,
+    label: str,
+    board: Leaderboard,
+    rows: Sequence[RankingRow],
+    cards: Mapping[str, Card],
 ) -> Html:
-    squares = boarding.matrix(store, board)
+    squares = matrix.matrix(store, board)
     metric = next(iter(plots.metrics(board).values()))
     tiles = [*plots.margins(rows), *plots.tiles(squares, metric)]
     attacks = plots.columns(board, squares)
@@ -128,8 +134,8 @@ def _defense(
     store: Store,
     name: str,
     card: Card,
-    boards: Mapping[str, Board],
-    rows: Mapping[str, Sequence[Row]],
+    boards: Mapping[str, Leaderboard],
+    rows: Mapping[str, Sequence[RankingRow]],
 ) -> Html:
     mine = {label: row for label in boards for row in rows[label] if row.defense == name}
     whole = {label: row for label, row in mine.items() if boards[label].mode == "full"}
@@ -146,7 +152,7 @@ def _defense(
             table = dossier.everywhere(list(part.items()))
             parts.append(_part(f"Under every threat model{title}", table))
     for label, row in mine.items():
-        entry = boarding.entry(store, boards[label], name)
+        entry = defense_report.defense_report(store, boards[label], name)
         parts.append(_part(f"Signs under {label}", panels.flags(row.flags)))
         if row.rejects is not None:
             told = dossier.detector(row, entry.squares, attacks)
@@ -160,7 +166,9 @@ def _defense(
     return markup.join(parts)
 
 
-def _index(boards: Mapping[str, Board], rows: Mapping[str, Sequence[Row]], digest: str) -> Html:
+def _index(
+    boards: Mapping[str, Leaderboard], rows: Mapping[str, Sequence[RankingRow]], digest: str
+) -> Html:
     lines = [
         (
             markup.link("", markup.text(label), threat=label),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from bench.records import CellState
-from bench.store import CellRow, Submission
+from bench.core.cells import CellState
+from bench.store import CellRow, SubmissionRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 
@@ -26,7 +26,7 @@ def ago(at: float, now: float) -> str:
     return f"{words.seconds(max(0.0, now - at))} ago"
 
 
-def submissions(entries: Sequence[Submission], now: float) -> Html:
+def submissions(entries: Sequence[SubmissionRow], now: float) -> Html:
     """Where every submission stands, and how it came there."""
     columns = (
         Column("Submission", kind="name"),
@@ -38,7 +38,7 @@ def submissions(entries: Sequence[Submission], now: float) -> Html:
     return markup.table(columns, [_submission(entry, now) for entry in entries])
 
 
-def _submission(entry: Submission, now: float) -> list[Html]:
+def _submission(entry: SubmissionRow, now: float) -> list[Html]:
     since = (markup.text(moment(entry.at)), markup.small(ago(entry.at, now)))
     history = (f"{s.state} {datetime.fromtimestamp(s.at, UTC):%H:%M}" for s in entry.history)
     return [

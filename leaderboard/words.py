@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.board import Board, Proof
-from bench.records import Count
+from bench.core.statistics import Count
+from bench.results.leaderboards import Leaderboard
+from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
 MOTTO = "Every attack against every defense, under rules declared first and checked by a referee."
@@ -44,7 +45,7 @@ TIERS = {
     "unsandboxed": "its code ran in the harness itself, at the word of whoever played it",
 }
 TAGS = {
-    "stand_in": ("stand-in", "declares what an attacker should differentiate through"),
+    "bpda": ("stand-in", "declares what an attacker should differentiate through"),
     "randomness": ("random", "answers differently on each call, and says so"),
     "rejects": ("rejects", "may refuse an image; a clean one refused counts as a mistake"),
 }
@@ -147,7 +148,7 @@ def interval(count: Count | None) -> str:
     return f"{low}–{high} %, {count.k}/{count.n}"  # noqa: RUF001
 
 
-def proof(found: Proof) -> str:
+def proof(found: CertifiedCount) -> str:
     """Who proved it, and how often one of the proofs may be wrong."""
     sure = f"each wrong with probability {found.error:g} at most" if found.error else ""
     return ", ".join(filter(None, (f"by {found.certifier}", sure)))
@@ -272,7 +273,7 @@ def best(defense: str, robust: Count) -> str:
     return f"{plain(defense)} stands first; all attacks left {figure(robust)} ({interval(robust)})."
 
 
-def not_played(defense: str, board: Board) -> Notice:
+def not_played(defense: str, board: Leaderboard) -> Notice:
     """A defense without a cell on the chosen board."""
     return Notice(
         "Not played under this threat model",
@@ -281,7 +282,7 @@ def not_played(defense: str, board: Board) -> Notice:
     )
 
 
-def no_results(board: Board) -> Notice:
+def no_results(board: Leaderboard) -> Notice:
     """A threat model that nobody has played."""
     return Notice(
         "Nothing played under this threat model yet",
@@ -290,11 +291,11 @@ def no_results(board: Board) -> Notice:
     )
 
 
-def _mode(board: Board) -> str:
+def _mode(board: Leaderboard) -> str:
     return " --mode rank" if board.mode == "rank" else ""
 
 
-def label(board: Board) -> str:
+def label(board: Leaderboard) -> str:
     """The threat model's name; a cascade says that it is one."""
     return f"{board.name} in rank mode" if board.mode == "rank" else board.name
 
@@ -307,9 +308,9 @@ def stale(what: str, name: str) -> Notice:
     )
 
 
-def labels(known: Sequence[Board]) -> dict[str, Board]:
+def labels(known: Sequence[Leaderboard]) -> dict[str, Leaderboard]:
     """Boards by the name that the URL carries: threat and mode, with n where it repeats."""
-    named: dict[str, Board] = {}
+    named: dict[str, Leaderboard] = {}
     for board in known:
         for said in (
             label(board),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.systems import LIST, ROOT, TABLE, files, oracles, table
+from tests.tools.systems import LIST, ROOT, TABLE, files, oracles, table
 
 
 @pytest.mark.parametrize("row", LIST)
@@ -16,4 +16,4 @@ def test_every_row_of_the_list_is_built_and_has_a_test(row: str) -> None:
 
 
 def test_the_table_is_the_one_in_the_docs() -> None:
-    assert TABLE.read_text() == table(), "run `python -m tests.systems`"
+    assert TABLE.read_text() == table(), "run `python -m tests.tools.systems`"

@@ -10,8 +10,8 @@ import sys
 
 import typer
 
-from bench.cli import author, keep, look, play
-from bench.records import BenchError
+from bench.cli import maintenance_commands, plugin_commands, read_commands, run_commands
+from bench.core.errors import BenchError
 
 app = typer.Typer(
     name="bench",
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for room in (play, look, author, keep):
+for room in (run_commands, read_commands, plugin_commands, maintenance_commands):
     room.enter(app)
 
 

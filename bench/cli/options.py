@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.records import SCHEMA
+from bench.core.cells import SCHEMA
 
 Database = Annotated[
     str | None, typer.Option("--db", help="Database URL; else $BENCH_DB, else ./bench.db.")

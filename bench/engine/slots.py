@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.threat import per_row
+from bench.threats.norms import per_row
 
 Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 """Slots by number, on the host."""

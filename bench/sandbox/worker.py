@@ -14,35 +14,37 @@ from typing import Any
 
 import torch
 
-from bench.registry import STRANGE, Plugin, Registry, said
-from bench.sandbox.attacker import Attacker
-from bench.sandbox.defender import Defender
-from bench.sandbox.jail import Limits, enter
-from bench.sandbox.line import Line
-from bench.sandbox.wire import Channel, Frame, HangupError
-from bench.source import executed
+from bench.core.errors import PLUGIN_EXCEPTIONS, error_text
+from bench.registry.discovery import Plugin
+from bench.registry.loader import module_from_source
+from bench.registry.registry import Registry
+from bench.sandbox.attack_worker import AttackWorker
+from bench.sandbox.channel import WorkerChannel
+from bench.sandbox.defense_worker import DefenseWorker
+from bench.sandbox.isolation import Limits, drop_rights
+from bench.sandbox.protocol import Channel, ConnectionClosedError, Frame
 
 LONGEST = 1000  # characters of a complaint
 
 
 def main(channel: int, stranger: int, limits: Limits) -> None:
     """Give up every right, say so, and answer until the harness hangs up."""
-    enter(stranger, limits)
-    worker = Worker(Line(Channel(socket.socket(fileno=channel))))
+    drop_rights(stranger, limits)
+    worker = Worker(WorkerChannel(Channel(socket.socket(fileno=channel))))
     try:
         worker.line.reply({})
         while True:
             worker.serve(worker.line.listen())
-    except HangupError:
+    except ConnectionClosedError:
         sys.exit(0)
 
 
 class Worker:
     """Hands each question to whom it is for."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: WorkerChannel) -> None:
         self.line = line
-        defense, attack = Defender(line, offered), Attacker(line, offered)
+        defense, attack = DefenseWorker(line, offered), AttackWorker(line, offered)
         self.questions = {
             "declare defense": defense.declare, "build": defense.build,
             "forward": defense.forward, "climb": defense.climb,
@@ -54,10 +56,10 @@ class Worker:
         """One question; whatever the stranger raises is the answer."""
         try:
             self.questions[frame.words["do"]](frame)
-        except HangupError:
+        except ConnectionClosedError:
             raise
-        except STRANGE as error:
-            self.line.reply({"error": f"{said(error)}{place(error)}"[:LONGEST]})
+        except PLUGIN_EXCEPTIONS as error:
+            self.line.reply({"error": f"{error_text(error)}{place(error)}"[:LONGEST]})
 
 
 def offered(frame: Frame) -> Any:
@@ -65,7 +67,7 @@ def offered(frame: Frame) -> Any:
     torch.set_num_threads(frame.words["threads"])
     kind, name = frame.words["kind"], frame.words["name"]
     registry = Registry.empty()
-    module = executed(bytes(frame.body), Path(frame.words["path"]))
+    module = module_from_source(bytes(frame.body), Path(frame.words["path"]))
     registry.admit([Plugin(module, "submission", "")])
     if registry.problems:
         raise TypeError(" ".join(registry.problems))

@@ -1,29 +1,29 @@
 """The store: planned cells, leases, per-example outcomes, images and evidence in one database."""
 
-from bench.store.owner import owner_name
-from bench.store.rows import (
+from bench.store.process_id import process_id
+from bench.store.records import (
     CellRow,
-    Certificate,
-    Evidence,
+    CertificateRow,
+    EvidenceRow,
     ExamplesRow,
     Lease,
     LeaseLostError,
-    Planned,
-    Submission,
+    PlannedCell,
+    SubmissionRow,
     SubmissionStep,
 )
 from bench.store.store import Store
 
 __all__ = [
     "CellRow",
-    "Certificate",
-    "Evidence",
+    "CertificateRow",
+    "EvidenceRow",
     "ExamplesRow",
     "Lease",
     "LeaseLostError",
-    "Planned",
+    "PlannedCell",
     "Store",
-    "Submission",
+    "SubmissionRow",
     "SubmissionStep",
-    "owner_name",
+    "process_id",
 ]

@@ -8,9 +8,10 @@ from dataclasses import asdict, fields
 from sqlalchemy import select, update
 from sqlalchemy.engine import Connection
 
-from bench.records import BenchError, CellState, Culprit
+from bench.core.cells import CellState, Culprit
+from bench.core.errors import BenchError
 from bench.store.database import insert_new
-from bench.store.rows import CellRow, Planned
+from bench.store.records import CellRow, PlannedCell
 from bench.store.tables import CELLS
 
 _PLANNABLE = (CellState.MISSING, CellState.SKIPPED, CellState.NOT_APPLICABLE)
@@ -30,7 +31,10 @@ _UNPLAYED: dict[str, object] = {
 
 
 def plan(
-    connection: Connection, planned: Iterable[Planned], moment: float, since: float | None = None
+    connection: Connection,
+    planned: Iterable[PlannedCell],
+    moment: float,
+    since: float | None = None,
 ) -> None:
     """Add what is new, reopen what was skipped or failed; running and done cells stay.
 
@@ -71,8 +75,8 @@ def listed(
     ]
 
 
-def _by_key(planned: Iterable[Planned]) -> dict[str, Planned]:
-    wanted: dict[str, Planned] = {}
+def _by_key(planned: Iterable[PlannedCell]) -> dict[str, PlannedCell]:
+    wanted: dict[str, PlannedCell] = {}
     for plan in planned:
         if plan.state not in _PLANNABLE:
             raise BenchError(f"a cell was planned as {plan.state}: plan it as missing or skipped.")
@@ -85,7 +89,7 @@ def _by_key(planned: Iterable[Planned]) -> dict[str, Planned]:
     return wanted
 
 
-def _named(plan: Planned) -> str:
+def _named(plan: PlannedCell) -> str:
     return f"{plan.cell.attack!r} against {plan.cell.defense!r} on {plan.cell.threat!r}"
 
 
@@ -99,20 +103,20 @@ def _known(connection: Connection, keys: Sequence[str]) -> dict[str, list[object
     return known
 
 
-def _row(key: str, plan: Planned, moment: float) -> dict[str, object]:
+def _row(key: str, plan: PlannedCell, moment: float) -> dict[str, object]:
     told = {"state": plan.state, "reason": plan.reason, "required": plan.required}
     stamp = {"key": key, "tier": plan.tier, "updated": moment}
     return asdict(plan.cell) | _UNPLAYED | told | stamp
 
 
-def _rename(connection: Connection, key: str, plan: Planned) -> None:
+def _rename(connection: Connection, key: str, plan: PlannedCell) -> None:
     names = {"threat": plan.cell.threat, "defense": plan.cell.defense, "attack": plan.cell.attack}
     renamed = update(CELLS).where(CELLS.c.key == key).values(**names, required=plan.required)
     connection.execute(renamed)
 
 
 def _reopen(
-    connection: Connection, key: str, plan: Planned, moment: float, since: float | None
+    connection: Connection, key: str, plan: PlannedCell, moment: float, since: float | None
 ) -> None:
     told = {"state": plan.state, "reason": plan.reason, "tier": plan.tier, "updated": moment}
     open_to_it = (CELLS.c.key == key) & CELLS.c.state.not_in(_KEPT)

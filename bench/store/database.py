@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
-from bench.records import BenchError, UnfitError
+from bench.core.errors import BenchError, UnavailableError
 
 DEFAULT = "sqlite:///bench.db"
 BUSY_SECONDS = 30
@@ -120,7 +120,7 @@ def spoken(url: URL) -> Iterator[None]:
         said = str(error.orig).strip().lower()
         for mark, sentence in _CAUSES:
             if mark in said:
-                raise UnfitError(f"{shown(url)}: {sentence}.") from error
+                raise UnavailableError(f"{shown(url)}: {sentence}.") from error
         raise
 
 
@@ -137,7 +137,7 @@ def copy_file(path: Path, target: Path) -> None:
     except (sqlite3.Error, OSError) as error:
         if partial.is_file():
             partial.unlink()
-        raise UnfitError(
+        raise UnavailableError(
             f"no backup of {path} at {target} ({error}): give a path in a folder that can be"
             " written."
         ) from error
@@ -164,6 +164,6 @@ def _server_engine(url: URL) -> Engine:
     try:
         return create_engine(url, pool_pre_ping=True)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise UnfitError(
+        raise UnavailableError(
             "PostgreSQL needs the extra 'postgres': pip install 'gauntlet-bench[postgres]'."
         ) from error

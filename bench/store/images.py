@@ -13,7 +13,9 @@ import numpy.typing as npt
 from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 
-from bench.records import BenchError, KeptImage, UnfitError, canonical
+from bench.core.errors import BenchError, UnavailableError
+from bench.core.hashing import canonical
+from bench.core.outcomes import KeptImage
 from bench.store.tables import CHUNKS, IMAGES
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
@@ -61,7 +63,7 @@ def write_exact(folder: Path, exact: Exact) -> str:
     try:
         _write_durably(path_of(folder, digest), content)
     except OSError as error:
-        raise UnfitError(
+        raise UnavailableError(
             f"no images can be written to {folder} ({error.strerror}): free space, set"
             " BENCH_ARTIFACTS, or run with --keep-images none."
         ) from error

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from sqlalchemy import Row, Table, and_, case, select, text, update
 from sqlalchemy.engine import Connection
 
-from bench.records import CellState, Culprit, Failure
+from bench.core.cells import CellState, Culprit, Failure
 from bench.store.database import insert_new
-from bench.store.owner import is_alive, is_gone
-from bench.store.rows import Lease, LeaseLostError
+from bench.store.process_id import is_alive, is_gone
+from bench.store.records import Lease, LeaseLostError
 from bench.store.tables import CELLS, TASKS
 
 LEASE_SECONDS = 60.0

@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.engine import URL, Connection, Engine
 
-from bench.records import Card, Chunk, Failure, KeptImage, Outcomes, UnfitError
-from bench.store import audit, cells, facts, images, leases, revision, verdicts
+from bench.core.cards import Card
+from bench.core.cells import Failure
+from bench.core.errors import UnavailableError
+from bench.core.outcomes import Chunk, KeptImage, Outcomes
+from bench.store import cells, images, integrity, leases, metadata, migrate, outcomes
 from bench.store.database import copy_file, file_of, open_engine, reader_of, resolve, shown, spoken
-from bench.store.rows import (
+from bench.store.records import (
     CellRow,
-    Certificate,
-    Evidence,
+    CertificateRow,
+    EvidenceRow,
     ExamplesRow,
     Lease,
-    Planned,
-    Submission,
+    PlannedCell,
+    SubmissionRow,
 )
 from bench.store.tables import REVISIONS
 
@@ -45,13 +48,13 @@ class Store:
     def open(cls, url: str | None = None, *, read_only: bool = False) -> Self:
         """Open, create or upgrade a database.
 
-        `url` None means $BENCH_DB, else bench.db in the current folder. UnfitError where the
+        `url` None means $BENCH_DB, else bench.db in the current folder. UnavailableError where the
         database is newer than this program, cannot be opened, or is missing for a reader.
         """
         parsed = resolve(url)
         path = file_of(parsed)
         if read_only and path is not None and not path.exists():
-            raise UnfitError(_nothing_at(parsed))
+            raise UnavailableError(_nothing_at(parsed))
         store = cls(parsed, open_engine(parsed, read_only=read_only), read_only=read_only)
         try:
             store._become_current()
@@ -82,12 +85,12 @@ class Store:
     def declare(self, cards: Iterable[Card]) -> None:
         """Make these the current cards of their plugins, by kind and name."""
         with self._write() as connection:
-            facts.declare(connection, cards)
+            metadata.declare(connection, cards)
 
     def cards(self, kind: str) -> list[Card]:
         """The current cards of a kind, by name."""
         with self._read() as connection:
-            return facts.cards(connection, kind)
+            return metadata.cards(connection, kind)
 
     def keep_examples(
         self,
@@ -101,12 +104,12 @@ class Store:
         """Keep the labels [n] of an example set once; `shape` is [C, H, W]."""
         row = ExamplesRow(digest, dataset, n, labels, classes, shape)
         with self._write() as connection:
-            facts.keep_examples(connection, row)
+            metadata.keep_examples(connection, row)
 
     def examples(self, digest: str) -> ExamplesRow:
         """An example set by its digest; BenchError where it is unknown."""
         with self._read() as connection:
-            return facts.examples(connection, digest)
+            return metadata.examples(connection, digest)
 
     # Cells and who plays them.
 
@@ -115,7 +118,7 @@ class Store:
         with self._read() as connection:
             return leases.now(connection)
 
-    def plan(self, planned: Iterable[Planned], *, since: float | None = None) -> None:
+    def plan(self, planned: Iterable[PlannedCell], *, since: float | None = None) -> None:
         """Add cells by their key, once. Running and done cells only take over new names.
 
         What was skipped or failed is open again, unless it failed after `since` (by the clock).
@@ -156,12 +159,12 @@ class Store:
         """
         exact = images.write_exact(self.artifacts, chunk.exact) if chunk.exact else ""
         with self._write() as connection:
-            verdicts.append(connection, lease, chunk, exact)
+            outcomes.append(connection, lease, chunk, exact)
 
     def finish(self, lease: Lease) -> None:
         """Close a cell with its figures; BenchError while outcomes are missing."""
         with self._write() as connection:
-            verdicts.finish(connection, lease)
+            outcomes.finish(connection, lease)
 
     def fail(self, lease: Lease, failure: Failure) -> None:
         """Close a cell or task without a figure; planned again, it is open again."""
@@ -193,12 +196,12 @@ class Store:
     def finished_items(self, key: str) -> npt.NDArray[np.int32]:
         """The items of a cell that need not be played again, in rising order."""
         with self._read() as connection:
-            return verdicts.items(connection, key)
+            return outcomes.items(connection, key)
 
     def outcomes(self, key: str) -> Outcomes:
         """What was recorded for a cell, in item order; empty columns where nothing was."""
         with self._read() as connection:
-            return verdicts.outcomes(connection, key)
+            return outcomes.outcomes(connection, key)
 
     def cells(
         self, threat: str | None = None, examples: str | None = None, mode: str | None = None
@@ -219,35 +222,35 @@ class Store:
         with self._read() as connection:
             return images.read_exact(connection, self.artifacts, key)
 
-    def note(self, defense: str, defense_digest: str, examples: str, found: Evidence) -> None:
+    def note(self, defense: str, defense_digest: str, examples: str, found: EvidenceRow) -> None:
         """Keep what a diagnostic found on a defense; its newest finding stands."""
         with self._write() as connection:
-            facts.note(connection, defense, defense_digest, examples, found)
+            metadata.note(connection, defense, defense_digest, examples, found)
 
-    def evidence(self, defense_digest: str, examples: str) -> list[Evidence]:
+    def evidence(self, defense_digest: str, examples: str) -> list[EvidenceRow]:
         """What the diagnostics found on a defense, by their names."""
         with self._read() as connection:
-            return facts.evidence(connection, defense_digest, examples)
+            return metadata.evidence(connection, defense_digest, examples)
 
-    def certify(self, threat_id: str, examples: str, found: Certificate) -> None:
+    def certify(self, threat_id: str, examples: str, found: CertificateRow) -> None:
         """Keep for which examples of a board a certifier has a proof; its newest answer stands."""
         with self._write() as connection:
-            facts.certify(connection, threat_id, examples, found)
+            metadata.certify(connection, threat_id, examples, found)
 
-    def certificates(self, threat_id: str, examples: str) -> list[Certificate]:
+    def certificates(self, threat_id: str, examples: str) -> list[CertificateRow]:
         """All certificates of a board, by defense and certifier."""
         with self._read() as connection:
-            return facts.certificates(connection, threat_id, examples)
+            return metadata.certificates(connection, threat_id, examples)
 
     def submission(self, name: str, state: str, reason: str = "") -> None:
         """Append a submission's new state, with the time."""
         with self._write() as connection:
-            facts.step(connection, name, state, reason, leases.now(connection))
+            metadata.step(connection, name, state, reason, leases.now(connection))
 
-    def submissions(self) -> list[Submission]:
+    def submissions(self) -> list[SubmissionRow]:
         """Every submission as it stands, the most recently changed first."""
         with self._read() as connection:
-            return facts.submissions(connection)
+            return metadata.submissions(connection)
 
     # The database itself.
 
@@ -255,8 +258,8 @@ class Store:
         """One sentence for each broken promise of the database or its files."""
         try:
             with self._read() as connection:
-                return audit.problems(connection, self.artifacts)
-        except UnfitError as damage:
+                return integrity.problems(connection, self.artifacts)
+        except UnavailableError as damage:
             # Some damage ends the check itself; then that is what it found.
             return [str(damage)]
 
@@ -264,30 +267,30 @@ class Store:
         """Copy the database while others write; SQLite only, never over an existing file."""
         source, target = file_of(self._url), Path(path)
         if source is None:
-            raise UnfitError(f"{self.url} is on a server: back it up with pg_dump.")
+            raise UnavailableError(f"{self.url} is on a server: back it up with pg_dump.")
         if target.exists():
-            raise UnfitError(f"{target} is there already: name a new file for the backup.")
+            raise UnavailableError(f"{target} is there already: name a new file for the backup.")
         copy_file(source, target)
 
     def upgrade(self) -> Path | None:
         """Bring the tables to the newest revision; returns the backup made before, if any."""
         if self.read_only:
-            raise UnfitError(_ONLY_READING.format(self.url))
+            raise UnavailableError(_ONLY_READING.format(self.url))
         with spoken(self._url):
-            return revision.upgrade(self._url)
+            return migrate.upgrade(self._url)
 
     def _become_current(self) -> None:
         with spoken(self._url), self._reader.begin() as connection:
-            found = revision.found_in(connection, self._url)
-        revision.refuse_newer(self._url, found)
+            found = migrate.found_in(connection, self._url)
+        migrate.refuse_newer(self._url, found)
         if found == REVISIONS[-1]:
             return
         if not self.read_only:
             self.upgrade()
         elif found is None:
-            raise UnfitError(_nothing_at(self._url))
+            raise UnavailableError(_nothing_at(self._url))
         else:
-            raise UnfitError(
+            raise UnavailableError(
                 f"{self.url} has revision {found}, this program reads {REVISIONS[-1]}: run"
                 " `bench db upgrade`."
             )
@@ -295,7 +298,7 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         if self.read_only:
-            raise UnfitError(_ONLY_READING.format(self.url))
+            raise UnavailableError(_ONLY_READING.format(self.url))
         with spoken(self._url), self._engine.begin() as connection:
             yield connection
 

@@ -4,7 +4,7 @@ import time
 
 import streamlit as st
 
-from bench.records import CellState
+from bench.core.cells import CellState
 from leaderboard import markup, reading, states, words
 
 st.html(markup.heading("Submissions and cells", markup.text(words.SUBMISSIONS_LEAD)))

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import per_image, pick
-from bench.plugin import PerturbationSet
+from bench.plugin import PerturbationSet, per_image, select_column
 
 
 class Border(NamedTuple):
@@ -30,7 +29,7 @@ def nearest(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) 
     dual = dual_norm(across, ball.steepest(across, points)).view_as(gaps)
     best = torch.where(dual > 0, gaps.abs() / dual, torch.inf).argmin(1)
     row = torch.arange(len(best), device=best.device)
-    return Border(slopes[row, best], pick(gaps, best))
+    return Border(slopes[row, best], select_column(gaps, best))
 
 
 def way(ball: PerturbationSet, point: Tensor, border: Border) -> Tensor:

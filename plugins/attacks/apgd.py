@@ -10,8 +10,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import Loss, cross_entropy, margin, margin_to, per_image, pick
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import (
+    Access,
+    Attack,
+    Loss,
+    Problem,
+    cross_entropy,
+    hookimpl,
+    margin,
+    margin_to,
+    per_image,
+    select_column,
+)
 
 FLAT = 1e-12  # smallest spread of logits that a ratio is divided by
 
@@ -101,7 +111,7 @@ class APGD:
 
     def _loss(self, problem: Problem) -> Loss:
         if self.climbs == "dlr to a rival":
-            return dlr_to(pick(problem.rivals, problem.run))
+            return dlr_to(select_column(problem.rivals, problem.run))
         return dlr if self.climbs == "dlr" else cross_entropy
 
     def _moved(

@@ -12,8 +12,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import Loss, cross_entropy, per_image, pick
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import (
+    Access,
+    Attack,
+    Loss,
+    Problem,
+    cross_entropy,
+    hookimpl,
+    per_image,
+    select_column,
+)
 from plugins.attacks.apgd import dlr_to
 
 RADII = (3, 2, 1)  # the search begins in a larger ball, in which the slope leads further
@@ -122,7 +130,7 @@ class SparseAPGD:
 
     def _loss(self, problem: Problem) -> Loss:
         if self.to_rivals:
-            return dlr_to(pick(problem.rivals, problem.run))
+            return dlr_to(select_column(problem.rivals, problem.run))
         return cross_entropy
 
     def _fitted(self, problem: Problem, moved: Tensor) -> tuple[Tensor, Tensor]:

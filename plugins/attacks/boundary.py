@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import per_image
-from bench.plugin import Access, Attack, Problem, Retire, hookimpl
+from bench.plugin import Access, Attack, Problem, StopRule, hookimpl, per_image
 
 ALONG, TOWARDS = 0.3, 0.25  # rates of success at which the two step lengths stand still
 PACE = 0.2  # by how much the logarithm of a length may move in one step
@@ -42,7 +41,7 @@ class Boundary:
     needs = Access.LABELS
     norms = ("L2",)
     goals = ("untargeted", "nearest")
-    retires = Retire.CONVERGENCE
+    stop_rule = StopRule.CONVERGENCE
     minimises = True
     cite = "arXiv:1712.04248"
     summary = "A random walk along the decision border that asks for labels only."

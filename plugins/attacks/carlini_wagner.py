@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import margin, per_image
-from bench.plugin import Access, Attack, Gradient, Problem, Retire, hookimpl
+from bench.plugin import Access, Attack, Gradient, Problem, StopRule, hookimpl, margin, per_image
 
 INSIDE = 0.9999  # of the way to the edge of the box, where artanh is infinite and tanh is flat
 DECAY, SQUARES = 0.9, 0.999  # of Adam's two running means
@@ -55,7 +54,7 @@ class CarliniWagner:
     needs = Access.GRADIENTS
     norms = ("L2",)
     goals = ("untargeted", "nearest")
-    retires = Retire.CONVERGENCE
+    stop_rule = StopRule.CONVERGENCE
     minimises = True
     cite = "arXiv:1608.04644"
     summary = "Adam on distance plus margin, with a binary search for the price of the margin."

@@ -9,8 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import margin, per_image, pick
-from bench.plugin import Access, Attack, Problem, Retire, hookimpl
+from bench.plugin import (
+    Access,
+    Attack,
+    Problem,
+    StopRule,
+    hookimpl,
+    margin,
+    per_image,
+    select_column,
+)
 from plugins.attacks._border import Span, nearest, way
 
 
@@ -38,7 +46,7 @@ class DeepFool:
     name = "deepfool"
     needs = Access.GRADIENTS
     goals = ("untargeted", "nearest")
-    retires = Retire.CONVERGENCE
+    stop_rule = StopRule.CONVERGENCE
     minimises = True
     cite = "arXiv:1511.04599"
     summary = "Steps to the nearest linearised border until the label flips."
@@ -63,7 +71,7 @@ class DeepFool:
         rivals = problem.rivals[:, : self.candidates - 1]
         slopes, logits = problem.jacobian(adv, rivals, ~crossed, minus=problem.y)
         walking = ~crossed & ~problem.wrong(logits)
-        gaps = logits.gather(1, rivals) - pick(logits, problem.y)[:, None]
+        gaps = logits.gather(1, rivals) - select_column(logits, problem.y)[:, None]
         change = change + way(problem.ball, adv, nearest(problem.ball, adv, slopes, gaps))
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)

@@ -9,8 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import margin, margin_to, per_image, pick
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import (
+    Access,
+    Attack,
+    Problem,
+    hookimpl,
+    margin,
+    margin_to,
+    per_image,
+    select_column,
+)
 from plugins.attacks._border import Border, Span, nearest
 
 NOWHERE = 1e-8  # a distance below it has no direction
@@ -97,11 +105,11 @@ class FAB:
 
     def _border(self, problem: Problem, point: Tensor, where: Tensor) -> Border:
         if self.targeted:
-            rival = pick(problem.rivals, problem.run)
+            rival = select_column(problem.rivals, problem.run)
             slope, gap, _ = problem.gradient(point, margin_to(rival), where)
             return Border(slope, gap)
         slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)
-        gaps = logits.gather(1, problem.rivals) - pick(logits, problem.y)[:, None]
+        gaps = logits.gather(1, problem.rivals) - select_column(logits, problem.y)[:, None]
         return nearest(problem.ball, point, slopes, gaps)
 
     def _ahead(self, problem: Problem, point: Tensor, border: Border) -> Tensor:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import cross_entropy, pick
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, select_column
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class TargetedFGSM:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """The end of the step."""
-        rival = pick(problem.rivals, problem.run)
+        rival = select_column(problem.rivals, problem.run)
         towards = problem.gradient(adv, lambda logits, _: -cross_entropy(logits, rival)).gradient
         return problem.ball.ascend(problem.x, towards, 1, problem.x)
 

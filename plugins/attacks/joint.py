@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.kit import Loss, margin
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Loss, Problem, hookimpl, margin
 
 
 @dataclass(frozen=True)

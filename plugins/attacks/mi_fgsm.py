@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import cross_entropy, per_image
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, per_image
 
 
 class State(NamedTuple):

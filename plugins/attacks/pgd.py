@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl
 
 
 @dataclass(frozen=True)

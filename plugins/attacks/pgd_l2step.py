@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import cross_entropy, per_image
-from bench.plugin import L2, Access, Attack, Fraction, Problem, hookimpl
+from bench.plugin import L2, Access, Attack, Fraction, Problem, cross_entropy, hookimpl, per_image
 
 
 @dataclass(frozen=True)

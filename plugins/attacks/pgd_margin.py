@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import margin_to, pick
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, hookimpl, margin_to, select_column
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class MarginPGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step towards the rival, back into the ball."""
-        loss = margin_to(pick(problem.rivals, problem.run))
+        loss = margin_to(select_column(problem.rivals, problem.run))
         uphill = problem.gradient(adv, loss).gradient
         return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import margin, per_image
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
 from plugins.attacks.square import BITS, FRACTION, bits, first, shares
 
 TILES = 5  # bumps along the shorter edge of the first image

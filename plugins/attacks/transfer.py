@@ -1,4 +1,4 @@
-"""Transfer: fool the undefended twin, bring the image to the defense and hope."""
+"""Transfer: fool the undefended surrogate, bring the image to the defense and hope."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """PGD that asks the defense's twin and never the defense (arXiv:1605.07277).
+    """PGD that asks the defense's surrogate and never the defense (arXiv:1605.07277).
 
-    Every step is made, also past success on the twin: confidence there is what carries over.
+    Every step is made, also past success on the surrogate: confidence there is what carries over.
     """
 
     name = "transfer"
     needs = Access.GRADIENTS
-    source = "twin"
+    source = "surrogate"
     cite = "arXiv:1605.07277"
-    summary = "PGD against the undefended twin; the defense sees the last image only."
+    summary = "PGD against the undefended surrogate; the defense sees the last image only."
 
     steps: int = 40
     rate: float = 0.1
@@ -33,7 +32,7 @@ class Transfer:
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step uphill on the twin, back into the ball."""
+        """One step uphill on the surrogate, back into the ball."""
         uphill = problem.gradient(adv, cross_entropy).gradient
         return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.kit import margin, per_image
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,15 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from bench.kit import KeyedDraws, clopper_pearson, pick, word
-from bench.plugin import Certifier, PerturbationSet, hookimpl
+from bench.plugin import (
+    Certifier,
+    KeyedRandomNumbers,
+    PerturbationSet,
+    clopper_pearson,
+    hookimpl,
+    name_to_int64,
+    select_column,
+)
 from plugins.defenses.smoothed import Smoothed
 
 DRAWS = 2000
@@ -54,7 +61,7 @@ class Smoothing:
             raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
         reach = ball.radius + ball.tolerance(x[0].numel())
         due = reach / module.sigma + NORMAL.inv_cdf(majority(module.votes, self.error))
-        hits = pick(counts(module, x, self.draws), y).tolist()
+        hits = select_column(counts(module, x, self.draws), y).tolist()
         sure = [quantile(lower(k, self.draws, self.error)) >= due for k in hits]
         return torch.tensor(sure, device=x.device)
 
@@ -118,7 +125,7 @@ def _counted(module: Smoothed, x: Tensor, draws: int, state: bytes) -> Tensor:
     key = torch.tensor([_key(state, image) for image in x.cpu()], device=x.device)
     found = []
     for turn, first in enumerate(range(0, draws, AT_ONCE)):
-        noise = KeyedDraws(key, torch.full_like(key, turn))
+        noise = KeyedRandomNumbers(key, torch.full_like(key, turn))
         shape = (min(AT_ONCE, draws - first), *x.shape[1:])
         looks = x[:, None] + module.sigma * noise.normal("smoothing", shape)
         with torch.no_grad():
@@ -130,7 +137,7 @@ def _counted(module: Smoothed, x: Tensor, draws: int, state: bytes) -> Tensor:
 
 
 def _key(state: bytes, image: Tensor) -> int:
-    return word(hashlib.sha256(state + _content(image)).hexdigest())
+    return name_to_int64(hashlib.sha256(state + _content(image)).hexdigest())
 
 
 @hookimpl

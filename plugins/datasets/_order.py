@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.kit import example_key
+from bench.plugin import example_key
 
 
 def balanced(labels: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.kit import per_image
+from bench.plugin import per_image
 
 
 def mirrored(images: Tensor) -> Tensor:

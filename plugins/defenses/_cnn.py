@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from bench.plugin import Shelf
+from bench.plugin import Loader
 
 
 def cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -26,6 +26,6 @@ def cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     )
 
 
-def trained(shelf: Shelf) -> nn.Module:
+def trained(loader: Loader) -> nn.Module:
     """That network with the weights of the defense's own recipe."""
-    return shelf.trained(cnn(shelf.shape, shelf.classes))
+    return loader.trained(cnn(loader.shape, loader.classes))

@@ -9,13 +9,12 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from bench.kit import of_kind
-from bench.plugin import Inner, Lesson, Linf, Recipe, Shelf
+from bench.plugin import InnerAttack, Linf, Loader, Recipe, TrainingBatch, require_type
 from plugins.defenses._cnn import cnn
 
 BASE = "undefended"
 RATE = 0.05  # of clean calibration images that a threshold rejects
-KNOWN = Inner("pgd", Linf(Fraction(51, 255)))  # the attack that a detector learns from
+KNOWN = InnerAttack("pgd", Linf(Fraction(51, 255)))  # the attack that a detector learns from
 HELD_BACK = 3  # every third image sets the threshold; the others teach
 RIDGE = 1.0  # in front of |w|^2 / 2, for standardised features
 NEWTON = 20  # steps; the loss is convex and these are many
@@ -68,18 +67,18 @@ def recipe(model: Callable[[tuple[int, int, int], int], nn.Module]) -> Recipe:
     return Recipe(model, epochs=0, teacher=BASE, transfer=KNOWN, fit=fit, options={"rate": RATE})
 
 
-def fit(lesson: Lesson) -> None:
+def fit(lesson: TrainingBatch) -> None:
     """Let the detector learn from each image and what the attack made of it."""
-    base = of_kind(lesson.teacher, nn.Sequential, "the teacher")
-    attacked = of_kind(lesson.transferred, Tensor, "what the known attack made")
+    base = require_type(lesson.teacher, nn.Sequential, "the teacher")
+    attacked = require_type(lesson.transferred, Tensor, "what the known attack made")
     with torch.no_grad():
         pair = (layers(base, images) for images in (lesson.x, attacked))
         cast(Detector, lesson.model).learn(*pair)
 
 
-def guarded(shelf: Shelf, detector: nn.Module) -> nn.Module:
+def guarded(loader: Loader, detector: nn.Module) -> nn.Module:
     """The base network guarded by this detector, its buffers as they were fitted."""
-    return Guarded(shelf.built(BASE), shelf.trained(detector))
+    return Guarded(loader.defense(BASE), loader.trained(detector))
 
 
 def part(outputs: list[Tensor], rows: Tensor) -> list[Tensor]:

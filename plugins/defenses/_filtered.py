@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from bench.plugin import Shelf
+from bench.plugin import Loader
 
 Change = Callable[[Tensor], Tensor]
 """Images [n, C, H, W] in [0, 1] to images, each by itself."""
@@ -25,6 +25,6 @@ class Filtered(nn.Module):
         return answer
 
 
-def undefended_behind(change: Change) -> Callable[[Shelf], nn.Module]:
+def undefended_behind(change: Change) -> Callable[[Loader], nn.Module]:
     """What builds the undefended network behind a change."""
-    return lambda shelf: Filtered(shelf.built("undefended"), change)
+    return lambda loader: Filtered(loader.defense("undefended"), change)

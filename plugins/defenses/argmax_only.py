@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Shelf, hookimpl
+from bench.plugin import Defense, Loader, hookimpl
 
 
 class ArgmaxOnly(nn.Module):
@@ -23,9 +23,9 @@ class ArgmaxOnly(nn.Module):
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The undefended network, its scores withheld."""
-    return ArgmaxOnly(shelf.built("undefended"))
+    return ArgmaxOnly(loader.defense("undefended"))
 
 
 @hookimpl

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.kit import straight_through
-from bench.plugin import Defense, hookimpl
+from bench.plugin import Defense, hookimpl, straight_through
 from plugins.defenses._filtered import undefended_behind
 
 BITS = 3
@@ -33,6 +32,6 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Rounds every pixel to {BITS} bits, then asks the undefended network.",
         build=undefended_behind(three_bits),
         # Rounding has no slope; the identity has (arXiv:1802.00420).
-        stand_in=undefended_behind(straight_through(three_bits)),
+        bpda=undefended_behind(straight_through(three_bits)),
         detail={"rows": ("F04",)},
     )

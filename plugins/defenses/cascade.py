@@ -8,8 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy, of_kind
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+    require_type,
+)
 from plugins.defenses._cnn import cnn, trained
 
 BALL = Linf(Fraction(51, 255))
@@ -17,12 +26,12 @@ ALPHA = 0.5
 PIVOT = 1e-4
 
 
-def embedded(lesson: Lesson, alpha: float, pivot: float) -> Tensor:
+def embedded(lesson: TrainingBatch, alpha: float, pivot: float) -> Tensor:
     """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2, e before the last layer.
 
     e(x) is the pivot: no gradient flows there. Of two kinds of x' the mean is taken.
     """
-    network = of_kind(lesson.model, nn.Sequential, "the model")
+    network = require_type(lesson.model, nn.Sequential, "the model")
     embed, head = network[:-1], network[-1]
     fixed = embed(lesson.x)
     clean = cross_entropy(head(fixed), lesson.y)
@@ -39,14 +48,14 @@ def embedded(lesson: Lesson, alpha: float, pivot: float) -> Tensor:
 def bench_defenses() -> Iterator[Defense]:
     """Offer both stages: the second sees what iterated steps make against the first as well."""
     common = partial(
-        Recipe, cnn, partial(embedded, alpha=ALPHA, pivot=PIVOT), Inner("fgsm", BALL),
+        Recipe, cnn, partial(embedded, alpha=ALPHA, pivot=PIVOT), InnerAttack("fgsm", BALL),
         epochs=30, rate=2e-3, schedule="cosine", options={"alpha": ALPHA, "pivot": PIVOT},
     )  # fmt: skip
     for name, recipe, summary in (
         ("cascade-first", common(), "Images and their one-step ones, close to each other inside."),
         (
             "cascade",
-            common(teacher="cascade-first", transfer=Inner("bim", BALL)),
+            common(teacher="cascade-first", transfer=InnerAttack("bim", BALL)),
             "The same, and images that iterated steps made against cascade-first.",
         ),
     ):

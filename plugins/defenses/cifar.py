@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Fraction, Inner, Linf, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Recipe, hookimpl
 from plugins.defenses._augment import mirrored, moved
 from plugins.defenses._networks import dropout_cnn
 from plugins.defenses._residual import preact_resnet18, wide_resnet
@@ -20,10 +20,10 @@ from plugins.defenses.trades import trades
 from plugins.defenses.undefended import standard
 
 BALL = Linf(Fraction(8, 255))
-SEVEN = Inner("pgd", BALL, {"steps": 7, "rate": 2 / 8})
-ONE = Inner("pgd", BALL, {"steps": 1, "rate": 10 / 8})
-FIVE = Inner("pgd", BALL, {"steps": 5, "rate": 2 / 8})
-TEN = Inner("pgd-kl", BALL, {"steps": 10, "rate": 0.007 / 0.031})
+SEVEN = InnerAttack("pgd", BALL, {"steps": 7, "rate": 2 / 8})
+ONE = InnerAttack("pgd", BALL, {"steps": 1, "rate": 10 / 8})
+FIVE = InnerAttack("pgd", BALL, {"steps": 5, "rate": 2 / 8})
+TEN = InnerAttack("pgd-kl", BALL, {"steps": 10, "rate": 0.007 / 0.031})
 BETA = 6.0
 DAWN: dict[str, Any] = {"epochs": 15, "rate": 0.2, "weight_decay": 5e-4, "schedule": "cyclic"}
 """A few epochs, the rate up to its peak and down to zero (arXiv:2001.03994)."""
@@ -39,13 +39,13 @@ base = partial(dropout_cnn, width=64)
 wide = partial(wide_resnet, depth=34, widen=10)
 
 
-def trained(shelf: Shelf, make: Callable[[tuple[int, int, int], int], nn.Module]) -> nn.Module:
+def trained(loader: Loader, make: Callable[[tuple[int, int, int], int], nn.Module]) -> nn.Module:
     """The recipe's network with the defense's own weights."""
-    return shelf.trained(make(shelf.shape, shelf.classes))
+    return loader.trained(make(loader.shape, loader.classes))
 
 
 def defense(name: str, cite: str, summary: str, recipe: Recipe, rows: tuple[str, ...]) -> Defense:
-    """What all have in common: the data, the twin, weights of their own."""
+    """What all have in common: the data, the surrogate, weights of their own."""
     return Defense(
         name=name,
         datasets=("cifar10",),
@@ -53,7 +53,7 @@ def defense(name: str, cite: str, summary: str, recipe: Recipe, rows: tuple[str,
         summary=summary,
         recipe=recipe,
         build=partial(trained, make=recipe.model),
-        twin="undefended-images",
+        surrogate="undefended-images",
         quick=False,
         detail={"rows": rows},
     )

@@ -12,8 +12,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy, of_kind
-from bench.plugin import Defense, Lesson, Recipe, Shelf, hookimpl
+from bench.plugin import (
+    Defense,
+    Loader,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+    require_type,
+)
 from plugins.defenses._cnn import cnn
 
 LATENT = 2
@@ -50,25 +57,25 @@ def contrast(z: Tensor, y: Tensor, margin: float) -> Tensor:
     return torch.where(y[i] == y[j], d.square(), (margin - d).clamp(min=0).square()).mean()
 
 
-def latent(lesson: Lesson, margin: float) -> Tensor:
+def latent(lesson: TrainingBatch, margin: float) -> Tensor:
     """-log p(y | x) of the head, plus the contrast of the batch."""
-    model = of_kind(lesson.model, Nearest, "the model")
+    model = require_type(lesson.model, Nearest, "the model")
     z = model.encoder(lesson.x)
     return cross_entropy(model.head(z), lesson.y) + contrast(z, lesson.y, margin)
 
 
-def support(lesson: Lesson) -> None:
+def support(lesson: TrainingBatch) -> None:
     """Keep the first few images of each class as supports."""
-    model = of_kind(lesson.model, Nearest, "the model")
+    model = require_type(lesson.model, Nearest, "the model")
     with torch.no_grad():
         z = model.encoder(lesson.x)
     for label, place in enumerate(model.support):
         place.copy_(z[lesson.y == label][:SUPPORTS])
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The encoder and its supports."""
-    return shelf.trained(Nearest(shelf.shape, shelf.classes))
+    return loader.trained(Nearest(loader.shape, loader.classes))
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from bench.plugin import Claim, Defense, Shelf, hookimpl
+from bench.plugin import Claim, Defense, Loader, hookimpl
 
 HOME = "https://github.com/locuslab/convex_adversarial"
 MNIST = "a3f730ab1291a5d583ad486043932cca221e8fbfaf727335b3e597f61c05e3ea"
@@ -28,9 +28,9 @@ def network() -> nn.Sequential:
     )
 
 
-def published(shelf: Shelf, file: str, sha256: str) -> nn.Module:
+def published(loader: Loader, file: str, sha256: str) -> nn.Module:
     """The network with the authors' weights."""
-    return shelf.filled(network(), file, sha256=sha256)
+    return loader.weights(network(), file, sha256=sha256)
 
 
 @hookimpl
@@ -43,7 +43,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Published weights, certified: at most 5.8 % of the test set can be broken.",
         claims=(Claim("mnist-linf", 0.942, HOME),),
         build=partial(published, file="convex-mnist-linf-0.1.safetensors", sha256=MNIST),
-        twin="undefended-images",
+        surrogate="undefended-images",
         quick=False,
     )
     yield Defense(
@@ -52,6 +52,6 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1711.00851",
         summary="The same network for Fashion-MNIST, published weights.",
         build=partial(published, file="convex-fashion-mnist-linf-0.1.safetensors", sha256=FASHION),
-        twin="undefended-images",
+        surrogate="undefended-images",
         quick=False,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses._filtered import undefended_behind
 from plugins.defenses._windows import cropped, seen, whole
@@ -55,9 +55,9 @@ class CropEnsemble(nn.Module):
         return each.view(self.looks, len(images), -1).logsumexp(0)
 
 
-def ensemble(shelf: Shelf) -> nn.Module:
+def ensemble(loader: Loader) -> nn.Module:
     """The network that was trained on crops, asked about several."""
-    return CropEnsemble(trained(shelf), LOOKS)
+    return CropEnsemble(trained(loader), LOOKS)
 
 
 @hookimpl

@@ -12,8 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Filtered
 
@@ -78,7 +77,7 @@ class Affine(nn.Module):
         return made.view_as(images)
 
 
-def principal(lesson: Lesson) -> None:
+def principal(lesson: TrainingBatch) -> None:
     """Fill an affine generator: the mean image, and the directions of largest variance."""
     generator = cast(Affine, lesson.model)
     pixels = lesson.x.flatten(1).double()
@@ -107,7 +106,7 @@ class Autoencoder(nn.Module):
         return answer
 
 
-def learned(lesson: Lesson) -> Tensor:
+def learned(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)), z drawn from q."""
     parts = cast(Autoencoder, lesson.model)
     middle, log_variance = parts.encoder(lesson.x).chunk(2, dim=1)
@@ -118,19 +117,19 @@ def learned(lesson: Lesson) -> Tensor:
     return loss + bound
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The classifier behind the search."""
-    return searched(shelf, unrolled=False)
+    return searched(loader, unrolled=False)
 
 
-def stand_in(shelf: Shelf) -> nn.Module:
+def bpda(loader: Loader) -> nn.Module:
     """The same with the slope of the search itself: that of the identity finds little here."""
-    return searched(shelf, unrolled=True)
+    return searched(loader, unrolled=True)
 
 
-def searched(shelf: Shelf, *, unrolled: bool) -> nn.Module:
+def searched(loader: Loader, *, unrolled: bool) -> nn.Module:
     """The trained parts, joined."""
-    parts = cast(Autoencoder, shelf.trained(Autoencoder(shelf.shape, shelf.classes)))
+    parts = cast(Autoencoder, loader.trained(Autoencoder(loader.shape, loader.classes)))
     return Filtered(parts.classifier, Projection(parts.decoder, LATENT, unrolled=unrolled))
 
 
@@ -139,10 +138,10 @@ def affine(shape: tuple[int, int, int], classes: int) -> Affine:
     return Affine(shape[0] * shape[1] * shape[2], LATENT)
 
 
-def projected(shelf: Shelf) -> nn.Module:
+def projected(loader: Loader) -> nn.Module:
     """The undefended network behind the fitted generator."""
-    generator = shelf.trained(affine(shelf.shape, shelf.classes))
-    return Filtered(shelf.built("undefended"), generator)
+    generator = loader.trained(affine(loader.shape, loader.classes))
+    return Filtered(loader.defense("undefended"), generator)
 
 
 @hookimpl
@@ -161,7 +160,7 @@ def bench_defenses() -> Iterator[Defense]:
             options={"latent": LATENT, "hidden": HIDDEN, "beta": BETA},
         ),
         build=build,
-        stand_in=stand_in,
+        bpda=bpda,
         randomness=Randomness(draws=4),
         forwards=1 + RESTARTS * (STEPS + 1),
         quick=False,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Shelf, hookimpl
+from bench.plugin import Defense, Loader, hookimpl
 from plugins.defenses._detector import (
     RATE,
     calibrate,
@@ -91,9 +91,9 @@ def detector(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return LIDDetector(widths(shape, classes))
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The undefended network, guarded."""
-    return guarded(shelf, detector(shelf.shape, shelf.classes))
+    return guarded(loader, detector(loader.shape, loader.classes))
 
 
 @hookimpl

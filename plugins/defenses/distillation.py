@@ -12,8 +12,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy, of_kind
-from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from bench.plugin import Defense, Recipe, TrainingBatch, cross_entropy, hookimpl, require_type
 from plugins.defenses._cnn import cnn, trained
 
 TEMPERATURE = 40.0
@@ -24,14 +23,14 @@ def soft(logits: Tensor, temperature: float) -> Tensor:
     return logits.div(temperature).softmax(1)
 
 
-def tempered(lesson: Lesson, temperature: float) -> Tensor:
+def tempered(lesson: TrainingBatch, temperature: float) -> Tensor:
     """-log softmax(z / T)_y: how the teacher learns."""
     return cross_entropy(lesson.model(lesson.x) / temperature, lesson.y)
 
 
-def distilled(lesson: Lesson, temperature: float) -> Tensor:
+def distilled(lesson: TrainingBatch, temperature: float) -> Tensor:
     """-sum_k q_k log softmax(z / T)_k with the teacher's q = softmax(z' / T)."""
-    teacher = of_kind(lesson.teacher, nn.Module, "the teacher")
+    teacher = require_type(lesson.teacher, nn.Module, "the teacher")
     told = soft(teacher(lesson.x), temperature)
     return F.cross_entropy(lesson.model(lesson.x) / temperature, told, reduction="none")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.plugin import Defense, Fraction, Inner, Linf, Recipe, hookimpl
+from bench.plugin import Defense, Fraction, InnerAttack, Linf, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses.pgd_training import worst_case
 
 BALL = Linf(Fraction(51, 255))
-STEP = Inner("pgd", BALL, {"steps": 1, "rate": 1.25, "random_start": True})
+STEP = InnerAttack("pgd", BALL, {"steps": 1, "rate": 1.25, "random_start": True})
 """d ~ U(-eps, eps), then d = clip(d + 1.25 eps sign g). From zero with 1 eps it would be FGSM."""
-WATCH = Inner("pgd", BALL, {"steps": 5, "rate": 0.5})
+WATCH = InnerAttack("pgd", BALL, {"steps": 5, "rate": 0.5})
 
 
 @hookimpl

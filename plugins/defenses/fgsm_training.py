@@ -7,20 +7,28 @@ from functools import partial
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+)
 from plugins.defenses._cnn import cnn, trained
 
-INNER = Inner("fgsm", Linf(Fraction(51, 255)))
+INNER = InnerAttack("fgsm", Linf(Fraction(51, 255)))
 ALPHA = 0.5
 
 
-def replaced(lesson: Lesson) -> Tensor:
+def replaced(lesson: TrainingBatch) -> Tensor:
     """J(x'): every clean image is replaced by its adversarial one."""
     return cross_entropy(lesson.model(lesson.adv), lesson.y)
 
 
-def mixed(lesson: Lesson, alpha: float) -> Tensor:
+def mixed(lesson: TrainingBatch, alpha: float) -> Tensor:
     """alpha J(x) + (1 - alpha) J(x'): alpha is the weight of the clean images."""
     clean = cross_entropy(lesson.model(lesson.x), lesson.y)
     return alpha * clean + (1 - alpha) * cross_entropy(lesson.model(lesson.adv), lesson.y)

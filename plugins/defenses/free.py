@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.plugin import Defense, Fraction, Free, Linf, Recipe, hookimpl
+from bench.plugin import Defense, Fraction, FreeTraining, Linf, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses.pgd_training import worst_case
 
@@ -19,7 +19,7 @@ def bench_defenses() -> Iterator[Defense]:
         recipe=Recipe(
             cnn,
             worst_case,
-            Free(Linf(Fraction(51, 255)), replays=8),
+            FreeTraining(Linf(Fraction(51, 255)), replays=8),
             epochs=30,
             rate=2e-3,
             schedule="cosine",

@@ -12,15 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from bench.plugin import Defense, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
 FLAT = 0.15
 DOUBLE = 1.0
 
 
-def loss_and_slope(lesson: Lesson) -> tuple[Tensor, Tensor]:
+def loss_and_slope(lesson: TrainingBatch) -> tuple[Tensor, Tensor]:
     """L = -log p(y | x) [n], and grad_x L [n, d] with a graph of its own."""
     x = lesson.x.detach().requires_grad_()
     loss = cross_entropy(lesson.model(x), lesson.y)
@@ -28,13 +27,13 @@ def loss_and_slope(lesson: Lesson) -> tuple[Tensor, Tensor]:
     return loss, slope.flatten(1)
 
 
-def flat(lesson: Lesson, strength: float) -> Tensor:
+def flat(lesson: TrainingBatch, strength: float) -> Tensor:
     """L + strength ||grad_x L||_1."""
     loss, slope = loss_and_slope(lesson)
     return loss + strength * slope.abs().sum(1)
 
 
-def double_backprop(lesson: Lesson, strength: float) -> Tensor:
+def double_backprop(lesson: TrainingBatch, strength: float) -> Tensor:
     """L + strength / 2 ||grad_x L||_2^2."""
     loss, slope = loss_and_slope(lesson)
     return loss + strength / 2 * slope.square().sum(1)

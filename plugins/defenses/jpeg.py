@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bench.kit import straight_through
-from bench.plugin import Defense, hookimpl
+from bench.plugin import Defense, hookimpl, straight_through
 from plugins.defenses._filtered import undefended_behind
 
 QUALITY = 75
@@ -55,7 +54,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Every image through JPEG at quality {QUALITY}, then the undefended network.",
         build=undefended_behind(change),
         # The codec rounds, so it has no slope; the image that it gives is near the one it got.
-        stand_in=undefended_behind(straight_through(change)),
+        bpda=undefended_behind(straight_through(change)),
         quick=False,
         detail={"rows": ("F01",)},
     )

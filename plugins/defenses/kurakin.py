@@ -8,8 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy, per_image
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+    per_image,
+)
 from plugins.defenses._cnn import cnn, trained
 
 BALL = Linf(Fraction(51, 255))
@@ -17,7 +26,7 @@ WEIGHT = 0.3
 SHARE = 0.5
 
 
-def weighted(lesson: Lesson, weight: float, share: float, eps: float) -> Tensor:
+def weighted(lesson: TrainingBatch, weight: float, share: float, eps: float) -> Tensor:
     """(sum over m - k clean J + weight sum over k moved J) / (m - k + weight k), k = share m."""
     clean = len(lesson.y) - int(share * len(lesson.y))
     moved = shortened(lesson.x[clean:], lesson.adv[clean:], eps)
@@ -43,7 +52,7 @@ def bench_defenses() -> Iterator[Defense]:
         recipe=Recipe(
             cnn,
             partial(weighted, weight=WEIGHT, share=SHARE, eps=BALL.radius),
-            Inner("fgsm", BALL),
+            InnerAttack("fgsm", BALL),
             epochs=30,
             rate=2e-3,
             schedule="cosine",

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Recipe, TrainingBatch, cross_entropy, hookimpl
 
 
 def regression(shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -16,12 +15,12 @@ def regression(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
-def trained(shelf: Shelf) -> nn.Module:
+def trained(loader: Loader) -> nn.Module:
     """The regression with its own weights."""
-    return shelf.trained(regression(shelf.shape, shelf.classes))
+    return loader.trained(regression(loader.shape, loader.classes))
 
 
-def likelihood(lesson: Lesson) -> Tensor:
+def likelihood(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x), on clean images."""
     return cross_entropy(lesson.model(lesson.x), lesson.y)
 

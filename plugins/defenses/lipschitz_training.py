@@ -13,8 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+)
 from plugins.defenses._cnn import cnn, trained
 
 GRID = 12  # frequencies an axis at which a polynomial is sampled
@@ -47,7 +55,7 @@ def bounds(model: nn.Module) -> list[Tensor]:
     return [lipschitz_bound(layer.weight) for layer in layers]
 
 
-def regularised(lesson: Lesson, strength: float) -> Tensor:
+def regularised(lesson: TrainingBatch, strength: float) -> Tensor:
     """-log p(y | x') + strength * sum over layers of log of the bound."""
     loss = cross_entropy(lesson.model(lesson.adv), lesson.y)
     return loss + strength * torch.stack(bounds(lesson.model)).log().sum()
@@ -56,7 +64,7 @@ def regularised(lesson: Lesson, strength: float) -> Tensor:
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Offer PGD training with the regulariser."""
-    inner = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+    inner = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="lipschitz-training",
         cite="arXiv:2006.08391",

@@ -8,8 +8,17 @@ from functools import partial
 
 from torch import Tensor
 
-from bench.kit import cross_entropy, pick
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+    select_column,
+)
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses.trades import divergence
 
@@ -24,10 +33,10 @@ def boosted(logits: Tensor, label: Tensor) -> Tensor:
     return cross_entropy(logits, label) - rest
 
 
-def mart(lesson: Lesson, strength: float) -> Tensor:
+def mart(lesson: TrainingBatch, strength: float) -> Tensor:
     """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x))."""
     clean, moved = lesson.model(lesson.x), lesson.model(lesson.adv)
-    doubt = 1 - pick(clean.softmax(1), lesson.y)
+    doubt = 1 - select_column(clean.softmax(1), lesson.y)
     return boosted(moved, lesson.y) + strength * divergence(clean, moved) * doubt
 
 
@@ -41,7 +50,7 @@ def bench_defenses() -> Iterator[Defense]:
         recipe=Recipe(
             cnn,
             partial(mart, strength=STRENGTH),
-            Inner("pgd", Linf(Fraction(51, 255)), {"steps": 10, "rate": 0.25}),
+            InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 10, "rate": 0.25}),
             epochs=30,
             rate=2e-3,
             schedule="cosine",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Shelf, hookimpl
+from bench.plugin import Defense, Loader, hookimpl
 
 FACTOR = 1000.0
 GRID = 1.0
@@ -35,9 +35,9 @@ def quantised(logits: Tensor) -> Tensor:
     return (logits / GRID).round() * GRID
 
 
-def masked(mask: Callable[[Tensor], Tensor]) -> Callable[[Shelf], nn.Module]:
+def masked(mask: Callable[[Tensor], Tensor]) -> Callable[[Loader], nn.Module]:
     """What builds the undefended network behind a mask."""
-    return lambda shelf: Masked(shelf.built("undefended"), mask)
+    return lambda loader: Masked(loader.defense("undefended"), mask)
 
 
 @hookimpl

@@ -10,18 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.kit import cross_entropy, per_image
 from bench.plugin import (
     Access,
     Attack,
     Defense,
     Fraction,
-    Inner,
-    Lesson,
+    InnerAttack,
     Linf,
     Problem,
     Recipe,
+    TrainingBatch,
+    cross_entropy,
     hookimpl,
+    per_image,
 )
 from plugins.defenses._cnn import cnn, trained
 
@@ -29,7 +30,7 @@ WEIGHT = 1 / 3
 LARGEST = Fraction(102, 255)
 
 
-def max_margin(lesson: Lesson, weight: float) -> Tensor:
+def max_margin(lesson: TrainingBatch, weight: float) -> Tensor:
     """weight J(x) + (1 - weight) M(x), with lesson.adv on the border, or as far as is looked.
 
     M = J(x') where x is right and the border was found: its gradient is that of the margin.
@@ -123,7 +124,7 @@ def bench_attacks() -> Iterator[Attack]:
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Offer the network trained by MMA; it looks for borders further out than the board goes."""
-    inner = Inner("an-pgd", Linf(LARGEST), {"climb": 10, "rate": 0.25, "search": 10})
+    inner = InnerAttack("an-pgd", Linf(LARGEST), {"climb": 10, "rate": 0.25, "search": 10})
     yield Defense(
         name="mma",
         cite="arXiv:1812.02637",

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from bench.plugin import Defense, Recipe, TrainingBatch, hookimpl
 from plugins.defenses.linear import regression, trained
 
 
-def counted(lesson: Lesson) -> None:
+def counted(lesson: TrainingBatch) -> None:
     """The multinomial model, every pixel's ink a count, with one count more for each pixel.
 
     z_k = log p(k) + sum_i x_i log p(i | k), p(i | k) = (1 + ink_ki) / (d + sum_i ink_ki): affine

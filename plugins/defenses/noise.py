@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from bench.plugin import Defense, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._noise import Noise
 from plugins.defenses.undefended import standard
@@ -24,9 +24,9 @@ def noisy(shape: tuple[int, int, int], classes: int, *, place: int, sigma: float
     return cnn(shape, classes).insert(place, Noise(sigma))
 
 
-def built(model: Model) -> Callable[[Shelf], nn.Module]:
+def built(model: Model) -> Callable[[Loader], nn.Module]:
     """What builds the trained network."""
-    return lambda shelf: shelf.trained(model(shelf.shape, shelf.classes))
+    return lambda loader: loader.trained(model(loader.shape, loader.classes))
 
 
 @hookimpl

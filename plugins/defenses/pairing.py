@@ -8,11 +8,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+)
 from plugins.defenses._cnn import cnn, trained
 
-INNER = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+INNER = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
 STRENGTH = 0.5
 SIGMA = 0.25
 
@@ -24,21 +32,21 @@ def squared(one: Tensor, other: Tensor, form: str) -> Tensor:
     return (one - other).square().sum(1)
 
 
-def adversarial(lesson: Lesson, strength: float, form: str) -> Tensor:
+def adversarial(lesson: TrainingBatch, strength: float, form: str) -> Tensor:
     """ALP: J(x') + strength ||f(x) - f(x')||^2."""
     moved = lesson.model(lesson.adv)
     apart = squared(lesson.model(lesson.x), moved, form)
     return cross_entropy(moved, lesson.y) + strength * apart
 
 
-def clean(lesson: Lesson, strength: float, form: str) -> Tensor:
+def clean(lesson: TrainingBatch, strength: float, form: str) -> Tensor:
     """CLP as later tables have it: J(x) + strength ||f(x) - f(x')||^2."""
     found = lesson.model(lesson.x)
     apart = squared(found, lesson.model(lesson.adv), form)
     return cross_entropy(found, lesson.y) + strength * apart
 
 
-def strangers(lesson: Lesson, strength: float) -> Tensor:
+def strangers(lesson: TrainingBatch, strength: float) -> Tensor:
     """CLP as published: J(x) + strength ||f(x_i) - f(x_j)||^2, each image paired with another.
 
     A batch comes in random order: its first is paired with its last, its second with the one

@@ -6,12 +6,20 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Fraction, Inner, Lesson, Linf, Recipe, hookimpl
+from bench.plugin import (
+    Defense,
+    Fraction,
+    InnerAttack,
+    Linf,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+)
 from plugins.defenses._cnn import cnn, trained
 
 
-def worst_case(lesson: Lesson) -> Tensor:
+def worst_case(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x'), with x' where PGD found the loss largest."""
     return cross_entropy(lesson.model(lesson.adv), lesson.y)
 
@@ -19,7 +27,7 @@ def worst_case(lesson: Lesson) -> Tensor:
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Offer the network trained against PGD with 7 steps of 2.5 eps / 7."""
-    inner = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+    inner = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="pgd-training",
         cite="arXiv:1706.06083",

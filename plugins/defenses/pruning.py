@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import of_kind
-from bench.plugin import Defense, Randomness, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, hookimpl, require_type
 
 SHARE = 0.5
 TINY = 1e-30  # where nothing is active
@@ -47,15 +46,15 @@ def pruned(network: nn.Sequential, share: float) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The undefended network, pruned; it is not trained for that."""
-    network = of_kind(shelf.built("undefended"), nn.Sequential, "the undefended network")
+    network = require_type(loader.defense("undefended"), nn.Sequential, "the undefended network")
     return pruned(network, SHARE)
 
 
-def stand_in(shelf: Shelf) -> nn.Module:
+def bpda(loader: Loader) -> nn.Module:
     """What pruning is in the mean. Its own slope misleads: as h grows, h / q hardly does."""
-    return shelf.built("undefended")
+    return loader.defense("undefended")
 
 
 @hookimpl
@@ -66,7 +65,7 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1803.01442",
         summary="Drops weak hidden values of the undefended network by chance.",
         build=build,
-        stand_in=stand_in,
+        bpda=bpda,
         randomness=Randomness(draws=4),
         quick=False,
         detail={"rows": ("D30",)},

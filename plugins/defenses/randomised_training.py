@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import nn
 
-from bench.plugin import Defense, Fraction, Inner, Linf, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._noise import Noise
 from plugins.defenses.pgd_training import worst_case
@@ -23,15 +23,15 @@ def noisy(shape: tuple[int, int, int], classes: int, *, sigma: float) -> nn.Sequ
     return cnn(shape, classes).insert(0, Noise(sigma))
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The trained network, its noise still on."""
-    return shelf.trained(noisy(shelf.shape, shelf.classes, sigma=SIGMA))
+    return loader.trained(noisy(loader.shape, loader.classes, sigma=SIGMA))
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Offer it; the inner attack is that of plain adversarial training, on the noisy network."""
-    inner = Inner("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+    inner = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="randomised-training",
         cite="arXiv:1903.10219",

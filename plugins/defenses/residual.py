@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Recipe, hookimpl
 from plugins.defenses import _residual as residual
 from plugins.defenses._augment import mirrored, moved
 from plugins.defenses.undefended import standard
@@ -20,9 +20,9 @@ def varied(images: Tensor) -> Tensor:
     return moved(mirrored(images) if images.shape[1] == 3 else images, 4)
 
 
-def trained(shelf: Shelf, make: Make) -> nn.Module:
+def trained(loader: Loader, make: Make) -> nn.Module:
     """The network with its own weights."""
-    return shelf.trained(make(shelf.shape, shelf.classes))
+    return loader.trained(make(loader.shape, loader.classes))
 
 
 def family(name: str, make: Make, cite: str, summary: str) -> Defense:
@@ -37,7 +37,7 @@ def family(name: str, make: Make, cite: str, summary: str) -> Defense:
             schedule="cosine", augment=varied,
         ),
         build=partial(trained, make=make),
-        twin="undefended-images",
+        surrogate="undefended-images",
         quick=False,
         detail={"rows": ("M01",)},
     )  # fmt: skip

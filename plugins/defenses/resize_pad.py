@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Filtered
 from plugins.defenses._windows import framed, seen, whole
@@ -41,9 +41,9 @@ def moving(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return Filtered(cnn((channels, width, width), classes), partial(resized, width=width))
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The network trained behind the same random map."""
-    return shelf.trained(moving(shelf.shape, shelf.classes))
+    return loader.trained(moving(loader.shape, loader.classes))
 
 
 @hookimpl

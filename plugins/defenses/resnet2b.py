@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Claim, Defense, Fraction, Linf, Shelf, ThreatModel, hookimpl
+from bench.plugin import Claim, Defense, Fraction, Linf, Loader, ThreatModel, hookimpl
 
 HOME = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
 PUBLISHED = "7828015f3676449a96b0374327e76d73d250f5a8d30c9282d8fb63ab4b4fdb6c"
@@ -56,9 +56,9 @@ class ResNet2b(nn.Module):
         return logits
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The network with the published weights."""
-    return shelf.filled(ResNet2b(), "resnet2b-cifar10-linf-2.safetensors", sha256=PUBLISHED)
+    return loader.weights(ResNet2b(), "resnet2b-cifar10-linf-2.safetensors", sha256=PUBLISHED)
 
 
 @hookimpl
@@ -84,6 +84,6 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Published weights of the verifier's benchmark: 69.25 % clean, 26.88 % verified.",
         claims=(Claim("cifar10-linf-2", 0.2688, HOME),),
         build=build,
-        twin="undefended-images",
+        surrogate="undefended-images",
         quick=False,
     )

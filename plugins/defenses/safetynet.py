@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Shelf, hookimpl
+from bench.plugin import Defense, Loader, hookimpl
 from plugins.defenses._detector import RATE, calibrate, guarded, recipe, widths
 
 LATE = (-4, -2)  # the last two ReLU layers
@@ -102,14 +102,14 @@ def size(shape: tuple[int, int, int], classes: int) -> int:
     return sum(every[layer] for layer in LATE)
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The undefended network, guarded."""
-    return guarded(shelf, detector(shelf.shape, shelf.classes))
+    return guarded(loader, detector(loader.shape, loader.classes))
 
 
-def stand_in(shelf: Shelf) -> nn.Module:
+def bpda(loader: Loader) -> nn.Module:
     """The same with smooth bits: a step has no slope to follow."""
-    return guarded(shelf, SafetyNet(size(shelf.shape, shelf.classes), smooth=True))
+    return guarded(loader, SafetyNet(size(loader.shape, loader.classes), smooth=True))
 
 
 @hookimpl
@@ -121,7 +121,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Rejects codes of late ReLU activations that an SVM takes for attacked.",
         recipe=recipe(detector),
         build=build,
-        stand_in=stand_in,
+        bpda=bpda,
         rejects=RATE,
         quick=False,
         detail={"rows": ("F10",)},

@@ -12,8 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy, straight_through
-from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import (
+    Defense,
+    Loader,
+    Randomness,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+    straight_through,
+)
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Change, Filtered
 from plugins.defenses.jpeg import BLOCK, compressed
@@ -56,7 +64,7 @@ class Mean(nn.Module):
         return torch.stack([voter(images).log_softmax(1) for voter in self.voters]).logsumexp(0)
 
 
-def vaccinated(lesson: Lesson) -> Tensor:
+def vaccinated(lesson: TrainingBatch) -> Tensor:
     """sum over qualities q of -log p_q(y | JPEG_q(x)): each voter learns at one quality."""
     voters = cast(Vote, lesson.model).voters
     losses = [
@@ -71,14 +79,14 @@ def voting(shape: tuple[int, int, int], classes: int) -> Vote:
     return Vote(nn.ModuleList(cnn(shape, classes) for _ in QUALITIES))
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The vote behind the blocks."""
-    return Filtered(shelf.trained(voting(shelf.shape, shelf.classes)), blockwise)
+    return Filtered(loader.trained(voting(loader.shape, loader.classes)), blockwise)
 
 
-def stand_in(shelf: Shelf) -> nn.Module:
+def bpda(loader: Loader) -> nn.Module:
     """Neither the codec nor a vote has a slope: the identity and probabilities do."""
-    vote = cast(Vote, shelf.trained(voting(shelf.shape, shelf.classes)))
+    vote = cast(Vote, loader.trained(voting(loader.shape, loader.classes)))
     change: Change = straight_through(blockwise)
     return Filtered(Mean(vote.voters), change)
 
@@ -92,7 +100,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="A random JPEG quality for each block, a vote of networks trained on JPEG images.",
         recipe=Recipe(voting, vaccinated, epochs=15, rate=2e-3, schedule="cosine"),
         build=build,
-        stand_in=stand_in,
+        bpda=bpda,
         randomness=Randomness(draws=4),
         forwards=len(QUALITIES),
         quick=False,

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
 SIGMA = 0.5
@@ -60,19 +59,19 @@ def noisy(images: Tensor, sigma: float) -> Tensor:
     return images + sigma * torch.randn_like(images)
 
 
-def under_noise(lesson: Lesson) -> Tensor:
+def under_noise(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x + noise)."""
     return cross_entropy(lesson.model(noisy(lesson.x, SIGMA)), lesson.y)
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The voters."""
-    return Smoothed(trained(shelf), SIGMA, VOTES)
+    return Smoothed(trained(loader), SIGMA, VOTES)
 
 
-def stand_in(shelf: Shelf) -> nn.Module:
+def bpda(loader: Loader) -> nn.Module:
     """Votes have no slope; probabilities under the same noise have."""
-    return Softly(trained(shelf), SIGMA, LOOKS)
+    return Softly(trained(loader), SIGMA, LOOKS)
 
 
 @hookimpl
@@ -86,7 +85,7 @@ def bench_defenses() -> Iterator[Defense]:
             cnn, under_noise, epochs=30, rate=2e-3, schedule="cosine", options={"sigma": SIGMA}
         ),
         build=build,
-        stand_in=stand_in,
+        bpda=bpda,
         # Each call draws all its votes anew, and the stand-in averages its own looks.
         randomness=Randomness(draws=1),
         quick=False,

@@ -8,14 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.kit import margin
-from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from bench.plugin import Defense, Recipe, TrainingBatch, hookimpl, margin
 from plugins.defenses.linear import regression, trained
 
 STRENGTH = 1e-3
 
 
-def hinge(lesson: Lesson, strength: float) -> Tensor:
+def hinge(lesson: TrainingBatch, strength: float) -> Tensor:
     """mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2.
 
     Crammer and Singer 2001; the offsets are free.

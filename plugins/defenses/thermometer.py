@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import of_kind
-from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Recipe, hookimpl, require_type
 from plugins.defenses._cnn import cnn
 from plugins.defenses._filtered import Filtered
 from plugins.defenses.undefended import standard
@@ -43,14 +42,14 @@ def switched(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return Filtered(cnn((channels * LEVELS, height, width), classes), thermometer)
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The trained network over the switches."""
-    return shelf.trained(switched(shelf.shape, shelf.classes))
+    return loader.trained(switched(loader.shape, loader.classes))
 
 
-def stand_in(shelf: Shelf) -> nn.Module:
+def bpda(loader: Loader) -> nn.Module:
     """The same network over switches that let a slope through."""
-    network = of_kind(build(shelf), Filtered, "the network over the switches")
+    network = require_type(build(loader), Filtered, "the network over the switches")
     return Filtered(network.classifier, melted)
 
 
@@ -63,7 +62,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"{LEVELS} switches a pixel instead of its brightness; no slope of its own.",
         recipe=Recipe(switched, standard, epochs=20, rate=2e-3, schedule="cosine"),
         build=build,
-        stand_in=stand_in,
+        bpda=bpda,
         quick=False,
         detail={"rows": ("D29",)},
     )

@@ -8,17 +8,17 @@ from functools import partial
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
 from bench.plugin import (
     Access,
     Attack,
     Defense,
     Fraction,
-    Inner,
-    Lesson,
+    InnerAttack,
     Linf,
     Problem,
     Recipe,
+    TrainingBatch,
+    cross_entropy,
     hookimpl,
 )
 from plugins.defenses._cnn import cnn, trained
@@ -32,7 +32,7 @@ def divergence(clean: Tensor, other: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def trades(lesson: Lesson, beta: float) -> Tensor:
+def trades(lesson: TrainingBatch, beta: float) -> Tensor:
     """-log p(y | x) + beta KL(p(x) || p(x'))."""
     clean = lesson.model(lesson.x)
     moved = lesson.model(lesson.adv)
@@ -76,7 +76,7 @@ def bench_attacks() -> Iterator[Attack]:
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Offer the network trained by TRADES."""
-    inner = Inner("pgd-kl", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
+    inner = InnerAttack("pgd-kl", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="trades",
         cite="arXiv:1901.08573",

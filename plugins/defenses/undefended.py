@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from bench.plugin import Defense, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
 
-def standard(lesson: Lesson) -> Tensor:
+def standard(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x), on clean images."""
     return cross_entropy(lesson.model(lesson.x), lesson.y)
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from bench.plugin import Defense, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Recipe, hookimpl
 from plugins.defenses._networks import dropout_cnn
 from plugins.defenses.undefended import standard
 
 
-def trained(shelf: Shelf) -> nn.Module:
+def trained(loader: Loader) -> nn.Module:
     """The network with its own weights."""
-    return shelf.trained(dropout_cnn(shelf.shape, shelf.classes))
+    return loader.trained(dropout_cnn(loader.shape, loader.classes))
 
 
 @hookimpl
@@ -25,7 +25,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="A small convolutional network, trained on clean images.",
         recipe=Recipe(dropout_cnn, standard, epochs=8, batch=128, rate=3e-3, schedule="cyclic"),
         build=trained,
-        twin="undefended-images",
+        surrogate="undefended-images",
         quick=False,
         detail={"rows": ("D01",)},
     )

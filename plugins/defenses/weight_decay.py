@@ -8,14 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Recipe, hookimpl
+from bench.plugin import Defense, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
 STRENGTH = 5e-3
 
 
-def decayed(lesson: Lesson, strength: float) -> Tensor:
+def decayed(lesson: TrainingBatch, strength: float) -> Tensor:
     """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases."""
     squares = torch.stack([weight.square().sum() for weight in lesson.model.parameters()])
     loss = cross_entropy(lesson.model(lesson.x), lesson.y).mean()

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import margin
-from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl, margin
 from plugins.diagnostics._probe import answer, quiet, slope
 
 LEAST = 0.9

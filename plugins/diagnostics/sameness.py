@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, cross_entropy, hookimpl
 from plugins.diagnostics._probe import answer, quiet, slope
 
 NEAR = 1e-4

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, cross_entropy, hookimpl
 from plugins.diagnostics._probe import quiet, slope
 
 LIMIT = 0.01
@@ -30,9 +29,7 @@ class ZeroGradients:
         found = f"the gradient of the cross-entropy is zero or not finite on {count} of {len(x)}"
         if share <= LIMIT:
             return Evidence(Finding.CLEAR, f"{found} images.")
-        way_out = (
-            "attacks use the declared stand_in" if defense.stand_in else "no stand_in is declared"
-        )
+        way_out = "attacks use the declared bpda" if defense.bpda else "no bpda is declared"
         return Evidence(Finding.RAISED, f"{found} images, more than {LIMIT:.0%}; {way_out}.")
 
 

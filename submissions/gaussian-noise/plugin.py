@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.kit import cross_entropy
-from bench.plugin import Defense, Lesson, Randomness, Recipe, Shelf, hookimpl
+from bench.plugin import Defense, Loader, Randomness, Recipe, TrainingBatch, cross_entropy, hookimpl
 
 SIGMA = 0.25
 """Standard deviation of the noise, in units of the layer's output."""
@@ -44,14 +43,14 @@ def noisy(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     )
 
 
-def standard(lesson: Lesson) -> Tensor:
+def standard(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x) of one noisy answer, on clean images."""
     return cross_entropy(lesson.model(lesson.x), lesson.y)
 
 
-def build(shelf: Shelf) -> nn.Module:
+def build(loader: Loader) -> nn.Module:
     """The network with the weights that lie beside this file."""
-    return shelf.filled(noisy(shelf.shape, shelf.classes), "weights.safetensors")
+    return loader.weights(noisy(loader.shape, loader.classes), "weights.safetensors")
 
 
 @hookimpl

@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 import typer
 
-from bench.records import UnfitError
+from bench.core.errors import UnavailableError
 from tests.benchmarks import table
-from tests.benchmarks.apart import OUT, apart, chosen
 from tests.benchmarks.row import Row, Scale
+from tests.benchmarks.subprocess_pair import OUT, apart, chosen
 
 
 def main(
@@ -52,7 +52,7 @@ def measured(names: list[str], scale: Scale, path: Path | None, strong: bool) ->
         if name not in done:
             try:
                 row = apart(name, scale, strong)
-            except UnfitError as error:
+            except UnavailableError as error:
                 OUT.print(f"{name}: not measured. {error}")
                 continue
             done[name] = row.fields()

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.core.cells import Numeric
+from bench.core.errors import UnavailableError
+from bench.engine.model_access import freeze
 from bench.plugin import Fraction, Linf
-from bench.records import Numeric, UnfitError
-from bench.target import freeze
-from tests.benchmarks import floor, models, peers
+from tests.benchmarks import models, peers, unit_cost
 from tests.benchmarks.models import World, world
 from tests.benchmarks.ours import Side, Way, cascade, ours
 from tests.benchmarks.outcome import Outcome
@@ -75,13 +76,13 @@ def overhead(name: str, attack: str, **changes: int) -> Measure:
 def sustained(place: World, steps: int) -> float:
     """Seconds of so many fused steps and one look on the whole batch, as they come in a row."""
     again = max(1, LONG // steps)
-    since = floor.now(place.x.device)
+    since = unit_cost.now(place.x.device)
     for _ in range(again):
         for _ in range(steps):
-            floor.fused(place.model, place.x, place.y)
+            unit_cost.fused(place.model, place.x, place.y)
         with torch.no_grad():
             place.model(place.x)
-    return (floor.now(place.x.device) - since) / again
+    return (unit_cost.now(place.x.device) - since) / again
 
 
 def nothing(place: World, seed: int) -> Outcome:
@@ -226,9 +227,9 @@ def matrix(names: tuple[str, ...], mode: str, way: Way) -> Measure:
         places = [target.place(name, scale) for name in names]
         pairs = []
         for seed in range(target.times(scale)):
-            unit = floor.measured(places[0].model, places[0].x, places[0].y)
+            unit = unit_cost.measured(places[0].model, places[0].x, places[0].y)
             one, two = whole(places, mine, seed), whole(places, PEERS, seed)
-            again = floor.measured(places[0].model, places[0].x, places[0].y)
+            again = unit_cost.measured(places[0].model, places[0].x, places[0].y)
             pairs.append(Pair(one, two, unit.least(again)))
         fault = strength(pairs)
         return compared(target, places[0], pairs, fault)
@@ -252,10 +253,10 @@ def guarded(target: Target, scale: Scale) -> Row:
     """What the harness adds to a library's own attack."""
     peers.installed("foolbox")
     try:
-        bench: Any = import_module("tests.overhead")
+        bench: Any = import_module("tests.tools.overhead")
     except ModuleNotFoundError as error:
-        raise UnfitError("libraries cannot be played inside the harness here yet.") from error
-    from tests.duel import small_cnn
+        raise UnavailableError("libraries cannot be played inside the harness here yet.") from error
+    from tests.fixtures.known_models import small_cnn
 
     # Bare as its users run it: on a model as training leaves it, like every peer here.
     figures = {

@@ -18,14 +18,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import data
-from bench.engine import GROUP
+from bench.data import datasets
+from bench.engine.cell_spec import GROUP
+from bench.engine.model_access import freeze
+from bench.engine.problem import attack_once
 from bench.plugin import Linf
-from bench.problem import craft
-from bench.registry import Registry
-from bench.shelf import DefenseShelf
-from bench.target import freeze
-from bench.verify import Court
+from bench.referee.fresh_model import FreshModel
+from bench.registry.registry import Registry
+from bench.training.defense_builder import DefenseBuilder
 from plugins.attacks.pgd import PGD
 from plugins.defenses._cnn import cnn
 
@@ -64,7 +64,7 @@ class World(NamedTuple):
 def opened(name: str, model: nn.Module, x: Tensor, y: Tensor, ball: Linf) -> World:
     """A world whose model is frozen and has answered the clean images, 64 at a time."""
     groups = range(-(-len(x) // GROUP))
-    return World(name, freeze(model), x, y, ball, Court(model).answer(x, groups).logits)
+    return World(name, freeze(model), x, y, ball, FreshModel(model).answer(x, groups).logits)
 
 
 class Residual(nn.Module):
@@ -123,7 +123,7 @@ class Recipe:
     def file(self) -> Path:
         """Where the weights are kept."""
         digest = hashlib.sha256(repr(self).encode()).hexdigest()[:16]
-        return data.cache() / "benchmarks" / f"{self.network}-{digest}.safetensors"
+        return datasets.cache_folder() / "benchmarks" / f"{self.network}-{digest}.safetensors"
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -182,7 +182,7 @@ def learn(
     """One batch; `key` [n] seeds the random starts."""
     if recipe.inner:
         attack = PGD(steps=recipe.inner, rate=2.5 / recipe.inner)
-        x = craft(attack, model, x, y, Linf(recipe.radius), seed=recipe.seed, example=key)
+        x = attack_once(attack, model, x, y, Linf(recipe.radius), seed=recipe.seed, example=key)
     model.train()
     optimiser.zero_grad()
     torch.autograd.backward(F.cross_entropy(model(x), y))
@@ -217,11 +217,11 @@ PUBLISHED = {
 
 
 def published(name: str) -> World:
-    """That network on the first test images; raises UnfitError without its files."""
+    """That network on the first test images; raises UnavailableError without its files."""
     chosen = PUBLISHED[name]
     registry = Registry.load()
     dataset = registry.datasets[chosen.dataset].value
-    model = DefenseShelf(registry, chosen.defense, dataset).build()
-    examples = data.examples(dataset, chosen.examples)
+    model = DefenseBuilder(registry, chosen.defense, dataset).build()
+    examples = datasets.first_examples(dataset, chosen.examples)
     y = torch.tensor(examples.labels)
     return opened(name, model, examples.tensor(), y, Linf(chosen.radius))

@@ -10,17 +10,20 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-from bench.engine import Attempts, Game, play
+from bench.core.cells import Numeric
+from bench.core.errors import UnavailableError
+from bench.engine.cell_spec import Candidates, CellSpec
+from bench.engine.fast_selftest import FastModel, fastest_form
+from bench.engine.model_access import ModelAccess
+from bench.engine.problem import pad_rows
+from bench.engine.runner import run_attack
 from bench.plugin import Attack, Goal, PerturbationSet, Traits
-from bench.problem import pad
-from bench.quicken import Quick, quicken
-from bench.records import Budget, Numeric, UnfitError
-from bench.registry import Registry
-from bench.target import Target
-from bench.verify import Referee
-from tests.benchmarks.floor import now
+from bench.referee.referee import Referee
+from bench.registry.registry import Registry
+from bench.threats.access import Budget
 from tests.benchmarks.models import World
 from tests.benchmarks.outcome import Outcome, counted, judged, referee
+from tests.benchmarks.unit_cost import now
 
 PROBES = 32
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square-5000")
@@ -53,12 +56,12 @@ def registry() -> Registry:
 
 
 def attack(name: str, **changes: Any) -> Attack:
-    """The registered attack with other settings; UnfitError where there is none of this name."""
+    """The registered attack with other settings; UnavailableError where none has this name."""
     if name == "pgd-twice":
         return attack("pgd-restarts", restarts=2)
     found = registry().attacks.get(name)
     if found is None:
-        raise UnfitError(f"there is no attack {name} here; the target needs it.")
+        raise UnavailableError(f"there is no attack {name} here; the target needs it.")
     chosen: Attack = found.value
     return replace(chosen, **changes) if changes else chosen  # type: ignore[type-var]
 
@@ -97,24 +100,26 @@ def run(world: World, chosen: Attack, way: Way, seed: int) -> Outcome:
     quick = faster(world, way.numeric)
     ball, minimises = way.ball or world.ball, Traits.of(chosen).minimises
     rules = referee(world, ball, way.goal, minimises=minimises)
-    game = Game(
-        attack=chosen, door=Target(quick.module), defense=Target(world.model), ball=ball,
+    game = CellSpec(
+        attack=chosen, door=ModelAccess(quick.module), defense=ModelAccess(world.model), ball=ball,
         goal=way.goal, budget=Budget(), x=world.x, y=world.y, aim=torch.full_like(world.y, -1),
         clean=world.clean, lost=~world.right, seed=seed, slots=way.slots,
     )  # fmt: skip
-    exact = replace(game, door=Target(world.model)) if quick.rounds and way.audit else None
+    exact = replace(game, door=ModelAccess(world.model)) if quick.rounds and way.audit else None
     # Calls only: all else is in the ledger, and a hook on each answer would be on our clock.
     asked = functools.partial(counted, gradients=False)
     with asked(world.model) as slow, asked(quick.module) as fast:
         since = now(world.x.device)
-        parts = list(play(game, rules.confirm, finished=way.finished, order=way.order, exact=exact))
+        parts = list(
+            run_attack(game, rules.confirm, finished=way.finished, order=way.order, exact=exact)
+        )
         seconds = now(world.x.device) - since
     calls = slow.calls if quick.module is world.model else slow.calls + fast.calls
     return gathered(world, rules, parts, seconds, calls)
 
 
 def gathered(
-    world: World, rules: Referee, parts: list[Attempts], seconds: float, calls: int
+    world: World, rules: Referee, parts: list[Candidates], seconds: float, calls: int
 ) -> Outcome:
     """One outcome of all chunks; what was not played stays as it was, unbroken."""
     image = world.x.clone()
@@ -127,12 +132,12 @@ def gathered(
     return Outcome(broken | ~world.right, distance, image, seconds, forwards, gradients, calls)
 
 
-FASTER: dict[tuple[nn.Module, Numeric], Quick] = {}
+FASTER: dict[tuple[nn.Module, Numeric], FastModel] = {}
 
 
-def faster(world: World, numeric: Numeric) -> Quick:
+def faster(world: World, numeric: Numeric) -> FastModel:
     """A world's model in cheaper arithmetic; its self-tests are made once, not for each attack."""
     key = world.model, numeric
     if key not in FASTER:
-        FASTER[key] = quicken(world.model, pad(world.x[:PROBES], PROBES), numeric)
+        FASTER[key] = fastest_form(world.model, pad_rows(world.x[:PROBES], PROBES), numeric)
     return FASTER[key]

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.engine import Attempts
+from bench.core.outcomes import Verdict
+from bench.engine.cell_spec import Candidates
+from bench.engine.model_access import freeze
 from bench.plugin import Goal, PerturbationSet
-from bench.records import Verdict
-from bench.target import freeze
-from bench.verify import Court, Referee
+from bench.referee.fresh_model import FreshModel
+from bench.referee.referee import Referee
 from tests.benchmarks.models import World
 
 
@@ -73,7 +74,7 @@ def counted(model: nn.Module, *, gradients: bool = True) -> Iterator[Counter]:
 
 def referee(world: World, ball: PerturbationSet, goal: Goal, *, minimises: bool) -> Referee:
     """The rules for this world, with a copy of its model that no attack has seen."""
-    court = Court(freeze(copy.deepcopy(world.model)))
+    court = FreshModel(freeze(copy.deepcopy(world.model)))
     none = torch.full_like(world.y, -1)
     return Referee(court, ball, goal, world.x, world.y, none, minimises=minimises)
 
@@ -82,7 +83,7 @@ def judged(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
     """Broken [n] bool and distance [n] of one image for each example, in order."""
     zero = torch.zeros(len(image), dtype=torch.int64)
     item = torch.arange(len(image))
-    attempts = Attempts(item, image, zero, zero, zero, zero, zero, zero + torch.inf)
+    attempts = Candidates(item, image, zero, zero, zero, zero, zero, zero + torch.inf)
     outcomes = rules.judge(attempts)
     broken = torch.from_numpy(outcomes.verdict == Verdict.BROKEN)
     distance = torch.from_numpy(outcomes.distance)

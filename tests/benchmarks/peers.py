@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.core.errors import UnavailableError
 from bench.plugin import L2, Fraction, Goal, PerturbationSet
-from bench.records import UnfitError
-from tests.benchmarks.floor import now
 from tests.benchmarks.models import World
 from tests.benchmarks.ours import Side
 from tests.benchmarks.outcome import Outcome, counted, judged, referee
+from tests.benchmarks.unit_cost import now
 
 FAR = L2(Fraction(1000))
 """Where a minimum-norm attack may end: anywhere in the box."""
@@ -40,9 +40,9 @@ def peer(package: str, call: Peer, ball: PerturbationSet | None = None) -> Side:
 
 
 def installed(package: str) -> None:
-    """Raise UnfitError where the peer is not here."""
+    """Raise UnavailableError where the peer is not here."""
     if importlib.util.find_spec(package) is None:
-        raise UnfitError(f"{package} is not installed; `uv sync --extra peers` brings it.")
+        raise UnavailableError(f"{package} is not installed; `uv sync --extra peers` brings it.")
 
 
 def run(world: World, call: Peer, ball: PerturbationSet | None, seed: int) -> Outcome:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from tests.benchmarks import floor
-from tests.benchmarks.busy import share
-from tests.benchmarks.floor import Floor
+from tests.benchmarks import unit_cost
+from tests.benchmarks.device_busy import share
 from tests.benchmarks.models import World, world
 from tests.benchmarks.ours import Side
 from tests.benchmarks.outcome import Outcome
+from tests.benchmarks.unit_cost import Floor
 
 ROUNDING = 1e-9  # of a mean of shares
 
@@ -158,10 +158,10 @@ def busy(note: str, place: World, side: Side) -> str:
 
 def paired(place: World, ours: Side, peer: Side, seed: int) -> Pair:
     """One pair. A side that cannot play says so before anything is timed."""
-    before = floor.measured(place.model, place.x, place.y)
+    before = unit_cost.measured(place.model, place.x, place.y)
     mine = ours(place, seed)
     other = peer(place, seed)
-    return Pair(mine, other, before.least(floor.measured(place.model, place.x, place.y)))
+    return Pair(mine, other, before.least(unit_cost.measured(place.model, place.x, place.y)))
 
 
 def compared(target: Target, place: World, pairs: Sequence[Pair], fault: str) -> Row:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.core.cells import Numeric
 from bench.plugin import Goal
-from bench.records import Numeric
 from tests.benchmarks import peers
 from tests.benchmarks.ours import STANDARD, Side, Way, attack, cascade, ours
 from tests.benchmarks.outcome import Outcome

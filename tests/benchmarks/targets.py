@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.core.cells import Numeric
 from bench.plugin import Goal
-from bench.records import Numeric
 from tests.benchmarks import engine, peers
 from tests.benchmarks.ours import STANDARD, Side, Way, cascade, ours
 from tests.benchmarks.peers import FAR, peer

@@ -11,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from bench.store import Store
-from tests.leaderboard.world import crowd, fill
+from tests.leaderboard.example_database import crowd, fill
 
 APP = Path(__file__).parents[2] / "leaderboard" / "app.py"
 Visit = Callable[..., AppTest]

@@ -18,13 +18,13 @@ import pytest
 from playwright.sync_api import Page, Route, sync_playwright
 
 from leaderboard.server import POLICY
-from tests.leaderboard.world import HOSTILE
+from tests.leaderboard.example_database import HOSTILE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
          "--disable-background-networking"]  # fmt: skip
 SERVE = (
-    "import signal, sys; from bench.serve import serve; "
+    "import signal, sys; from bench.cli.serve import serve; "
     "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background shell ignores it
     "sys.exit(serve(port={port}, open_browser=False))"
 )

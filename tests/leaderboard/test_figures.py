@@ -14,12 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.board import Board, Curve, Flag, Point, Proof, Roc, Square
-from bench.records import Card, Count, KeptImage
-from bench.stats import count
+from bench.core.cards import Card
+from bench.core.outcomes import KeptImage
+from bench.core.statistics import Count, count_interval
+from bench.results.defense_report import AccuracyCurve, RadiusPoint
+from bench.results.detection import Roc
+from bench.results.leaderboards import Leaderboard
+from bench.results.masking_checks import MaskingCheck
+from bench.results.matrix import MatrixCell
+from bench.results.ranking import CertifiedCount
 from leaderboard import dossier, export, figures, markup, panels, plots, reading, words
 
-BOARD = Board(
+BOARD = Leaderboard(
     name="digits-linf", id="0123", dataset="digits",
     set={"name": "Linf", "eps": "51/255", "radius": 0.2}, access="gradients",
     goal={"kind": "untargeted", "rule": ""}, budget={"gradients": None, "queries": None},
@@ -27,13 +33,13 @@ BOARD = Board(
 )  # fmt: skip
 
 
-def square(state: str, k: int | None = None, **more: Any) -> Square:
+def square(state: str, k: int | None = None, **more: Any) -> MatrixCell:
     values: dict[str, Any] = {
         "defense": "d", "attack": "a", "state": state, "reason": "", "out_of_ball": 0,
         "fragile": 0, "forwards": 500, "gradients": 250, "seconds": 5.0, "items": 500,
-        "items_done": 500, "robust": None if k is None else count(k, 500), **more,
+        "items_done": 500, "robust": None if k is None else count_interval(k, 500), **more,
     }  # fmt: skip
-    return Square(**values)
+    return MatrixCell(**values)
 
 
 def spec(chart: figures.Chart) -> str:
@@ -45,7 +51,7 @@ def spec(chart: figures.Chart) -> str:
     [(310, 500, "62.0 %"), (0, 500, "0.0 %"), (6201, 10000, "62.01 %"), (1, 3, "33.3 %")],
 )
 def test_a_figure_is_as_fine_as_its_examples_allow(k: int, n: int, shown: str) -> None:
-    assert words.figure(count(k, n)) == shown
+    assert words.figure(count_interval(k, n)) == shown
 
 
 def test_a_figure_of_nothing_is_no_zero() -> None:
@@ -54,7 +60,7 @@ def test_a_figure_of_nothing_is_no_zero() -> None:
 
 
 def test_no_success_still_has_an_upper_bound() -> None:
-    assert words.interval(count(0, 500)) == "0.0–0.8 %, 0/500"  # noqa: RUF001
+    assert words.interval(count_interval(0, 500)) == "0.0–0.8 %, 0/500"  # noqa: RUF001
 
 
 def test_the_front_holds_what_no_other_row_beats_in_both() -> None:
@@ -76,7 +82,7 @@ def test_names_stand_apart_and_never_below_their_point(heights: list[float]) -> 
 
 
 def test_a_staircase_starts_at_clean_and_ends_where_its_steps_end() -> None:
-    curve = Curve(np.array([0.0, 3.0, 7.0]), np.array([9, 5, 4]), 10)
+    curve = AccuracyCurve(np.array([0.0, 3.0, 7.0]), np.array([9, 5, 4]), 10)
     drawn = plots.staircases({"pgd": curve}, None)
     assert [(row["step"], row["accuracy"]) for row in drawn] == [(0, 0.9), (3, 0.5), (7, 0.4)]
     assert [row["end"] for row in drawn] == [False, False, True]
@@ -86,7 +92,7 @@ def test_a_staircase_starts_at_clean_and_ends_where_its_steps_end() -> None:
 def test_the_dot_is_the_last_success_or_the_later_end_of_a_run(last: float, dot: float) -> None:
     """Nine runs of 100 steps may win last at 603: that is no end of any run."""
     card = Card("attack", "apgd-t", "built-in", detail={"steps": 100})
-    curve = Curve(np.array([0.0, last]), np.array([9, 5]), 10)
+    curve = AccuracyCurve(np.array([0.0, last]), np.array([9, 5]), 10)
     (end,) = (row for row in plots.staircases({"apgd-t": curve}, {"apgd-t": card}) if row["end"])
     assert end["step"] == dot
     for said in ("the last success, or the end of the first run", "several runs"):
@@ -94,14 +100,14 @@ def test_the_dot_is_the_last_success_or_the_later_end_of_a_run(last: float, dot:
 
 
 def test_a_long_staircase_keeps_its_ends_and_few_corners() -> None:
-    curve = Curve(np.arange(5000.0), np.arange(5000, 0, -1), 5000)
+    curve = AccuracyCurve(np.arange(5000.0), np.arange(5000, 0, -1), 5000)
     drawn = plots.staircases({"pgd": curve}, None)
     assert len(drawn) <= plots.CORNERS
     assert (drawn[0]["accuracy"], drawn[-1]["accuracy"]) == (1.0, 1 / 5000)
 
 
 def test_a_fixed_radius_is_a_point_and_never_part_of_a_line() -> None:
-    curve = Curve(np.array([0.0, 0.1]), np.array([9, 5]), 10)
+    curve = AccuracyCurve(np.array([0.0, 0.1]), np.array([9, 5]), 10)
     drawn = plots.by_radius({"deepfool": curve}, [])
     assert {row["kind"] for row in drawn} == {"smallest distance"}
     layers = figures.radii(drawn, "radius", 0.2).to_dict()["layer"]
@@ -123,8 +129,8 @@ def test_a_roc_rises_from_corner_to_corner_and_marks_the_threshold() -> None:
 
 
 def test_what_is_proved_stands_under_what_attacks_left_at_the_same_radius() -> None:
-    proof = Proof("smoothing", exact=False, error=0.001, count=count(3, 10))
-    point = Point("1/10", 0.1, count(6, 10), proof, "near", complete=True)
+    proof = CertifiedCount("smoothing", exact=False, error=0.001, count=count_interval(3, 10))
+    point = RadiusPoint("1/10", 0.1, count_interval(6, 10), proof, "near", complete=True)
     attacked, proved = plots.by_radius({}, [point])
     assert attacked["eps"] == proved["eps"] and proved["accuracy"] < attacked["accuracy"]
     assert "by smoothing, each wrong with probability 0.001 at most" in proved["words"]
@@ -138,10 +144,10 @@ def test_every_tile_carries_its_number_or_its_state() -> None:
 
 
 def test_a_tile_of_a_cascade_says_how_many_it_met() -> None:
-    cascade = Board(**{**vars(BOARD), "mode": "rank"})
+    cascade = Leaderboard(**{**vars(BOARD), "mode": "rank"})
     (metric, *_) = plots.metrics(cascade).values()
     found = [square("done", 310, attack="first"), square("done", 0, attack="last")]
-    found[1] = replace(found[1], robust=count(0, 0))
+    found[1] = replace(found[1], robust=count_interval(0, 0))
     assert [tile["shown"] for tile in plots.tiles(found, metric)] == ["310 of 500", "nobody left"]
     assert plots.columns(cascade, found) == ["first", "last"]
     assert plots.columns(cascade, found[::-1]) == ["last", "first"], "as the board orders them"
@@ -222,7 +228,7 @@ def test_long_text_is_cut() -> None:
 def test_what_a_judgement_rests_on_stands_whole() -> None:
     said = " ".join(f"attack-{number}" for number in range(60))
     assert words.LONGEST < len(said) < words.WHOLE
-    assert said in panels.flags([Flag("a-sign", "raised", said)])
+    assert said in panels.flags([MaskingCheck("a-sign", "raised", said)])
 
 
 def test_links_lead_to_our_own_pages_and_home_is_the_root() -> None:
@@ -289,8 +295,8 @@ def test_json_carries_its_schema_and_the_rules() -> None:
 
 
 def test_boards_of_one_threat_model_have_names_of_their_own() -> None:
-    small = Board(**{**vars(BOARD), "n": 100, "examples": "f" * 16})
-    cascade = Board(**{**vars(small), "mode": "rank"})
+    small = Leaderboard(**{**vars(BOARD), "n": 100, "examples": "f" * 16})
+    cascade = Leaderboard(**{**vars(small), "mode": "rank"})
     labels = words.labels([BOARD, small, cascade])
     assert list(labels) == [
         "digits-linf", "digits-linf (100 examples)", "digits-linf in rank mode",

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from bench.board import entry, find, ranking
+from bench.results.defense_report import defense_report
+from bench.results.leaderboards import find_leaderboard
+from bench.results.ranking import ranking
 from bench.store import Store
 from leaderboard import dossier, panels, states, words
 from tests.leaderboard.conftest import APP, Visit
-from tests.leaderboard.world import DEFENSES, HOSTILE
+from tests.leaderboard.example_database import DEFENSES, HOSTILE
 
 PAGES = ("ranking", "matrix", "defense", "submissions", "rules")
 NEED_A_BOARD = ("ranking", "matrix", "defense")
@@ -113,7 +115,7 @@ def test_a_row_shows_rank_figure_interval_and_counts(world: str, visit: Visit) -
 
 def test_only_a_group_of_two_or_more_is_called_a_tie(world: str, visit: Visit) -> None:
     with Store.open(world, read_only=True) as store:
-        rows = {row.defense: row for row in ranking(store, find(store, "digits-linf"))}
+        rows = {row.defense: row for row in ranking(store, find_leaderboard(store, "digits-linf"))}
     alone = {name for name, row in rows.items() if row.rank and not row.tied}
     assert alone and any(row.tied for row in rows.values())
     for name, row in rows.items():
@@ -123,7 +125,7 @@ def test_only_a_group_of_two_or_more_is_called_a_tie(world: str, visit: Visit) -
 
 def test_a_row_without_a_rank_names_its_kind(world: str) -> None:
     with Store.open(world, read_only=True) as store:
-        whole = ranking(store, find(store, "digits-linf"))[0]
+        whole = ranking(store, find_leaderboard(store, "digits-linf"))[0]
     bare = replace(whole, rank=None, note="Why.")
     assert "low n" in panels.place(replace(bare, low_n=True))
     assert "provisional" in panels.place(replace(bare, low_n=True, provisional=True))
@@ -259,7 +261,7 @@ def test_a_detector_that_was_attacked_along_with_its_classifier_has_no_notice(
     world: str,
 ) -> None:
     with Store.open(world, read_only=True) as store:
-        found = entry(store, find(store, "digits-linf"), "detector")
+        found = defense_report(store, find_leaderboard(store, "digits-linf"), "detector")
         attacks = {card.name: card for card in store.cards("attack")}
     pgd = attacks["pgd"]
     both = {**attacks, "pgd": replace(pgd, detail={**pgd.detail, "joint": True})}

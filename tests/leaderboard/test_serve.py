@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from bench import serve
-from bench.records import UnfitError
+from bench.cli import serve
+from bench.core.errors import UnavailableError
 
 
 def test_port_zero_takes_a_free_one() -> None:
@@ -21,14 +21,14 @@ def test_a_taken_port_is_a_sentence() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(UnfitError, match=f"port {port} of 127.0.0.1 cannot be used"):
+        with pytest.raises(UnavailableError, match=f"port {port} of 127.0.0.1 cannot be used"):
             serve.serve(port=port, open_browser=False)
 
 
 def test_a_server_that_dies_at_once_is_a_sentence() -> None:
     dead = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
     dead.wait()
-    with pytest.raises(UnfitError, match="did not answer"):
+    with pytest.raises(UnavailableError, match="did not answer"):
         serve._wait_until_healthy(dead, "127.0.0.1", 1)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.board import boards, ranking, report
-from bench.records import BenchError
-from bench.serve import serve
+from bench.cli.serve import serve
+from bench.core.errors import BenchError
+from bench.results.json_report import json_report
+from bench.results.leaderboards import leaderboards
+from bench.results.ranking import ranking
 from bench.store import Store
 from leaderboard import grid, markup, snapshot
-from tests.leaderboard.world import DEFENSES, HOSTILE, THREATS
+from tests.leaderboard.example_database import DEFENSES, HOSTILE, THREATS
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,12 @@ def test_no_script_and_no_other_host(files: dict[str, str]) -> None:
 
 def test_the_figures_are_those_of_the_page(files: dict[str, str], world: str) -> None:
     with Store.open(world, read_only=True) as store:
-        for board in boards(store):
+        for board in leaderboards(store):
             page = files[snapshot.file("board", board.name)]
             for row in ranking(store, board):
                 assert markup.bar(row.robust) in page
             told = json.loads(files[snapshot.file("board", board.name).replace(".html", ".json")])
-            assert told == json.loads(json.dumps(report(store, board.name)))
+            assert told == json.loads(json.dumps(json_report(store, board.name)))
 
 
 def test_the_matrix_leaves_out_who_met_nobody_and_says_so(crowded: str, tmp_path: Path) -> None:

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench import sandbox
-from bench.sandbox import cage
-from tests.sandbox.locked import none_left
+from bench.sandbox import isolation, process
+from tests.sandbox.isolated import none_left
 
 
 @pytest.fixture
 def walls() -> Iterator[None]:
     """The machine can lock code in; afterwards no worker is left."""
-    if sandbox.refusal():
-        pytest.skip(sandbox.refusal())
+    if isolation.why_unavailable():
+        pytest.skip(isolation.why_unavailable())
     yield
     gc.collect()
     assert none_left(), "a worker has outlived its test"
@@ -26,5 +25,5 @@ def walls() -> Iterator[None]:
 def spare() -> Iterator[None]:
     """The spare worker goes when the tests are over."""
     yield
-    if cage.SPARE.next is not None:
-        cage.SPARE.next.close()
+    if process.SPARE.next is not None:
+        process.SPARE.next.close()

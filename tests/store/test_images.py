@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.records import BenchError, Chunk, KeptImage, UnfitError
+from bench.core.errors import BenchError, UnavailableError
+from bench.core.outcomes import Chunk, KeptImage
 from bench.store import Store
-from tests.store.small import leased, planned
+from tests.store.chunks import leased, planned
 from tests.store.workers import tiny_outcomes
 
 
@@ -71,6 +72,6 @@ def test_images_that_cannot_be_written_leave_the_chunk_unrecorded(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BENCH_ARTIFACTS", str(tmp_path / "file" / "below"))
     exact = (np.array([0], np.int32), images_of(0))
-    with pytest.raises(UnfitError, match="no images can be written to"):
+    with pytest.raises(UnavailableError, match="no images can be written to"):
         store.record(leased(store, key), Chunk(tiny_outcomes([0]), 0.0, exact=exact))
     assert store.finished_items(key).tolist() == []

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import CellState
-from bench.store import Planned, Store, revision
+from bench.core.cells import CellState
+from bench.store import PlannedCell, Store, migrate
 from bench.store.tables import REVISIONS
-from tests.store.test_open import LATER, NEXT
+from tests.store.test_database import LATER, NEXT
 from tests.store.workers import tiny_cell
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
@@ -36,7 +36,7 @@ def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Pat
     url, log = f"sqlite:///{tmp_path / 'bench.db'}", tmp_path / "log"
     cells = [tiny_cell(number, ITEMS) for number in range(CELLS)]
     with Store.open(url) as store:
-        store.plan(Planned(cell) for cell in cells)
+        store.plan(PlannedCell(cell) for cell in cells)
     (kills,) = nursery("chaos", url, str(log), "3", "120", "120")
     # A write cut short by a kill leaves a line without its end; none here is that long.
     lines = [line.split() for line in log.read_text().splitlines()]
@@ -60,7 +60,7 @@ def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Pat
 
 def test_a_kill_while_a_database_is_created_leaves_no_table(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'bench.db'}"
-    states = nursery("upgrade", url, str(revision.MIGRATIONS), *REVISIONS)
+    states = nursery("upgrade", url, str(migrate.MIGRATIONS), *REVISIONS)
     assert len(states) > 15
     assert {state.split()[0] for state in states} == {"ok"}
     assert {state.split()[2] for state in states} == {"0"}
@@ -69,10 +69,10 @@ def test_a_kill_while_a_database_is_created_leaves_no_table(tmp_path: Path) -> N
 
 def test_a_kill_in_the_middle_of_a_migration_leaves_the_database_untouched(tmp_path: Path) -> None:
     path = tmp_path / "bench.db"
-    shutil.copytree(revision.MIGRATIONS, tmp_path / "newer")
+    shutil.copytree(migrate.MIGRATIONS, tmp_path / "newer")
     (tmp_path / "newer" / "versions" / f"{NEXT}_note.py").write_text(LATER)
     with Store.open(f"sqlite:///{path}") as store:
-        store.plan([Planned(tiny_cell())])
+        store.plan([PlannedCell(tiny_cell())])
     states = nursery("upgrade", f"sqlite:///{path}", str(tmp_path / "newer"), *REVISIONS, NEXT)
     assert len(states) > 10
     assert len(set(states)) == 1

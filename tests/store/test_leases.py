@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import update
 
-from bench.records import BenchError, CellState, Culprit, Failure
-from bench.store import Lease, LeaseLostError, Planned, Store, owner_name
+from bench.core.cells import CellState, Culprit, Failure
+from bench.core.errors import BenchError
+from bench.store import Lease, LeaseLostError, PlannedCell, Store, process_id
 from bench.store.tables import CELLS
-from tests.store.small import AWAY, expire, leased, planned, tiny_chunk
+from tests.store.chunks import AWAY, expire, leased, planned, tiny_chunk
 from tests.store.workers import tiny_cell
 
 SLEEPER = """
@@ -30,9 +31,9 @@ sys.stdin.read()
 
 def test_a_held_cell_is_not_leased_again(store: Store) -> None:
     key = planned(store)
-    assert leased(store, key, owner_name()).fence == 1
+    assert leased(store, key, process_id()).fence == 1
     assert store.lease(key, AWAY) is None
-    assert store.lease(key, owner_name()) is None
+    assert store.lease(key, process_id()) is None
     assert store.lease("unknown", AWAY) is None
 
 
@@ -42,7 +43,7 @@ def test_of_many_who_ask_at_once_one_gets_the_cell(store: Store) -> None:
 
     def ask() -> None:
         barrier.wait()
-        got.append(store.lease(key, owner_name()))
+        got.append(store.lease(key, process_id()))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -96,22 +97,22 @@ def test_a_dead_owner_on_this_host_frees_its_cell_at_once(store: Store) -> None:
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     dead = told.stdout.decode().strip()
     # A process that started later has another birth: a pid used again is not mistaken.
-    assert dead.partition("#")[2] != owner_name("gpu0").partition("#")[2]
+    assert dead.partition("#")[2] != process_id("gpu0").partition("#")[2]
     leased(store, key, dead)
-    assert leased(store, key, owner_name()).fence == 2
+    assert leased(store, key, process_id()).fence == 2
 
 
 def test_a_reused_pid_is_not_its_former_owner(store: Store) -> None:
     key = planned(store)
-    former = owner_name().rpartition("#")[0] + "#1"
+    former = process_id().rpartition("#")[0] + "#1"
     leased(store, key, former)
     assert leased(store, key).fence == 2
 
 
 def test_a_pid_of_another_host_proves_nothing(store: Store) -> None:
     key = planned(store)
-    leased(store, key, owner_name().replace("@", "@elsewhere."))
-    assert store.lease(key, owner_name()) is None
+    leased(store, key, process_id().replace("@", "@elsewhere."))
+    assert store.lease(key, process_id()) is None
 
 
 def test_a_slow_owner_who_lives_on_this_host_keeps_its_cell(store: Store) -> None:
@@ -122,27 +123,27 @@ def test_a_slow_owner_who_lives_on_this_host_keeps_its_cell(store: Store) -> Non
         slow = leased(store, key, sleeper.stdout.readline().strip())
         for _ in range(3):
             expire(store, key)
-            assert store.lease(key, owner_name()) is None
+            assert store.lease(key, process_id()) is None
             assert store.lease(key, AWAY) is None
         store.record(slow, tiny_chunk(0))
         expire(store, key)
         sleeper.kill()
-    assert leased(store, key, owner_name()).fence == 2
+    assert leased(store, key, process_id()).fence == 2
 
 
 def test_a_late_owner_of_another_host_is_taken_for_dead(store: Store) -> None:
     key = planned(store)
     leased(store, key, AWAY)
     expire(store, key)
-    assert leased(store, key, owner_name()).fence == 2
+    assert leased(store, key, process_id()).fence == 2
 
 
 def test_who_asks_for_its_own_late_cell_has_left_it(store: Store) -> None:
     key = planned(store)
-    leased(store, key, owner_name())
-    assert store.lease(key, owner_name()) is None
+    leased(store, key, process_id())
+    assert store.lease(key, process_id()) is None
     expire(store, key)
-    assert leased(store, key, owner_name()).fence == 2
+    assert leased(store, key, process_id()).fence == 2
 
 
 def test_a_released_cell_is_open_and_keeps_its_outcomes(store: Store) -> None:
@@ -165,7 +166,7 @@ def test_three_attempts_without_an_outcome_poison_a_cell(store: Store) -> None:
     (row,) = store.cells()
     assert (row.state, row.culprit) == (CellState.FAILED, Culprit.INFRASTRUCTURE)
     assert row.reason.startswith("poisoned")
-    store.plan([Planned(tiny_cell(items=6))])
+    store.plan([PlannedCell(tiny_cell(items=6))])
     for _ in range(3):
         leased(store, key)
         expire(store, key)
@@ -184,9 +185,9 @@ def test_an_outcome_or_a_release_clears_the_count_of_attempts(store: Store) -> N
 
 
 def test_a_task_is_done_once(store: Store) -> None:
-    lease = store.lease_task("train:abc", owner_name())
+    lease = store.lease_task("train:abc", process_id())
     assert lease is not None
-    assert store.lease_task("train:abc", owner_name()) is None
+    assert store.lease_task("train:abc", process_id()) is None
     store.heartbeat(lease)
     store.release(lease)
     again = store.lease_task("train:abc", AWAY)

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import Engine, event
 
-from bench.records import OUTCOME_DTYPES, Cell, CellState, Chunk, Outcomes
-from bench.store import LeaseLostError, Planned, Store, owner_name, revision
+from bench.core.cells import Cell, CellState
+from bench.core.outcomes import OUTCOME_DTYPES, Chunk, Outcomes
+from bench.store import LeaseLostError, PlannedCell, Store, migrate, process_id
 from bench.store.database import resolve
 
 CHUNK = 8
@@ -44,14 +45,14 @@ def work(url: str, log: Path) -> None:
     journal = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with Store.open(url) as store:
         while unfinished := [row for row in store.cells() if row.state != CellState.DONE]:
-            store.plan(Planned(row.cell) for row in unfinished if row.state == CellState.FAILED)
+            store.plan(PlannedCell(row.cell) for row in unfinished if row.state == CellState.FAILED)
             random.shuffle(unfinished)
             for row in unfinished:
                 _play(store, row.key, int(row.attack[1:]), row.items, journal)
 
 
 def _play(store: Store, key: str, salt: int, items: int, journal: int) -> None:
-    lease = store.lease(key, owner_name())
+    lease = store.lease(key, process_id())
     if lease is None:
         return
     known = set(store.finished_items(key).tolist())
@@ -113,7 +114,7 @@ def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: 
 
     event.listen(Engine, "before_cursor_execute", count)
     event.listen(Engine, "commit", count)
-    revision.upgrade(resolve(url), migrations=migrations, known=known)
+    migrate.upgrade(resolve(url), migrations=migrations, known=known)
     os._exit(0)
 
 

@@ -1,0 +1,1 @@
+"""The plugin contract as named checks, one list for `bench check` and for pytest."""

@@ -1,0 +1,1 @@
+"""Torch-free records: cells, outcomes, errors, hashing, statistics."""

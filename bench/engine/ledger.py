@@ -1,0 +1,50 @@
+"""Counts of queries and gradient evaluations per row, and refusal beyond the budget."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.threats.access import Budget
+
+
+class QueryLedger:
+    """What each row has spent: exact counts, and refusal beyond the budget."""
+
+    def __init__(self, rows: int, budget: Budget, device: torch.device) -> None:
+        self.forwards = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.gradients = torch.zeros_like(self.forwards)
+        self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
+        """Rows that asked for more than their budget."""
+        self.budget = budget
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything can be refused at all."""
+        return self.budget != Budget()
+
+    def open(self, rows: Tensor) -> None:
+        """New rows, which have spent nothing."""
+        self.forwards[rows] = 0
+        self.gradients[rows] = 0
+        self.refused[rows] = False
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.forwards, self.gradients = self.forwards[rows], self.gradients[rows]
+        self.refused = self.refused[rows]
+
+    def charge(self, where: Tensor, forwards: int, gradients: int) -> Tensor:
+        """Charge the rows `where` [n] bool; [n] bool of those that could pay."""
+        if self.limited:
+            fits = self._fits(self.forwards + forwards, self.budget.queries)
+            fits &= self._fits(self.gradients + gradients, self.budget.gradients)
+            self.refused |= where & ~fits
+            where = where & fits
+        self.forwards.add_(where, alpha=forwards)
+        if gradients:
+            self.gradients.add_(where, alpha=gradients)
+        return where
+
+    def _fits(self, count: Tensor, limit: int | None) -> Tensor:
+        return torch.ones_like(self.refused) if limit is None else count <= limit

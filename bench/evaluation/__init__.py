@@ -1,0 +1,1 @@
+"""Plans and plays evaluation cells: worker, certification, diagnostics, launcher, progress."""

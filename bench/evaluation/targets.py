@@ -1,0 +1,42 @@
+"""Rules that choose the target class of each example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bench.threats.random_numbers import KeyedRandomNumbers, example_key
+
+
+def _next(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    return (y + 1) % classes
+
+
+def _least_likely(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    own = nn.functional.one_hot(y, classes).bool()
+    return clean.masked_fill(own, torch.inf).argmin(1)
+
+
+def _random(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    index = torch.arange(len(y), device=y.device)
+    key = example_key(seed, "target", index, torch.zeros_like(index))
+    shift = KeyedRandomNumbers(key, torch.zeros_like(index)).integers("shift", classes - 1, (1,))[
+        :, 0
+    ]
+    return (y + 1 + shift) % classes
+
+
+def _all(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+    shift = torch.arange(1, classes, device=y.device)
+    return ((y[:, None] + shift) % classes).flatten()
+
+
+TARGET_RULES: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
+    "next": _next,
+    "least-likely": _least_likely,
+    "random": _random,
+    "all": _all,
+}
+"""(labels, clean logits, classes, seed) -> the declared target of each item."""

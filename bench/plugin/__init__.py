@@ -1,0 +1,109 @@
+"""Everything that a plugin author imports: contracts, losses, keyed random numbers, `hookimpl`.
+
+Contracts are Protocols and records, so a plugin inherits from nothing. A class with `name`,
+`needs`, `steps`, `start` and `step` is an attack; one with `name`, `needs` and `run` is an `ExternalAttack`.
+
+    from bench.plugin import hookimpl
+
+    @hookimpl
+    def bench_attacks():
+        yield MyAttack()
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pluggy
+
+from bench.core.errors import require_type
+from bench.core.statistics import clopper_pearson
+from bench.plugin.attack import (
+    OPTIONAL_METHODS,
+    Attack,
+    Gradient,
+    Jacobian,
+    Problem,
+    State,
+    StopRule,
+    Traits,
+)
+from bench.plugin.bpda import straight_through
+from bench.plugin.certifier import Certifier
+from bench.plugin.dataset import Dataset, Images, Split
+from bench.plugin.defense import Claim, Defense, Loader, Randomness
+from bench.plugin.diagnostic import Diagnostic, Evidence, Finding
+from bench.plugin.external import (
+    EXTERNAL_BATCH,
+    ExternalAttack,
+    ExternalProblem,
+    MissingLibrary,
+    Model,
+)
+from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, per_image, select_column
+from bench.plugin.training import FreeTraining, InnerAttack, Recipe, TrainingBatch
+from bench.threats.access import Access, Budget
+from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.random_numbers import (
+    KeyedRandomNumbers,
+    RandomNumbers,
+    example_key,
+    name_to_int64,
+)
+from bench.threats.threat_model import Goal, ThreatModel
+
+__all__ = [
+    "EXTERNAL_BATCH",
+    "L1",
+    "L2",
+    "OPTIONAL_METHODS",
+    "Access",
+    "Attack",
+    "Budget",
+    "Certifier",
+    "Claim",
+    "Dataset",
+    "Defense",
+    "Diagnostic",
+    "Evidence",
+    "ExternalAttack",
+    "ExternalProblem",
+    "Finding",
+    "Fraction",
+    "FreeTraining",
+    "Goal",
+    "Gradient",
+    "Images",
+    "InnerAttack",
+    "Jacobian",
+    "KeyedRandomNumbers",
+    "Linf",
+    "Loader",
+    "Loss",
+    "MissingLibrary",
+    "Model",
+    "PerturbationSet",
+    "Problem",
+    "RandomNumbers",
+    "Randomness",
+    "Recipe",
+    "Split",
+    "State",
+    "StopRule",
+    "ThreatModel",
+    "TrainingBatch",
+    "Traits",
+    "clopper_pearson",
+    "cross_entropy",
+    "example_key",
+    "hookimpl",
+    "margin",
+    "margin_to",
+    "name_to_int64",
+    "per_image",
+    "require_type",
+    "select_column",
+    "straight_through",
+]
+
+hookimpl = pluggy.HookimplMarker("bench")

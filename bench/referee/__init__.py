@@ -1,0 +1,1 @@
+"""Re-verifies candidates on a fresh copy of the model."""

@@ -1,0 +1,236 @@
+"""The referee re-verifies every candidate: set, box, finiteness, and a fresh model's answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.core.errors import PluginError
+from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
+from bench.engine.answers import reaches_goal
+from bench.engine.cell_spec import GROUP, Candidates
+from bench.engine.model_access import SeededNoise
+from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
+from bench.threats.norms import PerturbationSet
+from bench.threats.threat_model import Goal
+
+CONFIRMATION_SHARE = (
+    0.9  # of the fresh draws: a claim at the bare majority would lose every other vote
+)
+
+
+FRAGILE = 1e-4  # margins below this share of the logit scale
+
+
+GRID_SLACK = 1e-3  # of a grey level: float32 puts an honest k/255 a hair beside the grid
+
+
+KEPT_IMAGES = 16  # items whose images are kept for the pages
+
+
+def goal_reached(
+    votes: Tensor, y: Tensor, aim: Tensor, goal: Goal, *, share: float = VOTE_SHARE
+) -> Tensor:
+    """[n] bool: so many of the votes [draws, n] reach the goal; no answer is a wrong one.
+
+    A vote that refuses the image reaches none.
+    """
+    targeted = goal.kind == "targeted"
+    reached = reaches_goal(votes, aim if targeted else y, targeted=targeted, rejects=True)
+    return reached.double().mean(0) >= share - 1e-9
+
+
+def clean_mistakes(votes: Tensor, y: Tensor) -> Tensor:
+    """[n] bool: so many of the votes [draws, n] on a clean image refuse or misname it."""
+    return (votes != y).double().mean(0) >= VOTE_SHARE - 1e-9
+
+
+class Referee:
+    """The rules of one cell."""
+
+    def __init__(
+        self,
+        court: FreshModel,
+        ball: PerturbationSet,
+        goal: Goal,
+        x: Tensor,
+        y: Tensor,
+        aim: Tensor,
+        *,
+        minimises: bool = False,
+        fresh: SeededNoise | None = None,
+    ) -> None:
+        self.court, self.ball, self.goal = court, ball, goal
+        self.x, self.y, self.aim = x, y, aim
+        self.minimises = minimises
+        self.fresh = fresh
+        """The draws of a declared-random defense on which a claim must stand."""
+
+    def legal(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
+        clean = self.x[items].double()
+        if images.shape != clean.shape or not images.is_floating_point():
+            raise PluginError(
+                f"the attack returned {images.dtype} {tuple(images.shape)}; float images "
+                f"{tuple(clean.shape)} were expected."
+            )
+        exact = images.double()
+        finite = exact.flatten(1).isfinite().all(1)
+        exact = torch.where(finite.view(-1, 1, 1, 1), exact, clean)
+        flat = exact.flatten(1)
+        boxed = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        distance = self.ball.distance(exact, clean)
+        inside = distance <= self.ball.radius + self.ball.tolerance(flat.shape[1])
+        code = torch.full_like(items, Verdict.ROBUST)
+        code = torch.where(inside | self.minimises, code, int(Verdict.OUT_OF_BALL))
+        code = torch.where(boxed, code, int(Verdict.OUT_OF_BOX))
+        code = torch.where(finite, code, int(Verdict.NOT_FINITE))
+        return code, distance
+
+    def confirm(self, items: Tensor, images: Tensor) -> Tensor:
+        """[n] bool: the rule that retires a row, as the defense itself answers: a fresh copy.
+
+        The attack has heard a copy that it asked before, or a faster form. A random defense must
+        be wrong on 9 of 10 draws.
+        """
+        items = items.to(self.x.device)
+        code, distance = self.legal(items, images)
+        upheld = (code == Verdict.ROBUST) & self._inside(distance)
+        y, aim = self.y[items], self.aim[items]
+        if self.fresh is None:
+            return upheld & goal_reached(self.court.labels(images), y, aim, self.goal)
+        for group in torch.unique(items // GROUP).tolist():
+            where = (items // GROUP == group).nonzero()[:, 0]
+            votes = self.court.drawn(images[where], group, self.fresh)
+            upheld[where] &= goal_reached(
+                votes, y[where], aim[where], self.goal, share=CONFIRMATION_SHARE
+            )
+        return upheld
+
+    def judge(self, attempts: Candidates) -> Outcomes:
+        """The verdicts on one chunk of attempts."""
+        items = attempts.item.to(self.x.device)
+        code, distance = self.legal(items, attempts.image)
+        legal = code == Verdict.ROBUST
+        images = torch.where(legal.view(-1, 1, 1, 1), attempts.image, self.x[items])
+        answer = self.court.answer(images, self._groups(items))
+        reached = goal_reached(answer.votes, self.y[items], self.aim[items], self.goal)
+        broken = legal & reached & self._inside(distance)
+        code = torch.where(broken, int(Verdict.BROKEN), code)
+        return Outcomes(
+            item=attempts.item.numpy().astype(np.int32),
+            verdict=_numpy(code, np.uint8),
+            eight_bit=_numpy(self._eight_bit(items, images, broken), np.bool_),
+            fragile=_numpy(broken & self._fragile(answer.logits, items), np.bool_),
+            distance=_numpy(distance, np.float64),
+            label=_numpy(torch.where(legal, answer.label, -1), np.int16),
+            confidence=_numpy(torch.where(legal, answer.confidence, 0), np.float32),
+            forwards=attempts.forwards.numpy().astype(np.int32),
+            gradients=attempts.gradients.numpy().astype(np.int32),
+            looks=attempts.looks.numpy().astype(np.int32),
+            step=_numpy(torch.where(broken.cpu(), attempts.step.clamp_min(0), -1), np.int32),
+            run=_numpy(torch.where(broken.cpu(), attempts.run.clamp_min(0), -1), np.int32),
+            rejection=_numpy(torch.where(legal, answer.rejection, -torch.inf), np.float32),
+        )
+
+    def _inside(self, distance: Tensor) -> Tensor:
+        return distance <= self.ball.radius + self.ball.tolerance(self.x[0].numel())
+
+    def _groups(self, items: Tensor) -> list[int]:
+        """One name a group of 64; for random defenses the group they were played in."""
+        first: list[int] = items[::GROUP].tolist()
+        return [item // GROUP for item in first]
+
+    def _eight_bit(self, items: Tensor, images: Tensor, broken: Tensor) -> Tensor:
+        """Still broken with each pixel rounded to k/255 towards the clean one."""
+        if not broken.any():
+            return broken
+        clean = self.x[items].double()
+        level = (clean * 255).round()
+        change = images.double() * 255 - level
+        steps = (change.abs() + GRID_SLACK).floor() * change.sign()
+        rounded = ((level + steps) / 255).to(images.dtype)
+        answer = self.court.answer(rounded, self._groups(items))
+        reached = goal_reached(answer.votes, self.y[items], self.aim[items], self.goal)
+        distance = self.ball.distance(rounded.double(), clean)
+        return broken & reached & self._inside(distance)
+
+    def _fragile(self, logits: Tensor, items: Tensor) -> Tensor:
+        """[n] bool: the winning margin is under FRAGILE of the logit scale."""
+        own = (self.aim if self.goal.kind == "targeted" else self.y)[items][:, None]
+        value = logits.double().gather(1, own)[:, 0]
+        others = logits.double().scatter(1, own, -torch.inf).amax(1)
+        return (value - others).abs() < FRAGILE * logits.double().abs().amax(1)
+
+
+def judge(
+    attempts: Iterable[Candidates],
+    referee: Referee,
+    clean: FreshAnswers,
+    *,
+    keep: Collection[int] = range(KEPT_IMAGES),
+    keep_all: bool = False,
+) -> Iterator[Chunk]:
+    """Judge every chunk of attempts as it comes.
+
+    Args:
+        attempts: what the engine yields.
+        referee: the rules of the cell and the fresh defense.
+        clean: the clean pass, for the labels beside the kept images.
+        keep: items whose images go along for the pages.
+        keep_all: keep every image exactly.
+    """
+    wanted = set(keep)
+    since = time.process_time()
+    for part in attempts:
+        outcomes = referee.judge(part)
+        rows = [row for row, item in enumerate(part.item.tolist()) if item in wanted]
+        images = tuple(_kept(referee, part, outcomes, clean, row) for row in rows)
+        exact = (outcomes.item, part.image.float().cpu().numpy()) if keep_all else None
+        now = time.process_time()
+        yield Chunk(outcomes, now - since, images, exact)
+        since = now
+
+
+def _kept(
+    referee: Referee, part: Candidates, outcomes: Outcomes, clean: FreshAnswers, row: int
+) -> KeptImage:
+    item = int(part.item[row])
+    return KeptImage(
+        item=item,
+        original=_numpy((referee.x[item].double() * 255).round(), np.uint8),
+        adversarial=part.image[row].float().cpu().numpy(),
+        true_label=int(referee.y[item]),
+        clean_label=int(clean.label[item]),
+        clean_confidence=float(clean.confidence[item]),
+        label=int(outcomes.label[row]),
+        confidence=float(outcomes.confidence[row]),
+    )
+
+
+def clean_outcomes(answer: FreshAnswers, y: Tensor) -> Outcomes:
+    """The clean pass as outcomes: broken means a clean mistake, or an image refused."""
+    broken = clean_mistakes(answer.votes, y)
+    count = len(y)
+    zero = np.zeros(count, dtype=np.int32)
+    none = np.full(count, -1, dtype=np.int32)
+    return Outcomes(
+        item=np.arange(count, dtype=np.int32),
+        verdict=_numpy(torch.where(broken, int(Verdict.BROKEN), int(Verdict.ROBUST)), np.uint8),
+        eight_bit=_numpy(broken, np.bool_),
+        fragile=np.zeros(count, dtype=np.bool_),
+        distance=np.zeros(count),
+        label=_numpy(answer.label, np.int16),
+        confidence=_numpy(answer.confidence, np.float32),
+        forwards=zero, gradients=zero, looks=zero, step=none, run=none,
+        rejection=_numpy(answer.rejection, np.float32),
+    )  # fmt: skip
+
+
+def _numpy(tensor: Tensor, kind: type[Any]) -> Any:
+    return tensor.detach().cpu().numpy().astype(kind)

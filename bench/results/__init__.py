@@ -1,0 +1,1 @@
+"""Rankings, matrix, curves and gradient-masking checks, from the database alone; torch-free."""

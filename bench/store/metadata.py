@@ -1,0 +1,136 @@
+"""What is told beside the cells: cards, example sets, evidence, certificates, submissions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+from sqlalchemy import Row, insert, select
+from sqlalchemy.engine import Connection
+
+from bench.core.cards import Card
+from bench.core.errors import BenchError
+from bench.core.hashing import canonical
+from bench.store.codec import pack_bits, unpack_bits
+from bench.store.database import insert_new, upsert
+from bench.store.records import (
+    CertificateRow,
+    EvidenceRow,
+    ExamplesRow,
+    SubmissionRow,
+    SubmissionStep,
+)
+from bench.store.tables import CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, SUBMISSIONS
+
+SUBMISSION_STATES = ("received", "rejected", "queued", "running", "finished", "failed")
+
+
+def declare(connection: Connection, cards: Iterable[Card]) -> None:
+    """Make these the current cards of their plugins."""
+    for card in cards:
+        values = {
+            "kind": card.kind,
+            "name": card.name,
+            "origin": card.origin,
+            "digest": card.digest,
+            "cite": card.cite,
+            "summary": card.summary,
+            "detail": canonical(dict(card.detail)),
+        }
+        upsert(connection, CARDS, values)
+
+
+def cards(connection: Connection, kind: str) -> list[Card]:
+    """The current cards of a kind, by name."""
+    query = select(CARDS).where(CARDS.c.kind == kind).order_by(CARDS.c.name)
+    rows = connection.execute(query).mappings()
+    return [Card(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
+
+
+def keep_examples(connection: Connection, examples: ExamplesRow) -> None:
+    """Keep a set of examples; the digest says that a second time is the same."""
+    if examples.labels.shape != (examples.n,):
+        raise BenchError(
+            f"{examples.n} examples came with labels {list(examples.labels.shape)}: give one each."
+        )
+    values = {
+        "digest": examples.digest,
+        "dataset": examples.dataset,
+        "n": examples.n,
+        "labels": np.ascontiguousarray(examples.labels, "<i2").tobytes(),
+        "classes": canonical(list(examples.classes)),
+        "shape": canonical(list(examples.shape)),
+    }
+    insert_new(connection, EXAMPLES, [values])
+
+
+def examples(connection: Connection, digest: str) -> ExamplesRow:
+    """A set of examples by its digest."""
+    row = connection.execute(select(EXAMPLES).where(EXAMPLES.c.digest == digest)).first()
+    if row is None:
+        raise BenchError(f"no examples {digest[:12]} in this database: `bench run` keeps them.")
+    labels = np.frombuffer(row.labels, "<i2").astype(np.int16)
+    names, shape = tuple(json.loads(row.classes)), tuple(json.loads(row.shape))
+    return ExamplesRow(row.digest, row.dataset, row.n, labels, names, shape)
+
+
+def note(
+    connection: Connection, defense: str, defense_digest: str, examples: str, evidence: EvidenceRow
+) -> None:
+    """Keep what a diagnostic found; its newest finding stands."""
+    values = {"defense": defense, "defense_digest": defense_digest, "examples": examples}
+    upsert(connection, EVIDENCE, values | evidence._asdict())
+
+
+def evidence(connection: Connection, defense_digest: str, examples: str) -> list[EvidenceRow]:
+    """What the diagnostics found, by their names."""
+    columns = [EVIDENCE.c[name] for name in EvidenceRow._fields]
+    about = (EVIDENCE.c.defense_digest == defense_digest) & (EVIDENCE.c.examples == examples)
+    query = select(*columns).where(about).order_by(EVIDENCE.c.diagnostic)
+    return [EvidenceRow(*row) for row in connection.execute(query)]
+
+
+def certify(connection: Connection, threat_id: str, examples: str, found: CertificateRow) -> None:
+    """Keep a certifier's answer; its newest one stands."""
+    values = found._asdict() | {
+        "threat_id": threat_id,
+        "examples": examples,
+        "n": len(found.certified),
+        "certified": pack_bits(found.certified),
+    }
+    upsert(connection, CERTIFICATES, values)
+
+
+def certificates(connection: Connection, threat_id: str, examples: str) -> list[CertificateRow]:
+    """All certificates of a board, by defense and certifier."""
+    table = CERTIFICATES
+    board = (table.c.threat_id == threat_id) & (table.c.examples == examples)
+    query = select(table).where(board).order_by(table.c.defense, table.c.certifier)
+    return [_certificate(row) for row in connection.execute(query)]
+
+
+def step(connection: Connection, name: str, state: str, reason: str, moment: float) -> None:
+    """Append a submission's new state."""
+    if state not in SUBMISSION_STATES:
+        raise BenchError(
+            f"{state!r} is no submission state: one of {', '.join(SUBMISSION_STATES)}."
+        )
+    values = {"name": name, "state": state, "reason": reason, "at": moment}
+    connection.execute(insert(SUBMISSIONS).values(values))
+
+
+def submissions(connection: Connection) -> list[SubmissionRow]:
+    """Every submission as it stands, the most recently changed first."""
+    steps: dict[str, list[SubmissionStep]] = {}
+    for row in connection.execute(select(SUBMISSIONS).order_by(SUBMISSIONS.c.step)):
+        # Taken out and put back: the last name changed comes to stand last.
+        past = steps.pop(row.name, [])
+        steps[row.name] = [*past, SubmissionStep(row.state, row.reason, row.at)]
+    return [SubmissionRow(name, *past[-1], tuple(past)) for name, past in reversed(steps.items())]
+
+
+def _certificate(row: Row[tuple[object, ...]]) -> CertificateRow:
+    certified = unpack_bits(row.certified, row.n)
+    whose = (row.defense, row.defense_digest, row.certifier, row.certifier_digest)
+    return CertificateRow(*whose, row.exact, certified)

@@ -1,0 +1,116 @@
+"""Verdicts: chunks of outcomes are appended, never changed, and summed up once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import insert, select
+from sqlalchemy.engine import Connection
+
+from bench.core.errors import BenchError
+from bench.core.hashing import canonical
+from bench.core.outcomes import Chunk, Outcomes, Verdict
+from bench.store import images, leases
+from bench.store.codec import pack, unpack, unpack_items
+from bench.store.records import Lease
+from bench.store.tables import CELLS, CHUNKS
+
+
+def append(connection: Connection, lease: Lease, chunk: Chunk, exact: str) -> None:
+    """Add a chunk and extend the lease, both or neither; `exact` names the file of its images."""
+    item = chunk.outcomes.item
+    progress: dict[str, object] = {"seconds": CELLS.c.seconds + chunk.seconds}
+    if len(item):
+        progress |= {"items_done": CELLS.c.items_done + len(item), "attempts": 0}
+    leases.extend(connection, lease, progress)
+    if not len(item):
+        return
+    row = connection.execute(select(CELLS).where(CELLS.c.key == lease.key)).one()
+    _refuse_known(connection, lease.key, item)
+    if row.items_done > row.items:
+        raise BenchError(
+            f"{lease.key[:12]} has {row.items} items and got {row.items_done} outcomes: plan the"
+            " cell with its true number."
+        )
+    blob = pack(chunk.outcomes)
+    values = {
+        "cell": lease.key,
+        "start": row.items_done - len(item),
+        "count": len(item),
+        "first": int(item.min()),
+        "last": int(item.max()),
+        "digest": hashlib.sha256(blob).hexdigest(),
+        "exact": exact,
+        "outcomes": blob,
+    }
+    connection.execute(insert(CHUNKS).values(values))
+    images.keep(connection, lease.key, chunk.images)
+
+
+def finish(connection: Connection, lease: Lease) -> None:
+    """Close a complete cell with the figures of its outcomes."""
+    leases.extend(connection, lease, {})
+    row = connection.execute(select(CELLS).where(CELLS.c.key == lease.key)).one()
+    if row.items_done != row.items:
+        raise BenchError(
+            f"{lease.key[:12]} has {row.items_done} of {row.items} outcomes: record the rest"
+            " before it is finished."
+        )
+    figures = summary(outcomes(connection, lease.key))
+    leases.done(connection, lease, {**figures, "seal": seal(connection, lease.key, figures)})
+
+
+def outcomes(connection: Connection, key: str) -> Outcomes:
+    """Everything recorded for a cell, in item order."""
+    return Outcomes.concatenate([unpack(blob) for blob in _blobs(connection, key)])
+
+
+def items(connection: Connection, key: str) -> npt.NDArray[np.int32]:
+    """The items recorded for a cell, in rising order."""
+    parts = [unpack_items(blob) for blob in _blobs(connection, key)]
+    return np.sort(np.concatenate([np.zeros(0, np.int32), *parts]))
+
+
+def summary(found: Outcomes) -> dict[str, int | float | None]:
+    """The figures of a finished cell."""
+    broken = found.verdict == Verdict.BROKEN
+    return {
+        "robust": int((~broken).sum()),
+        "out_of_ball": int((found.verdict >= Verdict.OUT_OF_BALL).sum()),
+        "fragile": int((broken & found.fragile).sum()),
+        "broken_8bit": int((broken & found.eight_bit).sum()),
+        "forwards": int(found.forwards.sum(dtype=np.int64)),
+        "gradients": int(found.gradients.sum(dtype=np.int64)),
+        "looks": int(found.looks.sum(dtype=np.int64)),
+        "max_distance": float(found.distance[broken].max()) if broken.any() else None,
+    }
+
+
+def seal(connection: Connection, key: str, figures: Mapping[str, object]) -> str:
+    """A digest over a cell's key, chunks and figures: an edit by hand breaks it."""
+    query = select(CHUNKS.c.digest).where(CHUNKS.c.cell == key).order_by(CHUNKS.c.start)
+    written = {name: repr(value) for name, value in figures.items()}
+    content = canonical([key, list(connection.execute(query).scalars()), written])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _blobs(connection: Connection, key: str) -> list[bytes]:
+    query = select(CHUNKS.c.outcomes).where(CHUNKS.c.cell == key).order_by(CHUNKS.c.start)
+    return list(connection.execute(query).scalars())
+
+
+def _refuse_known(connection: Connection, key: str, item: npt.NDArray[np.int32]) -> None:
+    near = (CHUNKS.c.cell == key) & (CHUNKS.c.last >= int(item.min()))
+    query = select(CHUNKS.c.outcomes).where(near & (CHUNKS.c.first <= int(item.max())))
+    known = [unpack_items(blob) for blob in connection.execute(query).scalars()]
+    seen, times = np.unique(np.concatenate([np.unique(item), *known]), return_counts=True)
+    again = seen[times > 1]
+    if len(np.unique(item)) != len(item) or len(again):
+        twice = again[0] if len(again) else np.sort(item)[:-1][np.diff(np.sort(item)) == 0][0]
+        raise BenchError(
+            f"item {twice} of {key[:12]} came twice: record each item once, skip those of"
+            " `finished_items`."
+        )

@@ -1,0 +1,146 @@
+"""What the store is given and what it answers: frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.core.cells import Cell, CellState, Culprit
+from bench.core.errors import BenchError
+
+
+class LeaseLostError(BenchError):
+    """Somebody else holds the cell now; nothing of this attempt was written."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write one cell or task, as long as owner and fence still match."""
+
+    key: str
+    owner: str
+    fence: int
+    """Rises with every lease of the key: a forgotten worker can never write again."""
+    task: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of the matrix, to be played or with the reason why not."""
+
+    cell: Cell
+    state: CellState = CellState.MISSING
+    """`missing`, `skipped` or `not applicable`."""
+    reason: str = ""
+    required: bool = False
+    tier: str = "in-process"
+    """How far a stranger's code is locked in."""
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One cell as it stands. Figures are None until it is done."""
+
+    threat: str
+    defense: str
+    attack: str
+    threat_id: str
+    defense_digest: str
+    attack_digest: str
+    examples: str
+    items: int
+    seed: int
+    mode: str
+    numeric: str
+    source_digest: str
+    before: str
+    """Key of the cell before this one in its cascade; empty for the first, and in full mode."""
+    protocol: int
+    key: str
+    state: CellState
+    reason: str
+    culprit: Culprit | None
+    required: bool
+    tier: str
+    items_done: int
+    robust: int | None
+    """Items that no verified attempt of this attack broke, refused offers included."""
+    out_of_ball: int | None
+    """Items whose offer the referee refused: outside the ball or the box, or not finite."""
+    fragile: int | None
+    """Broken items whose margin is under 1e-4 of the logit scale."""
+    broken_8bit: int | None
+    forwards: int | None
+    gradients: int | None
+    looks: int | None
+    seconds: float
+    """CPU seconds so far."""
+    max_distance: float | None
+    """Largest distance among broken items, in the norm of the set; None where none broke."""
+    updated: float
+    """Unix time of the last change."""
+    owner: str
+
+    @property
+    def cell(self) -> Cell:
+        """The cell as it was planned."""
+        return Cell(**{f.name: getattr(self, f.name) for f in fields(Cell)})
+
+
+@dataclass(frozen=True)
+class ExamplesRow:
+    """One set of examples, without its images."""
+
+    digest: str
+    dataset: str
+    n: int
+    labels: npt.NDArray[np.int16]
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    """[C, H, W]."""
+
+
+class EvidenceRow(NamedTuple):
+    """What one diagnostic found."""
+
+    diagnostic: str
+    finding: str
+    sentence: str
+    source: str
+    """Digest of the diagnostic's source when it was asked."""
+
+
+class CertificateRow(NamedTuple):
+    """For which examples of a defense a certifier has a proof."""
+
+    defense: str
+    defense_digest: str
+    certifier: str
+    certifier_digest: str
+    """Of its source when it was asked."""
+    exact: bool
+    """True where the proof holds with certainty, False where it is statistical."""
+    certified: npt.NDArray[np.bool_]
+
+
+class SubmissionStep(NamedTuple):
+    """One change of a submission's state."""
+
+    state: str
+    reason: str
+    at: float
+    """Unix time."""
+
+
+class SubmissionRow(NamedTuple):
+    """A submission's newest state, and how it came there."""
+
+    name: str
+    state: str
+    reason: str
+    at: float
+    history: tuple[SubmissionStep, ...]
+    """Oldest first, the newest state included."""

@@ -1,0 +1,1 @@
+"""Archives, intake and templates of submissions."""

@@ -1,0 +1,1 @@
+"""Threat models: perturbation sets, goals, access, budgets."""

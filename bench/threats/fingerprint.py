@@ -1,0 +1,148 @@
+"""What a thing is, as digests name it: its parameters as JSON, and the source it came from."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.core.errors import PluginError
+from bench.core.hashing import digest
+
+
+def parameters_of(value: object) -> dict[str, Any]:
+    """A value's parameters as JSON values: its dataclass fields, or its instance attributes.
+
+    What it has worked out and kept (`cached_property`) is no parameter. PluginError when one of
+    them is nothing that a digest can name. A value whose code is elsewhere tells them itself.
+    """
+    elsewhere = getattr(type(value), "resolved_elsewhere", None)
+    if elsewhere is not None:
+        return dict(elsewhere(value))
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value)]
+    else:
+        kept = getattr(value, "__dict__", {})
+        names = sorted(name for name in kept if not _worked_out(type(value), name))
+    return {name: _plain(getattr(value, name), f"{_called(value)}.{name}") for name in names}
+
+
+def _worked_out(kind: type, name: str) -> bool:
+    return isinstance(getattr(kind, name, None), functools.cached_property)
+
+
+def _called(value: object) -> str:
+    return str(getattr(value, "name", type(value).__name__))
+
+
+def _plain(value: object, where: str) -> Any:
+    """A value as JSON, the same for the same meaning in every process."""
+    match value:
+        case Enum():
+            return value.name
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if np.isfinite(value) else str(value)
+        case Fraction() | torch.dtype() | Path():
+            return str(value)
+        case torch.Tensor():
+            return _plain(value.detach().cpu().numpy(), where)
+        case np.ndarray():
+            content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content}
+        case Mapping():
+            return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        case set() | frozenset():
+            return sorted(_plain(item, where) for item in value)
+        case functools.partial():
+            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
+            return _plain(parts, where)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"type": type(value).__name__, **parameters_of(value)}
+        case _ if callable(value) and "<lambda>" not in getattr(value, "__qualname__", "<lambda>"):
+            return f"{value.__module__}.{value.__qualname__}"  # type: ignore[attr-defined]
+    raise PluginError(
+        f"{where} is {short_repr(value)}, which has no digest; use a number, a string, a named "
+        "function or a dataclass."
+    )
+
+
+def short_repr(value: object) -> str:
+    """A value in a sentence: in full, or its type and a beginning."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__} {text[:40]}…"
+
+
+def source_digest(module: ModuleType) -> str:
+    """SHA-256 of a module's file; with the files of its own package that it runs, if any."""
+    path = Path(str(module.__file__))
+    depth = module.__name__.count(".") + (path.name == "__init__.py")
+    family = _family(path, path.parents[depth], set())
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(family)]
+    return hashes[0] if len(hashes) == 1 else digest(hashes)
+
+
+@functools.cache
+def class_source_digest(kind: type) -> str:
+    """Source digest of the module that a class is written in, as it was when first asked for.
+
+    PluginError where that is no file, as in an interpreter.
+    """
+    module = sys.modules.get(kind.__module__)
+    if module is None or not str(getattr(module, "__file__", "")).endswith(".py"):
+        raise PluginError(
+            f"{kind.__qualname__} is written in {kind.__module__}, which is no Python file, so its "
+            "code has no digest; write it into the plugin's file."
+        )
+    return source_digest(module)
+
+
+def _family(path: Path, home: Path, seen: set[Path]) -> set[Path]:
+    """The file, and every file of the same top package that importing it runs."""
+    seen.add(path)
+    for file in _run_by(path, home) - seen:
+        if file not in seen:
+            _family(file, home, seen)
+    return seen
+
+
+def _run_by(path: Path, home: Path) -> set[Path]:
+    """The files of its top package that one file imports, and those of the packages above it."""
+    top = path.relative_to(home).parts[0]
+    tree = ast.parse(path.read_bytes())
+    places = [place for node in ast.walk(tree) for place in _places(node, path, home)]
+    modules = {place.with_suffix(".py") for place in places}
+    packages = {place / "__init__.py" for place in (*places, *path.parents)}
+    there = {file for file in modules | packages if file.is_relative_to(home / top)}
+    return {file for file in there if file.is_file() and _says_something(file)}
+
+
+def _says_something(file: Path) -> bool:
+    """Whether it is more than the sentence for readers that many a package consists of."""
+    body = ast.parse(file.read_bytes()).body if file.name == "__init__.py" else [ast.Pass()]
+    return not all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in body)
+
+
+def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
+    """Where the modules that an import statement names would lie, without their suffix."""
+    if isinstance(node, ast.Import):
+        return [home.joinpath(*alias.name.split(".")) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = path.parents[node.level - 1] if node.level else home
+        package = base.joinpath(*node.module.split(".")) if node.module else base
+        return [package, *(package / alias.name for alias in node.names)]
+    return []

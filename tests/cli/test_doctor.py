@@ -1,0 +1,60 @@
+"""The doctor looks into the data that are there, and tells what is broken."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from bench.cli.doctor import DoctorFinding, examine_machine
+from bench.data import datasets
+from bench.registry.registry import Registry
+
+PLACES = ("MNIST", "FashionMNIST", "cifar-10-batches-py", "cifar-100-python")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("the doctor went online")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def found(name: str) -> DoctorFinding:
+    return next(finding for finding in examine_machine(None) if finding.name == name)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_folder_of_junk_is_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    (tmp_path / place / "raw").mkdir(parents=True)
+    (tmp_path / place / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"junk")
+    finding = found("data")
+    assert not finding.fit
+    assert f"{tmp_path / place} is there without an intact test half" in finding.sentence
+    assert "read and checked: digits;" in finding.sentence
+
+
+def test_an_empty_data_folder_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    assert found("data").fit
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_read_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = Registry.load().datasets
+    there = [
+        n
+        for n, o in sets.items()
+        if o.value.place and (datasets.data_folder() / o.value.place).exists()
+    ]
+    if not there:
+        pytest.skip("no data set lies here")
+    assert all(name in found("data").sentence for name in there)

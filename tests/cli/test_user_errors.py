@@ -1,0 +1,215 @@
+"""Mistakes on purpose: each one clear sentence, the right exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.core.cells import CellState
+from bench.store import Store
+
+SMALL = ["--examples", "64", "--threat", "digits-linf", "--defense", "linear", "--attack", "fgsm"]
+HEAD = """from collections.abc import Iterator
+import torch
+from torch import Tensor, nn
+from bench.plugin import cross_entropy
+from bench.plugin import *
+from bench.plugin import hookimpl
+"""
+DEFENSE = """
+class Odd(nn.Module):
+    def forward(self, images):
+        {forward}
+
+def build(loader):
+    {build}
+
+@hookimpl
+def bench_defenses():
+    yield Defense(name="{name}", build=build, surrogate="linear")
+"""
+ATTACK = """
+class Odd:
+    name = "{name}"
+    needs = Access.LABELS
+    steps = 1
+    def start(self, problem):
+        return problem.x
+    def step(self, problem, adv):
+        {step}
+
+@hookimpl
+def bench_attacks():
+    yield Odd()
+"""
+CARD = """schema = 1
+kind = "{kind}"
+name = "{name}"
+title = "Odd"
+authors = ["A. Tester"]
+licence = "MIT"
+"""
+
+
+@dataclass
+class Shell:
+    """The command line in this process, in a folder of its own."""
+
+    folder: Path
+    capture: pytest.CaptureFixture[str]
+    patch: pytest.MonkeyPatch
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        self.patch.setattr(sys, "argv", ["bench", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = self.capture.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, " ".join(err.split())
+
+    def enter(self, kind: str, name: str, text: str) -> None:
+        place = self.folder / "submissions" / name
+        place.mkdir(parents=True)
+        (place / "card.toml").write_text(CARD.format(kind=kind, name=name))
+        (place / "plugin.py").write_text(HEAD + text)
+
+    def defense(self, name: str, forward: str, build: str = "return Odd()") -> None:
+        self.enter("defense", name, DEFENSE.format(name=name, forward=forward, build=build))
+
+    def attack(self, name: str, step: str) -> None:
+        self.enter("attack", name, ATTACK.format(name=name, step=step))
+
+    def play(self, *words: str, threat: str = "digits-linf") -> tuple[int, str, str]:
+        common = ["--examples", "64", "--threat", threat, "--allow-unsandboxed"]
+        return self.run("run", *common, *words)
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BENCH_DB", raising=False)
+    monkeypatch.delenv("BENCH_SUBMISSIONS", raising=False)
+    return Shell(tmp_path, capsys, monkeypatch)
+
+
+def states(folder: Path) -> dict[tuple[str, str], CellState]:
+    with Store.open(f"sqlite:///{folder}/bench.db", read_only=True) as store:
+        return {(row.attack, row.defense): row.state for row in store.cells()}
+
+
+def test_an_unknown_name_is_answered_with_a_near_one(shell: Shell) -> None:
+    code, out, err = shell.run("run", "--attack", "pdg")
+    assert (code, out) == (2, "")
+    assert "no attack named 'pdg'" in err and "Did you mean 'pgd'" in err
+
+
+def test_a_wrong_shape_fails_its_cells_and_no_others(shell: Shell) -> None:
+    shell.defense("flat", "return images.flatten(1).sum(1)")
+    code, _, err = shell.play("--defense", "flat", "--defense", "linear", "--attack", "fgsm")
+    assert code == 3
+    assert "flat: the defense answered torch.float32 (64,) for 64 images" in err
+    found = states(shell.folder)
+    assert found["fgsm", "flat"] is CellState.FAILED
+    assert found["fgsm", "linear"] is CellState.DONE
+
+
+def test_logits_that_are_no_numbers_count_as_wrong_and_it_is_said(shell: Shell) -> None:
+    shell.defense("void", "return images.flatten(1)[:, :10] * torch.nan")
+    code, _, err = shell.play("--defense", "void", "--attack", "fgsm")
+    assert code == 0
+    assert "void gave no finite logits for 64 of 64 clean images; they count as wrong" in err
+    _, out, _ = shell.run("report", "--json")
+    (row,) = json.loads(out)["ranking"]
+    assert row["clean"]["k"] == row["robust"]["k"] == 0
+
+
+def test_missing_weights_are_named(shell: Shell) -> None:
+    shell.defense("lost", "return images", build="return loader.weights(Odd(), 'mine.safetensors')")
+    code, _, err = shell.play("--defense", "lost", "--attack", "fgsm")
+    assert code == 3
+    assert "lost needs the weights mine.safetensors" in err
+    _, out, _ = shell.run("list", "submissions")
+    assert out.startswith("lost  failed  lost needs the weights mine.safetensors")
+
+
+def test_an_attack_outside_the_ball_breaks_nothing_and_it_is_said(shell: Shell) -> None:
+    shell.attack("far", "return 1 - problem.x")
+    code, _, err = shell.play("--defense", "linear", "--attack", "far")
+    assert code == 0
+    assert "far on digits-linf: " in err and "left ball or box (largest distance 1.0000)" in err
+    _, out, _ = shell.run("report", "--json")
+    square = next(s for s in json.loads(out)["matrix"] if s["attack"] == "far")
+    (row,) = json.loads(out)["ranking"]
+    assert square["out_of_ball"] == square["robust"]["k"] == row["clean"]["k"]
+
+
+def test_a_question_that_the_board_forbids_fails_the_cell(shell: Shell) -> None:
+    shell.attack("greedy", "return adv + problem.gradient(adv, cross_entropy).gradient")
+    code, _, err = shell.play("--defense", "linear", "--attack", "greedy", threat="digits-labels")
+    assert code == 3
+    assert "greedy asked for gradients, but digits-labels reveals labels only" in err
+
+
+def test_a_broken_card_is_refused_and_the_rest_is_played(shell: Shell) -> None:
+    shell.defense("fine", "return images.flatten(1)[:, :10]")
+    shell.defense("torn", "return images")
+    (shell.folder / "submissions" / "torn" / "card.toml").write_text("schema = [")
+    code, _, err = shell.play("--defense", "fine", "--attack", "fgsm")
+    assert code == 0
+    assert "refused: " in err and "torn" in err and "card.toml" in err
+
+
+def test_code_that_nobody_vouched_for_waits_and_it_is_said(shell: Shell) -> None:
+    shell.enter("threat", "stranger", "1 / 0")
+    code, _, err = shell.run("run", *SMALL)
+    assert code == 0 and "stranger waits: no threat is locked in so far; --allow-unsandb" in err
+    code, _, err = shell.run("run", *SMALL, "--threat", "stranger")
+    assert code == 2 and "the threat 'stranger' is a submission: no threat is locked in so" in err
+
+
+def test_a_name_that_is_taken_is_refused(shell: Shell) -> None:
+    shell.defense("linear", "return images.flatten(1)[:, :10]")
+    code, _, err = shell.play("--defense", "linear", "--attack", "fgsm")
+    assert code == 0
+    assert "two plugins offer the defense 'linear'" in err and "Rename one" in err
+
+
+def test_a_database_from_the_future_is_left_alone(shell: Shell) -> None:
+    assert shell.run("run", *SMALL)[0] == 0
+    with sqlite3.connect(shell.folder / "bench.db") as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    connection.close()
+    before = (shell.folder / "bench.db").read_bytes()
+    code, _, err = shell.run("run", *SMALL)
+    assert code == 5 and "has revision 9999, this program knows up to" in err
+    assert (shell.folder / "bench.db").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(shell: Shell) -> None:
+    (shell.folder / "file").write_text("no folder")
+    code, _, err = shell.run("run", *SMALL, "--db", str(shell.folder / "file" / "bench.db"))
+    assert code == 5 and "cannot be" in err and "file/bench.db" in err
+
+
+def test_an_unknown_choice_is_answered_with_the_known_ones(shell: Shell) -> None:
+    code, _, err = shell.run("run", "--keep-images", "some")
+    assert code == 2 and "use one of none, sample, all" in err
+    code, _, err = shell.run("run", "--device", "gpu")
+    assert code == 2 and "use auto, cpu, cuda or cuda:N" in err
+
+
+def test_a_report_of_nothing_says_how_to_fill_it(shell: Shell) -> None:
+    code, out, err = shell.run("report")
+    assert (code, out) == (5, "") and "`bench run` fills one" in err

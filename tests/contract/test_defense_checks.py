@@ -1,0 +1,312 @@
+"""Every law of defenses is turned red by a planted one, and honest ones are green."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.contract.check import CheckOutcome
+from bench.contract.fixtures import Ridge
+from bench.contract.runner import CHECKS
+from bench.data import datasets
+from bench.plugin import Claim, Randomness, straight_through
+from bench.registry.registry import Registry
+from tests.contract.planted import defense, found
+
+
+class Wrapped(nn.Module):
+    """A classifier and something that went wrong around it."""
+
+    def __init__(self, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(classifier)
+        self.around = forward
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Any:
+        return self.around(self, images)
+
+
+def counting(self: Any, images: Tensor) -> Any:
+    self.calls += 1
+    return self.inner(images) + 1e-5 * self.calls
+
+
+def waking(self: Any, images: Tensor) -> Any:
+    self.calls += 1
+    return self.inner(images) * (-1 if self.calls > 6 else 1)
+
+
+def wary(self: Any, images: Tensor) -> Any:
+    self.calls += images.requires_grad
+    return self.inner(images) * (-1 if self.calls and not images.requires_grad else 1)
+
+
+def training(self: Any, images: Tensor) -> Any:
+    self.train()
+    return self.inner(images)
+
+
+def recording(self: Any, images: Tensor) -> Any:
+    self.seen += 1
+    return self.inner(images)
+
+
+def overwriting(self: Any, images: Tensor) -> Any:
+    answer = self.inner(images.clone())
+    images.mul_(0.5)
+    return answer
+
+
+def drawing(self: Any, images: Tensor) -> Any:
+    np.random.rand()
+    return self.inner(images)
+
+
+def private(self: Any, images: Tensor) -> Any:
+    self.calls += 1
+    generator = torch.Generator().manual_seed(self.calls)
+    return self.inner(images) + torch.randn(10, generator=generator)
+
+
+def position(self: Any, images: Tensor) -> Any:
+    return self.inner(images) + torch.arange(len(images))[:, None].float().sin()
+
+
+def alone(self: Any, images: Tensor) -> Any:
+    return self.inner(images) * (-1 if len(images) == 1 else 1)
+
+
+def standardised(self: Any, images: Tensor) -> Any:
+    flat = images.flatten(1)
+    return self.inner(images / flat.std(1)[:, None, None, None])
+
+
+def batch_mean(self: Any, images: Tensor) -> Any:
+    return self.inner(images - images.mean(0) + 0.5)
+
+
+def rounded(self: Any, images: Tensor) -> Any:
+    return self.inner(straight_through(lambda x: (7 * x).round() / 7)(images))
+
+
+FORWARDS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "logits-have-one-column-a-class": lambda self, x: self.inner(x)[:, :9],
+    "logits-are-float32": lambda self, x: self.inner(x).double(),
+    "logits-are-finite": lambda self, x: self.inner(x) / 0,
+    "black-and-white-are-images": standardised,
+    "asking-twice-answers-twice-the-same": counting,
+    "companions-do-not-matter": batch_mean,
+    "order-does-not-matter": position,
+    "one-image-is-a-batch": alone,
+    "calls-leave-no-trace": waking,
+    "gradients-leave-no-trace": wary,
+    "gradients-are-of-the-same-answer": lambda self, x: self.inner(x) + x.requires_grad,
+    "eval-mode-is-kept": training,
+    "weights-are-left-alone": recording,
+    "images-are-left-alone": overwriting,
+    "global-random-state-is-left-alone": drawing,
+    "randomness-is-declared": lambda self, x: self.inner(x) + torch.randn(10),
+    "a-gradient-exists": lambda self, x: self.inner(x.detach()),
+    "gradient-is-the-slope": rounded,
+    "better-than-chance": lambda self, x: -self.inner(x),
+}
+
+
+@pytest.mark.parametrize("check", FORWARDS)
+def test_a_forward_that_breaks_a_law_turns_it_red(
+    world: Registry, classifier: nn.Module, check: str
+) -> None:
+    bad = defense(lambda loader: Wrapped(classifier, FORWARDS[check]))
+    assert found(world, "defense", bad, check).outcome is CheckOutcome.FAIL
+    good = defense(lambda loader: Wrapped(classifier, lambda self, x: self.inner(x)))
+    result = found(world, "defense", good, check)
+    assert result.outcome is CheckOutcome.PASS, result.sentence
+
+
+class Unsaved(Ridge):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        return
+
+
+class Looked(nn.Module):
+    """Knows the test images to the bit."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.labels = {image.numpy().tobytes(): y for image, y in zip(images, labels, strict=True)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = [self.labels.get(image.numpy().tobytes(), 0) for image in images.detach()]
+        return nn.functional.one_hot(torch.tensor(found), 10).float()
+
+
+class Nearest(nn.Module):
+    """Knows the test images and their neighbourhood, and nothing else."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.images, self.labels = images.flatten(1), labels
+
+    def forward(self, images: Tensor) -> Tensor:
+        near = torch.cdist(images.flatten(1), self.images).min(1)
+        known = near.values < 0.5
+        label = torch.where(known, self.labels[near.indices], 0)
+        return nn.functional.one_hot(label, 10).float()
+
+
+BUILT = 0
+
+
+def differing(classifier: nn.Module) -> nn.Module:
+    global BUILT
+    BUILT += 1
+    shift = float(BUILT)
+    return Wrapped(classifier, lambda self, x: self.inner(x) + shift)
+
+
+def test_build_must_give_a_module(world: Registry) -> None:
+    bad = defense(lambda loader: "a module")
+    result = found(world, "defense", bad, "builds")
+    assert result.outcome is CheckOutcome.FAIL
+    assert "torch.nn.Module was expected" in result.sentence
+
+
+def test_two_builds_that_differ_are_two_defenses(world: Registry, classifier: nn.Module) -> None:
+    bad = defense(lambda loader: differing(classifier))
+    assert found(world, "defense", bad, "two-builds-are-one").outcome is CheckOutcome.FAIL
+
+
+def test_state_that_no_file_holds_is_noticed(world: Registry, classifier: Ridge) -> None:
+    bad = defense(lambda loader: Unsaved(classifier.inner, classifier.outer, classifier.bias))
+    assert found(world, "defense", bad, "saved-is-loaded").outcome is CheckOutcome.FAIL
+
+
+@pytest.mark.parametrize(("fake", "check"), [(Looked, "not-looked-up"), (Nearest, "not-memorised")])
+def test_memory_is_no_defense(world: Registry, fake: Any, check: str) -> None:
+    examples = datasets.first_examples(world.datasets["digits"].value, 500)
+    x, y = examples.tensor(), torch.from_numpy(examples.labels.copy())
+    assert (
+        found(world, "defense", defense(lambda loader: fake(x, y)), check).outcome
+        is CheckOutcome.FAIL
+    )
+
+
+def test_a_nearest_neighbour_passes_the_look_up_and_fails_the_canary(world: Registry) -> None:
+    examples = datasets.first_examples(world.datasets["digits"].value, 500)
+    x, y = examples.tensor(), torch.from_numpy(examples.labels.copy())
+    near = defense(lambda loader: Nearest(x, y))
+    assert found(world, "defense", near, "not-looked-up").outcome is CheckOutcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("rejected", "outcome"), [(40, CheckOutcome.PASS), (41, CheckOutcome.FAIL)]
+)
+def test_a_threshold_that_rejects_more_than_it_declares_is_refused(
+    world: Registry, classifier: Ridge, rejected: int, outcome: CheckOutcome
+) -> None:
+    """Of 256 clean images at most 2 * 5 % and three standard errors more, that is 40."""
+    grey = datasets.first_examples(world.datasets["digits"].value, 256).tensor().flatten(1).mean(1)
+    level = grey.sort(descending=True).values[rejected - 1 : rejected + 1].mean()
+
+    def scored(wrapped: Wrapped, images: Tensor) -> Tensor:
+        score = images.flatten(1).mean(1, keepdim=True) - level
+        return torch.cat([wrapped.inner(images), score], 1)
+
+    bad = replace(defense(lambda loader: Wrapped(classifier, scored)), rejects=0.05)
+    assert found(world, "defense", bad, "clean-images-are-accepted").outcome is outcome
+
+
+RECORDS: list[tuple[str, dict[str, Any], str]] = [
+    ("names-are-known", {"claims": (Claim("digits-linff", 0.5),)}, "Did you mean 'digits-linf'?"),
+    ("names-are-known", {"claims": (Claim("mnist-linf", 0.5),)}, "`datasets` leaves out"),
+    ("names-are-known", {"surrogate": "undefnded"}, "Did you mean 'undefended'?"),
+    ("names-are-known", {"datasets": ("digitz",)}, "Did you mean 'digits'?"),
+    ("claims-are-shares", {"claims": (Claim("digits-linf", 87.0),)}, "a share is 0 to 1"),
+    ("claims-are-shares", {"claims": (Claim("a", 0.5), Claim("a", 0.6))}, "claimed twice"),
+    ("randomness-is-declared", {"randomness": Randomness()}, "do not vary with the seed"),
+]
+
+
+@pytest.mark.parametrize(("check", "record", "sentence"), RECORDS)
+def test_a_record_that_breaks_a_law_turns_it_red(
+    world: Registry, classifier: nn.Module, check: str, record: dict[str, Any], sentence: str
+) -> None:
+    result = found(world, "defense", defense(lambda loader: classifier, **record), check)
+    assert result.outcome is CheckOutcome.FAIL
+    assert sentence in result.sentence
+
+
+def test_a_generator_of_its_own_is_no_declared_randomness(
+    world: Registry, classifier: nn.Module
+) -> None:
+    bad = defense(lambda loader: Wrapped(classifier, private), randomness=Randomness())
+    result = found(world, "defense", bad, "randomness-is-declared")
+    assert "one seed of torch gave two answers" in result.sentence
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda self, x: self.inner(x.detach()), lambda self, x: self.inner(x)[:, :3]]
+)
+def test_a_useless_stand_in_is_noticed(
+    world: Registry, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]
+) -> None:
+    bad = defense(lambda loader: classifier, bpda=lambda loader: Wrapped(classifier, forward))
+    assert found(world, "defense", bad, "stand-in-answers-alike").outcome is CheckOutcome.FAIL
+    good = defense(lambda loader: classifier, bpda=lambda loader: copy.deepcopy(classifier))
+    assert found(world, "defense", good, "stand-in-answers-alike").outcome is CheckOutcome.PASS
+
+
+def test_a_stand_in_is_an_answer_to_a_missing_gradient(
+    world: Registry, classifier: nn.Module
+) -> None:
+    hidden = defense(
+        lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
+        bpda=lambda loader: copy.deepcopy(classifier),
+    )
+    for check in ("a-gradient-exists", "gradient-is-the-slope"):
+        assert found(world, "defense", hidden, check).outcome is CheckOutcome.NOT_APPLICABLE
+
+
+def test_a_control_says_why_its_gradient_hides(world: Registry, classifier: nn.Module) -> None:
+    control = defense(
+        lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
+        detail={"exempt": {"a-gradient-exists": "a control"}},
+    )
+    result = found(world, "defense", control, "a-gradient-exists", origin="built-in")
+    assert result.outcome is CheckOutcome.NOT_APPLICABLE
+    assert "a control" in result.sentence
+    assert found(world, "defense", control, "better-than-chance").outcome is CheckOutcome.PASS
+
+
+@pytest.mark.parametrize("origin", ["entry-point", "submission", "file"])
+@pytest.mark.parametrize("check", ["a-gradient-exists", "gradient-is-the-slope"])
+def test_a_stranger_excuses_himself_from_nothing(
+    world: Registry, classifier: nn.Module, origin: str, check: str
+) -> None:
+    stranger = defense(
+        lambda loader: Wrapped(classifier, FORWARDS[check]), detail={"exempt": {check: "a control"}}
+    )
+    assert found(world, "defense", stranger, check, origin=origin).outcome is CheckOutcome.FAIL
+
+
+def test_declared_randomness_breaks_no_law(world: Registry, classifier: nn.Module) -> None:
+    noisy = defense(
+        lambda loader: Wrapped(
+            classifier, lambda self, x: self.inner(x + 0.05 * torch.randn_like(x))
+        ),
+        randomness=Randomness(),
+    )
+    outcomes = {law.name: found(world, "defense", noisy, law.name) for law in CHECKS["defense"]}
+    assert [r for r in outcomes.values() if r.outcome is CheckOutcome.FAIL] == []

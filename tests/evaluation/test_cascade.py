@@ -1,0 +1,333 @@
+"""Rank mode: a cascade breaks whom the full matrix breaks, for less, whatever befalls the run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.core.cells import CLEAN, CellState
+from bench.core.errors import BenchError
+from bench.core.outcomes import Outcomes, Verdict
+from bench.evaluation import cascade
+from bench.evaluation.events import Event
+from bench.evaluation.launcher import MatrixRun, make_worker
+from bench.evaluation.plan import Selection
+from bench.evaluation.reproduce import reproduce
+from bench.evaluation.worker import Worker
+from bench.plugin import Access, StopRule
+from bench.registry.registry import Registry
+from bench.results import json_report
+from bench.store import CellRow, Store
+from plugins.attacks.pgd_l2step import UnsignedPGD
+
+SUBMISSIONS = Path(__file__).parents[2] / "submissions"
+ATTACKS = ("fgsm", "bim", "transfer", "pgd", "random", "pgd-l2step")
+"""In the order of their cascade: the last is not required."""
+SELECTION = Selection(
+    threats=("digits-linf",),
+    defenses=("linear", "undefended", "gaussian-noise"),
+    attacks=tuple(sorted(ATTACKS)),
+    examples=96,
+    mode="rank",
+)
+
+
+@pytest.fixture(autouse=True)
+def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
+
+
+def matrix_run(folder: Path, **changes: Any) -> MatrixRun:
+    return replace(MatrixRun(SELECTION, f"sqlite:///{folder / 'bench.db'}", quiet=True), **changes)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
+    """Both modes in one database, every image kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
+        rank = matrix_run(tmp_path_factory.mktemp("both"), batch=64, keep_images="all")
+        full = replace(rank, selection=replace(SELECTION, mode="full"))
+        assert full.run() == rank.run() == 0
+    return rank
+
+
+def digest(url: str | None) -> str:
+    with Store.open(url, read_only=True) as store:
+        assert store.check() == []
+        return str(json_report.json_report(store, "digits-linf", "rank")["digest"])
+
+
+def cells(store: Store, mode: str) -> dict[tuple[str, str], CellRow]:
+    rows = [row for row in store.cells(mode=mode) if row.attack != CLEAN]
+    return {(r.defense, r.attack): r for r in rows if r.state is CellState.DONE}
+
+
+def broken(found: Outcomes) -> set[int]:
+    return set(found.item[found.verdict == Verdict.BROKEN].tolist())
+
+
+def pairs(url: str | None) -> Iterator[tuple[Store, CellRow, CellRow]]:
+    """Each cell of the cascades, beside the whole one."""
+    with Store.open(url, read_only=True) as store:
+        full, rank = cells(store, "full"), cells(store, "rank")
+        assert set(full) == set(rank) and len(rank) == 17
+        for pair, row in rank.items():
+            yield store, row, full[pair]
+
+
+def test_what_breaks_in_a_cascade_breaks_in_full_by_the_same_pixels(played: MatrixRun) -> None:
+    for store, rank, full in pairs(played.url):
+        mine, whole = store.outcomes(rank.key), store.outcomes(full.key)
+        same = np.isin(whole.item, mine.item)
+        for name in set(Outcomes._fields) - {"confidence"}:
+            assert np.array_equal(getattr(mine, name), getattr(whole, name)[same]), name
+        images, others = store.exact_images(rank.key), store.exact_images(full.key)
+        if len(mine.item):
+            assert images is not None and others is not None
+            assert np.array_equal(images[1], others[1][np.isin(others[0], images[0])])
+
+
+def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: MatrixRun) -> None:
+    fallen: dict[tuple[str, str], set[int]] = {}
+    spent = {"rank": 0, "full": 0}
+    for store, rank, full in pairs(played.url):
+        for row in (rank, full):
+            fallen.setdefault((row.defense, row.mode), set()).update(
+                broken(store.outcomes(row.key))
+            )
+            spent[row.mode] += row.gradients or 0
+    for name in SELECTION.defenses:
+        assert fallen[name, "rank"] == fallen[name, "full"]
+    assert spent["rank"] < 0.5 * spent["full"], spent
+    with Store.open(played.url, read_only=True) as store:
+        rows = [
+            json_report.json_report(store, "digits-linf", mode)["ranking"]
+            for mode in ("full", "rank")
+        ]
+    assert [r["robust"] for r in rows[0]] == [r["robust"] for r in rows[1]]
+    assert [r["clean"] for r in rows[0]] == [r["clean"] for r in rows[1]]
+    assert [r["robust_required"] for r in rows[0]] == [r["robust_required"] for r in rows[1]]
+
+
+def test_each_cell_meets_exactly_the_survivors_of_the_one_before(played: MatrixRun) -> None:
+    with Store.open(played.url, read_only=True) as store:
+        rank = cells(store, "rank")
+        for name in SELECTION.defenses:
+            left, before = list(range(96)), ""
+            for attack in (a for a in ATTACKS if (name, a) in rank):
+                row = rank[name, attack]
+                found = store.outcomes(row.key)
+                assert (row.before, row.items) == (before, len(left))
+                assert found.item.tolist() == left
+                before, left = row.key, found.survivors()
+
+
+def test_the_check_of_the_database_knows_who_may_be_met(played: MatrixRun, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    with Store.open(played.url, read_only=True) as store:
+        assert store.check() == []
+        rank = cells(store, "rank")
+        store.backup(copy)
+    victim, other = rank["linear", "pgd"].key, rank["linear", "fgsm"].key
+    for value, said in ((other, "others than the survivors"), ("nobody", "is not there")):
+        with closing(sqlite3.connect(copy)) as connection, connection:
+            connection.execute("UPDATE cells SET before = ? WHERE key = ?", (value, victim))
+        with Store.open(f"sqlite:///{copy}", read_only=True) as store:
+            assert any(said in problem for problem in store.check())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch": 7}, pytest.param({"workers": 2}, marks=pytest.mark.slow)]
+)
+def test_batch_and_workers_change_no_verdict(
+    played: MatrixRun, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    other = matrix_run(tmp_path, **changes)
+    assert other.run() == 0
+    assert digest(other.url) == digest(played.url)
+
+
+def test_the_order_of_the_items_changes_no_verdict(played: MatrixRun, tmp_path: Path) -> None:
+    shuffled, generator = matrix_run(tmp_path), np.random.default_rng(0)
+    with Store.open(shuffled.url) as store:
+        hand = make_worker(shuffled, store, Registry.load(), lambda event: None)
+        hand.order = lambda count: generator.permutation(count).tolist()
+        hand.run()
+    assert digest(shuffled.url) == digest(played.url)
+
+
+def test_a_run_that_is_interrupted_everywhere_comes_to_the_same_report(
+    played: MatrixRun, tmp_path: Path
+) -> None:
+    stopped = matrix_run(tmp_path)
+    seen: set[str] = set()
+
+    def interrupt(event: Event) -> None:
+        """Stop in each cell, after its first chunk."""
+        if event.cell is not None and event.kind == "chunk" and event.cell.key not in seen:
+            seen.add(event.cell.key)
+            raise KeyboardInterrupt
+
+    for _ in range(20):
+        try:
+            with Store.open(stopped.url) as store:
+                make_worker(stopped, store, Registry.load(), interrupt).run()
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(seen) == 17
+    assert digest(stopped.url) == digest(played.url)
+
+
+def play(url: str) -> None:
+    """A whole run, in a process that somebody will kill."""
+    with Store.open(url) as store:
+        make_worker(MatrixRun(SELECTION, url), store, Registry.load(), lambda event: None).run()
+
+
+@pytest.mark.slow
+def test_kill_9_changes_no_report(played: MatrixRun, tmp_path: Path) -> None:
+    killed = matrix_run(tmp_path)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.evaluation.test_cascade"])
+    for delay in (2.0, 3.0, 4.5):
+        process = context.Process(target=play, args=(killed.url,))
+        process.start()
+        process.join(delay)
+        process.kill()
+        process.join()
+    assert killed.run() == 0
+    assert digest(killed.url) == digest(played.url)
+
+
+def test_a_finished_cascade_is_not_played_again(played: MatrixRun) -> None:
+    with Store.open(played.url, read_only=True) as store:
+        before = {row.key: row.updated for row in store.cells()}
+    assert played.run() == 0
+    with Store.open(played.url, read_only=True) as store:
+        assert {row.key: row.updated for row in store.cells()} == before
+
+
+def test_an_attack_that_fails_breaks_nobody_and_can_be_made_up_for(
+    played: MatrixRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",)))
+    whole = Worker.chunks
+
+    def chunks(self: Worker, pair: Any, *rest: Any, **more: Any) -> Any:
+        if pair.attack.name == "bim":
+            raise ValueError("no luck today")
+        return whole(self, pair, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "chunks", chunks)
+        assert one.run() == 1
+    with Store.open(one.url, read_only=True) as store:
+        rank = cells(store, "rank")
+        assert rank["linear", "transfer"].before == rank["linear", "fgsm"].key
+    assert one.run() == 0
+    with Store.open(played.url, read_only=True) as store:
+        wanted = {r["defense"]: r for r in json_report.json_report(store, None, "rank")["ranking"]}
+    with Store.open(one.url, read_only=True) as store:
+        assert store.check() == []
+        (row,) = json_report.json_report(store, None, "rank")["ranking"]
+    assert row["robust"] == wanted["linear"]["robust"]
+    assert {line["state"] for line in one.plan()} == {"done"}
+
+
+def test_an_attack_that_retires_nobody_early_meets_survivors_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UnsignedPGD, "retires", StopRule.NEVER, raising=False)
+    names = ("fgsm", "pgd-l2step", "pgd")
+    rank = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",), attacks=names))
+    full = replace(rank, selection=replace(rank.selection, mode="full"))
+    assert full.run() == rank.run() == 0
+    with Store.open(rank.url, read_only=True) as store:
+        fallen = [
+            set[int]().union(
+                *(broken(store.outcomes(row.key)) for row in cells(store, mode).values())
+            )
+            for mode in ("full", "rank")
+        ]
+    assert fallen[0] == fallen[1]
+
+
+def test_the_modes_stay_apart(played: MatrixRun, tmp_path: Path) -> None:
+    with Store.open(played.url, read_only=True) as store:
+        full, rank = (json_report.json_report(store, None, mode) for mode in ("full", "rank"))
+    assert (full["mode"], rank["mode"]) == ("full", "rank")
+    assert {square["robust"]["n"] for square in full["matrix"] if square["robust"]} == {96}
+    met = [square["robust"]["n"] for square in rank["matrix"] if square["robust"]]
+    assert max(met) == 96 and min(met) < 10
+    assert {row["strongest"] for row in rank["ranking"]} == {None}
+    only = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",)))
+    assert only.run() == 0
+    with (
+        Store.open(only.url, read_only=True) as store,
+        pytest.raises(BenchError, match="played in rank mode alone; name it with --mode rank"),
+    ):
+        json_report.json_report(store)
+    full_plan = replace(only, selection=replace(only.selection, mode="full")).plan()
+    assert {line["state"] for line in full_plan} == {"missing"}
+
+
+def test_a_cell_of_a_cascade_can_be_reproduced(played: MatrixRun) -> None:
+    with Store.open(played.url, read_only=True) as store:
+        rank = cells(store, "rank")
+    for pair in (("linear", "bim"), ("gaussian-noise", "pgd")):
+        result = reproduce(rank[pair].key[:16], played.url, "cpu", allow_unsandboxed=False)
+        assert result["same"], result["sentence"]
+
+
+def test_a_board_of_distances_has_no_cascade(tmp_path: Path) -> None:
+    named = matrix_run(tmp_path, selection=replace(SELECTION, threats=("digits-nearest",)))
+    with pytest.raises(BenchError, match="digits-nearest keeps the nearest success"):
+        named.plan()
+    default = matrix_run(tmp_path, selection=replace(SELECTION, threats=("all",), attacks=("pgd",)))
+    boards = {row["threat"] for row in default.plan()}
+    assert "digits-linf" in boards and "digits-nearest" not in boards
+
+
+class Stranger:
+    """An attack that no table knows."""
+
+    def __init__(self, name: str, needs: Access, steps: int, runs: int = 1) -> None:
+        self.name, self.needs, self.steps, self._runs = name, needs, steps, runs
+
+    def runs(self, classes: int) -> int:
+        return self._runs
+
+    def start(self, problem: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    step = start
+
+
+def test_the_order_is_gradients_first_then_the_cheapest() -> None:
+    known = [offer.value for offer in Registry.load().attacks.values()]
+    strangers = [
+        Stranger("long", Access.GRADIENTS, 100),
+        Stranger("runs", Access.GRADIENTS, 30, runs=3),
+        Stranger("blind", Access.LABELS, 1),
+    ]
+    names = [attack.name for attack in cascade.cascade_order([*strangers, *known], 10)]  # type: ignore[list-item]
+    assert names[0] == "fgsm"
+    assert names == [a.name for a in cascade.cascade_order([*known[::-1], *strangers], 10)]  # type: ignore[list-item]
+    last = max(names.index(name) for name in cascade.FIRST if name in names)
+    assert last < names.index("runs") < names.index("long")
+    assert names.index("long") < names.index("random") < names.index("blind")
+    required = ("fgsm", "bim", "transfer", "pgd", "random")
+    names = [attack.name for attack in cascade.cascade_order(known, 10, required)]
+    assert names[:5] == list(required)
+    assert [name for name in names if name in ATTACKS] == list(ATTACKS)

@@ -1,0 +1,340 @@
+"""APGD: its schedule, its best point, its losses, and optima that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.engine.model_access import ModelAccess
+from bench.engine.problem import BatchProblem
+from bench.plugin import Gradient, Loss, Traits, cross_entropy, margin
+from bench.threats.norms import L2, Linf, PerturbationSet
+from plugins.attacks.apgd import APGD, State, bench_attacks, dlr, dlr_to, windows
+from plugins.attacks.pgd import PGD
+from tests.fixtures.known_models import (
+    binary,
+    digits,
+    duel,
+    gaussian,
+    interior,
+    linear,
+    rows_of,
+    small_cnn,
+    states,
+)
+
+OFFERED = {attack.name: attack for attack in bench_attacks() if isinstance(attack, APGD)}
+CE, DLR, RIVALS = (OFFERED[name] for name in ("apgd-ce", "apgd-dlr", "apgd-t"))
+CHECKPOINTS = [22, 41, 57, 70, 80, 87, 93, 99]
+each_form = pytest.mark.parametrize("attack", OFFERED.values(), ids=OFFERED.keys())
+each_ball = pytest.mark.parametrize(
+    "ball", [Linf(Fraction(1, 5)), L2(Fraction(1))], ids=["Linf", "L2"]
+)
+
+
+def flat(images: Tensor) -> Tensor:
+    return images.flatten(1).double()
+
+
+def climb(attack: APGD, rows: BatchProblem) -> Iterator[State]:
+    for state in states(attack, rows):
+        assert isinstance(state, State)
+        yield state
+
+
+# Known optima.
+
+
+@each_form
+@pytest.mark.parametrize(
+    ("ball", "near_edge", "slack"),
+    [
+        (Linf(Fraction(1, 4)), True, 1e-6),
+        (L2(Fraction(1, 4)), False, 1e-6),
+        (L2(Fraction(1, 2)), True, 1e-3),
+    ],
+    ids=["Linf", "L2", "L2 in the box"],
+)
+def test_the_best_point_of_a_linear_binary_model_is_the_farthest_of_ball_and_box(
+    attack: APGD, ball: PerturbationSet, near_edge: bool, slack: float
+) -> None:
+    """Where pixels saturate in L2 the optimum has corners, and halved steps walk around them."""
+    x = digits(64)[0] if near_edge else interior(64, 64)
+    weight, label = gaussian(64) / 8, torch.ones(64, dtype=torch.int64)
+    *_, end = climb(attack, rows_of(attack, binary(weight), x, label, ball))
+    best = ball.farthest(-weight.view_as(x[:1]).expand_as(x), x)
+    optimum = (flat(x) - flat(best)) @ weight.double()
+    gain = (flat(x) - flat(end.best)) @ weight.double()
+    assert (gain <= optimum + 1e-5).all()
+    assert (gain >= optimum * (1 - slack)).all()
+
+
+@pytest.mark.parametrize(
+    ("ball", "dual"), [(Linf(Fraction(1, 100)), 1), (L2(Fraction(1, 50)), 2)], ids=["Linf", "L2"]
+)
+def test_of_a_linear_model_the_rivals_break_exactly_what_can_be_broken(
+    ball: PerturbationSet, dual: float
+) -> None:
+    """z_j - z_y rises by eps ||w_j - w_y||* and no more where the box is out of reach."""
+    weight, x = gaussian(10, 12), interior(128, 12)
+    model = linear(weight, -(weight @ flat(x).float().mean(0)))
+    logits = ModelAccess(model).logits(x)
+    y = logits.argmax(1)
+    reach = ball.radius * (weight[None] - weight[y][:, None]).norm(dual, dim=2)
+    gap = logits - logits.gather(1, y[:, None])
+    gap = (gap + reach).scatter(1, y[:, None], -torch.inf).amax(1)
+    assert torch.equal(duel(RIVALS, model, x, y, ball).broken, gap > 0)
+    assert 20 < (gap > 0).sum() < 108
+
+
+# The climb.
+
+
+@each_form
+@each_ball
+def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_point(
+    attack: APGD, ball: PerturbationSet
+) -> None:
+    x, y = digits(32)
+    rows = rows_of(attack, small_cnn(), x, y, ball)
+    path = list(climb(attack, rows))
+    assert all((after.height >= before.height).all() for before, after in pairwise(path[1:]))
+    loss = {"apgd-ce": cross_entropy, "apgd-dlr": dlr, "apgd-t": dlr_to(rows.rivals[:, 0])}
+    for state in path[1:]:
+        height = loss[attack.name](ModelAccess(small_cnn()).logits(state.best), y)
+        assert torch.allclose(state.height, height, rtol=1e-4, atol=1e-5)
+    assert (path[-1].height > path[1].height).float().mean() > 0.9
+
+
+class OpenLinf(Linf):
+    """The cube without an edge: a projection leaves everything where it is."""
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        return adv
+
+
+class OpenL2(L2):
+    """The sphere without an edge."""
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        return adv
+
+
+@each_form
+@pytest.mark.parametrize("norm", [OpenLinf, OpenL2])
+def test_the_first_step_is_two_radii_long(attack: APGD, norm: type[OpenLinf | OpenL2]) -> None:
+    ball, x = norm(Fraction(1, 8)), interior(32, 12)
+    model = linear(gaussian(10, 12))
+    y = ModelAccess(model).logits(x).argmax(1)
+    before, after = list(climb(attack, rows_of(attack, model, x, y, ball)))[:2]
+    assert torch.allclose(ball.distance(after.adv, before.adv), torch.tensor(0.25))
+
+
+def test_a_later_step_is_three_quarters_ahead_and_one_quarter_of_the_last_move() -> None:
+    """Unprojected on a linear binary model: .75 * 2 eps s + .25 * (2 eps s) = 2 eps s."""
+    ball, x, weight = OpenLinf(Fraction(1, 8)), interior(32, 12), gaussian(12)
+    y = torch.ones(32, dtype=torch.int64)
+    path = [state.adv for state in climb(DLR, rows_of(DLR, binary(weight), x, y, ball))]
+    way = -0.25 * weight.sign().view(1, 1, 1, 12).expand_as(x)
+    assert torch.allclose(path[2] - path[1], way, atol=1e-6)
+    heavy = APGD("heavy", "dlr", "", momentum=0.5, rate=1.0)
+    start, one, two = [s.adv for s in climb(heavy, rows_of(heavy, binary(weight), x, y, ball))][:3]
+    assert torch.allclose(one - start, way / 2, atol=1e-6)
+    assert torch.allclose(two - one, way / 2, atol=1e-6)
+
+
+# The schedule.
+
+
+@pytest.mark.parametrize(
+    ("steps", "checkpoints"),
+    [(100, CHECKPOINTS), (50, [11, 21, 29, 35, 40, 44, 47, 50]), (1, [1]), (3, [1, 2, 3])],
+)
+def test_checkpoints_and_the_steps_between_them(steps: int, checkpoints: list[int]) -> None:
+    window = windows(steps, torch.device("cpu"))
+    assert len(window) == steps + 1
+    assert window.nonzero()[:, 0].tolist() == checkpoints
+    assert window.cumsum(0)[checkpoints].tolist() == checkpoints
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: Tensor) -> list[State]:
+    """A hundred steps of rows that hear these losses [n, 100]; all slopes point one way."""
+    x, n = interior(len(losses), 12), len(losses)
+    y = torch.ones(n, dtype=torch.int64)
+    rows = rows_of(CE, binary(gaussian(12)), x, y, L2(Fraction(1, 8)))
+    honest = rows.gradient
+
+    def told(adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
+        return honest(adv, loss, where)._replace(loss=losses[torch.arange(n), rows.t])
+
+    monkeypatch.setattr(rows, "gradient", told)
+    return list(climb(CE, rows))
+
+
+def halvings(path: list[State], row: int) -> list[int]:
+    """The questions after which a row's step was halved."""
+    rates = [float(state.rate[row]) for state in path]
+    changes = [t for t, (before, after) in enumerate(pairwise(rates)) if before != after]
+    assert all(rates[t + 1] == rates[t] / 2 for t in changes)
+    return changes
+
+
+def falling(*moves: int) -> Tensor:
+    """[100]: losses that rise at every question but these, where they fall a little."""
+    rise = torch.ones(100)
+    rise[list(moves)] = -0.01
+    return rise.cumsum(0)
+
+
+def test_rows_halve_at_checkpoints_and_only_for_their_own_losses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rising = torch.arange(100.0)
+    below = torch.cat([torch.tensor([1000.0]), rising[:-1]])
+    early, late = falling(*range(1, 6)), falling(*range(18, 23))
+    few, even = falling(*range(1, 7)), falling(*range(42, 46))
+    second = falling(*range(23, 31))
+    losses = torch.stack([rising, 0 * rising, -rising, early, few, below, late, even, second])
+    path = scripted(monkeypatch, losses)
+    assert halvings(path, 0) == []
+    assert halvings(path, 1) == CHECKPOINTS
+    assert halvings(path, 2) == CHECKPOINTS
+    assert halvings(path, 3) == []
+    assert halvings(path, 4) == [22]
+    assert halvings(path, 6) == halvings(path, 7) == []
+    assert halvings(path, 8) == [41]
+    # Rises enough, but never above the first loss: halved unless the last checkpoint halved.
+    assert halvings(path, 5) == CHECKPOINTS[::2]
+
+
+def test_each_row_keeps_its_own_calendar() -> None:
+    """Rows that came at different times: only the one at a checkpoint is judged."""
+    x, y = interior(3, 12), torch.ones(3, dtype=torch.int64)
+    rows = rows_of(CE, binary(gaussian(12)), x, y, L2(Fraction(1, 8)))
+    state = CE.start(rows.take(torch.arange(3)))
+    rows.t = torch.tensor([21, 22, 23])
+    assert CE.step(rows, state).rate.tolist() == [2, 1, 2]
+
+
+def test_a_row_that_halves_goes_on_from_its_best_point_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stalls = torch.cat([torch.arange(10.0), torch.full((90,), 5.0)])
+    path = scripted(monkeypatch, torch.stack([stalls, torch.arange(100.0)]))
+    assert torch.equal(path[23].best[0], path[9].adv[0])
+    assert torch.equal(path[23].previous[0], path[9].adv[0])
+    assert torch.equal(path[23].loss, torch.tensor([9.0, 22.0]))
+    assert torch.equal(path[23].previous[1], path[22].adv[1])
+
+
+def test_a_restart_moves_along_the_slope_of_the_best_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One row's slope turns after its best point; after the restart it has turned back."""
+    x, y = interior(2, 12), torch.ones(2, dtype=torch.int64)
+    rows = rows_of(CE, binary(gaussian(12)), x, y, OpenLinf(Fraction(1, 8)))
+
+    def told(adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
+        turned = torch.ones_like(adv) * (1.0 if rows.t[0] == 3 else -1.0)
+        height = torch.full((2,), 1.0 if rows.t[0] == 3 else 0.0)
+        return Gradient(turned, height, torch.zeros(2, 2))
+
+    monkeypatch.setattr(rows, "gradient", told)
+    path = list(climb(CE, rows))
+    before, after = path[22], path[23]
+    drift = 0.25 * (path[3].adv - before.previous)
+    assert torch.allclose(after.adv, path[3].adv + 0.75 * 0.125 + drift, atol=1e-6)
+
+
+# The losses.
+
+
+LOGITS, LABEL = gaussian(64, 6, seed=3), torch.arange(64) % 6
+RIVAL = (LABEL + 1) % 6
+each_ratio = pytest.mark.parametrize("ratio", [dlr, dlr_to(RIVAL)], ids=["dlr", "to a rival"])
+
+
+@each_ratio
+def test_a_ratio_of_logits_is_blind_to_their_scale_and_shift(ratio: Loss) -> None:
+    value = ratio(LOGITS.double(), LABEL)
+    assert torch.allclose(ratio(1000 * LOGITS.double() - 7, LABEL), value, rtol=1e-9, atol=0)
+    assert not torch.allclose(ratio(LOGITS.double() ** 3, LABEL), value)
+
+
+def test_the_ratios_divide_by_the_right_ranks() -> None:
+    logits, label = torch.tensor([[4.0, 9.0, 1.0, 6.0, 0.0]]), torch.tensor([1])
+    assert dlr(logits, label).item() == pytest.approx(-3 / 5)
+    assert dlr(logits, torch.tensor([2])).item() == pytest.approx(8 / 5)
+    assert dlr_to(torch.tensor([0]))(logits, label).item() == pytest.approx(-5 / 6.5)
+
+
+@each_ratio
+def test_a_ratio_has_the_sign_of_its_margin(ratio: Loss) -> None:
+    own = LOGITS.gather(1, LABEL[:, None])[:, 0]
+    gap = margin(LOGITS, LABEL) if ratio is dlr else LOGITS.gather(1, RIVAL[:, None])[:, 0] - own
+    assert torch.equal(ratio(LOGITS, LABEL) > 0, gap > 0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_with_three_classes_or_fewer_the_ratios_are_margins(classes: int) -> None:
+    logits, label = LOGITS[:, :classes], LABEL % classes
+    rival = (label + 1) % classes
+    gap = logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, label[:, None])[:, 0]
+    assert torch.equal(dlr(logits, label), margin(logits, label))
+    assert torch.equal(dlr_to(rival)(logits, label), gap)
+
+
+@each_ratio
+def test_equal_logits_have_a_finite_slope(ratio: Loss) -> None:
+    logits = torch.ones(64, 6, requires_grad=True)
+    (slope,) = torch.autograd.grad(ratio(logits, LABEL).sum(), logits)
+    assert slope.isfinite().all()
+
+
+# Runs, and a network.
+
+
+@pytest.mark.parametrize(("classes", "runs"), [(2, 1), (3, 2), (10, 9), (100, 9)])
+def test_one_run_a_rival_up_to_nine(classes: int, runs: int) -> None:
+    assert Traits.runs(RIVALS, classes) == runs
+    assert Traits.runs(CE, classes) == Traits.runs(DLR, classes) == 1
+
+
+def test_each_run_climbs_towards_its_own_rival() -> None:
+    x, y = digits(64)
+    ball, before = Linf(Fraction(2, 255)), ModelAccess(small_cnn()).logits(x)
+    for run in range(9):
+        rows = rows_of(RIVALS, small_cnn(), x, y, ball, run=torch.full_like(y, run))
+        *_, end = climb(RIVALS, rows)
+        ratio = dlr_to(rows.rivals[:, run])
+        risen = ratio(ModelAccess(small_cnn()).logits(end.best), y) > ratio(before, y)
+        assert risen.float().mean() > 0.95
+
+
+def test_the_next_rival_comes_only_if_the_last_left_the_row_unbroken() -> None:
+    x, y = digits(64)
+    result = duel(RIVALS, small_cnn(), x, y, Linf(Fraction(15, 255)))
+    clean = ModelAccess(small_cnn()).logits(x).argmax(1) == y
+    assert (result.forwards[~result.broken] == 900).all()
+    won = result.broken & clean
+    assert (result.forwards[won] > 100 * result.run[won]).all()
+    assert (result.forwards[won] <= 100 * (result.run[won] + 1)).all()
+    assert 0 < (~result.broken).sum() < 64
+
+
+@pytest.mark.parametrize(
+    ("attack", "eps"),
+    [(CE, 51), (CE, 15), (DLR, 15), (RIVALS, 51)],
+    ids=["ce", "ce-small", "dlr-small", "t"],
+)
+def test_apgd_leaves_no_more_than_pgd_and_one_example(attack: APGD, eps: int) -> None:
+    x, y = digits(96)
+    ball = Linf(Fraction(eps, 255))
+    held = (~duel(attack, small_cnn(), x, y, ball).broken).sum()
+    pgd = (~duel(PGD(), small_cnn(), x, y, ball).broken).sum()
+    assert held <= pgd + 1

@@ -1,0 +1,174 @@
+"""Carlini-Wagner: the closed form on linear models, and nearer than DeepFool on a network."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.engine.model_access import ModelAccess
+from bench.plugin import margin
+from bench.threats.norms import L2
+from bench.threats.threat_model import Goal
+from plugins.attacks.carlini_wagner import INSIDE, CarliniWagner
+from plugins.attacks.deepfool import DeepFool
+from tests.fixtures.known_models import (
+    binary,
+    digits,
+    duel,
+    gaussian,
+    interior,
+    last,
+    linear,
+    rows_of,
+    small_cnn,
+    states,
+)
+
+BALL, NEAREST = L2(Fraction(100)), Goal("nearest")
+
+
+@pytest.mark.row("A11")
+def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form() -> None:
+    """min over k of (z_y - z_k) / ||w_k - w_y||: never below, 1.02 in the median, 1.2 at worst."""
+    weight, x = gaussian(6, 12, seed=4), interior(64, 12)
+    logits = ModelAccess(linear(weight)).logits(x)
+    y = logits.argmax(1)
+    apart = (weight - weight[y][:, None]).double().norm(dim=2)
+    gap = logits.gather(1, y[:, None]).double() - logits
+    nearest = torch.where(apart > 0, gap / apart, torch.inf).amin(1)
+    result = duel(CarliniWagner(), linear(weight), x, y, BALL, goal=NEAREST)
+    ratio = result.distance / nearest
+    assert result.broken.all()
+    assert ratio.min() >= 1 - 1e-5
+    assert ratio.median() <= 1.02
+    assert ratio.max() <= 1.2
+
+
+@pytest.mark.row("A11")
+def test_on_a_network_it_always_succeeds_and_is_mostly_nearer_than_the_published_deepfool() -> None:
+    x, y = digits(64)
+    model = small_cnn()
+    right = ModelAccess(model).logits(x).argmax(1) == y
+    ours, theirs = (
+        duel(attack, model, x, y, BALL, goal=NEAREST)
+        for attack in (CarliniWagner(), DeepFool(search=0))
+    )
+    assert ours.broken.all()
+    assert (ours.distance <= theirs.distance)[right].float().mean() >= 0.7
+
+
+@pytest.mark.row("A11")
+def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() -> None:
+    """c = 0: what remains is the distance, and its least is x."""
+    x, y = digits(32)
+    attack = CarliniWagner(price=0.0)
+    rows = rows_of(attack, small_cnn(), x, y, BALL)
+    asked: list[Tensor] = []
+    rows.watch = lambda adv, _logits, _where: asked.append(adv)
+    assert torch.equal(last(attack, rows, 250), x)
+    assert len(asked) == 250
+    assert all((adv - x).abs().max() <= 1 - INSIDE for adv in asked)
+
+
+@pytest.mark.row("A11")
+@pytest.mark.parametrize("kappa", [0.0, 1.0, 4.0])
+def test_a_success_has_the_margin_that_was_asked_for(kappa: float) -> None:
+    x, y = digits(32)
+    attack, model = CarliniWagner(kappa=kappa), small_cnn()
+    adv = last(attack, rows_of(attack, model, x, y, BALL), 800)
+    reached = margin(ModelAccess(model).logits(adv), y)
+    assert (reached >= kappa - 1e-4).all()
+    assert (reached <= kappa + 1).float().mean() > 0.9
+
+
+@pytest.mark.row("A11")
+@pytest.mark.parametrize("kappa", [0.25, 0.5, 1.0])
+def test_more_margin_is_farther_by_its_share_of_the_slope(kappa: float) -> None:
+    """On a linear model of two classes the least distance is (|f| + kappa) / ||w||."""
+    weight, x = gaussian(12, seed=5), interior(32, 12)
+    model = binary(weight, -float(x.flatten(1).double().mean(0) @ weight.double()) + 0.1)
+    logits = ModelAccess(model).logits(x)
+    y = logits.argmax(1)
+    attack = CarliniWagner(kappa=kappa)
+    rows = rows_of(attack, model, x, y, BALL)
+    nearest = (kappa - margin(logits, y)) / weight.norm()
+    ratio = BALL.distance(last(attack, rows), x) / nearest
+    assert ratio.min() >= 1 - 1e-5
+    assert ratio.max() <= 1.05
+
+
+def test_the_nearest_success_only_comes_nearer_and_is_a_success() -> None:
+    x, y = digits(32)
+    attack, model = CarliniWagner(length=40), small_cnn()
+    before = torch.full((32,), torch.inf)
+    for state in states(attack, rows_of(attack, model, x, y, BALL)):
+        assert (state.distance <= before).all()
+        before = state.distance
+    assert (ModelAccess(model).logits(state.adv).argmax(1) != y).all()
+    assert torch.equal(BALL.distance(state.adv, x), before)
+
+
+def test_the_price_grows_tenfold_until_a_round_wins_and_then_halves_its_bracket() -> None:
+    x, y = digits(32)
+    attack = CarliniWagner()
+    grown = halved = 0
+    for first, second in pairwise(states(attack, rows_of(attack, small_cnn(), x, y, BALL), 500)):
+        over = second.ended > first.ended
+        assert torch.equal(first.price[~over], second.price[~over])
+        searching = second.high.isinf()
+        price = torch.where(searching, 10 * first.price, (second.low + second.high) / 2)
+        assert torch.equal(second.price[over], price[over])
+        won, high, low = second.won[over], second.high[over], second.low[over]
+        assert torch.equal(torch.where(won, high, low), first.price[over])
+        grown, halved = (
+            grown + int((over & searching).sum()),
+            halved + int((over & ~searching).sum()),
+        )
+    assert grown >= 32
+    assert halved > 32
+
+
+def test_a_row_whose_round_has_converged_begins_the_next_at_once_and_ends_after_the_last() -> None:
+    x, y = digits(32)
+    attack = CarliniWagner(rounds=3)
+    rows = rows_of(attack, small_cnn(), x, y, BALL)
+    early = torch.zeros(32, dtype=torch.bool)
+    for first, second in pairwise(states(attack, rows)):
+        over = second.ended > first.ended
+        assert torch.equal(second.place, torch.where(over, 0, first.place + 1))
+        early |= over & (first.place < attack.length - 1)
+        assert attack.done(second)[second.ended >= 3].all()
+    assert early.any()
+    assert attack.done(second).all()
+
+
+def test_only_answers_that_were_paid_for_count() -> None:
+    """The nearest success is the nearest of the charged questions."""
+    x, y = digits(32)
+    attack = CarliniWagner()
+    rows = rows_of(attack, small_cnn(), x, y, BALL)
+    nearest = torch.full((32,), torch.inf)
+
+    def watch(adv: Tensor, logits: Tensor, charged: Tensor) -> None:
+        won = charged & (logits.argmax(1) != y)
+        distance = BALL.distance(adv, x).masked_fill(~won, torch.inf)
+        nearest.copy_(torch.minimum(nearest, distance))
+
+    rows.watch = watch
+    for state in states(attack, rows):
+        assert torch.equal(state.distance, nearest)
+
+
+def test_the_first_step_of_every_round_has_the_length_of_the_rate() -> None:
+    """Adam's corrected means make it rate * sign(slope), in units of w."""
+    x = interior(32, 12)
+    attack, model = CarliniWagner(length=3, price=1.0, improves=torch.inf), binary(gaussian(12))
+    rows = rows_of(attack, model, x, ModelAccess(model).logits(x).argmax(1), BALL)
+    for place, state in enumerate(states(attack, rows, 8)):
+        if place in (1, 4, 7):
+            moved = (state.w - torch.atanh((2 * x - 1) * INSIDE)).abs()
+            assert torch.allclose(moved, torch.tensor(attack.rate), rtol=1e-3)

@@ -1,0 +1,197 @@
+"""Certificates of networks trained by protocol DG: the measured directions, with wide margins."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from bench.plugin import L2, Certifier, Linf, TrainingBatch, cross_entropy
+from plugins.certifiers._network import Network, Rectifier, enclose, read
+from plugins.certifiers.dual import DualBound, Region, gaps, refined
+from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
+from plugins.certifiers.lipschitz import LipschitzMargin
+from plugins.certifiers.smoothing import counts, radius
+from plugins.defenses.pgd_training import worst_case
+from plugins.defenses.smoothed import Smoothed, noisy
+from tests.fixtures.images import attacked
+from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
+
+__all__ = ["bed"]
+pytestmark = pytest.mark.slow
+RADII = (Fraction(1, 200), Fraction(1, 100), Fraction(1, 50))
+
+
+def standard(bed: Bed) -> nn.Module:
+    return bed.taught("standard", recipe())
+
+
+def adversarial(bed: Bed) -> nn.Module:
+    return bed.taught("pgd-7", recipe(worst_case, inner=pgd(7)))
+
+
+def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """[n, K]: the label's lower, every rival's upper interval bound; c' = W c + b, r' = |W| r."""
+    centre, reach = x.flatten(1), torch.full_like(x.flatten(1), eps)
+    for layer in module.children():
+        if isinstance(layer, nn.Linear):
+            centre, reach = layer(centre), reach @ layer.weight.abs().T
+        elif isinstance(layer, nn.ReLU):
+            low, high = (centre - reach).relu(), (centre + reach).relu()
+            centre, reach = (low + high) / 2, (high - low) / 2
+    own = F.one_hot(y, centre.shape[1]).bool()
+    return torch.where(own, centre - reach, centre + reach)
+
+
+def interval_training(lesson: TrainingBatch) -> Tensor:
+    """0.9 of the clean loss, 0.1 of that of the worst logits (arXiv:1810.12715)."""
+    worst = worst_logits(lesson.model, lesson.x, lesson.y, 0.02)
+    clean = cross_entropy(lesson.model(lesson.x), lesson.y)
+    return 0.9 * clean + 0.1 * cross_entropy(worst, lesson.y)
+
+
+def noise_training(lesson: TrainingBatch) -> Tensor:
+    """-log p(y | x + noise)."""
+    return cross_entropy(lesson.model(noisy(lesson.x, 0.25)), lesson.y)
+
+
+@pytest.mark.row("V04")
+def test_robust_training_is_certified_more_and_interval_training_most(bed: Bed) -> None:
+    plain, robust = standard(bed), adversarial(bed)
+    bounded = bed.taught("intervals", recipe(interval_training))
+
+    def certified(module: nn.Module, eps: Fraction) -> float:
+        return float(Intervals().certify(module, bed.x, bed.y, Linf(eps)).double().mean())
+
+    assert bed.clean(bounded) > 0.9
+    between = Fraction(16, 1000)
+    assert certified(robust, between) > certified(plain, between) + 0.08
+    assert certified(bounded, RADII[2]) > certified(robust, RADII[2]) + 0.4
+    assert certified(plain, RADII[2]) < 0.2 < 0.5 < certified(plain, RADII[1])
+
+
+@pytest.mark.row("V03", "V04", "V05", "V09")
+@pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
+def test_every_curve_falls_and_stays_under_what_the_attack_leaves(robust: bool, bed: Bed) -> None:
+    module = adversarial(bed) if robust else standard(bed)
+    x, y = bed.x[:200], bed.y[:200]
+    tools: list[Certifier] = [Intervals(), DualBound(), LipschitzMargin()]
+    before = {tool.name: module(x).argmax(1) == y for tool in tools}
+    for eps in RADII:
+        held = module(attacked(module, x, y, Linf(eps))).argmax(1) == y
+        for tool in tools:
+            found = tool.certify(module, x, y, Linf(eps))
+            assert not (found & ~held).any(), tool.name
+            assert not (found & ~before[tool.name]).any(), tool.name
+            before[tool.name] = found
+    assert before["dual-bound"].double().mean() > before["intervals"].double().mean() + 0.4
+
+
+@pytest.mark.row("V03")
+def test_twenty_digits_by_linear_programming_lie_between_the_dual_bound_and_the_attack(
+    bed: Bed,
+) -> None:
+    """Intervals <= dual bound <= optimum of the relaxed program <= what PGD reaches."""
+    module, ball = standard(bed), Linf(Fraction(3, 100))
+    x, y = bed.x[:20], bed.y[:20]
+    network, region = read(module), Region(x.double(), ball)
+    boxes = refined(network, region, 1.0)
+    dual = gaps(network, boxes, region, y)
+    loose = interval_gaps(network, enclose(network, around(x, ball)), y)
+    adv = attacked(module, x, y, ball)
+    inside = [boxes[at + 1] for at in before_rectifiers(network)]
+    near = 0
+    for i in range(20):
+        place = int(dual[i].argmin())
+        rival = int(rivals(y, 10)[i, place])
+        bounds = [(box.lower[i].flatten(), box.upper[i].flatten()) for box in (boxes[0], *inside)]
+        found = relaxed(module, bounds, int(y[i]), rival)
+        logits = module(adv[i : i + 1])[0].double()
+        assert float(dual[i, place]) <= found + 1e-6
+        assert found <= float(logits[y[i]] - logits[rival]) + 1e-4
+        near += found - float(dual[i, place]) < 0.25 * (found - float(loose[i, place]))
+    assert (dual >= loose).double().mean() > 0.95
+    assert near >= 15, "the dual bound closes most of the gap between intervals and the program"
+
+
+def before_rectifiers(network: Network) -> list[int]:
+    """Where the inputs of the ReLUs come from."""
+    return [step.inputs[0] for step in network.steps if isinstance(step.op, Rectifier)]
+
+
+def relaxed(
+    module: nn.Module, bounds: list[tuple[Tensor, Tensor]], label: int, rival: int
+) -> float:
+    """min z_label - z_rival with each open ReLU in its triangle, by HiGHS.
+
+    Variables are the pixels and the outputs of both hidden layers; a >= h, a >= 0 and
+    a <= u (h - l) / (u - l) with h = W a_before + b.
+    """
+    first, second, last = (part for part in module.modules() if isinstance(part, nn.Linear))
+    sizes = [first.in_features, first.out_features, second.out_features]
+    rows, limits = [], []
+    low = [bounds[0][0].double().numpy()]
+    high = [bounds[0][1].double().numpy()]
+    for layer, (lower, upper) in enumerate(bounds[1:]):
+        weight = (first, second)[layer].weight.double().numpy()
+        bias = (first, second)[layer].bias.double().numpy()
+        under = np.minimum(lower.double().numpy(), 0)
+        above = np.maximum(upper.double().numpy(), 0)
+        slope = above / np.maximum(above - under, 1e-300)
+        for factor, side, limit in (
+            (np.ones_like(slope), -1.0, -bias),  # h - a <= 0, where the unit may be on
+            (-slope, 1.0, slope * (bias - under)),  # a - d h <= -d l
+        ):
+            block = np.zeros((len(bias), sum(sizes)))
+            start = sum(sizes[:layer])
+            block[:, start : start + sizes[layer]] = factor[:, None] * weight
+            own = sum(sizes[: layer + 1])
+            block[:, own : own + len(bias)] = side * np.eye(len(bias))
+            rows.append(block[above > 0])
+            limits.append(limit[above > 0])
+        low.append(0 * above)
+        high.append(above)
+    out = (last.weight[label] - last.weight[rival]).double().numpy()
+    cost = np.concatenate([np.zeros(sizes[0] + sizes[1]), out])
+    answer = linprog(
+        cost, np.concatenate(rows), np.concatenate(limits),
+        bounds=np.stack([np.concatenate(low), np.concatenate(high)], 1),
+    )  # fmt: skip
+    assert answer.success
+    return float(answer.fun + (last.bias[label] - last.bias[rival]).double())
+
+
+@pytest.mark.row("V07", "V09")
+def test_noise_in_training_certifies_more_and_every_curve_falls(bed: Bed) -> None:
+    x, y = bed.x[:100], bed.y[:100]
+    share: dict[str, list[float]] = {}
+    for name, module in (
+        ("noise", bed.taught("noise-quarter", recipe(noise_training))),
+        ("plain", standard(bed)),
+    ):
+        hits = counts(Smoothed(module, 0.25, 64), x, 2000).gather(1, y[:, None])[:, 0].tolist()
+        reach = [radius(k, 2000, 0.25, 0.001) for k in hits]
+        assert max(reach) < 0.6755, "a unanimous vote reaches no farther"
+        share[name] = [sum(r > 0 and r >= eps for r in reach) / 100 for eps in (0, 0.1, 0.25, 0.5)]
+        assert share[name] == sorted(share[name], reverse=True)
+    assert share["noise"][0] > 0.85
+    assert share["noise"][3] > share["plain"][3] + 0.15
+
+
+@pytest.mark.row("V05", "V09")
+def test_the_lipschitz_curve_of_a_network_falls_under_its_attacked_one_in_l2(bed: Bed) -> None:
+    module = adversarial(bed)
+    x, y = bed.x[:200], bed.y[:200]
+    some = 0
+    before = module(x).argmax(1) == y
+    for eps in (Fraction(1, 100), Fraction(1, 20), Fraction(1, 10)):
+        found = LipschitzMargin().certify(module, x, y, L2(eps))
+        held = module(attacked(module, x, y, L2(eps))).argmax(1) == y
+        assert not (found & ~held).any() and not (found & ~before).any()
+        before, some = found, some + int(0 < int(found.sum()) < 200)
+    assert some

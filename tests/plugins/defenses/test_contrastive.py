@@ -1,0 +1,119 @@
+"""The contrastive latent space and its nearest supports: laws, and a negative result."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import TrainingBatch
+from plugins.defenses.contrastive import (
+    LATENT,
+    SUPPORTS,
+    Nearest,
+    contrast,
+    latent,
+    nearest,
+    support,
+)
+from tests.fixtures.protocol_dg import Bed, bed, fgsm, mlp, recipe
+
+__all__ = ["bed"]
+ROW = pytest.mark.row("D27")
+
+
+def points(*places: tuple[float, float]) -> Tensor:
+    """[n, 2] that asks for a gradient."""
+    return torch.tensor(places, dtype=torch.float64, requires_grad=True)
+
+
+def told(loss: Tensor) -> float:
+    """The number."""
+    return float(loss.detach())
+
+
+@ROW
+def test_the_loss_is_zero_for_one_point_and_for_classes_further_than_the_margin() -> None:
+    same = torch.tensor([3, 3])
+    other = torch.tensor([3, 4])
+    assert told(contrast(points((1, 1), (1, 1)), same, 2.0)) < 1e-11
+    assert told(contrast(points((0, 0), (0, 2.1)), other, 2.0)) == 0
+    assert told(contrast(points((0, 0), (0, 0.5)), other, 2.0)) == pytest.approx(1.5**2)
+    assert told(contrast(points((0, 0), (3, 4)), same, 2.0)) == pytest.approx(25)
+
+
+@ROW
+def test_like_attracts_like_and_repels_others_within_the_margin() -> None:
+    for label, sign in ((3, 1.0), (4, -1.0)):
+        z = points((0, 0), (1, 0))
+        (slope,) = torch.autograd.grad(contrast(z, torch.tensor([3, label]), 2.0), z)
+        downhill = -slope
+        assert sign * float(downhill[0, 0]) > 0, "the first moves to the right exactly if alike"
+        assert sign * float(downhill[1, 0]) < 0
+
+
+@ROW
+def test_every_pair_counts_once() -> None:
+    z, y = points((0, 0), (0, 1), (0, 3)), torch.tensor([0, 0, 1])
+    expected = (1.0 + 0.0 + 0.0) / 3  # distances 1 (alike), 3 and 2 (others, margin 2)
+    assert told(contrast(z, y, 2.0)) == pytest.approx(expected)
+
+
+@ROW
+def test_the_nearest_support_answers_whatever_their_order() -> None:
+    draw = torch.Generator().manual_seed(0)
+    supports = torch.randn(10, SUPPORTS, LATENT, generator=draw)
+    z = torch.randn(200, LATENT, generator=draw)
+    found = nearest(z, supports)
+    brute = torch.cdist(z, supports.flatten(0, 1)).view(200, 10, SUPPORTS).amin(2)
+    assert torch.allclose(found, brute, atol=1e-5)
+    shuffled = supports[:, torch.randperm(SUPPORTS, generator=draw)]
+    assert torch.equal(found, nearest(z, shuffled))
+    tied = nearest(torch.zeros(1, LATENT), torch.zeros(10, SUPPORTS, LATENT))
+    assert int((-tied).argmax(1)) == 0, "a tie goes to the first class, in every order of supports"
+
+
+def test_supports_are_the_first_images_of_each_class() -> None:
+    torch.manual_seed(0)
+    model = Nearest((1, 4, 4), 3)
+    x, y = torch.rand(30, 1, 4, 4), torch.arange(30) % 3
+    support(TrainingBatch(model, x, y, x))
+    with torch.no_grad():
+        expected = model.encoder(x[[1, 4, 7, 10, 13]])
+    assert torch.equal(model.support[1], expected)
+    assert (model(x[:3]).argmax(1) == y[:3]).all(), "a support is its own nearest"
+
+
+@ROW
+@pytest.mark.slow
+def test_the_latent_space_falls_with_its_head(bed: Bed) -> None:
+    """Protocol DG lists 1-NN .918 clean and .002 under FGSM, the head .002."""
+
+    def net(shape: tuple[int, int, int], classes: int) -> Nearest:
+        made = Nearest(shape, classes)
+        made.encoder = mlp(shape, LATENT)
+        return made
+
+    made_by = recipe(partial(latent, margin=2.0), model=net, fit=support)
+    by_nearest = bed.taught("contrastive", made_by)
+    assert isinstance(by_nearest, Nearest)
+
+    class Head(nn.Module):
+        """The linear layer beside the supports."""
+
+        def __init__(self, whole: Nearest) -> None:
+            super().__init__()
+            self.whole = whole
+
+        def forward(self, images: Tensor) -> Tensor:
+            """To logits."""
+            logits: Tensor = self.whole.head(self.whole.encoder(images))
+            return logits
+
+    head = Head(by_nearest)
+    assert bed.clean(by_nearest) > 0.8
+    assert bed.clean(head) > 0.85
+    assert bed.robust(by_nearest, fgsm()) < 0.25
+    assert bed.robust(head, fgsm()) < 0.25

@@ -1,0 +1,151 @@
+"""Cropping, resizing and padding: matrices against torch's own interpolation, and their laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.engine.model_access import ModelAccess
+from plugins.defenses._filtered import Filtered
+from plugins.defenses._windows import cropped, framed, seen, whole
+from plugins.defenses.crops import CropEnsemble, cut, middle, side, somewhere
+from plugins.defenses.resize_pad import GREY, resized
+from tests.fixtures.known_models import digits, gaussian, linear
+
+
+def images(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Module:
+    return linear(gaussian(10, 64))
+
+
+def stretched(x: Tensor, size: int) -> Tensor:
+    """What torch makes of it."""
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+
+
+@pytest.mark.row("F03", "F13")
+@pytest.mark.parametrize(("size", "inner"), [(8, 6), (8, 5), (28, 21), (32, 32)])
+def test_a_crop_is_that_part_of_the_image_stretched(size: int, inner: int) -> None:
+    x = images(6, 2, size, size)
+    top, left = (whole(x, 0, size - inner) for _ in range(2))
+    rows, columns = cropped(top, inner, size), cropped(left, inner, size)
+    for i, image in enumerate(seen(x, rows, columns)):
+        part = x[i : i + 1, :, top[i] : top[i] + inner, left[i] : left[i] + inner]
+        assert torch.allclose(image, stretched(part, size)[0], atol=1e-5)
+
+
+@pytest.mark.row("D31")
+@pytest.mark.parametrize(("size", "width"), [(8, 10), (28, 35), (32, 36)])
+def test_a_framed_image_is_torch_s_resized_one_at_its_place(size: int, width: int) -> None:
+    x = images(8, 3, size, size)
+    inner = whole(x, size, width)
+    top, left = (whole(x, 0, width - inner) for _ in range(2))
+    rows, columns = (framed(start, inner, size, width) for start in (top, left))
+    for i, image in enumerate(seen(x, rows, columns)):
+        n, r, c = (int(number[i]) for number in (inner, top, left))
+        expected = F.pad(stretched(x[i : i + 1], n), (c, width - n - c, r, width - n - r))
+        assert torch.allclose(image, expected[0], atol=1e-5)
+
+
+@pytest.mark.row("D31")
+def test_the_padding_is_constant_and_the_rest_lies_within_the_image_s_range() -> None:
+    white = resized(torch.ones(64, 1, 8, 8), 10)
+    near = ((white - 1).abs() < 1e-6) | (white == GREY)
+    assert near.all()
+    area = (white != GREY).flatten(1).sum(1)
+    assert sorted(set(area.tolist())) == [64, 81, 100]
+
+
+@pytest.mark.row("D31")
+def test_without_room_to_move_the_network_answers_as_if_alone() -> None:
+    x, _ = digits(64)
+    still = Filtered(network(), lambda z: resized(z, 8))
+    assert torch.allclose(resized(x, 8), x, atol=1e-7)
+    assert torch.allclose(still(x), network()(x), atol=1e-4)
+
+
+@pytest.mark.row("D31", "F03")
+def test_whole_numbers_reach_both_ends_each_as_often() -> None:
+    torch.manual_seed(0)
+    drawn = whole(torch.zeros(4000), 2, 5)
+    count = drawn.bincount(minlength=6)
+    assert count[:2].sum() == 0 and (count[2:] - 1000).abs().max() < 4 * 28
+    high = torch.tensor([0, 3]).repeat(2000)
+    bounded = whole(high, 0, high)
+    assert (bounded <= high).all() and set(bounded.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.row("D31")
+def test_each_image_moves_by_itself_and_anew() -> None:
+    x = images(1, 1, 8, 8).expand(64, 1, 8, 8)
+    torch.manual_seed(0)
+    first, second = resized(x, 10), resized(x, 10)
+    assert len({tuple(image.flatten().tolist()) for image in first}) >= 10
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.row("F03", "F13")
+def test_a_crop_of_the_whole_is_the_image() -> None:
+    x = images(4, 1, 8, 8)
+    none = torch.zeros(4, dtype=torch.int64)
+    assert torch.allclose(seen(x, cropped(none, 8, 8), cropped(none, 8, 8)), x, atol=1e-7)
+
+
+@pytest.mark.row("F13")
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_the_middle_knows_nothing_of_the_border(size: int) -> None:
+    x = images(4, 1, size, size)
+    border = torch.ones(size, size, dtype=torch.bool)
+    spare = size - side(size)
+    border[spare // 2 : spare // 2 + side(size), spare // 2 : spare // 2 + side(size)] = False
+    assert torch.equal(middle(x), middle(torch.where(border, 1 - x, x)))
+    assert not torch.equal(middle(x), middle(torch.where(border, x, 1 - x)))
+    assert torch.equal(middle(x), cut(x, *(torch.tensor([spare // 2]) for _ in range(2))))
+
+
+class Brightness(nn.Module):
+    """Two classes: dark and bright."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.flatten(1).mean(1)
+        return torch.stack([-bright, bright], 1)
+
+
+@pytest.mark.row("F03")
+def test_an_ensemble_answers_the_mean_probability_of_its_looks() -> None:
+    x = images(16, 1, 8, 8)
+    model = CropEnsemble(Brightness(), looks=3)
+    torch.manual_seed(0)
+    answer = model(x)
+    torch.manual_seed(0)
+    looks = [Brightness()(somewhere(x)).softmax(1) for _ in range(3)]
+    assert torch.allclose(answer.softmax(1), torch.stack(looks).mean(0), atol=1e-6)
+
+
+@pytest.mark.row("F03")
+def test_more_looks_vary_less() -> None:
+    x = images(16, 1, 8, 8)
+    torch.manual_seed(0)
+
+    def spread(looks: int) -> float:
+        model = CropEnsemble(Brightness(), looks)
+        answers = torch.stack([model(x).softmax(1)[:, 0] for _ in range(40)])
+        return float(answers.std(0).mean())
+
+    assert spread(16) < 0.4 * spread(1)
+
+
+@pytest.mark.row("F03", "F13", "D31")
+def test_the_slope_is_the_transposed_matrices() -> None:
+    x, weight = images(5, 1, 8, 8), torch.randn(5, 1, 10, 10)
+    rows, columns = torch.randn(5, 10, 8), torch.randn(5, 10, 8)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((seen(leaf, rows, columns) * weight).sum(), leaf)
+    assert torch.allclose(slope, seen(weight, rows.mT, columns.mT), atol=1e-5)
+    found = ModelAccess(Filtered(network(), middle)).gradient(x, lambda z: z[:, 0]).gradient
+    assert found.flatten(1).any(1).all()

@@ -1,0 +1,297 @@
+"""The detectors: thresholds, codes and dimensions with known answers, and what gets past them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.core.outcomes import Outcomes, Verdict
+from bench.core.statistics import roc
+from bench.data import datasets
+from bench.data.datasets import to_float
+from bench.engine.problem import attack_once
+from bench.engine.runner import run_attack
+from bench.evaluation.built_defense import BuiltDefense, RunSettings
+from bench.plugin import Attack, Dataset
+from bench.referee.referee import judge
+from bench.registry.registry import Registry
+from bench.threats.norms import Linf
+from bench.threats.threat_model import ThreatModel
+from bench.training.tasks import build_trained
+from plugins.attacks.joint import JointPGD
+from plugins.defenses._detector import RATE, Detector, layers, logistic, split, threshold
+from plugins.defenses.detector_binary import BinaryDetector
+from plugins.defenses.detector_lid import BATCH, LIDDetector, lid
+from plugins.defenses.safetynet import TAUGHT, SafetyNet, late
+
+BOARD = ThreatModel("here", "digits", Linf(Fraction(51, 255)))
+EPS = BOARD.ball.eps
+UNSEEN = Fraction(6, 100)
+NAMES = ("detector-binary", "detector-lid", "safetynet")
+
+
+class World(NamedTuple):
+    """Layers of the base network on images, and on what PGD made of them with the base alone."""
+
+    base: nn.Sequential
+    taught: list[Tensor]
+    attacked: list[Tensor]
+    clean: list[Tensor]
+    known: list[Tensor]
+    weak: list[Tensor]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load()
+
+
+@pytest.fixture(scope="module")
+def world(registry: Registry) -> World:
+    """700 training and 200 test images of digits."""
+    digits: Dataset = registry.datasets["digits"].value
+    base = cast(nn.Sequential, build_trained(registry, "undefended", digits).build())
+    images = datasets.load_dataset(digits)
+    assert images.train is not None
+    pgd: Attack = registry.find("attack", "pgd").value
+
+    def attacked(x: Tensor, y: Tensor, eps: Fraction) -> list[Tensor]:
+        adv = attack_once(pgd, base, x, y, Linf(eps), seed=0, example=torch.arange(len(x)))
+        return layers(base, adv)
+
+    x, y = (
+        to_float(torch.tensor(images.train.images[:700])),
+        torch.tensor(images.train.labels[:700]),
+    )
+    test, truth = to_float(torch.tensor(images.test.images[:200])), images.test.labels[:200]
+    y2 = torch.tensor(truth)
+    with torch.no_grad():
+        clean = layers(base, x), layers(base, test)
+    return World(
+        base, clean[0], attacked(x, y, EPS), clean[1], attacked(test, y2, EPS),
+        attacked(test, y2, UNSEEN),
+    )  # fmt: skip
+
+
+def learned(detector: Detector, world: World) -> Detector:
+    with torch.no_grad():
+        detector.learn(world.taught, world.attacked)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def detectors(world: World) -> dict[str, Detector]:
+    sizes = [output.shape[1] for output in world.clean]
+    made: dict[str, Detector] = {
+        "detector-binary": BinaryDetector(sizes[-2]),
+        "detector-lid": LIDDetector(sizes),
+        "safetynet": SafetyNet(late(world.clean).shape[1]),
+    }
+    return {name: learned(detector, world) for name, detector in made.items()}
+
+
+def auc(detector: Detector, clean: list[Tensor], attacked: list[Tensor]) -> float:
+    with torch.no_grad():
+        one, other = (detector(outputs).double().numpy() for outputs in (clean, attacked))
+    return roc(one, other).area
+
+
+# The threshold.
+
+
+@pytest.mark.row("F12")
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.5, 0.99])
+def test_a_threshold_rejects_exactly_the_declared_share(rate: float) -> None:
+    for count in (101, 200, 997):
+        scores = torch.randn(count, generator=torch.Generator().manual_seed(count))
+        above = scores - threshold(scores, rate) > 0
+        assert int(above.sum()) == int(rate * count)
+        assert scores[above].min() > scores[~above].max()
+
+
+def test_a_threshold_that_parts_nothing_is_refused() -> None:
+    for rate in (0.001, 1.0):
+        with pytest.raises(ValueError, match="a threshold parts some of each"):
+            threshold(torch.arange(10.0), rate)
+
+
+HELD_BACK: dict[str, Callable[[int], Tensor]] = {
+    "detector-binary": lambda n: split(n)[1],
+    "detector-lid": lambda n: torch.cat([torch.zeros(BATCH).bool(), split(n - BATCH)[1]]),
+    "safetynet": lambda n: torch.arange(n) >= TAUGHT,
+}
+"""Which training images each detector sets its threshold on."""
+
+
+@pytest.mark.row("F10", "F11", "F12")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_rejects_the_declared_share_of_the_images_it_is_calibrated_on(
+    name: str, detectors: dict[str, Detector], world: World
+) -> None:
+    rows = HELD_BACK[name](len(world.taught[0]))
+    with torch.no_grad():
+        scores = detectors[name]([output[rows] for output in world.taught])
+    assert int((scores > 0).sum()) == int(RATE * int(rows.sum())) > 0
+
+
+# What each one measures.
+
+
+@pytest.mark.row("F12")
+def test_the_regression_finds_the_optimum() -> None:
+    """The gradient of its loss is zero there, for features of any scale."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(300, 3, generator=generator) * torch.tensor([1.0, 100, 0.01])
+    attacked = clean.flip(0) + torch.tensor([1.0, 0, 0.02])
+    weight, bias = logistic(clean, attacked)
+    x = torch.cat([clean, attacked]).double()
+    p = (x @ weight.double() + bias.double()).sigmoid()
+    error = p - torch.cat([torch.zeros(300), torch.ones(300)])
+    scale = x.std(0)
+    slope = (x / scale).T @ error + weight.double() * scale
+    centred = slope - (x / scale).mean(0) * error.sum()
+    assert abs(float(error.sum())) < 1e-3 and float(centred.abs().max()) < 1e-2
+    assert weight[0] > 0 and weight[2] > 0
+
+
+@pytest.mark.row("F11")
+@pytest.mark.parametrize(("dimension", "expected"), [(2, 2.25), (5, 5.47), (10, 9.94)])
+def test_the_local_dimension_of_a_gaussian_is_found_at_every_scale(
+    dimension: int, expected: float
+) -> None:
+    """2,000 draws, k = 20; a subspace of 50 dimensions has the dimension of what lies in it."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(4000, dimension, generator=generator)
+    basis = torch.linalg.qr(torch.randn(50, dimension, generator=generator)).Q
+    points, reference = draws[:2000], draws[2000:]
+    found = lid(points, reference, 20)
+    assert float(found.mean()) == pytest.approx(expected, rel=0.04)
+    assert torch.allclose(lid(8 * points, 8 * reference, 20), found, rtol=1e-3)
+    inside = lid(points @ basis.T, reference @ basis.T, 20)
+    assert float(inside.mean()) == pytest.approx(float(found.mean()), rel=1e-3)
+
+
+@pytest.mark.row("F11")
+def test_the_local_dimension_is_the_formula_of_the_paper() -> None:
+    reference = torch.tensor([[1.0], [2.0], [-4.0], [9.0]])
+    distances = torch.tensor([1.0, 2, 4])
+    expected = -1 / (distances / 4).log().mean()
+    assert lid(torch.zeros(1, 1), reference, 3).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.row("F10")
+def test_a_code_and_its_score_stay_to_the_bit_while_no_unit_crosses_its_mean(
+    detectors: dict[str, Detector], world: World
+) -> None:
+    net = detectors["safetynet"]
+    assert isinstance(net, SafetyNet)
+    units = late(world.clean)
+    room = (units - net.mean).abs()
+    noise = torch.rand(units.shape, generator=torch.Generator().manual_seed(0))
+    moved = units + 0.9 * room * (2 * noise - 1)
+    late_layers = [torch.zeros(0)] * 3 + [moved[:, :-128], torch.zeros(0), moved[:, -128:]]
+    late_layers.append(torch.zeros(0))
+    assert (moved != units).any() and torch.equal(net.code(late_layers), net.code(world.clean))
+    assert torch.equal(net(late_layers), net(world.clean))
+
+
+@pytest.mark.row("F10")
+def test_steps_have_no_slope_and_their_stand_in_has_one(
+    detectors: dict[str, Detector], world: World
+) -> None:
+    net = detectors["safetynet"]
+    assert isinstance(net, SafetyNet)
+    smooth = SafetyNet(len(net.mean), smooth=True)
+    smooth.load_state_dict(net.state_dict())
+    for module, slopes in ((net, False), (smooth, True)):
+        leaf = world.clean[3].clone().requires_grad_()
+        score = module([*world.clean[:3], leaf, *world.clean[4:]])
+        assert score.requires_grad is slopes
+        if slopes:
+            (slope,) = torch.autograd.grad(score.sum(), leaf)
+            assert (slope.flatten(1).abs().sum(1) > 0).double().mean() > 0.9
+    with torch.no_grad():
+        both = np.corrcoef(net(world.known).numpy(), smooth(world.known).numpy())
+    assert both[0, 1] > 0.8
+
+
+@pytest.mark.row("F10")
+def test_an_svm_of_shuffled_labels_tells_nothing(world: World) -> None:
+    """On the mean of eight shufflings; the same codes with their true labels tell all but a few."""
+    net = SafetyNet(late(world.clean).shape[1])
+    net.mean.copy_(late(world.taught).mean(0))
+    codes = torch.cat([net.code(part)[:TAUGHT] for part in (world.taught, world.attacked)])
+    found = []
+    for seed in range(8):
+        mixed = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))]
+        net.support(mixed[:TAUGHT], mixed[TAUGHT:])
+        found.append(auc(net, world.clean, world.known))
+    assert np.mean(found) == pytest.approx(0.5, abs=0.1)
+    net.support(codes[:TAUGHT], codes[TAUGHT:])
+    assert auc(net, world.clean, world.known) > 0.95
+
+
+@pytest.mark.row("F10", "F11", "F12")
+@pytest.mark.parametrize(
+    ("name", "known", "falls"),
+    [("detector-binary", 0.85, 0.15), ("detector-lid", 0.7, 0.1), ("safetynet", 0.95, 0.05)],
+)
+def test_a_detector_knows_the_attack_it_was_taught_and_less_of_a_smaller_one(
+    name: str, known: float, falls: float, detectors: dict[str, Detector], world: World
+) -> None:
+    """The oblivious attack, on the base network alone: PGD at .2 as taught, and at .06."""
+    seen = auc(detectors[name], world.clean, world.known)
+    weak = auc(detectors[name], world.clean, world.weak)
+    assert seen > known and seen - weak > falls
+
+
+# As they are offered.
+
+
+def arena(registry: Registry, name: str, n: int = 64) -> BuiltDefense:
+    digits: Dataset = registry.datasets["digits"].value
+    build_trained(registry, name, digits)
+    defense = registry.find("defense", name).value
+    setting = RunSettings(torch.device("cpu"), 64)
+    return BuiltDefense(registry, defense, digits, datasets.first_examples(digits, n), setting, 0)
+
+
+def outcomes(arena: BuiltDefense, attack: Attack) -> Outcomes:
+    referee = arena.referee(BOARD, attack)
+    attempts = run_attack(arena.game(BOARD, attack, None), referee.confirm)
+    chunks = judge(attempts, referee, arena.answers(BOARD))
+    return Outcomes.concatenate([chunk.outcomes for chunk in chunks])
+
+
+@pytest.mark.row("F10", "F11", "F12")
+@pytest.mark.parametrize("name", [*NAMES[:2], pytest.param(NAMES[2], marks=pytest.mark.slow)])
+def test_an_attack_on_both_gets_past_a_detector_that_stops_the_oblivious_one(
+    name: str, registry: Registry
+) -> None:
+    here = arena(registry, name)
+    clean = here.clean.votes[0] == here.y
+    pgd: Attack = registry.find("attack", "pgd").value
+    oblivious, joint = (outcomes(here, attack) for attack in (pgd, JointPGD(restarts=1)))
+    left = [int(clean[found.verdict != Verdict.BROKEN].sum()) for found in (oblivious, joint)]
+    assert clean.double().mean() > 0.8
+    assert left[1] < left[0]
+    assert left[1] <= {"detector-binary": 10, "detector-lid": 6, "safetynet": 30}[name]
+    # What is broken was accepted, what was rejected is not broken, whoever attacked.
+    for found in (oblivious, joint):
+        assert (found.rejection[found.verdict == Verdict.BROKEN] <= 0).all()
+        assert (found.verdict[found.rejection > 0] == Verdict.ROBUST).all()
+        assert np.isfinite(found.rejection).all()
+
+
+def test_the_answer_is_the_base_network_and_a_score(registry: Registry) -> None:
+    here = arena(registry, "detector-binary")
+    base = build_trained(registry, "undefended", here.dataset).build()
+    assert torch.equal(here.module(here.x)[:, :10], base(here.x))
+    assert torch.equal(here.classifier(here.x), base(here.x))
+    assert here.clean.logits.shape == (64, 10) and here.clean.rejection.isfinite().all()

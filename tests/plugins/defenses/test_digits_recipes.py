@@ -1,0 +1,140 @@
+"""What capacity, dropout, augmentation and half precision do to robustness."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bench.data import datasets
+from bench.plugin import Recipe
+from bench.registry.registry import Registry
+from bench.training.tasks import build_trained
+from plugins.defenses import _residual as residual
+from plugins.defenses.pgd_training import worst_case
+from tests.fixtures.images import accuracy, attacked, first_of, held_out
+from tests.fixtures.protocol_dg import Bed, bed, on_clean, pgd, recipe
+from tests.fixtures.small_defenses import DIGITS, defense, registry
+
+__all__ = ["bed"]
+pytestmark = pytest.mark.slow
+JUDGE = pgd(10)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("digits")
+
+
+def of_width(hidden: int, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    """64 - hidden - hidden - 10, the network of the protocol at another width."""
+    pixels = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(pixels, hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )  # fmt: skip
+
+
+def plain(bed: Bed, hidden: int, seed: int = 0) -> nn.Module:
+    made_by = recipe(model=partial(of_width, hidden), seed=seed)
+    return bed.taught(f"plain-{hidden}-{seed}", made_by)
+
+
+def robust(bed: Bed, hidden: int, seed: int = 0) -> nn.Module:
+    made_by = recipe(worst_case, inner=pgd(7), model=partial(of_width, hidden), seed=seed)
+    return bed.taught(f"robust-{hidden}-{seed}", made_by)
+
+
+@pytest.mark.row("D09", "E20")
+def test_a_small_network_collapses_to_one_answer_under_adversarial_training(bed: Bed) -> None:
+    """Three hidden units a layer learn something of clean images, and nothing that would hold."""
+    small = [robust(bed, 3, seed) for seed in range(3)]
+    for module in small:
+        assert len(module(bed.x).argmax(1).unique()) <= 2 and bed.clean(module) < 0.2
+    assert sum(bed.clean(plain(bed, 3, seed)) for seed in range(3)) / 3 > 0.3
+
+
+@pytest.mark.row("D09", "E20")
+def test_robustness_costs_more_width_than_clean_accuracy_does(bed: Bed) -> None:
+    clean = sum(bed.clean(plain(bed, 6, seed)) for seed in range(3)) / 3
+    trained = sum(bed.clean(robust(bed, 6, seed)) for seed in range(3)) / 3
+    held = sum(bed.robust(robust(bed, 6, seed), JUDGE) for seed in range(3)) / 3
+    large = robust(bed, 64)
+    assert clean > 0.75 and trained < clean - 0.3
+    assert bed.clean(large) > 0.9 and bed.robust(large, JUDGE) > max(0.5, held + 0.25)
+    assert bed.robust(plain(bed, 64), JUDGE) < 0.15, "capacity alone is no defense"
+
+
+@pytest.mark.row("D02", "D04")
+@pytest.mark.parametrize("name", ["cnn-dropout", "augmented"])
+def test_neither_dropout_nor_augmentation_is_adversarial_training(name: str, folder: Path) -> None:
+    known = Registry.load(folder / "no-submissions")
+    x, y = held_out()
+    module, plain, trained = (
+        build_trained(known, one, DIGITS, folder).build()
+        for one in (name, "undefended", "pgd-training")
+    )
+    ball = known.threats["digits-linf"].value.ball
+    left = {
+        one: accuracy(found, attacked(found, x, y, ball), y)
+        for one, found in (("own", module), ("plain", plain), ("trained", trained))
+    }
+    assert accuracy(module, x, y) > 0.93
+    assert left["own"] < left["plain"] + 0.1
+    assert left["trained"] > left["own"] + 0.4
+
+
+@pytest.mark.row("D18")
+def test_half_precision_moves_no_point_in_judging_and_few_in_training(folder: Path) -> None:
+    x, y = held_out()
+    known = registry(defense("dg", recipe(worst_case, inner=pgd(7))))
+    exact = build_trained(known, "dg", DIGITS, folder / "float32").build()
+    mixed = build_trained(known, "dg", DIGITS, folder / "bfloat16", mixed=True).build()
+    whole = accuracy(exact, attacked(exact, x, y), y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert exact(x).dtype == torch.bfloat16, "the cast took place"
+        assert abs(accuracy(exact, attacked(exact, x, y), y) - whole) < 0.01
+    assert all(weight.dtype == torch.float32 for weight in mixed.parameters())
+    assert abs(accuracy(mixed, attacked(mixed, x, y), y) - whole) < 0.03
+    assert not torch.equal(exact(x), mixed(x))
+
+
+@pytest.mark.row("M01")
+@pytest.mark.parametrize(
+    ("make", "rate"),
+    [
+        (partial(residual.resnet, depth=8), 0.05),
+        (partial(residual.preresnet, depth=8), 0.05),
+        (partial(residual.se_resnet, depth=8), 0.05),
+        (partial(residual.resnext, depth=11, cardinality=8, width=4), 0.02),
+        (partial(residual.wide_resnet, depth=10, widen=1), 0.05),
+    ],
+    ids=["resnet", "preresnet", "se-resnet", "resnext", "wide-resnet"],
+)
+def test_every_family_reads_digits_after_a_few_epochs(
+    make: partial[nn.Module], rate: float, folder: Path
+) -> None:
+    made_by = Recipe(make, on_clean, epochs=4, rate=rate, optimiser="sgd", schedule="cyclic")
+    x, y = held_out()
+    name = make.func.__name__.replace("_", "-")
+    module = build_trained(registry(defense(name, made_by)), name, DIGITS, folder).build()
+    assert accuracy(module, x, y) > 0.85
+
+
+@pytest.mark.row("D01", "M04")
+def test_the_undefended_network_for_images_reads_clothes_and_falls_to_pgd(folder: Path) -> None:
+    if not (datasets.data_folder() / "FashionMNIST").is_dir():
+        pytest.skip("BENCH_DATA names no folder with FashionMNIST")
+    known = Registry.load(folder / "no-submissions")
+    whole = known.datasets["fashion-mnist"].value
+    few = first_of(whole, 2048)
+    module = build_trained(known, "undefended-images", few, folder / "clothes").build()
+    x, y = held_out(200, whole)
+    ball = known.threats["fashion-linf"].value.ball
+    assert accuracy(module, x, y) > 0.7
+    assert accuracy(module, attacked(module, x, y, ball), y) < 0.1

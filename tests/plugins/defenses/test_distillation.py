@@ -1,0 +1,100 @@
+"""Defensive distillation: what soft labels are, and why the slope that vanished comes back."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import TrainingBatch, cross_entropy
+from plugins.defenses.distillation import distilled, soft, tempered
+from tests.fixtures.protocol_dg import Bed, bed, fgsm, pgd, recipe
+
+__all__ = ["bed"]
+
+ROW = pytest.mark.row("D10")
+
+
+def lesson(seed: int = 0) -> TrainingBatch:
+    """Sixteen images, a pupil and a teacher of one matrix each."""
+    torch.manual_seed(seed)
+    x, y = torch.rand(16, 1, 2, 2), torch.randint(3, (16,))
+    pupil, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+    return TrainingBatch(pupil, x, y, x, teacher=teacher)
+
+
+@ROW
+@pytest.mark.parametrize("temperature", [1.0, 20.0, 100.0])
+def test_soft_labels_are_probabilities_that_heat_levels(temperature: float) -> None:
+    logits = 30 * torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
+    told = soft(logits, temperature)
+    assert torch.allclose(told.sum(1), torch.ones(64))
+    assert (told.argmax(1) == logits.argmax(1)).all()
+    hotter = soft(logits, 2 * temperature)
+    assert (hotter.amax(1) <= told.amax(1) + 1e-6).all()
+
+
+@ROW
+def test_at_temperature_one_a_certain_teacher_is_plain_training() -> None:
+    one = lesson()
+    certain = nn.Module()
+    certain.forward = lambda x: 1e4 * torch.nn.functional.one_hot(one.y, 3).float()
+    found = distilled(one._replace(teacher=certain), temperature=1.0)
+    assert torch.allclose(found, cross_entropy(one.model(one.x), one.y), atol=1e-6)
+    assert torch.allclose(tempered(one, 1.0), found, atol=1e-6)
+
+
+@ROW
+def test_the_loss_is_the_cross_entropy_of_soft_answers_at_the_temperature() -> None:
+    one = lesson()
+    assert one.teacher is not None
+    q = (one.teacher(one.x) / 7).softmax(1)
+    p = (one.model(one.x) / 7).softmax(1)
+    assert torch.allclose(distilled(one, 7.0), -(q * p.log()).sum(1), atol=1e-6)
+    alike = distilled(one._replace(model=one.teacher), 7.0)
+    entropy = -(q * q.log()).sum(1)
+    assert torch.allclose(alike, entropy, atol=1e-6), "a perfect pupil keeps the teacher's entropy"
+    assert (distilled(one, 7.0) >= entropy - 1e-6).all()
+
+
+@ROW
+def test_large_logits_have_no_slope_until_they_are_cooled() -> None:
+    """exp(-200) is zero in float32; divided by 40 the same logits are a plain network's."""
+    logits = torch.tensor([[200.0, 0.0, -10.0]], requires_grad=True)
+    label = torch.tensor([0])
+    (plain,) = torch.autograd.grad(cross_entropy(logits, label).sum(), logits)
+    (cool,) = torch.autograd.grad(cross_entropy(logits / 40, label).sum(), logits)
+    assert not plain.any()
+    assert cool.abs().amax() > 1e-6
+
+
+class Cooled(nn.Module):
+    """The logits divided by the temperature: the same answers, with a slope."""
+
+    def __init__(self, classifier: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.classifier, self.temperature = classifier, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """To logits [n, K]."""
+        logits: Tensor = self.classifier(images)
+        return logits / self.temperature
+
+
+@ROW
+@pytest.mark.slow
+def test_distillation_holds_against_plain_pgd_and_falls_to_rescaled_logits(bed: Bed) -> None:
+    """Protocol DG, T = 40. Listed there: clean .956, PGD on CE .822, on logits / T .040."""
+    bed.taught("teacher", recipe(partial(tempered, temperature=40.0)))
+    pupil = bed.taught("pupil", recipe(partial(distilled, temperature=40.0), teacher="teacher"))
+    assert bed.clean(pupil) > 0.93
+    x = bed.x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(cross_entropy(pupil(x), bed.y).sum(), x)
+    assert (slope.flatten(1) == 0).all(1).float().mean() > 0.5, "most slopes underflow to zero"
+    assert bed.robust(pupil, fgsm()) > 0.6
+    assert bed.robust(pupil, pgd(40)) >= 0.6
+    assert bed.robust(pupil, pgd(40), through=Cooled(pupil, 40.0)) < 0.1
+    plain = bed.taught("standard", recipe())
+    assert bed.robust(pupil, pgd(40), through=plain) < 0.35, "images against another network"

@@ -1,0 +1,187 @@
+"""The inner attacks of adversarial training, whole members of the family met, and their price."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.engine.model_access import ModelAccess
+from bench.plugin import FreeTraining, InnerAttack, Linf, cross_entropy
+from bench.training.recipes import inner_attack
+from bench.training.state import EpochReport
+from plugins.attacks.pgd import PGD
+from plugins.defenses import cascade, fast, pairing
+from plugins.defenses.cascade import embedded
+from plugins.defenses.fgsm_training import mixed
+from plugins.defenses.mma import BorderPGD, State
+from tests.fixtures.known_models import binary, digits, interior, rows_of, states
+from tests.fixtures.training_family import (
+    BALL,
+    played,
+    reader,
+    recipe_of,
+    registry,
+    short,
+    steps_of,
+    taught,
+)
+
+# --- D14: MMA ------
+
+
+def line(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A border that is a plane, points inside the box, and how far from it each one is."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(64, generator=generator)
+    x = interior(count, 64)
+    flat = x.flatten(1).double() @ weight.double()
+    offset = -float(flat.mean())
+    model = binary(weight, offset)
+    y = (flat + offset > 0).long()
+    return model, x, y, (flat + offset).abs() / weight.double().abs().sum()
+
+
+@pytest.mark.row("D14")
+def test_the_distance_found_is_the_margin_where_the_border_is_a_plane() -> None:
+    model, x, y, margin = line(64)
+    ball = Linf(Fraction(1, 10))
+    attack = BorderPGD(climb=20, rate=0.25, search=14)
+    assert (margin < ball.radius).all()
+    *_, last = states(attack, rows_of(attack, model, x, y, ball))
+    found = ball.distance(last.adv, x).double()
+    assert (model(last.adv).argmax(1) != y).all()
+    assert torch.allclose(found, margin, atol=2 * ball.radius * 2.0**-13)
+
+
+def bracket(attack: BorderPGD, ball: Linf) -> tuple[nn.Module, Tensor, Tensor, list[State]]:
+    x, y = digits(64)
+    model = reader()
+    return model, x, y, list(states(attack, rows_of(attack, model, x, y, ball)))
+
+
+@pytest.mark.row("D14")
+def test_the_bracket_is_valid_at_every_question() -> None:
+    attack = BorderPGD(climb=10, rate=0.25, search=8)
+    model, x, y, trace = bracket(attack, Linf(Fraction(2, 5)))
+
+    def wrong(share: Tensor, end: Tensor) -> Tensor:
+        images = (x + share[:, None, None, None] * (end - x)).clamp(0, 1)
+        found: Tensor = model(images).argmax(1) != y
+        return found
+
+    assert all((s.low == 0).all() and (s.high == 1).all() for s in trace[:11])
+    widths = []
+    for state in trace[11:]:
+        crossed = state.low < 1
+        assert crossed.sum() > 32
+        assert wrong(state.high, state.end)[crossed].all()
+        right = model(x).argmax(1) == y
+        assert not wrong(state.low, state.end)[right & crossed].any()
+        assert torch.equal(state.adv, (x + state.high[:, None, None, None] * (state.end - x)))
+        widths.append((state.high - state.low)[crossed])
+    assert [float(w.max()) for w in widths] == [2.0**-k for k in range(8)]
+    assert [float(w.min()) for w in widths] == [2.0**-k for k in range(8)]
+
+
+@pytest.mark.row("D14")
+def test_where_no_border_is_in_the_ball_the_search_stays_at_its_end() -> None:
+    attack = BorderPGD(climb=5, rate=0.5, search=4)
+    ball = Linf(Fraction(1, 1000))
+    model, x, y, trace = bracket(attack, ball)
+    last = trace[-1]
+    held = model(last.end).argmax(1) == y
+    assert held.sum() > 32
+    assert (last.high[held] == 1).all() and (last.low[held] == 1).all()
+    assert torch.equal(last.adv[held], last.end[held])
+    assert ball.contains(last.adv, x).all()
+
+
+# --- D17: Fast -----
+
+
+@pytest.mark.row("D17")
+def test_from_zero_with_one_radius_the_fast_step_is_fgsm() -> None:
+    zero = steps_of(fast.STEP, random_start=False, rate=1.0)
+    assert torch.equal(played(zero), played(InnerAttack("fgsm", BALL)))
+    assert not torch.equal(played(fast.STEP), played(InnerAttack("fgsm", BALL)))
+
+
+@pytest.mark.row("D17")
+def test_the_fast_step_is_one_and_a_quarter_radii_from_a_uniform_start_cut_at_the_ball() -> None:
+    x, y = digits(64)
+    attack = PGD(steps=1, rate=1.25)
+    first, after = states(attack, rows_of(attack, reader(), x, y, BALL))
+    slope = ModelAccess(reader()).gradient(first, lambda logits: cross_entropy(logits, y)).gradient
+    change = (first + 1.25 * BALL.radius * slope.sign() - x).clamp(-BALL.radius, BALL.radius)
+    assert torch.allclose(after, (x + change).clamp(0, 1), atol=1e-6)
+    assert torch.equal(after, played(fast.STEP))
+    inside = (x > 0.25) & (x < 0.75)
+    start = ((first - x)[inside] / BALL.radius).sort().values
+    assert torch.allclose(start, torch.linspace(-1, 1, len(start)), atol=0.1), "uniform"
+
+
+@pytest.mark.row("D05", "D07", "D11", "D17", "D19")
+def test_members_of_the_family_meet_to_the_last_weight(tmp_path: Path) -> None:
+    fgsm, pgd, mixture = map(recipe_of, ("fgsm-training", "pgd-training", "fgsm-mixture"))
+    zero = steps_of(fast.STEP, random_start=False, rate=1.0)
+    plain, alp, first = map(recipe_of, ("undefended", "alp", "cascade-first"))
+    quick = short(recipe_of("fast-training"), inner=zero, schedule="cosine", rate=2e-3)
+    unpaired = partial(pairing.adversarial, strength=0.0, form="logits")
+    pairs = {
+        "fast is fgsm": (quick, short(fgsm)),
+        "mixture is plain": (short(mixture, loss=partial(mixed, alpha=1.0)), short(plain)),
+        "mixture is fgsm": (short(mixture, loss=partial(mixed, alpha=0.0)), short(fgsm)),
+        "alp is pgd": (short(alp, loss=unpaired), short(pgd)),
+        "cascade is mixture": (
+            short(first, loss=partial(embedded, alpha=0.5, pivot=0.0)), short(mixture),
+        ),
+    }  # fmt: skip
+    for name, (one, other) in pairs.items():
+        assert taught(one, tmp_path / "a" / name) == taught(other, tmp_path / "b" / name), name
+    real = short(recipe_of("fast-training"), schedule="cosine", rate=2e-3)
+    assert taught(real, tmp_path / "c") != taught(quick, tmp_path / "d")
+
+
+@pytest.mark.row("D19")
+def test_stored_images_are_iterated_ones_of_the_first_stage_in_the_same_ball() -> None:
+    second = recipe_of("cascade")
+    assert second.teacher == "cascade-first"
+    assert second.transfer is not None
+    assert inner_attack(registry(), second.transfer).value.steps > 1
+    assert second.transfer.ball == BALL == cascade.BALL
+    assert dataclasses.replace(second, teacher="", transfer=None) == dataclasses.replace(
+        recipe_of("cascade-first"), loss=second.loss
+    )
+    images = played(second.transfer)
+    assert BALL.contains(images, digits(64)[0]).all()
+
+
+# --- RP05: what a training costs -------------------------------------------------------------
+
+
+def price(name: str, folder: Path) -> float:
+    """Gradients an image and epoch, counted while the registered inner attack trains."""
+    heard: list[EpochReport] = []
+    taught(short(recipe_of(name)), folder / name, heard.append)
+    return heard[0].gradients / 128
+
+
+@pytest.mark.row("RP05", "D16", "D17")
+def test_the_prices_stand_to_each_other_as_the_published_times(tmp_path: Path) -> None:
+    """PGD-7 104.94 s an epoch, FGSM 25.36 s; 17.49, 17.44 and 6.34 minutes in all."""
+    names = ("pgd-training", "free-training", "fast-training")
+    pgd, free, fgsm = (price(name, tmp_path) for name in names)
+    assert (pgd, free, fgsm) == (8, 8, 2)
+    assert pgd / fgsm == pytest.approx(104.94 / 25.36, rel=0.05)
+    whole = {n: p * recipe_of(n).epochs for n, p in zip(names, (pgd, free, fgsm), strict=True)}
+    assert whole["free-training"] / whole["pgd-training"] == pytest.approx(17.44 / 17.49, rel=0.05)
+    assert whole["fast-training"] / whole["pgd-training"] == pytest.approx(6.34 / 17.49, rel=0.05)
+    free_by = recipe_of("free-training").inner
+    assert isinstance(free_by, FreeTraining)
+    assert free_by.replays == free

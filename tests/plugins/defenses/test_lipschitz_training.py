@@ -1,0 +1,112 @@
+"""The Toeplitz bound: never below the norm, tight as images grow, and it falls in training."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import TrainingBatch
+from plugins.certifiers._spectral import of_convolution
+from plugins.defenses.lipschitz_training import GRID, bounds, lipschitz_bound, regularised
+from plugins.defenses.pgd_training import worst_case
+from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
+
+__all__ = ["bed"]
+ROW = pytest.mark.row("D25")
+
+
+def toeplitz(kernel: Tensor, n: int) -> Tensor:
+    """The matrix [n, n] of a one-dimensional convolution with zeros around."""
+    middle = len(kernel) // 2
+    matrix = torch.zeros(n, n, dtype=kernel.dtype)
+    for offset, value in enumerate(kernel.tolist(), -middle):
+        matrix += value * torch.diag(torch.ones(n - abs(offset), dtype=kernel.dtype), offset)
+    return matrix
+
+
+def kernel(*shape: int, seed: int = 0) -> Tensor:
+    """Normal weights."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@ROW
+@pytest.mark.parametrize("seed", range(20))
+def test_no_toeplitz_matrix_stretches_more_than_the_bound_and_long_ones_reach_it(
+    seed: int,
+) -> None:
+    k = kernel(5, seed=seed)
+    bound = float(lipschitz_bound(k[None, None], grid=256))
+    norms = [float(torch.linalg.matrix_norm(toeplitz(k, n), 2)) for n in (8, 32, 128)]
+    assert norms == sorted(norms)
+    assert norms[-1] <= bound
+    assert bound < 1.01 * norms[-1], "as the signal grows, the norm tends to the supremum"
+
+
+@ROW
+@pytest.mark.parametrize("shape", [(1, 1, 3, 3), (4, 3, 3, 3), (2, 6, 5, 5), (8, 1, 3, 5)])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_covers_convolutions_of_many_channels(shape: tuple[int, ...], seed: int) -> None:
+    k = kernel(*shape, seed=seed)
+    bound = float(lipschitz_bound(k))
+    image = torch.Size((shape[1], 12, 12))
+    assert float(of_convolution(k, (1, 1), 1, image)) <= bound
+    x = torch.randn(30, *image, generator=torch.Generator().manual_seed(seed)).double()
+    moved = nn.functional.conv2d(x, k, padding="same")
+    stretch = moved.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+    assert float(stretch.max()) <= bound
+
+
+@ROW
+def test_a_circular_convolution_reaches_its_polynomial_at_the_frequencies_of_the_grid() -> None:
+    k = kernel(3)
+    n = GRID
+    circulant = torch.zeros(n, n, dtype=torch.float64)
+    for offset, value in enumerate(k.tolist(), -1):
+        circulant += value * torch.roll(torch.eye(n, dtype=torch.float64), offset, 0)
+    norm = float(torch.linalg.matrix_norm(circulant, 2))
+    rise = math.cos(math.pi * 2 / GRID) ** 0.5
+    assert float(lipschitz_bound(k[None, None])) * rise == pytest.approx(norm, rel=1e-12)
+
+
+@ROW
+def test_between_the_points_of_the_grid_no_polynomial_rises_above_the_margin() -> None:
+    for seed in range(50):
+        k = kernel(1, 1, 3, 3, seed=seed)
+        fine = float(lipschitz_bound(k, grid=512))
+        assert fine <= float(lipschitz_bound(k)) * (1 + 1e-3)
+
+
+@ROW
+def test_a_matrix_is_a_kernel_of_one_point() -> None:
+    w = kernel(4, 7)
+    assert float(lipschitz_bound(w)) == pytest.approx(float(w.square().sum().sqrt()))
+    assert float(lipschitz_bound(w)) >= float(torch.linalg.matrix_norm(w, 2))
+
+
+@ROW
+def test_the_regulariser_is_the_sum_of_the_logs() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    one = TrainingBatch(net, x, y, x)
+    assert len(bounds(net)) == 2
+    added = regularised(one, 0.25) - worst_case(one)
+    expected = 0.25 * sum(math.log(float(bound.detach())) for bound in bounds(net))
+    assert torch.allclose(added, torch.full((4,), expected), atol=1e-5)
+
+
+@ROW
+@pytest.mark.slow
+def test_the_product_of_the_bounds_falls_and_robustness_stays(bed: Bed) -> None:
+    plain = bed.taught("pgd-7", recipe(worst_case, inner=pgd(7)))
+    smooth = bed.taught("lipreg", recipe(partial(regularised, strength=0.1), inner=pgd(7)))
+
+    def product(model: nn.Module) -> float:
+        return float(torch.stack(bounds(model)).log().sum())
+
+    assert product(smooth) < product(plain) - 0.5
+    assert bed.robust(smooth, pgd(10)) > bed.robust(plain, pgd(10)) - 0.04

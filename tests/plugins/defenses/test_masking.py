@@ -1,0 +1,70 @@
+"""Deliberate masking: the answers of the network, and a gradient that leads nowhere."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from bench.engine.model_access import ModelAccess
+from bench.plugin import L2, Access, Defense, Finding, cross_entropy
+from plugins.attacks.boundary import Boundary
+from plugins.defenses.argmax_only import ArgmaxOnly
+from plugins.defenses.masking import GRID, Masked, quantised, scaled
+from plugins.diagnostics.zero_gradients import ZeroGradients
+from tests.fixtures.known_models import digits, duel, gaussian, linear
+
+SURE = 40 * gaussian(10, 64)
+
+
+@pytest.mark.row("D32")
+def test_scaling_changes_no_answer_and_starves_the_cross_entropy() -> None:
+    x, _ = digits(64)
+    model = linear(SURE)
+    y = model(x).argmax(1)
+    masked = Masked(model, scaled)
+    assert torch.equal(masked(x).argmax(1), y)
+    own, hidden = (
+        ModelAccess(m).gradient(x, lambda logits: cross_entropy(logits, y)).gradient
+        for m in (linear(SURE / 400), masked)
+    )
+    assert own.flatten(1).any(1).all()
+    assert (hidden == 0).flatten(1).all(1).double().mean() > 0.9
+
+
+@pytest.mark.row("D32")
+def test_quantised_logits_are_the_nearest_step_without_any_slope() -> None:
+    logits = gaussian(64, 10)
+    assert ((quantised(logits) - logits).abs() <= GRID / 2 + 1e-6).all()
+    assert torch.equal(quantised(logits) / GRID, (quantised(logits) / GRID).round())
+    x, y = digits(32)
+    found = ModelAccess(Masked(linear(SURE), quantised)).gradient(x, lambda z: cross_entropy(z, y))
+    assert (found.gradient == 0).all()
+
+
+@pytest.mark.row("D32")
+@pytest.mark.parametrize("mask", [scaled, quantised])
+def test_the_harness_flags_a_mask_and_not_what_it_hides(mask: object) -> None:
+    x, _ = digits(32)
+    model = linear(SURE)
+    y = model(x).argmax(1)
+    record = Defense("masked", build=lambda loader: model)
+    look = ZeroGradients().examine
+    masked = Masked(model, mask)  # type: ignore[arg-type]
+    assert look(masked, x, y, record).finding is Finding.RAISED
+    assert look(linear(SURE / 400), x, y, record).finding is Finding.CLEAR
+
+
+@pytest.mark.row("D33")
+def test_who_sees_labels_only_breaks_argmax_only_exactly_as_the_network_itself() -> None:
+    x, _ = digits(32)
+    model = linear(gaussian(10, 64))
+    y = model(x).argmax(1)
+    attack, ball = Boundary(steps=50), L2(Fraction(1, 2))
+    open_, hidden = (
+        duel(attack, m, x, y, ball, access=Access.LABELS) for m in (model, ArgmaxOnly(model))
+    )
+    assert torch.equal(open_.image, hidden.image)
+    assert torch.equal(open_.broken, hidden.broken)
+    assert int(open_.broken.sum()) > 0

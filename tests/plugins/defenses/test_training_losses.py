@@ -1,0 +1,298 @@
+"""The losses of adversarial training as closed forms, and what each is when its own part is off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.engine.problem import attack_once
+from bench.plugin import Defense, Linf, TrainingBatch, cross_entropy
+from plugins.defenses import pairing
+from plugins.defenses.cascade import embedded
+from plugins.defenses.fgsm_training import mixed
+from plugins.defenses.kurakin import shortened, weighted
+from plugins.defenses.mart import boosted, mart
+from plugins.defenses.mma import max_margin
+from plugins.defenses.pgd_training import worst_case
+from plugins.defenses.trades import trades
+from plugins.defenses.undefended import standard
+from tests.fixtures.known_models import digits
+from tests.fixtures.training_family import (
+    BALL,
+    EPS,
+    FGSM,
+    gradients,
+    lesson,
+    near,
+    recipe_of,
+    registry,
+    same,
+)
+
+FAMILY = {
+    "alp": ("D11",), "alp-probabilities": ("D11",), "cascade": ("D19",), "cascade-first": ("D19",),
+    "clp": ("D12",), "clp-strangers": ("D12",), "fast-training": ("D17", "RP05"),
+    "fgsm-batch": ("D06",), "fgsm-mixture": ("D05",), "fgsm-training": ("D07",),
+    "free-training": ("D16", "RP05"), "mart": ("D15",), "mma": ("D14",), "trades": ("D13",),
+}  # fmt: skip
+
+
+# --- what the family offers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_defense_names_its_rows_its_paper_and_every_number_of_its_loss(name: str) -> None:
+    defense: Defense = registry().find("defense", name).value
+    recipe = recipe_of(name)
+    assert defense.detail["rows"] == FAMILY[name]
+    assert defense.cite
+    assert defense.quick == (name in ("fgsm-mixture", "fgsm-training", "trades"))
+    bound = dict(recipe.loss.keywords) if isinstance(recipe.loss, partial) else {}
+    if recipe.augment is not None:
+        assert isinstance(recipe.augment, partial)
+        bound |= recipe.augment.keywords
+    bound.pop("eps", None)  # of the ball, which is in the digest by itself
+    assert bound == recipe.options
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_training_looks_as_far_as_the_board_goes(name: str) -> None:
+    inner = recipe_of(name).inner
+    if inner is not None:
+        reach = 2 if name == "mma" else 1
+        assert inner.ball == Linf(EPS * reach)
+
+
+@pytest.mark.parametrize(
+    ("loss", "neutral"),
+    [
+        pytest.param(partial(pairing.adversarial, strength=0.0, form="logits"), worst_case,
+                     marks=pytest.mark.row("D11")),
+        pytest.param(partial(pairing.clean, strength=0.0, form="probabilities"), standard,
+                     marks=pytest.mark.row("D12")),
+        pytest.param(partial(pairing.strangers, strength=0.0), standard,
+                     marks=pytest.mark.row("D12")),
+        pytest.param(partial(mart, strength=0.0), lambda given: boosted(
+            given.model(given.adv), given.y), marks=pytest.mark.row("D15")),
+        pytest.param(partial(max_margin, weight=1.0), standard, marks=pytest.mark.row("D14")),
+        pytest.param(partial(embedded, alpha=0.25, pivot=0.0), partial(mixed, alpha=0.25),
+                     marks=pytest.mark.row("D19")),
+    ],
+    ids=["alp", "clp", "clp-strangers", "mart", "mma", "cascade"],
+)  # fmt: skip
+def test_without_its_own_part_a_loss_is_the_plain_one_to_the_bit(
+    loss: Callable[[TrainingBatch], Tensor], neutral: Callable[[TrainingBatch], Tensor]
+) -> None:
+    assert torch.equal(loss(lesson()), neutral(lesson()))
+    assert same(gradients(loss), gradients(neutral))
+
+
+# --- the loss table of the lecture, on fixed answers -----------------------------------------
+
+CLEAN = (0.5, 0.3, 0.2)
+MOVED = (0.25, 0.5, 0.25)
+
+
+def fixed(clean: tuple[float, ...], moved: tuple[float, ...], label: int = 0) -> TrainingBatch:
+    """A lesson whose model answers x with the one and x' with the other."""
+    x, adv = (torch.tensor(p, dtype=torch.float64).log().view(1, 3, 1, 1) for p in (clean, moved))
+    return TrainingBatch(nn.Flatten(), x, torch.tensor([label]), adv)
+
+
+KL = 0.5 * math.log(2) + 0.3 * math.log(0.6) + 0.2 * math.log(0.8)
+APART = 0.25**2 + 0.2**2 + 0.05**2
+APART_LOGITS = math.log(2) ** 2 + math.log(0.6) ** 2 + math.log(0.8) ** 2
+TABLE: dict[str, tuple[Callable[[TrainingBatch], Tensor], float]] = {
+    "standard": (worst_case, math.log(4)),
+    "alp": (
+        partial(pairing.adversarial, strength=2.0, form="probabilities"), math.log(4) + 2 * APART,
+    ),
+    "alp-logits": (
+        partial(pairing.adversarial, strength=2.0, form="logits"), math.log(4) + 2 * APART_LOGITS,
+    ),
+    "clp": (partial(pairing.clean, strength=2.0, form="probabilities"), math.log(2) + 2 * APART),
+    "trades": (partial(trades, beta=3.0), math.log(2) + 3 * KL),
+    "mma": (partial(max_margin, weight=0.0), math.log(4)),
+    "mart": (partial(mart, strength=5.0), math.log(4) - math.log(0.5) + 5 * KL * 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.row("RP06", "D11", "D12", "D13", "D14", "D15")
+@pytest.mark.parametrize("name", TABLE)
+def test_the_loss_table_on_fixed_probabilities(name: str) -> None:
+    loss, expected = TABLE[name]
+    found = loss(fixed(CLEAN, MOVED))
+    assert found.shape == (1,)
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+# --- D06: the weighted batch -----------------------------------------------------------------
+
+
+def halves(given: TrainingBatch) -> tuple[Tensor, Tensor]:
+    """J of the clean rows and of the moved ones, the lengths drawn from seed 1."""
+    torch.manual_seed(1)
+    moved = shortened(given.x[16:], given.adv[16:], BALL.radius)
+    logits = given.model(torch.cat([given.x[:16], moved]))
+    losses = cross_entropy(logits, given.y)
+    return losses[:16], losses[16:]
+
+
+def drawn(given: TrainingBatch, weight: float, share: float = 0.5) -> Tensor:
+    torch.manual_seed(1)
+    return weighted(given, weight, share, BALL.radius)
+
+
+@pytest.mark.row("D06")
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 4.0])
+def test_the_weight_stands_above_and_below_the_line(weight: float) -> None:
+    clean, moved = halves(lesson())
+    expected = (clean.sum() + weight * moved.sum()) / (16 + weight * 16)
+    assert torch.allclose(drawn(lesson(), weight), expected, rtol=1e-6)
+
+
+@pytest.mark.row("D06")
+def test_with_weight_one_it_is_the_plain_mean_and_with_share_zero_standard_training() -> None:
+    assert torch.equal(drawn(lesson(), 1.0), torch.cat(halves(lesson())).mean())
+    assert torch.equal(drawn(lesson(), 0.3, share=0.0), standard(lesson()).mean())
+    plain = gradients(lambda given: drawn(given, 0.3, share=0.0))
+    assert near(plain, gradients(standard))
+
+
+@pytest.mark.row("D06")
+def test_each_moved_image_is_fgsm_in_a_ball_of_its_own_radius() -> None:
+    model, x, y, adv = lesson()[:4]
+    torch.manual_seed(0)
+    moved = shortened(x, adv, BALL.radius)
+    for row in range(0, 32, 7):
+        reach = Fraction(float((moved[row] - x[row]).abs().max()))
+        assert 0 < reach <= EPS + Fraction(1, 10**6)
+        one = slice(row, row + 1)
+        alone = attack_once(
+            FGSM, model, x[one], y[one], Linf(reach), seed=0, example=torch.arange(1)
+        )
+        assert torch.allclose(moved[one], alone, atol=1e-6)
+
+
+@pytest.mark.row("D06")
+def test_the_radius_is_a_normal_one_cut_at_twice_its_deviation() -> None:
+    x = torch.full((20000, 1, 1, 1), 0.5)
+    torch.manual_seed(0)
+    radius = (shortened(x, x + 0.2, 0.2) - x).flatten()
+    assert radius.min() >= 0 and radius.max() <= 0.2
+    for share in (0.25, 0.5, 0.75):
+        expected = math.erf(2 * share / math.sqrt(2)) / math.erf(2 / math.sqrt(2))
+        assert float((radius < 0.2 * share).float().mean()) == pytest.approx(expected, abs=0.015)
+
+
+# --- D11, D12: pairing -----------------------------------------------------------------------
+
+
+@pytest.mark.row("D11")
+def test_logits_may_not_shift_and_probabilities_may() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(50, 10, generator=generator)
+    assert pairing.squared(one, one + 3, "logits") == pytest.approx(torch.full((50,), 90.0))
+    assert pairing.squared(one, one + 3, "probabilities").max() < 1e-10
+    assert (pairing.squared(one, -one, "probabilities") <= 2).all()
+
+
+@pytest.mark.row("D12")
+def test_strangers_are_paired_once_each_and_nobody_with_oneself() -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [5.0, 1.0]]).view(4, 2, 1, 1)
+    given = TrainingBatch(nn.Flatten(), logits, torch.tensor([0, 1, 0, 1]), logits)
+    apart = pairing.strangers(given, 1.0) - standard(given)
+    assert torch.allclose(apart, torch.tensor([25.0, 4.0, 4.0, 25.0]), atol=1e-5)
+
+
+@pytest.mark.row("D12")
+def test_strangers_meet_on_noisy_images() -> None:
+    made_by = recipe_of("clp-strangers")
+    assert made_by.augment is not None
+    assert made_by.inner is None
+    x = torch.full((2000, 1, 8, 8), 0.5)
+    torch.manual_seed(0)
+    noise = made_by.augment(x) - x
+    assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+    assert 0.22 < float(noise.std()) < 0.25, "0.25, cut at the box"
+    assert made_by.augment(digits(64)[0]).min() == 0
+
+
+# --- D14: MMA --------------------------------------------------------------------------------
+
+
+@pytest.mark.row("D14")
+def test_a_wrong_image_is_learned_as_it_is_a_border_where_it_is_and_a_safe_one_not() -> None:
+    loss = partial(max_margin, weight=0.0)
+    wrong, other = (0.2, 0.5, 0.3), (0.1, 0.2, 0.7)
+    assert float(loss(fixed(wrong, other))) == pytest.approx(-math.log(0.2))
+    assert float(loss(fixed(wrong, CLEAN))) == pytest.approx(-math.log(0.2))
+    assert float(loss(fixed(CLEAN, other))) == pytest.approx(-math.log(0.1))
+    assert float(loss(fixed(CLEAN, (0.4, 0.3, 0.3)))) == 0
+    third = max_margin(fixed(CLEAN, other), weight=1 / 3)
+    assert float(third) == pytest.approx(math.log(2) / 3 + 2 / 3 * math.log(10))
+
+
+# --- D15: MART -------------------------------------------------------------------------------
+
+
+@pytest.mark.row("D15")
+def test_the_boosted_cross_entropy_is_the_paper_s_sum_and_never_below_the_plain_one() -> None:
+    logits = 4 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0)).double()
+    label = torch.arange(500) % 10
+    p = logits.softmax(1)
+    own = p.gather(1, label[:, None])[:, 0]
+    rival = p.scatter(1, label[:, None], 0).amax(1)
+    expected = -own.log() - (1 - rival).log()
+    assert torch.allclose(boosted(logits, label), expected, rtol=1e-9)
+    assert (boosted(logits, label) >= cross_entropy(logits, label)).all()
+    assert torch.isfinite(boosted(100 * logits, label)).all()
+
+
+@pytest.mark.row("D15")
+def test_a_sure_right_answer_removes_the_divergence_and_a_sure_wrong_one_keeps_all() -> None:
+    sure = (1 - 2e-12, 1e-12, 1e-12)
+
+    def steady(label: int) -> float:
+        given = fixed(sure, MOVED, label)
+        return float((mart(given, 5.0) - mart(given, 0.0)) / 5)
+
+    apart = sum(p * math.log(p / q) for p, q in zip(sure, MOVED, strict=True))
+    assert apart > 1
+    assert steady(0) == pytest.approx(0, abs=1e-9)
+    assert steady(1) == pytest.approx(apart, rel=1e-9)
+
+
+# --- D19: the cascade ------------------------------------------------------------------------
+
+
+@pytest.mark.row("D19")
+def test_the_clean_embedding_is_the_pivot_and_learns_nothing_from_the_distance() -> None:
+    def distance(given: TrainingBatch) -> Tensor:
+        return embedded(given, 0.5, 2.0) - embedded(given, 0.5, 0.0)
+
+    def pulled(given: TrainingBatch) -> Tensor:
+        assert isinstance(given.model, nn.Sequential)
+        with torch.no_grad():
+            pivot = given.model[:-1](given.x)
+        moved = given.model[:-1](given.adv) + 0 * given.model(given.adv).sum()
+        apart: Tensor = 2 * (moved - pivot).square().sum(1)
+        return apart
+
+    assert torch.allclose(distance(lesson()), pulled(lesson()), rtol=1e-3, atol=1e-5)
+    assert near(gradients(distance), gradients(pulled))
+
+
+@pytest.mark.row("D19")
+def test_of_own_and_stored_images_the_cascade_takes_the_mean() -> None:
+    given = lesson()
+    stored = (given.x + 0.1).clamp(0, 1)
+    both = embedded(given._replace(transferred=stored), 0.25, 1e-2)
+    each = [embedded(given._replace(adv=adv), 0.25, 1e-2) for adv in (given.adv, stored)]
+    assert torch.allclose(both, (each[0] + each[1]) / 2, rtol=1e-5)

@@ -1,0 +1,307 @@
+"""Each planted fake is found by the diagnostic that is meant for it; honest models are cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.plugin import Defense, Diagnostic, Evidence, Finding, Randomness, straight_through
+from plugins.defenses._cnn import cnn
+from plugins.defenses._filtered import Filtered
+from plugins.defenses.argmax_only import ArgmaxOnly
+from plugins.defenses.bit_depth import three_bits
+from plugins.defenses.linear import regression
+from plugins.diagnostics.gradient_agrees import GradientAgrees, alike, correlation
+from plugins.diagnostics.probabilities import Probabilities
+from plugins.diagnostics.sameness import BatchIndependent, Deterministic
+from plugins.diagnostics.zero_gradients import ZeroGradients
+
+SHAPE = (1, 8, 8)
+ALL: list[Diagnostic] = [
+    ZeroGradients(),
+    GradientAgrees(),
+    Probabilities(),
+    Deterministic(),
+    BatchIndependent(),
+]
+NAMES = [diagnostic.name for diagnostic in ALL]
+
+
+def honest(build: Callable[[tuple[int, int, int], int], nn.Module] = cnn) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return build(SHAPE, 10).eval().requires_grad_(False)
+
+
+def look(diagnostic: Diagnostic, module: nn.Module, defense: Defense | None = None) -> Evidence:
+    generator = torch.Generator().manual_seed(1)
+    # As the digits are stored: no pixel is within a difference step of a rounding threshold.
+    grey = torch.randint(0, 17, (32, *SHAPE), generator=generator)
+    x = (255 * grey / 16).round() / 255
+    y = torch.randint(0, 10, (32,), generator=generator)
+    return diagnostic.examine(module, x, y, defense or Defense("mine", lambda loader: module))
+
+
+def random_defense(module: nn.Module) -> Defense:
+    return Defense("mine", lambda loader: module, randomness=Randomness())
+
+
+class Then(nn.Module):
+    """The honest network, and something after it."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.change = honest(), change
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.change(self.network(images), images)
+
+
+class _Misleading(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(7)
+        return torch.randn(grads[0].shape, generator=generator)
+
+
+class Counter(nn.Module):
+    """Answers differently from the third call on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.calls = honest(), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        answer: Tensor = self.network(images)
+        return answer if self.calls < 4 else -answer
+
+
+class AfterGradient(nn.Module):
+    """Answers differently once somebody has asked for a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.seen = honest(), False
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen |= images.requires_grad
+        answer: Tensor = self.network(images)
+        return 2 * answer if self.seen else answer
+
+
+class OffTheGrid(nn.Module):
+    """Sure of clean images; on others it throws dice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = honest()
+
+    def forward(self, images: Tensor) -> Tensor:
+        moved = (255 * images - (255 * images).round()).flatten(1).abs().amax(1) > 0.01
+        answer: Tensor = self.network(images)
+        return torch.where((moved & (torch.rand(len(images)) < 0.3))[:, None], -answer, answer)
+
+
+def with_batch_mean() -> nn.Module:
+    return Then(lambda logits, images: logits + images.mean() * torch.arange(10))
+
+
+def place_dependent() -> nn.Module:
+    return Then(lambda logits, images: logits + torch.arange(len(images))[:, None] / 10)
+
+
+def order_dependent() -> nn.Module:
+    """Honest alone and in the given order, whose first image is the darker one."""
+
+    def change(logits: Tensor, images: Tensor) -> Tensor:
+        return -logits if images[0].mean() > images[-1].mean() else logits
+
+    return Then(change)
+
+
+def misleading() -> nn.Module:
+    return Filtered(honest(), lambda images: _Misleading.apply(images))
+
+
+def downhill() -> nn.Module:
+    """A gradient that points the wrong way, its value untouched."""
+    return Filtered(honest(), lambda images: 2 * images.detach() - images)
+
+
+def mostly_downhill() -> nn.Module:
+    """Dark images keep their slope, times 1000; on all others it points the wrong way."""
+
+    def change(logits: Tensor, images: Tensor) -> Tensor:
+        dark = images.flatten(1).mean(1, keepdim=True) < 0.48
+        return torch.where(dark, 1000 * logits, 2 * logits.detach() - logits)
+
+    return Then(change)
+
+
+def noisy() -> nn.Module:
+    return Then(lambda logits, images: logits + 0.1 * torch.randn_like(logits))
+
+
+@pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
+@pytest.mark.parametrize("build", [cnn, regression])
+def test_an_honest_model_is_clear(
+    diagnostic: Diagnostic, build: Callable[[tuple[int, int, int], int], nn.Module]
+) -> None:
+    evidence = look(diagnostic, honest(build))
+    assert evidence.finding is Finding.CLEAR, evidence.sentence
+    assert evidence.sentence.endswith(".")
+
+
+FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
+    (ZeroGradients(), lambda: ArgmaxOnly(honest())),
+    (ZeroGradients(), lambda: Filtered(honest(), three_bits)),
+    (ZeroGradients(), lambda: Then(lambda logits, images: logits.detach())),
+    (ZeroGradients(), lambda: Then(lambda logits, images: 1e6 * logits)),
+    (ZeroGradients(), lambda: Then(lambda logits, images: logits + (images.sum() - 1e9).sqrt())),
+    (GradientAgrees(), misleading),
+    (GradientAgrees(), downhill),
+    (GradientAgrees(), mostly_downhill),
+    (GradientAgrees(), lambda: Then(lambda logits, images: logits.detach())),
+    (Probabilities(), lambda: ArgmaxOnly(honest())),
+    (Probabilities(), lambda: Then(lambda logits, images: logits.softmax(1))),
+    (Deterministic(), noisy),
+    (Deterministic(), Counter),
+    (Deterministic(), AfterGradient),
+    (Deterministic(), OffTheGrid),
+    (BatchIndependent(), with_batch_mean),
+    (BatchIndependent(), place_dependent),
+    (BatchIndependent(), order_dependent),
+]
+FAKE_NAMES = [
+    "one-hot", "rounding", "detached", "saturated", "not-finite", "noise-for-gradient", "downhill",
+    "mostly-downhill", "detached-differs", "one-hot-output", "softmax", "noise", "call-counter",
+    "gradient-watcher", "noise-off-the-grid", "batch-mean", "place", "order",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("diagnostic", "fake"), FAKES, ids=FAKE_NAMES)
+def test_a_planted_fake_is_raised(diagnostic: Diagnostic, fake: Callable[[], nn.Module]) -> None:
+    evidence = look(diagnostic, fake())
+    assert evidence.finding is Finding.RAISED, evidence.sentence
+    assert evidence.sentence.endswith(".")
+
+
+def test_the_stand_in_is_not_asked_but_named() -> None:
+    module = Filtered(honest(), three_bits)
+    slope = Filtered(honest(), straight_through(three_bits))
+    declared = Defense("mine", lambda loader: module, bpda=lambda loader: slope)
+    evidence = look(ZeroGradients(), module, declared)
+    assert evidence.finding is Finding.RAISED
+    assert "declared bpda" in evidence.sentence
+    assert "32 of 32" in evidence.sentence
+
+
+def test_one_percent_of_zero_gradients_is_the_limit() -> None:
+    def some(share: int) -> Evidence:
+        # Images whose first pixel is zero get a constant answer.
+        x = torch.rand(200, *SHAPE) / 2 + 0.25
+        x[:share, 0, 0, 0] = 0
+        model = Then(lambda logits, images: torch.where(images[:, :1, 0, 0] > 0, logits, 0))
+        return ZeroGradients().examine(
+            model, x, torch.zeros(200).long(), Defense("mine", lambda loader: model)
+        )
+
+    assert some(2).finding is Finding.CLEAR
+    assert some(3).finding is Finding.RAISED
+
+
+def test_a_gradient_on_one_pixel_is_not_zero() -> None:
+    model = Then(lambda logits, images: images[:, 0, 0, :1] * torch.arange(1.0, 11.0))
+    assert look(ZeroGradients(), model).finding is Finding.CLEAR
+
+
+@pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
+def test_only_images_are_put_to_a_defense(diagnostic: Diagnostic) -> None:
+    outside = []
+
+    def watch(logits: Tensor, images: Tensor) -> Tensor:
+        outside.append(bool(((images < 0) | (images > 1)).any()))
+        return logits
+
+    look(diagnostic, Then(watch))
+    assert outside
+    assert not any(outside)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits, images: logits.sigmoid(),
+        lambda logits, images: 5 * (logits - logits.mean(1, keepdim=True)) + 0.1,
+        lambda logits, images: 2 * logits.softmax(1),
+    ],
+    ids=["sum-is-not-one", "negative", "twice"],
+)
+def test_logits_with_one_trait_of_probabilities_are_clear(
+    change: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    assert look(Probabilities(), Then(change)).finding is Finding.CLEAR
+
+
+def test_flat_answers_leave_nothing_to_compare() -> None:
+    evidence = look(GradientAgrees(), Filtered(honest(), three_bits))
+    assert evidence.finding is Finding.NOT_TESTED
+
+
+def test_declared_randomness_is_expected_to_show() -> None:
+    module, still = noisy(), honest()
+    assert look(Deterministic(), module, random_defense(module)).finding is Finding.CLEAR
+    assert look(Deterministic(), still, random_defense(still)).finding is Finding.RAISED
+    for diagnostic in (GradientAgrees(), BatchIndependent()):
+        assert look(diagnostic, module, random_defense(module)).finding is Finding.NOT_TESTED
+
+
+@pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
+def test_looking_leaves_module_and_random_state_as_they_were(diagnostic: Diagnostic) -> None:
+    module = noisy()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.random.get_rng_state()
+    first = look(diagnostic, module)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    assert look(diagnostic, module) == first, "the caller's random state must not matter"
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_every_image_counts_alike_in_the_correlation() -> None:
+    """Steeper images and flatter ones: only how well each agrees matters."""
+    generator = torch.Generator().manual_seed(2)
+    told = torch.randn(4, 50, generator=generator).double()
+    seen = told.clone()
+    seen[:, :20] *= -1
+    scale = torch.logspace(-6, 6, 50).double()
+    plain, stretched = alike(told, seen), alike(scale * told, scale * seen)
+    assert correlation(*stretched) == pytest.approx(correlation(*plain))
+    assert 0 < correlation(*plain) < 0.5
+    for pair in (plain, stretched, alike(1e-9 * told, seen), alike(told, 1e-9 * seen)):
+        assert torch.maximum(pair[0].abs(), pair[1].abs()).amax(0).tolist() == [1.0] * 50
+
+
+def test_a_flat_image_and_one_without_numbers_stay_as_they_are() -> None:
+    told, seen = alike(torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2))
+    assert not told.any() and not seen[:, 0].any() and seen[:, 1].isnan().all()
+
+
+def test_correlation_is_pearsons() -> None:
+    a = torch.tensor([1.0, 2.0, 3.0, 5.0]).double()
+    assert correlation(a, 3 * a + 1) == pytest.approx(1)
+    assert correlation(a, -a) == pytest.approx(-1)
+    assert correlation(a, torch.ones(4).double()) == 0
+    b = torch.tensor([2.0, -1.0, 0.0, 1.0]).double()
+    expected = float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+    assert correlation(a, b) == pytest.approx(expected)

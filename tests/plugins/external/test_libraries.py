@@ -1,0 +1,184 @@
+"""Other libraries' attacks, as they are: counted, repeatable, judged, and absent where they are."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.contract.fixtures import ModelState, RandomState
+from bench.core.errors import BenchError, PluginError
+from bench.engine.cell_spec import CellSpec
+from bench.engine.problem import BATCH_UNIT
+from bench.plugin import L1, L2, Access, Linf, PerturbationSet, Traits
+from bench.registry.cards import attack_digest
+from bench.registry.registration import Registration
+from bench.registry.registry import Registry
+from bench.threats.access import Budget
+from plugins.external import _library
+from tests.engine.test_external_model import cell, hooked, played, same
+from tests.fixtures.known_models import digits, duel, small_cnn
+
+BALLS: dict[str, PerturbationSet] = {
+    "Linf": Linf(Fraction(51, 255)), "L2": L2(Fraction(3, 2)), "L1": L1(Fraction(4)),
+}  # fmt: skip
+NARROW: dict[str, PerturbationSet] = {
+    "Linf": Linf(Fraction(1, 10**4)), "L2": L2(Fraction(1, 10**4)), "L1": L1(Fraction(1, 10**4)),
+}  # fmt: skip
+LIBRARIES = ("foolbox", "art", "adv_lib")
+
+
+@cache
+def registry() -> Registry:
+    return Registry.load()
+
+
+def foreign() -> list[str]:
+    """The names offered here; none where no library is installed."""
+    offers = registry().attacks.items()
+    return [name for name, offer in offers if offer.module.startswith("plugins.external.")]
+
+
+def offer(name: str) -> Registration[Any]:
+    return registry().find("attack", name)
+
+
+every = pytest.mark.parametrize(
+    "name",
+    foreign() or [pytest.param("", marks=pytest.mark.skip("no library of the extra is here"))],
+)
+
+
+@cache
+def right() -> tuple[Tensor, Tensor]:
+    """The first 32 digits that the small network gets right."""
+    x, y = digits(64)
+    sure = (small_cnn()(x).argmax(1) == y).nonzero()[:BATCH_UNIT, 0]
+    return x[sure], y[sure]
+
+
+def match(name: str, balls: dict[str, PerturbationSet], model: nn.Module | None = None) -> CellSpec:
+    """The attack's cell on right answers: few, where it plays one by one."""
+    attack = offer(name).value
+    n = 2 if Traits.of(attack).rows == 1 else BATCH_UNIT
+    x, y = right()
+    ball = balls[attack.norms[0]]
+    game = cell(attack, model or small_cnn(), n, ball)
+    return dataclasses.replace(
+        game, x=x[:n], y=y[:n], lost=torch.zeros(n, dtype=torch.bool), clean=game.clean[:n]
+    )
+
+
+@every
+def test_counts_equal_those_of_independent_hooks(name: str) -> None:
+    """In a ball so narrow that the library plays its run to the end."""
+    model = copy.deepcopy(small_cnn())
+    game = match(name, NARROW, model)
+    rows = hooked(model)
+    found = played(game)
+    looks = int(found.looks.sum())
+    assert looks == len(game.x) and (found.step == -1).all()
+    assert rows["forward"] == int(found.forwards.sum()) + looks
+    assert rows["backward"] == int(found.gradients.sum())
+    white = offer(name).value.needs is Access.GRADIENTS
+    assert (rows["backward"] > 0) == white and int(found.forwards.min()) > 0
+
+
+@every
+def test_it_breaks_grey_images_and_nothing_else(name: str) -> None:
+    model = copy.deepcopy(small_cnn())
+    state, world = ModelState.of(model), RandomState.now()
+    x, y = (part[: 8 if Traits.of(offer(name).value).rows == 1 else BATCH_UNIT] for part in right())
+    attack = offer(name).value
+    result = duel(attack, model, x, y, BALLS[attack.norms[0]], access=attack.needs)
+    assert int(result.broken.sum()) >= 2
+    assert (result.distance[result.broken] <= BALLS[attack.norms[0]].radius + 1e-5).all()
+    assert state.touched(model) == [] and world.touched() == []
+
+
+@every
+def test_the_same_seed_gives_the_same_images(name: str) -> None:
+    game = match(name, BALLS)
+    first = played(game)
+    torch.rand(5)
+    assert same(first, played(game))
+
+
+@every
+def test_budgets_stop_it(name: str) -> None:
+    game = match(name, NARROW)
+    found = played(dataclasses.replace(game, budget=Budget(queries=12, gradients=12)))
+    assert 0 < int(found.forwards.max()) <= 12 and int(found.gradients.max()) <= 12
+
+
+@pytest.mark.parametrize("name", [name for name in foreign() if "hop" in name or "sign" in name])
+def test_a_thousand_labels_and_no_more(name: str) -> None:
+    attack = offer(name).value
+    x, y = (part[:2] for part in right())
+    ball = NARROW[attack.norms[0]]
+    result = duel(
+        attack, small_cnn(), x, y, ball, access=Access.LABELS, budget=Budget(queries=1000)
+    )
+    assert not result.broken.any() and 900 < int(result.forwards.max()) <= 1000
+
+
+def test_the_guard_changes_nothing_of_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
+    x, y = right()
+    model = foolbox.PyTorchModel(small_cnn(), bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.DDNAttack(steps=100)
+    own = attack.run(model, x, foolbox.Misclassification(y), early_stop=None)
+    assert torch.equal(played(match("foolbox-ddn", NARROW)).image, own)
+
+
+def test_the_guard_changes_nothing_of_adversarial_library() -> None:
+    attacks = pytest.importorskip("adv_lib.attacks", reason="the extra `peers` is not installed")
+    x, y = right()
+    own = attacks.fmn(small_cnn(), x, y, norm=float("inf"), steps=100)
+    assert torch.equal(played(match("adv-lib-fmn-linf", NARROW)).image, own)
+
+
+def test_an_option_that_the_library_does_not_know_is_a_sentence() -> None:
+    pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
+    attack = dataclasses.replace(offer("foolbox-ddn").value, options={"pace": 3})
+    world = RandomState.now()
+    with pytest.raises(PluginError, match="foolbox-ddn failed in its own run: TypeError"):
+        duel(attack, small_cnn(), *right(), BALLS["L2"])
+    assert world.touched() == []
+
+
+@every
+def test_the_digest_knows_the_version_of_the_library(name: str) -> None:
+    here = offer(name)
+    other = dataclasses.replace(here, value=dataclasses.replace(here.value, version="0"))
+    assert attack_digest(other) != attack_digest(here)
+
+
+def test_a_missing_library_is_quiet_until_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "version", lambda distribution: "")
+    found = Registry.load()
+    assert found.problems == [] and not [n for n in found.attacks if n.startswith("foolbox")]
+    assert not [card for card in found.cards() if card.name.startswith(("foolbox", "art-", "adv-"))]
+    with pytest.raises(
+        BenchError,
+        match="'foolbox-ead' needs foolbox, which is not installed; install the extra: uv sync "
+        "--extra peers",
+    ):
+        found.find("attack", "foolbox-ead")
+
+
+def test_listing_imports_no_library() -> None:
+    program = (
+        "import sys\nfrom bench.registry import Registry\nRegistry.load()\n"
+        f"print([name for name in {LIBRARIES!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,120 @@
+"""The built-in boards: their rules, and that each can be played as it is declared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+
+from bench.evaluation.plan import why_not_applicable
+from bench.plugin import Access, Budget, Goal, Traits
+from bench.registry.registry import Registry
+from bench.threats.threat_model import ThreatModel
+from plugins.threats import digits, images
+
+BOARDS = [*digits.bench_threat_models(), *images.bench_threat_models()]
+BY_NAME = {board.name: board for board in BOARDS}
+
+RULES = [
+    ("digits-linf", "digits", "Linf", Fraction(1, 5), "untargeted", True),
+    ("digits-l2", "digits", "L2", Fraction(1), "untargeted", True),
+    ("digits-l1", "digits", "L1", Fraction(2), "untargeted", True),
+    ("digits-labels", "digits", "L2", Fraction(1), "untargeted", True),
+    ("digits-targeted", "digits", "Linf", Fraction(1, 5), "targeted", False),
+    ("digits-nearest", "digits", "L2", Fraction(8), "nearest", False),
+    ("digits-box", "digits", "Linf", Fraction(1), "untargeted", False),
+    ("mnist-linf", "mnist", "Linf", Fraction(1, 10), "untargeted", True),
+    ("fashion-linf", "fashion-mnist", "Linf", Fraction(1, 10), "untargeted", True),
+    ("cifar10-linf", "cifar10", "Linf", Fraction(8, 255), "untargeted", True),
+    ("cifar10-l2", "cifar10", "L2", Fraction(1, 2), "untargeted", True),
+    ("cifar100-linf", "cifar100", "Linf", Fraction(8, 255), "untargeted", True),
+]
+
+IDS = {
+    "digits-linf": "d09cc8f73526710b",
+    "digits-l2": "d5b54ac84b7ec812",
+    "digits-l1": "687473ef34ad2f0a",
+    "digits-labels": "7edc12694aeaf540",
+    "digits-targeted": "bd7f2752aacc645d",
+    "digits-nearest": "4e8549a9bb5e46df",
+    "digits-box": "f829ff92f6d42890",
+    "mnist-linf": "fc22cd117ed5b731",
+    "fashion-linf": "92927a5fe44da5ef",
+    "cifar10-linf": "84aa728f760aec43",
+    "cifar10-l2": "484e9bd20b4a6981",
+    "cifar100-linf": "16c266da9d23ec89",
+}
+"""What is stored of a board is stored under its id: another one, and nothing of it is found."""
+
+
+@pytest.fixture(scope="module")
+def known() -> Registry:
+    """Every built-in plugin."""
+    return Registry.load()
+
+
+def test_the_boards_are_these_with_these_rules() -> None:
+    found = [
+        (b.name, b.dataset, b.ball.name, b.ball.eps, b.goal.kind, b.ranked)
+        for b in sorted(BOARDS, key=lambda board: board.order)
+    ]
+    assert found == RULES
+
+
+def test_every_board_has_an_id_a_place_and_a_sentence_of_its_own() -> None:
+    for field in ("id", "order", "summary"):
+        values = [getattr(board, field) for board in BOARDS]
+        assert len(set(values)) == len(values)
+        assert all(values)
+
+
+def test_the_ids_under_which_results_are_stored_stay() -> None:
+    assert {board.name: board.id for board in BOARDS} == IDS
+
+
+def test_only_the_labels_board_hides_scores_and_counts_queries() -> None:
+    for board in BOARDS:
+        labels = board.name == "digits-labels"
+        assert board.access == (Access.LABELS if labels else Access.GRADIENTS)
+        assert board.budget == (Budget(queries=1000) if labels else Budget())
+
+
+def test_the_targeted_board_says_which_class() -> None:
+    assert BY_NAME["digits-targeted"].goal == Goal("targeted", "next")
+
+
+def test_the_radius_of_the_nearest_board_holds_every_image() -> None:
+    black, white = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    assert bool(BY_NAME["digits-nearest"].ball.contains(white, black).all())
+    assert bool(BY_NAME["digits-box"].ball.contains(white, black).all())
+    smaller = replace(BY_NAME["digits-nearest"].ball, eps=Fraction(799, 100))  # type: ignore[type-var]
+    assert not bool(smaller.contains(white, black).any())
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_required_attacks_exist_and_can_be_played(name: str, known: Registry) -> None:
+    board: ThreatModel = known.find("threat", name).value
+    assert board.required
+    assert board.dataset in known.datasets
+    plain = replace(known.defenses["undefended"].value, name="other")
+    detector = replace(plain, rejects=0.05)
+    for attack in (known.find("attack", name).value for name in board.required):
+        other = detector if Traits.of(attack).joint else plain
+        assert why_not_applicable(board, other, attack) == ""
+
+
+def test_ranked_boards_require_more_than_one_step_of_a_gradient(known: Registry) -> None:
+    for board in BOARDS:
+        attacks = [known.find("attack", name).value for name in board.required]
+        if board.ranked:
+            assert any(attack.steps >= 20 and not Traits.of(attack).source for attack in attacks)
+
+
+def test_a_folder_of_photographs_brings_its_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_IMAGE_FOLDER", "somewhere")
+    added = [b for b in images.bench_threat_models() if b.name not in BY_NAME]
+    assert [(b.name, b.dataset, b.ball.eps) for b in added] == [
+        ("folder-linf", "image-folder", Fraction(4, 255))
+    ]

@@ -1,0 +1,336 @@
+"""The door: what comes in, what is refused, and the sentence that says why."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.core.cells import Cell
+from bench.core.errors import BenchError
+from bench.core.statistics import Count
+from bench.registry import loader
+from bench.registry.cards import attack_digest
+from bench.registry.discovery import REVIEWED_SUBMISSIONS, submissions_folder
+from bench.registry.registry import Registry
+from bench.registry.validation import why_invalid
+from tests.fixtures.planted_plugins import ATTACK, entry, registry
+
+
+def attack(name: str) -> str:
+    return ATTACK.format(name=name)
+
+
+@pytest.fixture(scope="module")
+def everything() -> Registry:
+    return Registry.load(Path("no-such-folder"))
+
+
+def test_every_built_in_passes_the_door(everything: Registry) -> None:
+    assert everything.problems == []
+    assert "digits" in everything.datasets
+    assert {offer.origin for offer in everything.attacks.values()} <= {"built-in", "entry-point"}
+
+
+def test_every_kind_is_listed_by_name(everything: Registry) -> None:
+    for table in (everything.attacks, everything.defenses, everything.threats):
+        assert list(table) == sorted(table)
+        assert all(name == offer.value.name for name, offer in table.items())
+
+
+def test_offers_are_sorted_whatever_the_order_of_registration(tmp_path: Path) -> None:
+    found = registry(tmp_path, {"one": attack("zeta"), "two": attack("alpha")})
+    assert list(found.attacks) == ["alpha", "zeta"]
+
+
+def test_an_unknown_name_is_answered_with_the_near_one(tmp_path: Path) -> None:
+    found = registry(tmp_path, {"one": attack("pgd"), "two": attack("square")})
+    with pytest.raises(BenchError) as caught:
+        found.find("attack", "pdg")
+    expected = "no attack named 'pdg'. Did you mean 'pgd'? Known: pgd, square."
+    assert str(caught.value) == expected
+
+
+def test_an_unknown_kind_is_answered_with_the_near_one(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="Did you mean 'attack'"):
+        registry(tmp_path, {}).find("atack", "pgd")
+
+
+BAD = {
+    "unmarked": (
+        "def bench_attacks():\n    return ()\n",
+        "unmarked has bench_attacks without @hookimpl above it, so it is not asked; mark it.",
+    ),
+    "empty": ("x = 1\n", "empty has no function marked @hookimpl, so it offers nothing."),
+    "misspelt": (
+        "@hookimpl\ndef bench_atacks():\n    return ()\n",
+        "misspelt answers 'bench_atacks', which no hook asks. Did you mean 'bench_attacks'?",
+    ),
+    "greedy": (
+        "@hookimpl\ndef bench_attacks(device):\n    return ()\n",
+        "greedy was refused: PluginValidationError: Plugin 'greedy' for hook 'bench_attacks'",
+    ),
+    "wrapper": (
+        "@hookimpl(wrapper=True)\ndef bench_attacks():\n    return (yield)\n",
+        "wrapper wraps bench_attacks, and could change what others offer; offer only your own.",
+    ),
+    "typed": (
+        "@hookimpl\ndef bench_defenses():\n    yield nn.Flatten()\n",
+        "typed: what it offers as defense is Flatten(start_dim=1, end_dim=-1), not a Defense.",
+    ),
+    "uninstantiated": (
+        attack("x").replace("yield Nudge()", "yield Nudge"),
+        "uninstantiated: what it offers as attack is the class Nudge; offer an instance: Nudge().",
+    ),
+    "stepless": (
+        attack("x").replace("steps = 1", "steps = 1.5"),
+        "stepless: what it offers as attack has steps = 1.5, not of type int.",
+    ),
+    "motionless": (
+        attack("x").replace("steps = 1", "steps = 0"),
+        "motionless: what it offers as attack has steps = 0; at least one is needed.",
+    ),
+    "headless": (
+        attack("x").replace("def start", "def begin"),
+        "without 'start', which every attack has.",
+    ),
+    "nameless": (
+        attack("Bad Name"),
+        "nameless: what it offers as attack has the name 'Bad Name'; names are",
+    ),
+    "raising": (
+        "@hookimpl\ndef bench_attacks():\n    yield 1 / 0\n",
+        "raising failed in bench_attacks: ZeroDivisionError: division by zero.",
+    ),
+    "leaving": (
+        "@hookimpl\ndef bench_attacks():\n    raise SystemExit(0)\n    yield\n",
+        "leaving failed in bench_attacks: SystemExit: 0.",
+    ),
+    "unreadable": (
+        attack("x").replace(
+            "    steps = 1", "    @property\n    def steps(self):\n        raise OSError('no')"
+        ),
+        "unreadable: what it offers as attack cannot be looked at: OSError: no.",
+    ),
+    "indigestible": (
+        attack("x").replace("class", "@dataclass\nclass").replace(
+            "    steps", "    f: object = lambda: 0\n    steps"
+        ),
+        "indigestible: what it offers as attack has a parameter without a digest: x.f is",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_plugin_gets_one_sentence_and_the_good_one_stays(tmp_path: Path, name: str) -> None:
+    text, sentence = BAD[name]
+    found = registry(tmp_path, {name: text, "good": attack("pgd")})
+    assert len(found.problems) == 1
+    assert sentence in found.problems[0]
+    assert found.problems[0].endswith(".")
+    assert list(found.attacks) == ["pgd"]
+
+
+def test_a_plugin_that_fails_validation_is_unregistered(tmp_path: Path) -> None:
+    found = registry(tmp_path, {"greedy": BAD["greedy"][0], "good": attack("pgd")})
+    assert [name for name, _ in found.manager.list_name_plugin()] == ["good"]
+
+
+def test_two_plugins_with_one_name_are_both_named_and_the_first_stands(tmp_path: Path) -> None:
+    found = registry(tmp_path, {"one": attack("pgd"), "two": attack("pgd")})
+    assert found.problems == [
+        "two plugins offer the attack 'pgd': one and two. Rename one; the first stands."
+    ]
+    assert found.attacks["pgd"].module == "one"
+
+
+def test_a_plugin_that_is_named_twice_stands_once(site: Path) -> None:
+    text = "from bench.plugin import *\n" + attack("stranger-fast")
+    install(site, "fast = stranger_fast\nfaster = stranger_fast", "stranger_fast", text)
+    found = Registry.load(site / "none")
+    assert found.problems == ["stranger_fast is named twice; the first stands."]
+    assert found.attacks["stranger-fast"].module == "stranger_fast"
+    assert found.manager.has_plugin("stranger_fast")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("import not_there_at_all", "ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("def broken(:", "SyntaxError"),
+        ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_a_submission_that_fails_to_import_takes_nothing_down(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    entry(tmp_path, "bad", text)
+    entry(tmp_path, "good", attack("good"))
+    found = Registry.load(tmp_path, allow_unsandboxed=True)
+    assert any(f"submission bad could not be imported: {sentence}" in p for p in found.problems)
+    assert found.attacks["good"].origin == "submission"
+
+
+def test_a_submission_is_listed_without_running_a_line_of_it(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    entry(tmp_path / "in", "quiet", f"open({str(mark)!r}, 'w').close()\n" + attack("quiet"))
+    found = Registry.load(tmp_path / "in")
+    assert "quiet" in found.entries
+    assert [c.name for c in found.cards() if c.origin == "submission"] == ["quiet"]
+    assert not mark.exists()
+    with pytest.raises(BenchError, match="--allow-unsandboxed"):
+        found.find("attack", "quiet")
+
+
+def test_a_submission_runs_when_told_to_and_knows_its_folder(tmp_path: Path) -> None:
+    place = entry(tmp_path, "loud", attack("loud"))
+    offer = Registry.load(tmp_path, allow_unsandboxed=True).find("attack", "loud")
+    assert (offer.origin, offer.folder) == ("submission", place)
+    assert offer.source == hashlib.sha256((place / "plugin.py").read_bytes()).hexdigest()
+
+
+def test_a_shipped_entry_runs_only_while_its_files_match_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = entry(tmp_path, "shipped", attack("shipped"))
+    digest = Registry.load(tmp_path).entries["shipped"].digest
+    monkeypatch.setattr("bench.registry.discovery.REVIEWED_SUBMISSIONS", {"shipped": digest})
+    assert "shipped" in Registry.load(tmp_path).attacks
+    with (place / "plugin.py").open("a") as file:
+        file.write("\n")
+    assert "shipped" not in Registry.load(tmp_path).attacks
+
+
+def test_byte_code_that_lies_beside_a_submission_is_never_run(tmp_path: Path) -> None:
+    place = entry(tmp_path, "cached", attack("cached"))
+    Registry.load(tmp_path, allow_unsandboxed=True)
+    assert sorted(path.name for path in place.iterdir()) == ["card.toml", "plugin.py"]
+
+
+def test_an_entry_offers_what_its_card_names_and_no_more(tmp_path: Path) -> None:
+    entry(tmp_path, "humble", attack("another"))
+    found = Registry.load(tmp_path, allow_unsandboxed=True)
+    assert "another" not in found.attacks
+    assert any("its card says the attack 'humble'" in problem for problem in found.problems)
+
+
+def test_an_entry_cannot_take_a_built_in_name(tmp_path: Path) -> None:
+    name = "undefended"
+    entry(tmp_path, name, "raise RuntimeError", kind="defense")
+    found = Registry.load(tmp_path)
+    if name not in found.defenses:
+        pytest.skip("the built-in defenses are not there")
+    assert found.defenses[name].origin == "built-in"
+    assert name not in found.entries
+    assert any(f"submission {name}. Rename one" in problem for problem in found.problems)
+
+
+def test_the_folder_of_entries_can_be_named_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BENCH_SUBMISSIONS", raising=False)
+    assert submissions_folder() == Path("submissions")
+    monkeypatch.setenv("BENCH_SUBMISSIONS", "/elsewhere")
+    assert submissions_folder() == Path("/elsewhere")
+
+
+def test_entries_that_ship_with_the_project_match_their_digests() -> None:
+    found = Registry.load(Path(__file__).parents[2] / "submissions")
+    assert {name: found.entries[name].digest for name in REVIEWED_SUBMISSIONS} == dict(
+        REVIEWED_SUBMISSIONS
+    )
+    assert all(found.find(found.entries[name].card.kind, name) for name in REVIEWED_SUBMISSIONS)
+
+
+def install(folder: Path, point: str, module: str, text: str) -> None:
+    """A package as a package manager leaves it: a module and its metadata."""
+    (folder / f"{module}.py").write_text(text)
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[bench]\n{point}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("stranger"):
+            del sys.modules[name]
+
+
+def test_an_installed_package_is_found_by_its_entry_point(site: Path) -> None:
+    install(site, "fast = stranger_fast", "stranger_fast",
+            "from bench.plugin import *\n" + attack("stranger-fast"))  # fmt: skip
+    offer = Registry.load(site / "none").find("attack", "stranger-fast")
+    assert (offer.origin, offer.module) == ("entry-point", "stranger_fast")
+
+
+@pytest.mark.parametrize(
+    ("point", "sentence"),
+    [
+        ("x = stranger_gone", "No module named 'stranger_gone'"),
+        ("x = stranger_here:bench_attacks", "which is no module"),
+        ("x = plugins.datasets.digits", "which is built in"),
+    ],
+)
+def test_an_entry_point_that_leads_nowhere_is_named(site: Path, point: str, sentence: str) -> None:
+    install(site, point, "stranger_here", "def bench_attacks():\n    return ()\n")
+    problems = Registry.load(site / "none").problems
+    assert any("entry point 'x' could not be imported" in p and sentence in p for p in problems)
+
+
+def test_a_listener_that_raises_silences_nobody_else(tmp_path: Path) -> None:
+    deaf = "@hookimpl\ndef bench_cell_judged(cell):\n    raise OSError('disk')\n"
+    heard = "told = []\n@hookimpl\ndef bench_cell_judged(cell, robust):\n    told.append(robust)\n"
+    found = registry(tmp_path, {"heard": heard, "deaf": deaf})
+    cell = Cell("t", "d", "a", "", "", "", "", 1)
+    found.judged(cell, Count(1, 2, 0.1, 0.9))
+    assert found.problems == ["deaf failed to listen: OSError: disk."]
+    listener = found.manager.get_plugin("heard")
+    assert listener is not None
+    assert listener.told == [Count(1, 2, 0.1, 0.9)]
+
+
+def test_an_attack_digest_moves_with_source_and_parameters(tmp_path: Path) -> None:
+    body = "@dataclass(frozen=True)\nclass Nudge:\n    rate: float = 0.5\n"
+    text = attack("pgd").replace("class Nudge:\n", body)
+    one = registry(tmp_path, {"one": text}).attacks["pgd"]
+    two = registry(tmp_path, {"one": text.replace("0.5", "0.25")}).attacks["pgd"]
+    assert attack_digest(one) != attack_digest(two)
+    assert attack_digest(one) == attack_digest(registry(tmp_path, {"one": text}).attacks["pgd"])
+
+
+def test_a_set_whose_parameter_has_no_digest_is_refused(tmp_path: Path) -> None:
+    text = """
+@dataclass(frozen=True)
+class Patch(Linf):
+    inside: object = lambda x: x
+
+@hookimpl
+def bench_threat_models():
+    yield ThreatModel("patch", "digits", Patch(Fraction(1)))
+"""
+    found = registry(tmp_path, {"one": text})
+    assert found.threats == {}
+    assert found.problems[0].startswith(
+        "one: what it offers as threat has a parameter without a digest: Linf.inside is <function"
+    )
+
+
+def test_a_module_of_its_own_has_the_digest_of_its_file(everything: Registry) -> None:
+    offer = everything.datasets["digits"]
+    assert len(offer.source) == 64
+    assert why_invalid("dataset", offer.value) == ""
+
+
+def test_modules_with_an_underscore_are_no_plugins() -> None:
+    import plugins
+
+    assert all("._" not in name for name in loader.plugin_modules(plugins))

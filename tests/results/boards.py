@@ -1,0 +1,53 @@
+"""Boards with outcomes made by hand."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.results.leaderboards import find_leaderboard
+from bench.results.masking_checks import MaskingCheck
+from bench.results.ranking import RankingRow, ranking
+from bench.store import CertificateRow, Store
+from tests.fixtures.small_store import Bits, World, first
+
+ALL = first(600)
+NONE = first(0)
+
+
+@contextmanager
+def small(empty: Path, n: int) -> Iterator[World]:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(empty, f"{folder}/bench.db")
+        with Store.open(f"sqlite:///{copy}") as opened:
+            made = World(opened, n=n)
+            made.threat("linf", "a0")
+            yield made
+
+
+def enter(world: World, name: str, right: Bits, *broken: Bits) -> None:
+    """A defense with its clean pass, and what fgsm and pgd broke."""
+    world.defense(name)
+    world.clean(name, right)
+    for attack, bits in zip(("fgsm", "pgd"), broken, strict=False):
+        world.play(name, attack, bits)
+
+
+def rows_of(world: World, threat: str = "linf") -> dict[str, RankingRow]:
+    return {row.defense: row for row in ranking(world.store, find_leaderboard(world.store, threat))}
+
+
+def flag_of(world: World, name: str, defense: str = "d", threat: str = "linf") -> MaskingCheck:
+    return {flag.name: flag for flag in rows_of(world, threat)[defense].flags}[name]
+
+
+def certify(world: World, bits: Bits, certifier: str = "linear", *, exact: bool = True) -> None:
+    """A certifier that was not declared is; the proof is by its source as declared."""
+    if ("certifier", certifier) not in world.digests:
+        world.tool("certifier", certifier)
+    whose = ("d", world.digests["defense", "d"], certifier, world.digests["certifier", certifier])
+    found = CertificateRow(*whose, exact, bits)
+    world.store.certify(world.threats["linf"], world.examples, found)

@@ -1,0 +1,94 @@
+"""Certificates beside what attacks left: a proof that is contradicted makes the row invalid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.results.defense_report import defense_report
+from bench.results.leaderboards import find_leaderboard
+from tests.fixtures.small_store import World, first
+from tests.results.boards import ALL, NONE, certify, enter, flag_of, rows_of
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_proof_that_a_verified_attempt_contradicts_makes_the_row_invalid(
+    world: World, exact: bool
+) -> None:
+    enter(world, "d", ALL, NONE, first(100))
+    certify(world, ~first(100), exact=exact)
+    row = rows_of(world)["d"]
+    assert (row.verdict, row.rank) == ("sound", (1, 1, 1))
+    assert row.certified is not None
+    assert (row.certified.count.k, row.certified.certifier) == (500, "linear")
+    certify(world, ~first(99), exact=exact)
+    row = rows_of(world)["d"]
+    assert (row.verdict, row.rank) == ("invalid", None)
+    flag = flag_of(world, "soundness-error")
+    assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
+
+
+def test_a_proof_of_other_code_is_none_until_it_is_made_again(world: World) -> None:
+    enter(world, "d", ALL, NONE, NONE)
+    certify(world, ALL)
+    assert rows_of(world)["d"].certified is not None
+    world.tool("certifier", "linear", source="mended")
+    assert rows_of(world)["d"].certified is None
+    assert flag_of(world, "soundness-error").state == "not tested"
+    certify(world, ~first(600))
+    found = rows_of(world)["d"].certified
+    assert found is not None and found.count.k == 0
+
+
+def test_a_refuted_proof_names_its_examples(world: World) -> None:
+    broken = np.isin(np.arange(600), [7, 41, 599])
+    enter(world, "d", ALL, NONE, broken)
+    certify(world, ALL, "honest-looking", exact=False)
+    certify(world, ~broken, "careful", exact=False)
+    flag = flag_of(world, "soundness-error")
+    assert flag.state == "raised"
+    assert flag.evidence == (
+        "Of 600 examples proved by honest-looking, 3 are broken by a verified attempt"
+        " (number 7, 41, 599)."
+    )
+
+
+def test_a_proof_is_refuted_by_what_fell_within_a_smaller_radius(world: World) -> None:
+    world.threat("near", eps=0.1)
+    enter(world, "d", ALL, NONE, NONE)
+    certify(world, ALL)
+    assert flag_of(world, "soundness-error").state == "clear"
+    world.play("d", "pgd", first(1), threat="near")
+    flag = flag_of(world, "soundness-error")
+    assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
+    assert flag_of(world, "soundness-error", threat="near").state == "not tested"
+
+
+def test_every_radius_shows_what_is_proved_under_what_attacks_left(world: World) -> None:
+    world.tool("certifier", "smoothing", error=0.001)
+    world.threat("near", eps=0.1)
+    enter(world, "d", ALL, NONE, first(300))
+    world.play("d", "pgd", first(200), threat="near")
+    certify(world, ~first(450))
+    certify(world, ~first(400), "smoothing", exact=False)
+    near, here = defense_report(world.store, find_leaderboard(world.store, "linf"), "d").points
+    assert near.certified is None and near.robust.k == 400
+    assert here.certified is not None and here.robust.k == 300
+    assert (here.certified.certifier, here.certified.count.k) == ("smoothing", 200)
+    assert (here.certified.exact, here.certified.error) == (False, 0.001)
+
+
+def test_a_proof_of_a_clean_mistake_is_a_soundness_error(world: World) -> None:
+    enter(world, "d", ~first(1), NONE, NONE)
+    certify(world, ALL)
+    assert flag_of(world, "soundness-error").state == "raised"
+
+
+@pytest.mark.parametrize(("wrong", "state"), [(1, "clear"), (30, "raised")])
+def test_a_statistical_proof_may_err_as_often_as_it_says(
+    world: World, wrong: int, state: str
+) -> None:
+    world.tool("certifier", "smoothing", error=0.001)
+    enter(world, "d", ALL, NONE, first(wrong))
+    certify(world, ALL, "smoothing", exact=False)
+    assert flag_of(world, "soundness-error").state == state

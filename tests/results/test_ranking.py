@@ -1,0 +1,180 @@
+"""Ranks: ranges from paired tests, and who gets none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.core.cells import CellState, Culprit, Failure
+from bench.results.leaderboards import find_leaderboard
+from bench.results.matrix import matrix
+from bench.results.ranking import ranking
+from bench.store import Store
+from tests.fixtures.small_store import World, first
+from tests.results.boards import ALL, NONE, enter, rows_of
+
+
+def test_ranks_are_ranges_from_paired_tests(world: World) -> None:
+    enter(world, "strong", ALL, NONE, first(100))
+    enter(world, "peer", ALL, NONE, first(103))
+    enter(world, "weak", ALL, NONE, first(400))
+    found = [
+        (row.defense, row.rank) for row in ranking(world.store, find_leaderboard(world.store, None))
+    ]
+    assert found == [("strong", (1, 2, 1)), ("peer", (1, 2, 1)), ("weak", (3, 3, 2))]
+
+
+def test_a_row_knows_how_many_others_it_is_tied_with(world: World) -> None:
+    enter(world, "strong", ALL, NONE, first(100))
+    enter(world, "peer", ALL, NONE, first(103))
+    enter(world, "weak", ALL, NONE, first(400))
+    enter(world, "part", ALL, NONE)
+    found = {
+        row.defense: row.tied for row in ranking(world.store, find_leaderboard(world.store, None))
+    }
+    assert found == {"strong": 1, "peer": 1, "weak": 0, "part": 0}
+
+
+def test_an_attack_that_one_entry_alone_met_moves_nobody(world: World) -> None:
+    """They cannot be told apart by the required attacks; the extra figure is shown beside."""
+    enter(world, "more", ALL, NONE, first(100))
+    enter(world, "less", ALL, NONE, first(103))
+    world.attack("extra")
+    world.play("more", "extra", first(400))
+    more, less = ranking(world.store, find_leaderboard(world.store, None))
+    assert (more.defense, more.rank, less.rank) == ("more", (1, 2, 1), (1, 2, 1))
+    assert (more.robust_required.k, more.robust.k, less.robust.k) == (500, 200, 497)
+    assert (more.coverage, more.further, less.further) == (less.coverage, 1, 0)
+
+
+def test_an_entry_that_no_required_attack_applies_to_is_compared_with_nobody(world: World) -> None:
+    """Its clean accuracy is no worst case, whatever else it met."""
+    enter(world, "whole", ALL, NONE, first(100))
+    enter(world, "spared", ALL)
+    for attack in ("fgsm", "pgd"):
+        world.plan(world.cell("spared", attack), CellState.NOT_APPLICABLE, "Nothing to climb.")
+    world.attack("extra")
+    world.play("spared", "extra", first(20))
+    whole, spared = ranking(world.store, find_leaderboard(world.store, None))
+    assert (whole.defense, whole.rank, spared.rank) == ("whole", (1, 1, 1), None)
+    assert "No required attack applies" in spared.note
+
+
+def test_a_cascade_that_cannot_tell_the_required_attacks_alone_ranks_nobody(world: World) -> None:
+    world.threat("linf", "pgd")
+    for name in ("known", "unknown"):
+        world.defense(name)
+        world.clean(name, ALL)
+    world.play("known", "pgd", first(300), mode="rank")
+    before = world.play("unknown", "fgsm", first(200), mode="rank")
+    left = np.arange(200, 600, dtype=np.int32)
+    world.play("unknown", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    known, unknown = ranking(world.store, find_leaderboard(world.store, None, "rank"))
+    assert (known.defense, known.rank, unknown.rank) == ("known", (1, 1, 1), None)
+    assert "before a required one met them" in unknown.note
+
+
+def test_an_entry_without_a_required_attack_is_provisional_and_moves_nobody(world: World) -> None:
+    enter(world, "whole", ALL, first(100), first(300))
+    enter(world, "part", ALL, first(100))
+    whole, part = ranking(world.store, find_leaderboard(world.store, None))
+    assert (whole.defense, whole.rank, whole.provisional) == ("whole", (1, 1, 1), False)
+    assert (part.rank, part.provisional, part.coverage.done, part.coverage.required) == (
+        None,
+        True,
+        1,
+        2,
+    )
+    assert "1 of 2 required" in part.note
+
+
+@pytest.mark.parametrize("state", [CellState.SKIPPED, CellState.MISSING])
+def test_what_is_skipped_or_missing_is_never_a_figure(world: World, state: CellState) -> None:
+    enter(world, "d", ALL, first(100))
+    world.plan(world.cell("d", "pgd"), state, "No time.")
+    row = rows_of(world)["d"]
+    assert (row.rank, row.robust.k) == (None, 500)
+    (square,) = [
+        s for s in matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
+    ]
+    assert (square.state, square.reason, square.robust) == (str(state), "No time.", None)
+
+
+def test_a_failed_cell_has_its_reason_and_no_figure(world: World) -> None:
+    enter(world, "d", ALL, first(100))
+    cell = world.cell("d", "pgd")
+    world.plan(cell)
+    lease = world.store.lease(cell.key, "away@another-host")
+    assert lease is not None
+    world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
+    (square,) = [
+        s for s in matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
+    ]
+    assert (square.state, square.reason, square.robust) == ("failed", "It divided by zero.", None)
+    assert rows_of(world)["d"].provisional
+
+
+def test_a_required_attack_that_does_not_apply_is_not_asked_of_the_entry(world: World) -> None:
+    enter(world, "d", ALL, first(100))
+    world.plan(world.cell("d", "pgd"), CellState.NOT_APPLICABLE, "Its own surrogate.")
+    row = rows_of(world)["d"]
+    assert (row.rank, row.coverage.done, row.coverage.required) == ((1, 1, 1), 1, 1)
+
+
+def test_where_no_attack_applies_there_is_no_rank(world: World) -> None:
+    world.defense("d")
+    world.clean("d", ALL)
+    for attack in ("fgsm", "pgd"):
+        world.plan(world.cell("d", attack), CellState.NOT_APPLICABLE, "Nothing to climb.")
+    row = rows_of(world)["d"]
+    assert (row.rank, row.provisional, row.strongest) == (None, True, None)
+
+
+def test_without_a_clean_pass_nothing_is_known(world: World) -> None:
+    world.defense("d")
+    world.play("d", "fgsm", NONE)
+    world.play("d", "pgd", NONE)
+    row = rows_of(world)["d"]
+    assert (row.rank, row.robust.k, row.robust.n, row.robust.high) == (None, 0, 0, 1.0)
+    assert "clean pass" in row.note
+
+
+def test_with_few_examples_nobody_is_ranked(store: Store) -> None:
+    """Clearly different entries share no place, and the order is that of their figures."""
+    world = World(store, n=499)
+    world.threat("linf", "pgd")
+    world.attack("pgd")
+    for name, broken in (("bad", 400), ("good", 50)):
+        world.defense(name)
+        world.clean(name, first(499, 499))
+        world.play(name, "pgd", first(broken, 499))
+    world.defense("part")
+    world.clean("part", first(499, 499))
+    world.plan(world.cell("part", "pgd"))
+    good, bad, part = ranking(store, find_leaderboard(store, None))
+    assert [row.defense for row in (good, bad, part)] == ["good", "bad", "part"]
+    assert good.low_n and not good.provisional and part.provisional
+    assert (good.rank, bad.rank, part.rank) == (None, None, None)
+    assert good.note == bad.note and "fewer than 500" in good.note
+    assert "Provisional" in part.note
+
+
+def test_five_hundred_examples_are_enough_for_a_first_place(store: Store) -> None:
+    world = World(store, n=500)
+    world.threat("linf", "pgd")
+    world.attack("pgd")
+    world.defense("d")
+    world.clean("d", first(500, 500))
+    world.play("d", "pgd", first(50, 500))
+    (row,) = ranking(store, find_leaderboard(store, None))
+    assert (row.rank, row.low_n, row.note) == ((1, 1, 1), False, "")
+
+
+def test_a_board_that_is_evidence_ranks_nobody(world: World) -> None:
+    world.threat("shown", ranked=False)
+    world.defense("d")
+    world.clean("d", ALL)
+    world.play("d", "pgd", NONE, threat="shown")
+    row = rows_of(world, "shown")["d"]
+    assert row.rank is None
+    assert "evidence" in row.note

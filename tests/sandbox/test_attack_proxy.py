@@ -1,0 +1,364 @@
+"""A locked-in attack plays to the bit as it would here, and asks only what it may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.contract.check import CheckOutcome
+from bench.contract.runner import CHECKS, check_registration
+from bench.core.errors import PluginError
+from bench.core.outcomes import Outcomes
+from bench.evaluation.launcher import MatrixRun
+from bench.evaluation.plan import Selection
+from bench.plugin import Attack, Traits
+from bench.registry.cards import attack_digest
+from bench.registry.registration import Registration
+from bench.registry.registry import Registry
+from bench.sandbox import isolation
+from bench.sandbox.attack_proxy import SEEN, AttackProxy
+from bench.store import Store
+from bench.submissions.intake import take_in
+from bench.threats.access import Access, Budget
+from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.threat_model import Goal
+from tests.engine.single_run import LINF, NEAREST, Match, Shaken
+from tests.sandbox.isolated import PLAIN, entry, locked, opened
+
+pytestmark = pytest.mark.usefixtures("walls")
+
+BUILT_IN = '''
+"""A built-in attack under another name."""
+
+import dataclasses
+import importlib
+
+from bench.plugin import hookimpl
+
+
+@hookimpl
+def bench_attacks():
+    for attack in importlib.import_module("{module}").bench_attacks():
+        if attack.name == "{of}":
+            kind = type(attack)
+            if "name" in getattr(kind, "__dataclass_fields__", {}):
+                yield dataclasses.replace(attack, name="{name}")
+            else:
+                renamed = type(kind.__name__, (kind,), {"name": "{name}"})
+                object.__setattr__(attack, "__class__", renamed)
+                yield attack
+'''
+OWN = '''
+"""An attack with a state of two fields."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.plugin import cross_entropy
+from bench.plugin import Access, hookimpl
+
+
+class State(NamedTuple):
+    adv: Tensor
+    sum: Tensor
+
+
+def loss(logits, label):
+    return cross_entropy(logits, label)
+
+
+class Own:
+    name = "{name}"
+    needs = Access.GRADIENTS
+    steps = 4
+
+    def start(self, problem):
+        return State(problem.ball.sample(problem.x, problem), 0 * problem.x)
+
+    def step(self, problem, state):
+        adv = state.adv
+        gradient = problem.gradient(adv, loss).gradient
+        sum = state.sum + gradient
+        return State(problem.ball.ascend(adv, sum, 0.3, problem.x), sum)
+
+
+@hookimpl
+def bench_attacks():
+    yield Own()
+'''
+QUICK = ("apgd-t", "fgsm-targeted", "square")
+BALLS: dict[str, PerturbationSet] = {
+    "Linf": LINF, "L2": L2(Fraction(1)), "L1": L1(Fraction(2)),
+}  # fmt: skip
+
+
+def built_in() -> list[Any]:
+    """Every built-in attack that can be locked in, the quick ones unmarked."""
+    offers = Registry.load(Path("no-submissions")).attacks.items()
+    names = [
+        n for n, o in offers if o.module.startswith("plugins.") and not Traits.is_external(o.value)
+    ]
+    names = [n for n in names if n not in ("transfer", "joint-pgd")]  # these need another table
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=() if n in QUICK else slow) for n in names]
+
+
+def pair(
+    folder: Path, source: str, name: str = "mine"
+) -> tuple[Registration[Attack], Registration[Attack]]:
+    """An attack behind walls, and the same one here."""
+    entry(folder, source, name, kind="attack")
+    inside = locked(folder)
+    assert inside.waits == {}
+    return inside.find("attack", name), opened(folder).find("attack", name)
+
+
+def same(inside: Registration[Attack], here: Registration[Attack], **rules: Any) -> None:
+    """Both play the same game to the same end, for the same price."""
+    one, two = (Match(offer.value, count=96, **rules).play() for offer in (inside, here))
+    assert torch.equal(one.images, two.images)
+    for name in Outcomes._fields:
+        first, second = (getattr(played.outcomes, name) for played in (one, two))
+        assert (first == second).all(), name
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_every_attack_plays_behind_walls_as_it_does_here(name: str, tmp_path: Path) -> None:
+    known = Registry.load(Path("no-submissions")).attacks[name]
+    source = BUILT_IN.replace("{module}", known.module).replace("{of}", name)
+    inside, here = pair(tmp_path, source)
+    assert isinstance(inside.value, AttackProxy)
+    assert attack_digest(inside) == attack_digest(here)
+    assert Traits.of(inside.value) == Traits.of(here.value)
+    traits = Traits.of(here.value)
+    goal = NEAREST if traits.minimises else Goal()
+    if traits.goals == ("targeted",):
+        goal = Goal("targeted", "next")
+    same(inside, here, ball=BALLS[(traits.norms or ("Linf",))[0]], goal=goal)
+
+
+def test_its_card_is_the_one_it_has_here(tmp_path: Path) -> None:
+    entry(tmp_path, OWN, kind="attack")
+    inside, here = locked(tmp_path), opened(tmp_path)
+    assert inside.attack_card("mine") == here.attack_card("mine")
+    assert (inside.find("attack", "mine").tier, inside.problems) == ("sandboxed", [])
+
+
+def test_it_averages_over_draws_and_keeps_to_its_budget_as_here(tmp_path: Path) -> None:
+    inside, here = pair(tmp_path, OWN)
+    same(inside, here, model=Shaken(0.1), random=True)
+    same(inside, here, budget=Budget(gradients=2))
+    same(inside, here, goal=Goal("targeted", "next"))
+
+
+def test_one_loss_a_row_is_all_that_is_asked_of_a_loss(tmp_path: Path) -> None:
+    bent = OWN.replace(
+        "return cross_entropy(logits, label)",
+        "return (logits.double().logsumexp(1) - logits.gather(1, label[:, None])[:, 0]).tanh()",
+    )
+    inside, here = pair(tmp_path, bent)
+    same(inside, here)
+
+
+class Given(Match):
+    """A match whose game lies open before it is played."""
+
+    def __init__(self, attack: Attack) -> None:
+        super().__init__(attack)
+        object.__setattr__(self, "given", super().game())
+
+    def game(self, slots: int = 64) -> Any:
+        return self.given  # type: ignore[attr-defined]
+
+
+STEPS = {
+    "labels only": ("problem.gradient(adv, loss)", "asked for gradients, but this board reveals"),
+    "images of another shape": ("problem.logits(adv[:, :, 1:])", "asked with adv of torch.float32"),
+    "images of another type": ("problem.logits(adv.double())", "asked with adv of torch.float64"),
+    "fewer images": ("problem.logits(adv[1:])", "which does not fit 64 images of 10 classes"),
+    "a mask of another type": ("problem.logits(adv, problem.t)", "asked with where of torch.int64"),
+    "classes beyond": (
+        "problem.jacobian(adv, problem.y[:, None] + 5)", "asked with classes of torch.int64"
+    ),
+    "classes below": ("problem.jacobian(adv, problem.y[:, None] - 9)", "asked with classes of"),
+    "no classes": ("problem.jacobian(adv, problem.y[:, None][:, :0])", "asked with classes of"),
+    "a mask of two columns": (
+        "problem.logits(adv, (problem.t > 0)[:, None])", r"where of torch.bool \[64, 1\]"
+    ),
+    "a loss for all": (
+        "problem.gradient(adv, lambda logits, label: logits.sum())", r"a loss \[\] of logits"
+    ),
+    "a loss that raises": (
+        "problem.gradient(adv, lambda logits, label: 1 / 0)", "failed: ZeroDivisionError"
+    ),
+    "a loss without a slope": (
+        "problem.gradient(adv, lambda logits, label: logits.argmax(1).float())", ""
+    ),
+    "a wish of its own": ("problem._asked('weights', {'adv': adv})", "asked for .'weights'"),
+    "a wish without images": ("problem._asked('logits', {})", "asked for .'logits', "),
+    "a wish for a tensor unheard of": (
+        "problem._asked('logits', {'adv': adv, 'x': adv})", "asked with x of torch.float32"
+    ),
+    "one row too few": (
+        "State(adv[1:], state.sum)", r"a state of \[\(63,\), \(64,\)\] rows; 64 were expected"
+    ),
+    "tensors of no kind": (
+        "problem.line.channel.send(problem.line.number, {'tensors': 5})", "without their names"
+    ),
+    "fields without names": (
+        "problem.line.reply({}, {'1': adv, '': adv})", "gave a state without names"
+    ),
+    "no state": ("State(adv, None)", "failed: TypeError: its state has sum, which is no tensor"),
+    "nothing": ("None", "failed: AttributeError"),
+    "an end": ("__import__('os')._exit(3)", "ended by itself, with status 3"),
+    "no end": ("exec('while True: pass')", "gave no answer in 2 s, and was ended"),
+    "an error": ("1 / 0", r"failed: ZeroDivisionError: division by zero \(plugin.py, line \d+\)"),
+    "no number": ("State(adv * float('nan'), state.sum)", ""),
+    "far outside": ("State(adv + 7, state.sum)", ""),
+}  # fmt: skip
+"""What stands in a step, and what is said of it; nothing, where the referee will judge it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_step_goes_wrong(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "LIMITS", isolation.Limits(call=2.0))
+    code, sentence = STEPS[kind]
+    inside, _ = pair(tmp_path, OWN.replace("        gradient = ", f"        wrong = {code}\n"
+                     "        if isinstance(wrong, State) or wrong is None: return wrong\n"
+                     "        gradient = "))  # fmt: skip
+    match: Any = Given(inside.value)
+    if kind == "labels only":
+        match.given.door.access = Access.LABELS
+    if not sentence:
+        assert len(match.play().outcomes.item) == match.count
+        return
+    with pytest.raises(PluginError, match=sentence) as raised:
+        match.play()
+    assert str(raised.value).isprintable()
+
+
+def test_a_start_asks_nothing_of_the_defense(tmp_path: Path) -> None:
+    source = OWN.replace("return State(problem.ball", "problem.logits(problem.x)\n        "
+                         "return State(problem.ball")  # fmt: skip
+    inside, _ = pair(tmp_path, source)
+    with pytest.raises(PluginError, match="mine asked the defense a question in start"):
+        Match(inside.value).play()
+
+
+def test_clean_logits_are_shown_where_scores_are(tmp_path: Path) -> None:
+    source = OWN.replace(
+        "return State(problem.ball",
+        "assert (problem.clean_logits.argmax(1) != problem.rivals[:, 0]).any()\n"
+        "        assert problem.rivals.shape == (len(problem.x), 9)\n        "
+        "return State(problem.ball",
+    )
+    inside, here = pair(tmp_path, source)
+    same(inside, here)
+    blind: Any = Given(inside.value)
+    blind.given.door.access = Access.LABELS
+    with pytest.raises(PluginError, match="mine asked the defense a question in start"):
+        blind.play()
+
+
+def test_it_sees_its_rows_and_neither_their_names_nor_the_defense(tmp_path: Path) -> None:
+    source = OWN.replace(
+        "        gradient = ",
+        "        import gc\n"
+        "        assert not problem.example.any() and problem.door is None\n"
+        "        nets = [o for o in gc.get_objects() if isinstance(o, torch.nn.Module)]\n"
+        "        assert nets == [], nets\n"
+        "        gradient = ",
+    )
+    inside, _ = pair(tmp_path, source)
+    assert (Match(inside.value).play().outcomes.verdict == 1).any()
+
+
+def test_sets_of_plugins_do_not_cross(tmp_path: Path) -> None:
+    class Ring(Linf):
+        """A set whose code is not behind the walls."""
+
+    inside, _ = pair(tmp_path, OWN)
+    with pytest.raises(PluginError, match="only Linf, L2, L1 are known; Linf is a set of a plug"):
+        Match(inside.value, ball=Ring(Fraction(1, 5))).play()
+
+
+def test_who_is_not_at_play_keeps_no_worker(tmp_path: Path) -> None:
+    entry(tmp_path, OWN, "one", kind="attack")
+    entry(tmp_path, OWN, "two", kind="attack")
+    registry = locked(tmp_path)
+    one, two = (registry.find("attack", name).value for name in ("one", "two"))
+    outcomes = [Match(attack, count=32).play().images for attack in (one, two, one)]
+    assert one.cage.alive
+    assert not two.cage.alive
+    assert torch.equal(outcomes[0], outcomes[2])
+    assert not torch.equal(outcomes[0], outcomes[1])
+
+
+def test_rows_are_told_anew_where_they_have_changed_and_only_there(tmp_path: Path) -> None:
+    inside, _ = pair(tmp_path, OWN)
+    attack: Any = inside.value
+    sent: list[list[str]] = []
+    news: Callable[[Any], dict[str, Tensor]] = attack._news
+
+    def noted(rows: Any) -> dict[str, Tensor]:
+        found = news(rows)
+        sent.append(sorted(found))
+        return found
+
+    attack._news = noted
+    Match(attack).play()
+    every = ["active", "key", "run", "t", "target", "x", "y"]
+    assert sent[0] == every
+    assert every in sent[1:]
+    assert ["t"] in sent
+    rows: Any = SimpleNamespace(**{name: torch.zeros(2) for name in SEEN})
+    assert (sorted(news(rows)), news(rows)) == (every, {})
+    rows.run.add_(1)
+    assert list(news(rows)) == ["run"]
+
+
+def test_the_contract_of_an_attack_is_checked_behind_walls(tmp_path: Path) -> None:
+    entry(tmp_path, OWN, kind="attack")
+    registry = locked(tmp_path)
+    results = list(check_registration(registry, "attack", registry.find("attack", "mine")))
+    assert len(results) == len(CHECKS["attack"])
+    assert [r for r in results if r.outcome is CheckOutcome.FAIL] == []
+    assert sum(r.outcome is CheckOutcome.PASS for r in results) > 20
+
+
+def test_an_attack_with_a_run_of_its_own_waits(tmp_path: Path) -> None:
+    source = OWN.replace("    steps = 4\n", "").replace(
+        "def start(self, problem):", "def run(self, problem):\n        return problem.x\n\n"
+        "    def begin(self, problem):",
+    ).replace("def step(", "def go_on(")  # fmt: skip
+    entry(tmp_path, source, kind="attack")
+    assert "only attacks with start and step are locked in" in locked(tmp_path).why_waiting("mine")
+
+
+def test_submit_and_run_need_no_word_for_either_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
+    attack, defense = entry(tmp_path, OWN, "own", kind="attack"), entry(tmp_path, PLAIN, "net")
+    url = f"sqlite:///{tmp_path / 'b.db'}"
+    with Store.open(url) as store:
+        assert take_in(attack, store).checked
+        with pytest.raises(Exception, match="better-than-chance"):
+            take_in(defense, store)
+    chosen = Selection(("digits-linf",), ("undefended",), ("own", "fgsm"), 64)
+    assert MatrixRun(chosen, url, quiet=True).run() == 0
+    with Store.open(url) as store:
+        tiers = {row.attack: row.tier for row in store.cells()}
+        states = {e.name: e.history[-1].state for e in store.submissions()}
+    assert tiers == {"clean": "in-process", "own": "sandboxed", "fgsm": "in-process"}
+    assert states == {"own": "finished", "net": "rejected"}

@@ -1,0 +1,39 @@
+"""Small chunks, a planned cell, and an owner who may be late."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+
+from bench.core.outcomes import Chunk, Outcomes
+from bench.store import Lease, PlannedCell, Store
+from bench.store.tables import CELLS
+from tests.store.workers import tiny_cell, tiny_outcomes
+
+AWAY = "17@another-host#12345"
+"""An owner of whom only the clock can say that he is late."""
+
+
+def tiny_chunk(*items: int) -> Chunk:
+    return Chunk(tiny_outcomes(list(items)), seconds=0.5)
+
+
+def expire(store: Store, key: str) -> None:
+    with store._engine.begin() as connection:
+        connection.execute(update(CELLS).where(CELLS.c.key == key).values(lease_until=0.0))
+
+
+def leased(store: Store, key: str, owner: str = AWAY) -> Lease:
+    lease = store.lease(key, owner)
+    assert lease is not None
+    return lease
+
+
+def planned(store: Store, items: int = 6) -> str:
+    cell = tiny_cell(items=items)
+    store.plan([PlannedCell(cell)])
+    return cell.key
+
+
+def same_bits(one: Outcomes, other: Outcomes) -> bool:
+    pairs = [(getattr(one, name), getattr(other, name)) for name in one._fields]
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)

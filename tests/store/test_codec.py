@@ -1,0 +1,62 @@
+"""Outcomes as bytes, and back to the bit."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bench.core.errors import BenchError, UnavailableError
+from bench.core.outcomes import OUTCOME_DTYPES, Outcomes
+from bench.store.codec import pack, unpack, unpack_items
+from tests.store.chunks import same_bits
+from tests.store.workers import tiny_outcomes
+
+
+@st.composite
+def any_outcomes(draw: st.DrawFn) -> Outcomes:
+    count = draw(st.integers(0, 70))
+    return Outcomes._make(draw(hnp.arrays(kind, count)) for kind in OUTCOME_DTYPES)
+
+
+@given(any_outcomes())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_unpacking_gives_back_every_bit(outcomes: Outcomes) -> None:
+    assert same_bits(outcomes, unpack(pack(outcomes)))
+    assert unpack_items(pack(outcomes)).tolist() == outcomes.item.tolist()
+
+
+def test_packed_bytes_are_the_same_on_every_machine() -> None:
+    blob = pack(tiny_outcomes([258, 1]))
+    assert blob[0] == 1
+    assert zlib.decompress(blob[1:])[:12] == b"\2\0\0\0" + b"\2\1" + b"\1\0" + b"\0\0\0\0"
+
+
+def test_outcomes_without_rejection_scores_are_packed_as_before_there_were_any() -> None:
+    plain = tiny_outcomes([4, 5, 6])
+    scored = plain._replace(rejection=np.array([-np.inf, 0.25, -1], np.float32))
+    one, two = (zlib.decompress(pack(outcomes)[1:]) for outcomes in (plain, scored))
+    assert (pack(plain)[0], pack(scored)[0]) == (1, 2)
+    assert two[: len(one)] == one and len(two) == len(one) + 3 * 4
+    assert np.array_equal(unpack(pack(plain)).rejection, np.full(3, -np.inf, np.float32))
+    assert np.array_equal(unpack(pack(scored)).rejection, scored.rejection)
+
+
+def test_outcomes_of_the_wrong_type_or_length_are_refused() -> None:
+    good = tiny_outcomes([1, 2])
+    with pytest.raises(BenchError, match=r"item came as int64\[2\], expected int32\[2\]"):
+        pack(good._replace(item=good.item.astype(np.int64)))
+    with pytest.raises(BenchError, match=r"step came as int32\[1\], expected int32\[2\]"):
+        pack(good._replace(step=good.step[:1]))
+
+
+def test_a_newer_packing_or_a_damaged_one_is_refused_with_a_sentence() -> None:
+    blob = pack(tiny_outcomes([1]))
+    with pytest.raises(UnavailableError, match="format 3"):
+        unpack(b"\3" + blob[1:])
+    with pytest.raises(BenchError, match="damaged"):
+        unpack(blob[:-3])

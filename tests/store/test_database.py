@@ -1,0 +1,404 @@
+"""Opening a database: created, current, older, newer, damaged, or not one at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, text
+
+from bench.core.errors import BenchError, UnavailableError
+from bench.core.outcomes import Chunk
+from bench.store import PlannedCell, Store, migrate
+from bench.store.database import open_engine, resolve
+from bench.store.tables import METADATA, REVISIONS
+from tests.store.workers import tiny_cell, tiny_outcomes
+
+NEWEST = REVISIONS[-1]
+NEXT = f"{int(NEWEST) + 1:04d}"
+LATER = f'''
+"""Give cells a note: the table is moved, copied and renamed."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{NEXT}"
+down_revision = "{NEWEST}"
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("cells", recreate="always") as cells:
+        cells.add_column(sa.Column("note", sa.Text, nullable=False, server_default="none"))
+    op.execute("UPDATE cells SET note = attack")
+    op.create_table("notes", sa.Column("key", sa.Text, primary_key=True))
+'''
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "bench.db"
+
+
+@pytest.fixture
+def weights(path: Path) -> Path:
+    """A database with one finished cell."""
+    with Store.open(f"sqlite:///{path}") as store:
+        cell = tiny_cell(items=3)
+        store.plan([PlannedCell(cell)])
+        lease = store.lease(cell.key, "somebody")
+        assert lease is not None
+        store.record(lease, Chunk(tiny_outcomes([0, 1, 2]), 0.0))
+        store.finish(lease)
+    return path
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    """The migrations of a later program."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, folder)
+    (folder / "versions" / f"{NEXT}_note.py").write_text(LATER)
+    return folder
+
+
+def on_disk(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Schema and rows of a database, as plain values."""
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        schema = connection.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
+        rows = {
+            name: connection.execute(f"SELECT * FROM {name}").fetchall()
+            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        }
+    return {"schema": schema, **rows}
+
+
+def run(code: str, *arguments: str) -> str:
+    told = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    return told.stdout.strip()
+
+
+def test_the_migrations_lead_to_the_tables_of_the_program(filled: Path) -> None:
+    engine = open_engine(resolve(f"sqlite:///{filled}"))
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
+
+
+def test_the_program_knows_every_revision_it_ships() -> None:
+    scripts = ScriptDirectory(str(migrate.MIGRATIONS)).walk_revisions()
+    assert tuple(script.revision for script in scripts)[::-1] == REVISIONS
+
+
+def test_the_store_loads_without_torch_and_opens_without_alembic(filled: Path) -> None:
+    code = (
+        "import sys; from bench.store import Store; Store.open(sys.argv[1]).close();"
+        "Store.open(sys.argv[1], read_only=True).close();"
+        "print({'torch', 'streamlit', 'scipy', 'alembic', 'sklearn'} & set(sys.modules))"
+    )
+    assert run(code, f"sqlite:///{filled}") == "set()"
+
+
+def test_every_connection_keeps_the_promises_of_durability(filled: Path) -> None:
+    with Store.open(f"sqlite:///{filled}") as store, store._engine.connect() as connection:
+        told = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    assert told == ["wal", 2, 1, 30000]
+
+
+def test_the_url_comes_from_the_environment_or_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BENCH_DB", raising=False)
+    Store.open().close()
+    assert (tmp_path / "bench.db").exists()
+    monkeypatch.setenv("BENCH_DB", f"sqlite:///{tmp_path / 'other.db'}")
+    Store.open().close()
+    assert (tmp_path / "other.db").exists()
+
+
+def test_the_file_stays_the_same_when_the_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store.open("sqlite:///bench.db") as store:
+        monkeypatch.chdir("/")
+        store.plan([PlannedCell(tiny_cell())])
+        assert store.artifacts == tmp_path / "artifacts"
+        assert len(store.cells()) == 1
+
+
+def test_several_processes_may_create_one_database_at_once(path: Path) -> None:
+    code = "import sys; from bench.store import Store; Store.open(sys.argv[1]).close()"
+    command = [sys.executable, "-c", code, f"sqlite:///{path}"]
+    racing = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    told = [(process.communicate()[1].decode(), process.returncode) for process in racing]
+    assert told == [("", 0)] * 4
+    assert not list(path.parent.glob("*.backup"))
+
+
+# Refusals: one sentence each.
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("bench.db", "is not a database URL"),
+        ("mysql://localhost/x", "neither a plain sqlite:/// nor a postgresql:// URL"),
+        ("sqlite:///bench.db?mode=ro", "neither a plain"),
+        ("sqlite://", "lives in memory"),
+        ("sqlite:///:memory:", "lives in memory"),
+    ],
+)
+def test_a_url_that_names_no_database_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(BenchError, match=sentence):
+        Store.open(url)
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for below in ("file/bench.db", "missing/bench.db"):
+        with pytest.raises(
+            UnavailableError, match=r"bench\.db: the file cannot be opened: give a path"
+        ):
+            Store.open(f"sqlite:///{tmp_path / below}")
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"a picture of a cat" * 100)
+    with pytest.raises(UnavailableError, match="the file is not a database"):
+        Store.open(f"sqlite:///{path}")
+    assert path.read_bytes() == b"a picture of a cat" * 100
+
+
+def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (cake TEXT)")
+    for read_only in (False, True):
+        with pytest.raises(UnavailableError, match=r"another program .it has a table 'recipes'"):
+            Store.open(f"sqlite:///{path}", read_only=read_only)
+    assert set(on_disk(path)) == {"schema", "recipes"}
+
+
+def test_reading_a_missing_database_says_which_command_fills_it(path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"no database at .*`bench run` fills one"):
+        Store.open(f"sqlite:///{path}", read_only=True)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(UnavailableError, match=r"no database at .*`bench run` fills one"):
+        Store.open(f"sqlite:///{path}", read_only=True)
+
+
+def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    with pytest.raises(
+        UnavailableError, match=r"postgresql\+psycopg://me:\*\*\*@.*: the server does"
+    ):
+        Store.open("postgresql://me:secret@/none?host=/nowhere")
+
+
+def test_a_reader_cannot_write(filled: Path) -> None:
+    with Store.open(f"sqlite:///{filled}", read_only=True) as store:
+        with store._engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA query_only").scalar() == 1
+        assert store.cells()[0].robust == 2
+        assert len(store.outcomes(store.cells()[0].key).item) == 3
+        with pytest.raises(UnavailableError, match="opened for reading only"):
+            store.plan([PlannedCell(tiny_cell(2))])
+        with pytest.raises(UnavailableError, match="opened for reading only"):
+            store.upgrade()
+        with (
+            pytest.raises(Exception, match="attempt to write a readonly database"),
+            store._engine.begin() as connection,
+        ):
+            connection.execute(text("DELETE FROM chunks"))
+
+
+def test_a_reader_reads_while_a_writer_is_in_the_middle(filled: Path) -> None:
+    url = f"sqlite:///{filled}"
+    with Store.open(url) as writer, Store.open(url, read_only=True) as reader:
+        with writer._engine.begin() as connection:
+            connection.execute(text("UPDATE cells SET robust = 77"))
+            assert reader.cells()[0].robust == 2
+        assert reader.cells()[0].robust == 77
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become nobody"
+)
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_reader_needs_no_permission_to_write(filled: Path, writing: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        shutil.copy(filled, Path(folder) / "bench.db")
+        url = f"sqlite:///{folder}/bench.db"
+        with Store.open(url) if writing else nullcontext() as writer:
+            if writer is not None:
+                writer.plan([PlannedCell(tiny_cell(2))])
+            command = [sys.executable, "-m", "tests.store.workers", "read", url, ""]
+            told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "2" if writing else "1"]
+
+
+def test_a_locked_database_is_named(filled: Path) -> None:
+    url = f"sqlite:///{filled}"
+    with Store.open(url) as first, Store.open(url) as second:
+
+        @event.listens_for(second._engine, "checkout")
+        def _impatient(connection: sqlite3.Connection, *_: object) -> None:
+            connection.execute("PRAGMA busy_timeout=10")
+
+        with (
+            first._engine.begin(),
+            pytest.raises(UnavailableError, match="another process held it"),
+        ):
+            second.plan([PlannedCell(tiny_cell(2))])
+        second.plan([PlannedCell(tiny_cell(2))])
+
+
+def test_a_full_disk_loses_nothing_acknowledged_and_the_cell_goes_on(filled: Path) -> None:
+    with Store.open(f"sqlite:///{filled}") as store:
+        cell = tiny_cell(1, items=64_000)
+        store.plan([PlannedCell(cell)])
+        lease = store.lease(cell.key, "somebody")
+        assert lease is not None
+        with store._reader.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 8}")
+        acknowledged = 0
+        with pytest.raises(UnavailableError, match="the disk is full: what was recorded is safe"):
+            for start in range(0, 64_000, 640):
+                part = tiny_outcomes(list(range(start, start + 640)))
+                store.record(lease, Chunk(part, 0.0))
+                acknowledged += 640
+        assert 0 < acknowledged < 64_000
+        assert store.finished_items(cell.key).tolist() == list(range(acknowledged))
+        with store._reader.connect() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count=1000000")
+        part = tiny_outcomes(list(range(acknowledged, acknowledged + 640)))
+        store.record(lease, Chunk(part, 0.0))
+        assert store.check() == []
+
+
+# Revisions.
+
+
+def test_a_newer_database_is_refused_and_left_alone(filled: Path, newer: Path) -> None:
+    url = f"sqlite:///{filled}"
+    migrate.upgrade(resolve(url), migrations=newer, known=(*REVISIONS, NEXT))
+    before = on_disk(filled)
+    for read_only in (False, True):
+        with pytest.raises(
+            UnavailableError, match=f"revision {NEXT}, this program knows up to {NEWEST}"
+        ):
+            Store.open(url, read_only=read_only)
+    assert on_disk(filled) == before
+
+
+def test_an_older_database_is_copied_and_then_moved_on(filled: Path, newer: Path) -> None:
+    before = on_disk(filled)
+    backup = migrate.upgrade(
+        resolve(f"sqlite:///{filled}"), migrations=newer, known=(*REVISIONS, NEXT)
+    )
+    assert backup == filled.with_name(f"bench.db.{NEWEST}.backup")
+    assert on_disk(backup) == before
+    after = on_disk(filled)
+    assert after["alembic_version"] == [(NEXT,)]
+    assert after["chunks"] == before["chunks"]
+    assert [row[:-1] for row in after["cells"]] == before["cells"]
+    assert [row[-1] for row in after["cells"]] == ["a0"]
+
+
+def test_an_older_database_is_not_changed_by_a_reader(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.store.store.REVISIONS", (*REVISIONS, NEXT))
+    monkeypatch.setattr("bench.store.migrate.refuse_newer", lambda *_: None)
+    before = on_disk(filled)
+    with pytest.raises(
+        UnavailableError, match=rf"has revision {NEWEST}, .* run `bench db upgrade`"
+    ):
+        Store.open(f"sqlite:///{filled}", read_only=True)
+    assert on_disk(filled) == before
+
+
+def test_upgrading_a_current_database_does_nothing(filled: Path) -> None:
+    before = on_disk(filled)
+    with Store.open(f"sqlite:///{filled}") as store:
+        assert store.upgrade() is None
+    assert on_disk(filled) == before
+    assert not list(filled.parent.glob("*.backup"))
+
+
+def test_a_migration_that_leaves_dangling_rows_changes_nothing(filled: Path, newer: Path) -> None:
+    (newer / "versions" / f"{NEXT}_note.py").write_text(
+        LATER.partition("    with op")[0] + '    op.execute("DELETE FROM cells")\n'
+    )
+    before = on_disk(filled)
+    with pytest.raises(UnavailableError, match="a row of 'chunks' that refers to nothing"):
+        migrate.upgrade(resolve(f"sqlite:///{filled}"), migrations=newer, known=(*REVISIONS, NEXT))
+    assert on_disk(filled) == before
+
+
+# Backup and check.
+
+
+def test_a_backup_is_a_whole_database_and_never_replaces_a_file(filled: Path) -> None:
+    target = filled.with_name("copy.db")
+    with Store.open(f"sqlite:///{filled}") as store:
+        store.backup(target)
+        with pytest.raises(UnavailableError, match="is there already"):
+            store.backup(target)
+        with pytest.raises(UnavailableError, match="no backup of"):
+            store.backup(filled / "below" / "copy.db")
+        with Store.open(f"sqlite:///{target}") as copy:
+            assert copy.cells() == store.cells()
+            assert copy.check() == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ("UPDATE cells SET robust = 3", "shows robust that its outcomes do not give"),
+        ("UPDATE cells SET items_done = 2", "counts 2 outcomes and has 3"),
+        ("UPDATE cells SET seal = 'x'", "does not match its seal"),
+        ("UPDATE chunks SET outcomes = x'01'", "1 altered chunks"),
+        (
+            "INSERT INTO chunks SELECT cell, 3, count, first, last, digest, exact, outcomes"
+            " FROM chunks; UPDATE cells SET items_done = 6, state = 'running'",
+            "has an item twice",
+        ),
+        ("UPDATE chunks SET cell = 'x'", "refers to a row of cells that is not there"),
+    ],
+)
+def test_a_row_edited_by_hand_is_named(filled: Path, edit: str, sentence: str) -> None:
+    with closing(sqlite3.connect(filled)) as connection:
+        connection.executescript(edit)
+    with Store.open(f"sqlite:///{filled}") as store:
+        (found,) = store.check()
+    assert sentence in found
+
+
+def test_a_damaged_page_is_found(filled: Path) -> None:
+    with closing(sqlite3.connect(filled)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    pages = bytearray(filled.read_bytes())
+    pages[4096 * 6 : 4096 * 7] = bytes([255]) * 4096
+    filled.write_bytes(pages)
+    with Store.open(f"sqlite:///{filled}") as store:
+        assert any("damaged" in sentence for sentence in store.check())

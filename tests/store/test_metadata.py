@@ -1,0 +1,68 @@
+"""What is told beside the cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.core.cards import Card
+from bench.core.errors import BenchError
+from bench.store import CertificateRow, EvidenceRow, Store
+
+
+def test_the_newest_card_is_the_current_one(store: Store) -> None:
+    old = Card("attack", "pgd", "built-in", "1", detail={"steps": 40, "eps": [1, 255]})
+    new = Card("attack", "pgd", "built-in", "2", "arXiv:1706.06083", "climbs", {"steps": 50})
+    store.declare([old, Card("defense", "pgd", "built-in"), Card("attack", "fgsm", "submission")])
+    assert store.cards("attack")[1] == old
+    store.declare([new])
+    assert store.cards("attack")[1] == new
+    assert [card.name for card in store.cards("attack")] == ["fgsm", "pgd"]
+
+
+def test_examples_are_kept_once(store: Store) -> None:
+    labels = np.array([-1, 300, 7], np.int16)
+    for _ in range(2):
+        store.keep_examples("digest", "digits", 3, labels, ("zero", "one"), (1, 8, 8))
+    row = store.examples("digest")
+    assert row.labels.tolist() == [-1, 300, 7]
+    assert row.labels.dtype == np.int16
+    assert (row.dataset, row.n, row.classes, row.shape) == ("digits", 3, ("zero", "one"), (1, 8, 8))
+    with pytest.raises(BenchError, match="no examples other"):
+        store.examples("other")
+    with pytest.raises(BenchError, match="give one each"):
+        store.keep_examples("short", "digits", 4, labels, (), (1, 8, 8))
+
+
+def test_the_newest_finding_of_a_diagnostic_stands(store: Store) -> None:
+    before = EvidenceRow("zero-gradient", "raised", "all gradients are zero.", "old")
+    after = EvidenceRow("zero-gradient", "clear", "none is zero.", "new")
+    alike = EvidenceRow("batch", "clear", "one image at a time answers alike.", "s")
+    for found in (before, alike, after):
+        store.note("d", "dd", "ex", found)
+    store.note("d", "dd", "other", alike._replace(finding="raised"))
+    assert store.evidence("dd", "ex") == [alike, after]
+
+
+def test_certificates_come_back_flag_by_flag(store: Store) -> None:
+    flags = np.random.default_rng(0).random(37) < 0.5
+    store.certify("tid", "ex", CertificateRow("d", "dd", "linear", "old", True, ~flags))
+    store.certify("tid", "ex", CertificateRow("d", "dd", "linear", "new", True, flags))
+    store.certify("tid", "ex", CertificateRow("c", "cc", "smoothing", "ss", False, ~flags))
+    first, second = store.certificates("tid", "ex")
+    assert first[:5] == ("c", "cc", "smoothing", "ss", False)
+    assert second[:5] == ("d", "dd", "linear", "new", True)
+    assert second.certified.tolist() == flags.tolist()
+    assert store.certificates("tid", "other") == []
+
+
+def test_a_submission_shows_its_newest_state_and_its_history(store: Store) -> None:
+    store.submission("mine", "received")
+    store.submission("yours", "received")
+    store.submission("mine", "rejected", "no card.toml.")
+    newest, other = store.submissions()
+    assert newest[:3] == ("mine", "rejected", "no card.toml.")
+    assert [step.state for step in newest.history] == ["received", "rejected"]
+    assert (other.name, len(other.history)) == ("yours", 1)
+    with pytest.raises(BenchError, match="'lost' is no submission state"):
+        store.submission("mine", "lost")

@@ -1,0 +1,157 @@
+"""What README and hooks promise is what happens."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from bench.cli import app, main
+from bench.core.cells import CellState
+from bench.registry import hookspecs
+from bench.registry.registry import KINDS, Registry
+from bench.sandbox import isolation
+from bench.store import Store
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ATTACK, DEFENSE = BLOCKS
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BENCH_DB", raising=False)
+    monkeypatch.delenv("BENCH_SUBMISSIONS", raising=False)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bench", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return (code, *capsys.readouterr())
+
+    return command
+
+
+def test_the_readme_shows_one_attack_and_one_defense_of_about_thirty_lines() -> None:
+    assert "bench_attacks" in ATTACK and "bench_defenses" in DEFENSE
+    for block in BLOCKS:
+        assert len([line for line in block.splitlines() if line.strip()]) <= 30
+
+
+def test_the_readme_leads_from_new_to_a_row(run: Run, tmp_path: Path) -> None:
+    for kind, name, text in (("attack", "heavy-ball", ATTACK), ("defense", "two-shades", DEFENSE)):
+        assert run("new", kind, name)[0] == 0
+        (tmp_path / name / "plugin.py").write_text(text)
+        card = tmp_path / name / "card.toml"
+        card.write_text(card.read_text().replace("Your Name", "A. Reader"))
+        code, out, err = run("check", name)
+        assert code == 0, out + err
+        assert run("submit", name)[0] == 0
+        assert (tmp_path / "submissions" / name / "plugin.py").read_text() == text
+    flags = ("--allow-unsandboxed",) if isolation.why_unavailable() else ()
+    common = ("--examples", "64", "--threat", "digits-linf", *flags)
+    code, _, err = run("run", "--defense", "two-shades", *common)  # submissions are played unasked
+    assert code == 0, err
+    report = json.loads(run("report", "--json")[1])
+    (row,) = report["ranking"]
+    assert row["defense"] == "two-shades"
+    assert row["tier"] == ("unsandboxed" if flags else "sandboxed")
+    cell = next(cell for cell in report["matrix"] if cell["attack"] == "heavy-ball")
+    assert cell["state"] == "done" and cell["robust"]["k"] < row["clean"]["k"]
+    with Store.open(read_only=True) as store:
+        (entry,) = [s for s in store.submissions() if s.name == "two-shades"]
+    assert [step.state for step in entry.history] == ["received", "queued", "running", "finished"]
+    listed = json.loads(run("list", "submissions", "--json")[1])
+    assert {item["name"]: item["state"] for item in listed["items"]} == {
+        "two-shades": "finished",
+        "heavy-ball": "finished",
+    }
+    assert "two-shades  finished" in run("list", "submissions")[1]
+
+
+def install(folder: Path, module: str, text: str) -> None:
+    """What an installer leaves behind: the module, its metadata, its entry point."""
+    (folder / f"{module}.py").write_text(text)
+    about = folder / f"{module}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[bench]\n{module} = {module}\n")
+
+
+def test_the_same_files_work_as_installed_packages(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "heavy_ball_package", ATTACK)
+    install(tmp_path, "two_shades_package", DEFENSE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "heavy_ball_package" in {p.name for p in importlib.metadata.entry_points(group="bench")}
+    registry = Registry.load()
+    assert registry.problems == []
+    assert registry.attacks["heavy-ball"].origin == "entry-point"
+    words = ("--examples", "64", "--threat", "digits-linf", "--defense", "two-shades")
+    code, _, err = run("run", *words, "--attack", "heavy-ball", "--attack", "fgsm")
+    assert code == 0, err
+    with Store.open(read_only=True) as store:
+        states = {row.attack: row.state for row in store.cells("digits-linf")}
+    assert states == {"heavy-ball": CellState.DONE, "fgsm": CellState.DONE}
+
+
+def commands() -> set[str]:
+    group = typer.main.get_command(app)
+    return set(group.commands)  # type: ignore[attr-defined]
+
+
+def test_every_command_that_the_readme_names_exists() -> None:
+    texts = [README, (ROOT / "submissions" / "README.md").read_text()]
+    named = {word for text in texts for word in re.findall(r"\bbench ([a-z]+)\b", text)}
+    assert {"run", "check", "submit", "leaderboard", "report"} <= named <= commands()
+
+
+def test_the_two_commands_stand_in_the_readme() -> None:
+    assert "pip install uv && uv run bench run" in README
+    assert "\n    uv run pytest " in README
+
+
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["leaderboard", "--help"]])
+def test_help_starts_without_torch(words: list[str]) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; from bench.cli import main; "
+    code = f"{blocked}sys.argv = ['bench', *{words!r}]; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_every_hook_has_a_sentence_a_type_and_a_plugin() -> None:
+    specs = {n: f for n, f in vars(hookspecs).items() if n.startswith("bench_")}
+    assert set(specs) == {*KINDS.values(), "bench_cell_judged"}
+    for name, spec in specs.items():
+        assert inspect.getdoc(spec), f"{name} promises nothing"
+        assert "return" in spec.__annotations__
+    offered = {
+        node.name
+        for path in (ROOT / "plugins").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name in specs
+    }
+    assert offered == set(KINDS.values())
+
+
+def test_the_picture_is_there() -> None:
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,219 @@
+"""Import order, torch-free packages, sizes of modules and functions, expected exceptions."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("bench", "plugins", "leaderboard")
+ORDER = (
+    "core", "threats", "plugin", "registry", "data", "store", "results", "engine", "training",
+    "referee", "sandbox", "evaluation", "contract", "submissions", "cli",
+)  # fmt: skip
+"""The packages of bench in import order: a module imports its own package or earlier ones."""
+TORCH_FREE = {"core", "store", "results"}
+"""Packages that never import torch."""
+TORCH_FREE_MODULES = {
+    "bench.threats.access", "bench.threats.suites", "bench.registry.submission",
+    "bench.registry.weights_file", "bench.submissions.templates", "bench.submissions.archive",
+    "bench.cli.serve",
+}  # fmt: skip
+"""Modules of other packages that never import torch."""
+READERS = {"bench.core", "bench.results", "bench.store"}
+"""What the leaderboard may import."""
+
+
+def modules(*packages: str) -> list[Path]:
+    found = [path for top in packages for path in sorted((ROOT / top).rglob("*.py"))]
+    return [path for path in found if "__pycache__" not in path.parts]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def package(name: str) -> str:
+    """`engine` for `bench.engine.scheduler`; empty for anything outside `bench`."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "bench" and len(parts) > 1 else ""
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def own(path: Path) -> str:
+    return package(dotted(path))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    assert {own(path) for path in modules("bench")} - {""} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", modules("bench"), ids=named)
+def test_imports_follow_the_order(path: Path) -> None:
+    here = own(path)
+    if not here:
+        return
+    allowed = set(ORDER[: ORDER.index(here) + 1])
+    later = {p for name in imports(path) if (p := package(name)) in ORDER} - allowed
+    assert later == set(), f"{named(path)} imports {later}, which come later in the order"
+
+
+def test_no_import_cycles_among_modules() -> None:
+    known = {dotted(path): path for path in modules("bench")}
+    edges = {
+        name: {
+            n for n in imports(path) if n in known and n != name and not name.startswith(f"{n}.")
+        }
+        for name, path in known.items()
+    }
+    order = TopologicalSorter(edges)
+    order.prepare()  # raises CycleError
+
+
+def test_importing_bench_runs_nothing() -> None:
+    body = ast.parse((ROOT / "bench" / "__init__.py").read_text()).body
+    assert all(isinstance(node, ast.Expr) for node in body)
+
+
+@pytest.mark.parametrize("path", modules("plugins"), ids=named)
+def test_plugins_import_bench_plugin_alone(path: Path) -> None:
+    found = {name for name in imports(path) if name.split(".")[0] == "bench"}
+    others = {name for name in found if not name.startswith("bench.plugin")}
+    modules_inside = {
+        name for name in found if (ROOT / Path(*name.split("."))).with_suffix(".py").exists()
+    }
+    assert others | modules_inside == set(), f"{named(path)} imports {others | modules_inside}"
+
+
+@pytest.mark.parametrize("path", modules("leaderboard"), ids=named)
+def test_the_leaderboard_reads_and_nothing_else(path: Path) -> None:
+    allowed = tuple(READERS)
+    closed = {n for n in imports(path) if n.startswith("bench.") and not n.startswith(allowed)}
+    assert closed == set(), f"{named(path)} imports {closed}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules("bench") if own(p) in TORCH_FREE or dotted(p) in TORCH_FREE_MODULES]
+    + modules("leaderboard"),
+    ids=named,
+)
+def test_readers_never_name_torch(path: Path) -> None:
+    assert {
+        name for name in imports(path) if name.split(".")[0] in ("torch", "torchvision")
+    } == set()
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def without_torch(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program where torch cannot be imported."""
+    command = [sys.executable, "-c", BLOCKED + program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_blocked_torch_cannot_be_imported() -> None:
+    assert "torch is not installed" in without_torch("import bench.threats.norms").stderr
+
+
+def test_torch_free_packages_import_where_torch_is_not_installed() -> None:
+    paths = [p for p in modules("bench") if own(p) in TORCH_FREE or dotted(p) in TORCH_FREE_MODULES]
+    names = [dotted(path) for path in paths if "migrations" not in path.parts]
+    done = without_torch(f"import {', '.join(names)}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["--help"], ["report", "--help"], ["leaderboard", "--help"]])
+def test_help_starts_where_torch_is_not_installed(command: list[str]) -> None:
+    if not (ROOT / "bench" / "cli.py").exists() and not (ROOT / "bench" / "cli").exists():
+        pytest.skip("there is no command line yet")
+    done = without_torch(f"import sys\nsys.argv = ['bench', *{command}]\n"
+                         "from bench.cli import main\nmain()")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_the_leaderboard_starts_where_torch_is_not_installed() -> None:
+    paths = [p for p in modules("leaderboard") if "views" not in p.parts and p.stem != "app"]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    done = without_torch(f"import {', '.join(n.removesuffix('.__init__') for n in names)}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", modules(*PACKAGES), ids=named)
+def test_no_module_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", modules(*PACKAGES), ids=named)
+def test_no_function_is_longer_than_60_lines(path: Path) -> None:
+    long = [f.name for f in functions(path) if (f.end_lineno or 0) - f.lineno + 1 > 60]
+    assert long == []
+
+
+@pytest.mark.parametrize("path", modules(*PACKAGES), ids=named)
+def test_every_module_begins_with_a_sentence(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text, f"{named(path)} has no first sentence"
+
+
+@pytest.mark.parametrize("path", modules(*PACKAGES), ids=named)
+def test_no_module_is_named_utils(path: Path) -> None:
+    assert path.stem not in ("utils", "util", "helpers", "common", "misc")
+
+
+CATCHERS = {
+    "bench/contract/runner.py",
+    "bench/engine/external_run.py",
+    "bench/evaluation/certification.py",
+    "bench/evaluation/diagnostics.py",
+    "bench/evaluation/worker.py",
+    "bench/engine/fast_selftest.py",
+    "bench/registry/registry.py",
+    "bench/sandbox/worker.py",
+}
+"""Modules that may catch whatever plugin code raises, each with its reason beside it."""
+
+
+@pytest.mark.parametrize("path", modules(*PACKAGES), ids=named)
+def test_only_expected_exceptions_are_caught(path: Path) -> None:
+    handlers = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ExceptHandler)
+    ]
+    caught = {ast.unparse(handler.type) if handler.type else "" for handler in handlers}
+    assert not caught & {"", "Exception"}
+    assert "PLUGIN_EXCEPTIONS" not in caught or named(path) in CATCHERS
