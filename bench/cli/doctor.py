@@ -103,7 +103,7 @@ def _isolation(_: str | None) -> DoctorFinding:
     """Walls are put up around a worker, not only looked for."""
     if isolation.why_unavailable():
         return DoctorFinding(
-            "isolation", True, f"{isolation.why_unavailable()}; submissions wait for that, or run with "
+            "isolation", True, f"{isolation.why_unavailable()}; they wait, or run with "
             "--allow-unsandboxed.",
         )  # fmt: skip
     since, worker = time.perf_counter(), process.SandboxProcess()

@@ -47,7 +47,7 @@ def declarations_are_typed(player: AttackFixture) -> str:
     if not isinstance(traits.rows, int) or traits.rows < 0:
         return f"rows came as {traits.rows!r}; a count, or 0 for all examples at once."
     if traits.stop_rule is StopRule.CONVERGENCE and not hasattr(player.attack, "done"):
-        return "it retires by convergence, but has no done(state)."
+        return "stop_rule is CONVERGENCE, but done(state) is missing."
     return ""
 
 

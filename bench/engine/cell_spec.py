@@ -29,7 +29,7 @@ class CellSpec:
     """One cell, resolved: everything the engine needs to play it."""
 
     attack: Attack
-    door: ModelAccess
+    model_access: ModelAccess
     """What the attack asks: the defense, or the source of a transfer attack."""
     defense: ModelAccess
     """What the last looks ask."""
@@ -53,7 +53,7 @@ class CellSpec:
     """[n] which example each item is, where its runs are items of their own."""
     run: Tensor | None = None
     """[n] and which run of it."""
-    beat: Callable[[], None] = lambda: None
+    heartbeat: Callable[[], None] = lambda: None
     """Called every few steps: much may be played before the first item is handed on."""
 
     def reached(self, answer: Tensor, items: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def _set(
     till = ExternalLedger(QueryLedger(len(where), game.budget, where.device), active)
     finds = ExternalTracker(game, confirm, where, till, watching=not Traits.of(attack).source)
     guard = ExternalModel(
-        game.door, min(attack.needs, game.door.access), till,
+        game.model_access, min(attack.needs, game.model_access.access), till,
         name=attack.name, shape=tuple(game.x.shape[1:]), hear=finds.hear,
     )  # fmt: skip
     problem = ExternalRows.of(game, attack.name, where, guard)

@@ -38,7 +38,7 @@ class ExternalTracker:
         self.watching = watching
         self.nearest = game.goal.kind == "nearest"
         self.targeted = game.goal.kind == "targeted"
-        self.rejects = game.door.rejects
+        self.rejects = game.model_access.rejects
         self.label = (game.aim if self.targeted else game.y)[items]
         self.x = game.x[items]
         self.image = self.x.clone()
@@ -51,7 +51,7 @@ class ExternalTracker:
 
     def hear(self, images: Tensor, answer: Tensor, rows: Tensor) -> bool:
         """Keep what succeeds; True when every row has won, on boards where that is the end."""
-        self.game.beat()
+        self.game.heartbeat()
         if not self.watching:
             return False
         label, still = self.label, self.open
@@ -89,7 +89,7 @@ class ExternalTracker:
         self.distance[where] = self.game.ball.distance(images[index], self.x[where])
         # One row, many images: those after the first success are not part of its price.
         later = len(rows) - 1 - index if len(self.items) == 1 else torch.zeros_like(index)
-        draws = self.game.door.draws
+        draws = self.game.model_access.draws
         ledger = self.till.ledger
         forwards = ledger.forwards[where] - later * draws
         self.step[where] = forwards // draws - 1
@@ -127,5 +127,5 @@ class ExternalTracker:
         won &= distance < self.distance[where]
         empty = self.distance[where].isinf()
         self.image[where] = torch.where(per_row(won | empty, adv), adv, self.image[where])
-        step = self.till.ledger.forwards[where] // game.door.draws
+        step = self.till.ledger.forwards[where] // game.model_access.draws
         self.step[where] = torch.where(won, step, self.step[where])

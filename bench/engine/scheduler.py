@@ -77,7 +77,7 @@ class Scheduler:
         seated = [self.queue.pop() for _ in range(min(size, len(self.queue)))]
         first = pad_rows(torch.tensor(seated, device=device), size)
         self.rows = rows = BatchProblem(
-            game.door, game.ball, game.goal, game.x[first], game.y[first],
+            game.model_access, game.ball, game.goal, game.x[first], game.y[first],
             aim=game.aim[first], clean=game.clean[first], example=self.example[first],
             seed=game.seed, name=self.attack.name, budget=game.budget,
         )  # fmt: skip
@@ -158,7 +158,7 @@ class Scheduler:
             size = rounded_size(playing)
         else:
             size = smallest_exact_batch(
-                self.game.door, images_of(self.state), playing, self._left()
+                self.game.model_access, images_of(self.state), playing, self._left()
             )
         if size > SPARE * len(self.item):
             return
@@ -199,7 +199,7 @@ class Scheduler:
     def _step(self) -> None:
         before = images_of(self.state)
         self.state = self.attack.step(self.rows, self.state)
-        self.game.beat()
+        self.game.heartbeat()
         if self.rows.ledger.limited:
             # What a row makes of answers that it could not pay for does not count.
             refused = self.rows.ledger.refused & self.slots.playing & ~self.slots.ended
@@ -218,7 +218,7 @@ class Scheduler:
         rows, slots = self.rows, self.slots
         where = (slots.playing & ~slots.found).nonzero()[:, 0]
         leap = self.ahead.leap(rows, self.state, where, places)
-        self.game.beat()
+        self.game.heartbeat()
         rows.ledger.forwards.index_add_(0, where, leap.made)
         if rows.watch is not None and (not self.on_cpu or leap.won.any()):
             adv = rows.x.index_copy(0, where, leap.adv)

@@ -82,7 +82,7 @@ class SpeculativeQueries:
 
     def __init__(self, game: CellSpec) -> None:
         self.attack, self.slots, self.stays = game.attack, game.slots, unchanged_rule(game)
-        self.door = QueryCache.behind(game.door, game.slots)
+        self.door = QueryCache.behind(game.model_access, game.slots)
         self.most = max(game.slots, min(FAR * game.slots, PIXELS // game.x[0].numel()))
         """Places of one wide batch."""
         self.wide: SpeculativeBatch | None = None
@@ -159,6 +159,6 @@ def unchanged_rule(game: CellSpec) -> UnchangedRule | None:
     attack: Any = game.attack
     stays: UnchangedRule | None = getattr(attack, "stays", None)
     traits = Traits.of(attack)
-    plain = game.noise is None and game.door.draws == 1 and game.budget == Budget()
+    plain = game.noise is None and game.model_access.draws == 1 and game.budget == Budget()
     ends = traits.stop_rule is StopRule.FIRST_SUCCESS and not traits.minimises
     return stays if plain and ends and game.goal.kind != "nearest" else None

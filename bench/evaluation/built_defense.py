@@ -187,7 +187,7 @@ class BuiltDefense:
         door = own if source is None else source.freely()
         y = self.y[items]
         return CellSpec(
-            attack=attack, door=door,
+            attack=attack, model_access=door,
             defense=ModelAccess(self.module, noise=noise, rejects=self.rejects),
             ball=threat.ball, goal=threat.goal, budget=threat.budget,
             x=self.x[items], y=y, aim=aim, clean=(source or self).clean.logits[items],

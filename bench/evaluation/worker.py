@@ -303,11 +303,11 @@ class Worker:
                 built.know(beat)
         threat, attack = pair.threat, pair.attack
         referee, answers = arena.referee(threat, attack), arena.answers(threat)
-        game = replace(arena.game(threat, attack, source), beat=beat)
+        game = replace(arena.game(threat, attack, source), heartbeat=beat)
         spared = set() if met is None else set(range(len(game.x))) - set(met)
         exact = None
         if arena.form(threat, attack).rounds:
-            exact = replace(arena.game(threat, attack, source, exact=True), beat=beat)
+            exact = replace(arena.game(threat, attack, source, exact=True), heartbeat=beat)
         attempts = run_attack(
             game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
             exact=exact, heard=lambda audit: self._heard(pair, audit),

@@ -1,7 +1,8 @@
 """Everything that a plugin author imports: contracts, losses, keyed random numbers, `hookimpl`.
 
 Contracts are Protocols and records, so a plugin inherits from nothing. A class with `name`,
-`needs`, `steps`, `start` and `step` is an attack; one with `name`, `needs` and `run` is an `ExternalAttack`.
+`needs`, `steps`, `start` and `step` is an attack; one with
+`name`, `needs` and `run` is an `ExternalAttack`.
 
     from bench.plugin import hookimpl
 

@@ -117,7 +117,8 @@ class Attack(Protocol):
     Optional: `cite`, `summary`, `runs(classes) -> int` (restarts or targets; a row begins run
     r + 1 only if run r left it unbroken), `stop_rule` (a `StopRule`), `done(state) -> [n] bool`,
     `minimises` (True when smaller perturbations are the aim), `norms` (names of the sets it can
-    work in), `goals` (goals it can serve), `source` (`"surrogate"`: asks the surrogate model instead),
+    work in), `goals` (goals it can serve), `source` (`"surrogate"`: queries the
+    surrogate model instead),
     `stays(before, after) -> [n] bool` (the step between these states has changed nothing: a search
     that asks one question a step may then be asked for several steps of a row at once),
     `joint` (True where it goes for classifier and detector at once: it meets rejecting defenses
@@ -169,7 +170,7 @@ class Traits:
         return cls(
             cite=getattr(attack, "cite", ""),
             summary=getattr(attack, "summary", ""),
-            stop_rule=getattr(attack, "retires", StopRule.FIRST_SUCCESS),
+            stop_rule=getattr(attack, "stop_rule", StopRule.FIRST_SUCCESS),
             minimises=getattr(attack, "minimises", False),
             norms=tuple(getattr(attack, "norms", ())),
             goals=tuple(getattr(attack, "goals", ())),

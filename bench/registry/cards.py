@@ -36,7 +36,7 @@ def attack_card(offer: Registration[Attack]) -> Card:
         "steps": None if Traits.is_external(attack) else attack.steps,
         "norms": list(traits.norms),
         "goals": list(traits.goals),
-        "retires": traits.stop_rule.value,
+        "stop_rule": traits.stop_rule.value,
         "minimises": traits.minimises,
         "source": traits.source,
         "joint": traits.joint,

@@ -40,7 +40,7 @@ class AttackWorker:
         traits = Traits.of(attack)
         facts: dict[str, Any] = {name: getattr(traits, name) for name in TRAITS}
         facts |= {"norms": list(traits.norms), "goals": list(traits.goals)}
-        facts |= {"needs": attack.needs.name, "retires": traits.stop_rule.value}
+        facts |= {"needs": attack.needs.name, "stop_rule": traits.stop_rule.value}
         facts |= {"whole": Traits.is_external(attack), "steps": getattr(attack, "steps", 1)}
         facts |= {"methods": [n for n in METHODS if getattr(attack, n, None) is not None]}
         self.line.reply({"facts": facts | {"parameters": parameters_of(attack)}})

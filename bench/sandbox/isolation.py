@@ -104,7 +104,7 @@ def command(limits: Limits, channel: int, rules: int) -> list[str]:
     stranger = random.SystemRandom().choice(STRANGERS) if os.getuid() == 0 else 0
     begin = (
         f"import sys; sys.path[:] = {import_path()!r}\n"
-        "from bench.sandbox.jail import Limits\nfrom bench.sandbox.worker import main\n"
+        "from bench.sandbox.isolation import Limits\nfrom bench.sandbox.worker import main\n"
         f"main({channel}, {stranger}, {limits!r})"
     )
     return [

@@ -14,7 +14,7 @@ _OWNER = re.compile(r"(?P<pid>\d+)@(?P<place>[^#]+)#(?P<birth>[^/]+)(/.*)?")
 def process_id(label: str = "") -> str:
     """This process as `pid@place#birth/label`: a used-up pid with another birth is another owner.
 
-    >>> owner_name("gpu0").endswith("/gpu0")
+    >>> process_id("gpu0").endswith("/gpu0")
     True
     """
     name = f"{os.getpid()}@{_place()}#{_birth(os.getpid()) or 'unknown'}"

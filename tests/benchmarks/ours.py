@@ -101,11 +101,12 @@ def run(world: World, chosen: Attack, way: Way, seed: int) -> Outcome:
     ball, minimises = way.ball or world.ball, Traits.of(chosen).minimises
     rules = referee(world, ball, way.goal, minimises=minimises)
     game = CellSpec(
-        attack=chosen, door=ModelAccess(quick.module), defense=ModelAccess(world.model), ball=ball,
+        attack=chosen, model_access=ModelAccess(quick.module),
+        defense=ModelAccess(world.model), ball=ball,
         goal=way.goal, budget=Budget(), x=world.x, y=world.y, aim=torch.full_like(world.y, -1),
         clean=world.clean, lost=~world.right, seed=seed, slots=way.slots,
     )  # fmt: skip
-    exact = replace(game, door=ModelAccess(world.model)) if quick.rounds and way.audit else None
+    exact = replace(game, model_access=ModelAccess(world.model)) if quick.rounds and way.audit else None
     # Calls only: all else is in the ledger, and a hook on each answer would be on our clock.
     asked = functools.partial(counted, gradients=False)
     with asked(world.model) as slow, asked(quick.module) as fast:

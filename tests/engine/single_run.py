@@ -60,7 +60,8 @@ class Match:
         clean = FreshModel(copy.deepcopy(model), noise=self.noise("clean")).answer(x, groups)
         door = ModelAccess(self.source) if self.source else ModelAccess(model, noise=noise)
         return CellSpec(
-            attack=self.attack, door=door, defense=ModelAccess(model, noise=noise), ball=self.ball,
+            attack=self.attack, model_access=door,
+        defense=ModelAccess(model, noise=noise), ball=self.ball,
             goal=self.goal, budget=self.budget, x=x, y=y, aim=aim, clean=clean.logits,
             lost=goal_reached(clean.votes, y, aim, self.goal), seed=0, slots=slots, noise=noise,
         )  # fmt: skip
@@ -82,7 +83,7 @@ class Match:
         clean = answer.answer(game.x, range(-(-len(game.x) // 64)))
         attempts: list[Candidates] = []
         calls = [0]
-        module = game.door.module
+        module = game.model_access.module
         hook = module.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
         for cut in [*cuts, None]:
             done = [item for part in attempts for item in part.item.tolist()]

@@ -28,7 +28,7 @@ class Chunky(Counting):
 def test_the_tail_plays_in_smaller_batches() -> None:
     match = Match(PGD(steps=40), model=Counting())
     game = match.game(128)
-    module = game.door.module
+    module = game.model_access.module
     assert isinstance(module, Counting)
     asked, spent = list[int](), 0
     for _ in range(2):
@@ -45,7 +45,7 @@ def test_the_tail_plays_in_smaller_batches() -> None:
 def test_where_few_rows_get_other_bits_they_play_in_whole_units() -> None:
     match = Match(PGD(steps=40), model=Chunky())
     game = match.game(128)
-    module = game.door.module
+    module = game.model_access.module
     assert isinstance(module, Chunky)
     module.rows.clear()
     list(run_attack(game, match.referee(game).confirm))
@@ -69,7 +69,7 @@ def test_a_random_group_gives_up_the_slots_of_those_who_fell() -> None:
     ball = Linf(Fraction(1, 8))
     match = Match(MarginPGD(steps=20), ball, model=Shaken(0.02), random=True, count=BATCH_UNIT * 2)
     game, sizes = match.game(), list[int]()
-    game.door.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    game.model_access.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     (part,) = run_attack(game, match.referee(game).confirm)
     left = int((part.step < 0).sum())
     assert 0 < left < BATCH_UNIT and sizes[0] == BATCH_UNIT * 2
@@ -81,7 +81,7 @@ def test_whoever_holds_a_lease_hears_of_it_before_anything_is_handed_on() -> Non
     ball = Linf(Fraction(1, 10))
     match = Match(PGD(steps=40), ball, model=Shaken(0.02), random=True, count=BATCH_UNIT)
     beats = [0]
-    game = replace(match.game(), beat=lambda: beats.__setitem__(0, beats[0] + 1))
+    game = replace(match.game(), heartbeat=lambda: beats.__setitem__(0, beats[0] + 1))
     first = next(run_attack(game, match.referee(game).confirm))
     assert len(first.item) == BATCH_UNIT and beats[0] >= 40, (
         "a step of a large network may take as long as a lease"

@@ -105,7 +105,7 @@ def cell(
     door = ModelAccess(model, noise=options.get("noise"))
     clean = ModelAccess(small_cnn() if options.get("noise") else model).logits(x)
     game = CellSpec(
-        attack=by, door=door, defense=door, ball=ball, goal=Goal(), budget=FREE, x=x, y=y,
+        attack=by, model_access=door, defense=door, ball=ball, goal=Goal(), budget=FREE, x=x, y=y,
         aim=torch.full_like(y, -1), clean=clean, lost=clean.argmax(1) != y, seed=0,
     )  # fmt: skip
     return replace(game, **options)
@@ -279,18 +279,18 @@ def test_an_attack_that_needs_nothing_is_shown_nothing(shown: Access) -> None:
         return problem.x
 
     game = cell(attack(look, needs=Access.NOTHING))
-    door = ModelAccess(game.door.module, access=shown)
+    door = ModelAccess(game.model_access.module, access=shown)
     sentence = "whole asked .* declares needs = Access.NOTHING; declare needs = Access.LABELS"
     with pytest.raises(PluginError, match=sentence):
-        played(replace(game, door=door))
+        played(replace(game, model_access=door))
     assert heard == []
 
 
 def test_a_board_that_reveals_nothing_answers_no_library() -> None:
     game = cell(attack(climb))
-    door = ModelAccess(game.door.module, access=Access.NOTHING, asker="whole")
+    door = ModelAccess(game.model_access.module, access=Access.NOTHING, asker="whole")
     with pytest.raises(PluginError, match="whole asked for labels, but this board reveals nothing"):
-        played(replace(game, door=door))
+        played(replace(game, model_access=door))
 
 
 def test_an_attack_that_needs_nothing_plays_as_long_as_it_does_not_ask() -> None:
@@ -564,7 +564,7 @@ def test_a_stand_in_gives_the_slope_and_the_defense_the_answer() -> None:
 
     model = Steps()
     game = cell(attack(run), model, lost=torch.zeros(BATCH_UNIT, dtype=torch.bool))
-    played(replace(game, door=ModelAccess(model, bpda=small_cnn())))
+    played(replace(game, model_access=ModelAccess(model, bpda=small_cnn())))
     assert torch.equal(answers[0], model(game.x)) and answers[1].abs().sum() > 0
     played(game)
     assert answers[3].abs().sum() == 0
@@ -583,6 +583,6 @@ def test_a_run_of_its_own_is_never_given_a_faster_form() -> None:
     arena = BuiltDefense(found, defense, dataset, few, setting, 0)
     threat = found.find("threat", "digits-linf").value
     assert arena.quick.applied
-    assert arena.game(threat, attack(climb), None).door.module is arena.module
+    assert arena.game(threat, attack(climb), None).model_access.module is arena.module
     stepwise = found.find("attack", "pgd").value
-    assert arena.game(threat, stepwise, None).door.module is arena.quick.module
+    assert arena.game(threat, stepwise, None).model_access.module is arena.quick.module

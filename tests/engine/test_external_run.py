@@ -61,7 +61,7 @@ class Sloping(nn.Module):
     ids=["at the first question", "at the third", "in the backward pass"],
 )  # fmt: skip
 def test_a_defense_cannot_end_the_run(defense: Callable[[], nn.Module]) -> None:
-    with pytest.raises(PluginError, match=r"whole was stopped .* test_stops\.py, line \d+"):
+    with pytest.raises(PluginError, match=r"whole was stopped .* test_external_run\.py, line \d+"):
         played(cell(attack(climb), defense()))
 
 

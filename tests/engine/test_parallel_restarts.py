@@ -72,7 +72,7 @@ def test_a_run_that_has_lost_the_race_is_let_go() -> None:
     match = Match(FirstRunWins(), Linf(Fraction(1)), model=Counting(), count=32)
     game = match.game(256)
     game.lost[small_cnn()(1 - game.x).argmax(1) == game.y] = True
-    module = game.door.module
+    module = game.model_access.module
     assert isinstance(module, Counting)
     module.rows.clear()
     (parts,) = [

@@ -29,7 +29,7 @@ def game(module: nn.Module, count: int = 150) -> CellSpec:
     x, y = digits(count)
     clean = ModelAccess(small_cnn()).logits(x)
     return CellSpec(
-        attack=PGD(steps=10), door=ModelAccess(module), defense=ModelAccess(small_cnn()), ball=BALL,
+        attack=PGD(steps=10), model_access=ModelAccess(module), defense=ModelAccess(small_cnn()), ball=BALL,
         goal=UNTARGETED, budget=Budget(), x=x, y=y, aim=torch.full_like(y, -1), clean=clean,
         lost=clean.argmax(1) != y, seed=0, slots=64,
     )  # fmt: skip

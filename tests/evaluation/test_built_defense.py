@@ -112,10 +112,10 @@ def test_reaching_a_target_is_no_easier_than_leaving_the_label(registry: Registr
 def test_a_transfer_attack_asks_the_twin_and_ranks_rivals_by_it(registry: Registry) -> None:
     linear, surrogate = arena(registry, "linear"), arena(registry, "undefended")
     game = linear.game(BOARD, registry.attacks["transfer"].value, surrogate)
-    assert game.door.module is surrogate.module and game.defense.module is linear.module
+    assert game.model_access.module is surrogate.module and game.defense.module is linear.module
     assert torch.equal(game.clean, surrogate.clean.logits)
     own = linear.game(BOARD, registry.attacks["pgd"].value, None)
-    assert own.door.module is linear.module and torch.equal(own.clean, linear.clean.logits)
+    assert own.model_access.module is linear.module and torch.equal(own.clean, linear.clean.logits)
 
 
 def test_the_key_changes_with_everything_that_may_move_a_verdict(registry: Registry) -> None:
@@ -139,7 +139,7 @@ def test_the_key_changes_with_everything_that_may_move_a_verdict(registry: Regis
 def test_the_referee_never_shares_the_copy_that_was_attacked(registry: Registry) -> None:
     here = arena(registry, "undefended")
     pgd = registry.attacks["pgd"].value
-    asked = here.game(BOARD, pgd, None).door.module
+    asked = here.game(BOARD, pgd, None).model_access.module
     judging = here.referee(BOARD, pgd).court.target.module
     assert judging is not asked
     x: Tensor = here.x
@@ -238,10 +238,10 @@ def test_the_nearest_success_is_sought_in_the_arithmetic_that_judges_it(
     hasty = arena(registry, "undefended")
     hasty.setting = replace(CPU, numeric=Numeric.FAST)
     attack = registry.find("attack", "deepfool").value
-    assert hasty.game(BOARD, attack, None).door.module is hasty.quick.module
+    assert hasty.game(BOARD, attack, None).model_access.module is hasty.quick.module
     assert hasty.form(BOARD, registry.find("attack", "transfer").value).module is hasty.module
     nearest = replace(BOARD, goal=Goal("nearest"))
-    assert hasty.game(nearest, attack, None).door.module is hasty.module
+    assert hasty.game(nearest, attack, None).model_access.module is hasty.module
 
 
 def test_a_defense_with_a_stand_in_is_asked_as_it_was_built(registry: Registry) -> None:

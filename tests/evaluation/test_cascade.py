@@ -248,7 +248,7 @@ def test_an_attack_that_fails_breaks_nobody_and_can_be_made_up_for(
 def test_an_attack_that_retires_nobody_early_meets_survivors_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(UnsignedPGD, "retires", StopRule.NEVER, raising=False)
+    monkeypatch.setattr(UnsignedPGD, "stop_rule", StopRule.NEVER, raising=False)
     names = ("fgsm", "pgd-l2step", "pgd")
     rank = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",), attacks=names))
     full = replace(rank, selection=replace(rank.selection, mode="full"))

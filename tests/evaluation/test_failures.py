@@ -118,4 +118,4 @@ def test_what_the_house_gets_wrong_is_its_own() -> None:
 
 
 def test_a_library_that_is_no_plugin_is_not_to_blame() -> None:
-    assert failed(lambda: json.loads("{")).reason.startswith("JSONDecodeError in test_blame.py")
+    assert failed(lambda: json.loads("{")).reason.startswith("JSONDecodeError in test_failures.py")

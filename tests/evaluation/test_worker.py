@@ -139,7 +139,7 @@ def test_a_diagnostic_that_fails_has_tested_nothing_and_spoils_nothing(
     hand(registry, store, listener=heard.append).run()
     assert {row.state for row in store.cells()} == {DONE}
     (said,) = [event.text for event in heard if event.kind == "odd"]
-    assert said.startswith("hook tells nothing of linear. It failed: KeyError in test_runner.py")
+    assert said.startswith("hook tells nothing of linear. It failed: KeyError in test_worker.py")
     clean = rows(store)[CLEAN]
     notes = {note.diagnostic: note for note in store.evidence(clean.defense_digest, clean.examples)}
     assert set(notes) == set(registry.diagnostics)

@@ -80,7 +80,7 @@ def test_targets_are_rows_of_their_own(world: World, tmp_path: Path) -> None:
         ("1", "0"),
         ("1", "1"),
     ]
-    assert [r["verdict"] for r in rows[:4]] == ["held", "held", "held", "broken"]
+    assert [r["verdict"] for r in rows[:4]] == ["robust", "robust", "robust", "broken"]
 
 
 def test_a_table_of_an_unfinished_board_says_so(world: World, tmp_path: Path) -> None:

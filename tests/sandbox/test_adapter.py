@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from bench import sandbox
 from bench.cli import app, doctor
 from bench.contract.check import CheckOutcome
 from bench.contract.runner import CHECKS, check_registration
@@ -232,7 +231,7 @@ def test_without_walls_the_run_says_what_waits_and_why(
 ) -> None:
     entry(tmp_path / "in", PLAIN)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    for room in (isolation, sandbox):
+    for room in (isolation,):
         monkeypatch.setattr(room, "refusal", lambda: "bubblewrap is not installed; install it")
     done = CliRunner().invoke(
         app, ["run", "--defense", "mine", "--db", str(tmp_path / "b.db"), "--quiet"]
@@ -302,7 +301,7 @@ def test_workers_are_started_for_whom_the_run_needs(
 def test_a_list_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry(tmp_path, "raise SystemExit('this ran')")
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
-    monkeypatch.setattr(launcher, "lock_in", lambda registry: pytest.fail("it was locked in"))
+    monkeypatch.setattr(launcher, "isolate_submissions", lambda registry: pytest.fail("it was locked in"))
     done = CliRunner().invoke(app, ["list", "defenses", "--json"])
     names = {item["name"] for item in json.loads(done.stdout)["items"]}
     assert "mine" in names

@@ -206,7 +206,7 @@ def test_where_no_walls_can_be_put_up_the_entry_waits(
 ) -> None:
     entry(tmp_path, "raise SystemExit('this ran')")
     why = "bubblewrap is not installed; install it"
-    monkeypatch.setattr(isolation, "refusal", lambda: why)
+    monkeypatch.setattr(isolation, "why_unavailable", lambda: why)
     registry = locked(tmp_path)
     assert registry.waiting() == ["mine"]
     assert registry.why_waiting("mine") == f"{why}, or run its code with --allow-unsandboxed"
@@ -218,7 +218,7 @@ def test_walls_are_tried_and_not_only_looked_for(monkeypatch: pytest.MonkeyPatch
         pytest.skip(isolation.why_unavailable())
     isolation.why_unavailable.cache_clear()
     monkeypatch.setattr(
-        isolation, "walls", lambda: ["bwrap", "--unshare-pid", "--cap-add", "CAP_NONE"]
+        isolation, "bubblewrap_command", lambda: ["bwrap", "--unshare-pid", "--cap-add", "CAP_NONE"]
     )
     assert "can put no walls up on this machine (bwrap: unknown cap" in isolation.why_unavailable()
     isolation.why_unavailable.cache_clear()

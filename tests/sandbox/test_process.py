@@ -229,8 +229,8 @@ def test_whoever_stays_behind_goes_with_the_worker(tmp_path: Path) -> None:
 
 
 ENDLESS = """
-from bench.sandbox import Cage
-cage = Cage()
+from bench.sandbox.process import SandboxProcess
+cage = SandboxProcess()
 cage.start()
 print(cage.guardian.process.pid, flush=True)
 words = {"do": "declare attack", "kind": "attack", "name": "x", "path": "p.py", "threads": 1}

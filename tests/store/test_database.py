@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def weights(path: Path) -> Path:
+def filled(path: Path) -> Path:
     """A database with one finished cell."""
     with Store.open(f"sqlite:///{path}") as store:
         cell = tiny_cell(items=3)

@@ -23,8 +23,8 @@ from tests.store.workers import tiny_cell
 
 SLEEPER = """
 import sys
-from bench.store.owner import owner_name
-print(owner_name(), flush=True)
+from bench.store.process_id import process_id
+print(process_id(), flush=True)
 sys.stdin.read()
 """
 
@@ -93,7 +93,7 @@ def test_recording_extends_the_lease(store: Store) -> None:
 
 def test_a_dead_owner_on_this_host_frees_its_cell_at_once(store: Store) -> None:
     key = planned(store)
-    script = "from bench.store.owner import owner_name; print(owner_name('gpu0'))"
+    script = "from bench.store.process_id import process_id; print(process_id('gpu0'))"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     dead = told.stdout.decode().strip()
     # A process that started later has another birth: a pid used again is not mistaken.

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import sandbox
 from bench.contract import check, runner
 from bench.contract.check import Check
 from bench.contract.runner import tried
 from bench.core.errors import BenchError, UnavailableError
 from bench.registry.registry import Registry
 from bench.registry.submission import read_submission
+from bench.sandbox import isolation
 from bench.store import Store
 from bench.submissions import templates
 from bench.submissions.intake import take_in
@@ -26,7 +26,7 @@ from tests.fixtures.planted_plugins import ATTACK, CARD, entry
 @pytest.fixture(autouse=True)
 def no_walls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries that do nothing are told apart by their files here, not by their contract."""
-    monkeypatch.setattr(sandbox, "refusal", lambda: "there are no walls in this test")
+    monkeypatch.setattr(isolation, "why_unavailable", lambda: "there are no walls in this test")
 
 
 @pytest.fixture

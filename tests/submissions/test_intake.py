@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from bench import sandbox
 from bench.core.errors import BenchError
 from bench.registry.registry import Registry
 from bench.registry.submission import parse_card, read_submission
 from bench.registry.weights_file import why_unsafe
+from bench.sandbox import isolation
 from bench.store import Store
 from bench.submissions import archive, templates
 from bench.submissions.intake import take_in
@@ -34,7 +34,7 @@ GOOD = CARD.format(kind="attack", name="mine")
 @pytest.fixture(autouse=True)
 def no_walls(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens behind walls is told in tests/sandbox; here no line of an entry is run."""
-    monkeypatch.setattr(sandbox, "refusal", lambda: "there are no walls in this test")
+    monkeypatch.setattr(isolation, "why_unavailable", lambda: "there are no walls in this test")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ TINY = Suite("tiny", {"Linf": ("bim", "fgsm"), "L1": ("fgm-l1",)}, "Two.", "")
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "PROFILES", {**SUITES, "tiny": TINY})
+    monkeypatch.setattr(suites, "SUITES", {**SUITES, "tiny": TINY})
 
 
 def plan(folder: Path, *threats: str, **more: object) -> dict[str, list[str]]:
@@ -54,7 +54,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(BenchError, match="--suite came as 'plus'; use one of standard, tiny"):
         MatrixRun(Selection(suite="plus"), f"sqlite:///{tmp_path}/bench.db").plan()
     strange = Suite("tiny", {"Linf": ("fgsm", "nobodys")}, "", "")
-    monkeypatch.setattr(suites, "PROFILES", {"tiny": strange})
+    monkeypatch.setattr(suites, "SUITES", {"tiny": strange})
     with pytest.raises(BenchError, match="plays nobodys on digits-linf, which no plugin offers"):
         plan(tmp_path, "digits-linf")
 

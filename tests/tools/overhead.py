@@ -115,7 +115,7 @@ def cell(model: nn.Module, x: Tensor, y: Tensor) -> CellSpec:
     door = ModelAccess(model)
     by: Attack = cast(Any, PGD)
     return CellSpec(
-        attack=by, door=door, defense=door, ball=BALL, goal=Goal(), budget=Budget(), x=x, y=y,
+        attack=by, model_access=door, defense=door, ball=BALL, goal=Goal(), budget=Budget(), x=x, y=y,
         aim=torch.full_like(y, -1), clean=door.logits(x), lost=torch.zeros_like(y) > 0, seed=0,
     )  # fmt: skip
 

@@ -302,7 +302,7 @@ def test_one_lesson_of_at_most_2048_images_is_fitted(
 ) -> None:
     seen: list[TrainingBatch] = []
     taught(tmp_path / "a", replace(CENTRED, inner=INNER, loss=on_adv, fit=seen.append))
-    monkeypatch.setattr(loop, "FITTED", 100)
+    monkeypatch.setattr(loop, "FIT_IMAGES", 100)
     taught(tmp_path / "b", replace(CENTRED, fit=seen.append))
     assert [len(lesson.x) for lesson in seen] == [COUNT, 100]
     assert BALL.contains(seen[0].adv, seen[0].x).all()

@@ -98,8 +98,8 @@ def test_free_training_keeps_what_a_clamp_inside_the_graph_loses(
     free = bed.taught("free", made_by)
     held, pgd_7 = bed.robust(free, pgd(200)), bed.robust(reference(bed), pgd(200))
     assert held > pgd_7 - 0.1
-    monkeypatch.setattr(loop, "started", unclamped)
-    monkeypatch.setattr(loop, "climb", climbed)
+    monkeypatch.setattr(loop, "apply_free_perturbation", unclamped)
+    monkeypatch.setattr(loop, "update_free_perturbation", climbed)
     wrong = bed.taught("free-inside", recipe(inside_the_graph, inner=FREE, epochs=15))
     assert bed.clean(wrong) > 0.95
     assert bed.robust(wrong, pgd(200)) < held - 0.15
