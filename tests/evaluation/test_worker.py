@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from bench.core.cells import CLEAN, CellState, Culprit
 from bench.core.outcomes import Outcomes
 from bench.engine.external_model import AttackStopped
-from bench.evaluation import plan
+from bench.evaluation import plan, worker
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.events import Event
 from bench.evaluation.launcher import MatrixRun, current, run_member
 from bench.evaluation.plan import Selection
 from bench.evaluation.worker import CellTask, Worker
 from bench.plugin import Access, Defense, Evidence, Loader, Problem
-from bench.referee import referee
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, leases
@@ -186,13 +185,13 @@ def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
 ) -> None:
     heard: list[Event] = []
     others: list[Lease] = []
-    judged = referee.clean_outcomes
+    judged = worker.clean_outcomes
 
     def slow(*whose: Any) -> Outcomes:
         others.append(taken_over(store, CLEAN))
         return judged(*whose)
 
-    monkeypatch.setattr(referee, "clean_outcomes", slow)
+    monkeypatch.setattr(worker, "clean_outcomes", slow)
     hand(registry, store, listener=heard.append, owner=THIRD).run()
     found = rows(store)
     assert (found["random"].state, found["fgsm"].state) == (DONE, DONE)
