@@ -19,7 +19,7 @@ from bench.plugin import (
     per_image,
     select_column,
 )
-from plugins.attacks._border import Span, nearest, way
+from plugins.attacks._decision_boundary import Span, nearest, way
 
 
 class State(NamedTuple):

@@ -19,7 +19,7 @@ from bench.plugin import (
     per_image,
     select_column,
 )
-from plugins.attacks._border import Border, Span, nearest
+from plugins.attacks._decision_boundary import Border, Span, nearest
 
 NOWHERE = 1e-8  # a distance below it has no direction
 

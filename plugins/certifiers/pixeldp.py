@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
-from plugins.certifiers.smoothing import ALPHA, DRAWS, counts, limits, refusal
-from plugins.defenses.smoothed import Smoothed
+from plugins.certifiers.randomized_smoothing import ALPHA, DRAWS, counts, limits, refusal
+from plugins.defenses.randomized_smoothing import Smoothed
 
 DELTA = 0.05
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.plugin import Dataset, Images, Split, hookimpl
-from plugins.datasets._order import balanced
+from plugins.datasets._balanced_order import balanced
 
 TEST = 500
 """Images of the test half, 50 of each class; the other 1297 are for training."""

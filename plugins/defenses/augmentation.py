@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from bench.plugin import Defense, Recipe, hookimpl
-from plugins.defenses._augment import moved, speckled
+from plugins.defenses._augmentations import moved, speckled
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses.undefended import standard
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from bench.plugin import Defense, hookimpl, straight_through
-from plugins.defenses._filtered import undefended_behind
+from plugins.defenses._preprocessing import undefended_behind
 
 BITS = 3
 

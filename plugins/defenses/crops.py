@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
-from plugins.defenses._filtered import undefended_behind
-from plugins.defenses._windows import cropped, seen, whole
+from plugins.defenses._preprocessing import undefended_behind
+from plugins.defenses._resampling import cropped, seen, whole
 from plugins.defenses.undefended import standard
 
 LOOKS = 8

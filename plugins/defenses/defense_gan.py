@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn
-from plugins.defenses._filtered import Filtered
+from plugins.defenses._preprocessing import Filtered
 
 LATENT = 8
 HIDDEN = 128

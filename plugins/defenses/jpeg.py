@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.plugin import Defense, hookimpl, straight_through
-from plugins.defenses._filtered import undefended_behind
+from plugins.defenses._preprocessing import undefended_behind
 
 QUALITY = 75
 BLOCK = 8  # pixels: the side of the square that JPEG transforms at once

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.plugin import Defense, Recipe, TrainingBatch, hookimpl
-from plugins.defenses.linear import regression, trained
+from plugins.defenses.softmax_regression import regression, trained
 
 
 def counted(lesson: TrainingBatch) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
-from plugins.defenses._noise import Noise
+from plugins.defenses._noise_layer import Noise
 from plugins.defenses.pgd_training import worst_case
 
 SIGMA = 0.25

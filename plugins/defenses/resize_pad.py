@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
-from plugins.defenses._filtered import Filtered
-from plugins.defenses._windows import framed, seen, whole
+from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._resampling import framed, seen, whole
 from plugins.defenses.undefended import standard
 
 GREY = 0.5

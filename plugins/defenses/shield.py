@@ -23,7 +23,7 @@ from bench.plugin import (
     straight_through,
 )
 from plugins.defenses._cnn import cnn
-from plugins.defenses._filtered import Change, Filtered
+from plugins.defenses._preprocessing import Change, Filtered
 from plugins.defenses.jpeg import BLOCK, compressed
 
 QUALITIES = (20, 40, 60, 80)

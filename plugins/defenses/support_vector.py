@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.plugin import Defense, Recipe, TrainingBatch, hookimpl, margin
-from plugins.defenses.linear import regression, trained
+from plugins.defenses.softmax_regression import regression, trained
 
 STRENGTH = 1e-3
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl, require_type
 from plugins.defenses._cnn import cnn
-from plugins.defenses._filtered import Filtered
+from plugins.defenses._preprocessing import Filtered
 from plugins.defenses.undefended import standard
 
 LEVELS = 16

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.plugin import Defense, Randomness, hookimpl
-from plugins.defenses._filtered import undefended_behind
+from plugins.defenses._preprocessing import undefended_behind
 
 WEIGHT = 0.03
 KEPT = 0.5

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl
-from plugins.defenses._networks import dropout_cnn
+from plugins.defenses._dropout_cnn import dropout_cnn
 from plugins.defenses.undefended import standard
 
 

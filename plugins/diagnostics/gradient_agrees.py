@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl, margin
-from plugins.diagnostics._probe import answer, quiet, slope
+from plugins.diagnostics._model_probe import answer, quiet, slope
 
 LEAST = 0.9
 DIRECTIONS = 4

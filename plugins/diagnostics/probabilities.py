@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
-from plugins.diagnostics._probe import answer, quiet
+from plugins.diagnostics._model_probe import answer, quiet
 
 NEAR = 1e-3
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, cross_entropy, hookimpl
-from plugins.diagnostics._probe import quiet, slope
+from plugins.diagnostics._model_probe import quiet, slope
 
 LIMIT = 0.01
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.plugin import Access, ExternalAttack, ExternalProblem, MissingLibrary, hookimpl
-from plugins.external._library import brought, offered, version
+from plugins.external._library_attack import brought, offered, version
 
 
 @dataclass(frozen=True)

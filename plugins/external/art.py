@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.plugin import Access, ExternalAttack, ExternalProblem, MissingLibrary, hookimpl
-from plugins.external._library import brought, offered, version
+from plugins.external._library_attack import brought, offered, version
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ from bench.plugin import (
     hookimpl,
     per_image,
 )
-from plugins.external._library import brought, offered, version
+from plugins.external._library_attack import brought, offered, version
 
 
 @dataclass(frozen=True)

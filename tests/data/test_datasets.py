@@ -24,11 +24,11 @@ from torchvision import datasets as torchvision_sets
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.data import datasets
 from bench.plugin import Dataset, Images, Split
-from plugins.datasets import digits, image_folder, official
-from plugins.datasets._order import balanced
+from plugins.datasets import digits, image_folder, torchvision_datasets
+from plugins.datasets._balanced_order import balanced
 
 DIGITS = next(iter(digits.bench_datasets()))
-OFFICIAL = {dataset.name: dataset for dataset in official.bench_datasets()}
+OFFICIAL = {dataset.name: dataset for dataset in torchvision_datasets.bench_datasets()}
 PLACES = {
     "mnist": "MNIST",
     "fashion-mnist": "FashionMNIST",
@@ -274,7 +274,7 @@ def test_official_files_have_the_digest_on_record(name: str) -> None:
 def test_class_names_are_those_of_the_official_files() -> None:
     found("cifar100")
     root = os.environ["BENCH_DATA"]
-    fine = official.one_half(official.Source("", "CIFAR100", ""), train=False)(root, train=False)
+    fine = torchvision_datasets.one_half(torchvision_datasets.Source("", "CIFAR100", ""), train=False)(root, train=False)
     assert tuple(fine.classes) == OFFICIAL["cifar100"].classes
     found("cifar10")
     coarse = torchvision_sets.CIFAR10(root, train=False)

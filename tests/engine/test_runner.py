@@ -19,7 +19,7 @@ from plugins.attacks.boundary import Boundary
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
-from plugins.attacks.random import Random
+from plugins.attacks.random_noise import Random
 from plugins.attacks.transfer import Transfer
 from tests.engine.single_run import COUNT, NEAREST, Match, Shaken, same
 from tests.fixtures.known_models import digits

@@ -18,7 +18,7 @@ from bench.plugin import Access, Problem, margin
 from bench.threats.access import Budget
 from bench.threats.norms import L2, Linf, PerturbationSet
 from plugins.attacks.square import Square, State
-from plugins.attacks.square_bumps import Bumps
+from plugins.attacks.square_l2_l1 import Bumps
 from tests.engine.single_run import LINF, Match, Shaken, same
 
 

@@ -30,7 +30,7 @@ from bench.registry.validation import why_invalid
 from bench.threats.norms import Linf
 from bench.threats.threat_model import Goal, ThreatModel
 from plugins.attacks.fast_gradient import FastGradient
-from plugins.attacks.joint import JointPGD, missed
+from plugins.attacks.joint_pgd import JointPGD, missed
 from plugins.attacks.pgd import PGD
 from tests.fixtures.known_models import UNTARGETED, Result, digits, duel, small_cnn
 

@@ -23,7 +23,7 @@ from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
 from bench.training.tasks import build_trained
 from bench.training.weights_cache import load_weights
-from plugins.datasets import official
+from plugins.datasets import torchvision_datasets
 from tests.fixtures.small_defenses import DIGITS, SHAPE, defense, linear, registry
 from tests.fixtures.small_defenses import recipe as small
 
@@ -305,7 +305,7 @@ def test_published_weights_have_their_published_accuracy(tmp_path: Path) -> None
         pytest.skip("BENCH_DATA names no folder that holds MNIST")
     if not any((place / file).exists() for place in (folder, folder / "weights")):
         pytest.skip(f"{file} is not in BENCH_DATA")
-    mnist = {dataset.name: dataset for dataset in official.bench_datasets()}["mnist"]
+    mnist = {dataset.name: dataset for dataset in torchvision_datasets.bench_datasets()}["mnist"]
     network = nn.Sequential(
         nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
         nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),

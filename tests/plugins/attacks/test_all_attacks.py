@@ -24,9 +24,9 @@ from plugins.attacks.boundary import Boundary
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_l2step import UnsignedPGD
 from plugins.attacks.pgd_margin import MarginPGD
-from plugins.attacks.random import Random
+from plugins.attacks.random_noise import Random
 from plugins.attacks.transfer import Transfer
-from plugins.attacks.unbounded import Unbounded
+from plugins.attacks.unbounded_pgd import Unbounded
 from tests.fixtures.known_models import digits, duel, gaussian, linear, rows_of, small_cnn, states
 
 BALLS: dict[str, PerturbationSet] = {

@@ -13,7 +13,7 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import margin
 from bench.threats.norms import L1, L2, Linf
 from bench.threats.threat_model import Goal
-from plugins.attacks._border import Span, nearest
+from plugins.attacks._decision_boundary import Span, nearest
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.fab import FAB, bench_attacks
 from tests.fixtures.known_models import (

@@ -24,7 +24,7 @@ from plugins.attacks.fgsm_targeted import TargetedFGSM
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_l2step import UnsignedPGD
 from plugins.attacks.pgd_margin import MarginPGD
-from plugins.attacks.unbounded import Unbounded
+from plugins.attacks.unbounded_pgd import Unbounded
 from tests.fixtures.known_models import (
     binary,
     digits,

@@ -12,7 +12,7 @@ from bench.plugin import margin
 from bench.threats.access import Access
 from bench.threats.norms import Linf
 from plugins.attacks.pgd import PGD
-from plugins.attacks.random import Random
+from plugins.attacks.random_noise import Random
 from plugins.attacks.square import Square, State, bench_attacks, drawn, shares, window
 from tests.fixtures.known_models import digits, duel, gaussian, linear, rows_of, small_cnn, states
 

@@ -13,8 +13,8 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import margin
 from bench.threats.access import Access
 from bench.threats.norms import L1, L2, PerturbationSet
-from plugins.attacks.random import Random
-from plugins.attacks.square_bumps import Bumps, State, bench_attacks, bump, planned
+from plugins.attacks.random_noise import Random
+from plugins.attacks.square_l2_l1 import Bumps, State, bench_attacks, bump, planned
 from tests.fixtures.known_models import digits, duel, gaussian, linear, rows_of, small_cnn, states
 
 OFFERED = {attack.name: attack for attack in bench_attacks() if isinstance(attack, Bumps)}

@@ -22,12 +22,18 @@ from bench.engine.problem import attack_once
 from bench.plugin import L1, L2, Certifier, KeyedRandomNumbers, Linf, PerturbationSet
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
-from plugins.certifiers import _spectral
-from plugins.certifiers._network import Affine, Box, Network, enclose, read
-from plugins.certifiers.dual import DualBound, Region, gaps, refined
+from plugins.certifiers import _spectral_norm
+from plugins.certifiers._network_graph import Affine, Box, Network, enclose, read
+from plugins.certifiers.dual_bound import DualBound, Region, gaps, refined
 from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
-from plugins.certifiers.linear import LinearExact, affine, worst_gap
-from plugins.certifiers.lipschitz import LipschitzMargin, gains, spectral, widest_column, widest_row
+from plugins.certifiers.linear_exact import LinearExact, affine, worst_gap
+from plugins.certifiers.lipschitz_margin import (
+    LipschitzMargin,
+    gains,
+    spectral,
+    widest_column,
+    widest_row,
+)
 
 Array = npt.NDArray[np.float64]
 NORMS: list[Callable[[Fraction], PerturbationSet]] = [Linf, L2, L1]
@@ -419,7 +425,7 @@ def test_v05_an_alternating_kernel_on_an_odd_image_does_not_slip_between_the_fre
     units = torch.eye(5, dtype=torch.float64).view(-1, 1, 1, 5)
     exact = float(torch.linalg.matrix_norm(F.conv2d(units, weight, padding=(0, 1)).flatten(1), 2))
     assert exact == pytest.approx(2 * math.cos(math.pi / 12))
-    assert _spectral.of_convolution(weight, (1, 1), 1, units.shape[1:]) >= exact
+    assert _spectral_norm.of_convolution(weight, (1, 1), 1, units.shape[1:]) >= exact
 
 
 @pytest.mark.row("V05")
@@ -430,7 +436,7 @@ def test_v05_the_bound_of_a_convolution_closes_in_as_the_image_grows() -> None:
         units = torch.eye(side * side, dtype=torch.float64).view(-1, 1, side, side)
         matrix = F.conv2d(units, weight, padding=1).flatten(1)
         exact = float(torch.linalg.matrix_norm(matrix, 2))
-        excess.append(_spectral.of_convolution(weight, (1, 1), 1, units.shape[1:]) / exact - 1)
+        excess.append(_spectral_norm.of_convolution(weight, (1, 1), 1, units.shape[1:]) / exact - 1)
     assert excess[0] > excess[1] > excess[2] > 0
     assert excess[2] < 0.02
 

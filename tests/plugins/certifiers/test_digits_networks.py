@@ -15,12 +15,12 @@ from bench.plugin import L2, Linf
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.attacks.pgd import PGD
-from plugins.certifiers.dual import DualBound
+from plugins.certifiers.dual_bound import DualBound
 from plugins.certifiers.interval import Intervals
-from plugins.certifiers.lipschitz import LipschitzMargin
+from plugins.certifiers.lipschitz_margin import LipschitzMargin
 from plugins.certifiers.pixeldp import PixelDP
-from plugins.certifiers.smoothing import Smoothing, counts, radius
-from plugins.defenses.smoothed import SIGMA, Smoothed
+from plugins.certifiers.randomized_smoothing import Smoothing, counts, radius
+from plugins.defenses.randomized_smoothing import SIGMA, Smoothed
 
 N = 100
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, Linf
-from plugins.certifiers.dual import DualBound
+from plugins.certifiers.dual_bound import DualBound
 from plugins.certifiers.interval import Intervals
-from plugins.certifiers.lipschitz import LipschitzMargin
+from plugins.certifiers.lipschitz_margin import LipschitzMargin
 
 Forward = Callable[["Shortcut", Tensor], Any]
 CERTIFIERS: list[Certifier] = [Intervals(), DualBound(), LipschitzMargin()]

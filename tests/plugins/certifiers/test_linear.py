@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from bench.plugin import L1, L2, Goal, KeyedRandomNumbers, Linf, PerturbationSet
 from plugins.attacks.deepfool import DeepFool
 from plugins.certifiers.interval import Intervals
-from plugins.certifiers.linear import LinearExact, affine, worst_gap
-from plugins.defenses.linear import regression
+from plugins.certifiers.linear_exact import LinearExact, affine, worst_gap
+from plugins.defenses.softmax_regression import regression
 from tests.fixtures.known_models import duel, gaussian, interior, linear
 
 Array = npt.NDArray[np.float64]

@@ -12,13 +12,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from bench.plugin import L2, Certifier, Linf, TrainingBatch, cross_entropy
-from plugins.certifiers._network import Network, Rectifier, enclose, read
-from plugins.certifiers.dual import DualBound, Region, gaps, refined
+from plugins.certifiers._network_graph import Network, Rectifier, enclose, read
+from plugins.certifiers.dual_bound import DualBound, Region, gaps, refined
 from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
-from plugins.certifiers.lipschitz import LipschitzMargin
-from plugins.certifiers.smoothing import counts, radius
+from plugins.certifiers.lipschitz_margin import LipschitzMargin
+from plugins.certifiers.randomized_smoothing import counts, radius
 from plugins.defenses.pgd_training import worst_case
-from plugins.defenses.smoothed import Smoothed, noisy
+from plugins.defenses.randomized_smoothing import Smoothed, noisy
 from tests.fixtures.images import attacked
 from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
 

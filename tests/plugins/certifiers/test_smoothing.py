@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bench.plugin import L1, L2, Certifier, Linf
 from bench.registry.registry import Registry
 from plugins.certifiers.pixeldp import PixelDP, kept, lead, privacy
-from plugins.certifiers.smoothing import Smoothing, counts, lower, majority, radius
-from plugins.defenses.smoothed import Smoothed, Softly
+from plugins.certifiers.randomized_smoothing import Smoothing, counts, lower, majority, radius
+from plugins.defenses.randomized_smoothing import Smoothed, Softly
 
 SIGMA = 0.25
 SIDE = 4

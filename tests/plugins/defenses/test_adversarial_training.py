@@ -15,7 +15,7 @@ from bench.plugin import Diagnostic, Evidence, Finding, cross_entropy
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
 from bench.training.tasks import build_trained
-from plugins.certifiers.linear import LinearExact, affine
+from plugins.certifiers.linear_exact import LinearExact, affine
 from plugins.diagnostics.zero_gradients import ZeroGradients
 
 N = 500

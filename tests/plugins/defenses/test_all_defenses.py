@@ -31,12 +31,12 @@ from bench.registry.registry import Registry
 from bench.training.loop import train
 from bench.training.recipes import inner_attack
 from plugins.defenses._cnn import cnn
-from plugins.defenses._filtered import Filtered
+from plugins.defenses._preprocessing import Filtered
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import BITS, squeeze, three_bits
 from plugins.defenses.fgsm_training import mixed, replaced
-from plugins.defenses.linear import likelihood, regression
 from plugins.defenses.pgd_training import worst_case
+from plugins.defenses.softmax_regression import likelihood, regression
 from plugins.defenses.trades import ClimbKL, divergence, trades
 from plugins.defenses.undefended import standard
 from plugins.defenses.weight_decay import decayed

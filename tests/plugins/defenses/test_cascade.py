@@ -16,7 +16,7 @@ from torch import nn
 from bench.core.errors import UnavailableError
 from bench.plugin import InnerAttack, Linf, Recipe
 from bench.registry.registry import Registry
-from plugins.defenses.cascade import ALPHA, PIVOT, embedded
+from plugins.defenses.cascade_training import ALPHA, PIVOT, embedded
 from plugins.defenses.fgsm_training import mixed
 from tests.fixtures.images import first_of
 from tests.fixtures.protocol_dg import Bed, fgsm, pgd

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch
-from plugins.defenses.contrastive import (
+from plugins.defenses.contrastive_latent_space import (
     LATENT,
     SUPPORTS,
     Nearest,

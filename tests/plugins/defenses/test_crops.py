@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.engine.model_access import ModelAccess
-from plugins.defenses._filtered import Filtered
-from plugins.defenses._windows import cropped, framed, seen, whole
+from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._resampling import cropped, framed, seen, whole
 from plugins.defenses.crops import CropEnsemble, cut, middle, side, somewhere
 from plugins.defenses.resize_pad import GREY, resized
 from tests.fixtures.known_models import digits, gaussian, linear

@@ -24,7 +24,7 @@ from bench.registry.registry import Registry
 from bench.threats.norms import Linf
 from bench.threats.threat_model import ThreatModel
 from bench.training.tasks import build_trained
-from plugins.attacks.joint import JointPGD
+from plugins.attacks.joint_pgd import JointPGD
 from plugins.defenses._detector import RATE, Detector, layers, logistic, split, threshold
 from plugins.defenses.detector_binary import BinaryDetector
 from plugins.defenses.detector_lid import BATCH, LIDDetector, lid

@@ -13,7 +13,7 @@ from bench.data import datasets
 from bench.plugin import Recipe
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
-from plugins.defenses import _residual as residual
+from plugins.defenses import _residual_blocks as residual
 from plugins.defenses.pgd_training import worst_case
 from tests.fixtures.images import accuracy, attacked, first_of, held_out
 from tests.fixtures.protocol_dg import Bed, bed, on_clean, pgd, recipe

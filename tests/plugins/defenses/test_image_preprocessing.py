@@ -20,9 +20,9 @@ from bench.plugin import Linf, Recipe, cross_entropy, straight_through
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.attacks.pgd import PGD
-from plugins.defenses._filtered import Filtered
-from plugins.defenses._residual import preact_resnet18
-from plugins.defenses.cifar import trained
+from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._residual_blocks import preact_resnet18
+from plugins.defenses.cifar10_training import trained
 from plugins.defenses.crops import middle, somewhere
 from plugins.defenses.jpeg import compressed
 from plugins.defenses.resize_pad import resized

@@ -23,9 +23,9 @@ from bench.training.recipes import inner_attack
 from bench.training.state import EpochReport
 from plugins.attacks.fast_gradient import bench_attacks as fast_gradients
 from plugins.attacks.pgd import PGD
-from plugins.defenses import augmentation, cifar, residual
-from plugins.defenses._augment import mirrored, moved, speckled
-from plugins.defenses._residual import preact_resnet18
+from plugins.defenses import augmentation, cifar10_training, residual_networks
+from plugins.defenses._augmentations import mirrored, moved, speckled
+from plugins.defenses._residual_blocks import preact_resnet18
 from tests.fixtures.images import first_of
 from tests.fixtures.known_models import binary, gaussian, interior
 from tests.fixtures.protocol_dg import mlp
@@ -97,9 +97,9 @@ def test_noise_has_its_deviation_and_stays_in_the_box() -> None:
     ("vary", "shape"),
     [
         (augmentation.varied, (1, 8, 8)),
-        (cifar.varied, (3, 32, 32)),
-        (residual.varied, (3, 32, 32)),
-        (residual.varied, (1, 28, 28)),
+        (cifar10_training.varied, (3, 32, 32)),
+        (residual_networks.varied, (3, 32, 32)),
+        (residual_networks.varied, (1, 28, 28)),
     ],
 )
 def test_what_varies_an_image_keeps_shape_and_box_and_is_its_own_draw(
@@ -115,7 +115,7 @@ def test_what_varies_an_image_keeps_shape_and_box_and_is_its_own_draw(
 @pytest.mark.row("D04")
 def test_no_digit_and_no_sign_is_mirrored() -> None:
     ramp = torch.linspace(0.2, 0.8, 28).expand(200, 1, 28, 28)
-    middle = residual.varied(ramp)[..., 12:16, 8:20]
+    middle = residual_networks.varied(ramp)[..., 12:16, 8:20]
     assert (middle.diff(dim=3) > 0).all()
     ramp = torch.linspace(0, 1, 8).expand(200, 1, 8, 8)
     middle = augmentation.varied(ramp)[..., 1:-1, 1:-1].mean((0, 1, 2))

@@ -16,10 +16,10 @@ from bench.plugin import FreeTraining, InnerAttack, Linf, cross_entropy
 from bench.training.recipes import inner_attack
 from bench.training.state import EpochReport
 from plugins.attacks.pgd import PGD
-from plugins.defenses import cascade, fast, pairing
-from plugins.defenses.cascade import embedded
+from plugins.defenses import cascade_training, fast_training, logit_pairing
+from plugins.defenses.cascade_training import embedded
 from plugins.defenses.fgsm_training import mixed
-from plugins.defenses.mma import BorderPGD, State
+from plugins.defenses.mma_training import BorderPGD, State
 from tests.fixtures.known_models import binary, digits, interior, rows_of, states
 from tests.fixtures.training_family import (
     BALL,
@@ -107,9 +107,9 @@ def test_where_no_border_is_in_the_ball_the_search_stays_at_its_end() -> None:
 
 @pytest.mark.row("D17")
 def test_from_zero_with_one_radius_the_fast_step_is_fgsm() -> None:
-    zero = steps_of(fast.STEP, random_start=False, rate=1.0)
+    zero = steps_of(fast_training.STEP, random_start=False, rate=1.0)
     assert torch.equal(played(zero), played(InnerAttack("fgsm", BALL)))
-    assert not torch.equal(played(fast.STEP), played(InnerAttack("fgsm", BALL)))
+    assert not torch.equal(played(fast_training.STEP), played(InnerAttack("fgsm", BALL)))
 
 
 @pytest.mark.row("D17")
@@ -120,7 +120,7 @@ def test_the_fast_step_is_one_and_a_quarter_radii_from_a_uniform_start_cut_at_th
     slope = ModelAccess(reader()).gradient(first, lambda logits: cross_entropy(logits, y)).gradient
     change = (first + 1.25 * BALL.radius * slope.sign() - x).clamp(-BALL.radius, BALL.radius)
     assert torch.allclose(after, (x + change).clamp(0, 1), atol=1e-6)
-    assert torch.equal(after, played(fast.STEP))
+    assert torch.equal(after, played(fast_training.STEP))
     inside = (x > 0.25) & (x < 0.75)
     start = ((first - x)[inside] / BALL.radius).sort().values
     assert torch.allclose(start, torch.linspace(-1, 1, len(start)), atol=0.1), "uniform"
@@ -129,10 +129,10 @@ def test_the_fast_step_is_one_and_a_quarter_radii_from_a_uniform_start_cut_at_th
 @pytest.mark.row("D05", "D07", "D11", "D17", "D19")
 def test_members_of_the_family_meet_to_the_last_weight(tmp_path: Path) -> None:
     fgsm, pgd, mixture = map(recipe_of, ("fgsm-training", "pgd-training", "fgsm-mixture"))
-    zero = steps_of(fast.STEP, random_start=False, rate=1.0)
+    zero = steps_of(fast_training.STEP, random_start=False, rate=1.0)
     plain, alp, first = map(recipe_of, ("undefended", "alp", "cascade-first"))
     quick = short(recipe_of("fast-training"), inner=zero, schedule="cosine", rate=2e-3)
-    unpaired = partial(pairing.adversarial, strength=0.0, form="logits")
+    unpaired = partial(logit_pairing.adversarial, strength=0.0, form="logits")
     pairs = {
         "fast is fgsm": (quick, short(fgsm)),
         "mixture is plain": (short(mixture, loss=partial(mixed, alpha=1.0)), short(plain)),
@@ -154,7 +154,7 @@ def test_stored_images_are_iterated_ones_of_the_first_stage_in_the_same_ball() -
     assert second.teacher == "cascade-first"
     assert second.transfer is not None
     assert inner_attack(registry(), second.transfer).value.steps > 1
-    assert second.transfer.ball == BALL == cascade.BALL
+    assert second.transfer.ball == BALL == cascade_training.BALL
     assert dataclasses.replace(second, teacher="", transfer=None) == dataclasses.replace(
         recipe_of("cascade-first"), loss=second.loss
     )

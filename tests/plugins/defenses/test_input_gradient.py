@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.plugin import Linf, TrainingBatch, cross_entropy
-from plugins.defenses.input_gradient import double_backprop, flat, loss_and_slope
+from plugins.defenses.input_gradient_penalty import double_backprop, flat, loss_and_slope
 from tests.fixtures.protocol_dg import EPS, Bed, bed, pgd, recipe
 
 __all__ = ["bed"]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch, straight_through
-from plugins.defenses._filtered import Filtered
+from plugins.defenses._preprocessing import Filtered
 from plugins.defenses.jpeg import BLOCK, compressed
 from plugins.defenses.shield import (
     QUALITIES,

@@ -17,9 +17,9 @@ from bench.data import datasets
 from bench.plugin import Linf, TrainingBatch
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
-from plugins.certifiers.linear import LinearExact
-from plugins.defenses.linear import regression
+from plugins.certifiers.linear_exact import LinearExact
 from plugins.defenses.naive_bayes import counted
+from plugins.defenses.softmax_regression import regression
 from plugins.defenses.support_vector import STRENGTH, hinge
 from tests.fixtures.images import accuracy, attacked, held_out
 from tests.fixtures.small_defenses import DIGITS

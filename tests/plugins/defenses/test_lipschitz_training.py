@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch
-from plugins.certifiers._spectral import of_convolution
+from plugins.certifiers._spectral_norm import of_convolution
 from plugins.defenses.lipschitz_training import GRID, bounds, lipschitz_bound, regularised
 from plugins.defenses.pgd_training import worst_case
 from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe

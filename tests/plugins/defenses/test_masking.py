@@ -11,7 +11,7 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import L2, Access, Defense, Finding, cross_entropy
 from plugins.attacks.boundary import Boundary
 from plugins.defenses.argmax_only import ArgmaxOnly
-from plugins.defenses.masking import GRID, Masked, quantised, scaled
+from plugins.defenses.gradient_masking import GRID, Masked, quantised, scaled
 from plugins.diagnostics.zero_gradients import ZeroGradients
 from tests.fixtures.known_models import digits, duel, gaussian, linear
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plugins.defenses import _residual as residual
-from plugins.defenses._networks import COLOUR, Standardised, dropout_cnn
+from plugins.defenses import _residual_blocks as residual
+from plugins.defenses._dropout_cnn import COLOUR, Standardised, dropout_cnn
 
 Make = Callable[[tuple[int, int, int], int], nn.Module]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]

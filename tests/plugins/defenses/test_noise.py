@@ -12,10 +12,10 @@ from torch import nn
 
 from bench.plugin import Defense, Recipe
 from bench.registry.registry import Registry
-from plugins.defenses import noise, randomised_training
+from plugins.defenses import noise_layers, randomised_training
 from plugins.defenses._cnn import cnn
-from plugins.defenses._noise import Noise
-from plugins.defenses.noise import PLACES
+from plugins.defenses._noise_layer import Noise
+from plugins.defenses.noise_layers import PLACES
 from tests.fixtures.known_models import digits
 
 SHAPE = (1, 8, 8)
@@ -46,7 +46,7 @@ def test_noise_is_normal_with_its_deviation_in_eval_mode_as_in_training() -> Non
 @pytest.mark.row("D23", "D24")
 @pytest.mark.parametrize(
     "model",
-    [*(partial(noise.noisy, place=place) for place in PLACES.values()), randomised_training.noisy],
+    [*(partial(noise_layers.noisy, place=place) for place in PLACES.values()), randomised_training.noisy],
     ids=[*PLACES, "input"],
 )
 def test_without_noise_the_network_is_the_plain_one(model: partial[nn.Sequential]) -> None:
@@ -59,7 +59,7 @@ def test_without_noise_the_network_is_the_plain_one(model: partial[nn.Sequential
 @pytest.mark.row("D23")
 @pytest.mark.parametrize(("where", "before"), [("first", nn.Conv2d), ("dense", nn.ReLU)])
 def test_the_noise_is_where_it_is_said_to_be(where: str, before: type[nn.Module]) -> None:
-    parts = list(noise.noisy(SHAPE, 10, place=PLACES[where], sigma=0.05))
+    parts = list(noise_layers.noisy(SHAPE, 10, place=PLACES[where], sigma=0.05))
     (place,) = (i for i, part in enumerate(parts) if isinstance(part, Noise))
     assert isinstance(parts[place - 1], before)
     dense = [i for i, part in enumerate(parts) if isinstance(part, nn.Linear)]
@@ -69,7 +69,7 @@ def test_the_noise_is_where_it_is_said_to_be(where: str, before: type[nn.Module]
 @pytest.mark.row("D23")
 def test_the_mean_over_draws_converges() -> None:
     x, _ = digits(16)
-    model = seeded(partial(noise.noisy, place=PLACES["dense"], sigma=0.05))
+    model = seeded(partial(noise_layers.noisy, place=PLACES["dense"], sigma=0.05))
     torch.manual_seed(0)
     with torch.no_grad():
         drawn = torch.stack([model(x) for _ in range(400)])

@@ -13,7 +13,15 @@ from torch import Tensor
 from bench.plugin import FreeTraining, InnerAttack, Linf, Recipe, TrainingBatch, cross_entropy
 from bench.training import loop
 from bench.training.state import TrainingState
-from plugins.defenses import cascade, fgsm_training, kurakin, mart, mma, pairing, trades
+from plugins.defenses import (
+    cascade_training,
+    fgsm_batch_training,
+    fgsm_training,
+    logit_pairing,
+    mart,
+    mma_training,
+    trades,
+)
 from plugins.defenses.pgd_training import worst_case
 from tests.fixtures.protocol_dg import EPS, Bed, bed, fgsm, on_clean, pgd, recipe
 
@@ -59,7 +67,7 @@ def test_a_random_start_does_not_save_a_step_of_two_radii_in_a_wide_ball(bed: Be
 def test_weak_pairing_falls_to_steps_that_can_cross_the_ball_and_only_to_them(
     bed: Bed, form: str
 ) -> None:
-    loss = partial(pairing.adversarial, strength=2.0, form=form)
+    loss = partial(logit_pairing.adversarial, strength=2.0, form=form)
     model = bed.taught(f"alp-weak-{form}", recipe(loss, inner=fgsm(WIDE)))
     assert bed.clean(model) > 0.8
     short = bed.robust(model, crossing(10, 0.01))  # 10 * .01 < .3
@@ -121,7 +129,7 @@ def one_step(rate: float) -> InnerAttack:
 
 
 MIXED = partial(fgsm_training.mixed, alpha=0.5)
-EMBEDDED = partial(cascade.embedded, alpha=0.5, pivot=1e-4)
+EMBEDDED = partial(cascade_training.embedded, alpha=0.5, pivot=1e-4)
 STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
     "fgsm": (pytest.mark.row("D07"), recipe(fgsm_training.replaced, inner=fgsm())),
     "mixture": (pytest.mark.row("D05"), recipe(MIXED, inner=fgsm())),
@@ -131,11 +139,11 @@ STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
         partial(trades.trades, beta=3.0),
         inner=InnerAttack("pgd-kl", BALL, {"steps": 7, "rate": 2.5 / 7}),
     )),
-    "alp": (pytest.mark.row("D11"), paired(pairing.adversarial, 0.5, "logits")),
-    "clp": (pytest.mark.row("D12"), paired(pairing.clean, 5.0, "probabilities")),
+    "alp": (pytest.mark.row("D11"), paired(logit_pairing.adversarial, 0.5, "logits")),
+    "clp": (pytest.mark.row("D12"), paired(logit_pairing.clean, 5.0, "probabilities")),
     "mart": (pytest.mark.row("D15"), recipe(partial(mart.mart, strength=5.0), inner=pgd(10))),
     "mma": (pytest.mark.row("D14"), recipe(
-        partial(mma.max_margin, weight=0.0),
+        partial(mma_training.max_margin, weight=0.0),
         inner=InnerAttack("an-pgd", Linf(3 * EPS), {"climb": 10, "rate": 0.25, "search": 10}),
     )),
     "cascade-first": (pytest.mark.row("D19"), recipe(EMBEDDED, inner=fgsm())),
@@ -168,10 +176,10 @@ def named(name: str) -> tuple[str, Recipe]:
 
 WEAK: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
     "fgsm-batch": (pytest.mark.row("D06"), recipe(
-        partial(kurakin.weighted, weight=0.3, share=0.5, eps=BALL.radius), inner=fgsm()
+        partial(fgsm_batch_training.weighted, weight=0.3, share=0.5, eps=BALL.radius), inner=fgsm()
     )),
     "clp-strangers": (pytest.mark.row("D12"), recipe(
-        partial(pairing.strangers, strength=0.5), augment=partial(pairing.noisy, sigma=0.25)
+        partial(logit_pairing.strangers, strength=0.5), augment=partial(logit_pairing.noisy, sigma=0.25)
     )),
 }  # fmt: skip
 """Few, short steps or none at all: some 20 to 40 points above standard training."""

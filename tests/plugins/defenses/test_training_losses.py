@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bench.engine.problem import attack_once
 from bench.plugin import Defense, Linf, TrainingBatch, cross_entropy
-from plugins.defenses import pairing
-from plugins.defenses.cascade import embedded
+from plugins.defenses import logit_pairing
+from plugins.defenses.cascade_training import embedded
+from plugins.defenses.fgsm_batch_training import shortened, weighted
 from plugins.defenses.fgsm_training import mixed
-from plugins.defenses.kurakin import shortened, weighted
 from plugins.defenses.mart import boosted, mart
-from plugins.defenses.mma import max_margin
+from plugins.defenses.mma_training import max_margin
 from plugins.defenses.pgd_training import worst_case
 from plugins.defenses.trades import trades
 from plugins.defenses.undefended import standard
@@ -72,11 +72,11 @@ def test_training_looks_as_far_as_the_board_goes(name: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "neutral"),
     [
-        pytest.param(partial(pairing.adversarial, strength=0.0, form="logits"), worst_case,
+        pytest.param(partial(logit_pairing.adversarial, strength=0.0, form="logits"), worst_case,
                      marks=pytest.mark.row("D11")),
-        pytest.param(partial(pairing.clean, strength=0.0, form="probabilities"), standard,
+        pytest.param(partial(logit_pairing.clean, strength=0.0, form="probabilities"), standard,
                      marks=pytest.mark.row("D12")),
-        pytest.param(partial(pairing.strangers, strength=0.0), standard,
+        pytest.param(partial(logit_pairing.strangers, strength=0.0), standard,
                      marks=pytest.mark.row("D12")),
         pytest.param(partial(mart, strength=0.0), lambda given: boosted(
             given.model(given.adv), given.y), marks=pytest.mark.row("D15")),
@@ -111,12 +111,12 @@ APART_LOGITS = math.log(2) ** 2 + math.log(0.6) ** 2 + math.log(0.8) ** 2
 TABLE: dict[str, tuple[Callable[[TrainingBatch], Tensor], float]] = {
     "standard": (worst_case, math.log(4)),
     "alp": (
-        partial(pairing.adversarial, strength=2.0, form="probabilities"), math.log(4) + 2 * APART,
+        partial(logit_pairing.adversarial, strength=2.0, form="probabilities"), math.log(4) + 2 * APART,
     ),
     "alp-logits": (
-        partial(pairing.adversarial, strength=2.0, form="logits"), math.log(4) + 2 * APART_LOGITS,
+        partial(logit_pairing.adversarial, strength=2.0, form="logits"), math.log(4) + 2 * APART_LOGITS,
     ),
-    "clp": (partial(pairing.clean, strength=2.0, form="probabilities"), math.log(2) + 2 * APART),
+    "clp": (partial(logit_pairing.clean, strength=2.0, form="probabilities"), math.log(2) + 2 * APART),
     "trades": (partial(trades, beta=3.0), math.log(2) + 3 * KL),
     "mma": (partial(max_margin, weight=0.0), math.log(4)),
     "mart": (partial(mart, strength=5.0), math.log(4) - math.log(0.5) + 5 * KL * 0.5),
@@ -198,16 +198,16 @@ def test_the_radius_is_a_normal_one_cut_at_twice_its_deviation() -> None:
 def test_logits_may_not_shift_and_probabilities_may() -> None:
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(50, 10, generator=generator)
-    assert pairing.squared(one, one + 3, "logits") == pytest.approx(torch.full((50,), 90.0))
-    assert pairing.squared(one, one + 3, "probabilities").max() < 1e-10
-    assert (pairing.squared(one, -one, "probabilities") <= 2).all()
+    assert logit_pairing.squared(one, one + 3, "logits") == pytest.approx(torch.full((50,), 90.0))
+    assert logit_pairing.squared(one, one + 3, "probabilities").max() < 1e-10
+    assert (logit_pairing.squared(one, -one, "probabilities") <= 2).all()
 
 
 @pytest.mark.row("D12")
 def test_strangers_are_paired_once_each_and_nobody_with_oneself() -> None:
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [5.0, 1.0]]).view(4, 2, 1, 1)
     given = TrainingBatch(nn.Flatten(), logits, torch.tensor([0, 1, 0, 1]), logits)
-    apart = pairing.strangers(given, 1.0) - standard(given)
+    apart = logit_pairing.strangers(given, 1.0) - standard(given)
     assert torch.allclose(apart, torch.tensor([25.0, 4.0, 4.0, 25.0]), atol=1e-5)
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, Randomness, straight_through
 from plugins.defenses._cnn import cnn
-from plugins.defenses._filtered import Filtered
+from plugins.defenses._preprocessing import Filtered
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import three_bits
-from plugins.defenses.linear import regression
+from plugins.defenses.softmax_regression import regression
+from plugins.diagnostics.determinism import BatchIndependent, Deterministic
 from plugins.diagnostics.gradient_agrees import GradientAgrees, alike, correlation
 from plugins.diagnostics.probabilities import Probabilities
-from plugins.diagnostics.sameness import BatchIndependent, Deterministic
 from plugins.diagnostics.zero_gradients import ZeroGradients
 
 SHAPE = (1, 8, 8)

@@ -23,7 +23,7 @@ from bench.registry.cards import attack_digest
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.threats.access import Budget
-from plugins.external import _library
+from plugins.external import _library_attack
 from tests.engine.test_external_model import cell, hooked, played, same
 from tests.fixtures.known_models import digits, duel, small_cnn
 
@@ -163,7 +163,7 @@ def test_the_digest_knows_the_version_of_the_library(name: str) -> None:
 
 
 def test_a_missing_library_is_quiet_until_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "version", lambda distribution: "")
+    monkeypatch.setattr(_library_attack, "version", lambda distribution: "")
     found = Registry.load()
     assert found.problems == [] and not [n for n in found.attacks if n.startswith("foolbox")]
     assert not [card for card in found.cards() if card.name.startswith(("foolbox", "art-", "adv-"))]

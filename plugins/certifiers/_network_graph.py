@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input
 
-from plugins.certifiers._in_place import Tracer, rereads
-from plugins.certifiers._spectral import of_convolution, of_matrix
+from plugins.certifiers._in_place_writes import Tracer, rereads
+from plugins.certifiers._spectral_norm import of_convolution, of_matrix
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 ROUNDING = 2.0**-24  # the unit roundoff of float32

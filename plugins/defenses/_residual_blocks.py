@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from plugins.defenses._networks import Standardised
+from plugins.defenses._dropout_cnn import Standardised
 
 Shape = tuple[int, int, int]
 """(C, H, W)."""

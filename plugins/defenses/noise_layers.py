@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
-from plugins.defenses._noise import Noise
+from plugins.defenses._noise_layer import Noise
 from plugins.defenses.undefended import standard
 
 SIGMA = 0.05

@@ -8,8 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl
-from plugins.defenses import _residual as residual
-from plugins.defenses._augment import mirrored, moved
+from plugins.defenses import _residual_blocks as residual
+from plugins.defenses._augmentations import mirrored, moved
 from plugins.defenses.undefended import standard
 
 Make = Callable[[tuple[int, int, int], int], nn.Module]

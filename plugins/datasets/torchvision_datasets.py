@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.plugin import Dataset, Images, Split, hookimpl
-from plugins.datasets._order import balanced
+from plugins.datasets._balanced_order import balanced
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Recipe, hookimpl
-from plugins.defenses._augment import mirrored, moved
-from plugins.defenses._networks import dropout_cnn
-from plugins.defenses._residual import preact_resnet18, wide_resnet
+from plugins.defenses._augmentations import mirrored, moved
+from plugins.defenses._dropout_cnn import dropout_cnn
+from plugins.defenses._residual_blocks import preact_resnet18, wide_resnet
 from plugins.defenses.pgd_training import worst_case
 from plugins.defenses.trades import trades
 from plugins.defenses.undefended import standard

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
-from plugins.certifiers._network import (
+from plugins.certifiers._network_graph import (
     Affine,
     Box,
     Network,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, cross_entropy, hookimpl
-from plugins.diagnostics._probe import answer, quiet, slope
+from plugins.diagnostics._model_probe import answer, quiet, slope
 
 NEAR = 1e-4
 """Of the logit scale; honest kernels differ by far less between batch sizes."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
-from plugins.certifiers._network import UnreadableError, read
+from plugins.certifiers._network_graph import UnreadableError, read
 from plugins.certifiers.interval import honest
 
 KNOWN = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
-from plugins.certifiers._network import (
+from plugins.certifiers._network_graph import (
     Affine,
     Box,
     Network,

@@ -23,7 +23,7 @@ from bench.plugin import (
     name_to_int64,
     select_column,
 )
-from plugins.defenses.smoothed import Smoothed
+from plugins.defenses.randomized_smoothing import Smoothed
 
 DRAWS = 2000
 ALPHA = 0.001
