@@ -90,7 +90,7 @@ def train(
 ) -> None:
     """Train a defense by its recipe, or go on where a killed training stopped."""
     from bench.evaluation.launcher import chosen_device, load_registry, set_deterministic
-    from bench.training.state import epoch_line
+    from bench.training.state import format_epoch
     from bench.training.tasks import train_with_teacher
 
     set_deterministic()  # the weights that `bench run` would make
@@ -99,7 +99,7 @@ def train(
     data = registry.find("dataset", dataset or offer.value.datasets[0]).value
     digest = train_with_teacher(
         registry, name, data, device=chosen_device(device), mixed=mixed,
-        progress=lambda epoch: print(epoch_line(epoch), file=sys.stderr),
+        progress=lambda epoch: print(format_epoch(epoch), file=sys.stderr),
     )  # fmt: skip
     print(digest)
 

@@ -77,7 +77,7 @@ class Recipe:
     fit: Callable[[TrainingBatch], None] | None = None
     """Called once after the last epoch, the model in eval mode, with up to 2,048 training images as
     one lesson: for what is not learned by gradient. It fills buffers of the model in place."""
-    watch: InnerAttack | None = None
+    monitor: InnerAttack | None = None
     """An attack on 256 training images after each epoch. Where their robust accuracy falls by more
     than 20 points below its best, training stops (catastrophic overfitting, arXiv:2001.03994) and
     the weights of the best epoch are kept."""

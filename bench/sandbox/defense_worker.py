@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bench.engine.answers import checked_logits
 from bench.engine.model_access import freeze, input_gradient
 from bench.plugin import Defense
-from bench.registry.discovery import built_in
+from bench.registry.discovery import load_built_in
 from bench.registry.registry import Registry
 from bench.sandbox.channel import WorkerChannel, tensors_of
 from bench.sandbox.protocol import Frame
-from bench.training.state import seeded
+from bench.training.state import seeded_by_name
 from bench.training.weights_cache import load_weights
 
 
@@ -37,7 +37,7 @@ class DefenseWorker:
         facts |= {"claims": [asdict(claim) for claim in defense.claims]}
         facts |= {"draws": defense.randomness.draws if defense.randomness else None}
         facts |= {"bpda": defense.bpda is not None, "recipe": defense.recipe is not None}
-        self.line.reply({"facts": facts | {"detail": dict(defense.detail)}})
+        self.line.reply({"facts": facts})
 
     def build(self, frame: Frame) -> None:
         """The module, or what an attacker differentiates through instead."""
@@ -48,7 +48,7 @@ class DefenseWorker:
         make = defense.bpda if frame.words["role"] == "stand-in" else defense.build
         if make is None:
             raise TypeError("it declares no stand-in")
-        with seeded(f"build {defense.name}", torch.device("cpu")):
+        with seeded_by_name(f"build {defense.name}", torch.device("cpu")):
             module = make(loader)
         if not isinstance(module, nn.Module):
             raise TypeError(f"build gave {type(module).__name__}; a torch.nn.Module was expected")
@@ -99,9 +99,9 @@ class RemoteLoader:
         """A built-in defense, built here as the harness would."""
         found = self.line.wish({"ask": "defense", "of": self.chain, "name": name})
         registry = Registry.empty()
-        registry.admit([built_in(found.words["module"])])
+        registry.add_plugins([load_built_in(found.words["module"])])
         below = RemoteLoader(self.line, (*self.chain, name), self.shape, self.classes)
-        with seeded(f"build {name}", torch.device("cpu")):
+        with seeded_by_name(f"build {name}", torch.device("cpu")):
             return freeze(registry.find("defense", name).value.build(below))
 
     def _filled(self, module: nn.Module, wish: Mapping[str, Any]) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
+from bench.core.folders import cache_folder
 from bench.core.hashing import digest
 from bench.data import datasets
 from bench.engine.answers import ClassifierOnly
@@ -19,12 +20,12 @@ from bench.plugin import Dataset, Defense, Loader
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.training.recipes import checked_recipe, recipe_digest
-from bench.training.state import seeded
+from bench.training.state import seeded_by_name
 from bench.training.weights_cache import WeightsFiles, load_weights
 
 
-class NeedsTraining(BenchError):  # noqa: N818 - it is a need, and the runner meets it
-    """A defense whose weights nobody has trained yet."""
+class NeedsTraining(BenchError):  # noqa: N818 - an expected state: the caller trains, then retries
+    """The weights of a defense have not been trained yet."""
 
     def __init__(self, recipe: str, name: str, dataset: str) -> None:
         super().__init__(
@@ -34,7 +35,11 @@ class NeedsTraining(BenchError):  # noqa: N818 - it is a need, and the runner me
 
 
 class DefenseBuilder:
-    """The loader of one defense on one data set: builds it, and knows its digest then."""
+    """Builds one defense on one data set; the only code that calls `Defense.build` and `.bpda`.
+
+    It is the `Loader` that these functions receive, so it records the digest of every weights file
+    and every other defense that a build uses.
+    """
 
     def __init__(
         self,
@@ -45,16 +50,30 @@ class DefenseBuilder:
         *,
         below: tuple[str, ...] = (),
     ) -> None:
-        """`folder` holds `weights/` (None: the cache folder); `below`: who builds on it."""
-        self.offer: Registration[Defense] = registry.find("defense", name)
+        """Look the defense up.
+
+        Args:
+            registry: where the defense is registered.
+            name: the defense.
+            dataset: the data set to build it for.
+            folder: holds `weights/`; None: the cache folder.
+            below: names of the defenses that build on this one, the outermost first.
+
+        Raises:
+            PluginError: where the defense builds on itself.
+            BenchError: where it does not declare the data set.
+        """
+        self.registration: Registration[Defense] = registry.find("defense", name)
         self.registry, self.name, self.dataset, self.folder = registry, name, dataset, folder
         self.shape, self.classes = dataset.shape, len(dataset.classes)
         self.chain = (*below, name)
-        self._parts: dict[str, str] = {}
-        """Weights files and other defenses that went into it: name -> digest."""
-        self._roles: set[str] = set()
+        self._digests: dict[str, str] = {}
+        """Digest of each weights file and defense that the builds have used, by name."""
+        self._built_roles: set[str] = set()
         if name in below:
-            raise PluginError(f"{' builds on '.join(self.chain)}: no defense can be first.")
+            raise PluginError(
+                f"{' builds on '.join(self.chain)}: a defense cannot build on itself."
+            )
         if dataset.name not in self.record.datasets:
             raise BenchError(
                 f"{name} is no defense for {dataset.name}; it declares "
@@ -63,84 +82,93 @@ class DefenseBuilder:
 
     @property
     def record(self) -> Defense:
-        """The record."""
-        return self.offer.value
+        """The registered record of the defense."""
+        return self.registration.value
 
     def build(self) -> nn.Module:
-        """The defense in eval mode, no parameter asking for a gradient.
+        """A new copy of the model, in eval mode, gradients of its parameters switched off.
 
-        NeedsTraining where weights are missing, its own or those of a defense below it.
+        Raises NeedsTraining where weights are missing, its own or those of a defense it builds on.
         """
-        return self._made("build", self.record.build)
+        return self._build_module("build", self.record.build)
 
     def bpda(self) -> nn.Module | None:
-        """What an attacker differentiates through instead, where the author declares one."""
+        """The declared BPDA approximation, built like the model; None without one."""
         make = self.record.bpda
-        return self._made("stand-in", make) if make else None
+        return self._build_module("bpda", make) if make else None
 
     def complete(self) -> None:
-        """Build once whatever was not built yet, so that every weights file is known."""
-        if "build" not in self._roles:
+        """Build what has not been built yet, so that the digest of every weights file is known."""
+        if "build" not in self._built_roles:
             self.build()
-        if "stand-in" not in self._roles:
+        if "bpda" not in self._built_roles:
             self.bpda()
 
     @property
     def digest(self) -> str:
-        """Of source, weights, stand-in and the defenses it builds on; builds where it must."""
+        """Digest of source, weights, BPDA approximation and other defenses; builds if needed."""
         self.complete()
         randomness = self.record.randomness
         return digest(
             {
                 "name": self.name,
-                "source": self.offer.source,
+                "source": self.registration.source,
                 "draws": randomness.draws if randomness else None,
-                "parts": self._parts,
+                "parts": self._digests,
             }
         )
 
     def trained(self, module: nn.Module) -> nn.Module:
-        """The module, filled with the weights of this defense's recipe."""
+        """The module with the weights that this defense's recipe has trained."""
         return load_weights(module, *self.trained_content())
 
     def trained_content(self) -> tuple[bytes, Path]:
-        """The weights file of this defense's recipe, from now on a part of it, and its path."""
+        """Content and path of the trained weights; the content becomes part of the digest.
+
+        Raises NeedsTraining where the recipe has not been trained, its teacher first.
+        """
         checked_recipe(self.record)
         recipe = recipe_digest(self.registry, self.name, self.dataset)
-        stock = WeightsFiles(self.folder or datasets.cache_folder(), recipe)
-        content = stock.content()
+        files = WeightsFiles(self.folder or cache_folder(), recipe)
+        content = files.content()
         if content is None:
-            self.teacher()  # one that has no weights yet is trained first
+            self.teacher()  # raises NeedsTraining for an untrained teacher, which is trained first
             raise NeedsTraining(recipe, self.name, self.dataset.name)
-        return self._noted("trained", content), stock.weights
+        return self._add_digest("trained", content), files.weights
 
     def teacher(self) -> nn.Module | None:
-        """The defense that the recipe learns from, built, without its detector; None without."""
+        """The recipe's teacher, built, without its detector; None where it names none."""
         name = checked_recipe(self.record).teacher
         if not name:
             return None
-        loader = DefenseBuilder(self.registry, name, self.dataset, self.folder, below=self.chain)
-        module = loader.build()
-        return module if loader.record.rejects is None else ClassifierOnly(module)
+        builder = self.dependency(name)
+        module = builder.build()
+        return module if builder.record.rejects is None else ClassifierOnly(module)
 
     def weights(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
-        """The module, filled from a safetensors file of that plain name.
+        """The module with the weights of a safetensors file, given by name without a folder.
 
-        It is looked for beside the plugin, then in the data folder, then in its `weights`.
-        UnavailableError where it has another `sha256` than the one given.
+        The file is looked up in the plugin's folder, in the data folder and in its `weights`.
+        Raises UnavailableError where it is missing or has another SHA-256 than `sha256`.
         """
         return load_weights(module, *self.file_content(file, sha256))
 
     def file_content(self, file: str, sha256: str = "") -> tuple[bytes, Path]:
-        """What `weights` fills from, from now on a part of this defense, and its path."""
+        """Content and path of a weights file; the content becomes part of the digest.
+
+        Raises PluginError where the name is no plain .safetensors name, UnavailableError where no
+        folder has the file.
+        """
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise PluginError(
                 f"{self.name} asked for the weights {file!r}; name a .safetensors file, no path."
             )
-        places = [*self._beside(), datasets.data_folder(), datasets.data_folder() / "weights"]
+        folder = datasets.data_folder()
+        places = [*self._plugin_folders(), folder, folder / "weights"]
         for place in places:
             if (place / file).is_file():
-                return self._noted(file, self._genuine(place / file, sha256)), place / file
+                content = self._verified_content(place / file, sha256)
+                return self._add_digest(file, content), place / file
         looked = ", ".join(str(place) for place in places)
         raise UnavailableError(
             f"{self.name} needs the weights {file}, which is in none of {looked}; put it into one, "
@@ -149,18 +177,23 @@ class DefenseBuilder:
 
     def defense(self, name: str) -> nn.Module:
         """Another registered defense, built; its digest becomes part of this one's."""
-        other = DefenseBuilder(self.registry, name, self.dataset, self.folder, below=self.chain)
+        other = self.dependency(name)
         module = other.build()
-        self._parts[f"defense {name}"] = other.digest
+        self._digests[f"defense {name}"] = other.digest
         return module
 
-    def _beside(self) -> list[Path]:
-        if self.offer.folder is not None:
-            return [self.offer.folder]
-        source = getattr(sys.modules.get(self.offer.module), "__file__", None)
+    def dependency(self, name: str) -> DefenseBuilder:
+        """The builder of another defense that this one builds on or learns from."""
+        return DefenseBuilder(self.registry, name, self.dataset, self.folder, below=self.chain)
+
+    def _plugin_folders(self) -> list[Path]:
+        """The folder of the plugin that registered the defense; empty where it has no file."""
+        if self.registration.folder is not None:
+            return [self.registration.folder]
+        source = getattr(sys.modules.get(self.registration.module), "__file__", None)
         return [Path(source).parent] if source else []
 
-    def _genuine(self, path: Path, sha256: str) -> bytes:
+    def _verified_content(self, path: Path, sha256: str) -> bytes:
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if sha256 not in ("", found):
@@ -170,17 +203,17 @@ class DefenseBuilder:
             )
         return content
 
-    def _noted(self, name: str, content: bytes) -> bytes:
-        self._parts[f"weights {name}"] = hashlib.sha256(content).hexdigest()
+    def _add_digest(self, name: str, content: bytes) -> bytes:
+        self._digests[f"weights {name}"] = hashlib.sha256(content).hexdigest()
         return content
 
-    def _made(self, role: str, make: Callable[[Loader], nn.Module]) -> nn.Module:
-        # Whatever a build draws (a random projection, say) is the same in every process.
-        with seeded(f"build {self.name}", torch.device("cpu")):
+    def _build_module(self, role: str, make: Callable[[Loader], nn.Module]) -> nn.Module:
+        # A build may draw, for example, a random projection: it is the same in every process.
+        with seeded_by_name(f"build {self.name}", torch.device("cpu")):
             module = make(self)
         if not isinstance(module, nn.Module):
             raise PluginError(
                 f"{self.name} built {type(module).__name__}; a torch.nn.Module was expected."
             )
-        self._roles.add(role)
+        self._built_roles.add(role)
         return freeze(module)

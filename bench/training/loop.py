@@ -1,4 +1,4 @@
-"""One training loop: a defense brings its loss, its inner attack comes resolved by name."""
+"""The training loop for every recipe: standard, adversarial, Free, distillation, fitted buffers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
+from bench.core.folders import cache_folder
 from bench.data import datasets
 from bench.engine.problem import attack_once
 from bench.plugin import Dataset, FreeTraining, Recipe, TrainingBatch
@@ -22,23 +23,23 @@ from bench.training.state import (
     EpochReport,
     ResolvedAttack,
     TrainingState,
+    cpu_state_dict,
     initial_state,
     load_checkpoint,
     save_checkpoint,
     save_weights,
     seed_from_name,
-    seeded,
-    weights_of,
+    seeded_by_name,
 )
 from bench.training.weights_cache import WeightsFiles
 
-MONITORED_IMAGES = 256  # training images that the watch attacks after each epoch
-FIT_IMAGES = 2048  # training images that `Recipe.fit` is shown at most
+MONITORED_IMAGES = 256  # training images that `Recipe.monitor` attacks after each epoch
+FIT_IMAGES = 2048  # at most this many training images are given to `Recipe.fit`
 
 EpochListener = Callable[[EpochReport], None]
 
 
-def train(
+def train_defense(
     registry: Registry,
     name: str,
     dataset: Dataset,
@@ -48,144 +49,155 @@ def train(
     device: torch.device | str = "cpu",
     mixed: bool = False,
     progress: EpochListener | None = None,
-    beat: Callable[[], None] | None = None,
+    heartbeat: Callable[[], None] | None = None,
 ) -> str:
-    """Train a defense by its recipe, or go on where a killed training stopped.
+    """Train a defense by its recipe, continuing from a checkpoint if there is one.
 
     Args:
         registry: where the defense and its inner attack are found.
         name: the defense.
-        dataset: whose training half is taught.
-        teacher: the defense that the recipe names as its teacher, built.
-        folder: where `weights/` and `training/` lie; None: the cache folder.
-        device: where to compute. Only the CPU promises the same weights again.
-        mixed: forward passes in bfloat16 where torch deems it safe.
-        progress: is told of each epoch, those of a training taken up again included.
-        beat: called after each batch, so that whoever holds a lease can extend it.
+        dataset: the data set whose training half is used.
+        teacher: the recipe's teacher, built; None where it names none.
+        folder: holds `weights/` and `training/`; None: the cache folder.
+        device: where to compute. Only the CPU gives the same weights again.
+        mixed: forward passes in bfloat16 by torch's autocast.
+        progress: called with the report of each epoch, also of those before the checkpoint.
+        heartbeat: called after each batch, so that a lease can be extended.
 
     Returns:
-        The SHA-256 of the weights file. A recipe that is done is not trained again; BenchError
-        where it was done in bfloat16 and is not asked for in `mixed`, or was begun in another
-        arithmetic.
+        The SHA-256 of the weights file. A recipe that has been trained is not trained again.
+
+    Raises:
+        BenchError: where the recipe was trained in bfloat16 and `mixed` is False, or its checkpoint
+            was written in another arithmetic.
     """
-    stock = WeightsFiles(folder or datasets.cache_folder(), recipe_digest(registry, name, dataset))
-    content = stock.content()
+    files = WeightsFiles(folder or cache_folder(), recipe_digest(registry, name, dataset))
+    content = files.content()
     if content is None:
-        course = initial_state(registry, name, dataset, teacher, require_device(device), mixed)
-        load_checkpoint(course, stock.checkpoint)
-        run_epochs(course, stock.checkpoint, progress or (lambda _: None), beat or (lambda: None))
-        if course.recipe.fit is not None:
-            fit_buffers(course, course.recipe.fit)
-        content = save_weights(course, stock)
-    elif stock.mixed and not mixed:
+        state = initial_state(registry, name, dataset, teacher, require_device(device), mixed)
+        load_checkpoint(state, files.checkpoint)
+        run_epochs(
+            state, files.checkpoint, progress or (lambda _: None), heartbeat or (lambda: None)
+        )
+        if state.recipe.fit is not None:
+            fit_buffers(state, state.recipe.fit)
+        content = save_weights(state, files)
+    elif files.mixed and not mixed:
         raise BenchError(
-            f"{name} is trained already, in bfloat16; delete {stock.record} to train it in "
+            f"{name} is trained already, in bfloat16; delete {files.record} to train it in "
             "float32, or ask for mixed precision to keep it."
         )
     return hashlib.sha256(content).hexdigest()
 
 
 def require_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it."""
-    asked = torch.device(device)
-    if asked.type == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(f"{asked} was asked for, and torch finds no CUDA device; use cpu.")
-    return asked
+    """The device; raises UnavailableError where it is CUDA and this machine has none."""
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(f"{wanted} was asked for, and torch finds no CUDA device; use cpu.")
+    return wanted
 
 
 def run_epochs(
-    course: TrainingState, checkpoint: Path, tell: EpochListener, beat: Callable[[], None]
+    state: TrainingState, checkpoint: Path, report: EpochListener, heartbeat: Callable[[], None]
 ) -> None:
-    """Every epoch that is left; after a collapse the weights are those of the best one."""
-    for done in course.history:
-        tell(done)
-    while not course.over:
-        epoch = len(course.history)
-        course.history.append(train_epoch(course, epoch, beat))
-        if course.guard and course.history[-1].watched == best_monitored(course):
-            course.best = weights_of(course.model)
-        save_checkpoint(course, checkpoint)
-        tell(course.history[-1])
-    if course.collapsed:
-        course.model.load_state_dict(course.best)
+    """Train the remaining epochs; after catastrophic overfitting restore the best weights."""
+    for done in state.history:
+        report(done)
+    while not state.finished:
+        epoch = len(state.history)
+        state.history.append(train_epoch(state, epoch, heartbeat))
+        if state.monitoring_attack and state.history[-1].monitored == best_monitored_accuracy(
+            state
+        ):
+            state.best_weights = cpu_state_dict(state.model)
+        save_checkpoint(state, checkpoint)
+        report(state.history[-1])
+    if state.collapsed:
+        state.model.load_state_dict(state.best_weights)
 
 
-def best_monitored(course: TrainingState) -> float:
-    """The best robust share of the watched images so far."""
-    return max(entry.watched for entry in course.history if entry.watched is not None)
+def best_monitored_accuracy(state: TrainingState) -> float:
+    """The best robust accuracy on the monitored images so far."""
+    return max(entry.monitored for entry in state.history if entry.monitored is not None)
 
 
-def train_epoch(course: TrainingState, epoch: int, beat: Callable[[], None]) -> EpochReport:
-    """Every training image once, in the epoch's own order."""
-    recipe, count = course.recipe, len(course.labels)
+def train_epoch(state: TrainingState, epoch: int, heartbeat: Callable[[], None]) -> EpochReport:
+    """One pass over the training images; raises PluginError where the loss is not finite."""
+    recipe, count = state.recipe, len(state.labels)
     batches = epoch_batches(recipe, epoch, count)
-    course.tally.clear()
-    total = torch.zeros((), device=course.device)
+    state.counts.clear()
+    total = torch.zeros((), device=state.device)
     clean, robust = math.nan, None
-    with seeded(f"{recipe.seed} epoch {epoch}", course.device):
+    with seeded_by_name(f"{recipe.seed} epoch {epoch}", state.device):
         for number, rows in enumerate(batches):
             share = (epoch + (number + 0.5) / len(batches)) / recipe.epochs
-            loss, lesson = train_batch(course, rows.to(course.device), epoch, share)
+            loss, batch = train_batch(state, rows.to(state.device), epoch, share)
             total += loss * len(rows)
-            beat()
+            heartbeat()
             if number + 1 == len(batches):
-                clean = correct_share(course.model, lesson.x, lesson.y)
-                robust = correct_share(course.model, lesson.adv, lesson.y) if recipe.inner else None
-        watched = course.guard and monitored_accuracy(course, course.guard)
+                clean = accuracy(state.model, batch.x, batch.y)
+                robust = accuracy(state.model, batch.adv, batch.y) if recipe.inner else None
+        monitored = state.monitoring_attack and monitored_accuracy(state, state.monitoring_attack)
     mean = float(total) / count
     if not math.isfinite(mean):
         raise PluginError(
-            f"the loss of {course.name} became {mean} in epoch {epoch + 1}; a lower rate than "
-            f"{recipe.rate} may hold it."
+            f"the loss of {state.name} became {mean} in epoch {epoch + 1}; a lower rate than "
+            f"{recipe.rate} may help."
         )
-    spent = course.tally["gradients"]
-    return EpochReport(epoch + 1, recipe.epochs, mean, clean, robust, watched, spent)
+    gradients = state.counts["gradients"]
+    return EpochReport(epoch + 1, recipe.epochs, mean, clean, robust, monitored, gradients)
 
 
 def epoch_batches(recipe: Recipe, epoch: int, count: int) -> tuple[Tensor, ...]:
-    """The rows of each batch: keyed by (seed, epoch, row), sizes equal up to one."""
+    """Example indices [n] of each batch, in an order keyed by (seed, epoch); near-equal sizes."""
     rows = torch.arange(count)
     key = example_key(recipe.seed, "order", rows, torch.full_like(rows, epoch))
     return key.argsort(stable=True).tensor_split(math.ceil(count / recipe.batch))
 
 
 def train_batch(
-    course: TrainingState, rows: Tensor, epoch: int, share: float
+    state: TrainingState, rows: Tensor, epoch: int, share: float
 ) -> tuple[Tensor, TrainingBatch]:
-    """These rows learned, once or as often as Free training replays them: (mean loss, lesson)."""
-    lesson = training_batch(course, rows, epoch)
-    set_learning_rate(course, share)
-    free = course.recipe.inner
+    """Train on the examples `rows` [n]; returns the mean loss and the batch.
+
+    Free training takes one optimiser step per replay, other recipes one step.
+    """
+    batch = training_batch(state, rows, epoch)
+    set_learning_rate(state, share)
+    free = state.recipe.inner
     if not isinstance(free, FreeTraining):
-        return optimizer_step(course, lesson), lesson
+        return optimizer_step(state, batch), batch
     losses = []
     for _ in range(free.replays):
-        lesson = lesson._replace(adv=apply_free_perturbation(course, free, lesson.x))
-        losses.append(optimizer_step(course, lesson))
-        update_free_perturbation(course, free, lesson)
-    return torch.stack(losses).mean(), lesson._replace(adv=lesson.adv.detach())
+        batch = batch._replace(adv=apply_free_perturbation(state, free, batch.x))
+        losses.append(optimizer_step(state, batch))
+        update_free_perturbation(state, free, batch)
+    return torch.stack(losses).mean(), batch._replace(adv=batch.adv.detach())
 
 
-def training_batch(course: TrainingState, example: Tensor, epoch: int) -> TrainingBatch:
-    """These rows of the training half, and what the attacks make of them."""
-    x, y = datasets.to_float(course.images[example]), course.labels[example]
-    if course.recipe.augment is not None:
-        x = augment(course, course.recipe.augment, x)
-    seed = seed_from_name(f"{course.recipe.seed} epoch {epoch}")
-    adv, moved = x, None
-    if course.foe:
-        adv = attack_training_images(course, course.foe, course.model, x, y, example, seed)
-    if course.rival and course.teacher:
-        moved = attack_training_images(course, course.rival, course.teacher, x, y, example, seed)
-    return TrainingBatch(course.model, x, y, adv, teacher=course.teacher, transferred=moved)
+def training_batch(state: TrainingState, example: Tensor, epoch: int) -> TrainingBatch:
+    """The training examples with indices `example` [n], augmented, and their adversarial images."""
+    x, y = datasets.to_float(state.images[example]), state.labels[example]
+    if state.recipe.augment is not None:
+        x = augment(state, state.recipe.augment, x)
+    seed = seed_from_name(f"{state.recipe.seed} epoch {epoch}")
+    adv, transferred = x, None
+    if state.inner_attack:
+        adv = attack_training_images(state, state.inner_attack, state.model, x, y, example, seed)
+    if state.transfer_attack and state.teacher:
+        transferred = attack_training_images(
+            state, state.transfer_attack, state.teacher, x, y, example, seed
+        )
+    return TrainingBatch(state.model, x, y, adv, teacher=state.teacher, transferred=transferred)
 
 
-def augment(course: TrainingState, augment: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """x as the recipe varies it; PluginError where it leaves shape or box."""
+def augment(state: TrainingState, augment: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Images x [n, C, H, W] augmented; raises PluginError for another shape or outside [0, 1]."""
     varied = augment(x)
     if varied.shape != x.shape or not bool(((varied >= 0) & (varied <= 1)).all()):
         raise PluginError(
-            f"the augmentation of {course.name} gave {list(varied.shape)} within "
+            f"the augmentation of {state.name} gave {list(varied.shape)} within "
             f"[{float(varied.min()):.3g}, {float(varied.max()):.3g}]; {list(x.shape)} within "
             "[0, 1] was expected."
         )
@@ -193,99 +205,108 @@ def augment(course: TrainingState, augment: Callable[[Tensor], Tensor], x: Tenso
 
 
 def attack_training_images(
-    course: TrainingState,
-    foe: ResolvedAttack,
+    state: TrainingState,
+    attack: ResolvedAttack,
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     example: Tensor,
     seed: int,
 ) -> Tensor:
-    """What a foe makes of x against a model in eval mode: detached, inside ball and box."""
-    with evaluating(model), autocast(course):
+    """Adversarial images of x [n, C, H, W] against a model in eval mode, detached.
+
+    Raises PluginError where an image is outside the perturbation set or [0, 1].
+    """
+    with eval_mode(model), autocast(state):
         adv = attack_once(
-            foe.attack, model, x, y, foe.ball, seed=seed, example=example,
-            tally=course.tally if foe.counted else None,
+            attack.attack, model, x, y, attack.ball, seed=seed, example=example,
+            tally=state.counts if attack.counted else None,
         )  # fmt: skip
     adv = adv.detach().float()
-    inside = foe.ball.contains(adv, x)
+    inside = attack.ball.contains(adv, x)
     if not bool(inside.all()):
         raise PluginError(
-            f"{foe.attack.name} inside the training of {course.name} left ball or box on "
+            f"{attack.attack.name} inside the training of {state.name} left ball or box on "
             f"{int((~inside).sum())} of {len(x)} images; project what it returns."
         )
     return adv
 
 
-def apply_free_perturbation(course: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:
-    """x with the carried perturbation, projected before the graph begins: a clamp inside it
-    would have no slope where a pixel is at its bound."""
-    return free.ball.project(x + course.carried[: len(x)], x).detach().requires_grad_()
+def apply_free_perturbation(state: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:
+    """Images x [n, C, H, W] with the perturbation that Free training carries over, projected."""
+    # Projected outside the graph: a clamp inside has zero gradient where a pixel is at its bound.
+    return free.ball.project(x + state.free_perturbation[: len(x)], x).detach().requires_grad_()
 
 
 def update_free_perturbation(
-    course: TrainingState, free: FreeTraining, lesson: TrainingBatch
+    state: TrainingState, free: FreeTraining, batch: TrainingBatch
 ) -> None:
-    """Carry the perturbation on along the gradient that the weights were learned with."""
-    slope = lesson.adv.grad
-    if slope is None:
+    """Move the carried perturbation along the images' gradient of the last backward pass.
+
+    Raises PluginError where the loss does not depend on `batch.adv`.
+    """
+    gradient = batch.adv.grad
+    if gradient is None:
         raise PluginError(
-            f"the loss of {course.name} does not depend on lesson.adv, from which Free training "
+            f"the loss of {state.name} does not depend on batch.adv, from which Free training "
             "takes its perturbation."
         )
-    adv = lesson.adv.detach()
-    moved = free.ball.ascend(adv, slope.float(), free.rate, lesson.x)
-    course.carried[: len(adv)] = moved - lesson.x
+    adv = batch.adv.detach()
+    moved = free.ball.ascend(adv, gradient.float(), free.rate, batch.x)
+    state.free_perturbation[: len(adv)] = moved - batch.x
 
 
-def optimizer_step(course: TrainingState, lesson: TrainingBatch) -> Tensor:
-    """One step of the optimiser; the batch's mean loss, detached."""
-    with autocast(course):
-        loss = course.loss(lesson)
+def optimizer_step(state: TrainingState, batch: TrainingBatch) -> Tensor:
+    """One optimiser step; returns the mean of the batch's loss (scalar or [n]), detached.
+
+    Raises PluginError where the loss has no gradient.
+    """
+    with autocast(state):
+        loss = state.loss(batch)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise PluginError(
-            f"the loss of {course.name} gave {type(loss).__name__} without a gradient; a scalar "
+            f"the loss of {state.name} gave {type(loss).__name__} without a gradient; a scalar "
             "or [n] that depends on the model's weights was expected."
         )
-    course.optimiser.zero_grad(set_to_none=True)
+    state.optimiser.zero_grad(set_to_none=True)
     loss.mean().backward()  # type: ignore[no-untyped-call]
-    course.optimiser.step()
-    course.tally["gradients"] += len(lesson.y)
+    state.optimiser.step()
+    state.counts["gradients"] += len(batch.y)
     return loss.detach().mean()
 
 
-def monitored_accuracy(course: TrainingState, guard: ResolvedAttack) -> float:
-    """The share of the watched images that the guard leaves right."""
-    rows = torch.arange(min(MONITORED_IMAGES, len(course.labels)), device=course.device)
-    x, y = datasets.to_float(course.images[rows]), course.labels[rows]
+def monitored_accuracy(state: TrainingState, attack: ResolvedAttack) -> float:
+    """Robust accuracy on the first training images under the monitoring attack."""
+    rows = torch.arange(min(MONITORED_IMAGES, len(state.labels)), device=state.device)
+    x, y = datasets.to_float(state.images[rows]), state.labels[rows]
     adv = attack_training_images(
-        course, guard, course.model, x, y, rows, seed_from_name(f"{course.recipe.seed}")
+        state, attack, state.model, x, y, rows, seed_from_name(f"{state.recipe.seed}")
     )
-    return correct_share(course.model, adv, y)
+    return accuracy(state.model, adv, y)
 
 
-def fit_buffers(course: TrainingState, fitted: Callable[[TrainingBatch], None]) -> None:
-    """Let `Recipe.fit` fill the model's buffers from one large lesson."""
-    last = course.recipe.epochs
-    rows = torch.cat(epoch_batches(course.recipe, last, len(course.labels)))[:FIT_IMAGES].to(
-        course.device
+def fit_buffers(state: TrainingState, fit: Callable[[TrainingBatch], None]) -> None:
+    """Call `Recipe.fit`, which fills buffers of the model, with one large batch."""
+    last = state.recipe.epochs
+    rows = torch.cat(epoch_batches(state.recipe, last, len(state.labels)))[:FIT_IMAGES].to(
+        state.device
     )
-    with seeded(f"{course.recipe.seed} fit", course.device):
-        lesson = training_batch(course, rows, last)
-        with evaluating(course.model):
-            fitted(lesson)
+    with seeded_by_name(f"{state.recipe.seed} fit", state.device):
+        batch = training_batch(state, rows, last)
+        with eval_mode(state.model):
+            fit(batch)
 
 
-def correct_share(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share of right answers, in eval mode."""
-    with evaluating(model), torch.no_grad():
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Accuracy on images x [n, C, H, W] with labels y [n], in eval mode."""
+    with eval_mode(model), torch.no_grad():
         return float((model(x).argmax(1) == y).float().mean())
 
 
-def set_learning_rate(course: TrainingState, share: float) -> None:
-    """Set the learning rate for this share of the whole training."""
-    for group in course.optimiser.param_groups:
-        group["lr"] = course.recipe.rate * SCHEDULES[course.recipe.schedule](share)
+def set_learning_rate(state: TrainingState, share: float) -> None:
+    """Set the learning rate by the recipe's schedule; `share` of the training is done, 0 to 1."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = state.recipe.rate * SCHEDULES[state.recipe.schedule](share)
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -298,8 +319,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and each module's own mode afterwards."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -309,6 +330,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def autocast(course: TrainingState) -> torch.autocast:
-    """Mixed precision, where it was asked for."""
-    return torch.autocast(course.device.type, torch.bfloat16, enabled=course.mixed)
+def autocast(state: TrainingState) -> torch.autocast:
+    """The autocast context of this training: bfloat16 where `mixed`, disabled otherwise."""
+    return torch.autocast(state.device.type, torch.bfloat16, enabled=state.mixed)

@@ -17,8 +17,7 @@ from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import describe_set
 
 TRAINING_VERSION = 2
-"""Version of the loop in train.py. A change that may move a weight moves this number."""
-
+"""Version of the training loop; raised by any change that may alter a trained weight."""
 
 DIGESTED_FIELDS = (
     "epochs",
@@ -30,26 +29,25 @@ DIGESTED_FIELDS = (
     "seed",
     "options",
 )
-"""The fields of a recipe that are values; its model and loss are in the plugin's source."""
-
+"""Recipe fields digested by value; model and loss are covered by the plugin's source digest."""
 
 RECIPE_CHOICES = {
     "optimiser": ("adam", "sgd"),
     "schedule": ("constant", "cosine", "cyclic", "steps"),
 }
-"""What a recipe may ask for."""
+"""Allowed values of recipe fields."""
 
 
 def checked_recipe(defense: Defense) -> Recipe:
-    """The recipe, its words checked; BenchError where there is none."""
+    """The recipe of a defense, validated; raises BenchError where it is missing or inconsistent."""
     recipe = defense.recipe
     if recipe is None:
         raise BenchError(f"{defense.name} declares no recipe, so there is nothing to train.")
     for kind, known in RECIPE_CHOICES.items():
-        came = getattr(recipe, kind)
-        if came not in known:
+        value = getattr(recipe, kind)
+        if value not in known:
             names = ", ".join(known)
-            raise BenchError(f"{defense.name} asks for the {kind} {came!r}; known: {names}.")
+            raise BenchError(f"{defense.name} asks for the {kind} {value!r}; known: {names}.")
     least = 0 if recipe.fit is not None else 1
     if recipe.epochs < least or recipe.batch < 1:
         raise BenchError(
@@ -57,16 +55,15 @@ def checked_recipe(defense: Defense) -> Recipe:
             "least 1 of each is needed."
         )
     if recipe.epochs and recipe.loss is None:
-        raise BenchError(
-            f"{defense.name} asks for {recipe.epochs} epochs and has no loss to learn."
-        )
+        raise BenchError(f"{defense.name} asks for {recipe.epochs} epochs and declares no loss.")
     if recipe.transfer is not None and not recipe.teacher:
         raise BenchError(
-            f"{defense.name} plays {recipe.transfer.attack} on its teacher and names no teacher."
+            f"{defense.name} declares the transfer attack {recipe.transfer.attack} on its teacher "
+            "and names no teacher."
         )
     if isinstance(recipe.inner, FreeTraining) and recipe.inner.replays < 1:
         raise BenchError(
-            f"{defense.name} replays a batch {recipe.inner.replays} times; at least 1."
+            f"{defense.name} replays a batch {recipe.inner.replays} times; at least 1 is needed."
         )
     return recipe
 
@@ -74,15 +71,18 @@ def checked_recipe(defense: Defense) -> Recipe:
 def recipe_digest(
     registry: Registry, name: str, dataset: Dataset, *, below: tuple[str, ...] = ()
 ) -> str:
-    """What makes two trainings the same: source, every number, attacks, teacher, data, loop.
+    """Digest of all that decides the weights: source, numbers, attacks, teacher, data, loop.
 
-    `below`: who learns from this one.
+    `below` names the defenses that learn from this one. Raises PluginError where a defense is,
+    directly or not, its own teacher.
     """
     if name in below:
-        raise PluginError(f"{' learns from '.join((*below, name))}: no defense can be first.")
-    offer = registry.find("defense", name)
-    recipe = checked_recipe(offer.value)
-    taught_by = recipe.teacher and recipe_digest(
+        raise PluginError(
+            f"{' learns from '.join((*below, name))}: a defense cannot be its own teacher."
+        )
+    registration = registry.find("defense", name)
+    recipe = checked_recipe(registration.value)
+    teacher_digest = recipe.teacher and recipe_digest(
         registry, recipe.teacher, dataset, below=(*below, name)
     )
     numbers = {field: getattr(recipe, field) for field in DIGESTED_FIELDS}
@@ -92,12 +92,12 @@ def recipe_digest(
         {
             "training": TRAINING_VERSION,
             "defense": name,
-            "source": offer.source,
+            "source": registration.source,
             "recipe": parameters_of(SimpleNamespace(name=f"the recipe of {name}", **numbers)),
             "inner": describe_inner_attack(registry, recipe.inner),
             "transfer": describe_inner_attack(registry, recipe.transfer),
-            "watch": describe_inner_attack(registry, recipe.watch),
-            "teacher": taught_by,
+            "watch": describe_inner_attack(registry, recipe.monitor),
+            "teacher": teacher_digest,
             "dataset": {**about, "classes": len(dataset.classes)},
         }
     )
@@ -106,32 +106,36 @@ def recipe_digest(
 def describe_inner_attack(
     registry: Registry, inner: InnerAttack | FreeTraining | None
 ) -> dict[str, Any] | None:
-    """An attack inside training as JSON values."""
+    """An attack inside training as JSON values, for the recipe's digest."""
     if inner is None:
         return None
     if isinstance(inner, FreeTraining):
         return {"replays": inner.replays, "rate": inner.rate, "set": describe_set(inner.ball)}
-    offer = inner_attack(registry, inner)
+    registration = resolve_inner_attack(registry, inner)
     return {
         "name": inner.attack,
-        "attack": attack_digest(offer),
-        "steps": offer.value.steps,
+        "attack": attack_digest(registration),
+        "steps": registration.value.steps,
         "set": describe_set(inner.ball),
     }
 
 
-def inner_attack(registry: Registry, inner: InnerAttack) -> Registration[Attack]:
-    """The attack of that name with the recipe's options in place of its own fields."""
-    offer: Registration[Any] = registry.find("attack", inner.attack)
-    if Traits.is_external(offer.value):
+def resolve_inner_attack(registry: Registry, inner: InnerAttack) -> Registration[Attack]:
+    """The registered attack with the recipe's options in place of its own fields.
+
+    Raises BenchError for an external attack, or an option that is no field of the attack.
+    """
+    registration: Registration[Any] = registry.find("attack", inner.attack)
+    if Traits.is_external(registration.value):
         raise BenchError(
-            f"the attack {inner.attack} has a run of its own; inside training one with start and "
-            "step is needed."
+            f"the attack {inner.attack} is external (it implements `run`); inside training an "
+            "attack with `start` and `step` is needed."
         )
     try:
-        changed = dataclasses.replace(offer.value, **inner.options) if inner.options else None
+        attack = registration.value
+        changed = dataclasses.replace(attack, **inner.options) if inner.options else attack
     except TypeError as error:
         raise BenchError(
             f"the attack {inner.attack} cannot take the options {dict(inner.options)}: {error}."
         ) from error
-    return dataclasses.replace(offer, value=changed or offer.value)
+    return dataclasses.replace(registration, value=changed)

@@ -1,4 +1,4 @@
-"""A training under way: what the loop holds from one epoch to the next, and how it is kept."""
+"""The state of a training between epochs, its checkpoints and the weights file it ends with."""
 
 from __future__ import annotations
 
@@ -24,89 +24,91 @@ from bench.plugin import Attack, Dataset, FreeTraining, InnerAttack, Recipe, Tra
 from bench.registry.registry import Registry
 from bench.threats.norms import PerturbationSet
 from bench.threats.random_numbers import name_to_int64
-from bench.training.recipes import checked_recipe, inner_attack
+from bench.training.recipes import checked_recipe, resolve_inner_attack
 from bench.training.weights_cache import WeightsFiles
 
-OVERFITTING_DROP = 0.2  # under the best watched share so far: catastrophic overfitting
+OVERFITTING_DROP = 0.2  # below the best monitored accuracy: catastrophic overfitting
 
 
 class EpochReport(NamedTuple):
-    """What one epoch came to."""
+    """The figures of one epoch."""
 
     epoch: int
-    """Epochs done."""
+    """Number of epochs done, this one included."""
     epochs: int
+    """Number of epochs of the recipe."""
     loss: float
-    """Mean over the epoch."""
+    """Mean over all examples of the epoch."""
     clean: float
-    """Share of the epoch's last batch that is right after it, in eval mode."""
+    """Accuracy on the epoch's last batch after its step, in eval mode."""
     robust: float | None
-    """The same of what the inner attack had made of that batch; None without one."""
-    watched: float | None = None
-    """Share of the watched images that hold against the recipe's `watch`; None without one."""
+    """The same on that batch's adversarial images; None without an inner attack."""
+    monitored: float | None = None
+    """Robust accuracy under `Recipe.monitor` on the first training images; None without it."""
     gradients: int = 0
-    """Gradients in this epoch: one an image for each pass backward, of the loss or of an attack."""
+    """Gradient evaluations of this epoch, of the loss and of the attacks; one per image each."""
 
 
 class ResolvedAttack(NamedTuple):
-    """An attack inside training, resolved."""
+    """An attack inside training, resolved from its name."""
 
     attack: Attack
     ball: PerturbationSet
     counted: bool = True
-    """Whether its gradients are part of the training's price."""
+    """Whether its gradient evaluations are counted in `EpochReport.gradients`."""
 
 
 @dataclass
 class TrainingState:
-    """All that decides how a training goes on."""
+    """Everything that decides how a training continues."""
 
     name: str
     recipe: Recipe
-    foe: ResolvedAttack | None
-    """The inner attack."""
-    rival: ResolvedAttack | None
-    """The attack on the teacher."""
-    guard: ResolvedAttack | None
-    """The attack of the watch."""
+    inner_attack: ResolvedAttack | None
+    """`Recipe.inner`; None without one, and for Free training."""
+    transfer_attack: ResolvedAttack | None
+    """`Recipe.transfer`, the attack on the teacher."""
+    monitoring_attack: ResolvedAttack | None
+    """`Recipe.monitor`."""
     teacher: nn.Module | None
     images: Tensor
-    """The training half, uint8 [n, C, H, W], on the device."""
+    """Training images, uint8 [n, C, H, W], on the device."""
     labels: Tensor
+    """[n] labels."""
     model: nn.Module
     optimiser: torch.optim.Optimizer
     device: torch.device
     mixed: bool
-    carried: Tensor
-    """[batch, C, H, W]: the perturbation of Free training; empty elsewhere."""
+    free_perturbation: Tensor
+    """[batch, C, H, W] perturbation that Free training carries over; empty for other recipes."""
     history: list[EpochReport] = field(default_factory=list)
-    """One entry for each epoch done."""
-    best: dict[str, Tensor] = field(default_factory=dict)
-    """The weights of the best watched epoch so far; empty without a watch."""
-    tally: Counter[str] = field(default_factory=Counter)
-    """`gradients` of the epoch in hand."""
+    """One report per finished epoch."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the epoch with the best monitored accuracy; empty without `Recipe.monitor`."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """`gradients`: gradient evaluations of the current epoch."""
 
     @property
     def loss(self) -> Callable[[TrainingBatch], Tensor]:
-        """The recipe's loss; PluginError where it has none."""
+        """The recipe's loss: a batch -> scalar or [n]; raises PluginError where there is none."""
         if self.recipe.loss is None:
-            raise PluginError(f"{self.name} has no loss to learn.")
+            raise PluginError(f"{self.name} declares no loss.")
         return self.recipe.loss
 
     @property
     def arithmetic(self) -> str:
-        """What the epochs of one training must share: the precision, and the kind of device."""
+        """Precision and kind of device, which all epochs of one training share."""
         return f"{'bfloat16' if self.mixed else 'float32'} on {self.device.type}"
 
     @property
     def collapsed(self) -> bool:
-        """The last epoch lost what an earlier one had."""
-        shares = [entry.watched for entry in self.history if entry.watched is not None]
+        """Whether monitored accuracy dropped from its best: catastrophic overfitting."""
+        shares = [entry.monitored for entry in self.history if entry.monitored is not None]
         return bool(shares) and shares[-1] < max(shares) - OVERFITTING_DROP
 
     @property
-    def over(self) -> bool:
-        """There is no epoch left to teach."""
+    def finished(self) -> bool:
+        """Whether no epoch is left to train."""
         return len(self.history) >= self.recipe.epochs or self.collapsed
 
 
@@ -118,7 +120,11 @@ def initial_state(
     device: torch.device,
     mixed: bool,
 ) -> TrainingState:
-    """A course before its first epoch."""
+    """The state before the first epoch.
+
+    Raises UnavailableError where the data set has no training half, PluginError where `teacher`
+    does not agree with the recipe.
+    """
     recipe = checked_recipe(registry.find("defense", name).value)
     half = datasets.load_dataset(dataset).train
     if half is None:
@@ -129,142 +135,147 @@ def initial_state(
     if bool(recipe.teacher) != (teacher is not None):
         raise PluginError(
             f"{name} names the teacher {recipe.teacher!r}; "
-            + ("a module came." if teacher else "none came.")
+            + ("a module was given." if teacher else "no module was given.")
         )
-    with seeded(f"{recipe.seed} model", torch.device("cpu")):
+    with seeded_by_name(f"{recipe.seed} model", torch.device("cpu")):
         model = recipe.model(dataset.shape, len(dataset.classes)).to(device)
-    taught = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     rows = recipe.batch if isinstance(recipe.inner, FreeTraining) else 0
     return TrainingState(
         name,
         recipe,
-        foe=None
+        inner_attack=None
         if isinstance(recipe.inner, FreeTraining)
         else resolve_attack(registry, recipe.inner),
-        rival=resolve_attack(registry, recipe.transfer),
-        guard=resolve_attack(registry, recipe.watch, counted=False),
+        transfer_attack=resolve_attack(registry, recipe.transfer),
+        monitoring_attack=resolve_attack(registry, recipe.monitor, counted=False),
         teacher=teacher and teacher.to(device),
         images=torch.tensor(half.images, device=device),
         labels=torch.tensor(half.labels, device=device),
         model=model,
-        optimiser=OPTIMISERS[recipe.optimiser](taught, recipe),
+        optimiser=OPTIMISERS[recipe.optimiser](trainable, recipe),
         device=device,
         mixed=mixed,
-        carried=torch.zeros(rows, *dataset.shape, device=device),
+        free_perturbation=torch.zeros(rows, *dataset.shape, device=device),
     )
 
 
 def resolve_attack(
     registry: Registry, inner: InnerAttack | None, *, counted: bool = True
 ) -> ResolvedAttack | None:
-    """The attack, found."""
+    """The attack of that name with the recipe's options; None for None."""
     return (
-        ResolvedAttack(inner_attack(registry, inner).value, inner.ball, counted) if inner else None
+        ResolvedAttack(resolve_inner_attack(registry, inner).value, inner.ball, counted)
+        if inner
+        else None
     )
 
 
 OPTIMISERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
-    "adam": lambda taught, recipe: torch.optim.Adam(
-        [{"params": taught}], recipe.rate, weight_decay=recipe.weight_decay
+    "adam": lambda trainable, recipe: torch.optim.Adam(
+        [{"params": trainable}], recipe.rate, weight_decay=recipe.weight_decay
     ),
-    "sgd": lambda taught, recipe: torch.optim.SGD(
-        [{"params": taught}], recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay
+    "sgd": lambda trainable, recipe: torch.optim.SGD(
+        [{"params": trainable}], recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay
     ),
 }
 
 
 @contextmanager
-def seeded(name: str, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded by a name, and as they were afterwards."""
+def seeded_by_name(name: str, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators by a name inside; restore their state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.random.manual_seed(seed_from_name(name))
         yield
 
 
 def seed_from_name(name: str) -> int:
-    """A seed from a name."""
+    """A seed in [0, 2^63) from a name."""
     return name_to_int64(name) % 2**63
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer, on the CPU."""
+def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A CPU copy of every parameter and buffer, each in its own shape."""
     state: dict[str, Tensor] = model.state_dict()
     return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
 
 
-def load_checkpoint(course: TrainingState, checkpoint: Path) -> None:
-    """Take up the state after the last whole epoch, if there is one, in its own arithmetic."""
+def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
+    """Restore the state after the last finished epoch, if there is a checkpoint.
+
+    Raises BenchError where it cannot be read, or was written in another arithmetic.
+    """
     if not checkpoint.exists():
         return
     try:
-        state = torch.load(checkpoint, map_location=course.device, weights_only=True)
-        begun = state["arithmetic"]
-        if begun == course.arithmetic:
-            course.model.load_state_dict(state["model"])
-            course.optimiser.load_state_dict(state["optimiser"])
-            course.carried, course.best = state["carried"], state["best"]
-            course.history = [EpochReport(*entry) for entry in state["history"]]
+        saved = torch.load(checkpoint, map_location=state.device, weights_only=True)
+        arithmetic = saved["arithmetic"]
+        if arithmetic == state.arithmetic:
+            state.model.load_state_dict(saved["model"])
+            state.optimiser.load_state_dict(saved["optimiser"])
+            state.free_perturbation, state.best_weights = saved["carried"], saved["best"]
+            state.history = [EpochReport(*entry) for entry in saved["history"]]
     except (OSError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise BenchError(
             f"{checkpoint} cannot be read ({error}); delete it to begin that training again."
         ) from error
-    if begun != course.arithmetic:
+    if arithmetic != state.arithmetic:
         raise BenchError(
-            f"{checkpoint} was begun in {begun}, and {course.arithmetic} was asked for; go on as "
-            "it was begun, or delete it to begin that training again."
+            f"{checkpoint} was begun in {arithmetic}, and {state.arithmetic} was asked for; "
+            "continue it as it was begun, or delete it to begin that training again."
         )
 
 
-def save_checkpoint(course: TrainingState, checkpoint: Path) -> None:
-    """Write the state after an epoch: a kill costs at most the epoch in hand."""
-    state = {
-        "arithmetic": course.arithmetic,
-        "model": course.model.state_dict(),
-        "optimiser": course.optimiser.state_dict(),
-        "carried": course.carried,
-        "best": course.best,
-        "history": [tuple(entry) for entry in course.history],
+def save_checkpoint(state: TrainingState, checkpoint: Path) -> None:
+    """Write the state after an epoch, so that a killed process loses at most one epoch."""
+    saved = {
+        "arithmetic": state.arithmetic,
+        "model": state.model.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "carried": state.free_perturbation,
+        "best": state.best_weights,
+        "history": [tuple(entry) for entry in state.history],
     }
-    write_atomically(checkpoint, lambda path: torch.save(state, path))
+    write_atomically(checkpoint, lambda path: torch.save(saved, path))
 
 
-def save_weights(course: TrainingState, stock: WeightsFiles) -> bytes:
-    """Write the weights, then their record, then drop the checkpoint; the weights file."""
-    content = safetensors.torch.save(weights_of(course.model))
+def save_weights(state: TrainingState, files: WeightsFiles) -> bytes:
+    """Write weights and record, delete the checkpoint; returns the content of the weights file."""
+    content = safetensors.torch.save(cpu_state_dict(state.model))
     record = {
         "sha256": hashlib.sha256(content).hexdigest(),
-        "defense": course.name,
-        "device": str(course.device),
-        "mixed": course.mixed,
+        "defense": state.name,
+        "device": str(state.device),
+        "mixed": state.mixed,
         "torch": torch.__version__,
         "finished": time.time(),
-        "collapsed": course.collapsed,
-        "history": [entry._asdict() for entry in course.history],
+        "collapsed": state.collapsed,
+        "history": [entry._asdict() for entry in state.history],
     }
-    write_atomically(stock.weights, lambda path: path.write_bytes(content))
-    write_atomically(stock.record, lambda path: path.write_text(json.dumps(record, indent=1)))
-    stock.checkpoint.unlink(missing_ok=True)
+    write_atomically(files.weights, lambda path: path.write_bytes(content))
+    write_atomically(files.record, lambda path: path.write_text(json.dumps(record, indent=1)))
+    files.checkpoint.unlink(missing_ok=True)
     return content
 
 
 def write_atomically(path: Path, fill: Callable[[Path], object]) -> None:
-    """The whole file or none: written beside, flushed to the disk, renamed."""
+    """Write a file completely or not at all: to a temporary file, flushed, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        fill(beside)
-        with beside.open("rb+") as file:
+        fill(temporary)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def epoch_line(progress: EpochReport) -> str:
-    """One epoch as a line."""
-    robust = "" if progress.robust is None else f", robust {progress.robust:.0%}"
-    watched = "" if progress.watched is None else f", watched {progress.watched:.0%}"
+def format_epoch(report: EpochReport) -> str:
+    """The figures of one epoch as one line of text."""
+    robust = "" if report.robust is None else f", robust {report.robust:.0%}"
+    monitored = "" if report.monitored is None else f", monitored {report.monitored:.0%}"
     return (
-        f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}, "
-        f"clean {progress.clean:.0%}{robust}{watched}"
+        f"epoch {report.epoch}/{report.epochs}, loss {report.loss:.4f}, "
+        f"clean {report.clean:.0%}{robust}{monitored}"
     )

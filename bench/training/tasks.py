@@ -1,4 +1,4 @@
-"""Training tasks: each recipe is trained once, under a lease where there is a database."""
+"""Trains what a defense needs, teachers first; under a lease where there is a database."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bench.plugin import Dataset
 from bench.registry.registry import Registry
 from bench.store import LeaseLostError, Store
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
-from bench.training.loop import EpochListener, train
-from bench.training.state import epoch_line
+from bench.training.loop import EpochListener, train_defense
+from bench.training.state import format_epoch
 
 
 def train_with_teacher(
@@ -25,22 +25,22 @@ def train_with_teacher(
     device: torch.device | str = "cpu",
     mixed: bool = False,
     progress: EpochListener | None = None,
-    beat: Callable[[], None] | None = None,
+    heartbeat: Callable[[], None] | None = None,
 ) -> str:
-    """`train` with the recipe's teacher built; what that lacks is trained first, deepest first."""
-    loader = DefenseBuilder(registry, name, dataset, folder)
+    """Train a defense, and before it what its teacher lacks; arguments as `train_defense`."""
+    builder = DefenseBuilder(registry, name, dataset, folder)
     while True:
         try:
-            teacher = loader.teacher()
+            teacher = builder.teacher()
         except NeedsTraining as need:
             train_with_teacher(
                 registry, need.name, dataset,
-                folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
+                folder=folder, device=device, mixed=mixed, progress=progress, heartbeat=heartbeat,
             )  # fmt: skip
         else:
-            return train(
+            return train_defense(
                 registry, name, dataset, teacher=teacher,
-                folder=folder, device=device, mixed=mixed, progress=progress, beat=beat,
+                folder=folder, device=device, mixed=mixed, progress=progress, heartbeat=heartbeat,
             )  # fmt: skip
 
 
@@ -54,43 +54,43 @@ def build_trained(
     mixed: bool = False,
     progress: Callable[[str], EpochListener] | None = None,
 ) -> DefenseBuilder:
-    """A loader with its digest known: trains whatever the build asks for, deepest first.
+    """The builder of a defense, after training every missing weights file that its build needs.
 
-    `progress` gets the name of what is trained and gives the function that is told of each epoch.
+    `progress` maps the name of a trained defense to the function called after each epoch.
     """
     while True:
-        loader = DefenseBuilder(registry, name, dataset, folder)
+        builder = DefenseBuilder(registry, name, dataset, folder)
         try:
-            loader.complete()
+            builder.complete()
         except NeedsTraining as need:
-            tell = progress(need.name) if progress else None
+            report = progress(need.name) if progress else None
             train_with_teacher(
                 registry, need.name, dataset,
-                folder=folder, device=device, mixed=mixed, progress=tell,
+                folder=folder, device=device, mixed=mixed, progress=report,
             )  # fmt: skip
         else:
-            return loader
+            return builder
 
 
 def train_once(
     registry: Registry, store: Store, owner: str, need: NeedsTraining, dataset: Dataset,
-    device: torch.device, tell: Callable[[str], None],
+    device: torch.device, report: Callable[[str], None],
 ) -> bool:  # fmt: skip
-    """Train once; False where another worker is at it, or has taken over.
+    """Train under a lease of the database; False where another worker holds or took over the lease.
 
-    `tell` hears a sentence for each epoch.
+    `report` is called with one line of text per epoch.
     """
     task = f"train:{need.recipe}"
     lease = store.lease_task(task, owner)
     if lease is None and store.task_done(task):
-        # The database knows of a training whose weights this machine does not have.
+        # Trained according to the database, but this machine does not have the weights file.
         lease = store.lease_task(f"{task}:{owner}", owner)
     if lease is None:
         return False
     try:
         train_with_teacher(
-            registry, need.name, dataset, device=device, beat=store.beats(lease),
-            progress=lambda progress: tell(f"{need.name}: {epoch_line(progress)}"),
+            registry, need.name, dataset, device=device, heartbeat=store.beats(lease),
+            progress=lambda epoch: report(f"{need.name}: {format_epoch(epoch)}"),
         )  # fmt: skip
         store.finish_task(lease)
     except LeaseLostError:

@@ -16,34 +16,38 @@ from bench.core.errors import BenchError
 
 @dataclass(frozen=True)
 class WeightsFiles:
-    """Where the files of one recipe lie."""
+    """Paths of the files of one recipe."""
 
     folder: Path
+    """Holds `weights/` and `training/`."""
     recipe: str
     """Recipe digest."""
 
     @property
     def weights(self) -> Path:
-        """The final weights."""
+        """The trained weights."""
         return self.folder / "weights" / f"{self.recipe}.safetensors"
 
     @property
     def record(self) -> Path:
-        """Their SHA-256, and how they came about. Written last: with it the recipe is done."""
+        """SHA-256 of the weights and figures of the training; written last, after the weights."""
         return self.weights.with_suffix(".json")
 
     @property
     def checkpoint(self) -> Path:
-        """The state after the last whole epoch of an unfinished training."""
+        """The state after the last finished epoch of an unfinished training."""
         return self.folder / "training" / f"{self.recipe}.pt"
 
     @property
     def mixed(self) -> bool:
-        """Whether the weights were trained in bfloat16, as their record says."""
+        """Whether the record says that the weights were trained in bfloat16."""
         return bool(json.loads(self.record.read_bytes())["mixed"])
 
     def content(self) -> bytes | None:
-        """The weights file, if this recipe is done; BenchError if it is not what was written."""
+        """Content of the weights file; None where the recipe has not been trained.
+
+        Raises BenchError where the file does not have the SHA-256 of the record.
+        """
         try:
             record = self.record.read_bytes()
             content = self.weights.read_bytes()
@@ -57,33 +61,37 @@ class WeightsFiles:
 
 
 def load_weights(module: nn.Module, content: bytes, path: Path | str) -> nn.Module:
-    """The module with the weights of a safetensors file; BenchError names what does not fit."""
+    """The module with the weights of a safetensors file.
+
+    Raises BenchError, naming the tensor, where a name, shape or type does not match or a value is
+    not finite.
+    """
     try:
         weights = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise BenchError(
             f"{path} is no safetensors file ({error}); write it with safetensors.torch.save_file."
         ) from error
-    wanted = module.state_dict()
-    for key in sorted(wanted.keys() | weights.keys()):
-        wrong = tensor_mismatch(wanted.get(key), weights.get(key))
-        if wrong:
-            raise BenchError(f"{path}: {key!r} {wrong}.")
+    expected = module.state_dict()
+    for key in sorted(expected.keys() | weights.keys()):
+        mismatch = tensor_mismatch(expected.get(key), weights.get(key))
+        if mismatch:
+            raise BenchError(f"{path}: {key!r} {mismatch}.")
     module.load_state_dict(weights)
     return module
 
 
-def tensor_mismatch(wanted: Tensor | None, came: Tensor | None) -> str:
-    """Why one tensor cannot take the other's place; empty when it can."""
-    if came is None:
+def tensor_mismatch(expected: Tensor | None, found: Tensor | None) -> str:
+    """Why a tensor from a file cannot be loaded; empty when it can, shapes [...] being equal."""
+    if found is None:
         return "is missing, and the module needs it"
-    if wanted is None:
-        return "is in the file, and the module has no place for it"
-    if wanted.shape != came.shape or wanted.dtype != came.dtype:
+    if expected is None:
+        return "is in the file, and the module has no tensor of that name"
+    if expected.shape != found.shape or expected.dtype != found.dtype:
         return (
-            f"is {came.dtype} {list(came.shape)} in the file, the module expects {wanted.dtype} "
-            f"{list(wanted.shape)}"
+            f"is {found.dtype} {list(found.shape)} in the file, the module expects "
+            f"{expected.dtype} {list(expected.shape)}"
         )
-    if came.is_floating_point() and not bool(came.isfinite().all()):
+    if found.is_floating_point() and not bool(found.isfinite().all()):
         return "holds values that are not finite"
     return ""

@@ -1,4 +1,4 @@
-"""Recipes for CIFAR-10: standard, PGD, Fast and TRADES training, each as its paper sets it.
+"""Recipes for CIFAR-10: clean_loss, PGD, Fast and TRADES training, each as its paper sets it.
 
 docs/recipes.md holds the published figures, and what differs here.
 """
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Recipe, hookimpl
 from plugins.defenses._augmentations import mirrored, moved
 from plugins.defenses._dropout_cnn import dropout_cnn
+from plugins.defenses._losses import adversarial_loss, clean_loss
 from plugins.defenses._residual_blocks import preact_resnet18, wide_resnet
-from plugins.defenses.pgd_training import worst_case
 from plugins.defenses.trades import trades
-from plugins.defenses.undefended import standard
 
 BALL = Linf(Fraction(8, 255))
 SEVEN = InnerAttack("pgd", BALL, {"steps": 7, "rate": 2 / 8})
@@ -44,7 +43,7 @@ def trained(loader: Loader, make: Callable[[tuple[int, int, int], int], nn.Modul
     return loader.trained(make(loader.shape, loader.classes))
 
 
-def defense(name: str, cite: str, summary: str, recipe: Recipe, rows: tuple[str, ...]) -> Defense:
+def defense(name: str, cite: str, summary: str, recipe: Recipe) -> Defense:
     """What all have in common: the data, the surrogate, weights of their own."""
     return Defense(
         name=name,
@@ -55,7 +54,6 @@ def defense(name: str, cite: str, summary: str, recipe: Recipe, rows: tuple[str,
         build=partial(trained, make=recipe.model),
         surrogate="undefended-images",
         quick=False,
-        detail={"rows": rows},
     )
 
 
@@ -66,29 +64,25 @@ def bench_defenses() -> Iterator[Defense]:
         "cifar-base",
         "arXiv:1207.0580",
         "Six convolutions, two dense layers with dropout; clean images.",
-        sgd(base, standard, epochs=60, rate=0.05, weight_decay=5e-4, schedule="cosine"),
-        ("D01", "D02", "M02"),
+        sgd(base, clean_loss, epochs=60, rate=0.05, weight_decay=5e-4, schedule="cosine"),
     )
     yield defense(
         "cifar-standard",
         "arXiv:1603.05027",
         "PreActResNet-18 on clean images.",
-        sgd(preact_resnet18, standard, **DAWN),
-        ("D01", "D18"),
+        sgd(preact_resnet18, clean_loss, **DAWN),
     )
     yield defense(
         "cifar-pgd",
         "arXiv:1706.06083",
         "PreActResNet-18 on what seven steps of PGD make of each batch, 8/255.",
-        sgd(preact_resnet18, worst_case, SEVEN, **DAWN),
-        ("D08", "D18"),
+        sgd(preact_resnet18, adversarial_loss, SEVEN, **DAWN),
     )
     yield defense(
         "cifar-fast",
         "arXiv:2001.03994",
         "PreActResNet-18 on one step of 10/255 from a random start, 8/255.",
-        sgd(preact_resnet18, worst_case, ONE, watch=FIVE, **DAWN),
-        ("D17", "D18"),
+        sgd(preact_resnet18, adversarial_loss, ONE, monitor=FIVE, **DAWN),
     )
     yield defense(
         "cifar-trades",
@@ -98,5 +92,4 @@ def bench_defenses() -> Iterator[Defense]:
             wide, partial(trades, beta=BETA), TEN, epochs=80, rate=0.1, weight_decay=2e-4,
             schedule="steps", options={"beta": BETA},
         ),
-        ("D13",),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
-from plugins.defenses.pgd_training import worst_case
+from plugins.defenses._losses import adversarial_loss
 
 BALL = Linf(Fraction(51, 255))
 STEP = InnerAttack("pgd", BALL, {"steps": 1, "rate": 1.25, "random_start": True})
@@ -21,8 +21,9 @@ def bench_defenses() -> Iterator[Defense]:
         name="fast-training",
         cite="arXiv:2001.03994",
         summary="Trained on one signed step from a random start, on a cyclic schedule.",
-        recipe=Recipe(cnn, worst_case, STEP, epochs=45, rate=4e-3, schedule="cyclic", watch=WATCH),
+        recipe=Recipe(
+            cnn, adversarial_loss, STEP, epochs=45, rate=4e-3, schedule="cyclic", monitor=WATCH
+        ),
         build=trained,
         quick=False,
-        detail={"rows": ("D17", "RP05")},
     )

@@ -116,7 +116,7 @@ def test_free_training_sees_a_slope_where_pixels_are_at_their_bound(tmp_path: Pa
 
 
 def test_free_training_needs_a_loss_that_sees_the_perturbation(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"pupil does not depend on lesson\.adv"):
+    with pytest.raises(PluginError, match=r"pupil does not depend on batch\.adv"):
         taught(tmp_path, small(loss=on_clean, inner=FREE))
 
 
@@ -239,7 +239,7 @@ def test_of_a_teacher_with_a_detector_the_classifier_teaches(tmp_path: Path) -> 
 
 
 def test_an_attack_on_the_teacher_needs_one(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="plays pgd on its teacher and names no teacher"):
+    with pytest.raises(BenchError, match="declares the transfer attack pgd on its teacher and names no teacher"):
         taught(tmp_path, small(loss=on_adv, transfer=INNER))
 
 
@@ -284,7 +284,7 @@ def test_what_is_fitted_is_part_of_the_weights(tmp_path: Path) -> None:
 def test_what_is_fitted_alone_needs_no_loss(tmp_path: Path) -> None:
     taught(tmp_path, replace(CENTRED, loss=None, epochs=0))
     assert weights(tmp_path, replace(CENTRED, loss=None, epochs=0))["mean"].any()
-    with pytest.raises(BenchError, match="asks for 2 epochs and has no loss"):
+    with pytest.raises(BenchError, match="asks for 2 epochs and declares no loss"):
         taught(tmp_path, small(loss=None))
     with pytest.raises(BenchError, match="asks for 0 epochs"):
         taught(tmp_path, small(epochs=0))
@@ -293,7 +293,7 @@ def test_what_is_fitted_alone_needs_no_loss(tmp_path: Path) -> None:
 def test_what_is_only_fitted_has_no_loss_to_ask_for() -> None:
     known = registry(defense("pupil", replace(CENTRED, loss=None, epochs=0)))
     begun = state.initial_state(known, "pupil", DIGITS, None, torch.device("cpu"), mixed=False)
-    with pytest.raises(PluginError, match=r"^pupil has no loss to learn\.$"):
+    with pytest.raises(PluginError, match=r"^pupil declares no loss\.$"):
         _ = begun.loss
 
 
@@ -325,7 +325,7 @@ def spoiled(epoch: int) -> Callable[[TrainingBatch], Tensor]:
     return loss
 
 
-WATCH = InnerAttack("pgd", BALL, {"steps": 3, "rate": 0.01})
+MONITOR = InnerAttack("pgd", BALL, {"steps": 3, "rate": 0.01})
 
 
 @pytest.mark.row("D17")
@@ -333,9 +333,9 @@ def test_training_stops_where_robustness_collapses_and_keeps_the_best_epoch(
     tmp_path: Path,
 ) -> None:
     heard: list[state.EpochReport] = []
-    made_by = small(loss=spoiled(4), watch=WATCH, epochs=20)
+    made_by = small(loss=spoiled(4), monitor=MONITOR, epochs=20)
     taught(tmp_path / "a", made_by, progress=heard.append)
-    shares = [entry.watched or 0.0 for entry in heard]
+    shares = [entry.monitored or 0.0 for entry in heard]
     assert 4 <= len(heard) < 20
     assert shares[-1] < max(shares) - state.OVERFITTING_DROP
     assert all(
@@ -351,7 +351,7 @@ def test_training_stops_where_robustness_collapses_and_keeps_the_best_epoch(
 
 def test_a_training_that_holds_is_not_stopped_nor_changed_by_the_watch(tmp_path: Path) -> None:
     heard: list[state.EpochReport] = []
-    watched = taught(tmp_path / "a", small(watch=WATCH, epochs=3), progress=heard.append)
+    watched = taught(tmp_path / "a", small(monitor=MONITOR, epochs=3), progress=heard.append)
     assert len(heard) == 3
     assert watched == taught(tmp_path / "b", small(epochs=3))
     assert [entry.gradients for entry in heard] == [COUNT] * 3, "looking on is not charged"
@@ -393,7 +393,7 @@ def test_augmentation_stays_in_the_box_and_in_shape(
 
 KILLED: dict[str, Recipe] = {
     "free": small(model=noisy, loss=on_adv, inner=FREE, epochs=3, augment=flipped),
-    "watched": small(loss=spoiled(2), watch=WATCH, epochs=9),
+    "watched": small(loss=spoiled(2), monitor=MONITOR, epochs=9),
     "fitted": replace(CENTRED, epochs=3),
     "long": small(model=noisy, loss=on_adv, inner=INNER, epochs=12, schedule="cyclic"),
 }
@@ -453,11 +453,11 @@ def test_the_best_epoch_survives_an_interruption(tmp_path: Path) -> None:
             raise InterruptedTrainingError
 
     calls = spoiled(3)
-    made_by = small(loss=calls, watch=WATCH, epochs=9)
+    made_by = small(loss=calls, monitor=MONITOR, epochs=9)
     with pytest.raises(InterruptedTrainingError):
         taught(tmp_path / "a", made_by, progress=stop)
     broken = taught(tmp_path / "a", made_by)
-    assert broken == taught(tmp_path / "b", small(loss=spoiled(3), watch=WATCH, epochs=9))
+    assert broken == taught(tmp_path / "b", small(loss=spoiled(3), monitor=MONITOR, epochs=9))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -28,17 +29,17 @@ from bench.plugin import (
 )
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
-from bench.training.loop import train
-from bench.training.recipes import inner_attack
+from bench.training.loop import train_defense
+from bench.training.recipes import resolve_inner_attack
+from plugins.defenses import fgsm_training, pgd_training, softmax_regression
 from plugins.defenses._cnn import cnn
+from plugins.defenses._losses import adversarial_loss, clean_loss
 from plugins.defenses._preprocessing import Filtered
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import BITS, squeeze, three_bits
-from plugins.defenses.fgsm_training import mixed, replaced
-from plugins.defenses.pgd_training import worst_case
-from plugins.defenses.softmax_regression import likelihood, regression
+from plugins.defenses.fgsm_training import mixed
+from plugins.defenses.softmax_regression import regression
 from plugins.defenses.trades import ClimbKL, divergence, trades
-from plugins.defenses.undefended import standard
 from plugins.defenses.weight_decay import decayed
 
 SHAPE = (1, 8, 8)
@@ -58,6 +59,12 @@ def network(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return cnn(SHAPE, 10)
+
+
+def recipe_loss(plugin: ModuleType) -> Callable[[TrainingBatch], Tensor]:
+    """The training loss of the first defense that a plugin registers."""
+    loss: Callable[[TrainingBatch], Tensor] = next(plugin.bench_defenses()).recipe.loss
+    return loss
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,15 +101,15 @@ def near(a: list[Tensor], b: list[Tensor]) -> bool:
     [
         pytest.param(partial(mixed, alpha=1.0), marks=pytest.mark.row("D05")),
         pytest.param(partial(trades, beta=0.0), marks=pytest.mark.row("D13")),
-        likelihood,
+        recipe_loss(softmax_regression),
     ],
     ids=["mixture-alpha-1", "trades-beta-0", "linear"],
 )
 def test_at_its_neutral_weight_a_loss_is_the_standard_one_to_the_bit(
     loss: Callable[[TrainingBatch], Tensor],
 ) -> None:
-    assert torch.equal(loss(lesson()), standard(lesson()))
-    assert same(gradients(loss), gradients(standard))
+    assert torch.equal(loss(lesson()), clean_loss(lesson()))
+    assert same(gradients(loss), gradients(clean_loss))
 
 
 @pytest.mark.row("D01")
@@ -110,24 +117,26 @@ def test_the_standard_loss_is_minus_log_p_of_the_clean_images() -> None:
     given = lesson()
     log_p = given.model(given.x).log_softmax(1)
     expected = -log_p[torch.arange(32), given.y]
-    assert torch.allclose(standard(given), expected, atol=1e-6)
+    assert torch.allclose(clean_loss(given), expected, atol=1e-6)
 
 
 @pytest.mark.row("D07", "D08")
-@pytest.mark.parametrize("loss", [worst_case, replaced], ids=["pgd", "fgsm"])
+@pytest.mark.parametrize(
+    "loss", [recipe_loss(pgd_training), recipe_loss(fgsm_training)], ids=["pgd", "fgsm"]
+)
 def test_adversarial_training_looks_at_the_adversarial_images_alone(
     loss: Callable[[TrainingBatch], Tensor],
 ) -> None:
     given = lesson()
     swapped = given._replace(x=given.adv)
-    assert torch.equal(loss(given), standard(swapped))
+    assert torch.equal(loss(given), clean_loss(swapped))
     assert torch.equal(loss(given), loss(given._replace(x=torch.zeros_like(given.x))))
 
 
 @pytest.mark.row("D05")
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5])
 def test_the_gradient_of_the_mixture_is_the_weighted_sum(alpha: float) -> None:
-    clean, moved = gradients(standard), gradients(replaced)
+    clean, moved = gradients(clean_loss), gradients(adversarial_loss)
     expected = [alpha * a + (1 - alpha) * b for a, b in zip(clean, moved, strict=True)]
     assert near(gradients(partial(mixed, alpha=alpha)), expected)
 
@@ -135,9 +144,9 @@ def test_the_gradient_of_the_mixture_is_the_weighted_sum(alpha: float) -> None:
 @pytest.mark.row("D03")
 def test_weight_decay_adds_the_weights_to_the_gradient() -> None:
     weights = [weight.detach() for weight in network().parameters()]
-    expected = [g + 0.3 * w for g, w in zip(gradients(standard), weights, strict=True)]
+    expected = [g + 0.3 * w for g, w in zip(gradients(clean_loss), weights, strict=True)]
     assert near(gradients(partial(decayed, strength=0.3)), expected)
-    assert near(gradients(partial(decayed, strength=0.0)), gradients(standard))
+    assert near(gradients(partial(decayed, strength=0.0)), gradients(clean_loss))
 
 
 @pytest.mark.row("D13")
@@ -342,7 +351,7 @@ def test_inner_attacks_can_cross_the_ball_of_the_first_board(registry: Registry)
     assert sorted(inner) == ["fgsm-mixture", "fgsm-training", "pgd-training", "trades"]
     for asked in inner.values():
         assert asked.ball == Linf(eps)
-        attack = inner_attack(registry, asked).value
+        attack = resolve_inner_attack(registry, asked).value
         assert asked.attack == "fgsm" or attack.steps * getattr(attack, "rate", 0) >= 2
 
 
@@ -353,7 +362,7 @@ def taught(registry: Registry, folder: Path, name: str, recipe: Recipe) -> str:
     offer: Registration[Defense] = registry.find("defense", "undefended")
     value = dataclasses.replace(offer.value, name=name, recipe=short)
     registry.defenses[name] = dataclasses.replace(offer, value=value)
-    return train(registry, name, few_digits(registry), folder=folder)
+    return train_defense(registry, name, few_digits(registry), folder=folder)
 
 
 def few_digits(registry: Registry) -> Dataset:

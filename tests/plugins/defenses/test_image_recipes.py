@@ -18,8 +18,8 @@ from bench.engine.problem import attack_once
 from bench.plugin import Dataset, Defense, InnerAttack, Linf, Recipe, TrainingBatch
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
-from bench.training.loop import SCHEDULES, train
-from bench.training.recipes import inner_attack
+from bench.training.loop import SCHEDULES, train_defense
+from bench.training.recipes import resolve_inner_attack
 from bench.training.state import EpochReport
 from plugins.attacks.fast_gradient import bench_attacks as fast_gradients
 from plugins.attacks.pgd import PGD
@@ -164,7 +164,7 @@ def test_the_one_step_of_fast_training_goes_five_quarters_of_the_radius_from_any
     eps, weight, x = inner.ball.radius, gaussian(12), interior(200, 12)
     model = binary(weight, 100.0)
     y = torch.ones(200, dtype=torch.int64)
-    attack = inner_attack(world(), inner).value
+    attack = resolve_inner_attack(world(), inner).value
     adv = attack_once(attack, model, x, y, inner.ball, seed=0, example=torch.arange(200))
     ahead = ((adv - x) * -weight.sign().view(1, 1, 1, 12)) / eps
     assert ahead.min() > 0.25 - 1e-3 and ahead.max() < 1 + 1e-3
@@ -192,7 +192,7 @@ def test_inner_attacks_have_the_papers_steps_inside_eight_of_255(
 ) -> None:
     inner = recipe_named(name).inner
     assert isinstance(inner, InnerAttack) and inner.ball == Linf(Fraction(8, 255))
-    attack = inner_attack(world(), inner).value
+    attack = resolve_inner_attack(world(), inner).value
     assert attack.steps == steps
     assert getattr(attack, "rate", 0) * 8 == pytest.approx(pixels)
     assert steps == 1 or attack.steps * getattr(attack, "rate", 0) * 8 >= 13, "it can turn round"
@@ -204,7 +204,7 @@ def test_the_families_and_recipes_are_offered_and_left_out_of_the_quick_set() ->
     assert world().problems == []
     for name in ours:
         defense: Defense = world().find("defense", name).value
-        assert not defense.quick and defense.recipe is not None and defense.detail["rows"]
+        assert not defense.quick and defense.recipe is not None
         surrogate: Defense = world().find("defense", defense.surrogate).value
         assert set(defense.datasets) <= set(surrogate.datasets), (
             "transfer attacks ask the surrogate"
@@ -221,7 +221,11 @@ def test_the_page_states_the_numbers_that_are_trained() -> None:
         assert (int(epochs), float(rate), schedule) == (recipe.epochs, recipe.rate, recipe.schedule)
         assert float(decay) == recipe.weight_decay and recipe.batch == 128
         inner = recipe.inner
-        steps = inner_attack(world(), inner).value.steps if isinstance(inner, InnerAttack) else 0
+        steps = (
+            resolve_inner_attack(world(), inner).value.steps
+            if isinstance(inner, InnerAttack)
+            else 0
+        )
         assert int(gradients) == steps + 1
 
 
@@ -269,14 +273,16 @@ def test_each_recipe_learns_real_images_and_goes_on_to_the_same_weights(
 ) -> None:
     registry, few = narrow(name), photographs()
     history: list[EpochReport] = []
-    digest = train(registry, name, few, folder=tmp_path / "whole", progress=history.append)
+    digest = train_defense(registry, name, few, folder=tmp_path / "whole", progress=history.append)
     assert [entry.epoch for entry in history] == [1, 2]
     assert history[1].loss < history[0].loss < 1.5 * math.log(10)
     assert [entry.gradients for entry in history] == [REAL[name] * FEW] * 2
     with pytest.raises(Killed):
-        train(registry, name, few, folder=tmp_path / "cut", beat=killed_after(FEW // 64 + 2))
+        train_defense(
+            registry, name, few, folder=tmp_path / "cut", heartbeat=killed_after(FEW // 64 + 2)
+        )
     assert list((tmp_path / "cut" / "training").iterdir()), "the first epoch was kept"
-    assert train(registry, name, few, folder=tmp_path / "cut") == digest
+    assert train_defense(registry, name, few, folder=tmp_path / "cut") == digest
 
 
 def test_the_loss_of_fast_training_is_that_of_pgd_training() -> None:

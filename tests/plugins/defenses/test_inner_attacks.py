@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.engine.model_access import ModelAccess
 from bench.plugin import FreeTraining, InnerAttack, Linf, cross_entropy
-from bench.training.recipes import inner_attack
+from bench.training.recipes import resolve_inner_attack
 from bench.training.state import EpochReport
 from plugins.attacks.pgd import PGD
 from plugins.defenses import cascade_training, fast_training, logit_pairing
@@ -153,7 +153,7 @@ def test_stored_images_are_iterated_ones_of_the_first_stage_in_the_same_ball() -
     second = recipe_of("cascade")
     assert second.teacher == "cascade-first"
     assert second.transfer is not None
-    assert inner_attack(registry(), second.transfer).value.steps > 1
+    assert resolve_inner_attack(registry(), second.transfer).value.steps > 1
     assert second.transfer.ball == BALL == cascade_training.BALL
     assert dataclasses.replace(second, teacher="", transfer=None) == dataclasses.replace(
         recipe_of("cascade-first"), loss=second.loss
