@@ -22,7 +22,7 @@ from bench.evaluation.launcher import set_deterministic
 from bench.plugin import cross_entropy
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
-from tests.engine.single_run import Match
+from tests.engine.single_run import SingleRun
 from tests.sandbox.isolated import PLAIN, entry, locked, opened
 from tests.sandbox.test_attack_proxy import BUILT_IN
 
@@ -60,7 +60,7 @@ def main() -> None:
             text = BUILT_IN.replace("{module}", module).replace("{of}", name)
             entry(place, text, kind="attack")
             inside, here = (load(place).find("attack", "mine").value for load in (locked, opened))
-            ratio, seconds = against(Match(inside).play, Match(here).play)
+            ratio, seconds = against(SingleRun(inside).run, SingleRun(here).run)
             print(f"{name} on 150 digits: {ratio:.2f} ({seconds:.3f} s here)")
 
 

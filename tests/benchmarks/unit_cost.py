@@ -1,4 +1,4 @@
-"""The unit of every figure: one fused forward and input gradient an example, measured beside it."""
+"""The unit of every figure: the time of one forward and one input gradient per example."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BATCH = 256
+UNIT_BATCH = 256
 REPEATS = 5
 
 
-class Floor(NamedTuple):
-    """Seconds an example, the best of several batches."""
+class UnitCost(NamedTuple):
+    """Seconds per example, the least of several batches."""
 
     step: float
-    """A forward and a gradient to the input, in eval mode, with frozen parameters, in float32."""
+    """A forward and the gradient to the input in float32, in eval mode, parameters frozen."""
     forward: float
 
-    def least(self, other: Floor) -> Floor:
-        """The better of two measurements."""
-        return Floor(min(self.step, other.step), min(self.forward, other.forward))
+    def minimum(self, other: UnitCost) -> UnitCost:
+        """The lower figures of two measurements."""
+        return UnitCost(min(self.step, other.step), min(self.forward, other.forward))
 
 
 def now(device: torch.device) -> float:
-    """Seconds: CPU time of this process; on a device wall time, its queue run empty."""
+    """CPU seconds of this process; on CUDA wall seconds after the device has finished."""
     if device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def measured(model: nn.Module, x: Tensor, y: Tensor) -> Floor:
-    """The floor of a frozen model in one batch of at most 256 of these examples."""
-    x, y = x[:BATCH], y[:BATCH]
+def measure(model: nn.Module, x: Tensor, y: Tensor) -> UnitCost:
+    """The unit cost of a frozen model on at most 256 of these examples [n, C, H, W]."""
+    x, y = x[:UNIT_BATCH], y[:UNIT_BATCH]
 
     def step() -> None:
-        fused(model, x, y)
+        forward_and_gradient(model, x, y)
 
     def forward() -> None:
         with torch.no_grad():
             model(x)
 
-    return Floor(best(step, x.device) / len(x), best(forward, x.device) / len(x))
+    return UnitCost(fastest(step, x.device) / len(x), fastest(forward, x.device) / len(x))
 
 
-def fused(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """One forward and the gradient to the input, nothing else."""
+def forward_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """One forward and the gradient to the input, for images [n, C, H, W] and labels [n]."""
     leaf = x.detach().requires_grad_()
     torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
 
 
-def best(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds of the quickest of several; the first, which warms up, does not count."""
+def fastest(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds of the fastest of several calls after one untimed call."""
     work()
     seconds = []
     for _ in range(REPEATS):

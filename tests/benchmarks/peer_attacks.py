@@ -1,4 +1,4 @@
-"""The peers, called as their own users call them, each with the same radius and steps as ours."""
+"""Attacks of peer libraries, called as their documentation shows, with our radii and steps."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from torch import Tensor, nn
 
 from bench.core.errors import UnavailableError
 from bench.plugin import L2, Fraction, Goal, PerturbationSet
-from tests.benchmarks.models import World
-from tests.benchmarks.ours import Side
-from tests.benchmarks.outcome import Outcome, counted, judged, referee
+from tests.benchmarks.cases import Case
+from tests.benchmarks.our_runs import Runner
+from tests.benchmarks.run_result import RunResult, counted, referee, verified_images
 from tests.benchmarks.unit_cost import now
 
-FAR = L2(Fraction(1000))
-"""Where a minimum-norm attack may end: anywhere in the box."""
+WHOLE_BOX = L2(Fraction(1000))
+"""A ball that contains the pixel box: minimum-norm attacks may end anywhere in it."""
 NEAREST = Goal("nearest")
 
 Peer: TypeAlias = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
 """(model, x, y, eps, seed) -> adversarial images [n, C, H, W]."""
 
 
-def peer(package: str, call: Peer, ball: PerturbationSet | None = None) -> Side:
-    """The side that calls a peer; `ball`: judged by it rather than by the world's own."""
+def peer(package: str, call: Peer, ball: PerturbationSet | None = None) -> Runner:
+    """The runner of a peer's attack; `ball` replaces the ball of the case in verification."""
 
-    def side(world: World, seed: int) -> Outcome:
-        installed(package)
-        return run(world, call, ball, seed)
+    def runner(case: Case, seed: int) -> RunResult:
+        require_package(package)
+        return run_peer(case, call, ball, seed)
 
-    return side
+    return runner
 
 
-def installed(package: str) -> None:
-    """Raise UnavailableError where the peer is not here."""
+def require_package(package: str) -> None:
+    """Raises UnavailableError where a package is not installed."""
     if importlib.util.find_spec(package) is None:
         raise UnavailableError(f"{package} is not installed; `uv sync --extra peers` brings it.")
 
 
-def run(world: World, call: Peer, ball: PerturbationSet | None, seed: int) -> Outcome:
-    """Attack what is right on the clean images, on the clock; then judge every image.
+def run_peer(case: Case, call: Peer, ball: PerturbationSet | None, seed: int) -> RunResult:
+    """Attack the examples that are classified correctly, timed; then verify every image.
 
-    The model is a copy whose parameters ask for gradients, as every trained model's do.
+    The model is a copy whose parameters require gradients, as those of a trained model do.
     """
-    model = Asked(copy.deepcopy(world.model)).requires_grad_(True).eval()
-    where = world.right.nonzero()[:, 0]
-    x, y, eps = world.x[where], world.y[where], float(world.ball.radius)
-    image = world.x.clone()
+    model = OpaqueModel(copy.deepcopy(case.model)).requires_grad_(True).eval()
+    where = case.correct.nonzero()[:, 0]
+    x, y, eps = case.x[where], case.y[where], float(case.ball.radius)
+    image = case.x.clone()
     with quiet(), counted(model) as counter:
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -62,32 +62,32 @@ def run(world: World, call: Peer, ball: PerturbationSet | None, seed: int) -> Ou
         seconds = now(x.device) - since
     image[where] = found.detach().to(image)
     rules = referee(
-        world, ball or world.ball, Goal() if ball is None else NEAREST, minimises=ball is not None
+        case, ball or case.ball, Goal() if ball is None else NEAREST, minimises=ball is not None
     )
-    broken, distance = judged(rules, image)
-    count = len(world.x)
-    return Outcome(
-        broken | ~world.right, distance, image, seconds,
+    broken, distance = verified_images(rules, image)
+    count = len(case.x)
+    return RunResult(
+        broken | ~case.correct, distance, image, seconds,
         counter.forwards / count, counter.gradients / count, counter.calls,
     )  # fmt: skip
 
 
-class Asked(nn.Module):
-    """A model in one piece: ART walks through the layers of a Sequential, past every counter."""
+class OpaqueModel(nn.Module):
+    """A model in one module: ART calls the layers of a Sequential one by one, past the counter."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, K]."""
+        """Logits [n, K] of images [n, C, H, W]."""
         logits: Tensor = self.model(images)
         return logits
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Peers warn of their own age and log their progress; neither belongs in the table."""
+    """Suppress the warnings and progress logs of the peers."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -106,7 +106,7 @@ def torchattacks_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: i
 
 
 def torchattacks_restarts(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """PGD-40 from two random starts; what the first breaks meets no second."""
+    """PGD-40 from two random starts; the second runs on examples that the first left."""
     import torchattacks
 
     once = torchattacks.PGD(model, eps=eps, alpha=eps / 10, steps=40)
@@ -115,7 +115,7 @@ def torchattacks_restarts(model: nn.Module, x: Tensor, y: Tensor, eps: float, se
 
 
 def torchattacks_fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """One step of the radius."""
+    """FGSM: one step of the radius."""
     import torchattacks
 
     found: Tensor = torchattacks.FGSM(model, eps=eps)(x, y)
@@ -123,7 +123,7 @@ def torchattacks_fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: 
 
 
 def torchattacks_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Fifty steps."""
+    """DeepFool with 50 steps."""
     import torchattacks
 
     found: Tensor = torchattacks.DeepFool(model, steps=50)(x, y)
@@ -131,7 +131,7 @@ def torchattacks_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, se
 
 
 def foolbox_run(attack: Any, model: nn.Module, x: Tensor, y: Tensor, eps: float | None) -> Tensor:
-    """Foolbox's attack on Foolbox's model."""
+    """Run a Foolbox attack on images [n, C, H, W]; return the clipped images."""
     from foolbox.models.pytorch import PyTorchModel
 
     wrapped = PyTorchModel(model, bounds=(0, 1), device=x.device)
@@ -150,14 +150,14 @@ def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
 
 
 def foolbox_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Fifty steps, ten classes."""
+    """DeepFool with 50 steps over 10 classes."""
     from foolbox.attacks.deepfool import L2DeepFoolAttack
 
     return foolbox_run(L2DeepFoolAttack(steps=50), model, x, y, None)
 
 
 def foolbox_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Five rounds of a hundred steps of 0.05, the first price 0.01."""
+    """C&W: 5 rounds of 100 steps of 0.05, initial constant 0.01."""
     from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
 
     attack = L2CarliniWagnerAttack(
@@ -167,7 +167,7 @@ def foolbox_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) ->
 
 
 def art_estimator(model: nn.Module, x: Tensor) -> Any:
-    """ART's view of the model."""
+    """The model as an ART classifier."""
     from art.estimators.classification import PyTorchClassifier
 
     return PyTorchClassifier(
@@ -177,7 +177,7 @@ def art_estimator(model: nn.Module, x: Tensor) -> Any:
 
 
 def art_run(attack: Any, x: Tensor, y: Tensor) -> Tensor:
-    """numpy in, numpy out."""
+    """Run an ART attack on images [n, C, H, W], through numpy."""
     return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy()))
 
 
@@ -193,7 +193,7 @@ def art_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Te
 
 
 def art_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Fifty steps, ten classes, in one batch."""
+    """DeepFool with 50 steps over 10 classes, in one batch."""
     from art.attacks.evasion import DeepFool
 
     attack = DeepFool(
@@ -204,7 +204,7 @@ def art_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) 
 
 
 def art_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Five rounds of a hundred steps of at first 0.05, the first price 0.01."""
+    """C&W: 5 rounds of 100 steps, initial rate 0.05, initial constant 0.01."""
     from art.attacks.evasion import CarliniL2Method
 
     attack = CarliniL2Method(
@@ -215,7 +215,7 @@ def art_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Ten
 
 
 def adv_lib_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Fifty steps."""
+    """DeepFool with 50 steps."""
     from adv_lib.attacks import df
 
     found: Tensor = df(model, x, y, steps=50)
@@ -223,7 +223,7 @@ def adv_lib_deepfool(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: i
 
 
 def adv_lib_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """Five rounds of a hundred steps of 0.05, the first price 0.01."""
+    """C&W: 5 rounds of 100 steps of 0.05, initial constant 0.01."""
     from adv_lib.attacks import carlini_wagner_l2
 
     found: Tensor = carlini_wagner_l2(
@@ -234,15 +234,15 @@ def adv_lib_cw(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) ->
 
 
 def apgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-    """APGD-CE with 100 iterations, as `standard` sets it."""
+    """APGD-CE with 100 iterations, as in the standard suite."""
     from pyautoattack.autopgd_base import APGDAttack
 
     attack = APGDAttack(model, n_iter=100, eps=eps, seed=seed, loss="ce", device=x.device)
-    return moved(attack.perturb(x, y))
+    return images_of(attack.perturb(x, y))
 
 
 def square(queries: int) -> Peer:
-    """Square alone, with its schedule stretched over the queries, which is its own default."""
+    """Square with a schedule rescaled to the number of queries, the default of the library."""
 
     def call(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         from pyautoattack.square import SquareAttack
@@ -251,13 +251,13 @@ def square(queries: int) -> Peer:
             model, n_queries=queries, eps=eps, p_init=0.8, seed=seed, resc_schedule=True,
             device=x.device,
         )  # fmt: skip
-        return moved(attack.perturb(x, y))
+        return images_of(attack.perturb(x, y))
 
     return call
 
 
 def autoattack(*attacks: str) -> Peer:
-    """The whole of `standard` as a cascade, or only these of its attacks."""
+    """The standard suite as a cascade, or only these attacks of it."""
 
     def call(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         from pyautoattack import AutoAttack
@@ -265,16 +265,16 @@ def autoattack(*attacks: str) -> Peer:
         chosen = AutoAttack(model, eps=eps, seed=seed, device=x.device)
         if attacks:
             chosen.attacks_to_run = list(attacks)
-        return moved(chosen.run_standard_evaluation(x, y, batch_size=BATCH))
+        return images_of(chosen.run_standard_evaluation(x, y, batch_size=PEER_BATCH))
 
     return call
 
 
-BATCH = 250
-"""pyautoattack's own default."""
+PEER_BATCH = 250
+"""The default batch size of pyautoattack."""
 
 
-def moved(answer: Any) -> Tensor:
-    """The images, whether they came alone or with labels."""
-    found: Tensor = answer[0] if isinstance(answer, tuple) else answer
+def images_of(output: Any) -> Tensor:
+    """The images [n, C, H, W] of an output that may also contain labels."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
     return found

@@ -1,4 +1,4 @@
-"""What a side brings home, judged by one referee: the same rules for ours and for the peers."""
+"""The result of one run, verified by the same referee for this project and for the peers."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from bench.engine.model_access import freeze
 from bench.plugin import Goal, PerturbationSet
 from bench.referee.fresh_model import FreshModel
 from bench.referee.referee import Referee
-from tests.benchmarks.models import World
+from tests.benchmarks.cases import Case
 
 
-class Outcome(NamedTuple):
-    """One run of one side over a world's examples."""
+class RunResult(NamedTuple):
+    """One run of one implementation over the examples of a case."""
 
     broken: Tensor
-    """[n] bool, verified in float32 in the ball; a clean mistake counts as broken."""
+    """[n] bool, verified by the referee; a clean mistake counts as broken."""
     distance: Tensor
-    """[n] float64 from the clean image."""
+    """[n] float64, the distance from the clean image."""
     image: Tensor
+    """[n, C, H, W]."""
     seconds: float
-    """Of the attack; the judging is the same for both sides and is left out."""
+    """Time of the attack, without the verification."""
     forwards: float
-    """An example, as the referee's denominator has it."""
+    """Mean over all examples, as is `gradients`."""
     gradients: float
     calls: int
-    """Of the model, whatever the batch."""
+    """Calls of the model, whatever the batch size."""
 
     @property
     def robust(self) -> float:
-        """The share of all examples that was never broken."""
+        """Robust accuracy: the share of all examples that are not broken."""
         return 1 - float(self.broken.double().mean())
 
 
 @dataclass
 class Counter:
-    """What a model was asked, seen from outside."""
+    """Counts from hooks on a model: calls, images forward, gradients of images."""
 
     calls: int = 0
     forwards: int = 0
@@ -53,7 +54,7 @@ class Counter:
 
 @contextmanager
 def counted(model: nn.Module, *, gradients: bool = True) -> Iterator[Counter]:
-    """Count calls, images and, if asked for, gradients of images that go through this model."""
+    """Count calls, images and, on request, image gradients while the context is open."""
     counter = Counter()
 
     def backward(gradient: Tensor) -> None:
@@ -72,15 +73,15 @@ def counted(model: nn.Module, *, gradients: bool = True) -> Iterator[Counter]:
         handle.remove()
 
 
-def referee(world: World, ball: PerturbationSet, goal: Goal, *, minimises: bool) -> Referee:
-    """The rules for this world, with a copy of its model that no attack has seen."""
-    court = FreshModel(freeze(copy.deepcopy(world.model)))
-    none = torch.full_like(world.y, -1)
-    return Referee(court, ball, goal, world.x, world.y, none, minimises=minimises)
+def referee(case: Case, ball: PerturbationSet, goal: Goal, *, minimises: bool) -> Referee:
+    """A referee for this case on a fresh copy of its model."""
+    fresh = FreshModel(freeze(copy.deepcopy(case.model)))
+    none = torch.full_like(case.y, -1)
+    return Referee(fresh, ball, goal, case.x, case.y, none, minimises=minimises)
 
 
-def judged(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Broken [n] bool and distance [n] of one image for each example, in order."""
+def verified_images(rules: Referee, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Broken [n] bool and distance [n] float64 of images [n, C, H, W], one per example."""
     zero = torch.zeros(len(image), dtype=torch.int64)
     item = torch.arange(len(image))
     attempts = Candidates(item, image, zero, zero, zero, zero, zero, zero + torch.inf)

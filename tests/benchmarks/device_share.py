@@ -1,4 +1,4 @@
-"""How much of the wall time a device had work, from the profiler's record of its kernels."""
+"""The share of wall time in which a device ran kernels, from the profiler's record."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from tests.benchmarks.unit_cost import now
 
 
-def share(work: Callable[[], object], device: torch.device) -> float:
-    """Of the wall time of `work`, the share in which at least one kernel ran."""
+def busy_share(work: Callable[[], object], device: torch.device) -> float:
+    """The share of the wall time of `work` in which at least one kernel ran, 0 to 1."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
         since = now(device)
         work()
@@ -21,11 +21,11 @@ def share(work: Callable[[], object], device: torch.device) -> float:
         for event in record.events()
         if event.device_type.name == "CUDA"
     ]
-    return covered(spans) / 1e6 / seconds
+    return union_length(spans) / 1e6 / seconds
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of intervals."""
+def union_length(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of (start, end) intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))

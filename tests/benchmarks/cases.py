@@ -1,4 +1,4 @@
-"""The networks that the benchmarks attack: trained once by a recipe, kept by its digest."""
+"""Cases of the benchmarks: a network, examples and a ball; weights are cached by recipe."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.core.folders import cache_folder
 from bench.data import datasets
-from bench.engine.cell_spec import GROUP
+from bench.engine.cell_spec import NOISE_GROUP
 from bench.engine.model_access import freeze
 from bench.engine.problem import attack_once
 from bench.plugin import Linf
@@ -29,42 +30,52 @@ from bench.training.defense_builder import DefenseBuilder
 from plugins.attacks.pgd import PGD
 from plugins.defenses._cnn import cnn
 
-TAUGHT = 1297  # images of the 1,797; the other 500 are attacked
+TRAINING_IMAGES = 1297  # of 1,797; the other 500 are attacked
 WIDTH = 16
 
 
-class World(NamedTuple):
-    """A network and what it is attacked on."""
+class Case(NamedTuple):
+    """A frozen network, its examples and the ball in which it is attacked."""
 
     name: str
     model: nn.Module
     x: Tensor
+    """[n, C, H, W]."""
     y: Tensor
+    """[n]."""
     ball: Linf
-    clean: Tensor
-    """[n, K]: the answers to the clean images, given to both sides for nothing."""
+    clean_logits: Tensor
+    """[n, K], computed once and given to all attacks."""
 
     @property
-    def right(self) -> Tensor:
-        """[n] bool."""
-        return self.clean.argmax(1) == self.y
+    def correct(self) -> Tensor:
+        """[n] bool: classified correctly on the clean image."""
+        return self.clean_logits.argmax(1) == self.y
 
-    def first(self, count: int) -> World:
-        """The same with the first `count` examples."""
-        return self._replace(x=self.x[:count], y=self.y[:count], clean=self.clean[:count])
+    def at(self, index: Tensor) -> Case:
+        """The same case with the examples at an index [m]."""
+        return self._replace(
+            x=self.x[index], y=self.y[index], clean_logits=self.clean_logits[index]
+        )
 
-    def on(self, device: str) -> World:
-        """The same on a device."""
+    def first(self, count: int) -> Case:
+        """The same case with its first `count` examples."""
+        return self._replace(
+            x=self.x[:count], y=self.y[:count], clean_logits=self.clean_logits[:count]
+        )
+
+    def on(self, device: str) -> Case:
+        """The same case on a device."""
         if device == "cpu":
             return self
-        return opened(self.name, copy.deepcopy(self.model).to(device), self.x.to(device),
-                      self.y.to(device), self.ball)  # fmt: skip
+        model = copy.deepcopy(self.model).to(device)
+        return frozen_case(self.name, model, self.x.to(device), self.y.to(device), self.ball)
 
 
-def opened(name: str, model: nn.Module, x: Tensor, y: Tensor, ball: Linf) -> World:
-    """A world whose model is frozen and has answered the clean images, 64 at a time."""
-    groups = range(-(-len(x) // GROUP))
-    return World(name, freeze(model), x, y, ball, FreshModel(model).answer(x, groups).logits)
+def frozen_case(name: str, model: nn.Module, x: Tensor, y: Tensor, ball: Linf) -> Case:
+    """A case with a frozen model and its logits of the clean images [n, C, H, W]."""
+    groups = range(-(-len(x) // NOISE_GROUP))
+    return Case(name, freeze(model), x, y, ball, FreshModel(model).answer(x, groups).logits)
 
 
 class Residual(nn.Module):
@@ -85,8 +96,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]."""
-        answer: Tensor = self.relu(self.body(x) + self.shortcut(x))
-        return answer
+        output: Tensor = self.relu(self.body(x) + self.shortcut(x))
+        return output
 
 
 def resnet18(shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> nn.Sequential:
@@ -106,24 +117,24 @@ def resnet18(shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> nn
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network comes about; its text is the name of its weights."""
+    """Training settings of a network; its `repr` names the weights file."""
 
     network: str
     """A key of NETWORKS."""
     radius: Fraction
-    """Of the attack on each batch; what is attacked lies in RADIUS."""
+    """Radius of the attack in training; the radius of the evaluation is in RADIUS."""
     epochs: int
     rate: float
     inner: int = 0
-    """Steps of the attack on each batch; 0: taught on clean images."""
+    """PGD steps on batches training batch; 0: training on clean images."""
     batch: int = 64
     seed: int = 0
 
     @property
     def file(self) -> Path:
-        """Where the weights are kept."""
+        """Path of the cached weights."""
         digest = hashlib.sha256(repr(self).encode()).hexdigest()[:16]
-        return datasets.cache_folder() / "benchmarks" / f"{self.network}-{digest}.safetensors"
+        return cache_folder() / "benchmarks" / f"{self.network}-{digest}.safetensors"
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -141,45 +152,45 @@ RECIPES = {
 
 def images(network: str) -> tuple[Tensor, Tensor]:
     """All 1,797 handwritten digits, shuffled: [n, 1, 8, 8] or, in colour, [n, 3, 32, 32]."""
-    bunch = load_digits()
-    grey = torch.from_numpy(bunch.images).float()[:, None] / 16
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images).float()[:, None] / 16
     if network == "resnet18":
         grey = F.interpolate(grey, 32, mode="bilinear").expand(-1, 3, -1, -1)
-    # The file is sorted by writer: the last 500 images are of hands never seen before.
+    # The file is sorted by writer: a shuffle puts images of every writer in both parts.
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(grey)))
-    y = torch.from_numpy(bunch.target.astype(np.int64))
+    y = torch.from_numpy(digits.target.astype(np.int64))
     return ((grey * 255).round() / 255)[order], y[order]
 
 
-def weights(recipe: Recipe) -> dict[str, Tensor]:
-    """The weights of a recipe; taught where they are not there yet."""
+def trained_weights(recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of a recipe, from the cache or trained now."""
     if not recipe.file.is_file():
         recipe.file.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(taught(recipe).state_dict(), recipe.file)
+        safetensors.torch.save_file(train(recipe).state_dict(), recipe.file)
     return safetensors.torch.load_file(recipe.file)
 
 
-def taught(recipe: Recipe) -> nn.Module:
-    """Adam with a cosine rate on the clean images, or on what PGD makes of them."""
-    x, y = (part[:TAUGHT] for part in images(recipe.network))
+def train(recipe: Recipe) -> nn.Module:
+    """Train with Adam and a cosine rate on clean images or on their PGD examples."""
+    x, y = (part[:TRAINING_IMAGES] for part in images(recipe.network))
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         model = NETWORKS[recipe.network]()
         optimiser = torch.optim.Adam(model.parameters(), recipe.rate)
-        each = len(x) // recipe.batch
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * each)
+        batches = len(x) // recipe.batch
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * batches)
         for epoch in range(recipe.epochs):
-            for batch in torch.randperm(len(x))[: each * recipe.batch].view(-1, recipe.batch):
-                learn(recipe, model, optimiser, x[batch], y[batch], batch + epoch * len(x))
+            for batch in torch.randperm(len(x))[: batches * recipe.batch].view(-1, recipe.batch):
+                train_batch(recipe, model, optimiser, x[batch], y[batch], batch + epoch * len(x))
                 schedule.step()
     return model
 
 
-def learn(
+def train_batch(
     recipe: Recipe, model: nn.Module, optimiser: torch.optim.Optimizer,
     x: Tensor, y: Tensor, key: Tensor,
 ) -> None:  # fmt: skip
-    """One batch; `key` [n] seeds the random starts."""
+    """One step on images x [n, C, H, W]; `key` [n] seeds the random starts of PGD."""
     if recipe.inner:
         attack = PGD(steps=recipe.inner, rate=2.5 / recipe.inner)
         x = attack_once(attack, model, x, y, Linf(recipe.radius), seed=recipe.seed, example=key)
@@ -190,19 +201,21 @@ def learn(
 
 
 @functools.cache
-def world(name: str) -> World:
-    """A network of this name, frozen, and its examples: a recipe's, or a published one."""
+def load_case(name: str) -> Case:
+    """The case of this name, with a network of a recipe or a published one."""
     if name not in RECIPES:
-        return published(name)
+        return published_case(name)
     recipe = RECIPES[name]
     model = NETWORKS[recipe.network]()
-    model.load_state_dict(weights(recipe))
+    model.load_state_dict(trained_weights(recipe))
     x, y = images(recipe.network)
-    return opened(name, model, x[TAUGHT:], y[TAUGHT:], Linf(RADIUS[recipe.network]))
+    return frozen_case(
+        name, model, x[TRAINING_IMAGES:], y[TRAINING_IMAGES:], Linf(RADIUS[recipe.network])
+    )
 
 
 class Published(NamedTuple):
-    """A network whose weights others trained, and the board it is attacked on."""
+    """A registered defense with published weights, and where it is attacked."""
 
     defense: str
     dataset: str
@@ -216,12 +229,12 @@ PUBLISHED = {
 }
 
 
-def published(name: str) -> World:
-    """That network on the first test images; raises UnavailableError without its files."""
-    chosen = PUBLISHED[name]
+def published_case(name: str) -> Case:
+    """A published network on the first test images; UnavailableError without its files."""
+    source = PUBLISHED[name]
     registry = Registry.load()
-    dataset = registry.datasets[chosen.dataset].value
-    model = DefenseBuilder(registry, chosen.defense, dataset).build()
-    examples = datasets.first_examples(dataset, chosen.examples)
+    dataset = registry.datasets[source.dataset].value
+    model = DefenseBuilder(registry, source.defense, dataset).build()
+    examples = datasets.first_examples(dataset, source.examples)
     y = torch.tensor(examples.labels)
-    return opened(name, model, examples.tensor(), y, Linf(chosen.radius))
+    return frozen_case(name, model, examples.tensor(), y, Linf(source.radius))
