@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.core.isolation import Isolation
 from bench.core.statistics import Count
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import CertifiedCount
@@ -41,8 +42,8 @@ VERDICTS = {"sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ inva
 CLAIMS = {"holds": "✓ holds", "below": "✕ below the claim", "not testable": "○ not testable"}
 FINDINGS = {"raised": "▲ raised", "clear": "✓ clear", "not tested": "○ not tested"}
 TIERS = {
-    "sandboxed": "its code ran in a worker of its own: no network, no files, no rights",
-    "unsandboxed": "its code ran in the harness itself, at the word of whoever played it",
+    Isolation.SANDBOXED.value: "its code ran in a separate worker process: no network, no files",
+    Isolation.UNSANDBOXED.value: "its code ran in the harness's process, by --allow-unsandboxed",
 }
 TAGS = {
     "bpda": ("stand-in", "declares what an attacker should differentiate through"),

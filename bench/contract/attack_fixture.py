@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.contract.check import DoesNotApply
-from bench.contract.fixtures import ROWS, TinyWorld, fitted
+from bench.contract.fixtures import ROWS, ModelFixture, fitted_fixture
 from bench.data.datasets import first_examples, load_dataset
 from bench.engine.cell_spec import CellSpec
 from bench.engine.model_access import ModelAccess
@@ -22,21 +22,21 @@ from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
 
-STEPS = 12
-TRIAL = Budget(gradients=100, queries=100)
+CHECKED_STEPS = 12
+EXTERNAL_BUDGET = Budget(gradients=100, queries=100)
 """What a run of its own may spend where only a little of it is looked at."""
-FEW = 4  # rows, where they are played one by one
+ONE_BY_ONE_ROWS = 4  # rows, where they are played one by one
 BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(51, 255)),
     "L2": L2(Fraction(1)),
     "L1": L1(Fraction(2)),
 }
-WIDE: dict[str, PerturbationSet] = {
+WIDE_BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(1, 2)),
     "L2": L2(Fraction(4)),
     "L1": L1(Fraction(16)),
 }
-GOALS = {
+GOAL_EXAMPLES = {
     "untargeted": Goal(),
     "nearest": Goal("nearest"),
     "targeted": Goal("targeted", "next"),
@@ -51,7 +51,7 @@ class AttackFixture:
     attack: Attack
 
     @cached_property
-    def world(self) -> TinyWorld:
+    def model_fixture(self) -> ModelFixture:
         """The digits, before a model fitted to them."""
         dataset = self.registry.find("dataset", "digits").value
         split = load_dataset(dataset).train
@@ -59,7 +59,7 @@ class AttackFixture:
             raise DoesNotApply("the digits came without their training half.")
         few = first_examples(dataset, 3 * ROWS)
         labels = torch.from_numpy(few.labels.copy())
-        return fitted(split, len(dataset.classes), few.tensor(), labels)
+        return fitted_fixture(split, len(dataset.classes), few.tensor(), labels)
 
     @property
     def traits(self) -> Traits:
@@ -83,75 +83,80 @@ class AttackFixture:
     @property
     def goals(self) -> dict[str, Goal]:
         """The goals it claims to serve."""
-        return {name: GOALS[name] for name in self.traits.goals or tuple(GOALS)}
+        return {name: GOAL_EXAMPLES[name] for name in self.traits.goals or tuple(GOAL_EXAMPLES)}
 
     @property
     def steps(self) -> int:
         """How many are looked at."""
-        return min(self.attack.steps, STEPS)
+        return min(self.attack.steps, CHECKED_STEPS)
 
-    def rows(
+    def problem(
         self,
-        world: TinyWorld | None = None,
+        world: ModelFixture | None = None,
         ball: PerturbationSet | None = None,
         goal: Goal | None = None,
         first: int = 0,
     ) -> BatchProblem:
         """A problem over 32 rows of a world, the examples numbered from `first`."""
-        world = world or self.world
+        world = world or self.model_fixture
         goal = goal or next(iter(self.goals.values()))
         x, y = world.x[first : first + ROWS].clone(), world.y[first : first + ROWS].clone()
         access = Access.GRADIENTS if self.traits.source else self.attack.needs
         door = ModelAccess(
-            world.model, access=access, asker=self.attack.name, board="its declared need"
+            world.model,
+            access=access,
+            attack_name=self.attack.name,
+            threat_model="its declared need",
         )
         aim = (y + 1) % world.classes if goal.kind == "targeted" else torch.full_like(y, -1)
         return BatchProblem(
             door, ball or self.ball, goal, x, y,
-            aim=aim, clean=door.logits(x), example=torch.arange(first, first + ROWS),
+            target=aim, clean_logits=door.logits(x), example=torch.arange(first, first + ROWS),
             seed=0, name=self.attack.name, budget=Budget(),
         )  # fmt: skip
 
-    def stepwise(self) -> None:
+    def require_steps(self) -> None:
         """Raise DoesNotApply for an attack with a run of its own."""
         if Traits.is_external(self.attack):
             raise DoesNotApply("it has a run of its own, without start and step.")
 
-    def begin(self, rows: BatchProblem) -> State:
+    def start(self, rows: BatchProblem) -> State:
         """The state before the first step."""
-        self.stepwise()
-        return self.attack.start(rows.take(torch.arange(len(rows.x))))
+        self.require_steps()
+        return self.attack.start(rows.at_start(torch.arange(len(rows.x))))
 
-    def go_on(self, rows: BatchProblem, state: State, steps: int) -> State:
+    def advance(self, rows: BatchProblem, state: State, steps: int) -> State:
         """The state after so many steps more."""
         for _ in range(steps):
             state = self.attack.step(rows, state)
             rows.t = rows.t + 1
         return state
 
-    def trace(self, rows: BatchProblem) -> list[Tensor]:
+    def iterates(self, rows: BatchProblem) -> list[Tensor]:
         """The images at the start and after each step; of a run of its own, those it leaves."""
         if Traits.is_external(self.attack):
-            return [self.left(rows)]
-        state = self.begin(rows)
+            return [self.external_images(rows)]
+        state = self.start(rows)
         images = [images_of(state).detach().clone()]
         for _ in range(self.steps):
-            state = self.go_on(rows, state, 1)
+            state = self.advance(rows, state, 1)
             images.append(images_of(state).detach().clone())
         return images
 
-    def game(self, rows: BatchProblem, budget: Budget) -> CellSpec:
+    def cell_spec(self, rows: BatchProblem, budget: Budget) -> CellSpec:
         """The cell of these rows; of few, where they are played one by one."""
-        few = slice(FEW if Traits.is_external(self.attack) and self.traits.rows == 1 else None)
+        few = slice(
+            ONE_BY_ONE_ROWS if Traits.is_external(self.attack) and self.traits.rows == 1 else None
+        )
         return CellSpec(
-            self.attack, rows.asked, ModelAccess(rows.asked.module), rows.ball, rows.goal, budget,
+            self.attack, rows.required_model_access, ModelAccess(rows.required_model_access.module), rows.ball, rows.goal, budget,
             rows.x[few], rows.y[few], rows.target[few], rows.clean[few],
             rows.wrong(rows.clean)[few], 0, ROWS,
         )  # fmt: skip
 
-    def left(self, rows: BatchProblem) -> Tensor:
+    def external_images(self, rows: BatchProblem) -> Tensor:
         """What a run of its own brings to the referee within the trial's budget."""
-        game = self.game(rows, TRIAL)
+        game = self.cell_spec(rows, EXTERNAL_BUDGET)
 
         def confirm(items: Tensor, images: Tensor) -> Tensor:
             return game.ball.contains(images.double(), game.x[items].double())
@@ -161,13 +166,13 @@ class AttackFixture:
             images[part.item] = part.image
         return images
 
-    def last(self, rows: BatchProblem) -> Tensor:
+    def final_images(self, rows: BatchProblem) -> Tensor:
         """The image after the last step that is looked at."""
-        return self.trace(rows)[-1]
+        return self.iterates(rows)[-1]
 
-    def outside(self, rows: BatchProblem) -> str:
+    def why_outside(self, rows: BatchProblem) -> str:
         """Where a trace leaves box or ball, as a sentence."""
-        for step, adv in enumerate(self.trace(rows)):
+        for step, adv in enumerate(self.iterates(rows)):
             if not torch.isfinite(adv).all():
                 return f"step {step} gave NaN or infinite pixels."
             inside = (adv.flatten(1).amin(1) >= 0) & (adv.flatten(1).amax(1) <= 1)

@@ -40,18 +40,18 @@ class DoesNotApply(Exception):  # noqa: N818 - an answer, not an error
 class Check(Generic[S]):
     """A promise that every plugin of a kind keeps."""
 
-    holds: Callable[[S], str]
+    function: Callable[[S], str]
     """What is wrong, as a sentence; empty when nothing is."""
 
     @property
     def name(self) -> str:
         """`bounded-memory` for the function `bounded_memory`."""
-        return self.holds.__name__.replace("_", "-")
+        return self.function.__name__.replace("_", "-")
 
     @property
-    def text(self) -> str:
+    def sentence(self) -> str:
         """The law in words: the docstring's first line."""
-        return inspect.getdoc(self.holds).splitlines()[0]  # type: ignore[union-attr]
+        return inspect.getdoc(self.function).splitlines()[0]  # type: ignore[union-attr]
 
 
 def checks_of(*functions: Callable[[Any], str]) -> tuple[Check[Any], ...]:

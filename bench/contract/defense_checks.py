@@ -11,27 +11,36 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bench.contract.check import DoesNotApply, checks_of
-from bench.contract.defense_fixture import DefenseFixture, apart, ask, seeded, slope, weights_of
+from bench.contract.defense_fixture import (
+    DefenseFixture,
+    gradient_of_weighted,
+    logit_weights,
+    logits_of,
+    relative_difference,
+    seeded_logits,
+)
 from bench.contract.fixtures import ModelState, RandomState
 from bench.core.outcomes import REJECTED
 from bench.data import datasets
 from bench.data.datasets import to_float
 from bench.engine.answers import column_mismatch
 
-CLOSE = 1e-4  # of the logit scale
-STEP = 2.0**-10  # of a pixel: above float32's noise, below most kinks
+ROUNDING = 1e-4  # of the logit scale
+DIFFERENCE_STEP = 2.0**-10  # of a pixel: above float32's noise, below most kinks
 
 
 def _differs(what: str, one: Tensor, two: Tensor, hint: str) -> str:
     """A sentence when two answers that should be one are not close."""
-    far = apart(one, two)
-    if far <= CLOSE:
+    far = relative_difference(one, two)
+    if far <= ROUNDING:
         return ""
-    return f"logits moved by {far:.2g} of their scale {what}; at most {CLOSE:g} is rounding. {hint}"
+    return (
+        f"logits moved by {far:.2g} of their scale {what}; at most {ROUNDING:g} is rounding. {hint}"
+    )
 
 
 def _deterministic(subject: DefenseFixture) -> None:
-    if subject.random:
+    if subject.is_random:
         raise DoesNotApply("it declares randomness; its draws belong to the whole batch.")
 
 
@@ -43,7 +52,7 @@ def builds(subject: DefenseFixture) -> str:
 
 def logits_have_one_column_a_class(subject: DefenseFixture) -> str:
     """Images [n, C, H, W] become logits [n, K], for K classes; one that rejects adds a score."""
-    found = tuple(ask(subject.build(), subject.x).shape)
+    found = tuple(logits_of(subject.build(), subject.x).shape)
     classes = len(subject.dataset.classes)
     if len(found) != 2 or found[0] != len(subject.x):
         wanted = (len(subject.x), classes + subject.rejects)
@@ -53,37 +62,37 @@ def logits_have_one_column_a_class(subject: DefenseFixture) -> str:
 
 def logits_are_float32(subject: DefenseFixture) -> str:
     """Logits are float32."""
-    found = ask(subject.build(), subject.x).dtype
+    found = logits_of(subject.build(), subject.x).dtype
     return "" if found is torch.float32 else f"logits came as {found}; return torch.float32."
 
 
 def logits_are_finite(subject: DefenseFixture) -> str:
     """Every logit is a finite number."""
-    bad = int((~torch.isfinite(ask(subject.build(), subject.x)).all(1)).sum())
+    bad = int((~torch.isfinite(logits_of(subject.build(), subject.x)).all(1)).sum())
     return f"{bad} of {len(subject.x)} images got NaN or infinite logits." if bad else ""
 
 
 def black_and_white_are_images(subject: DefenseFixture) -> str:
     """Images that are 0 or 1 everywhere get finite logits."""
     edges = torch.cat([torch.zeros_like(subject.x[:16]), torch.ones_like(subject.x[:16])])
-    answer = ask(subject.build(), edges)
+    answer = logits_of(subject.build(), edges)
     return "" if torch.isfinite(answer).all() else "all-black or all-white images got NaN logits."
 
 
 def asking_twice_answers_twice_the_same(subject: DefenseFixture) -> str:
     """The same images get bitwise the same logits again."""
     module = subject.build()
-    one, two = ask(module, subject.x), ask(module, subject.x)
+    one, two = logits_of(module, subject.x), logits_of(module, subject.x)
     if torch.equal(one, two):
         return ""
-    return f"the second answer differs by {apart(one, two):.2g}; keep no state between calls."
+    return f"the second answer differs by {relative_difference(one, two):.2g}; keep no state between calls."
 
 
 def companions_do_not_matter(subject: DefenseFixture) -> str:
     """An image's logits do not depend on the other images of the batch."""
     module, mixed = subject.build(), subject.x.clone()
-    mixed[16:] = subject.test[0][-16:].flip(0)
-    one, two = ask(module, subject.x)[:16], ask(module, mixed)[:16]
+    mixed[16:] = subject.examples[0][-16:].flip(0)
+    one, two = logits_of(module, subject.x)[:16], logits_of(module, mixed)[:16]
     hint = "Use no statistics of the batch; call .eval() inside build."
     return _differs("with other images beside them", one, two, hint)
 
@@ -92,7 +101,7 @@ def order_does_not_matter(subject: DefenseFixture) -> str:
     """Turning the batch round turns the answer round."""
     _deterministic(subject)
     module = subject.build()
-    one, two = ask(module, subject.x), ask(module, subject.x.flip(0)).flip(0)
+    one, two = logits_of(module, subject.x), logits_of(module, subject.x.flip(0)).flip(0)
     return _differs("in reverse order", one, two, "Judge each image by itself.")
 
 
@@ -100,36 +109,36 @@ def one_image_is_a_batch(subject: DefenseFixture) -> str:
     """An image alone gets the logits that it gets in a batch."""
     _deterministic(subject)
     module = subject.build()
-    one = ask(module, subject.x)[:4]
-    two = torch.cat([ask(module, image[None]) for image in subject.x[:4]])
+    one = logits_of(module, subject.x)[:4]
+    two = torch.cat([logits_of(module, image[None]) for image in subject.x[:4]])
     return _differs("at batch size 1", one, two, "Judge each image by itself.")
 
 
 def calls_leave_no_trace(subject: DefenseFixture) -> str:
     """Ten other calls do not change an answer."""
     module = subject.build()
-    one = ask(module, subject.x)
+    one = logits_of(module, subject.x)
     for call in range(10):
-        ask(module, subject.test[0][-32:].roll(call, 0), seed=call)
-    two = ask(module, subject.x)
+        logits_of(module, subject.examples[0][-32:].roll(call, 0), seed=call)
+    two = logits_of(module, subject.x)
     return _differs("after ten other calls", one, two, "Keep no state between calls.")
 
 
 def gradients_leave_no_trace(subject: DefenseFixture) -> str:
     """Asking for a gradient changes no later answer."""
     module = subject.build()
-    one = ask(module, subject.x)
-    slope(module, subject.x, weights_of(one))
-    two = ask(module, subject.x)
+    one = logits_of(module, subject.x)
+    gradient_of_weighted(module, subject.x, logit_weights(one))
+    two = logits_of(module, subject.x)
     return _differs("after a gradient was taken", one, two, "Keep no state between calls.")
 
 
 def gradients_are_of_the_same_answer(subject: DefenseFixture) -> str:
     """The logits are the same whether a gradient will be taken or not."""
     module = subject.build()
-    one = ask(module, subject.x)
+    one = logits_of(module, subject.x)
     leaf = subject.x.clone().requires_grad_()
-    two = seeded(module, leaf, 0).detach()
+    two = seeded_logits(module, leaf, 0).detach()
     return _differs("when a gradient was wanted", one, two, "Never look whether one is wanted.")
 
 
@@ -137,7 +146,7 @@ def eval_mode_is_kept(subject: DefenseFixture) -> str:
     """Every part is in eval mode after build, and after a call."""
     _visible(subject)
     module = subject.build()
-    ask(module, subject.x)
+    logits_of(module, subject.x)
     noisy = [name or "the module" for name, part in module.named_modules() if part.training]
     return f"{noisy[0]} is in train mode; call .eval() and leave it so." if noisy else ""
 
@@ -147,27 +156,27 @@ def weights_are_left_alone(subject: DefenseFixture) -> str:
     _visible(subject)
     module = subject.build()
     before = ModelState.of(module)
-    answer = ask(module, subject.x)
-    slope(module, subject.x, weights_of(answer))
-    moved = before.touched(module)
+    answer = logits_of(module, subject.x)
+    gradient_of_weighted(module, subject.x, logit_weights(answer))
+    moved = before.changed(module)
     return f"a call changed {', '.join(moved[:3])}; a forward only reads." if moved else ""
 
 
 def images_are_left_alone(subject: DefenseFixture) -> str:
     """The images that come in are not written to."""
     given = subject.x.clone()
-    ask(subject.build(), given)
+    logits_of(subject.build(), given)
     return "" if torch.equal(given, subject.x) else "forward wrote into its input; work on a copy."
 
 
 def global_random_state_is_left_alone(subject: DefenseFixture) -> str:
     """A call moves no global generator; declared randomness may draw from torch's."""
     module = subject.build()
-    before = RandomState.stirred()
+    before = RandomState.after_draws()
     try:
         with torch.no_grad():
             module(subject.x)
-        moved = [name for name in before.touched() if not (subject.random and name == "torch")]
+        moved = [name for name in before.changed() if not (subject.is_random and name == "torch")]
     finally:
         before.restore()
     return f"a call moved the global generator of {', '.join(moved)}." if moved else ""
@@ -176,22 +185,22 @@ def global_random_state_is_left_alone(subject: DefenseFixture) -> str:
 def randomness_is_declared(subject: DefenseFixture) -> str:
     """Answers vary with torch's seed exactly where `randomness` is declared."""
     module = subject.build()
-    one, again, two = (ask(module, subject.x, seed) for seed in (0, 0, 1))
+    one, again, two = (logits_of(module, subject.x, seed) for seed in (0, 0, 1))
     if not torch.equal(one, again):
         return "one seed of torch gave two answers; draw from torch's global generator only."
-    if torch.equal(one, two) == subject.random:
-        found = "do not vary" if subject.random else "vary"
+    if torch.equal(one, two) == subject.is_random:
+        found = "do not vary" if subject.is_random else "vary"
         return f"randomness is {subject.defense.randomness}, but answers {found} with the seed."
     return ""
 
 
 def a_gradient_exists(subject: DefenseFixture) -> str:
     """Some logit has some slope, or a stand-in is declared."""
-    _exempt(subject, "a-gradient-exists")
+    _exempt(subject)
     if subject.defense.bpda is not None:
         raise DoesNotApply("it declares a stand-in.")
     module = subject.build()
-    gradient = slope(module, subject.x, weights_of(ask(module, subject.x)))
+    gradient = gradient_of_weighted(module, subject.x, logit_weights(logits_of(module, subject.x)))
     if not torch.isfinite(gradient).all():
         return "input gradients are not finite; declare a bpda or mend the slope."
     if gradient.any():
@@ -201,16 +210,19 @@ def a_gradient_exists(subject: DefenseFixture) -> str:
 
 def gradient_is_the_slope(subject: DefenseFixture) -> str:
     """The gradient agrees with finite differences, or a stand-in is declared."""
-    _exempt(subject, "gradient-is-the-slope")
+    _exempt(subject)
     if subject.defense.bpda is not None:
         raise DoesNotApply("it declares a stand-in.")
-    module, x = subject.build(), subject.test[0][:64].clamp(STEP, 1 - STEP)
-    weight = weights_of(ask(module, x))
+    module, x = (
+        subject.build(),
+        subject.examples[0][:64].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP),
+    )
+    weight = logit_weights(logits_of(module, x))
     generator = torch.Generator().manual_seed(3)
     v = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-    told = (slope(module, x, weight) * v).flatten(1).sum(1).double()
-    ahead, behind = (ask(module, x + h * v) for h in (STEP, -STEP))
-    seen = ((ahead - behind).double() * weight).sum(1) / (2 * STEP)
+    told = (gradient_of_weighted(module, x, weight) * v).flatten(1).sum(1).double()
+    ahead, behind = (logits_of(module, x + h * v) for h in (DIFFERENCE_STEP, -DIFFERENCE_STEP))
+    seen = ((ahead - behind).double() * weight).sum(1) / (2 * DIFFERENCE_STEP)
     cosine = float(told @ seen / (told.norm() * seen.norm()).clamp_min(1e-300))
     if cosine >= 0.9 or not (told.any() or seen.any()):
         return ""
@@ -221,18 +233,14 @@ def gradient_is_the_slope(subject: DefenseFixture) -> str:
 
 
 def _visible(subject: DefenseFixture) -> None:
-    if subject.locked_in is not None:
+    if subject.sandboxed_module is not None:
         raise DoesNotApply("its parts are behind the walls of the sandbox.")
 
 
-def _exempt(subject: DefenseFixture, check: str) -> None:
-    """A built-in control that hides its gradient on purpose says so, and why, in `detail`.
-
-    Nobody else excuses himself.
-    """
-    reasons = subject.defense.detail.get("exempt", {})
-    if subject.built_in and check in reasons:
-        raise DoesNotApply(f"declared exempt: {reasons[check]}")
+def _exempt(subject: DefenseFixture) -> None:
+    """Raises DoesNotApply for a built-in control that declares why it hides its gradient."""
+    if subject.is_built_in and subject.defense.control:
+        raise DoesNotApply(f"declared a control: {subject.defense.control}.")
 
 
 def bpda_answers_alike(subject: DefenseFixture) -> str:
@@ -241,10 +249,10 @@ def bpda_answers_alike(subject: DefenseFixture) -> str:
     other = loader.bpda()
     if other is None:
         raise DoesNotApply("it declares no stand-in.")
-    own, other_logits = ask(loader.build(), subject.x), ask(other, subject.x)
+    own, other_logits = logits_of(loader.build(), subject.x), logits_of(other, subject.x)
     if other_logits.shape != own.shape:
         return f"the stand-in's logits are {list(other_logits.shape)}, not {list(own.shape)}."
-    gradient = slope(other, subject.x, weights_of(own))
+    gradient = gradient_of_weighted(other, subject.x, logit_weights(own))
     if not (torch.isfinite(other_logits).all() and torch.isfinite(gradient).all()):
         return "the stand-in gives NaN or infinite logits or gradients."
     return "" if gradient.any() else "the stand-in has no gradient either; it stands in for one."
@@ -252,10 +260,10 @@ def bpda_answers_alike(subject: DefenseFixture) -> str:
 
 def two_builds_are_one(subject: DefenseFixture) -> str:
     """Two builds give bitwise the same answers."""
-    one, two = (ask(subject.loader.build(), subject.x) for _ in range(2))
+    one, two = (logits_of(subject.loader.build(), subject.x) for _ in range(2))
     if torch.equal(one, two):
         return ""
-    return f"two builds differ by {apart(one, two):.2g}; load every weight, seed every draw."
+    return f"two builds differ by {relative_difference(one, two):.2g}; load every weight, seed every draw."
 
 
 def saved_is_loaded(subject: DefenseFixture) -> str:
@@ -266,7 +274,7 @@ def saved_is_loaded(subject: DefenseFixture) -> str:
     for value in other.state_dict().values():
         value.zero_()
     other.load_state_dict(load(save(state)))
-    one, two = ask(module, subject.x), ask(other, subject.x)
+    one, two = logits_of(module, subject.x), logits_of(other, subject.x)
     return "" if torch.equal(one, two) else "answers changed by saving and loading the state."
 
 
@@ -296,7 +304,7 @@ def claims_are_shares(subject: DefenseFixture) -> str:
 
 def better_than_chance(subject: DefenseFixture) -> str:
     """Clean accuracy is above chance by three standard errors."""
-    x, y = subject.test
+    x, y = subject.examples
     right = float((subject.labels(subject.build(), x) == y).double().mean())
     chance = 1 / len(subject.dataset.classes)
     least = chance + 3 * (chance * (1 - chance) / len(y)) ** 0.5
@@ -308,7 +316,7 @@ def clean_images_are_accepted(subject: DefenseFixture) -> str:
     share = subject.defense.rejects
     if share is None:
         raise DoesNotApply("it never rejects.")
-    x, y = subject.test
+    x, y = subject.examples
     found = float((subject.labels(subject.build(), x) == REJECTED).double().mean())
     most = 2 * share + 3 * (2 * share * max(1 - 2 * share, 0) / len(y)) ** 0.5
     if found <= most:
@@ -321,7 +329,7 @@ def clean_images_are_accepted(subject: DefenseFixture) -> str:
 
 def not_looked_up(subject: DefenseFixture) -> str:
     """Noise of one grey level leaves nine answers of ten as they were."""
-    module, x = subject.build(), subject.test[0]
+    module, x = subject.build(), subject.examples[0]
     generator = torch.Generator().manual_seed(4)
     grey = (torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1) / 255
     kept = subject.labels(module, x) == subject.labels(module, (x + grey).clamp(0, 1))
@@ -334,7 +342,7 @@ def not_memorised(subject: DefenseFixture) -> str:
     train = datasets.load_dataset(subject.dataset).train
     if train is None:
         raise DoesNotApply(f"{subject.dataset.name} comes without its training half.")
-    x, y = subject.test
+    x, y = subject.examples
     module, n = subject.build(), len(y)
     canary = to_float(torch.from_numpy(train.images[:n].copy()))
     truth = torch.from_numpy(train.labels[:n].copy())

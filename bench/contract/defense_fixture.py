@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from bench.contract.check import DoesNotApply
 from bench.contract.fixtures import RandomState
 from bench.core.errors import UnavailableError
+from bench.core.isolation import Isolation
 from bench.data import datasets
 from bench.engine import answers, model_access
 from bench.plugin import Dataset, Defense
-from bench.registry.discovery import SANDBOXED
 from bench.registry.registry import Registry
 from bench.sandbox.defense_proxy import DefenseProxy
 from bench.training.defense_builder import DefenseBuilder
@@ -44,7 +44,7 @@ class DefenseFixture:
         raise DoesNotApply(f"none of its data sets can be read here: {' '.join(missing)}")
 
     @cached_property
-    def test(self) -> tuple[Tensor, Tensor]:
+    def examples(self) -> tuple[Tensor, Tensor]:
         """Images and labels; fewer where an image is large."""
         n = 256 if np.prod(self.dataset.shape) <= 28 * 28 else 64
         examples = datasets.first_examples(self.dataset, min(n, self.dataset.test_size))
@@ -53,10 +53,10 @@ class DefenseFixture:
     @property
     def x(self) -> Tensor:
         """32 of the images: one unit of rows."""
-        return self.test[0][:32]
+        return self.examples[0][:32]
 
     @property
-    def random(self) -> bool:
+    def is_random(self) -> bool:
         """Whether it declares randomness."""
         return self.defense.randomness is not None
 
@@ -66,7 +66,7 @@ class DefenseFixture:
         return DefenseBuilder(self.registry, self.defense.name, self.dataset)
 
     @property
-    def built_in(self) -> bool:
+    def is_built_in(self) -> bool:
         """Whether it comes with the project."""
         return self.registry.find("defense", self.defense.name).origin == "built-in"
 
@@ -77,30 +77,30 @@ class DefenseFixture:
 
     def build(self) -> nn.Module:
         """A fresh copy of the defense; one for all laws where each copy is a process."""
-        return self.locked_in or self.loader.build()
+        return self.sandboxed_module or self.loader.build()
 
     @cached_property
-    def locked_in(self) -> DefenseProxy | None:
+    def sandboxed_module(self) -> DefenseProxy | None:
         """The copy that a worker holds; None where the code is in this process."""
-        if self.registry.find("defense", self.defense.name).tier != SANDBOXED:
+        if self.registry.find("defense", self.defense.name).isolation is not Isolation.SANDBOXED:
             return None
         module = self.loader.build()
         return module if isinstance(module, DefenseProxy) else None
 
     def labels(self, module: nn.Module, images: Tensor) -> Tensor:
         """[n]: the classes that it names, REJECTED where it refuses."""
-        return answers.predicted_labels(ask(module, images), rejects=self.rejects)
+        return answers.predicted_labels(logits_of(module, images), rejects=self.rejects)
 
 
-def ask(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
+def logits_of(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
     """Logits without a graph, the global generators seeded and put back."""
     with torch.no_grad():
-        return seeded(module, images, seed).detach()
+        return seeded_logits(module, images, seed).detach()
 
 
-def seeded(module: nn.Module, images: Tensor, seed: int) -> Tensor:
+def seeded_logits(module: nn.Module, images: Tensor, seed: int) -> Tensor:
     """Logits, with whatever graph the caller asked for."""
-    before = RandomState.now()
+    before = RandomState.snapshot()
     try:
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -111,19 +111,19 @@ def seeded(module: nn.Module, images: Tensor, seed: int) -> Tensor:
     return answer
 
 
-def slope(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:
+def gradient_of_weighted(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:
     """The gradient of <weight, logits>, zero where no graph leads back to the images."""
     leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        return model_access.input_gradient((seeded(module, leaf, 0) * weight).sum(), leaf)
+        return model_access.input_gradient((seeded_logits(module, leaf, 0) * weight).sum(), leaf)
 
 
-def apart(one: Tensor, two: Tensor) -> float:
+def relative_difference(one: Tensor, two: Tensor) -> float:
     """The largest difference, in units of the largest logit."""
     return float((one - two).abs().max() / one.abs().max().clamp_min(1e-12))
 
 
-def weights_of(logits: Tensor) -> Tensor:
+def logit_weights(logits: Tensor) -> Tensor:
     """Fixed random weights of the logits, so that no class is left out."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(logits.shape, generator=generator)

@@ -17,7 +17,7 @@ ROWS = 32  # one unit of rows: kernels agree to the last bit within it
 WIDTH = 64
 
 
-class Ridge(nn.Module):
+class RidgeClassifier(nn.Module):
     """Random ReLU features and a ridge regression: smooth almost everywhere, fitted at once."""
 
     def __init__(self, inner: Tensor, outer: Tensor, bias: Tensor) -> None:
@@ -36,7 +36,7 @@ class Ridge(nn.Module):
         return torch.relu((images - 0.5).flatten(1) @ self.inner)
 
 
-class Flat(nn.Module):
+class ConstantClassifier(nn.Module):
     """Logits that do not move, with a graph all the same: every gradient is zero."""
 
     def __init__(self, logits: Tensor) -> None:
@@ -50,7 +50,7 @@ class Flat(nn.Module):
 
 
 @dataclass(frozen=True)
-class TinyWorld:
+class ModelFixture:
     """A model, and images that it knows or does not."""
 
     model: nn.Module
@@ -60,34 +60,36 @@ class TinyWorld:
     classes: int
 
 
-def fitted(split: Split, classes: int, images: Tensor, labels: Tensor) -> TinyWorld:
+def fitted_fixture(split: Split, classes: int, images: Tensor, labels: Tensor) -> ModelFixture:
     """A model fitted to a data set's training half, and the given test images."""
     x = torch.from_numpy(split.images.copy()).float() / 255
     generator = torch.Generator().manual_seed(0)
     pixels = x[0].numel()
     inner = torch.randn(pixels, WIDTH, generator=generator) / pixels**0.5
-    model = Ridge(inner, torch.zeros(WIDTH, classes), torch.full((classes,), 1.0 / classes))
+    model = RidgeClassifier(
+        inner, torch.zeros(WIDTH, classes), torch.full((classes,), 1.0 / classes)
+    )
     hidden = model.features(x).detach().double()
     wanted = F.one_hot(torch.from_numpy(split.labels.copy()), classes).double() - 1 / classes
     gram = hidden.T @ hidden + 1e-3 * len(x) * torch.eye(WIDTH, dtype=torch.float64)
     outer = 10 * torch.linalg.solve(gram, hidden.T @ wanted)
-    return TinyWorld(Ridge(inner, outer.float(), model.bias), images, labels, classes)
+    return ModelFixture(RidgeClassifier(inner, outer.float(), model.bias), images, labels, classes)
 
 
-def strange(shape: tuple[int, int, int], classes: int) -> TinyWorld:
+def random_fixture(shape: tuple[int, int, int], classes: int) -> ModelFixture:
     """Random weights on random images of any shape."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(ROWS, *shape, generator=generator)
     inner = torch.randn(x[0].numel(), WIDTH, generator=generator)
     outer = torch.randn(WIDTH, classes, generator=generator)
-    model = Ridge(inner, outer, torch.zeros(classes))
-    return TinyWorld(model, x, model(x).argmax(1), classes)
+    model = RidgeClassifier(inner, outer, torch.zeros(classes))
+    return ModelFixture(model, x, model(x).argmax(1), classes)
 
 
-def flat(world: TinyWorld) -> TinyWorld:
+def constant_fixture(world: ModelFixture) -> ModelFixture:
     """The same images before a model without any slope."""
     logits = torch.linspace(0, 1, world.classes)
-    return TinyWorld(Flat(logits), world.x, world.y, world.classes)
+    return ModelFixture(ConstantClassifier(logits), world.x, world.y, world.classes)
 
 
 class RandomState(NamedTuple):
@@ -98,19 +100,19 @@ class RandomState(NamedTuple):
     python: Any
 
     @classmethod
-    def now(cls) -> RandomState:
+    def snapshot(cls) -> RandomState:
         """As they stand."""
         return cls(torch.get_rng_state(), np.random.get_state(), random.getstate())
 
     @classmethod
-    def stirred(cls) -> RandomState:
+    def after_draws(cls) -> RandomState:
         """After a draw from each: whoever seeds one does not come back to where it stood."""
         torch.rand(1), np.random.rand(), random.random()
-        return cls.now()
+        return cls.snapshot()
 
-    def touched(self) -> list[str]:
+    def changed(self) -> list[str]:
         """The names of those that moved since."""
-        now = RandomState.now()
+        now = RandomState.snapshot()
         moved = {
             "torch": not torch.equal(self.torch, now.torch),
             "numpy": repr(self.numpy) != repr(now.numpy) or not _same(self.numpy, now.numpy),
@@ -138,7 +140,7 @@ class ModelState(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module) -> ModelState:
         """Copies of the weights and buffers; modes, hooks and gradients as plain values."""
-        tensors = {name: value.detach().clone() for name, value in named(module)}
+        tensors = {name: value.detach().clone() for name, value in named_tensors(module)}
         flags: dict[str, Any] = {}
         for name, part in module.named_modules():
             hooks = len(part._forward_hooks) + len(part._forward_pre_hooks)
@@ -147,7 +149,7 @@ class ModelState(NamedTuple):
             flags[f"{name}, gradient"] = parameter.grad is None
         return cls(tensors, flags)
 
-    def touched(self, module: nn.Module) -> list[str]:
+    def changed(self, module: nn.Module) -> list[str]:
         """What differs by now."""
         now = ModelState.of(module)
         if now.tensors.keys() != self.tensors.keys():
@@ -156,7 +158,7 @@ class ModelState(NamedTuple):
         return moved + [name for name, old in self.flags.items() if now.flags.get(name) != old]
 
 
-def named(module: nn.Module) -> list[tuple[str, Tensor]]:
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers by name."""
     return [*module.named_parameters(), *module.named_buffers()]
 

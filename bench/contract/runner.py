@@ -15,7 +15,7 @@ from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, UnavailableError, e
 from bench.registry.discovery import Plugin
 from bench.registry.loader import module_from_source
 from bench.registry.registration import Registration
-from bench.registry.registry import KINDS, Registry
+from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import did_you_mean, read_submission
 from bench.registry.weights_file import why_unsafe
 from bench.training.defense_builder import NeedsTraining
@@ -54,10 +54,10 @@ def run_checks(
         return list(_of_path(path, filled, train))
     name = str(path)
     found = [(kind, offer) for kind, offer in _offers(filled) if offer.value.name == name]
-    if not found and name in filled.entries:
-        return list(_of_path(filled.entries[name].folder, filled, train))
+    if not found and name in filled.submissions:
+        return list(_of_path(filled.submissions[name].folder, filled, train))
     if not found:
-        known = sorted({offer.value.name for _, offer in _offers(filled)} | set(filled.entries))
+        known = sorted({offer.value.name for _, offer in _offers(filled)} | set(filled.submissions))
         raise BenchError(f"no plugin and no path is named {name!r}{did_you_mean(name, known)}.")
     return [
         result for kind, offer in found for result in check_registration(filled, kind, offer, train)
@@ -79,10 +79,10 @@ def check_registration(
     unmade = _trained(subject) if train and isinstance(subject, DefenseFixture) else []
     yield from unmade
     for law in CHECKS[kind]:
-        yield tried(kind, offer.value.name, law, subject, made=train and not unmade)
+        yield run_check(kind, offer.value.name, law, subject, made=train and not unmade)
 
 
-def tried(
+def run_check(
     kind: str, name: str, law: Check[Any], subject: Any, *, made: bool = False
 ) -> CheckResult:
     """One law on one plugin; whatever the plugin raises on the way breaks the law.
@@ -90,7 +90,7 @@ def tried(
     With `made` its weights were made: that it still lacks some is a finding then.
     """
     try:
-        wrong = law.holds(subject)
+        wrong = law.function(subject)
     except DoesNotApply as reason:
         return CheckResult(kind, name, law.name, CheckOutcome.NOT_APPLICABLE, str(reason))
     except (NeedsTraining, UnavailableError) as error:
@@ -102,11 +102,11 @@ def tried(
         return CheckResult(kind, name, law.name, CheckOutcome.FAIL, f"{error_text(error)}.")
     if wrong:
         return CheckResult(kind, name, law.name, CheckOutcome.FAIL, wrong)
-    return CheckResult(kind, name, law.name, CheckOutcome.PASS, law.text)
+    return CheckResult(kind, name, law.name, CheckOutcome.PASS, law.sentence)
 
 
 def _offers(registry: Registry) -> Iterator[tuple[str, Registration[Any]]]:
-    for kind in KINDS:
+    for kind in HOOK_OF_KIND:
         for offer in getattr(registry, f"{kind}s").values():
             yield kind, offer
 
@@ -114,7 +114,7 @@ def _offers(registry: Registry) -> Iterator[tuple[str, Registration[Any]]]:
 def _trained(subject: DefenseFixture) -> list[CheckResult]:
     """Make missing weights; what fails there is a result of its own."""
     law = Check(weights_can_be_made)
-    result = tried("defense", subject.defense.name, law, subject)
+    result = run_check("defense", subject.defense.name, law, subject)
     return [result] if result.outcome is CheckOutcome.FAIL else []
 
 
@@ -135,7 +135,7 @@ def _of_path(path: Path, registry: Registry, train: bool) -> Iterator[CheckResul
     before = len(registry.problems)
     if plugin is not None:
         _forget(registry, plugin)
-        registry.admit([plugin])
+        registry.add_plugins([plugin])
         sentence = " ".join(registry.problems[before:]) or _unoffered(registry, plugin)
     outcome = CheckOutcome.FAIL if sentence else CheckOutcome.PASS
     yield CheckResult(
@@ -148,13 +148,13 @@ def _of_path(path: Path, registry: Registry, train: bool) -> Iterator[CheckResul
 
 def _unoffered(registry: Registry, plugin: Plugin) -> str:
     """That an entry does not offer what its card names; empty where it does."""
-    if plugin.entry is None:
+    if plugin.submission is None:
         return ""
-    kind, name = plugin.entry.card.kind, plugin.entry.card.name
+    kind, name = plugin.submission.card.kind, plugin.submission.card.name
     if any((k, o.value.name, o.module) == (kind, name, plugin.name) for k, o in _offers(registry)):
         return ""
-    if (kind, name) not in registry.absent:
-        hook = KINDS[kind]
+    if (kind, name) not in registry.missing_libraries:
+        hook = HOOK_OF_KIND[kind]
         return f"its {hook} gives nothing, its card names the {kind} {name!r}; yield it there."
     try:
         registry.find(kind, name)
@@ -201,7 +201,7 @@ def _is_entry(path: Path) -> bool:
 def _forget(registry: Registry, plugin: Plugin) -> None:
     """Take the installed copy of the same plugin out, so that this one is examined."""
     for kind, offer in list(_offers(registry)):
-        if plugin.entry is not None and offer.module == plugin.name:
+        if plugin.submission is not None and offer.module == plugin.name:
             del getattr(registry, f"{kind}s")[offer.value.name]
     if registry.manager.has_plugin(plugin.name):
         registry.manager.unregister(name=plugin.name)

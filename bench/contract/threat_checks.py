@@ -35,7 +35,7 @@ class ThreatFixture:
         return (1.5 * torch.rand(32, *self.dataset.shape, generator=generator) - 0.25).clamp(0, 1)
 
     @cached_property
-    def away(self) -> Tensor:
+    def outside_points(self) -> Tensor:
         """Points that are outside box and, mostly, ball."""
         generator = torch.Generator().manual_seed(1)
         return self.x + torch.randn(self.x.shape, generator=generator)
@@ -85,7 +85,7 @@ def id_is_a_digest_of_the_rules(rules: ThreatFixture) -> str:
 def projection_is_feasible_and_idempotent(rules: ThreatFixture) -> str:
     """`project` lands inside ball and box, and moves nothing a second time."""
     ball = rules.threat.ball
-    once = ball.project(rules.away, rules.x)
+    once = ball.project(rules.outside_points, rules.x)
     if not ball.contains(once.double(), rules.x.double()).all():
         return "project left points outside."
     again = float(ball.distance(ball.project(once, rules.x), once).max())

@@ -16,7 +16,7 @@ from bench.plugin import Certifier, Defense, Diagnostic, Evidence, Finding
 from bench.threats.norms import L2, Linf, PerturbationSet
 
 
-def greys() -> nn.Module:
+def mean_pixel_model() -> nn.Module:
     """Two classes told apart by one linear layer: what holds is known in closed form."""
     layer = nn.Linear(16, 2, device="meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -34,7 +34,7 @@ class ToolFixture:
     @cached_property
     def model(self) -> nn.Module:
         """Class 0 where the mean pixel is above 1/2."""
-        return greys()
+        return mean_pixel_model()
 
     @cached_property
     def x(self) -> Tensor:
@@ -58,7 +58,7 @@ class ToolFixture:
         """What the diagnostic says of an honest model."""
         diagnostic: Diagnostic = self.tool
         return diagnostic.examine(
-            self.model, self.x, self.y, Defense("greys", lambda loader: greys())
+            self.model, self.x, self.y, Defense("greys", lambda loader: mean_pixel_model())
         )
 
 
@@ -116,10 +116,10 @@ def looking_is_repeatable(tool: ToolFixture) -> str:
 
 def model_is_left_alone(tool: ToolFixture) -> str:
     """Weights, modes, hooks and global generators stay as they are."""
-    before, generators = ModelState.of(tool.model), RandomState.stirred()
+    before, generators = ModelState.of(tool.model), RandomState.after_draws()
     try:
         _look(tool)
-        moved = [*before.touched(tool.model), *generators.touched()]
+        moved = [*before.changed(tool.model), *generators.changed()]
     finally:
         generators.restore()
     return f"it changed {', '.join(moved[:3])}." if moved else ""

@@ -17,6 +17,7 @@ import torch
 from bench.core import statistics
 from bench.core.cells import Cell, CellState, Culprit, Failure
 from bench.core.errors import PLUGIN_EXCEPTIONS
+from bench.core.isolation import Isolation
 from bench.core.outcomes import Chunk, Verdict
 from bench.engine.precision_audit import PrecisionAudit
 from bench.engine.runner import run_attack
@@ -31,7 +32,6 @@ from bench.evaluation.plan import PlannedPair, Selection
 from bench.evaluation.submission_states import SubmissionStates
 from bench.plugin import Defense, ThreatModel
 from bench.referee.referee import KEPT_IMAGES, clean_outcomes, judge
-from bench.registry.discovery import IN_PROCESS, SANDBOXED, UNSANDBOXED
 from bench.registry.registry import Registry
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, process_id
 
@@ -188,12 +188,10 @@ class Worker:
         return next(row for row in rows if row.key == cell.key)
 
     def _tier(self, pair: PlannedPair) -> str:
-        """How far the code of a cell is locked in: as little as its freer half."""
+        """Isolation of a cell: the less isolated of its defense and its attack."""
         named = (("defense", pair.defense.name), ("attack", pair.attack.name))
-        return max(
-            (self.registry.find(kind, name).tier for kind, name in named),
-            key=ISOLATION_LEVELS.index,
-        )
+        found = [self.registry.find(kind, name).isolation for kind, name in named]
+        return max(found, key=list(Isolation).index).value
 
     def _closed(self, cells: list[Cell], pairs: list[PlannedPair], failure: Failure) -> list[Cell]:
         """Cells of one defense, none of which can be played: they fail with the reason."""
@@ -218,7 +216,7 @@ class Worker:
     def _clean(self, arena: BuiltDefense) -> CellRow:
         """The clean pass, once for each set of examples; without it no attack can be judged."""
         cell = arena.clean_cell()
-        tier = self.registry.find("defense", arena.defense.name).tier
+        tier = self.registry.find("defense", arena.defense.name).isolation.value
         self.store.plan([PlannedCell(cell, required=True, tier=tier)], since=self.began)
         lease = self.store.lease(cell.key, self.owner)
         if lease is not None and self._held(cell, lease, lambda: self._cleaned(arena, lease)):
@@ -306,11 +304,11 @@ class Worker:
         game = replace(arena.game(threat, attack, source), heartbeat=beat)
         spared = set() if met is None else set(range(len(game.x))) - set(met)
         exact = None
-        if arena.form(threat, attack).rounds:
+        if arena.form(threat, attack).low_precision:
             exact = replace(arena.game(threat, attack, source, exact=True), heartbeat=beat)
         attempts = run_attack(
             game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
-            exact=exact, heard=lambda audit: self._heard(pair, audit),
+            exact=exact, on_audit=lambda audit: self._heard(pair, audit),
         )  # fmt: skip
         sample = () if self.keep == "none" else range(KEPT_IMAGES)
         judged = judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")
@@ -318,7 +316,7 @@ class Worker:
         return (chunk.without(spared) for chunk in judged) if spared else judged
 
     def _heard(self, pair: PlannedPair, audit: PrecisionAudit) -> None:
-        if audit.fell:
+        if audit.broken:
             self.listener(Event("odd", fallen(pair, audit)))
 
     def _judged(self, cell: Cell) -> None:
@@ -329,7 +327,7 @@ class Worker:
             self.listener(Event("odd", refused_offers(cell, int(outside.sum()), worst)))
         held = int((outcomes.verdict != Verdict.BROKEN).sum())
         robust = statistics.count_interval(held, cell.items)
-        self.registry.judged(cell, robust)
+        self.registry.notify_cell_judged(cell, robust)
         self.listener(Event("done", f"{robust.k}/{robust.n}", cell))
 
     def _wait_for_others(self, cells: list[Cell]) -> None:
@@ -357,10 +355,6 @@ class Worker:
                 self._close_aloud(cell, failure_of(error))
             else:
                 self._cell(_again(cell, seat))
-
-
-ISOLATION_LEVELS = [IN_PROCESS, SANDBOXED, UNSANDBOXED]
-"""How far the code of a cell is locked in; of two the later one tells."""
 
 
 def _again(cell: Cell, seat: CellTask) -> CellTask:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench.core.cards import Card
+from bench.core.cards import (
+    AttackCard,
+    Card,
+    CertifierCard,
+    DatasetCard,
+    DefenseCard,
+    DiagnosticCard,
+    ThreatCard,
+    card_record,
+)
 from bench.core.hashing import canonical, digest
 from bench.plugin import (
     Attack,
@@ -27,94 +35,126 @@ def attack_digest(offer: Registration[Attack]) -> str:
     return digest({"source": offer.source, **own})
 
 
-def attack_card(offer: Registration[Attack]) -> Card:
-    """How lists and pages show an attack; one with a run of its own has no steps."""
+def attack_card(offer: Registration[Attack]) -> AttackCard:
+    """The card of an attack; an external attack has no number of steps."""
     attack = offer.value
     traits = Traits.of(attack)
-    detail = {
-        "needs": attack.needs.name.lower(),
-        "steps": None if Traits.is_external(attack) else attack.steps,
-        "norms": list(traits.norms),
-        "goals": list(traits.goals),
-        "stop_rule": traits.stop_rule.value,
-        "minimises": traits.minimises,
-        "source": traits.source,
-        "joint": traits.joint,
-        "parameters": parameters_of(attack),
-    }
-    about = (traits.cite, traits.summary)
-    return Card("attack", attack.name, offer.origin, attack_digest(offer), *about, detail)
+    return AttackCard(
+        name=attack.name,
+        origin=offer.origin,
+        digest=attack_digest(offer),
+        cite=traits.cite,
+        summary=traits.summary,
+        needs=attack.needs.name.lower(),
+        steps=None if Traits.is_external(attack) else attack.steps,
+        norms=traits.norms,
+        goals=traits.goals,
+        stop_rule=traits.stop_rule.value,
+        minimises=traits.minimises,
+        source=traits.source,
+        joint=traits.joint,
+        samples=traits.samples,
+        parameters=parameters_of(attack),
+    )
 
 
-def defense_card(offer: Registration[Defense], digests: Mapping[str, str] | None = None) -> Card:
-    """How lists and pages show a defense; `digests`: data set -> its digest as built there."""
+def defense_card(
+    offer: Registration[Defense], digests: Mapping[str, str] | None = None
+) -> DefenseCard:
+    """The card of a defense; `digests`: data set -> digest of the defense as built for it."""
     defense = offer.value
-    claims = [{"threat": c.threat, "robust": c.robust, "cite": c.cite} for c in defense.claims]
-    detail = {
-        **defense.detail,
-        "claims": claims,
-        "randomness": defense.randomness.draws if defense.randomness else None,
-        "bpda": defense.bpda is not None,
-        "surrogate": defense.surrogate,
-        "quick": defense.quick,
-        "forwards": defense.forwards,
-        "rejects": defense.rejects,
-        "datasets": list(defense.datasets),
-        "digests": dict(digests or {}),
-    }
-    about = (defense.cite, defense.summary)
-    return Card("defense", defense.name, offer.origin, "", *about, detail)
+    return DefenseCard(
+        name=defense.name,
+        origin=offer.origin,
+        cite=defense.cite,
+        summary=defense.summary,
+        claims=defense.claims,
+        randomness=defense.randomness.draws if defense.randomness else None,
+        bpda=defense.bpda is not None,
+        surrogate=defense.surrogate,
+        quick=defense.quick,
+        forwards=defense.forwards,
+        rejects=defense.rejects,
+        control=defense.control,
+        datasets=defense.datasets,
+        digests=dict(digests or {}),
+    )
 
 
-def threat_card(offer: Registration[ThreatModel]) -> Card:
-    """How lists and pages show a threat model: every rule in it."""
+def threat_card(offer: Registration[ThreatModel]) -> ThreatCard:
+    """The card of a threat model, with all its rules."""
     threat = offer.value
-    own = {"id": threat.id, "examples": threat.examples}
-    detail = {**threat.rules(), **own, "order": threat.order, "ranked": threat.ranked}
-    return Card("threat", threat.name, offer.origin, threat.id, "", threat.summary, detail)
+    return ThreatCard(
+        name=threat.name,
+        origin=offer.origin,
+        digest=threat.id,
+        summary=threat.summary,
+        id=threat.id,
+        examples=threat.examples,
+        order=threat.order,
+        **threat.rules(),
+    )
 
 
-def dataset_card(offer: Registration[Dataset]) -> Card:
-    """How lists and pages show a data set."""
+def dataset_card(offer: Registration[Dataset]) -> DatasetCard:
+    """The card of a data set."""
     data = offer.value
-    detail = {
-        "classes": list(data.classes),
-        "shape": list(data.shape),
-        "test_size": data.test_size,
-    }
-    return Card("dataset", data.name, offer.origin, data.digest, data.cite, data.summary, detail)
+    return DatasetCard(
+        name=data.name,
+        origin=offer.origin,
+        digest=data.digest,
+        cite=data.cite,
+        summary=data.summary,
+        classes=data.classes,
+        shape=data.shape,
+        test_size=data.test_size,
+    )
 
 
-def tool_card(kind: str, offer: Registration[Certifier] | Registration[Diagnostic]) -> Card:
-    """How lists show a certifier or a diagnostic."""
+def certifier_card(offer: Registration[Certifier]) -> CertifierCard:
+    """The card of a certifier."""
     tool = offer.value
-    cite, summary = getattr(tool, "cite", ""), getattr(tool, "summary", "")
-    return Card(kind, tool.name, offer.origin, offer.source, cite, summary, certifier_facts(tool))
+    return CertifierCard(
+        name=tool.name,
+        origin=offer.origin,
+        digest=offer.source,
+        cite=getattr(tool, "cite", ""),
+        summary=getattr(tool, "summary", ""),
+        exact=tool.exact,
+        error=float(getattr(tool, "error", 0.0)),
+    )
+
+
+def diagnostic_card(offer: Registration[Diagnostic]) -> DiagnosticCard:
+    """The card of a diagnostic."""
+    tool = offer.value
+    return DiagnosticCard(
+        name=tool.name,
+        origin=offer.origin,
+        digest=offer.source,
+        cite=getattr(tool, "cite", ""),
+        summary=getattr(tool, "summary", ""),
+    )
 
 
 def card_of(kind: str, offer: Registration[Any], digests: Mapping[str, str] | None = None) -> Card:
-    """How lists and pages show what was offered, whatever its kind; `digests` of a defense."""
-    match kind:
-        case "dataset":
-            return dataset_card(offer)
-        case "threat":
-            return threat_card(offer)
-        case "attack":
-            return attack_card(offer)
-        case "defense":
-            return defense_card(offer, digests)
-    return tool_card(kind, offer)
+    """The card of a registered plugin of any kind; `digests` of a defense."""
+    if kind == "defense":
+        return defense_card(offer, digests)
+    return _CARD_OF[kind](offer)
+
+
+_CARD_OF: Mapping[str, Callable[[Registration[Any]], Card]] = {
+    "dataset": dataset_card,
+    "threat": threat_card,
+    "attack": attack_card,
+    "certifier": certifier_card,
+    "diagnostic": diagnostic_card,
+}
 
 
 def card_json(kind: str, offer: Registration[Any]) -> str:
-    """The card as canonical JSON; raises whatever stands in the way of listing it."""
-    whole = card_of(kind, offer)
-    f"{whole.cite}{whole.summary}".encode()  # a terminal must be able to write it
-    return canonical(asdict(whole))
-
-
-def certifier_facts(tool: object) -> dict[str, Any]:
-    """What a certifier says of its proofs: are they exact, how often may one be wrong."""
-    if not hasattr(tool, "exact"):
-        return {}
-    return {"exact": tool.exact, "error": float(getattr(tool, "error", 0.0))}
+    """The card as canonical JSON; raises where it cannot be listed."""
+    card = card_of(kind, offer)
+    f"{card.cite}{card.summary}".encode()  # a terminal must be able to write it
+    return canonical(card_record(card))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -15,6 +13,7 @@ import pluggy
 
 import plugins
 from bench.core.errors import BenchError
+from bench.core.isolation import Isolation
 from bench.registry.loader import module_from_source
 from bench.registry.submission import Submission
 from bench.threats.fingerprint import source_digest
@@ -22,74 +21,67 @@ from bench.threats.fingerprint import source_digest
 REVIEWED_SUBMISSIONS: Final[Mapping[str, str]] = {
     "gaussian-noise": "0c54d5e0112a4201d18d6bf32503a0f54e17514e296f41c68bcd11d79983e998",
 }
-"""Submissions that belong to the project, reviewed file by file: name -> digest."""
-
-
-IN_PROCESS, SANDBOXED, UNSANDBOXED = "in-process", "sandboxed", "unsandboxed"
-"""How far code is locked in: not, for it is known; by walls; not, at the user's word."""
+"""Reviewed submissions that ship with the project: name -> digest of their files."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A module that came through the door."""
+    """A plugin module, with its origin and isolation."""
 
     module: ModuleType
     origin: str
     source: str
-    entry: Submission | None = None
-    tier: str = IN_PROCESS
-    """How far its code is locked in."""
+    submission: Submission | None = None
+    isolation: Isolation = Isolation.IN_PROCESS
 
     @property
     def name(self) -> str:
-        """What sentences call it."""
-        return f"submission {self.entry.card.name}" if self.entry else self.module.__name__
+        """Its name in messages and in pluggy."""
+        return (
+            f"submission {self.submission.card.name}" if self.submission else self.module.__name__
+        )
 
 
-def submissions_folder() -> Path:
-    """Where entries lie: $BENCH_SUBMISSIONS, else ./submissions."""
-    return Path(os.environ.get("BENCH_SUBMISSIONS", "submissions"))
-
-
-def built_in(name: str) -> Plugin:
-    """A module of the package `plugins`."""
+def load_built_in(name: str) -> Plugin:
+    """Import a module of the package `plugins`."""
     module = import_module(name)
     return Plugin(module, "built-in", source_digest(module))
 
 
-def installed(point: EntryPoint) -> Plugin:
-    """A module that an installed package names in its metadata."""
+def load_installed(point: EntryPoint) -> Plugin:
+    """Import the module that an entry point of an installed package names.
+
+    Raises BenchError where it names no module, or a built-in one.
+    """
     module = point.load()
     if not isinstance(module, ModuleType):
         raise BenchError(
-            f"it names {point.value}, which is no module; "
+            f"it names {point.value}, which is not a module; "
             "name the module that holds the functions marked @hookimpl"
         )
     if module.__name__.startswith(f"{plugins.__name__}."):
         raise BenchError(
-            f"it names {module.__name__}, which is built in; "
-            "point it at a module of your own package"
+            f"it names {module.__name__}, which is built in; name a module of your own package"
         )
     return Plugin(module, "entry-point", source_digest(module))
 
 
-def submitted(entry: Submission) -> Plugin:
-    """An entry's plugin.py, run from exactly the bytes whose digest was read."""
-    path = entry.folder / "plugin.py"
-    content = entry.content("plugin.py")
-    reviewed = is_reviewed(entry)
-    tier = IN_PROCESS if reviewed else UNSANDBOXED
-    return Plugin(
-        module_from_source(content, path), "submission", entry.files["plugin.py"], entry, tier
-    )
+def load_submission(submission: Submission) -> Plugin:
+    """Run a submission's plugin.py, from exactly the bytes that its digest covers."""
+    path = submission.folder / "plugin.py"
+    content = submission.content("plugin.py")
+    reviewed = is_reviewed(submission)
+    isolation = Isolation.IN_PROCESS if reviewed else Isolation.UNSANDBOXED
+    module = module_from_source(content, path)
+    return Plugin(module, "submission", submission.files["plugin.py"], submission, isolation)
 
 
 def hook_values(impl: pluggy.HookImpl) -> list[Any]:
-    """All that a question's answer yields; a generator runs here, to its end."""
-    offered: Any = impl.function()
-    return list(offered or ())
+    """All values that a hook implementation returns or yields."""
+    values: Any = impl.function()
+    return list(values or ())
 
 
 def is_reviewed(submission: Submission) -> bool:
-    """True where the submission ships with the project and its files are the reviewed ones."""
+    """Whether the submission ships with the project and its files are the reviewed ones."""
     return REVIEWED_SUBMISSIONS.get(submission.card.name) == submission.digest

@@ -1,4 +1,4 @@
-"""What the harness asks every plugin, and the one thing it tells them.
+"""The hooks that a plugin may implement.
 
 A plugin is any module with a function named after a hook and marked `@hookimpl`:
 
@@ -8,8 +8,8 @@ A plugin is any module with a function named after a hook and marked `@hookimpl`
     def bench_attacks():
         yield MyAttack()
 
-Each question is asked once, when the registry is filled; whatever is expensive (weights, devices,
-files) waits until a cell is played.
+The hooks that register plugins are called once, when the registry is filled. Weights, devices and
+files are first used when a cell is evaluated.
 """
 
 from __future__ import annotations
@@ -36,40 +36,43 @@ hookspec = pluggy.HookspecMarker("bench")
 
 @hookspec
 def bench_datasets() -> Iterable[Dataset]:
-    """Offer data sets. Asked first; images are read when a cell needs them."""
+    """Register data sets. Called first; images are read when a cell needs them."""
     return ()
 
 
 @hookspec
 def bench_threat_models() -> Iterable[ThreatModel]:
-    """Declare rules of play. Asked second; attacks and defenses are matched against them."""
+    """Register threat models. Called second; attacks and defenses are matched against them."""
     return ()
 
 
 @hookspec
 def bench_attacks() -> Iterable[Attack | ExternalAttack | MissingLibrary]:
-    """Offer attacks, parameters set. Building one touches no device."""
+    """Register attacks with their parameters. Building one must not use a device."""
     return ()
 
 
 @hookspec
 def bench_defenses() -> Iterable[Defense]:
-    """Offer defenses. Weights load later, inside `Defense.build`, one cell at a time."""
+    """Register defenses. Weights are loaded later, in `Defense.build`, one cell at a time."""
     return ()
 
 
 @hookspec
 def bench_certifiers() -> Iterable[Certifier]:
-    """Offer proofs: which examples of a defense nobody can break."""
+    """Register certifiers, which prove examples robust."""
     return ()
 
 
 @hookspec
 def bench_diagnostics() -> Iterable[Diagnostic]:
-    """Offer tests for masked gradients and for cheating, each with its evidence."""
+    """Register diagnostics: tests for masked gradients and for cheating, with evidence."""
     return ()
 
 
 @hookspec
 def bench_cell_judged(cell: Cell, robust: Count) -> None:
-    """Hear that one attack has met one defense, after the verdict is stored."""
+    """Called after each evaluated cell, once its outcomes are stored.
+
+    `robust` counts the examples that the attack did not break, of all examples of the cell.
+    """

@@ -1,4 +1,4 @@
-"""A plugin's source: run from exact bytes, judged by its functions' names and marks."""
+"""Loads plugin modules from source and checks which hooks they implement."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from bench.registry import hookspecs
 from bench.registry.submission import did_you_mean
 
 PLUGGY_PROJECT = "bench"
-"""Name of the plugin mark, of the hookspecs and of the entry point group."""
+"""Project name in pluggy: of `hookimpl`, of the hookspecs and of the entry point group."""
 
 
 def module_from_source(content: bytes, path: Path) -> ModuleType:
-    """A module from source bytes: no import path, no byte code that somebody left beside it."""
+    """Run source bytes as a module, without the import path and without cached byte code.
+
+    An exception of the source is passed on; the module is then removed from `sys.modules`.
+    """
     name = f"bench_entry_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     module = ModuleType(name)
     module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses look their own module up
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)
     except BaseException:
@@ -33,7 +36,10 @@ def module_from_source(content: bytes, path: Path) -> ModuleType:
 
 
 def why_no_plugin(module: ModuleType) -> str:
-    """Why a module is no plugin, judged by its functions' names and marks; empty when it is."""
+    """Why a module is not a plugin, as the end of a sentence; empty where it is one.
+
+    Judged by the names of its functions and by their `@hookimpl` marks.
+    """
     functions: list[tuple[str, FunctionType]] = inspect.getmembers(module, inspect.isfunction)
     marked = {name: f for name, f in functions if hasattr(f, f"{PLUGGY_PROJECT}_impl")}
     known = [
@@ -43,19 +49,21 @@ def why_no_plugin(module: ModuleType) -> str:
         options = getattr(function, f"{PLUGGY_PROJECT}_impl")
         hook = options["specname"] or name
         if hook not in known:
-            return f"answers {hook!r}, which no hook asks{did_you_mean(hook, known)}"
+            return f"implements {hook!r}, which is not a hook{did_you_mean(hook, known)}"
         if options["wrapper"] or options["hookwrapper"]:
-            return f"wraps {hook}, and could change what others offer; offer only your own"
+            return f"wraps {hook}, which could change other plugins; implement it without a wrapper"
     forgotten = [name for name, _ in functions if name in known and name not in marked]
     if forgotten:
-        return f"has {forgotten[0]} without @hookimpl above it, so it is not asked; mark it"
+        return (
+            f"has {forgotten[0]} without @hookimpl above it, so it is never called; add @hookimpl"
+        )
     if not marked:
-        return "has no function marked @hookimpl, so it offers nothing"
+        return "has no function marked @hookimpl, so it registers nothing"
     return ""
 
 
 def plugin_modules(package: ModuleType) -> Iterator[str]:
-    """Names of the modules in a package; an underscore in front says: no plugin."""
+    """Names of the plugin modules in a package; names that begin with an underscore are skipped."""
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if info.name.rpartition(".")[2].startswith("_"):
             continue

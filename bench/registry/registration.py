@@ -1,4 +1,4 @@
-"""A registered plugin object, with its origin."""
+"""One registered value of a plugin, with its origin."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+from bench.core.isolation import Isolation
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Registration(Generic[T]):
-    """One thing that a plugin offered, with where it came from."""
+class Registration(Generic[Value]):
+    """One registered value (an attack, a defense, ...), with its origin."""
 
-    value: T
+    value: Value
     origin: str
     """`built-in`, `entry-point` or `submission`."""
     module: str
+    """Name of the plugin in messages."""
     source: str
     """SHA-256 of the plugin's module file, and of the plugin modules it imports."""
     folder: Path | None = None
-    """A submission's folder; weights lie beside the code."""
-    tier: str = "in-process"
-    """How far its code is locked in."""
+    """Folder of a submission, with its code and weights."""
+    isolation: Isolation = Isolation.IN_PROCESS

@@ -1,8 +1,7 @@
-"""A submission's folder: its card, read and refused without importing a line of its code. No torch.
+"""Reads and checks a submission's folder without importing its code. No torch.
 
-A folder holds `card.toml`, `plugin.py`, and where weights are needed `weights.safetensors`; a
-`README.md` may stand beside them. Nothing else is looked at, and no name is taken from inside a
-file before the file has passed the rules below.
+A folder holds `card.toml`, `plugin.py`, where weights are needed `weights.safetensors`, and
+optionally `README.md`. Any other file is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from bench.core.cards import Card
+from bench.core.cards import CARD_MODELS, Card, Claim, DefenseCard, SubmissionInfo
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
 
@@ -31,12 +30,12 @@ MAX_FILE_BYTES = {  # bytes; a card or a program beyond these is something else
     "README.md": 1 << 20,
     "weights.safetensors": 2 << 30,
 }
-COMPLAINTS = 10
-"""So many are told of one card."""
+MAX_COMPLAINTS = 10
+"""How many faults of one card a message lists."""
 
 
 def _text(value: str) -> str:
-    """Refuse what a page could show as something else."""
+    """Refuse invisible characters, with which a page could show another text."""
     hidden = {c for c in value if unicodedata.category(c) in {"Cc", "Cf", "Cs"}} - {"\n"}
     if hidden:
         shown = ", ".join(sorted(f"U+{ord(c):04X}" for c in hidden))
@@ -70,18 +69,18 @@ Cite = Annotated[str, Field(max_length=200), AfterValidator(_cite)]
 
 
 class CardClaim(BaseModel):
-    """What the author says holds, under one threat model."""
+    """A robust accuracy that the author claims under one threat model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     threat: Name
     robust: float = Field(ge=0, le=1)
-    """Share of all examples that stay right."""
+    """Share of all examples, 0 to 1."""
     cite: Cite = ""
 
 
 class SubmissionCard(BaseModel):
-    """`card.toml`: all that a list needs, so that listing never imports a stranger's code."""
+    """`card.toml`: what lists show, so that listing never imports a submission's code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -95,12 +94,12 @@ class SubmissionCard(BaseModel):
     summary: Annotated[str, Field(max_length=4000), AfterValidator(_text)] = ""
     claims: list[CardClaim] = Field(default=[], max_length=50)
     weights: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """SHA-256 of weights.safetensors; empty where the entry has none."""
+    """SHA-256 of weights.safetensors; empty where the submission has none."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission as it lies in its folder."""
+    """A submission's folder: its card and the digests of its files."""
 
     card: SubmissionCard
     folder: Path
@@ -109,11 +108,11 @@ class Submission:
 
     @property
     def digest(self) -> str:
-        """Of every file that counts."""
+        """SHA-256 over the names and digests of all files."""
         return digest(self.files)
 
     def content(self, name: str) -> bytes:
-        """A file's bytes; BenchError where they are no longer those whose digest was read."""
+        """A file's bytes. Raises BenchError where they have changed since the folder was read."""
         path = self.folder / name
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.files[name]:
@@ -122,7 +121,7 @@ class Submission:
 
 
 def read_submission(folder: Path) -> Submission:
-    """Read a submission's folder; BenchError says which rule it breaks."""
+    """Read a submission's folder. Raises BenchError where its files or its card break a rule."""
     files = _files(folder)
     for needed in ("card.toml", "plugin.py"):
         if needed not in files:
@@ -133,35 +132,44 @@ def read_submission(folder: Path) -> Submission:
 
 
 def parse_card(content: bytes, folder: str) -> SubmissionCard:
-    """A card from the bytes of its file; `folder` must carry the card's name."""
+    """Parse the bytes of `card.toml`; `folder` is the folder's name, which the card must repeat.
+
+    Raises BenchError for anything but valid TOML in UTF-8 with valid fields.
+    """
     where = f"card.toml of {folder!r}"
     try:
         table = tomllib.loads(content.decode("utf-8"))
-    except RecursionError as error:  # brackets in brackets, thousands of them
+    except RecursionError as error:  # thousands of nested brackets
         raise BenchError(f"{where} is not TOML in UTF-8: RecursionError: {error}.") from error
-    except ValueError as error:  # a TOMLDecodeError, or what int() says of 5,000 digits
+    except ValueError as error:  # a TOMLDecodeError, or int() of 5,000 digits
         raise BenchError(f"{where} is not TOML in UTF-8: {error}.") from error
     try:
         card = SubmissionCard.model_validate(table)
     except ValidationError as error:
         raise BenchError(f"{where}: {_sentence(error)}.") from error
     if card.name != folder:
-        raise BenchError(f"{where} says the name {card.name!r}; name folder and card the same.")
+        raise BenchError(
+            f"{where} has the name {card.name!r}; give the folder and the card the same name."
+        )
     return card
 
 
-def submission_card(entry: Submission) -> Card:
-    """How lists show an entry whose code was not imported."""
-    card = entry.card
-    claims = [{"threat": c.threat, "robust": c.robust, "cite": c.cite} for c in card.claims]
-    detail = {
-        "title": card.title,
-        "authors": card.authors,
-        "licence": card.licence,
-        "claims": claims,
-        "imported": False,
+def submission_card(submission: Submission) -> Card:
+    """The card of a submission whose code was not imported."""
+    card = submission.card
+    shared: dict[str, Any] = {
+        "name": card.name,
+        "origin": "submission",
+        "cite": card.cite,
+        "summary": card.summary,
+        "submission": SubmissionInfo(
+            title=card.title, authors=tuple(card.authors), licence=card.licence
+        ),
     }
-    return Card(card.kind, card.name, "submission", "", card.cite, card.summary, detail)
+    if card.kind == "defense":
+        claims = tuple(Claim(c.threat, c.robust, c.cite) for c in card.claims)
+        return DefenseCard(**shared, claims=claims)
+    return CARD_MODELS[card.kind](**shared)
 
 
 def _weights_as_declared(card: SubmissionCard, files: dict[str, str]) -> None:
@@ -174,9 +182,9 @@ def _weights_as_declared(card: SubmissionCard, files: dict[str, str]) -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of the regular files that count, refusing all that is not one."""
+    """File name -> SHA-256; hidden files and `__pycache__` are skipped."""
     if not folder.is_dir():
-        raise BenchError(f"{folder} is no folder; an entry is a folder with a card.toml.")
+        raise BenchError(f"{folder} is not a folder; a submission is a folder with a card.toml.")
     found = {}
     for name in sorted(path.name for path in folder.iterdir()):
         if name == "__pycache__" or name.startswith("."):
@@ -193,7 +201,9 @@ def _hash(path: Path) -> str:
         )
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_mode & (stat.S_ISUID | stat.S_ISGID):
-        raise BenchError(f"{path} is a link, folder or device; an entry holds plain files only.")
+        raise BenchError(
+            f"{path} is a link, folder or device; a submission holds plain files only."
+        )
     if status.st_size > limit:
         raise BenchError(f"{path} has {status.st_size} bytes; at most {limit} are allowed.")
     with path.open("rb") as file:
@@ -201,11 +211,11 @@ def _hash(path: Path) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first complaints, field first, and how many more there are."""
+    """The first faults of a card, each with its field, and the number of the others."""
     details = error.errors()
-    told = [_complaint(dict(detail)) for detail in details[:COMPLAINTS]]
-    more = len(details) - len(told)
-    return "; ".join([*told, *([f"and {more} more complaints"] if more else [])])
+    shown = [_complaint(dict(detail)) for detail in details[:MAX_COMPLAINTS]]
+    more = len(details) - len(shown)
+    return "; ".join([*shown, *([f"and {more} more faults"] if more else [])])
 
 
 def _complaint(detail: dict[str, Any]) -> str:
@@ -218,11 +228,11 @@ def _complaint(detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"field {field!r} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"field {field!r} came as {_came(detail['input'])}: {message}"
+    return f"field {field!r} came as {_shown(detail['input'])}: {message}"
 
 
-def _came(value: object) -> str:
-    """The beginning of what a field held, or its type where it is too large to be printed."""
+def _shown(value: object) -> str:
+    """The beginning of a field's value, or its type where it is too large to be printed."""
     try:
         return repr(value)[:80]
     except (ValueError, RecursionError):
@@ -234,9 +244,9 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """A hint for a misspelt name, and what is known: `. Did you mean 'pgd'? Known: fgsm, pgd`.
+    """A hint for a misspelt name, with all known names, to end a sentence.
 
-    >>> near("pdg", ["pgd"])
+    >>> did_you_mean("pdg", ["pgd"])
     ". Did you mean 'pgd'? Known: pgd"
     """
     close = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""A stranger's weights file, read without trusting it: safetensors, its header first. No torch."""
+"""Checks an untrusted safetensors file: header, layout, finite values. No torch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ import numpy as np
 
 from bench.registry.submission import MAX_FILE_BYTES
 
-HEADER = 16 << 20  # bytes; a million tensors' worth
-TENSORS = 10_000
-SIDES = 64  # of a tensor; numpy has as many
-SIZES = {
+MAX_HEADER_BYTES = 16 << 20  # enough for a million tensors
+MAX_TENSORS = 10_000
+MAX_DIMENSIONS = 64  # the limit of numpy
+DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,
 }  # fmt: skip
-BLOCK = 1 << 22  # numbers looked at together
+BLOCK_VALUES = 1 << 22  # values checked together
 
 
 class UnsafeWeightsError(ValueError):
-    """What is wrong with the file."""
+    """The file must not be loaded; the message is the end of a sentence that names the fault."""
 
 
 def why_unsafe(path: Path) -> str:
-    """Why the file must not be loaded, as a sentence; empty when it may be."""
+    """Why a weights file must not be loaded, as a sentence; empty where it may be.
+
+    Faults are found as `UnsafeWeightsError` and returned; OSError is passed on.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES["weights.safetensors"]:
@@ -44,25 +47,27 @@ def why_unsafe(path: Path) -> str:
 
 
 def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The JSON in front, and where the numbers begin."""
+    """The JSON header, and the offset at which the values begin."""
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, HEADER):
-        raise UnsafeWeightsError(f"announces a header of {length} bytes, which it has no room for")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise UnsafeWeightsError(
+            f"announces a header of {length} bytes, which the file is too small for"
+        )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
     except UnsafeWeightsError:
         raise
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UnsafeWeightsError(f"has a header that is no JSON: {error}") from error
+        raise UnsafeWeightsError(f"has a header that is not JSON: {error}") from error
     except ValueError as error:
         raise UnsafeWeightsError(
-            "has a number in its header that is too long to be read"
+            "has a number in its header that is too long to be parsed"
         ) from error
     if not isinstance(header, dict):
-        raise UnsafeWeightsError("has a header that is no table of tensors")
+        raise UnsafeWeightsError("has a header that is not a table of tensors")
     header.pop("__metadata__", None)
-    if len(header) > TENSORS:
-        raise UnsafeWeightsError(f"holds {len(header)} tensors; at most {TENSORS} are allowed")
+    if len(header) > MAX_TENSORS:
+        raise UnsafeWeightsError(f"holds {len(header)} tensors; at most {MAX_TENSORS} are allowed")
     return header, 8 + length
 
 
@@ -88,7 +93,7 @@ def _places(header: dict[str, Any], room: int) -> list[tuple[str, dict[str, Any]
             )
         at = end
     if at != room:
-        raise UnsafeWeightsError(f"holds {room} bytes of numbers, its header tells of {at}")
+        raise UnsafeWeightsError(f"holds {room} bytes of values, its header describes {at}")
     return ordered
 
 
@@ -104,42 +109,44 @@ def _given(name: str, begin: int, end: int) -> str:
 
 
 def _brief(value: object) -> str:
-    """What a file says, cut where it is long."""
+    """A value from the file, cut where it is long."""
     if isinstance(value, str) and len(value) <= 80:
         return repr(value)
     return reprlib.repr(value)
 
 
 def _length(name: str, tensor: dict[str, Any], room: int) -> int:
-    """Bytes of a tensor; no side is multiplied that the file has no room for."""
+    """Bytes of a tensor; dimensions larger than the file are refused before they are multiplied."""
     shape: list[int] = tensor["shape"]
     kind: str = tensor["dtype"]
     shown = _brief(name)
-    if kind not in SIZES:
-        raise UnsafeWeightsError(f"holds {shown} as {_brief(kind)}; known: {', '.join(SIZES)}")
-    if len(shape) > SIDES:
+    if kind not in DTYPE_BYTES:
         raise UnsafeWeightsError(
-            f"gives {shown} a shape of {len(shape)} sides; at most {SIDES} are allowed"
+            f"holds {shown} as {_brief(kind)}; known: {', '.join(DTYPE_BYTES)}"
         )
-    if not all(type(side) is int and side >= 0 for side in shape):
+    if len(shape) > MAX_DIMENSIONS:
+        raise UnsafeWeightsError(
+            f"gives {shown} {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed"
+        )
+    if not all(type(size) is int and size >= 0 for size in shape):
         raise UnsafeWeightsError(f"gives {shown} the shape {_brief(shape)}")
     if max(shape, default=0) > room:
         given = _given(name, *tensor["data_offsets"])
         raise UnsafeWeightsError(
-            f"{given} and a side of {_brief(max(shape))}, more than the file has bytes"
+            f"{given} and a dimension of {_brief(max(shape))}, more than the file has bytes"
         )
-    return math.prod(shape) * SIZES[kind]
+    return math.prod(shape) * DTYPE_BYTES[kind]
 
 
 def _finite(file: BinaryIO, start: int, name: str, place: dict[str, Any]) -> None:
-    """Refuse NaN and infinities; whole numbers have none."""
+    """Raise UnsafeWeightsError where a tensor of floats holds NaN or infinity."""
     kind, (begin, end) = place["dtype"], place["data_offsets"]
     if kind not in ("F64", "F32", "F16", "BF16"):
         return
     file.seek(start + begin)
     left = end - begin
     while left:
-        content = file.read(min(left, BLOCK * SIZES[kind]))
+        content = file.read(min(left, BLOCK_VALUES * DTYPE_BYTES[kind]))
         if not np.isfinite(_numbers(content, kind)).all():
             raise UnsafeWeightsError(f"holds values in {_brief(name)} that are not finite")
         left -= len(content)

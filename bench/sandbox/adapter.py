@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from bench.core.errors import BenchError, PluginError
+from bench.core.isolation import Isolation
 from bench.plugin import Attack, Claim, Defense, Loader, Randomness, hookimpl
-from bench.registry.discovery import SANDBOXED, Plugin
-from bench.registry.registry import KINDS, Registry
+from bench.registry.discovery import Plugin
+from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import Submission
 from bench.sandbox import isolation
 from bench.sandbox.attack_proxy import AttackProxy
@@ -38,17 +39,17 @@ def isolate_submissions(
             defense is wanted, too.
     """
     asked = dict(wanted or {})
-    for name in registry.waiting():
-        entry = registry.entries[name]
+    for name in registry.not_imported():
+        entry = registry.submissions[name]
         if entry.card.kind in OFFERED and name not in asked.get(entry.card.kind, [name]):
             continue
-        registry.waits[name] = isolate_submission(registry, entry)
-        if not registry.waits[name]:
-            del registry.waits[name]
+        registry.reasons_not_imported[name] = isolate_submission(registry, entry)
+        if not registry.reasons_not_imported[name]:
+            del registry.reasons_not_imported[name]
     known = {
-        offer.value.surrogate for offer in registry.defenses.values() if offer.tier == SANDBOXED
+        offer.value.surrogate for offer in registry.defenses.values() if offer.isolation is Isolation.SANDBOXED
     }
-    missing = known & set(registry.waiting()) - set(registry.waits)
+    missing = known & set(registry.not_imported()) - set(registry.reasons_not_imported)
     if missing:
         isolate_submissions(registry, {"defense": missing, "attack": []})
 
@@ -61,7 +62,7 @@ def isolate_submission(registry: Registry, entry: Submission) -> str:
         return f"{isolation.why_unavailable()}, or run its code with --allow-unsandboxed"
     before = len(registry.problems)
     try:
-        registry.admit([plugin(entry)])
+        registry.add_plugins([plugin(entry)])
     except BenchError as error:  # of its code, or of a worker that did not start
         return str(error).rstrip(".")
     said = registry.problems[before:]
@@ -71,14 +72,14 @@ def isolate_submission(registry: Registry, entry: Submission) -> str:
 
 def plugin(entry: Submission) -> Plugin:
     """An entry as a plugin like any other; nothing of its code is here."""
-    hook, value = KINDS[entry.card.kind], OFFERED[entry.card.kind](entry)
+    hook, value = HOOK_OF_KIND[entry.card.kind], OFFERED[entry.card.kind](entry)
     module = ModuleType(f"bench_locked_in_{entry.digest[:16]}")
 
     def offers() -> list[Any]:
         return [value]
 
     setattr(module, hook, hookimpl(specname=hook)(offers))
-    return Plugin(module, "submission", entry.files["plugin.py"], entry, SANDBOXED)
+    return Plugin(module, "submission", entry.files["plugin.py"], entry, Isolation.SANDBOXED)
 
 
 def declared(entry: Submission, cage: SandboxProcess) -> Frame:
@@ -99,7 +100,6 @@ def defense(entry: Submission) -> Defense:
         randomness=None if facts.draws is None else Randomness(facts.draws),
         surrogate=facts.surrogate,
         quick=facts.quick, forwards=facts.forwards, rejects=facts.rejects,
-        detail=facts.detail,
     )  # fmt: skip
 
 

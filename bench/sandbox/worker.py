@@ -49,7 +49,7 @@ class Worker:
             "declare defense": defense.declare, "build": defense.build,
             "forward": defense.forward, "climb": defense.climb,
             "declare attack": attack.declare, "start": attack.start, "step": attack.step,
-            "done": attack.done, "stays": attack.stays, "runs": attack.runs,
+            "done": attack.done, "stays": attack.stays, "restart_count": attack.restart_count,
         }  # fmt: skip
 
     def serve(self, frame: Frame) -> None:
@@ -68,7 +68,7 @@ def offered(frame: Frame) -> Any:
     kind, name = frame.words["kind"], frame.words["name"]
     registry = Registry.empty()
     module = module_from_source(bytes(frame.body), Path(frame.words["path"]))
-    registry.admit([Plugin(module, "submission", "")])
+    registry.add_plugins([Plugin(module, "submission", "")])
     if registry.problems:
         raise TypeError(" ".join(registry.problems))
     found: Mapping[str, Any] = getattr(registry, f"{kind}s")

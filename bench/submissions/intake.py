@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 
 from bench.contract import check, runner
 from bench.core.errors import BenchError, UnavailableError, error_text
+from bench.core.folders import submissions_folder
 from bench.registry import discovery
-from bench.registry.discovery import submissions_folder
-from bench.registry.registry import KINDS, Registry
+from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import NAME_PATTERN, Submission, read_submission
 from bench.registry.weights_file import why_unsafe
 from bench.sandbox import adapter, isolation
@@ -144,7 +144,7 @@ def _checked(entry: Submission, allow_unsandboxed: bool) -> bool:
 def _behind_walls(entry: Submission) -> list[check.CheckResult]:
     """Every law of its kind, none of its code in this process."""
     known = Registry.load(entry.folder / "no-submissions")
-    known.entries[entry.card.name] = entry
+    known.submissions[entry.card.name] = entry
     adapter.isolate_submissions(known)
     offer = known.find(entry.card.kind, entry.card.name)
     return list(runner.check_registration(known, entry.card.kind, offer, train=True))
@@ -152,7 +152,7 @@ def _behind_walls(entry: Submission) -> list[check.CheckResult]:
 
 def _hookless(entry: Submission) -> str:
     """Why plugin.py can offer nothing of the card's kind, judged from its text alone."""
-    hook = KINDS[entry.card.kind]
+    hook = HOOK_OF_KIND[entry.card.kind]
     try:
         tree = ast.parse((entry.folder / "plugin.py").read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

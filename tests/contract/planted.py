@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.contract.check import CheckResult
-from bench.contract.runner import CHECKS, FIXTURES, tried
+from bench.contract.runner import CHECKS, FIXTURES, run_check
 from bench.plugin import Defense, Loader
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
@@ -24,7 +24,7 @@ def found(
     changed: dict[str, Any] = {f"{kind}s": table}
     registry = replace(world, **changed)
     (law,) = (law for law in CHECKS[kind] if law.name == check)
-    return tried(kind, value.name, law, FIXTURES[kind](registry, value))
+    return run_check(kind, value.name, law, FIXTURES[kind](registry, value))
 
 
 def defense(build: Callable[[Loader], Any], **record: Any) -> Defense:

@@ -225,7 +225,7 @@ class Nameless(Climb):
 
 
 class Twoless(Climb):
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         return classes - 2
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contract.check import CheckOutcome
-from bench.contract.fixtures import Ridge
+from bench.contract.fixtures import RidgeClassifier
 from bench.contract.runner import CHECKS
 from bench.data import datasets
 from bench.plugin import Claim, Randomness, straight_through
@@ -132,7 +132,7 @@ def test_a_forward_that_breaks_a_law_turns_it_red(
     assert result.outcome is CheckOutcome.PASS, result.sentence
 
 
-class Unsaved(Ridge):
+class Unsaved(RidgeClassifier):
     def get_extra_state(self) -> dict[str, int]:
         return {"calls": 1}
 
@@ -188,7 +188,7 @@ def test_two_builds_that_differ_are_two_defenses(world: Registry, classifier: nn
     assert found(world, "defense", bad, "two-builds-are-one").outcome is CheckOutcome.FAIL
 
 
-def test_state_that_no_file_holds_is_noticed(world: Registry, classifier: Ridge) -> None:
+def test_state_that_no_file_holds_is_noticed(world: Registry, classifier: RidgeClassifier) -> None:
     bad = defense(lambda loader: Unsaved(classifier.inner, classifier.outer, classifier.bias))
     assert found(world, "defense", bad, "saved-is-loaded").outcome is CheckOutcome.FAIL
 
@@ -214,7 +214,7 @@ def test_a_nearest_neighbour_passes_the_look_up_and_fails_the_canary(world: Regi
     ("rejected", "outcome"), [(40, CheckOutcome.PASS), (41, CheckOutcome.FAIL)]
 )
 def test_a_threshold_that_rejects_more_than_it_declares_is_refused(
-    world: Registry, classifier: Ridge, rejected: int, outcome: CheckOutcome
+    world: Registry, classifier: RidgeClassifier, rejected: int, outcome: CheckOutcome
 ) -> None:
     """Of 256 clean images at most 2 * 5 % and three standard errors more, that is 40."""
     grey = datasets.first_examples(world.datasets["digits"].value, 256).tensor().flatten(1).mean(1)
@@ -282,11 +282,11 @@ def test_a_stand_in_is_an_answer_to_a_missing_gradient(
 def test_a_control_says_why_its_gradient_hides(world: Registry, classifier: nn.Module) -> None:
     control = defense(
         lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
-        detail={"exempt": {"a-gradient-exists": "a control"}},
+        control="on purpose",
     )
     result = found(world, "defense", control, "a-gradient-exists", origin="built-in")
     assert result.outcome is CheckOutcome.NOT_APPLICABLE
-    assert "a control" in result.sentence
+    assert "a control: on purpose" in result.sentence
     assert found(world, "defense", control, "better-than-chance").outcome is CheckOutcome.PASS
 
 
@@ -296,7 +296,7 @@ def test_a_stranger_excuses_himself_from_nothing(
     world: Registry, classifier: nn.Module, origin: str, check: str
 ) -> None:
     stranger = defense(
-        lambda loader: Wrapped(classifier, FORWARDS[check]), detail={"exempt": {check: "a control"}}
+        lambda loader: Wrapped(classifier, FORWARDS[check]), control="on purpose"
     )
     assert found(world, "defense", stranger, check, origin=origin).outcome is CheckOutcome.FAIL
 

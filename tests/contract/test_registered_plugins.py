@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.contract.check import CheckOutcome
-from bench.contract.runner import CHECKS, FIXTURES, tried
-from bench.registry.registry import KINDS, Registry
+from bench.contract.runner import CHECKS, FIXTURES, run_check
+from bench.registry.registry import HOOK_OF_KIND, Registry
 
 SUBMISSIONS = Path(__file__).parents[2] / "submissions"
 
@@ -21,7 +21,7 @@ def world() -> Registry:
 
 
 def offered() -> Iterator[tuple[str, str]]:
-    for kind in KINDS:
+    for kind in HOOK_OF_KIND:
         for name in getattr(world(), f"{kind}s"):
             yield kind, name
 
@@ -48,7 +48,7 @@ def long(kind: str, name: str) -> bool:
 def test_every_plugin_keeps_every_law(kind: str, name: str) -> None:
     offer = world().find(kind, name)
     subject = FIXTURES[kind](world(), offer.value)
-    results = [tried(kind, name, law, subject) for law in CHECKS[kind]]
+    results = [run_check(kind, name, law, subject) for law in CHECKS[kind]]
     broken = [f"{r.check}: {r.sentence}" for r in results if r.outcome is CheckOutcome.FAIL]
     assert broken == []
     if all(r.outcome is CheckOutcome.NOT_APPLICABLE for r in results):

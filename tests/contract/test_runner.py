@@ -26,7 +26,7 @@ def test_every_law_is_turned_red_somewhere_in_this_folder() -> None:
 def test_the_contract_has_many_laws_and_each_has_its_text() -> None:
     laws = [law for kind in CHECKS.values() for law in kind]
     assert len(laws) >= 60
-    assert all(law.text.endswith(".") and len(law.text) < 100 for law in laws)
+    assert all(law.sentence.endswith(".") and len(law.sentence) < 100 for law in laws)
     for kind in CHECKS.values():
         assert len({law.name for law in kind}) == len(kind)
 

@@ -1,4 +1,4 @@
-"""The door: what comes in, what is refused, and the sentence that says why."""
+"""Registration of plugins: what is accepted, what is refused, and with which message."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from bench.core.cells import Cell
 from bench.core.errors import BenchError
+from bench.core.folders import submissions_folder
 from bench.core.statistics import Count
 from bench.registry import loader
 from bench.registry.cards import attack_digest
-from bench.registry.discovery import REVIEWED_SUBMISSIONS, submissions_folder
+from bench.registry.discovery import REVIEWED_SUBMISSIONS
 from bench.registry.registry import Registry
 from bench.registry.validation import why_invalid
 from tests.fixtures.planted_plugins import ATTACK, entry, registry
@@ -26,27 +27,27 @@ def attack(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def everything() -> Registry:
-    return Registry.load(Path("no-such-folder"))
+    return Registry.without_submissions()
 
 
-def test_every_built_in_passes_the_door(everything: Registry) -> None:
+def test_every_built_in_plugin_is_registered(everything: Registry) -> None:
     assert everything.problems == []
     assert "digits" in everything.datasets
-    assert {offer.origin for offer in everything.attacks.values()} <= {"built-in", "entry-point"}
+    assert {attack.origin for attack in everything.attacks.values()} <= {"built-in", "entry-point"}
 
 
 def test_every_kind_is_listed_by_name(everything: Registry) -> None:
     for table in (everything.attacks, everything.defenses, everything.threats):
         assert list(table) == sorted(table)
-        assert all(name == offer.value.name for name, offer in table.items())
+        assert all(name == registered.value.name for name, registered in table.items())
 
 
-def test_offers_are_sorted_whatever_the_order_of_registration(tmp_path: Path) -> None:
+def test_plugins_are_sorted_by_name_in_any_order_of_registration(tmp_path: Path) -> None:
     found = registry(tmp_path, {"one": attack("zeta"), "two": attack("alpha")})
     assert list(found.attacks) == ["alpha", "zeta"]
 
 
-def test_an_unknown_name_is_answered_with_the_near_one(tmp_path: Path) -> None:
+def test_an_unknown_name_is_reported_with_the_nearest_known_one(tmp_path: Path) -> None:
     found = registry(tmp_path, {"one": attack("pgd"), "two": attack("square")})
     with pytest.raises(BenchError) as caught:
         found.find("attack", "pdg")
@@ -54,7 +55,7 @@ def test_an_unknown_name_is_answered_with_the_near_one(tmp_path: Path) -> None:
     assert str(caught.value) == expected
 
 
-def test_an_unknown_kind_is_answered_with_the_near_one(tmp_path: Path) -> None:
+def test_an_unknown_kind_is_reported_with_the_nearest_known_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="Did you mean 'attack'"):
         registry(tmp_path, {}).find("atack", "pgd")
 
@@ -62,12 +63,12 @@ def test_an_unknown_kind_is_answered_with_the_near_one(tmp_path: Path) -> None:
 BAD = {
     "unmarked": (
         "def bench_attacks():\n    return ()\n",
-        "unmarked has bench_attacks without @hookimpl above it, so it is not asked; mark it.",
+        "unmarked has bench_attacks without @hookimpl above it, so it is never called; add @hookimpl.",
     ),
-    "empty": ("x = 1\n", "empty has no function marked @hookimpl, so it offers nothing."),
+    "empty": ("x = 1\n", "empty has no function marked @hookimpl, so it registers nothing."),
     "misspelt": (
         "@hookimpl\ndef bench_atacks():\n    return ()\n",
-        "misspelt answers 'bench_atacks', which no hook asks. Did you mean 'bench_attacks'?",
+        "misspelt implements 'bench_atacks', which is not a hook. Did you mean 'bench_attacks'?",
     ),
     "greedy": (
         "@hookimpl\ndef bench_attacks(device):\n    return ()\n",
@@ -75,23 +76,23 @@ BAD = {
     ),
     "wrapper": (
         "@hookimpl(wrapper=True)\ndef bench_attacks():\n    return (yield)\n",
-        "wrapper wraps bench_attacks, and could change what others offer; offer only your own.",
+        "wrapper wraps bench_attacks, which could change other plugins; implement it without a wrapper.",
     ),
     "typed": (
         "@hookimpl\ndef bench_defenses():\n    yield nn.Flatten()\n",
-        "typed: what it offers as defense is Flatten(start_dim=1, end_dim=-1), not a Defense.",
+        "typed: its defense is Flatten(start_dim=1, end_dim=-1), not a Defense.",
     ),
     "uninstantiated": (
         attack("x").replace("yield Nudge()", "yield Nudge"),
-        "uninstantiated: what it offers as attack is the class Nudge; offer an instance: Nudge().",
+        "uninstantiated: its attack is the class Nudge; register an instance: Nudge().",
     ),
     "stepless": (
         attack("x").replace("steps = 1", "steps = 1.5"),
-        "stepless: what it offers as attack has steps = 1.5, not of type int.",
+        "stepless: its attack has steps = 1.5; it should be a valid integer.",
     ),
     "motionless": (
         attack("x").replace("steps = 1", "steps = 0"),
-        "motionless: what it offers as attack has steps = 0; at least one is needed.",
+        "motionless: its attack has steps = 0; at least one is needed.",
     ),
     "headless": (
         attack("x").replace("def start", "def begin"),
@@ -99,7 +100,7 @@ BAD = {
     ),
     "nameless": (
         attack("Bad Name"),
-        "nameless: what it offers as attack has the name 'Bad Name'; names are",
+        "nameless: its attack has the name 'Bad Name'; names are",
     ),
     "raising": (
         "@hookimpl\ndef bench_attacks():\n    yield 1 / 0\n",
@@ -113,13 +114,13 @@ BAD = {
         attack("x").replace(
             "    steps = 1", "    @property\n    def steps(self):\n        raise OSError('no')"
         ),
-        "unreadable: what it offers as attack cannot be looked at: OSError: no.",
+        "unreadable: its attack cannot be checked: OSError: no.",
     ),
     "indigestible": (
         attack("x").replace("class", "@dataclass\nclass").replace(
             "    steps", "    f: object = lambda: 0\n    steps"
         ),
-        "indigestible: what it offers as attack has a parameter without a digest: x.f is",
+        "indigestible: its attack has a parameter without a digest: x.f is",
     ),
 }  # fmt: skip
 
@@ -139,19 +140,19 @@ def test_a_plugin_that_fails_validation_is_unregistered(tmp_path: Path) -> None:
     assert [name for name, _ in found.manager.list_name_plugin()] == ["good"]
 
 
-def test_two_plugins_with_one_name_are_both_named_and_the_first_stands(tmp_path: Path) -> None:
+def test_of_two_plugins_with_one_name_the_first_is_used_and_both_are_named(tmp_path: Path) -> None:
     found = registry(tmp_path, {"one": attack("pgd"), "two": attack("pgd")})
     assert found.problems == [
-        "two plugins offer the attack 'pgd': one and two. Rename one; the first stands."
+        "two plugins register the attack 'pgd': one and two. Rename one; the first one is used."
     ]
     assert found.attacks["pgd"].module == "one"
 
 
-def test_a_plugin_that_is_named_twice_stands_once(site: Path) -> None:
+def test_a_plugin_with_two_entry_points_is_registered_once(site: Path) -> None:
     text = "from bench.plugin import *\n" + attack("stranger-fast")
     install(site, "fast = stranger_fast\nfaster = stranger_fast", "stranger_fast", text)
-    found = Registry.load(site / "none")
-    assert found.problems == ["stranger_fast is named twice; the first stands."]
+    found = Registry.without_submissions()
+    assert found.problems == ["stranger_fast is registered twice; the first one is used."]
     assert found.attacks["stranger-fast"].module == "stranger_fast"
     assert found.manager.has_plugin("stranger_fast")
 
@@ -165,7 +166,7 @@ def test_a_plugin_that_is_named_twice_stands_once(site: Path) -> None:
         ("raise SystemExit(0)", "SystemExit: 0"),
     ],
 )
-def test_a_submission_that_fails_to_import_takes_nothing_down(
+def test_a_submission_that_fails_to_import_affects_no_other(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
     entry(tmp_path, "bad", text)
@@ -175,29 +176,29 @@ def test_a_submission_that_fails_to_import_takes_nothing_down(
     assert found.attacks["good"].origin == "submission"
 
 
-def test_a_submission_is_listed_without_running_a_line_of_it(tmp_path: Path) -> None:
+def test_a_submission_is_listed_without_importing_its_code(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     entry(tmp_path / "in", "quiet", f"open({str(mark)!r}, 'w').close()\n" + attack("quiet"))
     found = Registry.load(tmp_path / "in")
-    assert "quiet" in found.entries
+    assert "quiet" in found.submissions
     assert [c.name for c in found.cards() if c.origin == "submission"] == ["quiet"]
     assert not mark.exists()
     with pytest.raises(BenchError, match="--allow-unsandboxed"):
         found.find("attack", "quiet")
 
 
-def test_a_submission_runs_when_told_to_and_knows_its_folder(tmp_path: Path) -> None:
+def test_a_submission_is_imported_with_the_flag_and_keeps_its_folder(tmp_path: Path) -> None:
     place = entry(tmp_path, "loud", attack("loud"))
-    offer = Registry.load(tmp_path, allow_unsandboxed=True).find("attack", "loud")
-    assert (offer.origin, offer.folder) == ("submission", place)
-    assert offer.source == hashlib.sha256((place / "plugin.py").read_bytes()).hexdigest()
+    loud = Registry.load(tmp_path, allow_unsandboxed=True).find("attack", "loud")
+    assert (loud.origin, loud.folder) == ("submission", place)
+    assert loud.source == hashlib.sha256((place / "plugin.py").read_bytes()).hexdigest()
 
 
-def test_a_shipped_entry_runs_only_while_its_files_match_the_digest(
+def test_a_reviewed_submission_is_imported_only_while_its_files_match_the_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = entry(tmp_path, "shipped", attack("shipped"))
-    digest = Registry.load(tmp_path).entries["shipped"].digest
+    digest = Registry.load(tmp_path).submissions["shipped"].digest
     monkeypatch.setattr("bench.registry.discovery.REVIEWED_SUBMISSIONS", {"shipped": digest})
     assert "shipped" in Registry.load(tmp_path).attacks
     with (place / "plugin.py").open("a") as file:
@@ -205,31 +206,31 @@ def test_a_shipped_entry_runs_only_while_its_files_match_the_digest(
     assert "shipped" not in Registry.load(tmp_path).attacks
 
 
-def test_byte_code_that_lies_beside_a_submission_is_never_run(tmp_path: Path) -> None:
+def test_no_byte_code_is_written_beside_a_submission(tmp_path: Path) -> None:
     place = entry(tmp_path, "cached", attack("cached"))
     Registry.load(tmp_path, allow_unsandboxed=True)
     assert sorted(path.name for path in place.iterdir()) == ["card.toml", "plugin.py"]
 
 
-def test_an_entry_offers_what_its_card_names_and_no_more(tmp_path: Path) -> None:
+def test_a_submission_registers_only_what_its_card_names(tmp_path: Path) -> None:
     entry(tmp_path, "humble", attack("another"))
     found = Registry.load(tmp_path, allow_unsandboxed=True)
     assert "another" not in found.attacks
-    assert any("its card says the attack 'humble'" in problem for problem in found.problems)
+    assert any("its card names the attack 'humble'" in problem for problem in found.problems)
 
 
-def test_an_entry_cannot_take_a_built_in_name(tmp_path: Path) -> None:
+def test_a_submission_cannot_take_a_built_in_name(tmp_path: Path) -> None:
     name = "undefended"
     entry(tmp_path, name, "raise RuntimeError", kind="defense")
     found = Registry.load(tmp_path)
     if name not in found.defenses:
         pytest.skip("the built-in defenses are not there")
     assert found.defenses[name].origin == "built-in"
-    assert name not in found.entries
+    assert name not in found.submissions
     assert any(f"submission {name}. Rename one" in problem for problem in found.problems)
 
 
-def test_the_folder_of_entries_can_be_named_by_the_environment(
+def test_the_submissions_folder_can_be_set_by_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("BENCH_SUBMISSIONS", raising=False)
@@ -238,12 +239,12 @@ def test_the_folder_of_entries_can_be_named_by_the_environment(
     assert submissions_folder() == Path("/elsewhere")
 
 
-def test_entries_that_ship_with_the_project_match_their_digests() -> None:
+def test_submissions_that_ship_with_the_project_match_their_digests() -> None:
     found = Registry.load(Path(__file__).parents[2] / "submissions")
-    assert {name: found.entries[name].digest for name in REVIEWED_SUBMISSIONS} == dict(
+    assert {name: found.submissions[name].digest for name in REVIEWED_SUBMISSIONS} == dict(
         REVIEWED_SUBMISSIONS
     )
-    assert all(found.find(found.entries[name].card.kind, name) for name in REVIEWED_SUBMISSIONS)
+    assert all(found.find(found.submissions[name].card.kind, name) for name in REVIEWED_SUBMISSIONS)
 
 
 def install(folder: Path, point: str, module: str, text: str) -> None:
@@ -268,37 +269,39 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_an_installed_package_is_found_by_its_entry_point(site: Path) -> None:
     install(site, "fast = stranger_fast", "stranger_fast",
             "from bench.plugin import *\n" + attack("stranger-fast"))  # fmt: skip
-    offer = Registry.load(site / "none").find("attack", "stranger-fast")
-    assert (offer.origin, offer.module) == ("entry-point", "stranger_fast")
+    fast = Registry.without_submissions().find("attack", "stranger-fast")
+    assert (fast.origin, fast.module) == ("entry-point", "stranger_fast")
 
 
 @pytest.mark.parametrize(
     ("point", "sentence"),
     [
         ("x = stranger_gone", "No module named 'stranger_gone'"),
-        ("x = stranger_here:bench_attacks", "which is no module"),
+        ("x = stranger_here:bench_attacks", "which is not a module"),
         ("x = plugins.datasets.digits", "which is built in"),
     ],
 )
-def test_an_entry_point_that_leads_nowhere_is_named(site: Path, point: str, sentence: str) -> None:
+def test_an_entry_point_without_a_plugin_module_is_reported(
+    site: Path, point: str, sentence: str
+) -> None:
     install(site, point, "stranger_here", "def bench_attacks():\n    return ()\n")
-    problems = Registry.load(site / "none").problems
+    problems = Registry.without_submissions().problems
     assert any("entry point 'x' could not be imported" in p and sentence in p for p in problems)
 
 
-def test_a_listener_that_raises_silences_nobody_else(tmp_path: Path) -> None:
-    deaf = "@hookimpl\ndef bench_cell_judged(cell):\n    raise OSError('disk')\n"
-    heard = "told = []\n@hookimpl\ndef bench_cell_judged(cell, robust):\n    told.append(robust)\n"
-    found = registry(tmp_path, {"heard": heard, "deaf": deaf})
+def test_an_exception_in_one_cell_judged_hook_does_not_stop_the_others(tmp_path: Path) -> None:
+    raising = "@hookimpl\ndef bench_cell_judged(cell):\n    raise OSError('disk')\n"
+    listening = "received = []\n@hookimpl\ndef bench_cell_judged(cell, robust):\n    received.append(robust)\n"
+    found = registry(tmp_path, {"listening": listening, "raising": raising})
     cell = Cell("t", "d", "a", "", "", "", "", 1)
-    found.judged(cell, Count(1, 2, 0.1, 0.9))
-    assert found.problems == ["deaf failed to listen: OSError: disk."]
-    listener = found.manager.get_plugin("heard")
+    found.notify_cell_judged(cell, Count(1, 2, 0.1, 0.9))
+    assert found.problems == ["raising failed in bench_cell_judged: OSError: disk."]
+    listener = found.manager.get_plugin("listening")
     assert listener is not None
-    assert listener.told == [Count(1, 2, 0.1, 0.9)]
+    assert listener.received == [Count(1, 2, 0.1, 0.9)]
 
 
-def test_an_attack_digest_moves_with_source_and_parameters(tmp_path: Path) -> None:
+def test_an_attack_digest_depends_on_source_and_parameters(tmp_path: Path) -> None:
     body = "@dataclass(frozen=True)\nclass Nudge:\n    rate: float = 0.5\n"
     text = attack("pgd").replace("class Nudge:\n", body)
     one = registry(tmp_path, {"one": text}).attacks["pgd"]
@@ -320,17 +323,17 @@ def bench_threat_models():
     found = registry(tmp_path, {"one": text})
     assert found.threats == {}
     assert found.problems[0].startswith(
-        "one: what it offers as threat has a parameter without a digest: Linf.inside is <function"
+        "one: its threat has a parameter without a digest: Linf.inside is <function"
     )
 
 
-def test_a_module_of_its_own_has_the_digest_of_its_file(everything: Registry) -> None:
-    offer = everything.datasets["digits"]
-    assert len(offer.source) == 64
-    assert why_invalid("dataset", offer.value) == ""
+def test_a_plugin_module_has_the_digest_of_its_file(everything: Registry) -> None:
+    digits = everything.datasets["digits"]
+    assert len(digits.source) == 64
+    assert why_invalid("dataset", digits.value) == ""
 
 
-def test_modules_with_an_underscore_are_no_plugins() -> None:
+def test_modules_with_a_leading_underscore_are_not_plugins() -> None:
     import plugins
 
     assert all("._" not in name for name in loader.plugin_modules(plugins))
