@@ -75,7 +75,7 @@ class APGD:
     norms = ("Linf", "L2")
     cite = "arXiv:2003.01690"
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """One, or one for each rival."""
         return min(self.targets, classes - 1) if self.climbs == "dlr to a rival" else 1
 
@@ -111,7 +111,7 @@ class APGD:
 
     def _loss(self, problem: Problem) -> Loss:
         if self.climbs == "dlr to a rival":
-            return dlr_to(select_column(problem.rivals, problem.run))
+            return dlr_to(select_column(problem.rivals, problem.restart))
         return dlr if self.climbs == "dlr" else cross_entropy
 
     def _moved(

@@ -96,7 +96,7 @@ class SparseAPGD:
         """Rivals are no use where the target is declared."""
         return ("untargeted",) if self.to_rivals else ()
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """One a restart, or one a rival."""
         return min(self.tries, classes - 1) if self.to_rivals else self.tries
 
@@ -130,7 +130,7 @@ class SparseAPGD:
 
     def _loss(self, problem: Problem) -> Loss:
         if self.to_rivals:
-            return dlr_to(select_column(problem.rivals, problem.run))
+            return dlr_to(select_column(problem.rivals, problem.restart))
         return cross_entropy
 
     def _fitted(self, problem: Problem, moved: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class FAB:
         """The walk and the search."""
         return self.walk + self.search
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """One, or one for each rival."""
         return min(self.targets, classes - 1) if self.targeted else 1
 
@@ -105,7 +105,7 @@ class FAB:
 
     def _border(self, problem: Problem, point: Tensor, where: Tensor) -> Border:
         if self.targeted:
-            rival = select_column(problem.rivals, problem.run)
+            rival = select_column(problem.rivals, problem.restart)
             slope, gap, _ = problem.gradient(point, margin_to(rival), where)
             return Border(slope, gap)
         slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)

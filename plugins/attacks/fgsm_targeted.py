@@ -25,7 +25,7 @@ class TargetedFGSM:
     cite = "arXiv:1611.01236"
     summary = "One signed gradient step towards each rival class."
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """One for each rival."""
         return classes - 1
 
@@ -35,7 +35,7 @@ class TargetedFGSM:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """The end of the step."""
-        rival = select_column(problem.rivals, problem.run)
+        rival = select_column(problem.rivals, problem.restart)
         towards = problem.gradient(adv, lambda logits, _: -cross_entropy(logits, rival)).gradient
         return problem.ball.ascend(problem.x, towards, 1, problem.x)
 

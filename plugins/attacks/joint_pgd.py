@@ -32,7 +32,7 @@ class JointPGD:
     """First step length, in radii; it falls linearly to zero, for the two goals pull apart."""
     restarts: int = 5
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """Each restart is a run."""
         return self.restarts
 

@@ -25,7 +25,7 @@ class PGD:
     restarts: int = 1
     random_start: bool = True
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """Each restart is a run."""
         return self.restarts
 

@@ -27,7 +27,7 @@ class MarginPGD:
     rate: float = 0.1
     """Step length, in radii."""
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """One for each rival."""
         return classes - 1
 
@@ -37,7 +37,7 @@ class MarginPGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step towards the rival, back into the ball."""
-        loss = margin_to(select_column(problem.rivals, problem.run))
+        loss = margin_to(select_column(problem.rivals, problem.restart))
         uphill = problem.gradient(adv, loss).gradient
         return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 

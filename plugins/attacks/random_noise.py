@@ -16,13 +16,14 @@ class Random:
 
     name = "random"
     needs = Access.NOTHING
+    samples = True
     steps = 1
     summary = "Uniform in the ball, clipped to the box."
 
     draws: int = 1
     """Points an example; any one that wins counts."""
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """Each draw is a run."""
         return self.draws
 

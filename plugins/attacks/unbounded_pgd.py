@@ -28,13 +28,13 @@ class Unbounded:
     """Step length, in radii."""
     restarts: int = 3
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         """Each restart is a run."""
         return self.restarts
 
     def start(self, problem: Problem) -> Tensor:
         """The clean image, then random points."""
-        first = per_image(problem.run == 0)
+        first = per_image(problem.restart == 0)
         return torch.where(first, problem.x, problem.ball.sample(problem.x, problem))
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:

@@ -33,5 +33,4 @@ def bench_defenses() -> Iterator[Defense]:
         build=undefended_behind(three_bits),
         # Rounding has no slope; the identity has (arXiv:1802.00420).
         bpda=undefended_behind(straight_through(three_bits)),
-        detail={"rows": ("F04",)},
     )

@@ -26,21 +26,21 @@ ALPHA = 0.5
 PIVOT = 1e-4
 
 
-def embedded(lesson: TrainingBatch, alpha: float, pivot: float) -> Tensor:
+def embedded(batch: TrainingBatch, alpha: float, pivot: float) -> Tensor:
     """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2, e before the last layer.
 
     e(x) is the pivot: no gradient flows there. Of two kinds of x' the mean is taken.
     """
-    network = require_type(lesson.model, nn.Sequential, "the model")
+    network = require_type(batch.model, nn.Sequential, "the model")
     embed, head = network[:-1], network[-1]
-    fixed = embed(lesson.x)
-    clean = cross_entropy(head(fixed), lesson.y)
-    kinds = [lesson.adv] if lesson.transferred is None else [lesson.adv, lesson.transferred]
+    fixed = embed(batch.x)
+    clean = cross_entropy(head(fixed), batch.y)
+    kinds = [batch.adv] if batch.transferred is None else [batch.adv, batch.transferred]
     losses = []
     for adv in kinds:
         moved = embed(adv)
         apart = (moved - fixed.detach()).square().sum(1)
-        losses.append((1 - alpha) * cross_entropy(head(moved), lesson.y) + pivot * apart)
+        losses.append((1 - alpha) * cross_entropy(head(moved), batch.y) + pivot * apart)
     return alpha * clean + torch.stack(losses).mean(0)
 
 
@@ -66,5 +66,4 @@ def bench_defenses() -> Iterator[Defense]:
             recipe=recipe,
             build=trained,
             quick=False,
-            detail={"rows": ("D19",)},
         )

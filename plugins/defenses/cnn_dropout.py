@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl
 from plugins.defenses._dropout_cnn import dropout_cnn
-from plugins.defenses.undefended import standard
+from plugins.defenses._losses import clean_loss
 
 
 def trained(loader: Loader) -> nn.Module:
@@ -23,8 +23,7 @@ def bench_defenses() -> Iterator[Defense]:
         name="cnn-dropout",
         cite="arXiv:1207.0580",
         summary="A convolutional network with dropout of one half, trained on clean images.",
-        recipe=Recipe(dropout_cnn, standard, epochs=20, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(dropout_cnn, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=trained,
         quick=False,
-        detail={"rows": ("D02", "M02")},
     )

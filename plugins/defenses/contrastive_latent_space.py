@@ -57,20 +57,20 @@ def contrast(z: Tensor, y: Tensor, margin: float) -> Tensor:
     return torch.where(y[i] == y[j], d.square(), (margin - d).clamp(min=0).square()).mean()
 
 
-def latent(lesson: TrainingBatch, margin: float) -> Tensor:
+def latent(batch: TrainingBatch, margin: float) -> Tensor:
     """-log p(y | x) of the head, plus the contrast of the batch."""
-    model = require_type(lesson.model, Nearest, "the model")
-    z = model.encoder(lesson.x)
-    return cross_entropy(model.head(z), lesson.y) + contrast(z, lesson.y, margin)
+    model = require_type(batch.model, Nearest, "the model")
+    z = model.encoder(batch.x)
+    return cross_entropy(model.head(z), batch.y) + contrast(z, batch.y, margin)
 
 
-def support(lesson: TrainingBatch) -> None:
+def support(batch: TrainingBatch) -> None:
     """Keep the first few images of each class as supports."""
-    model = require_type(lesson.model, Nearest, "the model")
+    model = require_type(batch.model, Nearest, "the model")
     with torch.no_grad():
-        z = model.encoder(lesson.x)
+        z = model.encoder(batch.x)
     for label, place in enumerate(model.support):
-        place.copy_(z[lesson.y == label][:SUPPORTS])
+        place.copy_(z[batch.y == label][:SUPPORTS])
 
 
 def build(loader: Loader) -> nn.Module:
@@ -96,5 +96,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=build,
         quick=False,
-        detail={"rows": ("D27",)},
     )

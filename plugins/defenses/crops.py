@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
+from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import undefended_behind
 from plugins.defenses._resampling import cropped, seen, whole
-from plugins.defenses.undefended import standard
 
 LOOKS = 8
 
@@ -69,7 +69,6 @@ def bench_defenses() -> Iterator[Defense]:
         summary="The middle of the image, stretched, then the undefended network.",
         build=undefended_behind(middle),
         quick=False,
-        detail={"rows": ("F13",)},
     )
     yield Defense(
         name="crop-ensemble",
@@ -78,7 +77,7 @@ def bench_defenses() -> Iterator[Defense]:
         # A crop of an image is an image up to rounding.
         recipe=Recipe(
             cnn,
-            standard,
+            clean_loss,
             augment=lambda images: somewhere(images).clamp(0, 1),
             epochs=20,
             rate=2e-3,
@@ -89,5 +88,4 @@ def bench_defenses() -> Iterator[Defense]:
         randomness=Randomness(draws=1),
         forwards=LOOKS,
         quick=False,
-        detail={"rows": ("F03",)},
     )

@@ -77,10 +77,10 @@ class Affine(nn.Module):
         return made.view_as(images)
 
 
-def principal(lesson: TrainingBatch) -> None:
+def principal(batch: TrainingBatch) -> None:
     """Fill an affine generator: the mean image, and the directions of largest variance."""
-    generator = cast(Affine, lesson.model)
-    pixels = lesson.x.flatten(1).double()
+    generator = cast(Affine, batch.model)
+    pixels = batch.x.flatten(1).double()
     generator.mean.copy_(pixels.mean(0))
     directions = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False).Vh
     generator.basis.copy_(directions[: generator.basis.shape[1]].T)
@@ -106,14 +106,14 @@ class Autoencoder(nn.Module):
         return answer
 
 
-def learned(lesson: TrainingBatch) -> Tensor:
+def learned(batch: TrainingBatch) -> Tensor:
     """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)), z drawn from q."""
-    parts = cast(Autoencoder, lesson.model)
-    middle, log_variance = parts.encoder(lesson.x).chunk(2, dim=1)
+    parts = cast(Autoencoder, batch.model)
+    middle, log_variance = parts.encoder(batch.x).chunk(2, dim=1)
     z = middle + torch.randn_like(middle) * (log_variance / 2).exp()
     divergence = (middle.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
-    loss = cross_entropy(parts(lesson.x), lesson.y)
-    bound: Tensor = error(parts.decoder(z), lesson.x.flatten(1)) + BETA * divergence
+    loss = cross_entropy(parts(batch.x), batch.y)
+    bound: Tensor = error(parts.decoder(z), batch.x.flatten(1)) + BETA * divergence
     return loss + bound
 
 
@@ -164,7 +164,6 @@ def bench_defenses() -> Iterator[Defense]:
         randomness=Randomness(draws=4),
         forwards=1 + RESTARTS * (STEPS + 1),
         quick=False,
-        detail={"rows": ("F07",)},
     )
     yield Defense(
         name="defense-gan-affine",
@@ -173,5 +172,4 @@ def bench_defenses() -> Iterator[Defense]:
         recipe=Recipe(affine, fit=principal, epochs=0, options={"latent": LATENT}),
         build=projected,
         quick=False,
-        detail={"rows": ("F07",)},
     )

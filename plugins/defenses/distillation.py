@@ -23,16 +23,16 @@ def soft(logits: Tensor, temperature: float) -> Tensor:
     return logits.div(temperature).softmax(1)
 
 
-def tempered(lesson: TrainingBatch, temperature: float) -> Tensor:
+def tempered(batch: TrainingBatch, temperature: float) -> Tensor:
     """-log softmax(z / T)_y: how the teacher learns."""
-    return cross_entropy(lesson.model(lesson.x) / temperature, lesson.y)
+    return cross_entropy(batch.model(batch.x) / temperature, batch.y)
 
 
-def distilled(lesson: TrainingBatch, temperature: float) -> Tensor:
+def distilled(batch: TrainingBatch, temperature: float) -> Tensor:
     """-sum_k q_k log softmax(z / T)_k with the teacher's q = softmax(z' / T)."""
-    teacher = require_type(lesson.teacher, nn.Module, "the teacher")
-    told = soft(teacher(lesson.x), temperature)
-    return F.cross_entropy(lesson.model(lesson.x) / temperature, told, reduction="none")
+    teacher = require_type(batch.teacher, nn.Module, "the teacher")
+    told = soft(teacher(batch.x), temperature)
+    return F.cross_entropy(batch.model(batch.x) / temperature, told, reduction="none")
 
 
 @hookimpl
@@ -53,7 +53,6 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D10",)},
     )
     yield Defense(
         name="distillation",
@@ -70,5 +69,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D10",)},
     )

@@ -26,14 +26,14 @@ WEIGHT = 0.3
 SHARE = 0.5
 
 
-def weighted(lesson: TrainingBatch, weight: float, share: float, eps: float) -> Tensor:
+def weighted(batch: TrainingBatch, weight: float, share: float, eps: float) -> Tensor:
     """(sum over m - k clean J + weight sum over k moved J) / (m - k + weight k), k = share m."""
-    clean = len(lesson.y) - int(share * len(lesson.y))
-    moved = shortened(lesson.x[clean:], lesson.adv[clean:], eps)
-    images = torch.cat([lesson.x[:clean], moved])
-    weights = torch.ones_like(lesson.y, dtype=images.dtype)
+    clean = len(batch.y) - int(share * len(batch.y))
+    moved = shortened(batch.x[clean:], batch.adv[clean:], eps)
+    images = torch.cat([batch.x[:clean], moved])
+    weights = torch.ones_like(batch.y, dtype=images.dtype)
     weights[clean:] = weight
-    return (weights * cross_entropy(lesson.model(images), lesson.y)).sum() / weights.sum()
+    return (weights * cross_entropy(batch.model(images), batch.y)).sum() / weights.sum()
 
 
 def shortened(x: Tensor, adv: Tensor, eps: float) -> Tensor:
@@ -60,5 +60,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D06",)},
     )

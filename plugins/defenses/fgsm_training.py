@@ -18,20 +18,16 @@ from bench.plugin import (
     hookimpl,
 )
 from plugins.defenses._cnn import cnn, trained
+from plugins.defenses._losses import adversarial_loss
 
 INNER = InnerAttack("fgsm", Linf(Fraction(51, 255)))
 ALPHA = 0.5
 
 
-def replaced(lesson: TrainingBatch) -> Tensor:
-    """J(x'): every clean image is replaced by its adversarial one."""
-    return cross_entropy(lesson.model(lesson.adv), lesson.y)
-
-
-def mixed(lesson: TrainingBatch, alpha: float) -> Tensor:
+def mixed(batch: TrainingBatch, alpha: float) -> Tensor:
     """alpha J(x) + (1 - alpha) J(x'): alpha is the weight of the clean images."""
-    clean = cross_entropy(lesson.model(lesson.x), lesson.y)
-    return alpha * clean + (1 - alpha) * cross_entropy(lesson.model(lesson.adv), lesson.y)
+    clean = cross_entropy(batch.model(batch.x), batch.y)
+    return alpha * clean + (1 - alpha) * cross_entropy(batch.model(batch.adv), batch.y)
 
 
 @hookimpl
@@ -41,9 +37,8 @@ def bench_defenses() -> Iterator[Defense]:
         name="fgsm-training",
         cite="arXiv:1412.6572",
         summary="Trained on one-step adversarial images alone; stronger attacks may pass.",
-        recipe=Recipe(cnn, replaced, INNER, epochs=30, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(cnn, adversarial_loss, INNER, epochs=30, rate=2e-3, schedule="cosine"),
         build=trained,
-        detail={"rows": ("D07",)},
     )
     yield Defense(
         name="fgsm-mixture",
@@ -59,5 +54,4 @@ def bench_defenses() -> Iterator[Defense]:
             options={"alpha": ALPHA},
         ),
         build=trained,
-        detail={"rows": ("D05",)},
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bench.plugin import Defense, Fraction, FreeTraining, Linf, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
-from plugins.defenses.pgd_training import worst_case
+from plugins.defenses._losses import adversarial_loss
 
 
 @hookimpl
@@ -18,7 +18,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Trained on perturbations that follow the gradients of the weights' own steps.",
         recipe=Recipe(
             cnn,
-            worst_case,
+            adversarial_loss,
             FreeTraining(Linf(Fraction(51, 255)), replays=8),
             epochs=30,
             rate=2e-3,
@@ -26,5 +26,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D16", "RP05")},
     )

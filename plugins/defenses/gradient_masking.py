@@ -10,7 +10,7 @@ from bench.plugin import Defense, Loader, hookimpl
 
 FACTOR = 1000.0
 GRID = 1.0
-REASON = "a control: its gradient is hidden on purpose"
+CONTROL = "its gradient is hidden on purpose"
 
 
 class Masked(nn.Module):
@@ -48,15 +48,11 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"A control: the undefended network, its logits times {FACTOR:g}.",
         build=masked(scaled),
         quick=False,
-        detail={"rows": ("D32",)},
     )
     yield Defense(
         name="quantised-logits",
         summary="A control: the undefended network, its logits rounded to whole numbers.",
         build=masked(quantised),
         quick=False,
-        detail={
-            "rows": ("D32",),
-            "exempt": dict.fromkeys(("a-gradient-exists", "gradient-is-the-slope"), REASON),
-        },
+        control=CONTROL,
     )

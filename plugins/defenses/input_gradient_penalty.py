@@ -19,23 +19,23 @@ FLAT = 0.15
 DOUBLE = 1.0
 
 
-def loss_and_slope(lesson: TrainingBatch) -> tuple[Tensor, Tensor]:
+def loss_and_slope(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """L = -log p(y | x) [n], and grad_x L [n, d] with a graph of its own."""
-    x = lesson.x.detach().requires_grad_()
-    loss = cross_entropy(lesson.model(x), lesson.y)
+    x = batch.x.detach().requires_grad_()
+    loss = cross_entropy(batch.model(x), batch.y)
     (slope,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
     return loss, slope.flatten(1)
 
 
-def flat(lesson: TrainingBatch, strength: float) -> Tensor:
+def flat(batch: TrainingBatch, strength: float) -> Tensor:
     """L + strength ||grad_x L||_1."""
-    loss, slope = loss_and_slope(lesson)
+    loss, slope = loss_and_slope(batch)
     return loss + strength * slope.abs().sum(1)
 
 
-def double_backprop(lesson: TrainingBatch, strength: float) -> Tensor:
+def double_backprop(batch: TrainingBatch, strength: float) -> Tensor:
     """L + strength / 2 ||grad_x L||_2^2."""
-    loss, slope = loss_and_slope(lesson)
+    loss, slope = loss_and_slope(batch)
     return loss + strength / 2 * slope.square().sum(1)
 
 
@@ -56,7 +56,6 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D21",)},
     )
     yield Defense(
         name="double-backprop",
@@ -72,5 +71,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D22",)},
     )

@@ -56,5 +56,4 @@ def bench_defenses() -> Iterator[Defense]:
         # The codec rounds, so it has no slope; the image that it gives is near the one it got.
         bpda=undefended_behind(straight_through(change)),
         quick=False,
-        detail={"rows": ("F01",)},
     )

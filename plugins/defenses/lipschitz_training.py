@@ -55,10 +55,10 @@ def bounds(model: nn.Module) -> list[Tensor]:
     return [lipschitz_bound(layer.weight) for layer in layers]
 
 
-def regularised(lesson: TrainingBatch, strength: float) -> Tensor:
+def regularised(batch: TrainingBatch, strength: float) -> Tensor:
     """-log p(y | x') + strength * sum over layers of log of the bound."""
-    loss = cross_entropy(lesson.model(lesson.adv), lesson.y)
-    return loss + strength * torch.stack(bounds(lesson.model)).log().sum()
+    loss = cross_entropy(batch.model(batch.adv), batch.y)
+    return loss + strength * torch.stack(bounds(batch.model)).log().sum()
 
 
 @hookimpl
@@ -80,5 +80,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D25",)},
     )

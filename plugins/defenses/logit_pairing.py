@@ -32,29 +32,29 @@ def squared(one: Tensor, other: Tensor, form: str) -> Tensor:
     return (one - other).square().sum(1)
 
 
-def adversarial(lesson: TrainingBatch, strength: float, form: str) -> Tensor:
+def adversarial(batch: TrainingBatch, strength: float, form: str) -> Tensor:
     """ALP: J(x') + strength ||f(x) - f(x')||^2."""
-    moved = lesson.model(lesson.adv)
-    apart = squared(lesson.model(lesson.x), moved, form)
-    return cross_entropy(moved, lesson.y) + strength * apart
+    moved = batch.model(batch.adv)
+    apart = squared(batch.model(batch.x), moved, form)
+    return cross_entropy(moved, batch.y) + strength * apart
 
 
-def clean(lesson: TrainingBatch, strength: float, form: str) -> Tensor:
+def clean(batch: TrainingBatch, strength: float, form: str) -> Tensor:
     """CLP as later tables have it: J(x) + strength ||f(x) - f(x')||^2."""
-    found = lesson.model(lesson.x)
-    apart = squared(found, lesson.model(lesson.adv), form)
-    return cross_entropy(found, lesson.y) + strength * apart
+    found = batch.model(batch.x)
+    apart = squared(found, batch.model(batch.adv), form)
+    return cross_entropy(found, batch.y) + strength * apart
 
 
-def strangers(lesson: TrainingBatch, strength: float) -> Tensor:
+def strangers(batch: TrainingBatch, strength: float) -> Tensor:
     """CLP as published: J(x) + strength ||f(x_i) - f(x_j)||^2, each image paired with another.
 
     A batch comes in random order: its first is paired with its last, its second with the one
     before, and so on.
     """
-    found = lesson.model(lesson.x)
+    found = batch.model(batch.x)
     apart = squared(found, found.flip(0), "logits")
-    return cross_entropy(found, lesson.y) + strength * apart
+    return cross_entropy(found, batch.y) + strength * apart
 
 
 def noisy(x: Tensor, sigma: float) -> Tensor:
@@ -62,7 +62,7 @@ def noisy(x: Tensor, sigma: float) -> Tensor:
     return (x + sigma * torch.randn_like(x)).clamp(0, 1)
 
 
-def paired(name: str, summary: str, recipe: Recipe, row: str) -> Defense:
+def paired(name: str, summary: str, recipe: Recipe) -> Defense:
     """A defense of this file."""
     return Defense(
         name=name,
@@ -71,7 +71,6 @@ def paired(name: str, summary: str, recipe: Recipe, row: str) -> Defense:
         recipe=recipe,
         build=trained,
         quick=False,
-        detail={"rows": (row,)},
     )
 
 
@@ -79,10 +78,10 @@ def paired(name: str, summary: str, recipe: Recipe, row: str) -> Defense:
 def bench_defenses() -> Iterator[Defense]:
     """Offer pairs of an image with its adversarial one, in three forms, and pairs of strangers."""
     common = partial(Recipe, cnn, epochs=30, rate=2e-3, schedule="cosine")
-    for name, loss, strength, form, row in (
-        ("alp", adversarial, 0.5, "logits", "D11"),
-        ("alp-probabilities", adversarial, 0.5, "probabilities", "D11"),
-        ("clp", clean, 5.0, "probabilities", "D12"),
+    for name, loss, strength, form in (
+        ("alp", adversarial, 0.5, "logits"),
+        ("alp-probabilities", adversarial, 0.5, "probabilities"),
+        ("clp", clean, 5.0, "probabilities"),
     ):
         learned = "adversarial" if loss is adversarial else "clean"
         yield paired(
@@ -93,7 +92,6 @@ def bench_defenses() -> Iterator[Defense]:
                 INNER,
                 options={"strength": strength, "form": form},
             ),
-            row,
         )
     yield paired(
         "clp-strangers",
@@ -103,5 +101,4 @@ def bench_defenses() -> Iterator[Defense]:
             augment=partial(noisy, sigma=SIGMA),
             options={"strength": STRENGTH, "sigma": SIGMA},
         ),
-        "D12",
     )

@@ -33,11 +33,11 @@ def boosted(logits: Tensor, label: Tensor) -> Tensor:
     return cross_entropy(logits, label) - rest
 
 
-def mart(lesson: TrainingBatch, strength: float) -> Tensor:
+def mart(batch: TrainingBatch, strength: float) -> Tensor:
     """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x))."""
-    clean, moved = lesson.model(lesson.x), lesson.model(lesson.adv)
-    doubt = 1 - select_column(clean.softmax(1), lesson.y)
-    return boosted(moved, lesson.y) + strength * divergence(clean, moved) * doubt
+    clean, moved = batch.model(batch.x), batch.model(batch.adv)
+    doubt = 1 - select_column(clean.softmax(1), batch.y)
+    return boosted(moved, batch.y) + strength * divergence(clean, moved) * doubt
 
 
 @hookimpl
@@ -58,5 +58,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D15",)},
     )

@@ -30,16 +30,16 @@ WEIGHT = 1 / 3
 LARGEST = Fraction(102, 255)
 
 
-def max_margin(lesson: TrainingBatch, weight: float) -> Tensor:
-    """weight J(x) + (1 - weight) M(x), with lesson.adv on the border, or as far as is looked.
+def max_margin(batch: TrainingBatch, weight: float) -> Tensor:
+    """weight J(x) + (1 - weight) M(x), with batch.adv on the border, or as far as is looked.
 
     M = J(x') where x is right and the border was found: its gradient is that of the margin.
     M = 0 where x is right out to the largest margin, and M = J(x) where x is wrong.
     """
-    found, moved = lesson.model(lesson.x), lesson.model(lesson.adv)
-    clean, border = cross_entropy(found, lesson.y), cross_entropy(moved, lesson.y)
-    safe = moved.argmax(1) == lesson.y
-    margin = torch.where(found.argmax(1) != lesson.y, clean, border.masked_fill(safe, 0))
+    found, moved = batch.model(batch.x), batch.model(batch.adv)
+    clean, border = cross_entropy(found, batch.y), cross_entropy(moved, batch.y)
+    safe = moved.argmax(1) == batch.y
+    margin = torch.where(found.argmax(1) != batch.y, clean, border.masked_fill(safe, 0))
     return weight * clean + (1 - weight) * margin
 
 
@@ -140,5 +140,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("D14",)},
     )

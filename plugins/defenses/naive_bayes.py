@@ -11,15 +11,15 @@ from bench.plugin import Defense, Recipe, TrainingBatch, hookimpl
 from plugins.defenses.softmax_regression import regression, trained
 
 
-def counted(lesson: TrainingBatch) -> None:
+def counted(batch: TrainingBatch) -> None:
     """The multinomial model, every pixel's ink a count, with one count more for each pixel.
 
     z_k = log p(k) + sum_i x_i log p(i | k), p(i | k) = (1 + ink_ki) / (d + sum_i ink_ki): affine
     in the image, and log p(k | x) up to a number that all classes share.
     """
-    weight, bias = lesson.model.parameters()
-    member = F.one_hot(lesson.y, len(bias)).double()
-    ink = 1 + member.T @ lesson.x.flatten(1).double()
+    weight, bias = batch.model.parameters()
+    member = F.one_hot(batch.y, len(bias)).double()
+    ink = 1 + member.T @ batch.x.flatten(1).double()
     with torch.no_grad():
         weight.copy_((ink / ink.sum(1, keepdim=True)).log())
         bias.copy_((member.sum(0) / len(member)).log())
@@ -35,5 +35,4 @@ def bench_defenses() -> Iterator[Defense]:
         recipe=Recipe(regression, epochs=0, fit=counted),
         build=trained,
         quick=False,
-        detail={"rows": ("M03",)},
     )

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from bench.plugin import (
     Defense,
     Fraction,
     InnerAttack,
     Linf,
     Recipe,
-    TrainingBatch,
-    cross_entropy,
     hookimpl,
 )
 from plugins.defenses._cnn import cnn, trained
-
-
-def worst_case(lesson: TrainingBatch) -> Tensor:
-    """-log p(y | x'), with x' where PGD found the loss largest."""
-    return cross_entropy(lesson.model(lesson.adv), lesson.y)
+from plugins.defenses._losses import adversarial_loss
 
 
 @hookimpl
@@ -32,6 +24,6 @@ def bench_defenses() -> Iterator[Defense]:
         name="pgd-training",
         cite="arXiv:1706.06083",
         summary="Trained on what PGD makes of each batch, L-infinity 51/255.",
-        recipe=Recipe(cnn, worst_case, inner, epochs=30, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(cnn, adversarial_loss, inner, epochs=30, rate=2e-3, schedule="cosine"),
         build=trained,
     )

@@ -68,5 +68,4 @@ def bench_defenses() -> Iterator[Defense]:
         bpda=bpda,
         randomness=Randomness(draws=4),
         quick=False,
-        detail={"rows": ("D30",)},
     )

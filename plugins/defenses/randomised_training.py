@@ -12,8 +12,8 @@ from torch import nn
 
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
+from plugins.defenses._losses import adversarial_loss
 from plugins.defenses._noise_layer import Noise
-from plugins.defenses.pgd_training import worst_case
 
 SIGMA = 0.25
 
@@ -38,7 +38,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"PGD training with noise of deviation {SIGMA} on every image, also in play.",
         recipe=Recipe(
             partial(noisy, sigma=SIGMA),
-            worst_case,
+            adversarial_loss,
             inner,
             epochs=30,
             rate=2e-3,
@@ -48,5 +48,4 @@ def bench_defenses() -> Iterator[Defense]:
         build=build,
         randomness=Randomness(draws=10),
         quick=False,
-        detail={"rows": ("D24",)},
     )

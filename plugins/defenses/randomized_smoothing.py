@@ -59,9 +59,9 @@ def noisy(images: Tensor, sigma: float) -> Tensor:
     return images + sigma * torch.randn_like(images)
 
 
-def under_noise(lesson: TrainingBatch) -> Tensor:
+def under_noise(batch: TrainingBatch) -> Tensor:
     """-log p(y | x + noise)."""
-    return cross_entropy(lesson.model(noisy(lesson.x, SIGMA)), lesson.y)
+    return cross_entropy(batch.model(noisy(batch.x, SIGMA)), batch.y)
 
 
 def build(loader: Loader) -> nn.Module:

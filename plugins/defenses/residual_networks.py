@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.plugin import Defense, Loader, Recipe, hookimpl
 from plugins.defenses import _residual_blocks as residual
 from plugins.defenses._augmentations import mirrored, moved
-from plugins.defenses.undefended import standard
+from plugins.defenses._losses import clean_loss
 
 Make = Callable[[tuple[int, int, int], int], nn.Module]
 
@@ -33,13 +33,12 @@ def family(name: str, make: Make, cite: str, summary: str) -> Defense:
         cite=cite,
         summary=summary,
         recipe=Recipe(
-            make, standard, epochs=30, batch=128, rate=0.1, weight_decay=5e-4, optimiser="sgd",
+            make, clean_loss, epochs=30, batch=128, rate=0.1, weight_decay=5e-4, optimiser="sgd",
             schedule="cosine", augment=varied,
         ),
         build=partial(trained, make=make),
         surrogate="undefended-images",
         quick=False,
-        detail={"rows": ("M01",)},
     )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
+from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import Filtered
 from plugins.defenses._resampling import framed, seen, whole
-from plugins.defenses.undefended import standard
 
 GREY = 0.5
 
@@ -53,9 +53,8 @@ def bench_defenses() -> Iterator[Defense]:
         name="resize-pad",
         cite="arXiv:1711.01991",
         summary="Resizes and shifts each image by chance inside a grey frame.",
-        recipe=Recipe(moving, standard, epochs=20, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(moving, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=build,
         randomness=Randomness(draws=10),
         quick=False,
-        detail={"rows": ("D31",)},
     )

@@ -64,11 +64,11 @@ class Mean(nn.Module):
         return torch.stack([voter(images).log_softmax(1) for voter in self.voters]).logsumexp(0)
 
 
-def vaccinated(lesson: TrainingBatch) -> Tensor:
+def vaccinated(batch: TrainingBatch) -> Tensor:
     """sum over qualities q of -log p_q(y | JPEG_q(x)): each voter learns at one quality."""
-    voters = cast(Vote, lesson.model).voters
+    voters = cast(Vote, batch.model).voters
     losses = [
-        cross_entropy(voter(compressed(lesson.x, quality)), lesson.y)
+        cross_entropy(voter(compressed(batch.x, quality)), batch.y)
         for voter, quality in zip(voters, QUALITIES, strict=True)
     ]
     return torch.stack(losses).sum(0)
@@ -104,5 +104,4 @@ def bench_defenses() -> Iterator[Defense]:
         randomness=Randomness(draws=4),
         forwards=len(QUALITIES),
         quick=False,
-        detail={"rows": ("F02",)},
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
-from bench.plugin import Defense, Loader, Recipe, TrainingBatch, cross_entropy, hookimpl
+from bench.plugin import Defense, Loader, Recipe, hookimpl
+from plugins.defenses._losses import clean_loss
 
 
 def regression(shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -20,17 +21,12 @@ def trained(loader: Loader) -> nn.Module:
     return loader.trained(regression(loader.shape, loader.classes))
 
 
-def likelihood(lesson: TrainingBatch) -> Tensor:
-    """-log p(y | x), on clean images."""
-    return cross_entropy(lesson.model(lesson.x), lesson.y)
-
-
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Offer softmax regression."""
     yield Defense(
         name="linear",
         summary="Softmax regression on clean images; its exact robust accuracy is certified.",
-        recipe=Recipe(regression, likelihood, epochs=40, rate=1e-2, schedule="cosine"),
+        recipe=Recipe(regression, clean_loss, epochs=40, rate=1e-2, schedule="cosine"),
         build=trained,
     )

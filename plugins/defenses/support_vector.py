@@ -14,13 +14,13 @@ from plugins.defenses.softmax_regression import regression, trained
 STRENGTH = 1e-3
 
 
-def hinge(lesson: TrainingBatch, strength: float) -> Tensor:
+def hinge(batch: TrainingBatch, strength: float) -> Tensor:
     """mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2.
 
     Crammer and Singer 2001; the offsets are free.
     """
-    losses = (1 + margin(lesson.model(lesson.x), lesson.y)).clamp_min(0)
-    matrices = [weight for weight in lesson.model.parameters() if weight.ndim > 1]
+    losses = (1 + margin(batch.model(batch.x), batch.y)).clamp_min(0)
+    matrices = [weight for weight in batch.model.parameters() if weight.ndim > 1]
     return losses.mean() + strength / 2 * torch.stack([w.square().sum() for w in matrices]).sum()
 
 
@@ -42,5 +42,4 @@ def bench_defenses() -> Iterator[Defense]:
         ),
         build=trained,
         quick=False,
-        detail={"rows": ("M03",)},
     )

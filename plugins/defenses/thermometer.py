@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl, require_type
 from plugins.defenses._cnn import cnn
+from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import Filtered
-from plugins.defenses.undefended import standard
 
 LEVELS = 16
 RAMP = 0.25  # of the range: a ramp as narrow as one level leads an attack astray
@@ -60,9 +60,8 @@ def bench_defenses() -> Iterator[Defense]:
         name="thermometer",
         cite="https://openreview.net/forum?id=S18Su--CW",
         summary=f"{LEVELS} switches a pixel instead of its brightness; no slope of its own.",
-        recipe=Recipe(switched, standard, epochs=20, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(switched, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=build,
         bpda=bpda,
         quick=False,
-        detail={"rows": ("D29",)},
     )

@@ -100,5 +100,4 @@ def bench_defenses() -> Iterator[Defense]:
         build=undefended_behind(change),
         randomness=Randomness(draws=4),
         quick=False,
-        detail={"rows": ("F05",)},
     )

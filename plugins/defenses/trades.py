@@ -32,11 +32,11 @@ def divergence(clean: Tensor, other: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def trades(lesson: TrainingBatch, beta: float) -> Tensor:
+def trades(batch: TrainingBatch, beta: float) -> Tensor:
     """-log p(y | x) + beta KL(p(x) || p(x'))."""
-    clean = lesson.model(lesson.x)
-    moved = lesson.model(lesson.adv)
-    return cross_entropy(clean, lesson.y) + beta * divergence(clean, moved)
+    clean = batch.model(batch.x)
+    moved = batch.model(batch.adv)
+    return cross_entropy(clean, batch.y) + beta * divergence(clean, moved)
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,4 @@ def bench_defenses() -> Iterator[Defense]:
             options={"beta": BETA},
         ),
         build=trained,
-        detail={"rows": ("D13",)},
     )

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from bench.plugin import Defense, Recipe, TrainingBatch, cross_entropy, hookimpl
+from bench.plugin import Defense, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
-
-
-def standard(lesson: TrainingBatch) -> Tensor:
-    """-log p(y | x), on clean images."""
-    return cross_entropy(lesson.model(lesson.x), lesson.y)
+from plugins.defenses._losses import clean_loss
 
 
 @hookimpl
@@ -21,6 +15,6 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="undefended",
         summary="A small convolutional network, trained on clean images.",
-        recipe=Recipe(cnn, standard, epochs=20, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(cnn, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=trained,
     )

@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl
 from plugins.defenses._dropout_cnn import dropout_cnn
-from plugins.defenses.undefended import standard
+from plugins.defenses._losses import clean_loss
 
 
 def trained(loader: Loader) -> nn.Module:
@@ -23,9 +23,8 @@ def bench_defenses() -> Iterator[Defense]:
         name="undefended-images",
         datasets=("fashion-mnist", "mnist", "cifar10", "cifar100"),
         summary="A small convolutional network, trained on clean images.",
-        recipe=Recipe(dropout_cnn, standard, epochs=8, batch=128, rate=3e-3, schedule="cyclic"),
+        recipe=Recipe(dropout_cnn, clean_loss, epochs=8, batch=128, rate=3e-3, schedule="cyclic"),
         build=trained,
         surrogate="undefended-images",
         quick=False,
-        detail={"rows": ("D01",)},
     )

@@ -14,10 +14,10 @@ from plugins.defenses._cnn import cnn, trained
 STRENGTH = 5e-3
 
 
-def decayed(lesson: TrainingBatch, strength: float) -> Tensor:
+def decayed(batch: TrainingBatch, strength: float) -> Tensor:
     """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases."""
-    squares = torch.stack([weight.square().sum() for weight in lesson.model.parameters()])
-    loss = cross_entropy(lesson.model(lesson.x), lesson.y).mean()
+    squares = torch.stack([weight.square().sum() for weight in batch.model.parameters()])
+    loss = cross_entropy(batch.model(batch.x), batch.y).mean()
     return loss + strength / 2 * squares.sum()
 
 

@@ -1,11 +1,11 @@
-"""Adversarial Robustness Toolbox (arXiv:1807.01069): black-box attacks that nobody else has."""
+"""Black-box attacks of the Adversarial Robustness Toolbox (arXiv:1807.01069)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,93 +13,78 @@ import torch
 from torch import Tensor
 
 from bench.plugin import Access, ExternalAttack, ExternalProblem, MissingLibrary, hookimpl
-from plugins.external._library_attack import brought, offered, version
+from plugins.external._library_attack import LibraryAttack, registered, version
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Toolbox:
-    """One evasion attack of ART, its options set, one example at a time as ART plays them.
+class Toolbox(LibraryAttack):
+    """One evasion attack of ART with its options, one example at a time as ART runs them.
 
-    ART sees a function from arrays to arrays: no device, no mode and no gradient is its to handle.
+    ART receives the defense as a function of arrays, so it handles no device, no train mode and no
+    gradient.
     """
 
-    name: str
-    kind: str
-    """The class in `art.attacks.evasion`."""
-    norms: tuple[str, ...]
-    cite: str
-    summary: str
     needs: Access = Access.LABELS
-    minimises: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-    shares: bool = False
-    """It wants probabilities instead of logits."""
+    probabilities: bool = False
+    """The attack expects probabilities instead of logits."""
     classes: int = 2
-    """The fewest that it takes; columns that never win fill up."""
+    """Smallest number of classes that the attack accepts; columns of zeros fill up."""
     rows: int = 1
     version: str = field(default_factory=lambda: version("adversarial-robustness-toolbox"))
 
-    @property
-    def goals(self) -> tuple[str, ...]:
-        """A distance board is for those who shrink."""
-        return ("untargeted", "nearest") if self.minimises else ("untargeted",)
+    modules: ClassVar[tuple[str, ...]] = ("art.attacks.evasion", "art.estimators.classification")
 
-    def prepare(self) -> None:
-        """Import the library."""
-        import_module("art.attacks.evasion")
-        import_module("art.estimators.classification")
-
-    def run(self, problem: ExternalProblem) -> Tensor:
-        """Its images, from numpy and back."""
-        classification = import_module("art.estimators.classification")
+    def generate(self, problem: ExternalProblem) -> Tensor:
+        """The images [n, C, H, W] that ART returns, converted from numpy."""
+        classification = import_module(self.modules[1])
         estimator = classification.BlackBoxClassifierNeuralNetwork(
             self.predictor(problem), tuple(problem.x.shape[1:]), max(self.classes, problem.classes),
             channels_first=True, clip_values=(0.0, 1.0),
         )  # fmt: skip
-        attack = getattr(import_module("art.attacks.evasion"), self.kind)
         labels = np.eye(estimator.nb_classes, dtype=np.float32)[problem.y.cpu().numpy()]
-        images = attack(estimator, **self.options).generate(problem.x.cpu().numpy(), labels)
-        found = torch.from_numpy(np.asarray(images, dtype=np.float32)).to(problem.x.device)
-        return brought(problem, found, self.minimises)
+        attack = self.implementation(estimator, **self.options)
+        images = attack.generate(problem.x.cpu().numpy(), labels)
+        return torch.from_numpy(np.asarray(images, dtype=np.float32)).to(problem.x.device)
 
-    def predictor(self, problem: ExternalProblem) -> Any:
-        """The defense as a function of arrays."""
+    def predictor(self, problem: ExternalProblem) -> Callable[[Array], Array]:
+        """The defense as a function from images [b, C, H, W] to logits or probabilities [b, K]."""
 
         def predict(images: Array) -> Array:
-            asked = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+            """Logits or probabilities [b, K] of images [b, C, H, W]."""
+            queries = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
             with torch.no_grad():
-                logits = problem.model(asked.to(problem.x.device))
-            answer: Array = (logits.softmax(1) if self.shares else logits).cpu().numpy()
-            return np.pad(answer, ((0, 0), (0, max(0, self.classes - problem.classes))))
+                logits = problem.model(queries.to(problem.x.device))
+            output: Array = (logits.softmax(1) if self.probabilities else logits).cpu().numpy()
+            return np.pad(output, ((0, 0), (0, max(0, self.classes - problem.classes))))
 
         return predict
 
 
 @hookimpl
 def bench_attacks() -> Iterator[ExternalAttack | MissingLibrary]:
-    """Labels alone, then scores."""
-    yield from offered("art", "adversarial-robustness-toolbox", attacks())
+    """Register one attack that needs labels and two that need scores."""
+    yield from registered("art", "adversarial-robustness-toolbox", attacks())
 
 
 def attacks() -> Iterator[Toolbox]:
-    """Some thousand questions an example each."""
+    """The attacks, each with a few thousand queries an example."""
     yield Toolbox(
         "art-sign-opt", "SignOPTAttack", ("L2",), "arXiv:1909.10773",
-        "Whether a turn of the direction brings the border nearer: one question, one bit.",
-        classes=3,  # its guard against a single output column catches two columns too
+        "Sign-OPT: estimates from labels in which directions the decision boundary is nearer.",
+        classes=3,  # ART's check for a single output column also rejects two columns
         options={"targeted": False, "k": 20, "max_iter": 20, "num_trial": 50, "query_limit": 2000},
     )  # fmt: skip
     yield Toolbox(
         "art-simba", "SimBA", ("L2",), "arXiv:1905.07121",
-        "Pixel by pixel, up or down, whatever lowers the score of the label.",
-        Access.SCORES, minimises=False, shares=True,
+        "SimBA: changes one pixel at a time, up or down, where that lowers the label's score.",
+        Access.SCORES, minimises=False, probabilities=True,
         options={"attack": "px", "epsilon": 0.2, "max_iter": 500, "verbose": False},
     )  # fmt: skip
     yield Toolbox(
         "art-zoo", "ZooAttack", ("L2",), "arXiv:1708.03999",
-        "Carlini and Wagner's loss, its slope from differences of scores.",
+        "ZOO: the loss of Carlini and Wagner with gradients estimated from differences of scores.",
         Access.SCORES,
         options={
             "max_iter": 40, "binary_search_steps": 3, "initial_const": 10.0, "learning_rate": 0.1,

@@ -27,7 +27,15 @@ from plugins.attacks.pgd_margin import MarginPGD
 from plugins.attacks.random_noise import Random
 from plugins.attacks.transfer import Transfer
 from plugins.attacks.unbounded_pgd import Unbounded
-from tests.fixtures.known_models import digits, duel, gaussian, linear, rows_of, small_cnn, states
+from tests.fixtures.known_models import (
+    digits,
+    gaussian,
+    linear,
+    rows_of,
+    run_and_judge,
+    small_cnn,
+    states,
+)
 
 BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(1, 5)),
@@ -68,10 +76,10 @@ def seated(
     goals = Traits.of(attack).goals
     targeted = bool(goals) and "targeted" in goals and "untargeted" not in goals
     goal = Goal("targeted", "next") if targeted else Goal()
-    runs = Traits.runs(attack, 10)
+    runs = Traits.restart_count(attack, 10)
     return rows_of(
         attack, model or small_cnn(), x[example], y[example], BALLS[norm], example=example,
-        run=example % runs, goal=goal, aim=(y[example] + 1) % 10 if targeted else None,
+        restart=example % runs, goal=goal, target=(y[example] + 1) % 10 if targeted else None,
     )  # fmt: skip
 
 
@@ -144,7 +152,7 @@ def test_a_radius_of_zero_breaks_nothing_that_is_right(name: str, norm: str) -> 
     model = small_cnn()
     source = model if Traits.of(attack).source else None
     ball = dataclasses.replace(BALLS[norm], eps=Fraction(0))  # type: ignore[type-var]
-    broken = duel(attack, model, x, y, ball, source=source).broken
+    broken = run_and_judge(attack, model, x, y, ball, source=source).broken
     assert torch.equal(broken, ModelAccess(model).logits(x).argmax(1) != y)
 
 
@@ -167,12 +175,13 @@ def test_the_steps_can_cross_the_whole_ball(
 def test_more_restarts_never_break_fewer_and_earlier_runs_stay_as_they_were() -> None:
     x, y = digits(128)
     one, four = (
-        duel(PGD(steps=3, rate=0.3, restarts=n), small_cnn(), x, y, BALLS["Linf"]) for n in (1, 4)
+        run_and_judge(PGD(steps=3, rate=0.3, restarts=n), small_cnn(), x, y, BALLS["Linf"])
+        for n in (1, 4)
     )
     assert (four.broken | ~one.broken).all()
     assert four.broken.sum() > one.broken.sum()
     assert torch.equal(one.image[one.broken], four.image[one.broken])
-    assert (four.run[one.broken] <= 0).all()
+    assert (four.restart[one.broken] <= 0).all()
 
 
 @pytest.mark.row("A13")
@@ -180,19 +189,19 @@ def test_random_points_are_brought_unseen_one_look_each() -> None:
     x, y = digits(64)
     model = small_cnn()
     clean = ModelAccess(model).logits(x).argmax(1) == y
-    one = duel(Random(), model, x, y, BALLS["Linf"], access=Access.NOTHING)
-    many = duel(Random(draws=20), model, x, y, BALLS["Linf"], access=Access.NOTHING)
+    one = run_and_judge(Random(), model, x, y, BALLS["Linf"], access=Access.NOTHING)
+    many = run_and_judge(Random(draws=20), model, x, y, BALLS["Linf"], access=Access.NOTHING)
     assert many.forwards.sum() == many.gradients.sum() == 0
-    assert (many.looks[clean & ~many.broken] == 20).all()
+    assert (many.final_checks[clean & ~many.broken] == 20).all()
     assert (many.broken | ~one.broken).all()
-    pgd = duel(PGD(), model, x, y, BALLS["Linf"])
+    pgd = run_and_judge(PGD(), model, x, y, BALLS["Linf"])
     assert many.broken.sum() < pgd.broken.sum() / 2
 
 
 def test_all_targets_pgd_breaks_whatever_fgsm_or_pgd_breaks_of_an_undefended_network() -> None:
     x, y = digits(64)
     fgsm, pgd, margin = (
-        duel(attack, small_cnn(), x, y, BALLS["Linf"]).broken
+        run_and_judge(attack, small_cnn(), x, y, BALLS["Linf"]).broken
         for attack in (ATTACKS["fgsm"], PGD(), MarginPGD())
     )
     assert (margin | ~fgsm).all()
@@ -209,10 +218,10 @@ def test_a_transfer_asks_the_source_to_the_end_and_the_target_once() -> None:
     x, y = digits(64)
     source = small_cnn()
     lost = ModelAccess(source).logits(x).argmax(1) != y
-    result = duel(Transfer(), source, x, y, BALLS["Linf"], source=source)
+    result = run_and_judge(Transfer(), source, x, y, BALLS["Linf"], source=source)
     assert (result.forwards[~lost] == 40).all()
     assert (result.gradients[~lost] == 40).all()
-    assert (result.looks[~lost] == 1).all()
+    assert (result.final_checks[~lost] == 1).all()
     assert result.broken.float().mean() > 0.95
 
 
@@ -246,7 +255,7 @@ def test_boundary_fares_on_argmax_answers_exactly_as_on_the_model_below() -> Non
     x, y = digits(64)
     attack = Boundary(steps=150)
     open_, shut = (
-        duel(attack, model, x, y, BALLS["L2"], access=Access.LABELS)
+        run_and_judge(attack, model, x, y, BALLS["L2"], access=Access.LABELS)
         for model in (small_cnn(), ArgmaxOnly(small_cnn()))
     )
     assert open_.broken.sum() > 10
@@ -257,7 +266,9 @@ def test_boundary_fares_on_argmax_answers_exactly_as_on_the_model_below() -> Non
 def test_boundary_takes_an_undefended_network_within_a_thousand_labels() -> None:
     x, y = digits(64)
     budget = Budget(queries=1000)
-    result = duel(Boundary(), small_cnn(), x, y, BALLS["L2"], access=Access.LABELS, budget=budget)
+    result = run_and_judge(
+        Boundary(), small_cnn(), x, y, BALLS["L2"], access=Access.LABELS, budget=budget
+    )
     assert (~result.broken).float().mean() < 0.15
     assert result.gradients.sum() == 0
     assert result.forwards.max() <= 1000
@@ -269,7 +280,7 @@ def test_a_row_without_a_start_has_held_after_its_hundred_noises_and_costs_no_mo
     y, attack = torch.full((32,), 9), Boundary(steps=150)
     *_, state = states(attack, rows_of(attack, Deaf(), x, y, BALLS["L2"]), 101)
     assert attack.done(state).all()
-    result = duel(attack, Deaf(), x, y, BALLS["L2"], access=Access.LABELS)
+    result = run_and_judge(attack, Deaf(), x, y, BALLS["L2"], access=Access.LABELS)
     assert not result.broken.any()
     assert (result.forwards == 100).all()
     assert torch.equal(result.image, x)
@@ -281,8 +292,8 @@ def test_boundary_starts_differ_in_class() -> None:
     x = digits(64)[0]
     rows = rows_of(attack, model, x, torch.zeros(64, dtype=torch.int64), BALLS["L2"])
     seen: set[int] = set()
-    state = attack.start(rows.take(torch.arange(64)))
-    rows.watch = lambda _adv, logits, _where: seen.update(logits.argmax(1).tolist())
+    state = attack.start(rows.at_start(torch.arange(64)))
+    rows.on_query = lambda _adv, logits, _where: seen.update(logits.argmax(1).tolist())
     for _ in range(16):
         attack.step(rows, state)
         rows.t = rows.t + 1

@@ -19,11 +19,11 @@ from plugins.attacks.pgd import PGD
 from tests.fixtures.known_models import (
     binary,
     digits,
-    duel,
     gaussian,
     interior,
     linear,
     rows_of,
+    run_and_judge,
     small_cnn,
     states,
 )
@@ -88,7 +88,7 @@ def test_of_a_linear_model_the_rivals_break_exactly_what_can_be_broken(
     reach = ball.radius * (weight[None] - weight[y][:, None]).norm(dual, dim=2)
     gap = logits - logits.gather(1, y[:, None])
     gap = (gap + reach).scatter(1, y[:, None], -torch.inf).amax(1)
-    assert torch.equal(duel(RIVALS, model, x, y, ball).broken, gap > 0)
+    assert torch.equal(run_and_judge(RIVALS, model, x, y, ball).broken, gap > 0)
     assert 20 < (gap > 0).sum() < 108
 
 
@@ -216,7 +216,7 @@ def test_each_row_keeps_its_own_calendar() -> None:
     """Rows that came at different times: only the one at a checkpoint is judged."""
     x, y = interior(3, 12), torch.ones(3, dtype=torch.int64)
     rows = rows_of(CE, binary(gaussian(12)), x, y, L2(Fraction(1, 8)))
-    state = CE.start(rows.take(torch.arange(3)))
+    state = CE.start(rows.at_start(torch.arange(3)))
     rows.t = torch.tensor([21, 22, 23])
     assert CE.step(rows, state).rate.tolist() == [2, 1, 2]
 
@@ -301,15 +301,15 @@ def test_equal_logits_have_a_finite_slope(ratio: Loss) -> None:
 
 @pytest.mark.parametrize(("classes", "runs"), [(2, 1), (3, 2), (10, 9), (100, 9)])
 def test_one_run_a_rival_up_to_nine(classes: int, runs: int) -> None:
-    assert Traits.runs(RIVALS, classes) == runs
-    assert Traits.runs(CE, classes) == Traits.runs(DLR, classes) == 1
+    assert Traits.restart_count(RIVALS, classes) == runs
+    assert Traits.restart_count(CE, classes) == Traits.restart_count(DLR, classes) == 1
 
 
 def test_each_run_climbs_towards_its_own_rival() -> None:
     x, y = digits(64)
     ball, before = Linf(Fraction(2, 255)), ModelAccess(small_cnn()).logits(x)
     for run in range(9):
-        rows = rows_of(RIVALS, small_cnn(), x, y, ball, run=torch.full_like(y, run))
+        rows = rows_of(RIVALS, small_cnn(), x, y, ball, restart=torch.full_like(y, run))
         *_, end = climb(RIVALS, rows)
         ratio = dlr_to(rows.rivals[:, run])
         risen = ratio(ModelAccess(small_cnn()).logits(end.best), y) > ratio(before, y)
@@ -318,12 +318,12 @@ def test_each_run_climbs_towards_its_own_rival() -> None:
 
 def test_the_next_rival_comes_only_if_the_last_left_the_row_unbroken() -> None:
     x, y = digits(64)
-    result = duel(RIVALS, small_cnn(), x, y, Linf(Fraction(15, 255)))
+    result = run_and_judge(RIVALS, small_cnn(), x, y, Linf(Fraction(15, 255)))
     clean = ModelAccess(small_cnn()).logits(x).argmax(1) == y
     assert (result.forwards[~result.broken] == 900).all()
     won = result.broken & clean
-    assert (result.forwards[won] > 100 * result.run[won]).all()
-    assert (result.forwards[won] <= 100 * (result.run[won] + 1)).all()
+    assert (result.forwards[won] > 100 * result.restart[won]).all()
+    assert (result.forwards[won] <= 100 * (result.restart[won] + 1)).all()
     assert 0 < (~result.broken).sum() < 64
 
 
@@ -335,6 +335,6 @@ def test_the_next_rival_comes_only_if_the_last_left_the_row_unbroken() -> None:
 def test_apgd_leaves_no_more_than_pgd_and_one_example(attack: APGD, eps: int) -> None:
     x, y = digits(96)
     ball = Linf(Fraction(eps, 255))
-    held = (~duel(attack, small_cnn(), x, y, ball).broken).sum()
-    pgd = (~duel(PGD(), small_cnn(), x, y, ball).broken).sum()
+    held = (~run_and_judge(attack, small_cnn(), x, y, ball).broken).sum()
+    pgd = (~run_and_judge(PGD(), small_cnn(), x, y, ball).broken).sum()
     assert held <= pgd + 1

@@ -16,10 +16,10 @@ from plugins.attacks.pgd import PGD
 from tests.fixtures.known_models import (
     binary,
     digits,
-    duel,
     gaussian,
     interior,
     rows_of,
+    run_and_judge,
     small_cnn,
     states,
 )
@@ -34,7 +34,7 @@ def climbed(attack: SparseAPGD, count: int = 32) -> tuple[list[State], list[Tens
     x, y = digits(count)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
     asked: list[Tensor] = []
-    rows.watch = lambda adv, _logits, _charged: asked.append(adv)
+    rows.on_query = lambda adv, _logits, _charged: asked.append(adv)
     return list(states(attack, rows)), asked, x
 
 
@@ -100,8 +100,8 @@ def test_the_end_of_a_linear_binary_climb_is_the_farthest_point(edge: bool) -> N
 
 
 def test_five_restarts_and_at_most_five_rivals() -> None:
-    assert [Traits.runs(CE, classes) for classes in (2, 10)] == [5, 5]
-    assert [Traits.runs(RIVALS, classes) for classes in (2, 4, 10)] == [1, 3, 5]
+    assert [Traits.restart_count(CE, classes) for classes in (2, 10)] == [5, 5]
+    assert [Traits.restart_count(RIVALS, classes) for classes in (2, 4, 10)] == [1, 3, 5]
     assert Traits.of(RIVALS).goals == ("untargeted",)
     assert Traits.of(CE).goals == ()
 
@@ -109,7 +109,7 @@ def test_five_restarts_and_at_most_five_rivals() -> None:
 def test_it_leaves_fewer_than_plain_descent() -> None:
     x, y = digits(64)
     before = ModelAccess(small_cnn()).logits(x).argmax(1) == y
-    sparse = duel(CE, small_cnn(), x, y, BALL)
-    plain = duel(PGD(), small_cnn(), x, y, BALL)
+    sparse = run_and_judge(CE, small_cnn(), x, y, BALL)
+    plain = run_and_judge(PGD(), small_cnn(), x, y, BALL)
     assert sparse.broken.sum() >= plain.broken.sum()
     assert sparse.broken.sum() > (~before).sum() + 20

@@ -18,12 +18,12 @@ from plugins.attacks.deepfool import DeepFool
 from tests.fixtures.known_models import (
     binary,
     digits,
-    duel,
     gaussian,
     interior,
-    last,
+    last_iterate,
     linear,
     rows_of,
+    run_and_judge,
     small_cnn,
     states,
 )
@@ -40,7 +40,7 @@ def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form() -> None
     apart = (weight - weight[y][:, None]).double().norm(dim=2)
     gap = logits.gather(1, y[:, None]).double() - logits
     nearest = torch.where(apart > 0, gap / apart, torch.inf).amin(1)
-    result = duel(CarliniWagner(), linear(weight), x, y, BALL, goal=NEAREST)
+    result = run_and_judge(CarliniWagner(), linear(weight), x, y, BALL, goal=NEAREST)
     ratio = result.distance / nearest
     assert result.broken.all()
     assert ratio.min() >= 1 - 1e-5
@@ -54,7 +54,7 @@ def test_on_a_network_it_always_succeeds_and_is_mostly_nearer_than_the_published
     model = small_cnn()
     right = ModelAccess(model).logits(x).argmax(1) == y
     ours, theirs = (
-        duel(attack, model, x, y, BALL, goal=NEAREST)
+        run_and_judge(attack, model, x, y, BALL, goal=NEAREST)
         for attack in (CarliniWagner(), DeepFool(search=0))
     )
     assert ours.broken.all()
@@ -68,8 +68,8 @@ def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() 
     attack = CarliniWagner(price=0.0)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
     asked: list[Tensor] = []
-    rows.watch = lambda adv, _logits, _where: asked.append(adv)
-    assert torch.equal(last(attack, rows, 250), x)
+    rows.on_query = lambda adv, _logits, _where: asked.append(adv)
+    assert torch.equal(last_iterate(attack, rows, 250), x)
     assert len(asked) == 250
     assert all((adv - x).abs().max() <= 1 - INSIDE for adv in asked)
 
@@ -79,7 +79,7 @@ def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() 
 def test_a_success_has_the_margin_that_was_asked_for(kappa: float) -> None:
     x, y = digits(32)
     attack, model = CarliniWagner(kappa=kappa), small_cnn()
-    adv = last(attack, rows_of(attack, model, x, y, BALL), 800)
+    adv = last_iterate(attack, rows_of(attack, model, x, y, BALL), 800)
     reached = margin(ModelAccess(model).logits(adv), y)
     assert (reached >= kappa - 1e-4).all()
     assert (reached <= kappa + 1).float().mean() > 0.9
@@ -96,7 +96,7 @@ def test_more_margin_is_farther_by_its_share_of_the_slope(kappa: float) -> None:
     attack = CarliniWagner(kappa=kappa)
     rows = rows_of(attack, model, x, y, BALL)
     nearest = (kappa - margin(logits, y)) / weight.norm()
-    ratio = BALL.distance(last(attack, rows), x) / nearest
+    ratio = BALL.distance(last_iterate(attack, rows), x) / nearest
     assert ratio.min() >= 1 - 1e-5
     assert ratio.max() <= 1.05
 
@@ -158,7 +158,7 @@ def test_only_answers_that_were_paid_for_count() -> None:
         distance = BALL.distance(adv, x).masked_fill(~won, torch.inf)
         nearest.copy_(torch.minimum(nearest, distance))
 
-    rows.watch = watch
+    rows.on_query = watch
     for state in states(attack, rows):
         assert torch.equal(state.distance, nearest)
 

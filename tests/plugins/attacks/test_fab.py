@@ -19,11 +19,11 @@ from plugins.attacks.fab import FAB, bench_attacks
 from tests.fixtures.known_models import (
     binary,
     digits,
-    duel,
     gaussian,
     interior,
     linear,
     rows_of,
+    run_and_judge,
     small_cnn,
     states,
 )
@@ -54,7 +54,7 @@ def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form(
     gap = logits.gather(1, y[:, None]).double() - logits
     closed = torch.where(apart > 0, gap / apart, torch.inf).amin(1)
     inside = closed < 0.35  # nearer than the edge of the box
-    result = duel(fab(name, 10), model, x, y, ball, goal=NEAREST)
+    result = run_and_judge(fab(name, 10), model, x, y, ball, goal=NEAREST)
     assert inside.sum() > 16
     assert result.broken.all()
     assert (result.distance >= closed - 1e-6).all()
@@ -69,7 +69,7 @@ def test_on_a_linear_model_in_the_box_it_is_the_projection_onto_the_border(norm:
     y = (f > 0).long()
     border = ball.onto(weight.view_as(x[:1]).expand_as(x), -f, x)
     on_it = (border.flatten(1).double() @ weight.double()).abs() < 1e-5
-    result = duel(fab("fab", 20), binary(weight), x, y, ball, goal=NEAREST)
+    result = run_and_judge(fab("fab", 20), binary(weight), x, y, ball, goal=NEAREST)
     ratio = (result.distance / ball.distance(border, x))[on_it & (f.abs() > 0.05)]
     assert len(ratio) > 32
     assert ratio.min() >= 1 - 1e-4
@@ -101,7 +101,7 @@ def test_the_pull_to_the_clean_image_is_the_share_of_the_distances_up_to_alpha()
     rows = rows_of(attack, model, x, y, ball)
     state = attack.start(rows)._replace(point=x + 0.05 * gaussian(32, 1, 1, 12, seed=8))
     asked: list[Tensor] = []
-    rows.watch = lambda adv, _logits, _where: asked.append(adv)
+    rows.on_query = lambda adv, _logits, _where: asked.append(adv)
     attack.step(rows, state)
     point = state.point.flatten(1).double()
     clean, w = x.flatten(1).double(), weight.double()
@@ -131,12 +131,12 @@ def test_a_step_of_the_walk_costs_two_forwards_and_its_gradients_and_of_the_sear
 def test_each_run_of_the_targeted_form_ends_at_its_own_rival() -> None:
     x, y = digits(64)
     attack, model = fab("fab-t", 20), small_cnn()
-    assert attack.runs(10) == 9
-    assert attack.runs(4) == 3
-    assert fab("fab", 20).runs(10) == 1
+    assert attack.restart_count(10) == 9
+    assert attack.restart_count(4) == 3
+    assert fab("fab", 20).restart_count(10) == 1
     share = torch.zeros(2, 2)
     for row, run in enumerate((0, 4)):
-        rows = rows_of(attack, model, x, y, L2(Fraction(8)), run=torch.full_like(y, run))
+        rows = rows_of(attack, model, x, y, L2(Fraction(8)), restart=torch.full_like(y, run))
         *_, state = states(attack, rows)
         reached = ModelAccess(model).logits(state.adv).argmax(1)
         assert state.distance.isfinite().float().mean() > 0.9
@@ -166,7 +166,7 @@ def test_the_search_begins_between_the_clean_image_and_the_nearest_success() -> 
     *_, state = states(attack, rows, 4)
     found = state.distance.isfinite()
     asked: list[Tensor] = []
-    rows.watch = lambda adv, _logits, _where: asked.append(adv)
+    rows.on_query = lambda adv, _logits, _where: asked.append(adv)
     attack.step(rows, state)
     span = Span(x, margin(rows.clean_logits, y), state.adv, state.excess)
     assert found.sum() > 16
@@ -177,7 +177,7 @@ def test_on_a_network_it_is_nearer_than_deepfool() -> None:
     x, y = digits(64)
     for ball in (L2(Fraction(8)), Linf(Fraction(1))):
         ours, theirs = (
-            duel(attack, small_cnn(), x, y, ball, goal=NEAREST)
+            run_and_judge(attack, small_cnn(), x, y, ball, goal=NEAREST)
             for attack in (fab("fab", 25), DeepFool())
         )
         assert ours.broken.all()

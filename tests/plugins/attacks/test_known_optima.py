@@ -28,12 +28,12 @@ from plugins.attacks.unbounded_pgd import Unbounded
 from tests.fixtures.known_models import (
     binary,
     digits,
-    duel,
     gaussian,
     interior,
-    last,
+    last_iterate,
     linear,
     rows_of,
+    run_and_judge,
     small_cnn,
     states,
 )
@@ -71,7 +71,7 @@ def test_a_fast_gradient_step_gains_the_dual_norm_exactly(attack: Attack, norm: 
     ball, x = norm(Fraction(1, 4)), interior(32, 12)
     model = nn.Sequential(linear(gaussian(8, 12)), nn.Tanh(), nn.Linear(8, 4))
     y = right(model, x)
-    change = flat(last(attack, rows_of(attack, model, x, y, ball))) - flat(x)
+    change = flat(last_iterate(attack, rows_of(attack, model, x, y, ball))) - flat(x)
     gradient = flat(uphill(model, x, y))
     gain = 0.25 * gradient.norm(DUAL[ball.name], dim=1)
     assert torch.allclose((change * gradient).sum(1), gain, rtol=1e-6, atol=0)
@@ -83,7 +83,9 @@ def test_fgsm_moves_each_pixel_with_a_slope_by_eps_and_no_other() -> None:
     weight = torch.tensor([1.0, -2.0, 0.0, 1e-6, 0.0, 3.0])
     x = interior(4, 6)
     y = right(binary(weight), x)
-    change = flat(last(FGSM, rows_of(FGSM, binary(weight), x, y, Linf(Fraction(1, 4))))) - flat(x)
+    change = flat(
+        last_iterate(FGSM, rows_of(FGSM, binary(weight), x, y, Linf(Fraction(1, 4))))
+    ) - flat(x)
     sign = weight.sign() * (1 - 2 * y[:, None])
     assert torch.allclose(change, 0.25 * sign.double(), atol=1e-7, rtol=0)
 
@@ -92,7 +94,7 @@ def test_fgsm_moves_each_pixel_with_a_slope_by_eps_and_no_other() -> None:
 def test_fgm_l1_changes_one_pixel_the_one_with_the_largest_slope() -> None:
     weight, x = gaussian(12), interior(16, 12)
     rows = rows_of(FGM_L1, binary(weight), x, right(binary(weight), x), L1(Fraction(1, 4)))
-    change = flat(last(FGM_L1, rows)) - flat(x)
+    change = flat(last_iterate(FGM_L1, rows)) - flat(x)
     assert ((change != 0).sum(1) == 1).all()
     assert (change.abs().argmax(1) == weight.abs().argmax()).all()
 
@@ -111,7 +113,7 @@ def test_on_a_linear_binary_model_one_step_is_the_worst_case(
     reach = ball.radius * float(weight.norm(DUAL[ball.name]))
     model = binary(weight, -float((flat(x) @ weight.double()).mean()))
     f = flat(ModelAccess(model).logits(x))[:, 1] * 2
-    broken = duel(attack, model, x, right(model, x), ball).broken
+    broken = run_and_judge(attack, model, x, right(model, x), ball).broken
     assert torch.equal(broken, f.abs() < reach)
     assert 10 < broken.sum() < 54
 
@@ -122,7 +124,7 @@ def test_on_a_linear_binary_model_fgsm_is_the_farthest_point_of_ball_and_box() -
     weight = gaussian(64)
     rows = rows_of(FGSM, binary(weight), x, y % 2, Linf(Fraction(1, 5)))
     direction = (1 - 2 * (y % 2))[:, None, None, None] * weight.view(1, 1, 8, 8)
-    assert torch.equal(last(FGSM, rows), rows.ball.farthest(direction, x))
+    assert torch.equal(last_iterate(FGSM, rows), rows.ball.farthest(direction, x))
 
 
 @pytest.mark.row("A05")
@@ -133,7 +135,7 @@ def test_filling_the_l1_budget_never_gains_less_and_gains_more_at_the_edge_of_th
     y = right(model, x)
 
     def gain(attack: Attack) -> Tensor:
-        moved = last(attack, rows_of(attack, model, x, y, L1(Fraction(2))))
+        moved = last_iterate(attack, rows_of(attack, model, x, y, L1(Fraction(2))))
         return ((flat(moved) - flat(x)) @ weight.double()) * (1 - 2 * y)
 
     plain, filled = gain(FGM_L1), gain(FILLED)
@@ -143,7 +145,7 @@ def test_filling_the_l1_budget_never_gains_less_and_gains_more_at_the_edge_of_th
 
 def one_step(attack: Attack, norm: Norm) -> Tensor:
     x, y = digits(64)
-    return last(attack, rows_of(attack, small_cnn(), x, y, norm(Fraction(1, 5))))
+    return last_iterate(attack, rows_of(attack, small_cnn(), x, y, norm(Fraction(1, 5))))
 
 
 @pytest.mark.row("A02", "A06", "A07")
@@ -163,8 +165,8 @@ def test_with_two_classes_targeted_fgsm_is_fgsm_to_the_bit() -> None:
     model = nn.Sequential(linear(gaussian(8, 12)), nn.Tanh(), nn.Linear(8, 2))
     x, ball = interior(32, 12), Linf(Fraction(1, 4))
     y = right(model, x)
-    targeted = last(TargetedFGSM(), rows_of(TargetedFGSM(), model, x, y, ball))
-    assert torch.equal(targeted, last(FGSM, rows_of(FGSM, model, x, y, ball)))
+    targeted = last_iterate(TargetedFGSM(), rows_of(TargetedFGSM(), model, x, y, ball))
+    assert torch.equal(targeted, last_iterate(FGSM, rows_of(FGSM, model, x, y, ball)))
 
 
 @pytest.mark.row("A03")
@@ -173,9 +175,9 @@ def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
     attack, model = TargetedFGSM(), small_cnn()
     before = ModelAccess(model).logits(x).softmax(1)
     for run in range(9):
-        rows = rows_of(attack, model, x, y, Linf(Fraction(2, 255)), run=torch.full_like(y, run))
+        rows = rows_of(attack, model, x, y, Linf(Fraction(2, 255)), restart=torch.full_like(y, run))
         rival = rows.rivals[:, run : run + 1]
-        after = ModelAccess(model).logits(last(attack, rows)).softmax(1)
+        after = ModelAccess(model).logits(last_iterate(attack, rows)).softmax(1)
         assert (after.gather(1, rival) > before.gather(1, rival)).float().mean() > 0.9
 
 
@@ -183,9 +185,9 @@ def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
 def test_on_a_targeted_board_fgsm_steps_down_the_loss_of_the_declared_target() -> None:
     x, y = digits(64)
     aim, ball = (y + 1) % 10, Linf(Fraction(1, 5))
-    rows = rows_of(FGSM, small_cnn(), x, y, ball, goal=Goal("targeted", "next"), aim=aim)
+    rows = rows_of(FGSM, small_cnn(), x, y, ball, goal=Goal("targeted", "next"), target=aim)
     down = -uphill(small_cnn(), x, aim)
-    assert torch.equal(last(FGSM, rows), ball.project(x + 0.2 * down.sign(), x))
+    assert torch.equal(last_iterate(FGSM, rows), ball.project(x + 0.2 * down.sign(), x))
 
 
 # Iterated attacks.
@@ -235,7 +237,7 @@ def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_do
     signed = BIM(steps=10, rate=0.1)
     unsigned = UnsignedPGD(steps=10, rate=0.1)
     corner = ball.farthest((1 - 2 * y)[:, None, None, None] * weight.view(1, 1, 1, 12), x)
-    reached = last(signed, rows_of(signed, binary(weight), x, y, ball))
+    reached = last_iterate(signed, rows_of(signed, binary(weight), x, y, ball))
     assert (reached - corner).abs().max() < 1e-6
     rows = rows_of(unsigned, binary(weight), x, y, ball)
     state = x
@@ -248,7 +250,9 @@ def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_do
 def test_without_the_sign_l2_is_pgd_itself() -> None:
     x, y = digits(64)
     first, second = (
-        last(attack, rows_of(attack, small_cnn(), x, y, L2(Fraction(1, 2)), name="same"), 10)
+        last_iterate(
+            attack, rows_of(attack, small_cnn(), x, y, L2(Fraction(1, 2)), name="same"), 10
+        )
         for attack in (PGD(), UnsignedPGD())
     )
     assert (first - second).abs().max() < 1e-4
@@ -266,7 +270,7 @@ def test_all_targets_pgd_finds_the_exact_worst_case_of_a_linear_softmax_model(no
         difference = (weight[k] - weight[y]).view(-1, 1, 8, 8)
         end = flat(ball.farthest(difference, x)) * flat(difference)
         worst = torch.maximum(worst, end.sum(1).masked_fill(y == k, -torch.inf))
-    result = duel(MarginPGD(), model, x, y, ball)
+    result = run_and_judge(MarginPGD(), model, x, y, ball)
     assert torch.equal(result.broken, worst > 0)
     assert 10 < result.broken.sum() < 118
     assert worst.abs().min() > 1e-4, "no example sits on the fence"
@@ -294,8 +298,8 @@ def test_an_example_breaks_exactly_when_the_ball_reaches_the_border(
         exact = FGM_L2
     under = norm(Fraction(0.99 * distance).limit_denominator(10**6))
     over = norm(Fraction(1.01 * distance).limit_denominator(10**6))
-    assert not duel(exact, model, x, y, under).broken.any()
-    assert duel(exact, model, x, y, over).broken.all()
+    assert not run_and_judge(exact, model, x, y, under).broken.any()
+    assert run_and_judge(exact, model, x, y, over).broken.all()
 
 
 # Minimum norm.
@@ -352,7 +356,8 @@ def test_the_scale_of_the_model_means_nothing_to_deepfool() -> None:
     weight, x, ball = gaussian(6, 12, seed=4), interior(32, 12), L2(Fraction(1))
     y, attack = right(linear(weight), x), DeepFool()
     small, large = (
-        last(attack, rows_of(attack, linear(scale * weight), x, y, ball)) for scale in (1, 1024)
+        last_iterate(attack, rows_of(attack, linear(scale * weight), x, y, ball))
+        for scale in (1, 1024)
     )
     assert (small - large).abs().max() < 1e-6
 
@@ -386,7 +391,7 @@ def test_deepfool_pays_for_the_candidates_it_looks_at_and_no_more() -> None:
 def test_the_search_of_deepfool_only_brings_it_nearer_and_keeps_it_beyond_the_border() -> None:
     x, y = digits(64)
     plain, searched = (
-        duel(DeepFool(search=k), small_cnn(), x, y, L2(Fraction(8)), goal=Goal("nearest"))
+        run_and_judge(DeepFool(search=k), small_cnn(), x, y, L2(Fraction(8)), goal=Goal("nearest"))
         for k in (0, 3)
     )
     assert searched.broken.all()
@@ -400,7 +405,7 @@ def test_on_a_distance_board_deepfool_is_within_its_overshoot_of_the_closed_form
     model = linear(weight)
     y = right(model, x)
     nearest = to_nearest_border(weight, ModelAccess(model).logits(x), y, ball)
-    result = duel(DeepFool(), model, x, y, ball, goal=Goal("nearest"))
+    result = run_and_judge(DeepFool(), model, x, y, ball, goal=Goal("nearest"))
     assert result.broken.all()
     assert (result.distance >= nearest - 1e-6).all()
     assert (result.distance <= 1.02 * nearest + 1e-6).all()
@@ -443,9 +448,9 @@ def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
 def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> None:
     x, y = digits(64)
     attack = Unbounded()
-    assert attack.runs(10) == 3
+    assert attack.restart_count(10) == 3
     run = torch.arange(64) % 3
-    rows = rows_of(attack, small_cnn(), x, y, Linf(Fraction(1)), run=run)
+    rows = rows_of(attack, small_cnn(), x, y, Linf(Fraction(1)), restart=run)
     moved = (attack.start(rows) != x).flatten(1).any(1)
     assert torch.equal(moved, run > 0)
 
@@ -453,4 +458,4 @@ def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> N
 @pytest.mark.row("A22")
 def test_the_unbounded_attack_breaks_breaks_any_model_with_a_gradient() -> None:
     x, y = digits(64)
-    assert duel(Unbounded(), small_cnn(), x, y, Linf(Fraction(1))).broken.all()
+    assert run_and_judge(Unbounded(), small_cnn(), x, y, Linf(Fraction(1))).broken.all()

@@ -15,11 +15,11 @@ from plugins.attacks.mi_fgsm import MomentumFGSM
 from tests.fixtures.known_models import (
     binary,
     digits,
-    duel,
     gaussian,
     interior,
-    last,
+    last_iterate,
     rows_of,
+    run_and_judge,
     small_cnn,
     states,
 )
@@ -41,7 +41,7 @@ def test_without_memory_it_is_bim_to_the_bit(steps: int) -> None:
 def test_without_memory_it_is_bim_in_the_other_norms_up_to_rounding(ball: PerturbationSet) -> None:
     x, y = digits(64)
     forgetful, bim = MomentumFGSM(mu=0), BIM(rate=0.1)
-    one, other = (last(a, rows_of(a, small_cnn(), x, y, ball)) for a in (forgetful, bim))
+    one, other = (last_iterate(a, rows_of(a, small_cnn(), x, y, ball)) for a in (forgetful, bim))
     assert (one - other).abs().max() < 1e-4
 
 
@@ -79,11 +79,13 @@ class Plateau(nn.Module):
 
 def test_the_memory_carries_it_over_a_plateau_where_bim_stands_still() -> None:
     x, y = torch.full((32, 1, 1, 4), 0.5), torch.zeros(32, dtype=torch.int64)
-    ends = [last(a, rows_of(a, Plateau(), x, y, BALL)) for a in (MomentumFGSM(), BIM(rate=0.1))]
+    ends = [
+        last_iterate(a, rows_of(a, Plateau(), x, y, BALL)) for a in (MomentumFGSM(), BIM(rate=0.1))
+    ]
     assert torch.allclose(ends[0], torch.tensor(0.7))
     assert torch.allclose(ends[1], torch.tensor(0.52))
 
 
 def test_it_breaks_an_undefended_network() -> None:
     x, y = digits(64)
-    assert duel(MomentumFGSM(), small_cnn(), x, y, BALL).broken.float().mean() > 0.9
+    assert run_and_judge(MomentumFGSM(), small_cnn(), x, y, BALL).broken.float().mean() > 0.9

@@ -15,12 +15,12 @@ from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_restarts import PGDRestarts
 from tests.fixtures.known_models import (
     digits,
-    duel,
     gaussian,
     interior,
-    last,
+    last_iterate,
     linear,
     rows_of,
+    run_and_judge,
     small_cnn,
 )
 
@@ -30,7 +30,7 @@ def test_more_restarts_keep_every_success_of_fewer() -> None:
     x, y = digits(96)
     ball = Linf(Fraction(12, 255))
     broken = [
-        duel(PGDRestarts(restarts=count, steps=3), small_cnn(), x, y, ball).broken
+        run_and_judge(PGDRestarts(restarts=count, steps=3), small_cnn(), x, y, ball).broken
         for count in (1, 4, 16)
     ]
     for few, more in pairwise(broken):
@@ -44,7 +44,9 @@ def test_each_restart_begins_at_its_own_point() -> None:
     every = torch.arange(32)
     starts = [
         attack.start(
-            rows_of(attack, small_cnn(), x, y, ball, run=torch.full_like(y, run)).take(every)
+            rows_of(attack, small_cnn(), x, y, ball, restart=torch.full_like(y, run)).at_start(
+                every
+            )
         )
         for run in range(3)
     ]
@@ -62,7 +64,7 @@ def test_on_an_affine_model_all_final_losses_are_one() -> None:
         [
             margin(
                 ModelAccess(model).logits(
-                    last(attack, rows_of(attack, model, x, y, ball, run=y * run))
+                    last_iterate(attack, rows_of(attack, model, x, y, ball, restart=y * run))
                 ),
                 y,
             )
@@ -75,7 +77,7 @@ def test_on_an_affine_model_all_final_losses_are_one() -> None:
         [
             margin(
                 ModelAccess(model).logits(
-                    last(short, rows_of(short, model, x, y, ball, run=y * run))
+                    last_iterate(short, rows_of(short, model, x, y, ball, restart=y * run))
                 ),
                 y,
             )
@@ -90,4 +92,4 @@ def test_a_step_is_that_of_pgd_and_twenty_starts_are_offered() -> None:
     rows = rows_of(PGD(), small_cnn(), x, y, Linf(Fraction(1, 10)))
     attack = PGDRestarts()
     assert torch.equal(attack.step(rows, x), PGD().step(rows, x))
-    assert attack.runs(10) == 20
+    assert attack.restart_count(10) == 20

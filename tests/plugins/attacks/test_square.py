@@ -14,7 +14,15 @@ from bench.threats.norms import Linf
 from plugins.attacks.pgd import PGD
 from plugins.attacks.random_noise import Random
 from plugins.attacks.square import Square, State, bench_attacks, drawn, shares, window
-from tests.fixtures.known_models import digits, duel, gaussian, linear, rows_of, small_cnn, states
+from tests.fixtures.known_models import (
+    digits,
+    gaussian,
+    linear,
+    rows_of,
+    run_and_judge,
+    small_cnn,
+    states,
+)
 
 BALL = Linf(Fraction(1, 10))
 
@@ -24,7 +32,7 @@ def walked(attack: Square, steps: int) -> tuple[list[State], list[Tensor], Tenso
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, BALL, access=Access.SCORES)
     asked: list[Tensor] = []
-    rows.watch = lambda adv, _logits, _charged: asked.append(adv)
+    rows.on_query = lambda adv, _logits, _charged: asked.append(adv)
     return list(states(attack, rows, steps)), asked, x
 
 
@@ -116,9 +124,9 @@ def test_the_side_falls_from_almost_the_whole_image_to_one_pixel() -> None:
 
 def test_it_needs_scores_alone_and_beats_random_points_by_far() -> None:
     x, y = digits(128)
-    square = duel(Square(), small_cnn(), x, y, BALL, access=Access.SCORES)
-    noise = duel(Random(draws=100), small_cnn(), x, y, BALL, access=Access.NOTHING)
-    pgd = duel(PGD(), small_cnn(), x, y, BALL)
+    square = run_and_judge(Square(), small_cnn(), x, y, BALL, access=Access.SCORES)
+    noise = run_and_judge(Random(draws=100), small_cnn(), x, y, BALL, access=Access.NOTHING)
+    pgd = run_and_judge(PGD(), small_cnn(), x, y, BALL)
     assert square.gradients.sum() == 0
     assert square.broken.sum() > noise.broken.sum() + 30
     assert square.broken.sum() > 0.8 * pgd.broken.sum()

@@ -15,7 +15,15 @@ from bench.threats.access import Access
 from bench.threats.norms import L1, L2, PerturbationSet
 from plugins.attacks.random_noise import Random
 from plugins.attacks.square_l2_l1 import Bumps, State, bench_attacks, bump, planned
-from tests.fixtures.known_models import digits, duel, gaussian, linear, rows_of, small_cnn, states
+from tests.fixtures.known_models import (
+    digits,
+    gaussian,
+    linear,
+    rows_of,
+    run_and_judge,
+    small_cnn,
+    states,
+)
 
 OFFERED = {attack.name: attack for attack in bench_attacks() if isinstance(attack, Bumps)}
 each_norm = pytest.mark.parametrize(
@@ -32,7 +40,7 @@ def walked(
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, ball, access=Access.SCORES)
     asked: list[Tensor] = []
-    rows.watch = lambda adv, _logits, _charged: asked.append(adv)
+    rows.on_query = lambda adv, _logits, _charged: asked.append(adv)
     return list(states(attack, rows, steps)), asked, x
 
 
@@ -118,8 +126,8 @@ def test_with_scores_alone_it_beats_random_points_by_far(
 ) -> None:
     x, y = digits(64)
     short = replace(attack, steps=200)
-    square = duel(short, small_cnn(), x, y, ball, access=Access.SCORES)
-    noise = duel(Random(draws=100), small_cnn(), x, y, ball, access=Access.NOTHING)
+    square = run_and_judge(short, small_cnn(), x, y, ball, access=Access.SCORES)
+    noise = run_and_judge(Random(draws=100), small_cnn(), x, y, ball, access=Access.NOTHING)
     assert square.gradients.sum() == 0
     assert square.broken.sum() > noise.broken.sum() + 10
 

@@ -18,7 +18,7 @@ from plugins.attacks.deepfool import DeepFool
 from plugins.certifiers.interval import Intervals
 from plugins.certifiers.linear_exact import LinearExact, affine, worst_gap
 from plugins.defenses.softmax_regression import regression
-from tests.fixtures.known_models import duel, gaussian, interior, linear
+from tests.fixtures.known_models import gaussian, interior, linear, run_and_judge
 
 Array = npt.NDArray[np.float64]
 SHAPE = (1, 3, 4)
@@ -158,7 +158,7 @@ def test_the_radius_is_the_distance_at_which_deepfool_arrives(
 ) -> None:
     model, x = linear(gaussian(6, 12, seed=4)), interior(64, 12)
     y = model(x).argmax(1)
-    found = duel(DeepFool(), model, x, y, norm(Fraction(4)), goal=Goal("nearest"))
+    found = run_and_judge(DeepFool(), model, x, y, norm(Fraction(4)), goal=Goal("nearest"))
     assert found.broken.all()
     for i, distance in enumerate(found.distance.tolist()):
         row = model, x[i : i + 1], y[i : i + 1]

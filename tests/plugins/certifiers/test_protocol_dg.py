@@ -17,7 +17,7 @@ from plugins.certifiers.dual_bound import DualBound, Region, gaps, refined
 from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
 from plugins.certifiers.lipschitz_margin import LipschitzMargin
 from plugins.certifiers.randomized_smoothing import counts, radius
-from plugins.defenses.pgd_training import worst_case
+from plugins.defenses._losses import adversarial_loss
 from plugins.defenses.randomized_smoothing import Smoothed, noisy
 from tests.fixtures.images import attacked
 from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
@@ -32,7 +32,7 @@ def standard(bed: Bed) -> nn.Module:
 
 
 def adversarial(bed: Bed) -> nn.Module:
-    return bed.taught("pgd-7", recipe(worst_case, inner=pgd(7)))
+    return bed.taught("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
 
 
 def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from bench.core.cards import kind_fields
 from bench.plugin import L1, L2, Certifier, Linf
 from bench.registry.registry import Registry
 from plugins.certifiers.pixeldp import PixelDP, kept, lead, privacy
@@ -227,7 +228,7 @@ def test_the_stand_in_has_a_slope_where_votes_have_none() -> None:
 
 def test_the_cards_of_statistical_certifiers_state_their_error() -> None:
     registry = Registry.load()
-    said = {card.name: card.detail for card in registry.cards({}) if card.kind == "certifier"}
+    said = {card.name: kind_fields(card) for card in registry.cards() if card.kind == "certifier"}
     assert said["smoothing"] == said["pixeldp"] == {"exact": False, "error": 0.001}
     assert said["linear-exact"] == {"exact": True, "error": 0.0}
     assert said["intervals"] == {"exact": False, "error": 0.0}

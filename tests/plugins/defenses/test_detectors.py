@@ -25,10 +25,17 @@ from bench.threats.norms import Linf
 from bench.threats.threat_model import ThreatModel
 from bench.training.tasks import build_trained
 from plugins.attacks.joint_pgd import JointPGD
-from plugins.defenses._detector import RATE, Detector, layers, logistic, split, threshold
+from plugins.defenses._detector import (
+    RATE,
+    Detector,
+    calibration_split,
+    layer_outputs,
+    logistic_regression,
+    score_threshold,
+)
 from plugins.defenses.detector_binary import BinaryDetector
 from plugins.defenses.detector_lid import BATCH, LIDDetector, lid
-from plugins.defenses.safetynet import TAUGHT, SafetyNet, late
+from plugins.defenses.safetynet import SVM_IMAGES, SafetyNet, late_units
 
 BOARD = ThreatModel("here", "digits", Linf(Fraction(51, 255)))
 EPS = BOARD.ball.eps
@@ -63,7 +70,7 @@ def world(registry: Registry) -> World:
 
     def attacked(x: Tensor, y: Tensor, eps: Fraction) -> list[Tensor]:
         adv = attack_once(pgd, base, x, y, Linf(eps), seed=0, example=torch.arange(len(x)))
-        return layers(base, adv)
+        return layer_outputs(base, adv)
 
     x, y = (
         to_float(torch.tensor(images.train.images[:700])),
@@ -72,7 +79,7 @@ def world(registry: Registry) -> World:
     test, truth = to_float(torch.tensor(images.test.images[:200])), images.test.labels[:200]
     y2 = torch.tensor(truth)
     with torch.no_grad():
-        clean = layers(base, x), layers(base, test)
+        clean = layer_outputs(base, x), layer_outputs(base, test)
     return World(
         base, clean[0], attacked(x, y, EPS), clean[1], attacked(test, y2, EPS),
         attacked(test, y2, UNSEEN),
@@ -81,7 +88,7 @@ def world(registry: Registry) -> World:
 
 def learned(detector: Detector, world: World) -> Detector:
     with torch.no_grad():
-        detector.learn(world.taught, world.attacked)
+        detector.fit(world.taught, world.attacked)
     return detector
 
 
@@ -91,7 +98,7 @@ def detectors(world: World) -> dict[str, Detector]:
     made: dict[str, Detector] = {
         "detector-binary": BinaryDetector(sizes[-2]),
         "detector-lid": LIDDetector(sizes),
-        "safetynet": SafetyNet(late(world.clean).shape[1]),
+        "safetynet": SafetyNet(late_units(world.clean).shape[1]),
     }
     return {name: learned(detector, world) for name, detector in made.items()}
 
@@ -110,21 +117,23 @@ def auc(detector: Detector, clean: list[Tensor], attacked: list[Tensor]) -> floa
 def test_a_threshold_rejects_exactly_the_declared_share(rate: float) -> None:
     for count in (101, 200, 997):
         scores = torch.randn(count, generator=torch.Generator().manual_seed(count))
-        above = scores - threshold(scores, rate) > 0
+        above = scores - score_threshold(scores, rate) > 0
         assert int(above.sum()) == int(rate * count)
         assert scores[above].min() > scores[~above].max()
 
 
 def test_a_threshold_that_parts_nothing_is_refused() -> None:
     for rate in (0.001, 1.0):
-        with pytest.raises(ValueError, match="a threshold parts some of each"):
-            threshold(torch.arange(10.0), rate)
+        with pytest.raises(ValueError, match="a threshold needs at least one score on each side"):
+            score_threshold(torch.arange(10.0), rate)
 
 
 HELD_BACK: dict[str, Callable[[int], Tensor]] = {
-    "detector-binary": lambda n: split(n)[1],
-    "detector-lid": lambda n: torch.cat([torch.zeros(BATCH).bool(), split(n - BATCH)[1]]),
-    "safetynet": lambda n: torch.arange(n) >= TAUGHT,
+    "detector-binary": lambda n: calibration_split(n)[1],
+    "detector-lid": lambda n: torch.cat(
+        [torch.zeros(BATCH).bool(), calibration_split(n - BATCH)[1]]
+    ),
+    "safetynet": lambda n: torch.arange(n) >= SVM_IMAGES,
 }
 """Which training images each detector sets its threshold on."""
 
@@ -149,7 +158,7 @@ def test_the_regression_finds_the_optimum() -> None:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(300, 3, generator=generator) * torch.tensor([1.0, 100, 0.01])
     attacked = clean.flip(0) + torch.tensor([1.0, 0, 0.02])
-    weight, bias = logistic(clean, attacked)
+    weight, bias = logistic_regression(clean, attacked)
     x = torch.cat([clean, attacked]).double()
     p = (x @ weight.double() + bias.double()).sigmoid()
     error = p - torch.cat([torch.zeros(300), torch.ones(300)])
@@ -191,7 +200,7 @@ def test_a_code_and_its_score_stay_to_the_bit_while_no_unit_crosses_its_mean(
 ) -> None:
     net = detectors["safetynet"]
     assert isinstance(net, SafetyNet)
-    units = late(world.clean)
+    units = late_units(world.clean)
     room = (units - net.mean).abs()
     noise = torch.rand(units.shape, generator=torch.Generator().manual_seed(0))
     moved = units + 0.9 * room * (2 * noise - 1)
@@ -224,16 +233,16 @@ def test_steps_have_no_slope_and_their_stand_in_has_one(
 @pytest.mark.row("F10")
 def test_an_svm_of_shuffled_labels_tells_nothing(world: World) -> None:
     """On the mean of eight shufflings; the same codes with their true labels tell all but a few."""
-    net = SafetyNet(late(world.clean).shape[1])
-    net.mean.copy_(late(world.taught).mean(0))
-    codes = torch.cat([net.code(part)[:TAUGHT] for part in (world.taught, world.attacked)])
+    net = SafetyNet(late_units(world.clean).shape[1])
+    net.mean.copy_(late_units(world.taught).mean(0))
+    codes = torch.cat([net.code(part)[:SVM_IMAGES] for part in (world.taught, world.attacked)])
     found = []
     for seed in range(8):
         mixed = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))]
-        net.support(mixed[:TAUGHT], mixed[TAUGHT:])
+        net.fit_svm(mixed[:SVM_IMAGES], mixed[SVM_IMAGES:])
         found.append(auc(net, world.clean, world.known))
     assert np.mean(found) == pytest.approx(0.5, abs=0.1)
-    net.support(codes[:TAUGHT], codes[TAUGHT:])
+    net.fit_svm(codes[:SVM_IMAGES], codes[SVM_IMAGES:])
     assert auc(net, world.clean, world.known) > 0.95
 
 

@@ -14,7 +14,7 @@ from bench.plugin import Recipe
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.defenses import _residual_blocks as residual
-from plugins.defenses.pgd_training import worst_case
+from plugins.defenses._losses import adversarial_loss
 from tests.fixtures.images import accuracy, attacked, first_of, held_out
 from tests.fixtures.protocol_dg import Bed, bed, on_clean, pgd, recipe
 from tests.fixtures.small_defenses import DIGITS, defense, registry
@@ -46,7 +46,7 @@ def plain(bed: Bed, hidden: int, seed: int = 0) -> nn.Module:
 
 
 def robust(bed: Bed, hidden: int, seed: int = 0) -> nn.Module:
-    made_by = recipe(worst_case, inner=pgd(7), model=partial(of_width, hidden), seed=seed)
+    made_by = recipe(adversarial_loss, inner=pgd(7), model=partial(of_width, hidden), seed=seed)
     return bed.taught(f"robust-{hidden}-{seed}", made_by)
 
 
@@ -92,7 +92,7 @@ def test_neither_dropout_nor_augmentation_is_adversarial_training(name: str, fol
 @pytest.mark.row("D18")
 def test_half_precision_moves_no_point_in_judging_and_few_in_training(folder: Path) -> None:
     x, y = held_out()
-    known = registry(defense("dg", recipe(worst_case, inner=pgd(7))))
+    known = registry(defense("dg", recipe(adversarial_loss, inner=pgd(7))))
     exact = build_trained(known, "dg", DIGITS, folder / "float32").build()
     mixed = build_trained(known, "dg", DIGITS, folder / "bfloat16", mixed=True).build()
     whole = accuracy(exact, attacked(exact, x, y), y)

@@ -20,6 +20,7 @@ from bench.plugin import Linf, Recipe, cross_entropy, straight_through
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.attacks.pgd import PGD
+from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import Filtered
 from plugins.defenses._residual_blocks import preact_resnet18
 from plugins.defenses.cifar10_training import trained
@@ -28,9 +29,8 @@ from plugins.defenses.jpeg import compressed
 from plugins.defenses.resize_pad import resized
 from plugins.defenses.shield import blockwise
 from plugins.defenses.total_variation import KEPT, ROUNDS, WEIGHT, smoothed
-from plugins.defenses.undefended import standard
 from tests.fixtures.images import first_of, held_out
-from tests.fixtures.known_models import duel
+from tests.fixtures.known_models import run_and_judge
 
 N = 128
 BALL = Linf(Fraction(16, 255))
@@ -87,7 +87,7 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Images:
     registry = Registry.load(Path("no-such-folder"))
     offer = registry.find("defense", "cifar-standard")
     recipe = Recipe(
-        partial(preact_resnet18, width=8), standard, epochs=8, rate=4e-3, schedule="cyclic"
+        partial(preact_resnet18, width=8), clean_loss, epochs=8, rate=4e-3, schedule="cyclic"
     )
     narrow = dataclasses.replace(
         offer.value, recipe=recipe, build=partial(trained, make=recipe.model)
@@ -153,7 +153,7 @@ def test_jpeg_undoes_what_was_made_without_it_and_half_as_much_of_what_was_made_
         plain, helped = (colour.right(look, unaware) for look in (lambda images: images, jpeg))
         aware = Filtered(colour.network, straight_through(jpeg))
         attack = PGD(steps=40, rate=0.25, restarts=3)
-        broken = duel(attack, aware, colour.x, colour.y, small).broken
+        broken = run_and_judge(attack, aware, colour.x, colour.y, small).broken
         held = float((~broken).double().mean())
         assert plain < 0.06
         assert helped > held + 0.08
@@ -167,7 +167,7 @@ def test_a_crop_undoes_what_was_made_without_it_and_nothing_of_what_was_made_wit
     small = Linf(Fraction(2, 255))
     helped = colour.right(middle, colour.crafted(colour.network, small))
     aware = Filtered(colour.network, middle)
-    broken = duel(PGD(steps=40, rate=0.25), aware, colour.x, colour.y, small).broken
+    broken = run_and_judge(PGD(steps=40, rate=0.25), aware, colour.x, colour.y, small).broken
     assert helped > 0.2
     assert float((~broken).double().mean()) < 0.1
 

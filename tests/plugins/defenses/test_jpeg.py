@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch, straight_through
+from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import Filtered
 from plugins.defenses.jpeg import BLOCK, compressed
 from plugins.defenses.shield import (
@@ -21,7 +22,6 @@ from plugins.defenses.shield import (
     vaccinated,
     voting,
 )
-from plugins.defenses.undefended import standard
 from tests.fixtures.known_models import digits, linear
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
@@ -160,7 +160,7 @@ def test_each_voter_is_vaccinated_with_a_quality_of_its_own() -> None:
         torch.manual_seed(0)
         model = voting((1, 8, 8), 10)
     alone = [
-        standard(TrainingBatch(Filtered(voter, lambda z, q=quality: compressed(z, q)), x, y, x))  # type: ignore[misc]
+        clean_loss(TrainingBatch(Filtered(voter, lambda z, q=quality: compressed(z, q)), x, y, x))  # type: ignore[misc]
         for voter, quality in zip(model.voters, QUALITIES, strict=True)
     ]
     assert torch.allclose(vaccinated(TrainingBatch(model, x, y, x)), torch.stack(alone).sum(0))

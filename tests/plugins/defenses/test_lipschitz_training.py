@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch
 from plugins.certifiers._spectral_norm import of_convolution
+from plugins.defenses._losses import adversarial_loss
 from plugins.defenses.lipschitz_training import GRID, bounds, lipschitz_bound, regularised
-from plugins.defenses.pgd_training import worst_case
 from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
 
 __all__ = ["bed"]
@@ -94,7 +94,7 @@ def test_the_regulariser_is_the_sum_of_the_logs() -> None:
     x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     one = TrainingBatch(net, x, y, x)
     assert len(bounds(net)) == 2
-    added = regularised(one, 0.25) - worst_case(one)
+    added = regularised(one, 0.25) - adversarial_loss(one)
     expected = 0.25 * sum(math.log(float(bound.detach())) for bound in bounds(net))
     assert torch.allclose(added, torch.full((4,), expected), atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_the_regulariser_is_the_sum_of_the_logs() -> None:
 @ROW
 @pytest.mark.slow
 def test_the_product_of_the_bounds_falls_and_robustness_stays(bed: Bed) -> None:
-    plain = bed.taught("pgd-7", recipe(worst_case, inner=pgd(7)))
+    plain = bed.taught("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
     smooth = bed.taught("lipreg", recipe(partial(regularised, strength=0.1), inner=pgd(7)))
 
     def product(model: nn.Module) -> float:

@@ -13,7 +13,7 @@ from plugins.attacks.boundary import Boundary
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.gradient_masking import GRID, Masked, quantised, scaled
 from plugins.diagnostics.zero_gradients import ZeroGradients
-from tests.fixtures.known_models import digits, duel, gaussian, linear
+from tests.fixtures.known_models import digits, gaussian, linear, run_and_judge
 
 SURE = 40 * gaussian(10, 64)
 
@@ -63,7 +63,8 @@ def test_who_sees_labels_only_breaks_argmax_only_exactly_as_the_network_itself()
     y = model(x).argmax(1)
     attack, ball = Boundary(steps=50), L2(Fraction(1, 2))
     open_, hidden = (
-        duel(attack, m, x, y, ball, access=Access.LABELS) for m in (model, ArgmaxOnly(model))
+        run_and_judge(attack, m, x, y, ball, access=Access.LABELS)
+        for m in (model, ArgmaxOnly(model))
     )
     assert torch.equal(open_.image, hidden.image)
     assert torch.equal(open_.broken, hidden.broken)

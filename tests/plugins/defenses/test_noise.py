@@ -46,7 +46,10 @@ def test_noise_is_normal_with_its_deviation_in_eval_mode_as_in_training() -> Non
 @pytest.mark.row("D23", "D24")
 @pytest.mark.parametrize(
     "model",
-    [*(partial(noise_layers.noisy, place=place) for place in PLACES.values()), randomised_training.noisy],
+    [
+        *(partial(noise_layers.noisy, place=place) for place in PLACES.values()),
+        randomised_training.noisy,
+    ],
     ids=[*PLACES, "input"],
 )
 def test_without_noise_the_network_is_the_plain_one(model: partial[nn.Sequential]) -> None:

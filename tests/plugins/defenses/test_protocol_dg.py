@@ -22,7 +22,7 @@ from plugins.defenses import (
     mma_training,
     trades,
 )
-from plugins.defenses.pgd_training import worst_case
+from plugins.defenses._losses import adversarial_loss
 from tests.fixtures.protocol_dg import EPS, Bed, bed, fgsm, on_clean, pgd, recipe
 
 __all__ = ["bed"]  # the fixture, for pytest to find here
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 WIDE = Fraction(3, 10)
 BALL = Linf(EPS)
-AGAINST_PGD = recipe(worst_case, inner=pgd(7))
+AGAINST_PGD = recipe(adversarial_loss, inner=pgd(7))
 FREE = FreeTraining(BALL, replays=4)
 
 
@@ -45,7 +45,7 @@ def crossing(steps: int, length: float) -> InnerAttack:
 
 @pytest.mark.row("D07")
 def test_one_step_in_a_wide_ball_teaches_to_fool_the_one_step_alone(bed: Bed) -> None:
-    model = bed.taught("fgsm-wide", recipe(worst_case, inner=fgsm(WIDE), epochs=100))
+    model = bed.taught("fgsm-wide", recipe(adversarial_loss, inner=fgsm(WIDE), epochs=100))
     one_step, many = bed.robust(model, fgsm(WIDE)), bed.robust(model, pgd(100, WIDE))
     assert bed.clean(model) > 0.8
     assert one_step > 0.4
@@ -56,7 +56,7 @@ def test_one_step_in_a_wide_ball_teaches_to_fool_the_one_step_alone(bed: Bed) ->
 def test_a_random_start_does_not_save_a_step_of_two_radii_in_a_wide_ball(bed: Bed) -> None:
     """Catastrophic overfitting: .54 of the digits withstand one step, none a hundred."""
     long = InnerAttack("pgd", Linf(WIDE), {"steps": 1, "rate": 2.0})
-    model = bed.taught("fast-wide", recipe(worst_case, inner=long))
+    model = bed.taught("fast-wide", recipe(adversarial_loss, inner=long))
     assert bed.clean(model) > 0.7
     assert bed.robust(model, fgsm(WIDE)) > 0.4
     assert bed.robust(model, pgd(100, WIDE)) < 0.05
@@ -87,14 +87,14 @@ def inside_the_graph(lesson: TrainingBatch) -> Tensor:
 
 def unclamped(course: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:
     """x + d, wherever that is."""
-    return (x + course.carried[: len(x)]).detach().requires_grad_()
+    return (x + course.free_perturbation[: len(x)]).detach().requires_grad_()
 
 
 def climbed(course: TrainingState, free: FreeTraining, lesson: TrainingBatch) -> None:
     """d along the sign of its gradient, inside the ball but not the box."""
     assert lesson.adv.grad is not None
     moved = lesson.adv.detach() - lesson.x + free.ball.radius * lesson.adv.grad.sign()
-    course.carried[: len(moved)] = moved.clamp(-free.ball.radius, free.ball.radius)
+    course.free_perturbation[: len(moved)] = moved.clamp(-free.ball.radius, free.ball.radius)
 
 
 @pytest.mark.row("D16")
@@ -102,7 +102,7 @@ def test_free_training_keeps_what_a_clamp_inside_the_graph_loses(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 60 gradients an image, where PGD-7 training took 480."""
-    made_by = recipe(worst_case, inner=FREE, epochs=15)
+    made_by = recipe(adversarial_loss, inner=FREE, epochs=15)
     free = bed.taught("free", made_by)
     held, pgd_7 = bed.robust(free, pgd(200)), bed.robust(reference(bed), pgd(200))
     assert held > pgd_7 - 0.1
@@ -131,9 +131,9 @@ def one_step(rate: float) -> InnerAttack:
 MIXED = partial(fgsm_training.mixed, alpha=0.5)
 EMBEDDED = partial(cascade_training.embedded, alpha=0.5, pivot=1e-4)
 STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
-    "fgsm": (pytest.mark.row("D07"), recipe(fgsm_training.replaced, inner=fgsm())),
+    "fgsm": (pytest.mark.row("D07"), recipe(adversarial_loss, inner=fgsm())),
     "mixture": (pytest.mark.row("D05"), recipe(MIXED, inner=fgsm())),
-    "fast": (pytest.mark.row("D17"), recipe(worst_case, inner=one_step(1.25))),
+    "fast": (pytest.mark.row("D17"), recipe(adversarial_loss, inner=one_step(1.25))),
     "pgd-7": (pytest.mark.row("D08"), AGAINST_PGD),
     "trades": (pytest.mark.row("D13"), recipe(
         partial(trades.trades, beta=3.0),
@@ -179,7 +179,8 @@ WEAK: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
         partial(fgsm_batch_training.weighted, weight=0.3, share=0.5, eps=BALL.radius), inner=fgsm()
     )),
     "clp-strangers": (pytest.mark.row("D12"), recipe(
-        partial(logit_pairing.strangers, strength=0.5), augment=partial(logit_pairing.noisy, sigma=0.25)
+        partial(logit_pairing.strangers, strength=0.5),
+        augment=partial(logit_pairing.noisy, sigma=0.25),
     )),
 }  # fmt: skip
 """Few, short steps or none at all: some 20 to 40 points above standard training."""

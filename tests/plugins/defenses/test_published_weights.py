@@ -18,7 +18,8 @@ from bench.engine.problem import attack_once
 from bench.plugin import Linf
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
-from plugins.defenses import convex_polytope, resnet2b
+from plugins.defenses import resnet2b
+from plugins.defenses.convex_polytope import network
 
 
 class Published(NamedTuple):
@@ -114,8 +115,13 @@ def test_the_verified_network_holds_what_is_verified_and_no_more_than_pgd_leaves
 @pytest.mark.parametrize(
     ("name", "dataset", "network", "file"),
     [
-        ("convex-mnist", "mnist", convex_polytope.network, "convex-mnist-linf-0.1"),
-        ("convex-fashion", "fashion-mnist", convex_polytope.network, "convex-fashion-mnist-linf-0.1"),
+        ("convex-mnist", "mnist", network, "convex-mnist-linf-0.1"),
+        (
+            "convex-fashion",
+            "fashion-mnist",
+            network,
+            "convex-fashion-mnist-linf-0.1",
+        ),
         ("resnet2b-cifar10", "cifar10", resnet2b.ResNet2b, "resnet2b-cifar10-linf-2"),
     ],
 )

@@ -25,7 +25,7 @@ from bench.registry.registry import Registry
 from bench.threats.access import Budget
 from plugins.external import _library_attack
 from tests.engine.test_external_model import cell, hooked, played, same
-from tests.fixtures.known_models import digits, duel, small_cnn
+from tests.fixtures.known_models import digits, run_and_judge, small_cnn
 
 BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(51, 255)), "L2": L2(Fraction(3, 2)), "L1": L1(Fraction(4)),
@@ -73,7 +73,11 @@ def match(name: str, balls: dict[str, PerturbationSet], model: nn.Module | None 
     ball = balls[attack.norms[0]]
     game = cell(attack, model or small_cnn(), n, ball)
     return dataclasses.replace(
-        game, x=x[:n], y=y[:n], lost=torch.zeros(n, dtype=torch.bool), clean=game.clean[:n]
+        game,
+        x=x[:n],
+        y=y[:n],
+        reached_on_clean=torch.zeros(n, dtype=torch.bool),
+        clean_logits=game.clean_logits[:n],
     )
 
 
@@ -84,7 +88,7 @@ def test_counts_equal_those_of_independent_hooks(name: str) -> None:
     game = match(name, NARROW, model)
     rows = hooked(model)
     found = played(game)
-    looks = int(found.looks.sum())
+    looks = int(found.final_checks.sum())
     assert looks == len(game.x) and (found.step == -1).all()
     assert rows["forward"] == int(found.forwards.sum()) + looks
     assert rows["backward"] == int(found.gradients.sum())
@@ -95,13 +99,13 @@ def test_counts_equal_those_of_independent_hooks(name: str) -> None:
 @every
 def test_it_breaks_grey_images_and_nothing_else(name: str) -> None:
     model = copy.deepcopy(small_cnn())
-    state, world = ModelState.of(model), RandomState.now()
+    state, world = ModelState.of(model), RandomState.snapshot()
     x, y = (part[: 8 if Traits.of(offer(name).value).rows == 1 else BATCH_UNIT] for part in right())
     attack = offer(name).value
-    result = duel(attack, model, x, y, BALLS[attack.norms[0]], access=attack.needs)
+    result = run_and_judge(attack, model, x, y, BALLS[attack.norms[0]], access=attack.needs)
     assert int(result.broken.sum()) >= 2
     assert (result.distance[result.broken] <= BALLS[attack.norms[0]].radius + 1e-5).all()
-    assert state.touched(model) == [] and world.touched() == []
+    assert state.changed(model) == [] and world.changed() == []
 
 
 @every
@@ -124,7 +128,7 @@ def test_a_thousand_labels_and_no_more(name: str) -> None:
     attack = offer(name).value
     x, y = (part[:2] for part in right())
     ball = NARROW[attack.norms[0]]
-    result = duel(
+    result = run_and_judge(
         attack, small_cnn(), x, y, ball, access=Access.LABELS, budget=Budget(queries=1000)
     )
     assert not result.broken.any() and 900 < int(result.forwards.max()) <= 1000
@@ -149,10 +153,10 @@ def test_the_guard_changes_nothing_of_adversarial_library() -> None:
 def test_an_option_that_the_library_does_not_know_is_a_sentence() -> None:
     pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
     attack = dataclasses.replace(offer("foolbox-ddn").value, options={"pace": 3})
-    world = RandomState.now()
+    world = RandomState.snapshot()
     with pytest.raises(PluginError, match="foolbox-ddn failed in its own run: TypeError"):
-        duel(attack, small_cnn(), *right(), BALLS["L2"])
-    assert world.touched() == []
+        run_and_judge(attack, small_cnn(), *right(), BALLS["L2"])
+    assert world.changed() == []
 
 
 @every
@@ -177,7 +181,7 @@ def test_a_missing_library_is_quiet_until_it_is_asked_for(monkeypatch: pytest.Mo
 
 def test_listing_imports_no_library() -> None:
     program = (
-        "import sys\nfrom bench.registry import Registry\nRegistry.load()\n"
+        "import sys\nfrom bench.registry.registry import Registry\nRegistry.load()\n"
         f"print([name for name in {LIBRARIES!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
