@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard, DefenseCard
 from bench.core.outcomes import KeptImage
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
@@ -13,9 +13,9 @@ from leaderboard.markup import Column, Html
 from leaderboard.panels import CLAIM_KIND, done, place, signs
 
 
-def identity(card: Card) -> Html:
+def identity(card: DefenseCard) -> Html:
     """What a defense is, by its card."""
-    draws = card.detail.get("randomness")
+    draws = card.randomness
     pairs = [
         ("Origin", card.origin),
         ("Paper", card.cite or "none named"),
@@ -23,11 +23,11 @@ def identity(card: Card) -> Html:
             "Randomness",
             f"declared; attacks average over {draws} draws" if draws else "none declared",
         ),
-        ("Stand-in", "declares one for the gradient" if card.detail.get("bpda") else "none"),
-        ("Rejects", _rejects(card.detail.get("rejects"))),
-        ("Twin", f"{card.detail.get('surrogate') or 'none'} (asked by transfer attacks)"),
+        ("Stand-in", "declares one for the gradient" if card.bpda else "none"),
+        ("Rejects", _rejects(card.rejects)),
+        ("Twin", f"{card.surrogate or 'none'} (asked by transfer attacks)"),
     ]
-    built = card.detail.get("digests") or {"": card.digest}
+    built = card.digests or {"": card.digest}
     digests = [
         (f"Digest {dataset}".strip(), markup.tag("code", markup.text(digest)))
         for dataset, digest in built.items()
@@ -39,12 +39,12 @@ def _rejects(share: float | None) -> str:
     return "nothing" if share is None else f"declares {100 * share:g} % of clean images"
 
 
-def detector(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[str, Card]) -> Html:
+def detector(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[str, AttackCard]) -> Html:
     """What a detector does to clean images and to what each attack brought; nothing without one."""
     if row.rejects is None:
         return markup.NOTHING
     faced = {square.attack for square in squares if square.detection}
-    both = any(card.detail.get("joint") for name, card in attacks.items() if name in faced)
+    both = any(card.joint for name, card in attacks.items() if name in faced)
     columns = (
         Column("Images", kind="name"),
         Column("AUC ↑", "chance that an attacked image scores above a clean one", "right"),
@@ -67,7 +67,7 @@ def detector(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[st
     return table if both else Html(markup.notice(words.NOT_BOTH) + table)
 
 
-def claims(card: Card, rows: Mapping[str, RankingRow]) -> Html:
+def claims(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
     """Every claim of a defense beside what was measured."""
     columns = (
         Column("Threat model", kind="name"), Column("Claimed", kind="right"),
@@ -75,16 +75,16 @@ def claims(card: Card, rows: Mapping[str, RankingRow]) -> Html:
         Column("Verdict"), Column("Source"),
     )  # fmt: skip
     lines = []
-    for said in card.detail.get("claims", ()):
-        row = rows.get(said["threat"])
+    for said in card.claims:
+        row = rows.get(said.threat)
         found = row.claim.verdict if row and row.claim else "not testable"
         lines.append(
             (
-                markup.text(said["threat"]),
-                markup.text(f"{100 * float(said['robust']):.1f} %"),
+                markup.text(said.threat),
+                markup.text(f"{100 * said.robust:.1f} %"),
                 markup.bar(row.robust if row else None),
                 markup.chip(words.CLAIMS[found], CLAIM_KIND[found]),
-                markup.text(said.get("cite") or "—"),
+                markup.text(said.cite or "—"),
             )
         )
     return markup.table(columns, lines) if lines else markup.notice(words.NO_CLAIM)

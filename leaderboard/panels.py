@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.core.cards import Card
+from bench.core.cards import DefenseCard
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import MaskingCheck
 from bench.results.matrix import MatrixCell
@@ -99,14 +99,14 @@ def done(row: RankingRow) -> str:
     return f"{row.coverage.done}/{row.coverage.required}{further}"
 
 
-def name(row: RankingRow, card: Card | None, threat: str) -> Html:
+def name(row: RankingRow, card: DefenseCard | None, threat: str) -> Html:
     """The defense, what it is, and how far its code was locked in."""
     chips = [markup.chip("baseline", "quiet")] if row.defense == words.BASELINE else []
     if card is not None:
         chips += [
             markup.chip(label, "plain", why)
             for field, (label, why) in words.TAGS.items()
-            if card.detail.get(field)
+            if getattr(card, field)
         ]
         if card.origin != "built-in":
             chips.append(markup.chip(card.origin))
@@ -137,7 +137,7 @@ def claim(found: ClaimCheck | None) -> Html:
     return markup.join((chip, Html("<br>"), markup.small(f"claims {100 * found.robust:.1f} %")))
 
 
-def ranking(rows: Sequence[RankingRow], cards: Mapping[str, Card], threat: str) -> Html:
+def ranking(rows: Sequence[RankingRow], cards: Mapping[str, DefenseCard], threat: str) -> Html:
     """The board: place, figures with their intervals, and why to believe them."""
     proven = any(row.certified for row in rows)
     columns = [

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard
 from bench.core.statistics import Count
 from bench.results.defense_report import AccuracyCurve, RadiusPoint
 from bench.results.detection import Roc
@@ -259,13 +259,13 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
 
 
 def staircases(
-    curves: Mapping[str, AccuracyCurve], attacks: Mapping[str, Card] | None
+    curves: Mapping[str, AccuracyCurve], attacks: Mapping[str, AttackCard] | None
 ) -> list[Drawn]:
     """Accuracy as the attacker spends more; with `attacks`, each line ends where its steps end."""
     drawn: list[Drawn] = []
     for name, curve in curves.items():
         card = attacks.get(name) if attacks else None
-        end = int(card.detail.get("steps") or 0) if card else 0
+        end = card.steps or 0 if card else 0
         for x, right in _corners(curve, float(end)):
             drawn.append(
                 {

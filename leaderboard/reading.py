@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from bench.core.cards import Card
+from bench.core.cards import CardT
 from bench.results import defense_report, leaderboards
 from bench.results import matrix as matrices
 from bench.results import ranking as rankings
@@ -97,9 +97,10 @@ def entry(board: Leaderboard, defense: str) -> DefenseReport:
     return _asked(defense_report.defense_report, board, defense)
 
 
-def cards(kind: str) -> list[Card]:
-    """What the plugins of one kind say of themselves."""
-    return _asked(Store.cards, kind)
+def cards(model: type[CardT]) -> list[CardT]:
+    """The cards of one kind of plugin, given by the model of its cards."""
+    found: list[CardT] = _asked(Store.cards, model)
+    return found
 
 
 def cells() -> list[CellRow]:

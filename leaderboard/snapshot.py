@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard, DefenseCard
 from bench.core.errors import BenchError
 from bench.results import defense_report, json_report, leaderboards, matrix, ranking
 from bench.results.leaderboards import Leaderboard
@@ -45,7 +45,7 @@ def write(url: str | None, folder: Path) -> list[Path]:
 
 
 def _pages(store: Store, boards: Mapping[str, Leaderboard]) -> dict[str, str]:
-    cards = {card.name: card for card in store.cards("defense")}
+    cards = {card.name: card for card in store.cards(DefenseCard)}
     rows = {label: ranking.ranking(store, board) for label, board in boards.items()}
     pages: dict[str, str] = {}
     for label, board in boards.items():
@@ -102,7 +102,7 @@ def _board(
     label: str,
     board: Leaderboard,
     rows: Sequence[RankingRow],
-    cards: Mapping[str, Card],
+    cards: Mapping[str, DefenseCard],
 ) -> Html:
     squares = matrix.matrix(store, board)
     metric = next(iter(plots.metrics(board).values()))
@@ -133,7 +133,7 @@ def _board(
 def _defense(
     store: Store,
     name: str,
-    card: Card,
+    card: DefenseCard,
     boards: Mapping[str, Leaderboard],
     rows: Mapping[str, Sequence[RankingRow]],
 ) -> Html:
@@ -141,7 +141,7 @@ def _defense(
     whole = {label: row for label, row in mine.items() if boards[label].mode == "full"}
     spared = {label: row for label, row in mine.items() if label not in whole}
     named = {boards[label].name: row for label, row in reversed((whole or spared).items())}
-    attacks = {each.name: each for each in store.cards("attack")}
+    attacks = {each.name: each for each in store.cards(AttackCard)}
     parts = [
         markup.heading(name, markup.text(card.summary)),
         _part("Identity", dossier.identity(card)),

@@ -1,4 +1,4 @@
-"""`bench list`, `show`, `report`, `export`, `leaderboard`: whatever only reads."""
+"""Commands that only read: `bench list`, `show`, `report`, `export` and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -11,73 +11,75 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.options import AsJson, Database, Mode, Unsandboxed, print_json, url
-from bench.core.cards import Card
+from bench.cli.options import AsJson, Database, Mode, Unsandboxed, database_url, print_json
+from bench.core.cards import card_record, kind_fields
 from bench.core.errors import BenchError
-from bench.results import json_report
+from bench.registry.card_index import ListedCards, indexed_cards
 
-KINDS = ("attacks", "defenses", "threats", "datasets", "certifiers", "diagnostics")
-LISTS = (*KINDS, "suites", "submissions")
+LISTED_KINDS = ("attacks", "defenses", "threats", "datasets", "certifiers", "diagnostics")
+LISTS = (*LISTED_KINDS, "suites", "submissions")
 export = typer.Typer(help="Write outcomes or images to a file.", no_args_is_help=True)
 
 
-def enter(app: typer.Typer) -> None:
-    """Offer these commands."""
-    app.command("list")(listed)
+def add_read_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    app.command("list")(list_plugins)
     app.command()(show)
     app.command()(report)
     app.command()(leaderboard)
     app.add_typer(export, name="export")
 
 
-def listed(
+def list_plugins(
     kind: Annotated[str, typer.Argument(help=", ".join(LISTS))],
     json: AsJson = False,
     db: Database = None,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
-    """List what is there, whoever offers it; or where each submission stands."""
+    """List all plugins of a kind, all attack suites, or all submissions with their states.
+
+    \f
+    Raises BenchError where there is no list of that kind.
+    """
     if kind == "submissions":
-        submissions(url(db), as_json=json)
+        list_submissions(database_url(db), as_json=json)
         return
     if kind == "suites":
-        suites(as_json=json)
+        list_suites(as_json=json)
         return
-    if kind not in KINDS:
-        raise BenchError(f"bench list came with {kind!r}; use one of {', '.join(LISTS)}.")
-    cards, problems = _cards(kind[:-1], allow_unsandboxed)
-    for problem in problems:
+    if kind not in LISTED_KINDS:
+        raise BenchError(f"bench list got {kind!r}; use one of {', '.join(LISTS)}.")
+    found = _all_cards(allow_unsandboxed)
+    cards = [card for card in found.cards if card.kind == kind[:-1]]
+    for problem in found.problems:
         print(f"refused: {problem}", file=sys.stderr)
     if json:
-        print_json({"items": [asdict(card) for card in cards]})
+        print_json({"items": [card_record(card) for card in cards]})
         return
     width = max((len(card.name) for card in cards), default=0)
     for card in cards:
         print(f"{card.name:<{width}}  {card.origin:<11}  {card.summary}")
 
 
-def submissions(database: str | None, *, as_json: bool) -> None:
-    """Every submission with its state."""
+def list_submissions(database: str | None, *, as_json: bool) -> None:
+    """Print every submission with its state."""
     from bench.store import Store
 
     with Store.open(database, read_only=True) as store:
         entries = store.submissions()
     if as_json:
-        print_json(
-            {
-                "items": [
-                    {**entry._asdict(), "history": [step._asdict() for step in entry.history]}
-                    for entry in entries
-                ]
-            }
-        )
+        items = [
+            {**entry._asdict(), "history": [step._asdict() for step in entry.history]}
+            for entry in entries
+        ]
+        print_json({"items": items})
         return
     for entry in entries:
         print(f"{entry.name}  {entry.state}  {entry.reason}".rstrip())
 
 
-def suites(*, as_json: bool) -> None:
-    """Every named battery of attacks, by the perturbation sets it covers."""
+def list_suites(*, as_json: bool) -> None:
+    """Print every attack suite with its attacks per perturbation set."""
     from bench.threats.suites import SUITES
 
     if as_json:
@@ -90,51 +92,65 @@ def suites(*, as_json: bool) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Any plugin's name.")],
+    name: Annotated[str, typer.Argument(help="Name of a plugin of any kind.")],
     json: AsJson = False,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
-    """Tell all that a plugin says of itself."""
-    found = [c for kind in KINDS for c in _cards(kind[:-1], allow_unsandboxed)[0] if c.name == name]
+    """Show everything that a plugin declares.
+
+    \f
+    Raises BenchError where no plugin has that name.
+    """
+    kinds = [kind[:-1] for kind in LISTED_KINDS]
+    cards = [card for card in _all_cards(allow_unsandboxed).cards if card.name == name]
+    found = sorted(cards, key=lambda card: kinds.index(card.kind))
     if not found:
         raise BenchError(
-            f"nothing is named {name!r}; `bench list attacks` and the like tell names."
+            f"no plugin is named {name!r}; `bench list attacks` and the other lists show all names."
         )
     if json:
-        print_json({"items": [asdict(card) for card in found]})
+        print_json({"items": [card_record(card) for card in found]})
         return
     for card in found:
         print(f"{card.kind} {card.name} ({card.origin})\n{card.summary}\n{card.cite}".strip())
-        for key, value in card.detail.items():
+        for key, value in kind_fields(card).items():
             print(f"  {key}: {jsonlib.dumps(value)}")
 
 
 def report(
-    threat: Annotated[str | None, typer.Option(help="A board; the first one by default.")] = None,
+    threat: Annotated[
+        str | None, typer.Option(help="A threat model; by default the first in the database.")
+    ] = None,
     mode: Mode = "full",
     suite: Annotated[
-        str, typer.Option(help="Add the figure over the attacks of this suite alone.")
+        str, typer.Option(help="Add the robust accuracy over the attacks of this suite alone.")
     ] = "",
     db: Database = None,
     json: AsJson = False,
 ) -> None:
-    """Print a board: its ranking, its matrix, its flags."""
-    tell(url(db), [threat], mode, suite, as_json=json)
+    """Print the leaderboard of a threat model: ranking, matrix and gradient-masking checks."""
+    print_reports(read_reports(database_url(db), [threat], mode, suite), as_json=json)
 
 
-def tell(
-    database: str | None, threats: Sequence[str | None], mode: str, suite: str, *, as_json: bool
-) -> None:
-    """Boards on stdout: tables, or the JSON of the first."""
+def read_reports(
+    database: str | None, threats: Sequence[str | None], mode: str, suite: str
+) -> list[dict[str, Any]]:
+    """The report of each threat model as JSON values; None: the first in the database."""
+    from bench.results.json_report import json_report
+    from bench.store import Store
+    from bench.threats.suites import find_suite
+
+    chosen = find_suite(suite) if suite else None
+    with Store.open(database, read_only=True) as store:
+        return [json_report(store, threat, mode, chosen) for threat in threats]
+
+
+def print_reports(reports: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Write reports to stdout: as tables, or the first one as JSON."""
     from rich.console import Console
 
     from bench.results.text_report import text_report
-    from bench.store import Store
-    from bench.threats.suites import find_suite as named
 
-    battery = named(suite) if suite else None
-    with Store.open(database, read_only=True) as store:
-        reports = [json_report.json_report(store, threat, mode, battery) for threat in threats]
     if as_json:
         jsonlib.dump(reports[0], sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -147,50 +163,71 @@ def tell(
 @export.command("outcomes")
 def export_outcomes(
     out: Annotated[Path, typer.Option(help="A CSV file.")],
-    threat: Annotated[str | None, typer.Option()] = None,
+    threat: Annotated[
+        str | None, typer.Option(help="A threat model; by default the first in the database.")
+    ] = None,
     mode: Mode = "full",
     db: Database = None,
 ) -> None:
-    """One row for each defense, attack and example."""
+    """Write one row per defense, attack and example."""
     from bench.results import export as exporter
     from bench.store import Store
 
-    with Store.open(url(db), read_only=True) as store:
+    with Store.open(database_url(db), read_only=True) as store:
         print(exporter.outcomes(store, threat, out, mode).sentence, file=sys.stderr)
 
 
 @export.command("images")
 def export_images(
     out: Annotated[Path, typer.Option(help="A safetensors file.")],
-    defense: Annotated[str, typer.Option()],
-    attack: Annotated[str, typer.Option()],
-    threat: Annotated[str | None, typer.Option()] = None,
+    defense: Annotated[str, typer.Option(help="A defense.")],
+    attack: Annotated[str, typer.Option(help="An attack.")],
+    threat: Annotated[
+        str | None, typer.Option(help="A threat model; by default the first in the database.")
+    ] = None,
     mode: Mode = "full",
     db: Database = None,
 ) -> None:
-    """The adversarial images of one cell, with the item of each."""
+    """Write the adversarial examples of one cell, each with the index of its clean image."""
     from bench.results import export as exporter
     from bench.store import Store
 
-    with Store.open(url(db), read_only=True) as store:
+    with Store.open(database_url(db), read_only=True) as store:
         print(exporter.images(store, threat, defense, attack, out, mode).sentence, file=sys.stderr)
 
 
 def leaderboard(
-    host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")
+    ] = 8501,
     db: Database = None,
-    open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
-    export: Annotated[Path | None, typer.Option(help="Write plain HTML there and stop.")] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Whether to open a browser.")
+    ] = True,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the pages as plain HTML to this folder and exit.")
+    ] = None,
 ) -> None:
-    """Serve the pages of a database, or write them as plain files."""
+    """Serve the leaderboard of a database, or write its pages as plain files.
+
+    \f
+    Raises typer.Exit with the exit code of the server.
+    """
     from bench.cli.serve import serve
 
-    raise typer.Exit(serve(host, port, url(db), open_browser, export))
+    raise typer.Exit(serve(host, port, database_url(db), open_browser, export))
 
 
-def _cards(kind: str, allow_unsandboxed: bool) -> tuple[list[Card], Sequence[Any]]:
+def _all_cards(allow_unsandboxed: bool) -> ListedCards:
+    """The cards of all plugins; submitted code that may run here is loaded at each call."""
+    if allow_unsandboxed:
+        return _load_cards(allow_unsandboxed=True)
+    return indexed_cards(_load_cards)
+
+
+def _load_cards(*, allow_unsandboxed: bool = False) -> ListedCards:
     from bench.registry.registry import Registry
 
     registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
-    return [card for card in registry.cards() if card.kind == kind], registry.problems
+    return ListedCards(tuple(registry.cards()), tuple(registry.problems))

@@ -1,4 +1,4 @@
-"""Builds the defenses that a run plays, each once, and trains first what they need."""
+"""Defenses built for a run, each once; missing weights are trained first."""
 
 from __future__ import annotations
 
@@ -7,126 +7,149 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.core.cards import DefenseCard
 from bench.core.cells import Cell, Numeric
 from bench.data import datasets
 from bench.data.datasets import Examples
 from bench.evaluation import plan
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
-from bench.evaluation.events import Event, Listener
+from bench.evaluation.events import (
+    Listener,
+    Notice,
+    TrainingElsewhere,
+    TrainingProgress,
+    ignore_event,
+)
 from bench.evaluation.plan import PlannedPair, Selection
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
 from bench.registry.cards import attack_digest
 from bench.registry.registry import Registry
 from bench.store import Store
-from bench.training.defense_builder import NeedsTraining
-from bench.training.tasks import train_once
+from bench.training.defense_builder import DefenseBuilder, NeedsTraining
+from bench.training.state import EpochReport, format_epoch
+from bench.training.tasks import train_once, train_with_teacher
 
-POLL = 0.2  # seconds between looks at a training that somebody else holds
-
-
-class TrainedElsewhere(Exception):  # noqa: N818 - no error: there is other work
-    """Another worker trains what a board needs."""
+POLL_SECONDS = 0.2  # between two looks at a lease that another worker holds
 
 
-@dataclass
+class TrainedElsewhereError(Exception):
+    """Another worker trains a defense; raised where this worker has other cells to evaluate."""
+
+
+@dataclass(kw_only=True)
 class DefenseCache:
-    """The arenas of one worker; under which digest each defense stands, the store is told."""
+    """Built defenses by name, data set and number of examples, without a database."""
 
     registry: Registry
-    store: Store
     selection: Selection
-    setting: RunSettings
-    owner: str
-    listener: Listener
-    patient: bool = False
-    """It waits for a training in other hands; else that is InOtherHands."""
-    arenas: dict[tuple[str, str, int], BuiltDefense] = field(default_factory=dict)
+    settings: RunSettings
+    listener: Listener = ignore_event
+    built: dict[tuple[str, str, int], BuiltDefense] = field(default_factory=dict)
 
-    def seats(self, pair: PlannedPair) -> tuple[BuiltDefense, BuiltDefense | None]:
-        """The defense of a pair, built, and the surrogate that a transfer attack asks."""
-        return self.arena(pair.defense, pair.threat), self.source(pair)
-
-    def source(self, pair: PlannedPair) -> BuiltDefense | None:
-        """The surrogate, built, on as many examples as the defense; None where nobody asks it."""
+    def surrogate(self, pair: PlannedPair) -> BuiltDefense | None:
+        """The surrogate model of a transfer attack, on the defense's examples; else None."""
         if pair.reason or not Traits.of(pair.attack).source:
             return None
         surrogate: Defense = self.registry.find("defense", pair.defense.surrogate).value
-        return self.arena(surrogate, pair.threat, beside=pair.defense)
+        return self.defense(surrogate, pair.threat, examples_of=pair.defense)
 
-    def arena(
-        self, defense: Defense, threat: ThreatModel, beside: Defense | None = None
+    def defense(
+        self, defense: Defense, threat: ThreatModel, examples_of: Defense | None = None
     ) -> BuiltDefense:
-        """The defense, built, on as many examples as `beside`; what it needs is trained first."""
+        """The built defense on its examples, or on those of `examples_of`."""
         dataset = self.dataset(threat)
-        count = plan.example_count(threat, beside or defense, self.selection, dataset)
+        count = plan.example_count(threat, examples_of or defense, self.selection, dataset)
         key = (defense.name, dataset.name, count)
-        while key not in self.arenas:
+        while key not in self.built:
             try:
-                self.arenas[key] = self._built(defense, dataset, count)
+                self.built[key] = self._build(defense, dataset, count)
             except NeedsTraining as need:
-                self._teach(need, dataset)
-        return self.arenas[key]
+                self._train(need, dataset)
+        return self.built[key]
 
-    def unbuilt(self, pairs: list[PlannedPair]) -> list[Cell]:
-        """The cells of a defense on a board, under the digest of one that cannot be built."""
+    def dataset(self, threat: ThreatModel) -> Dataset:
+        """The data set of a threat model."""
+        found: Dataset = self.registry.find("dataset", threat.dataset).value
+        return found
+
+    def examples(self, dataset: Dataset, count: int) -> Examples:
+        """The first `count` test examples of a data set."""
+        return datasets.first_examples(dataset, count)
+
+    def _build(self, defense: Defense, dataset: Dataset, count: int) -> BuiltDefense:
+        builder = DefenseBuilder(self.registry, defense.name, dataset)
+        examples = self.examples(dataset, count)
+        return BuiltDefense(builder, examples, self.settings, self.selection.seed)
+
+    def _train(self, need: NeedsTraining, dataset: Dataset) -> None:
+        def report(epoch: EpochReport) -> None:
+            self.listener(TrainingProgress(f"{need.name}: {format_epoch(epoch)}"))
+
+        train_with_teacher(
+            self.registry, need.name, dataset, device=self.settings.device, progress=report
+        )
+
+
+@dataclass(kw_only=True)
+class RecordedDefenseCache(DefenseCache):
+    """A cache that records labels and digests in the database and trains under its leases."""
+
+    store: Store
+    owner: str
+    wait_for_training: bool = False
+    """Wait for a training of another worker; otherwise raise TrainedElsewhereError."""
+
+    def examples(self, dataset: Dataset, count: int) -> Examples:
+        """The first `count` test examples of a data set; their labels are recorded."""
+        chosen = super().examples(dataset, count)
+        labels = chosen.labels.astype(np.int16)
+        described = (dataset.classes, dataset.shape)
+        self.store.keep_examples(chosen.digest, dataset.name, count, labels, *described)
+        return chosen
+
+    def unbuilt_cells(self, pairs: list[PlannedPair]) -> list[Cell]:
+        """The cells of one defense that cannot be built, under a digest of its source alone."""
         threat, defense = pairs[0].threat, pairs[0].defense
         digest = f"unbuilt {self.registry.find('defense', defense.name).source}"
         dataset = self.dataset(threat)
         count = plan.example_count(threat, defense, self.selection, dataset)
         examples = self.examples(dataset, count)
-        self.declare(defense, dataset, digest)
+        self.record_digest(defense, dataset, digest)
         return [
             Cell(
                 threat=threat.name, defense=defense.name, attack=pair.attack.name,
                 threat_id=threat.id, defense_digest=digest,
                 attack_digest=attack_digest(self.registry.find("attack", pair.attack.name)),
                 examples=examples.digest, items=len(examples.labels), seed=self.selection.seed,
-                mode=self.selection.mode, numeric=self.setting.numeric,
+                mode=self.selection.mode, numeric=self.settings.numeric,
             )
             for pair in pairs
         ]  # fmt: skip
 
-    def dataset(self, threat: ThreatModel) -> Dataset:
-        """The data set of a board."""
-        found: Dataset = self.registry.find("dataset", threat.dataset).value
-        return found
-
-    def examples(self, dataset: Dataset, count: int) -> Examples:
-        """The first examples of a data set; the store keeps their labels."""
-        chosen = datasets.first_examples(dataset, count)
-        labels = chosen.labels.astype(np.int16)
-        shown = (dataset.classes, dataset.shape)
-        self.store.keep_examples(chosen.digest, dataset.name, count, labels, *shown)
-        return chosen
-
     def digests(self) -> dict[str, dict[str, str]]:
-        """Under which digest each defense stands, on each data set it was played on."""
-        return {c.name: dict(c.detail.get("digests", {})) for c in self.store.cards("defense")}
+        """Defense -> data set -> digest of the defense as last built, from the database."""
+        return {card.name: dict(card.digests) for card in self.store.cards(DefenseCard)}
 
-    def declare(self, defense: Defense, dataset: Dataset, digest: str) -> None:
-        """From now on the defense stands under this digest."""
+    def record_digest(self, defense: Defense, dataset: Dataset, digest: str) -> None:
+        """Record the digest of a defense on a data set; cells of other digests are outdated."""
         known = self.digests().get(defense.name, {}) | {dataset.name: digest}
         self.store.declare([self.registry.defense_card(defense.name, known)])
 
-    def _built(self, defense: Defense, dataset: Dataset, count: int) -> BuiltDefense:
-        examples = self.examples(dataset, count)
-        arena = BuiltDefense(
-            self.registry, defense, dataset, examples, self.setting, self.selection.seed
-        )
-        self.declare(defense, dataset, arena.digest)
-        if self.setting.numeric is not Numeric.FLOAT32:
-            for note in arena.quick.notes:
-                self.listener(Event("odd", f"{defense.name} on {dataset.name}, {note}"))
-        return arena
+    def _build(self, defense: Defense, dataset: Dataset, count: int) -> BuiltDefense:
+        built = super()._build(defense, dataset, count)
+        self.record_digest(defense, dataset, built.digest)
+        if self.settings.numeric is not Numeric.FLOAT32:
+            for note in built.fast_model.notes:
+                self.listener(Notice(f"{defense.name} on {dataset.name}, {note}"))
+        return built
 
-    def _teach(self, need: NeedsTraining, dataset: Dataset) -> None:
-        """Train it here, or wait a moment for whoever does; InOtherHands where not patient."""
-        taught = train_once(
-            self.registry, self.store, self.owner, need, dataset, self.setting.device,
-            lambda text: self.listener(Event("train", text)),
+    def _train(self, need: NeedsTraining, dataset: Dataset) -> None:
+        trained = train_once(
+            self.registry, self.store, self.owner, need, dataset, self.settings.device,
+            lambda text: self.listener(TrainingProgress(text)),
         )  # fmt: skip
-        if not taught:
-            self.listener(Event("wait", f"{need.name} is being trained by another worker"))
-            if not self.patient:
-                raise TrainedElsewhere(need.name) from need
-            time.sleep(POLL)
+        if not trained:
+            self.listener(TrainingElsewhere(need.name))
+            if not self.wait_for_training:
+                raise TrainedElsewhereError(need.name) from need
+            time.sleep(POLL_SECONDS)

@@ -12,6 +12,7 @@ from multiprocessing.queues import Queue
 
 import torch
 
+from bench.core.cards import DefenseCard
 from bench.core.cells import MODES, CellState, Numeric
 from bench.core.errors import BenchError, UnavailableError
 from bench.evaluation import cascade, plan
@@ -81,7 +82,7 @@ class MatrixRun:
             with ProgressDisplay(open_cells, costs, quiet=self.quiet) as show:
                 for problem in registry.problems:
                     show(Event("problem", f"refused: {problem}"))
-                for name, why in registry.waits.items():
+                for name, why in registry.reasons_not_imported.items():
                     show(Event("problem", f"{name} waits: {why}."))
                 if self.workers == 1:
                     make_worker(self, store, registry, show).run()
@@ -234,6 +235,6 @@ def is_done(row: CellRow) -> bool:
 
 def current(store: Store) -> list[CellRow]:
     """Cells of the defenses as they are now; older weights' cells are history."""
-    cards = store.cards("defense")
-    digests = {(c.name, d) for c in cards for d in c.detail.get("digests", {}).values()}
+    cards = store.cards(DefenseCard)
+    digests = {(c.name, d) for c in cards for d in c.digests.values()}
     return [row for row in store.cells() if (row.defense, row.defense_digest) in digests]

@@ -17,6 +17,7 @@ from fractions import Fraction
 
 import pluggy
 
+from bench.core.cards import Claim
 from bench.core.errors import require_type
 from bench.core.statistics import clopper_pearson
 from bench.plugin.attack import (
@@ -32,7 +33,7 @@ from bench.plugin.attack import (
 from bench.plugin.bpda import straight_through
 from bench.plugin.certifier import Certifier
 from bench.plugin.dataset import Dataset, Images, Split
-from bench.plugin.defense import Claim, Defense, Loader, Randomness
+from bench.plugin.defense import Defense, Loader, Randomness
 from bench.plugin.diagnostic import Diagnostic, Evidence, Finding
 from bench.plugin.external import (
     EXTERNAL_BATCH,

@@ -70,7 +70,7 @@ class Problem(RandomNumbers, Protocol):
     """The perturbation set: `sample`, `steepest`, `project`, `distance`, `contains`, `radius`."""
     t: Tensor
     """[n] int64: how many steps this row has made in this run."""
-    run: Tensor
+    restart: Tensor
     """[n] int64: which restart or target this is, from 0."""
     classes: int
 
@@ -114,15 +114,16 @@ class Problem(RandomNumbers, Protocol):
 class Attack(Protocol):
     """A start and a step over explicit state; the harness owns everything else.
 
-    Optional: `cite`, `summary`, `runs(classes) -> int` (restarts or targets; a row begins run
-    r + 1 only if run r left it unbroken), `stop_rule` (a `StopRule`), `done(state) -> [n] bool`,
+    Optional: `cite`, `summary`, `restart_count(classes) -> int` (restarts or targets; a row begins restart
+    r + 1 only if restart r left it unbroken), `stop_rule` (a `StopRule`), `done(state) -> [n] bool`,
     `minimises` (True when smaller perturbations are the aim), `norms` (names of the sets it can
     work in), `goals` (goals it can serve), `source` (`"surrogate"`: queries the
     surrogate model instead),
     `stays(before, after) -> [n] bool` (the step between these states has changed nothing: a search
     that asks one question a step may then be asked for several steps of a row at once),
     `joint` (True where it goes for classifier and detector at once: it meets rejecting defenses
-    only, and its losses and answers have the rejection score as column K).
+    only, and its losses and answers have the rejection score as column K),
+    `samples` (True where it draws points without following an answer of the model).
     """
 
     needs: Access
@@ -142,7 +143,7 @@ class Attack(Protocol):
         """The next state of all rows."""
 
 
-OPTIONAL_METHODS = ("runs", "done", "stays", "prepare")
+OPTIONAL_METHODS = ("restart_count", "done", "stays", "prepare")
 """What an attack may define beside what it must."""
 
 
@@ -161,6 +162,8 @@ class Traits:
     source: str
     joint: bool
     """It goes for classifier and detector at once."""
+    samples: bool
+    """It draws points without following an answer of the model."""
     rows: int
     """Of a `ExternalAttack`: how many examples it is offered at once; 0 for all."""
 
@@ -176,6 +179,7 @@ class Traits:
             goals=tuple(getattr(attack, "goals", ())),
             source=getattr(attack, "source", ""),
             joint=getattr(attack, "joint", False),
+            samples=getattr(attack, "samples", False),
             rows=getattr(attack, "rows", EXTERNAL_BATCH),
         )
 
@@ -185,7 +189,7 @@ class Traits:
         return hasattr(attack, "run") and not hasattr(attack, "step")
 
     @staticmethod
-    def runs(attack: Attack | ExternalAttack, classes: int) -> int:
-        """How many runs a row may need."""
-        count = getattr(attack, "runs", None)
+    def restart_count(attack: Attack | ExternalAttack, classes: int) -> int:
+        """Returns the number of restarts that a row may need."""
+        count = getattr(attack, "restart_count", None)
         return 1 if count is None else int(count(classes))

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
+from bench.core.cards import Claim
 from bench.plugin.training import Recipe
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A defense author's robust accuracy under a named threat model."""
-
-    threat: str
-    robust: float
-    """Share of all examples that stay right, 0 to 1."""
-    cite: str = ""
 
 
 class Loader(Protocol):
@@ -75,4 +66,6 @@ class Defense:
     With it the module answers [n, K + 1]: the logits and, last, a rejection score less the
     threshold that was set on calibration images; an image is rejected where that is positive.
     """
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    control: str = ""
+    """Why this built-in control hides its gradient on purpose; contract checks of its gradient do
+    not apply then. Has no effect in a plugin that is not built in."""

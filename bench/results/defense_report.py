@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bench.core.cards import CertifierCard
 from bench.core.cells import CellState
 from bench.core.errors import BenchError
 from bench.core.outcomes import KeptImage
@@ -155,7 +156,7 @@ def _has_figure(played: LeaderboardResults, defense: str) -> bool:
 
 def _point(store: Store, played: LeaderboardResults, standing: DefenseResult) -> RadiusPoint:
     board, covered = played.board, coverage(played, standing)
-    certifiers = {card.name: card for card in store.cards("certifier")}
+    certifiers = {card.name: card for card in store.cards(CertifierCard)}
     return RadiusPoint(
         eps=str(board.set["eps"]),
         radius=board.radius,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard, DefenseCard
 from bench.core.cells import CLEAN, FEW_EXAMPLES, PROTOCOL, CellState
 from bench.core.hashing import canonical
 from bench.core.outcomes import Outcomes, Verdict
@@ -105,9 +105,9 @@ class LeaderboardResults:
     """One board with everything that was played on it."""
 
     board: Leaderboard
-    attacks: Mapping[str, Card]
+    attacks: Mapping[str, AttackCard]
     """The attacks that are current, by name."""
-    defenses: Mapping[str, Card]
+    defenses: Mapping[str, DefenseCard]
     """The defenses that are current, by name."""
     cells: Mapping[tuple[str, str], tuple[CellRow, ...]]
     """Current cells by (defense, attack) in that order, the clean passes among them."""
@@ -121,11 +121,11 @@ class LeaderboardResults:
 
 def load_results(store: Store, board: Leaderboard) -> LeaderboardResults:
     """Read one board; the outcomes of each done cell are read once."""
-    attacks = {card.name: card for card in store.cards("attack")}
+    attacks = {card.name: card for card in store.cards(AttackCard)}
     rows = sorted(_rows(store, board), key=_place)
     defenses = {
-        card.name: replace(card, digest=_digest_here(card, board, rows))
-        for card in store.cards("defense")
+        card.name: card.model_copy(update={"digest": _digest_here(card, board, rows)})
+        for card in store.cards(DefenseCard)
     }
     cells = _current(rows, board, attacks, defenses)
     outcomes = {
@@ -156,7 +156,7 @@ def _rows(store: Store, board: Leaderboard) -> list[CellRow]:
     """
     own = store.cells(examples=board.examples)
     here = {row.defense for row in own if row.threat_id == board.id}
-    costly = {card.name for card in store.cards("defense") if is_costly(card)} - here
+    costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)} - here
     every = store.cells() if costly else []
     sets = {row.examples: store.examples(row.examples) for row in every if row.defense in costly}
     few = {
@@ -167,13 +167,13 @@ def _rows(store: Store, board: Leaderboard) -> list[CellRow]:
     return [r for r in own if r.defense not in guests] + [r for r in apart if r.defense in guests]
 
 
-def _digest_here(defense: Card, board: Leaderboard, rows: Iterable[CellRow]) -> str:
+def _digest_here(defense: DefenseCard, board: Leaderboard, rows: Iterable[CellRow]) -> str:
     """Under which digest a defense stands on this data set.
 
     Its card says so, for each data set in `digests` or once for all. A card that was declared
     before the defense was built knows no digest: then its newest cell here tells.
     """
-    said = defense.detail.get("digests", {}).get(board.dataset, defense.digest)
+    said = defense.digests.get(board.dataset, defense.digest)
     mine = [row for row in rows if row.defense == defense.name]
     newest = max(mine, key=lambda row: row.updated, default=None)
     return str(said or (newest.defense_digest if newest else ""))
@@ -182,8 +182,8 @@ def _digest_here(defense: Card, board: Leaderboard, rows: Iterable[CellRow]) -> 
 def _current(
     rows: Iterable[CellRow],
     board: Leaderboard,
-    attacks: Mapping[str, Card],
-    defenses: Mapping[str, Card],
+    attacks: Mapping[str, AttackCard],
+    defenses: Mapping[str, DefenseCard],
 ) -> dict[tuple[str, str], tuple[CellRow, ...]]:
     kept = [row for row in rows if _is_here(row, board) and not _changed(row, attacks, defenses)]
     found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
@@ -208,7 +208,9 @@ def _is_here(row: CellRow, board: Leaderboard) -> bool:
     return row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
 
 
-def _changed(row: CellRow, attacks: Mapping[str, Card], defenses: Mapping[str, Card]) -> str:
+def _changed(
+    row: CellRow, attacks: Mapping[str, AttackCard], defenses: Mapping[str, DefenseCard]
+) -> str:
     """What is another than when the cell was planned; empty where nothing is."""
     defense, attack = defenses.get(row.defense), attacks.get(row.attack)
     if row.protocol != PROTOCOL:
@@ -223,8 +225,8 @@ def _changed(row: CellRow, attacks: Mapping[str, Card], defenses: Mapping[str, C
 def _stale(
     rows: Iterable[CellRow],
     board: Leaderboard,
-    attacks: Mapping[str, Card],
-    defenses: Mapping[str, Card],
+    attacks: Mapping[str, AttackCard],
+    defenses: Mapping[str, DefenseCard],
     current: Collection[tuple[str, str]],
 ) -> dict[tuple[str, str], str]:
     """What has changed since a cell was played, by pairs that no current cell stands for.
@@ -247,8 +249,8 @@ def _place(row: CellRow) -> tuple[str, str, int, str, str]:
 def _standing(
     board: Leaderboard,
     examples: ExamplesRow,
-    defense: Card,
-    attacks: Mapping[str, Card],
+    defense: DefenseCard,
+    attacks: Mapping[str, AttackCard],
     cells: Mapping[tuple[str, str], tuple[CellRow, ...]],
     outcomes: Mapping[str, Outcomes],
 ) -> DefenseResult:
@@ -275,9 +277,9 @@ def _standing(
     )
 
 
-def steps_of(attack: Card) -> int:
+def steps_of(attack: AttackCard) -> int:
     """Steps of one run, as the card tells; 0 where an attack has none to tell."""
-    return int(attack.detail.get("steps") or 0)
+    return attack.steps or 0
 
 
 def _clean(n: int, passes: list[Outcomes]) -> Bits:

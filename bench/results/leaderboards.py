@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from bench.core.cards import Card
+from bench.core.cards import DefenseCard, ThreatCard
 from bench.core.cells import CLEAN, COSTLY_FORWARDS, FEW_EXAMPLES, MODES
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical
@@ -73,9 +73,9 @@ class Leaderboard:
 
 def leaderboards(store: Store) -> list[Leaderboard]:
     """All boards in display order: by the threat's order and name, the most examples first."""
-    threats = _by_id(store.cards("threat"))
+    threats = _by_id(store.cards(ThreatCard))
     rows = (row for row in store.cells() if row.attack != CLEAN and row.threat_id in threats)
-    costly = {card.name for card in store.cards("defense") if is_costly(card)}
+    costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)}
     found: dict[tuple[str, str, str], set[str]] = {}
     for row in rows:
         found.setdefault((row.threat_id, row.examples, row.mode), set()).add(row.defense)
@@ -89,12 +89,12 @@ def leaderboards(store: Store) -> list[Leaderboard]:
     return sorted(made, key=lambda b: (b.order, b.name, -b.n, b.mode, b.examples))
 
 
-def is_costly(defense: Card) -> bool:
+def is_costly(defense: DefenseCard) -> bool:
     """Does one answer cost so much that the defense is played on FEW examples?
 
     Then it is a guest of the large board, and has none of its own beside it.
     """
-    return int(defense.detail.get("forwards") or 1) > COSTLY_FORWARDS
+    return defense.forwards > COSTLY_FORWARDS
 
 
 def find_leaderboard(store: Store, threat: str | None, mode: str = "full") -> Leaderboard:
@@ -111,30 +111,29 @@ def find_leaderboard(store: Store, threat: str | None, mode: str = "full") -> Le
     raise BenchError(_nothing(threat, mode, known))
 
 
-def _by_id(cards: Iterable[Card]) -> dict[str, Card]:
+def _by_id(cards: Iterable[ThreatCard]) -> dict[str, ThreatCard]:
     """Threat cards by the digest of their rules; of two names for one set of rules, the first.
 
     Entries whose code nobody has read yet have no rules.
     """
-    known = [card for card in cards if "id" in card.detail]
-    ordered = sorted(known, key=lambda card: (card.detail["order"], card.name), reverse=True)
-    return {card.detail["id"]: card for card in ordered}
+    known = [card for card in cards if card.id]
+    ordered = sorted(known, key=lambda card: (card.order, card.name), reverse=True)
+    return {card.id: card for card in ordered}
 
 
-def _board(card: Card, examples: str, n: int, mode: str) -> Leaderboard:
-    detail = card.detail
+def _board(card: ThreatCard, examples: str, n: int, mode: str) -> Leaderboard:
     return Leaderboard(
         name=card.name,
-        id=detail["id"],
-        dataset=detail["dataset"],
-        set=detail["set"],
-        access=detail["access"],
-        goal=detail["goal"],
-        budget=detail["budget"],
+        id=card.id,
+        dataset=card.dataset,
+        set=card.set,
+        access=card.access,
+        goal=card.goal,
+        budget=card.budget,
         summary=card.summary,
-        ranked=detail["ranked"],
-        order=detail["order"],
-        required=tuple(detail["required"]),
+        ranked=card.ranked,
+        order=card.order,
+        required=card.required,
         examples=examples,
         n=n,
         mode=mode,

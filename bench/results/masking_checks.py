@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard, CertifierCard
 from bench.core.statistics import clopper_pearson
 from bench.results.example_results import Bits, DefenseResult, LeaderboardResults, steps_of
 from bench.store import CertificateRow
-from bench.threats.access import Access
 
 RAISED, CLEAR, NOT_TESTED = "raised", "clear", "not tested"
 
@@ -49,17 +48,14 @@ class MaskingCheck:
     """One sentence with the numbers."""
 
 
-def asks_gradients(attack: Card) -> bool:
-    """Does it follow the gradient of the defense itself?"""
-    needs = attack.detail.get("needs", "gradients")
-    access = Access(needs) if isinstance(needs, int) else Access[str(needs).upper()]
-    return access == Access.GRADIENTS and not attack.detail.get("source")
+def asks_gradients(attack: AttackCard) -> bool:
+    """Whether it follows the gradient of the defense itself."""
+    return attack.needs == "gradients" and not attack.source
 
 
-def is_blind(attack: Card) -> bool:
-    """Does it only draw points? Its card says so (`random`), or its name does."""
-    drawn = attack.detail.get("random", "random" in attack.name or "noise" in attack.name)
-    return bool(drawn) and not asks_gradients(attack)
+def is_blind(attack: AttackCard) -> bool:
+    """Whether it draws points without following an answer or a gradient of the defense."""
+    return attack.samples and not asks_gradients(attack)
 
 
 def one_step_beats_iterative(played: LeaderboardResults, standing: DefenseResult) -> MaskingCheck:
@@ -203,7 +199,7 @@ def soundness_error(
     standing: DefenseResult,
     smaller: Iterable[LeaderboardResults],
     certificates: Iterable[CertificateRow],
-    certifiers: Mapping[str, Card],
+    certifiers: Mapping[str, CertifierCard],
 ) -> MaskingCheck:
     """Raised where a proof covers an example that a verified attempt broke, here or nearer.
 
@@ -235,7 +231,7 @@ def _broken_nearer(standing: DefenseResult, smaller: Iterable[LeaderboardResults
     return found
 
 
-def _crossed(proof: CertificateRow, broken: Bits, certifier: Card) -> tuple[bool, str]:
+def _crossed(proof: CertificateRow, broken: Bits, certifier: CertifierCard) -> tuple[bool, str]:
     """Is the proof refuted, and the sentence with its numbers."""
     wrong = np.flatnonzero(proof.certified & broken)
     proved, error = int(proof.certified.sum()), stated_error(proof, certifier)
@@ -249,13 +245,15 @@ def _crossed(proof: CertificateRow, broken: Bits, certifier: Card) -> tuple[bool
 
 
 def proofs(
-    standing: DefenseResult, certificates: Iterable[CertificateRow], certifiers: Mapping[str, Card]
+    standing: DefenseResult,
+    certificates: Iterable[CertificateRow],
+    certifiers: Mapping[str, CertifierCard],
 ) -> list[CertificateRow]:
     """The proofs of a defense as it stands, by certifiers as they stand."""
     now = {(standing.digest, card.name, card.digest) for card in certifiers.values()}
     return [p for p in certificates if (p.defense_digest, p.certifier, p.certifier_digest) in now]
 
 
-def stated_error(proof: CertificateRow, certifier: Card) -> float:
+def stated_error(proof: CertificateRow, certifier: CertifierCard) -> float:
     """The share of its proofs that a statistical certifier admits to be wrong; 0 by default."""
-    return 0.0 if proof.exact else float(certifier.detail.get("error", 0.0))
+    return 0.0 if proof.exact else certifier.error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bench.core.cards import Card
+from bench.core.cards import CertifierCard
 from bench.core.cells import CellState
 from bench.core.statistics import Count, RankRange, count_interval, rank_ranges
 from bench.results.detection import Rejection, rejection
@@ -138,7 +138,7 @@ def _row(played: LeaderboardResults, standing: DefenseResult, around: Context) -
         claim=_claim(played, standing.defense, robust, opinion, complete=complete),
         certified=best_proof(standing, around.certificates, around.certifiers),
         tier=standing.tier,
-        rejects=rejection(played.defenses[standing.defense].detail.get("rejects"), standing.scores),
+        rejects=rejection(played.defenses[standing.defense].rejects, standing.scores),
         further=len(set(standing.bouts) - set(board.required)),
     )
 
@@ -155,8 +155,8 @@ def _applies(played: LeaderboardResults, attack: str, defense: str) -> bool:
     states = {row.state for row in played.cells.get((defense, attack), ())}
     if states or attack not in played.attacks:
         return states != {CellState.NOT_APPLICABLE}
-    detector = played.defenses[defense].detail.get("rejects") is not None
-    return detector or not played.attacks[attack].detail.get("joint")
+    detector = played.defenses[defense].rejects is not None
+    return detector or not played.attacks[attack].joint
 
 
 def _why_not(board: Leaderboard, standing: DefenseResult, covered: Coverage, opinion: str) -> str:
@@ -224,12 +224,12 @@ def alone(standing: DefenseResult, attacks: Iterable[str]) -> Count:
 def _claim(
     played: LeaderboardResults, defense: str, robust: Count, opinion: str, *, complete: bool
 ) -> ClaimCheck | None:
-    for claim in played.defenses[defense].detail.get("claims", ()):
-        if claim["threat"] == played.board.name:
-            said = float(claim["robust"])
+    for claim in played.defenses[defense].claims:
+        if claim.threat == played.board.name:
+            said = claim.robust
             found = _claim_verdict(said, robust, opinion, complete=complete)
             told = _claim_sentence(said, robust, opinion)
-            return ClaimCheck(said, claim.get("cite", ""), found, told)
+            return ClaimCheck(said, claim.cite, found, told)
     return None
 
 
@@ -253,7 +253,9 @@ def _claim_sentence(said: float, robust: Count, opinion: str) -> str:
 
 
 def best_proof(
-    standing: DefenseResult, certificates: Iterable[CertificateRow], certifiers: Mapping[str, Card]
+    standing: DefenseResult,
+    certificates: Iterable[CertificateRow],
+    certifiers: Mapping[str, CertifierCard],
 ) -> CertifiedCount | None:
     """Of the proofs that stand the one that covers most; None without one."""
     mine = proofs(standing, certificates, certifiers)

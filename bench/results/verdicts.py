@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.core.cards import Card
+from bench.core.cards import CertifierCard, DiagnosticCard
 from bench.results import masking_checks
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard
@@ -34,8 +34,8 @@ class Context:
     smaller: Sequence[LeaderboardResults]
     """The boards that differ in a smaller radius alone."""
     certificates: Sequence[CertificateRow]
-    certifiers: Mapping[str, Card]
-    diagnostics: Mapping[str, Card]
+    certifiers: Mapping[str, CertifierCard]
+    diagnostics: Mapping[str, DiagnosticCard]
     notes: Mapping[str, Sequence[Note]]
     """By defense."""
 
@@ -52,8 +52,8 @@ def load_context(store: Store, played: LeaderboardResults, known: Sequence[Leade
             for examples in dict.fromkeys(s.examples for s in played.standings.values())
             for proof in store.certificates(board.id, examples)
         ],
-        certifiers={card.name: card for card in store.cards("certifier")},
-        diagnostics={card.name: card for card in store.cards("diagnostic")},
+        certifiers={card.name: card for card in store.cards(CertifierCard)},
+        diagnostics={card.name: card for card in store.cards(DiagnosticCard)},
         notes={
             name: store.evidence(standing.digest, standing.examples)
             for name, standing in played.standings.items()
@@ -97,7 +97,7 @@ def all_checks(
     )
 
 
-def diagnostic_checks(diagnostic: Card, notes: Iterable[Note]) -> MaskingCheck:
+def diagnostic_checks(diagnostic: DiagnosticCard, notes: Iterable[Note]) -> MaskingCheck:
     """What a diagnostic has noted as its code stands now."""
     for note in notes:
         if (note.diagnostic, note.source) == (diagnostic.name, diagnostic.digest):

@@ -22,7 +22,7 @@ from bench.sandbox.protocol import Frame, encode_tensors
 from bench.threats.access import Access
 
 ROOM = 64  # as many images as there are may a frame of an attack hold, in float64
-SEEN = ("x", "y", "target", "t", "run", "active", "key")
+SEEN = ("x", "y", "target", "t", "restart", "active", "key")
 """What an attack is told of its rows: no names of examples, and nothing of the defense."""
 
 SHAPES = {
@@ -35,7 +35,7 @@ NEEDS = {
 }  # fmt: skip
 """What must come with it."""
 
-METHODS = {"done": "_converged", "stays": "_unmoved", "runs": "_restarts"}
+METHODS = {"done": "_converged", "stays": "_unmoved", "restart_count": "_restarts"}
 """What an attack may have, and who asks its worker for it."""
 
 
@@ -52,6 +52,7 @@ class AttackProxy:
         self.stop_rule, self.minimises = StopRule(facts.stop_rule), facts.minimises
         self.cite, self.summary, self.source = facts.cite, facts.summary, facts.source
         self.norms, self.goals, self.joint = tuple(facts.norms), tuple(facts.goals), facts.joint
+        self.samples = facts.samples
         self.who = f"submission {name}"
         self.told, self.made = facts.parameters, made
         self.cage: SandboxProcess | None = None
@@ -79,11 +80,11 @@ class AttackProxy:
         return self._of_each_row("stays", named("before ", before) | named("after ", after))
 
     def _restarts(self, classes: int) -> int:
-        frame = self._ask({"do": "runs", "classes": classes}, {}, 0)
-        found = frame.words.get("runs")
+        frame = self._ask({"do": "restart_count", "classes": classes}, {}, 0)
+        found = frame.words.get("restart_count")
         if type(found) is not int:
             raise PluginError(
-                f"{self.who} has {printable(found)} runs; a whole number was expected."
+                f"{self.who} has {printable(found)} restarts; a whole number was expected."
             )
         return found
 

@@ -19,8 +19,8 @@ from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import Goal
 
-METHODS = ("runs", "done", "stays")
-TRAITS = ("cite", "summary", "minimises", "source", "joint")
+METHODS = ("restart_count", "done", "stays")
+TRAITS = ("cite", "summary", "minimises", "source", "joint", "samples")
 
 
 class AttackWorker:
@@ -68,9 +68,9 @@ class AttackWorker:
         before, after = self._state(came, "before "), self._state(came, "after ")
         self.line.reply({}, {"rows": self._known().stays(before, after)})  # type: ignore[attr-defined]
 
-    def runs(self, frame: Frame) -> None:
-        """How many runs a row may need."""
-        self.line.reply({"runs": self._known().runs(frame.words["classes"])})  # type: ignore[attr-defined]
+    def restart_count(self, frame: Frame) -> None:
+        """The number of restarts that a row may need."""
+        self.line.reply({"restart_count": self._known().restart_count(frame.words["classes"])})  # type: ignore[attr-defined]
 
     def _problem(self, frame: Frame, came: Mapping[str, Tensor]) -> RemoteProblem:
         self.rows |= {name: value for name, value in came.items() if " " not in name}
@@ -104,13 +104,13 @@ class RemoteProblem(BatchProblem):
         x, y = came["x"], came["y"]
         nobody = torch.zeros(len(y), dtype=torch.int64)
         super().__init__(
-            None, decode_set(words["ball"]), Goal(*words["goal"]), x, y, aim=came["target"],
-            clean=torch.empty(len(y), words["classes"]), example=nobody, seed=0,
+            None, decode_set(words["ball"]), Goal(*words["goal"]), x, y, target=came["target"],
+            clean_logits=torch.empty(len(y), words["classes"]), example=nobody, seed=0,
             name=words["name"], budget=Budget(),
         )  # fmt: skip
         self.line, self.came = line, came
-        self.t, self.run, self.active, self._key = (
-            came[name] for name in ("t", "run", "active", "key")
+        self.t, self.restart, self.active, self._key = (
+            came[name] for name in ("t", "restart", "active", "key")
         )
 
     def _reveal(self, access: Access) -> None:

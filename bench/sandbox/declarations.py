@@ -55,7 +55,6 @@ class DefenseDeclarations(Declarations):
     forwards: int = Field(ge=1, le=10**6)
     rejects: float | None
     claims: list[ClaimDeclaration]
-    detail: dict[str, Any]
     draws: int | None = Field(ge=1, le=1000)
     bpda: bool
     recipe: bool
@@ -72,6 +71,7 @@ class AttackDeclarations(Declarations):
     goals: list[str]
     source: str
     joint: bool
+    samples: bool
     whole: bool
-    methods: list[Literal["runs", "done", "stays"]]
+    methods: list[Literal["restart_count", "done", "stays"]]
     parameters: dict[str, Any]

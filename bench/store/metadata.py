@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import Row, insert, select
 from sqlalchemy.engine import Connection
 
-from bench.core.cards import Card
+from bench.core.cards import Card, CardT, kind_fields, read_card
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical
 from bench.store.codec import pack_bits, unpack_bits
@@ -36,16 +36,17 @@ def declare(connection: Connection, cards: Iterable[Card]) -> None:
             "digest": card.digest,
             "cite": card.cite,
             "summary": card.summary,
-            "detail": canonical(dict(card.detail)),
+            "detail": canonical(kind_fields(card)),
         }
         upsert(connection, CARDS, values)
 
 
-def cards(connection: Connection, kind: str) -> list[Card]:
-    """The current cards of a kind, by name."""
+def cards(connection: Connection, model: type[CardT]) -> list[CardT]:
+    """The current cards of one kind, given by its model, by name."""
+    kind = model.model_fields["kind"].default
     query = select(CARDS).where(CARDS.c.kind == kind).order_by(CARDS.c.name)
     rows = connection.execute(query).mappings()
-    return [Card(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
+    return [read_card(model, {**row, "detail": json.loads(row["detail"])}) for row in rows]
 
 
 def keep_examples(connection: Connection, examples: ExamplesRow) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.engine import URL, Connection, Engine
 
-from bench.core.cards import Card
+from bench.core.cards import Card, CardT
 from bench.core.cells import Failure
 from bench.core.errors import UnavailableError
 from bench.core.outcomes import Chunk, KeptImage, Outcomes
@@ -87,10 +87,10 @@ class Store:
         with self._write() as connection:
             metadata.declare(connection, cards)
 
-    def cards(self, kind: str) -> list[Card]:
-        """The current cards of a kind, by name."""
+    def cards(self, model: type[CardT]) -> list[CardT]:
+        """The current cards of one kind, given by its model, by name."""
         with self._read() as connection:
-            return metadata.cards(connection, kind)
+            return metadata.cards(connection, model)
 
     def keep_examples(
         self,

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from bench.core.cards import AttackCard, DefenseCard
 from leaderboard import choice, dossier, figures, markup, panels, plots, reading, words
 
 here = choice.board()
@@ -11,8 +12,8 @@ known = {
     for label, board in words.labels(reading.boards()).items()
     if board.mode == here.mode
 }
-cards = {card.name: card for card in reading.cards("defense")}
-attacks = {card.name: card for card in reading.cards("attack")}
+cards = {card.name: card for card in reading.cards(DefenseCard)}
+attacks = {card.name: card for card in reading.cards(AttackCard)}
 ranked = [row.defense for row in reading.ranking(here)]
 names = [*ranked, *(name for name in cards if name not in ranked)]
 

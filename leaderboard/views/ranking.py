@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from bench.core.cards import DefenseCard
 from leaderboard import choice, export, figures, markup, panels, plots, reading, words
 
 board = choice.board()
@@ -30,7 +31,7 @@ if not shown:
     st.html(markup.notice(words.NOTHING_LEFT, "warn"))
     st.stop()
 
-cards = {card.name: card for card in reading.cards("defense")}
+cards = {card.name: card for card in reading.cards(DefenseCard)}
 st.html(panels.ranking(shown, cards, choice.label()))
 if notes := panels.unranked(shown):
     st.html(notes)

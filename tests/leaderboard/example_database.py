@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
-from bench.core.cards import Card
+from bench.core.cards import (
+    AttackCard,
+    Card,
+    CertifierCard,
+    Claim,
+    DatasetCard,
+    DefenseCard,
+    DiagnosticCard,
+    ThreatCard,
+)
 from bench.core.cells import CLEAN, Cell, CellState, Culprit, Failure
 from bench.core.hashing import digest
 from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
@@ -39,17 +48,17 @@ DEFENSES: Mapping[str, tuple[Strength, dict[str, Any]]] = {
     "undefended": (Strength(0.975, 0.35), {}),
     "adversarial-training": (
         Strength(0.94, 1.5),
-        {"claims": [{"threat": "digits-linf", "robust": 0.62, "cite": "arXiv:1706.06083"}]},
+        {"claims": (Claim("digits-linf", 0.62, "arXiv:1706.06083"),)},
     ),
     "trades": (
         Strength(0.93, 1.45),
-        {"claims": [{"threat": "digits-linf", "robust": 0.81, "cite": "arXiv:1901.08573"}]},
+        {"claims": (Claim("digits-linf", 0.81, "arXiv:1901.08573"),)},
     ),
     "bit-depth-3": (
         Strength(0.965, 0.6, masked=True),
         {
             "bpda": True,
-            "claims": [{"threat": "digits-linf", "robust": 0.75, "cite": "arXiv:1704.01155"}],
+            "claims": (Claim("digits-linf", 0.75, "arXiv:1704.01155"),),
         },
     ),
     "noisy-logits": (Strength(0.95, 0.55, masked=True), {"randomness": 10}),
@@ -64,8 +73,9 @@ ATTACKS: Mapping[str, tuple[float, dict[str, Any]]] = {
     "apgd": (1.0, {"needs": "gradients", "steps": 100}),
     "deepfool": (0.8, {"needs": "gradients", "steps": 50, "minimises": True}),
     "square": (0.75, {"needs": "scores", "steps": 400}),
-    "random-noise": (0.15, {"needs": "labels", "steps": 20, "random": True}),
+    "random-noise": (0.15, {"needs": "labels", "steps": 20, "samples": True}),
 }
+PAPER = "arXiv:1706.06083"
 REQUIRED = ("apgd", "pgd", "square")
 CASCADES = ("undefended", "trades", "lipschitz-margin")
 """Defenses that are played in rank mode, too."""
@@ -73,7 +83,7 @@ CASCADES = ("undefended", "trades", "lipschitz-margin")
 
 def _threat(
     name: str, norm: str, eps: str, radius: float, order: int, **more: Any
-) -> tuple[Card, float]:
+) -> tuple[ThreatCard, float]:
     rules = {
         "dataset": "digits",
         "set": {"name": norm, "eps": eps, "radius": radius},
@@ -84,9 +94,9 @@ def _threat(
         "ranked": True,
         **more,
     }
-    detail = {**rules, "id": digest(rules)[:16], "examples": N, "order": order}
+    own: dict[str, Any] = {"id": digest(rules)[:16], "examples": N, "order": order, **rules}
     summary = f"Real handwriting, {norm} up to {eps}."
-    return Card("threat", name, "built-in", summary=summary, detail=detail), radius
+    return ThreatCard(name=name, origin="built-in", summary=summary, **own), radius
 
 
 THREATS = (
@@ -104,19 +114,20 @@ def cards() -> Iterator[Card]:
     """Everything that plugins would declare."""
     yield from (card for card, _ in THREATS)
     for name, (_, extra) in ATTACKS.items():
-        yield Card("attack", name, "built-in", digest(["attack", name]), "arXiv:1706.06083",
-                   "A made-up attack.", {"source": "", **extra})  # fmt: skip
+        yield AttackCard(
+            name=name, origin="built-in", digest=digest(["attack", name]), cite=PAPER,
+            summary="A made-up attack.", **extra,
+        )  # fmt: skip
     for name, (_, extra) in DEFENSES.items():
-        detail = {
-            "claims": [], "randomness": None, "bpda": False, "surrogate": "undefended",
-            "quick": True, **extra,
-        }  # fmt: skip
         origin = "submission" if name == HOSTILE else "built-in"
-        yield Card("defense", name, origin, digest(["defense", name]), "arXiv:1706.06083",
-                   f"A made-up defense called {name}.", detail)  # fmt: skip
-    yield Card("diagnostic", "gradient-check", "built-in", summary="Are there gradients?")
-    yield Card("certifier", "margin-bound", "built-in", digest(["certifier", "margin-bound"]))
-    yield Card("dataset", "digits", "built-in", summary="Real handwriting, 8x8.")
+        yield DefenseCard(
+            name=name, origin=origin, digest=digest(["defense", name]), cite=PAPER,
+            summary=f"A made-up defense called {name}.", surrogate="undefended", **extra,
+        )  # fmt: skip
+    yield DiagnosticCard(name="gradient-check", origin="built-in", summary="Are there gradients?")
+    source = digest(["certifier", "margin-bound"])
+    yield CertifierCard(name="margin-bound", origin="built-in", digest=source)
+    yield DatasetCard(name="digits", origin="built-in", summary="Real handwriting, 8x8.")
 
 
 @dataclass(frozen=True)
@@ -173,12 +184,12 @@ def _kept(digits: _Digits, found: Outcomes, eps: float) -> tuple[KeptImage, ...]
     return tuple(kept)
 
 
-def _cell(threat: Card | None, defense: str, attack: str) -> Cell:
+def _cell(threat: ThreatCard | None, defense: str, attack: str) -> Cell:
     return Cell(
         threat=threat.name if threat else "",
         defense=defense,
         attack=attack,
-        threat_id=threat.detail["id"] if threat else "",
+        threat_id=threat.id if threat else "",
         defense_digest=digest(["defense", defense]),
         attack_digest=digest(["attack", attack]) if threat else "",
         examples=SET,
@@ -228,13 +239,13 @@ def fill(store: Store) -> None:
 
 
 def _play_board(
-    store: Store, digits: _Digits, threat: Card, radius: float, name: str, strength: Strength,
+    store: Store, digits: _Digits, threat: ThreatCard, radius: float, name: str, strength: Strength,
     right: npt.NDArray[np.bool_], margin: npt.NDArray[np.float64],
 ) -> None:  # fmt: skip
-    nearest = threat.detail["goal"]["kind"] == "nearest"
+    nearest = threat.goal["kind"] == "nearest"
     for attack, (power, detail) in ATTACKS.items():
         cell = _cell(threat, name, attack)
-        required = attack in threat.detail["required"]
+        required = attack in threat.required
         minimises = bool(detail.get("minimises"))
         if nearest and not minimises:
             reason = f"{attack} does not look for the nearest wrong answer"
@@ -293,7 +304,7 @@ def _say_more(store: Store) -> None:
     proven &= store.outcomes(square).verdict == Verdict.ROBUST
     whose = ("lipschitz-margin", digest(["defense", "lipschitz-margin"]))
     by = ("margin-bound", digest(["certifier", "margin-bound"]))
-    store.certify(linf.detail["id"], SET, CertificateRow(*whose, *by, exact=True, certified=proven))
+    store.certify(linf.id, SET, CertificateRow(*whose, *by, exact=True, certified=proven))
     store.submission("careful-entry", "received")
     store.submission("careful-entry", "queued")
     store.submission("careful-entry", "running")
@@ -307,10 +318,10 @@ def _say_more(store: Store) -> None:
 def crowd(store: Store, met: int, unmet: int) -> None:
     """More attacks on the first board: `met` played against trades, `unmet` against nobody."""
     digits, (threat, radius) = _digits(), THREATS[0]
-    detail = {"needs": "gradients", "source": "", "steps": 20}
     for number in range(met + unmet):
         name = f"a-further-attack-{number}"
-        store.declare([Card("attack", name, "built-in", digest(["attack", name]), detail=detail)])
+        card = AttackCard(name=name, origin="built-in", digest=digest(["attack", name]), steps=20)
+        store.declare([card])
         cell = _cell(threat, "trades", name)
         if number < met:
             store.plan([PlannedCell(cell)])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard
 from bench.core.outcomes import KeptImage
 from bench.core.statistics import Count, count_interval
 from bench.results.defense_report import AccuracyCurve, RadiusPoint
@@ -91,7 +91,7 @@ def test_a_staircase_starts_at_clean_and_ends_where_its_steps_end() -> None:
 @pytest.mark.parametrize(("last", "dot"), [(603.0, 603.0), (60.0, 100.0)])
 def test_the_dot_is_the_last_success_or_the_later_end_of_a_run(last: float, dot: float) -> None:
     """Nine runs of 100 steps may win last at 603: that is no end of any run."""
-    card = Card("attack", "apgd-t", "built-in", detail={"steps": 100})
+    card = AttackCard(name="apgd-t", origin="built-in", steps=100)
     curve = AccuracyCurve(np.array([0.0, last]), np.array([9, 5]), 10)
     (end,) = (row for row in plots.staircases({"apgd-t": curve}, {"apgd-t": card}) if row["end"])
     assert end["step"] == dot

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from bench.core.cards import AttackCard, DefenseCard
 from bench.results.defense_report import defense_report
 from bench.results.leaderboards import find_leaderboard
 from bench.results.ranking import ranking
@@ -262,9 +263,9 @@ def test_a_detector_that_was_attacked_along_with_its_classifier_has_no_notice(
 ) -> None:
     with Store.open(world, read_only=True) as store:
         found = defense_report(store, find_leaderboard(store, "digits-linf"), "detector")
-        attacks = {card.name: card for card in store.cards("attack")}
+        attacks = {card.name: card for card in store.cards(AttackCard)}
     pgd = attacks["pgd"]
-    both = {**attacks, "pgd": replace(pgd, detail={**pgd.detail, "joint": True})}
+    both = {**attacks, "pgd": pgd.model_copy(update={"joint": True})}
     said = [dossier.detector(found.row, found.squares, known) for known in (attacks, both)]
     assert ["gone for both" in each for each in said] == [True, False]
     assert "Fooled and accepted" in said[1]
@@ -276,8 +277,8 @@ def test_a_defense_that_was_not_played_here_says_so_and_keeps_its_identity(
     copy = tmp_path / "copy.db"
     copy.write_bytes(Path(world.removeprefix("sqlite:///")).read_bytes())
     with Store.open(f"sqlite:///{copy}") as store:
-        card = next(card for card in store.cards("defense") if card.name == "trades")
-        store.declare([type(card)("defense", "newcomer", "submission", "d", detail=card.detail)])
+        card = next(card for card in store.cards(DefenseCard) if card.name == "trades")
+        store.declare([card.model_copy(update={"name": "newcomer", "origin": "submission"})])
     app = visit(f"sqlite:///{copy}", "defense", name="newcomer")
     assert "Not played under this threat model" in html(app) and "submission" in html(app)
 

@@ -47,7 +47,7 @@ def flag_of(world: World, name: str, defense: str = "d", threat: str = "linf") -
 def certify(world: World, bits: Bits, certifier: str = "linear", *, exact: bool = True) -> None:
     """A certifier that was not declared is; the proof is by its source as declared."""
     if ("certifier", certifier) not in world.digests:
-        world.tool("certifier", certifier)
+        world.certifier(certifier)
     whose = ("d", world.digests["defense", "d"], certifier, world.digests["certifier", certifier])
     found = CertificateRow(*whose, exact, bits)
     world.store.certify(world.threats["linf"], world.examples, found)

@@ -32,7 +32,7 @@ def test_a_proof_of_other_code_is_none_until_it_is_made_again(world: World) -> N
     enter(world, "d", ALL, NONE, NONE)
     certify(world, ALL)
     assert rows_of(world)["d"].certified is not None
-    world.tool("certifier", "linear", source="mended")
+    world.certifier("linear", source="mended")
     assert rows_of(world)["d"].certified is None
     assert flag_of(world, "soundness-error").state == "not tested"
     certify(world, ~first(600))
@@ -65,7 +65,7 @@ def test_a_proof_is_refuted_by_what_fell_within_a_smaller_radius(world: World) -
 
 
 def test_every_radius_shows_what_is_proved_under_what_attacks_left(world: World) -> None:
-    world.tool("certifier", "smoothing", error=0.001)
+    world.certifier("smoothing", error=0.001)
     world.threat("near", eps=0.1)
     enter(world, "d", ALL, NONE, first(300))
     world.play("d", "pgd", first(200), threat="near")
@@ -88,7 +88,7 @@ def test_a_proof_of_a_clean_mistake_is_a_soundness_error(world: World) -> None:
 def test_a_statistical_proof_may_err_as_often_as_it_says(
     world: World, wrong: int, state: str
 ) -> None:
-    world.tool("certifier", "smoothing", error=0.001)
+    world.certifier("smoothing", error=0.001)
     enter(world, "d", ALL, NONE, first(wrong))
     certify(world, ALL, "smoothing", exact=False)
     assert flag_of(world, "soundness-error").state == state

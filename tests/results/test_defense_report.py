@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from bench.core.cards import AttackCard, Claim, ThreatCard
 from bench.core.errors import BenchError
 from bench.core.outcomes import KeptImage
 from bench.registry.registry import Registry
@@ -42,7 +43,7 @@ from tests.results.boards import ALL, NONE, certify, enter, rows_of, small
 def test_a_claim_is_compared_with_the_interval(
     world: World, claimed: float, complete: bool, said: str
 ) -> None:
-    world.defense("d", {"threat": "linf", "robust": claimed, "cite": "arXiv:0000.00000"})
+    world.defense("d", Claim("linf", claimed, "arXiv:0000.00000"))
     world.clean("d", ALL)
     world.play("d", "pgd", first(300))
     if complete:
@@ -57,8 +58,8 @@ def test_a_claim_is_compared_with_the_interval(
 def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
     world: World, claimed: float
 ) -> None:
-    world.tool("diagnostic", "deterministic")
-    world.defense("d", {"threat": "linf", "robust": claimed})
+    world.diagnostic("deterministic")
+    world.defense("d", Claim("linf", claimed))
     world.clean("d", ALL)
     world.play("d", "fgsm", NONE)
     world.play("d", "pgd", first(300))
@@ -73,7 +74,7 @@ def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
 
 def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
     """More was measured than was claimed, as the method page says."""
-    world.defense("d", {"threat": "linf", "robust": 0.3})
+    world.defense("d", Claim("linf", 0.3))
     world.clean("d", ALL)
     world.play("d", "fgsm", NONE)
     world.play("d", "pgd", first(300))
@@ -84,7 +85,7 @@ def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
 
 
 def test_a_claim_under_other_rules_is_no_claim_here(world: World) -> None:
-    world.defense("d", {"threat": "l2", "robust": 0.9})
+    world.defense("d", Claim("l2", 0.9))
     world.play("d", "pgd", ALL)
     assert rows_of(world)["d"].claim is None
 
@@ -250,7 +251,7 @@ def test_the_digest_depends_on_verdicts_alone(empty: Path, one: Bits, two: Bits,
 
 
 def test_the_terminal_shows_counts_intervals_ranks_coverage_and_flags(world: World) -> None:
-    world.attack("random", "nothing", steps=1)
+    world.attack("random", "nothing", steps=1, samples=True)
     enter(world, "d", ALL, NONE, NONE)
     world.play("d", "random", first(60))
     enter(world, "[bold]e", ALL, first(9))
@@ -287,14 +288,15 @@ def test_the_terminal_and_the_json_say_how_many_further_attacks_a_row_met(world:
 def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     cards = Registry.load().cards({"undefended": {"digits": "weights"}})
     store.declare(cards)
-    attacks = {card.name: card for card in cards if card.kind == "attack"}
+    attacks = {card.name: card for card in cards if isinstance(card, AttackCard)}
     assert asks_gradients(attacks["pgd"])
     assert not asks_gradients(attacks["transfer"])
     assert is_blind(attacks["random"])
     assert not is_blind(attacks["pgd"])
     threat = next(card for card in cards if card.name == "digits-box")
+    assert isinstance(threat, ThreatCard)
     world = World(store)
-    world.threats["digits-box"] = threat.detail["id"]
+    world.threats["digits-box"] = threat.id
     world.digests["defense", "undefended"] = "weights"
     world.digests["attack", "unbounded"] = attacks["unbounded"].digest
     world.clean("undefended", ALL)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.core.cards import Card
+from bench.core.cards import DefenseCard
 from bench.core.cells import CLEAN
 from bench.core.statistics import roc
 from bench.evaluation.built_defense import RunSettings
@@ -66,9 +66,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         made.threat("linf", "pgd")
         made.attack("pgd")
         made.digests["defense", "d"] = made.digests["attack", "pgd"]
-        card = Card("defense", "d", "built-in", made.digests["defense", "d"], "", "",
-                    {"claims": [], "rejects": 0.05})  # fmt: skip
-        store.declare([card])
+        digest = made.digests["defense", "d"]
+        store.declare([DefenseCard(name="d", origin="built-in", digest=digest, rejects=0.05)])
         rejection = np.where(np.arange(N) < 2, 0.5, -1.0)
         wrong = some(N, 0, 1, 2, 3)
         label = np.where(some(N, 2, 3), 1, 0)

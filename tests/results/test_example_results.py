@@ -78,7 +78,7 @@ def test_a_costly_defense_that_met_all_examples_is_no_guest(store: Store, world:
 def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world: World) -> None:
     digest = world.digests["defense", "costly"]
     proved = np.array(some(FEW_EXAMPLES, 1, 7))
-    world.tool("certifier", "prover")
+    world.certifier("prover")
     whose = ("costly", digest, "prover", world.digests["certifier", "prover"])
     found = CertificateRow(*whose, exact=False, certified=proved)
     store.certify(world.threats["linf"], "the first few", found)

@@ -70,7 +70,7 @@ def test_a_transfer_that_climbs_gradients_of_its_source_is_still_a_black_box(
 def test_chance_that_finds_what_gradients_miss_is_raised(
     world: World, only: int, state: str
 ) -> None:
-    world.attack("random", "nothing", steps=1)
+    world.attack("random", "nothing", steps=1, samples=True)
     enter(world, "d", ALL, NONE, NONE)
     world.play("d", "random", first(only))
     assert flag_of(world, "random-beats-gradient").state == state
@@ -143,8 +143,8 @@ def test_an_example_is_late_only_if_every_attack_that_breaks_it_is(world: World)
 
 
 def test_diagnostics_stand_beside_the_signs_and_unasked_ones_are_not_clear(world: World) -> None:
-    world.tool("diagnostic", "zero-gradients")
-    world.tool("diagnostic", "deterministic")
+    world.diagnostic("zero-gradients")
+    world.diagnostic("deterministic")
     enter(world, "d", ALL, NONE, NONE)
     key = world.digests["defense", "d"]
     zero = EvidenceRow("zero-gradients", "raised", "32 of 32 are zero.", "old")

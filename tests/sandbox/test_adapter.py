@@ -75,8 +75,8 @@ def test_what_it_says_of_itself_is_what_it_would_say_here(tmp_path: Path) -> Non
     entry(tmp_path, SHADES)
     inside, here = locked(tmp_path), opened(tmp_path)
     assert inside.defense_card("mine") == here.defense_card("mine")
-    assert inside.problems == inside.waiting() == []
-    assert (inside.find("defense", "mine").tier, here.find("defense", "mine").tier) == (
+    assert inside.problems == inside.not_imported() == []
+    assert (inside.find("defense", "mine").isolation, here.find("defense", "mine").isolation) == (
         "sandboxed", "unsandboxed",
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Pa
          "answers 'bench_attack', which no hook asks"),
         (PLAIN.replace("build=build", "build=build, forwards=0"), "forwards: Input should be gre"),
         (PLAIN.replace("build=build", "build=build, summary='x' * 5000"), "summary: String should"),
-        (PLAIN.replace("build=build", "build=build, detail={'x': 'y' * 70000}"), "was announced"),
+        (PLAIN.replace("build=build", "build=build, datasets=('y' * 70000,)"), "was announced"),
         (PLAIN.replace("build=build", "build=build, rejects=2.0"), "has rejects = 2.0"),
     ],
 )  # fmt: skip
@@ -125,8 +125,8 @@ def test_what_no_defense_says_is_refused_by_name(
 ) -> None:
     entry(tmp_path, source)
     registry = locked(tmp_path)
-    assert registry.waiting() == ["mine"]
-    assert sentence in registry.why_waiting("mine")
+    assert registry.not_imported() == ["mine"]
+    assert sentence in registry.why_not_imported("mine")
     with pytest.raises(BenchError, match="the defense 'mine' is a submission: submission mine"):
         registry.find("defense", "mine")
 
@@ -166,9 +166,9 @@ def test_a_recipe_of_its_own_is_not_trained_behind_walls(tmp_path: Path) -> None
 def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Path) -> None:
     place = templates.write_template("threat", "mine", tmp_path)
     registry = locked(place.parent)
-    assert registry.why_waiting("mine").startswith("no threat is locked in so far; --allow-unsand")
+    assert registry.why_not_imported("mine").startswith("no threat is locked in so far; --allow-unsand")
     shipped = locked(Path(__file__).parents[2] / "submissions")
-    assert {shipped.find("defense", name).tier for name in REVIEWED_SUBMISSIONS} == {"in-process"}
+    assert {shipped.find("defense", name).isolation for name in REVIEWED_SUBMISSIONS} == {"in-process"}
 
 
 @pytest.fixture
@@ -291,11 +291,11 @@ def test_workers_are_started_for_whom_the_run_needs(
         entry(tmp_path, PLAIN, name)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
     registry = launcher.load_registry(False, Selection(defenses=("first",)))
-    assert registry.waiting() == ["third"]
-    assert registry.waits == {}
+    assert registry.not_imported() == ["third"]
+    assert registry.reasons_not_imported == {}
     with pytest.raises(BenchError, match="Did you mean 'third'"):
         registry.find("defense", "thrid")
-    assert launcher.load_registry(False, Selection(defenses=("all",))).waiting() == []
+    assert launcher.load_registry(False, Selection(defenses=("all",))).not_imported() == []
 
 
 def test_a_list_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,14 +153,14 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[st
         told = "\n".join(f"{name} = {value!r}" for name, value in facts.items())
         source = PLAIN.replace("from bench.plugin", TRIED.replace("FACTS", told)
                                + "\nfrom bench.plugin", 1)  # fmt: skip
-        source = source.replace("build=build)", "build=build, detail={'said': SAID})")
+        source = source.replace("build=build)", "build=build, datasets=('digits', SAID))")
         entry(folder, source)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GAUNTLET_SECRET", SECRET)
             registry = locked(folder)
     home.unlink()
-    assert registry.waits == {}
-    yield json.loads(registry.find("defense", "mine").value.detail["said"])
+    assert registry.reasons_not_imported == {}
+    yield json.loads(registry.find("defense", "mine").value.datasets[1])
     assert none_left()
 
 
@@ -208,8 +208,8 @@ def test_where_no_walls_can_be_put_up_the_entry_waits(
     why = "bubblewrap is not installed; install it"
     monkeypatch.setattr(isolation, "why_unavailable", lambda: why)
     registry = locked(tmp_path)
-    assert registry.waiting() == ["mine"]
-    assert registry.why_waiting("mine") == f"{why}, or run its code with --allow-unsandboxed"
+    assert registry.not_imported() == ["mine"]
+    assert registry.why_not_imported("mine") == f"{why}, or run its code with --allow-unsandboxed"
     assert "mine" not in Registry.load(tmp_path).defenses
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.core.cards import Card
+from bench.core.cards import AttackCard, DefenseCard
 from bench.core.errors import BenchError
 from bench.store import CertificateRow, EvidenceRow, Store
 
 
 def test_the_newest_card_is_the_current_one(store: Store) -> None:
-    old = Card("attack", "pgd", "built-in", "1", detail={"steps": 40, "eps": [1, 255]})
-    new = Card("attack", "pgd", "built-in", "2", "arXiv:1706.06083", "climbs", {"steps": 50})
-    store.declare([old, Card("defense", "pgd", "built-in"), Card("attack", "fgsm", "submission")])
-    assert store.cards("attack")[1] == old
+    parameters = {"eps": [1, 255]}
+    old = AttackCard(name="pgd", origin="built-in", digest="1", steps=40, parameters=parameters)
+    new = old.model_copy(update={"digest": "2", "cite": "arXiv:1706.06083", "steps": 50})
+    other = AttackCard(name="fgsm", origin="submission")
+    store.declare([old, DefenseCard(name="pgd", origin="built-in"), other])
+    assert store.cards(AttackCard) == [other, old]
     store.declare([new])
-    assert store.cards("attack")[1] == new
-    assert [card.name for card in store.cards("attack")] == ["fgsm", "pgd"]
+    assert store.cards(AttackCard) == [other, new]
 
 
 def test_examples_are_kept_once(store: Store) -> None:
