@@ -18,7 +18,7 @@ from bench.threats.access import Budget
 from bench.threats.norms import PerturbationSet, per_row
 from bench.threats.threat_model import Goal
 
-GROUP = 64  # rows of a declared-random defense that share one random state
+NOISE_GROUP = 64  # rows of a declared-random defense that share one random state
 
 Confirm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(items [n] int64, images [n, C, H, W]) -> [n] bool: does the referee's rule call these broken?"""
@@ -39,11 +39,11 @@ class CellSpec:
     x: Tensor
     """[n, C, H, W] clean images of all items."""
     y: Tensor
-    aim: Tensor
+    target: Tensor
     """[n] declared targets, -1 without."""
-    clean: Tensor
+    clean_logits: Tensor
     """[n, K] clean logits of the model that the attack asks."""
-    lost: Tensor
+    reached_on_clean: Tensor
     """[n] bool: the goal is reached on the clean image."""
     seed: int
     slots: int = 256
@@ -51,22 +51,22 @@ class CellSpec:
     """Set for a declared-random defense: played in fixed groups without refill."""
     example: Tensor | None = None
     """[n] which example each item is, where its runs are items of their own."""
-    run: Tensor | None = None
+    restart: Tensor | None = None
     """[n] and which run of it."""
     heartbeat: Callable[[], None] = lambda: None
     """Called every few steps: much may be played before the first item is handed on."""
 
-    def reached(self, answer: Tensor, items: Tensor) -> Tensor:
+    def reaches_goal(self, answer: Tensor, items: Tensor) -> Tensor:
         """[n] bool: the defense's whole answers for these items [n] reach the goal of the board."""
         targeted, rejects = self.goal.kind == "targeted", self.defense.rejects
-        known = (self.aim if targeted else self.y)[items]
+        known = (self.target if targeted else self.y)[items]
         label = predicted_labels(answer, rejects=rejects)
         return reaches_goal(label, known, targeted=targeted, rejects=rejects)
 
-    def firmest(self) -> list[int]:
+    def largest_margin_first(self) -> list[int]:
         """All items, those that are farthest from the goal on the clean image first."""
-        toward = self.aim if self.goal.kind == "targeted" else self.y
-        away = margin(self.clean, toward)
+        toward = self.target if self.goal.kind == "targeted" else self.y
+        away = margin(self.clean_logits, toward)
         firm = away if self.goal.kind == "targeted" else -away
         order: list[int] = firm.argsort(descending=True, stable=True).tolist()
         return order
@@ -81,15 +81,15 @@ class Candidates(NamedTuple):
     """[n, C, H, W]: the claimed success, else the last iterate."""
     forwards: Tensor
     gradients: Tensor
-    looks: Tensor
+    final_checks: Tensor
     step: Tensor
     """Of the claimed success; -1 without a claim."""
-    run: Tensor
+    restart: Tensor
     distance: Tensor
     """float64: of the nearest success outside the ball, where nothing is claimed; else infinite."""
 
     @classmethod
-    def free(cls, game: CellSpec, items: Sequence[int]) -> Candidates:
+    def of_clean_images(cls, game: CellSpec, items: Sequence[int]) -> Candidates:
         """These items, their goal reached on the clean image: broken at no cost."""
         item = torch.tensor(items, dtype=torch.int64)
         zero = torch.zeros_like(item)
@@ -105,14 +105,14 @@ class NearestCandidates(NamedTuple):
     distance: Tensor
     """float64; infinite without any."""
     step: Tensor
-    run: Tensor
+    restart: Tensor
 
 
 class EndedRestarts(NamedTuple):
     """Runs that ended unbroken: they wait for the look at their last iterates. [m] each."""
 
     item: Tensor
-    run: Tensor
+    restart: Tensor
     final: Tensor
     """bool: the item has no run after this one."""
     image: Tensor
@@ -120,26 +120,26 @@ class EndedRestarts(NamedTuple):
     forwards: Tensor
     gradients: Tensor
     step: Tensor
-    near: Tensor
+    nearest_image: Tensor
     """[m, C, H, W]: the nearest success before it, where the attack minimises."""
-    distance: Tensor
+    nearest_distance: Tensor
     """float64: of that; infinite without any."""
-    near_step: Tensor
-    near_run: Tensor
+    nearest_step: Tensor
+    nearest_restart: Tensor
 
     def nearest(self, won: Tensor, distance: Tensor) -> NearestCandidates:
         """The better of the last iterate, where it has `won` [m] bool, and what was before it.
 
         Without either it is the last iterate, of step -1.
         """
-        last = won & (distance < self.distance)
-        none = self.distance.isinf() & ~last
+        last = won & (distance < self.nearest_distance)
+        none = self.nearest_distance.isinf() & ~last
         shown = per_row((last | none).to(self.image.device), self.image)
         return NearestCandidates(
-            torch.where(shown, self.image, self.near),
-            torch.where(last, distance, self.distance),
-            torch.where(last, self.step, self.near_step.masked_fill(none, -1)),
-            torch.where(last, self.run, self.near_run.masked_fill(none, -1)),
+            torch.where(shown, self.image, self.nearest_image),
+            torch.where(last, distance, self.nearest_distance),
+            torch.where(last, self.step, self.nearest_step.masked_fill(none, -1)),
+            torch.where(last, self.restart, self.nearest_restart.masked_fill(none, -1)),
         )
 
 

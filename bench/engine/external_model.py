@@ -20,7 +20,7 @@ from bench.engine.ledger import QueryLedger
 from bench.engine.model_access import ModelAccess
 from bench.threats.access import Access
 
-AnswerListener = Callable[[Tensor, Tensor, Tensor], bool]
+AnswerCallback = Callable[[Tensor, Tensor, Tensor], bool]
 """(images [b, C, H, W], whole answers, the row of each [b]): hears every answer; True ends it."""
 
 
@@ -46,8 +46,8 @@ class ExternalLedger:
     def __init__(self, ledger: QueryLedger, active: Tensor) -> None:
         self._ledger, self.active = ledger, active
         self.count = len(active)
-        self.all = self.rows = torch.arange(self.count, device=active.device)
-        self.open = True
+        self.all_rows = self.rows = torch.arange(self.count, device=active.device)
+        self.running = True
         self._forwards = self._gradients = 0
 
     @property
@@ -58,13 +58,13 @@ class ExternalLedger:
             self._forwards = self._gradients = 0
         return self._ledger
 
-    def pay(self, rows: Tensor, images: int, forwards: int, gradients: int) -> None:
+    def charge(self, rows: Tensor, images: int, forwards: int, gradients: int) -> None:
         """Charge each image to its row; Stopped where one cannot pay."""
-        if not self.open:
+        if not self.running:
             raise AttackStopped
         if self.count == 1:
             forwards, gradients = forwards * images, gradients * images
-        if not self._ledger.limited and (rows is self.all or self.count == 1):
+        if not self._ledger.limited and (rows is self.all_rows or self.count == 1):
             self._forwards += forwards
             self._gradients += gradients
             return
@@ -75,7 +75,7 @@ class ExternalLedger:
 
     def stop(self) -> NoReturn:
         """Whoever asks from now on is stopped too."""
-        self.open = False
+        self.running = False
         raise AttackStopped
 
 
@@ -97,16 +97,16 @@ class ExternalModel(nn.Module):
         self,
         target: ModelAccess,
         access: Access,
-        till: ExternalLedger,
+        ledger: ExternalLedger,
         *,
         name: str,
         shape: tuple[int, ...],
-        hear: AnswerListener,
+        on_answer: AnswerCallback,
     ) -> None:
         super().__init__()
         self.training = False
-        self._target, self._access, self._till = target, access, till
-        self._name, self._shape, self._hear = name, shape, hear
+        self._target, self._access, self._till = target, access, ledger
+        self._name, self._shape, self._hear = name, shape, on_answer
 
     def train(self, mode: bool = True) -> ExternalModel:
         """The mode is the harness's affair: it stays eval."""
@@ -127,7 +127,7 @@ class ExternalModel(nn.Module):
         """What the board shows of the defense's answer to [b, C, H, W]: [b, K]."""
         self._permit()
         rows, count, draws = self._owners(images), images.shape[0], self._target.draws
-        pay = self._till.pay
+        pay = self._till.charge
         pay(rows, count, draws, 0)
         answer = self._answer(images)
         if answer.requires_grad:
@@ -137,7 +137,7 @@ class ExternalModel(nn.Module):
             )
         if self._hear(images.detach(), answer.detach(), rows):
             self._till.stop()
-        logits = self._target.shown(answer)
+        logits = self._target.visible(answer)
         if self._access == Access.LABELS:
             return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
         return logits
@@ -186,7 +186,7 @@ class ExternalModel(nn.Module):
         # The defense's own answer, on the stand-in's slope (arXiv:1802.00420).
         with torch.no_grad():
             own = self._call(target.module, images)
-        slope = self._call(target.slope, images)
+        slope = self._call(target.gradient_module, images)
         return own + (slope - slope.detach())
 
     def _call(self, module: nn.Module, images: Tensor) -> Tensor:

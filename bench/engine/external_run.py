@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, PluginError, error_text
-from bench.engine.cell_spec import GROUP, Candidates, CellSpec, Confirm, concatenate, select_rows
+from bench.engine.cell_spec import (
+    NOISE_GROUP,
+    Candidates,
+    CellSpec,
+    Confirm,
+    concatenate,
+    select_rows,
+)
 from bench.engine.external_model import (
     AttackStopped,
     ExternalLedger,
@@ -36,7 +43,7 @@ def run_external(
     """Play every closed set that holds one of these items; each is handed on whole."""
     _prepared(attack)
     rows = Traits.of(attack).rows or len(game.x)
-    size = max(rows, GROUP)
+    size = max(rows, NOISE_GROUP)
     for first in range(0, len(game.x), size):
         block = range(first, min(first + size, len(game.x)))
         if not any(item in items for item in block):
@@ -53,8 +60,10 @@ def _block(
     game: CellSpec, attack: ExternalAttack, confirm: Confirm, block: range, rows: int
 ) -> Iterator[Candidates]:
     """One block of items, `rows` at a time; the goal is reached on some clean images already."""
-    lost = game.lost[block.start : block.stop].tolist()
-    yield Candidates.free(game, [item for item, gone in zip(block, lost, strict=True) if gone])
+    lost = game.reached_on_clean[block.start : block.stop].tolist()
+    yield Candidates.of_clean_images(
+        game, [item for item, gone in zip(block, lost, strict=True) if gone]
+    )
     alive = [item for item, gone in zip(block, lost, strict=True) if not gone]
     for first in range(0, len(alive), rows):
         yield _set(game, attack, confirm, alive[first : first + rows], alone=rows == 1)
@@ -72,20 +81,20 @@ def _set(
     finds = ExternalTracker(game, confirm, where, till, watching=not Traits.of(attack).source)
     guard = ExternalModel(
         game.model_access, min(attack.needs, game.model_access.access), till,
-        name=attack.name, shape=tuple(game.x.shape[1:]), hear=finds.hear,
+        name=attack.name, shape=tuple(game.x.shape[1:]), on_answer=finds.observe,
     )  # fmt: skip
     problem = ExternalRows.of(game, attack.name, where, guard)
     try:
         seed = name_to_int64(f"{game.seed} {attack.name} {items[0]}")
         images = _guarded(attack.name, lambda: attack.run(problem), seed)
     except AttackStopped as stop:
-        if till.open:
+        if till.running:
             raise PluginError(_forged(attack.name, stop)) from stop
-        return finds.settled(None)
+        return finds.candidates(None)
     else:
-        return finds.settled(_like(images, game.x[where], attack.name))
+        return finds.candidates(_like(images, game.x[where], attack.name))
     finally:
-        till.open = False
+        till.running = False
 
 
 @dataclass
@@ -107,7 +116,7 @@ class ExternalRows:
         run = torch.zeros_like(items)
         draws = KeyedRandomNumbers(example_key(game.seed, name, items, run), run)
         return cls(
-            game.x[items], game.y[items], game.aim[items], game.ball, game.clean.shape[1],
+            game.x[items], game.y[items], game.target[items], game.ball, game.clean_logits.shape[1],
             game.budget, guard, draws,
         )  # fmt: skip
 

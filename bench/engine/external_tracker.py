@@ -39,23 +39,23 @@ class ExternalTracker:
         self.nearest = game.goal.kind == "nearest"
         self.targeted = game.goal.kind == "targeted"
         self.rejects = game.model_access.rejects
-        self.label = (game.aim if self.targeted else game.y)[items]
+        self.label = (game.target if self.targeted else game.y)[items]
         self.x = game.x[items]
         self.image = self.x.clone()
         self.distance = torch.full((len(items),), math.inf, device=items.device)
-        self.open = till.active.clone()
+        self.unbroken = till.active.clone()
         """Rows whose first success is still to come."""
         self.forwards = torch.zeros_like(items)
         self.gradients = torch.zeros_like(items)
         self.step = torch.full_like(items, -1)
 
-    def hear(self, images: Tensor, answer: Tensor, rows: Tensor) -> bool:
+    def observe(self, images: Tensor, answer: Tensor, rows: Tensor) -> bool:
         """Keep what succeeds; True when every row has won, on boards where that is the end."""
         self.game.heartbeat()
         if not self.watching:
             return False
-        label, still = self.label, self.open
-        if rows is not self.till.all:
+        label, still = self.label, self.unbroken
+        if rows is not self.till.all_rows:
             label, still = label[rows], still[rows]
         said = predicted_labels(answer, rejects=self.rejects)
         hit = reaches_goal(said, label, targeted=self.targeted, rejects=self.rejects) & still
@@ -64,7 +64,7 @@ class ExternalTracker:
         index = self._upheld(hit.nonzero()[:, 0], images, rows)
         if len(index):
             self._keep(index, images, rows)
-        return not self.nearest and not self.open.any()
+        return not self.nearest and not self.unbroken.any()
 
     def _upheld(self, index: Tensor, images: Tensor, rows: Tensor) -> Tensor:
         """Of these answers, those that are worth keeping; at most one a row."""
@@ -96,17 +96,17 @@ class ExternalTracker:
         if not self.nearest:
             self.forwards[where] = forwards
             self.gradients[where] = ledger.gradients[where]
-            self.open[where] = False
+            self.unbroken[where] = False
 
-    def settled(self, returned: Tensor | None) -> Candidates:
+    def candidates(self, returned: Tensor | None) -> Candidates:
         """What each row brings to the referee; `returned` [n, C, H, W] unless it was stopped."""
         ledger = self.till.ledger
-        forwards = torch.where(self.open, ledger.forwards, self.forwards)
-        gradients = torch.where(self.open, ledger.gradients, self.gradients)
+        forwards = torch.where(self.unbroken, ledger.forwards, self.forwards)
+        gradients = torch.where(self.unbroken, ledger.gradients, self.gradients)
         looks = torch.zeros_like(self.items)
-        if returned is not None and self.open.any():
+        if returned is not None and self.unbroken.any():
             self._look(returned)
-            looks = self.open.to(looks.dtype)
+            looks = self.unbroken.to(looks.dtype)
         # One run, which is over: number 0 where it has won.
         columns = (self.items, forwards, gradients, looks, self.step, self.step.clamp_max(0))
         item, *counts = (column.cpu() for column in columns)
@@ -115,11 +115,11 @@ class ExternalTracker:
 
     def _look(self, returned: Tensor) -> None:
         """One harness forward at the returned images of the rows that are still open."""
-        game, where = self.game, self.open.nonzero()[:, 0]
+        game, where = self.game, self.unbroken.nonzero()[:, 0]
         items, adv, x = self.items[where], returned[where], self.x[where]
         rows = 1 if len(self.items) == 1 else padded_size(len(adv))
         logits = game.defense.logits(pad_rows(adv, rows))[: len(adv)]
-        won = game.reached(logits, items) & game.ball.contains(adv, x)
+        won = game.reaches_goal(logits, items) & game.ball.contains(adv, x)
         if won.any():
             claimed = won.nonzero()[:, 0]
             won[claimed] = self.confirm(items[claimed], adv[claimed])

@@ -43,7 +43,7 @@ class FastModel(NamedTuple):
     """Why others are not, a sentence each."""
 
     @property
-    def rounds(self) -> bool:
+    def low_precision(self) -> bool:
         """Whether it computes in low precision, so that its survivors must be audited."""
         return BFLOAT16 in self.applied
 
@@ -69,7 +69,7 @@ def fastest_form(module: nn.Module, images: Tensor, numeric: Numeric) -> FastMod
     """
     if numeric is Numeric.FLOAT32:
         return FastModel(module, (), ())
-    reason = why_plain(module, images)
+    reason = reason_for_plain_form(module, images)
     if reason:
         return FastModel(module, (), (f"plain float32: {reason}.",))
     wanted: ProbeAnswers = probe_answers(module, images)
@@ -77,7 +77,7 @@ def fastest_form(module: nn.Module, images: Tensor, numeric: Numeric) -> FastMod
     for option in fast_forms(numeric, images.device):
         try:
             candidate = option.apply(module)
-            wanted.admit(probe_answers(candidate, images, wanted.pair), option.tolerance)
+            wanted.check_close(probe_answers(candidate, images, wanted.pair), option.tolerance)
         except (
             PLUGIN_EXCEPTIONS
         ) as error:  # whatever a stranger's module does when it is traced or cast
@@ -113,7 +113,7 @@ class ProbeAnswers(NamedTuple):
     pair: Tensor
     """[n, 2] int64: the classes between which the gradient leads."""
 
-    def admit(self, other: ProbeAnswers, tolerance: float) -> None:
+    def check_close(self, other: ProbeAnswers, tolerance: float) -> None:
         """Raise UnavailableError if another model's answers may not stand in for these."""
         spread = self.logits.amax(1) - self.logits.amin(1)
         moved = ((other.logits - self.logits).abs().amax(1) / spread).max()
@@ -151,7 +151,7 @@ def probe_answers(module: nn.Module, images: Tensor, pair: Tensor | None = None)
     return ProbeAnswers(logits.detach().float(), gradient, pair)
 
 
-def why_plain(module: nn.Module, images: Tensor) -> str:
+def reason_for_plain_form(module: nn.Module, images: Tensor) -> str:
     """Why a module must be asked as it was built; empty when it need not."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(part, name) for part in module.modules() for name in hooks):

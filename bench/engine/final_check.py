@@ -56,8 +56,8 @@ class FinalCheck:
         claimed = torch.ones_like(won) if claims else won
         settled = Candidates(
             item=ended.item, image=nearest.image,
-            forwards=ended.forwards, gradients=ended.gradients, looks=ended.run + 1,
-            step=torch.where(claimed, nearest.step, -1), run=torch.where(claimed, nearest.run, -1),
+            forwards=ended.forwards, gradients=ended.gradients, final_checks=ended.restart + 1,
+            step=torch.where(claimed, nearest.step, -1), restart=torch.where(claimed, nearest.restart, -1),
             distance=nearest.distance,
         )  # fmt: skip
         nearer = (claims & ~ended.final & ~nearest.distance.isinf()).nonzero()[:, 0]
@@ -68,7 +68,7 @@ class FinalCheck:
         items = ended.item.to(images.device)
         x = self.game.x[items]
         logits = self.game.defense.logits(pad_rows(images, padded_size(count)))[:count]
-        won = self.game.reached(logits, items) & self.game.ball.contains(images, x)
+        won = self.game.reaches_goal(logits, items) & self.game.ball.contains(images, x)
         if won.any():
             claimed = won.nonzero()[:, 0]
             won[claimed] = self.confirm(items[claimed], images[claimed])

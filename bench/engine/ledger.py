@@ -23,7 +23,7 @@ class QueryLedger:
         """Whether anything can be refused at all."""
         return self.budget != Budget()
 
-    def open(self, rows: Tensor) -> None:
+    def reset(self, rows: Tensor) -> None:
         """New rows, which have spent nothing."""
         self.forwards[rows] = 0
         self.gradients[rows] = 0

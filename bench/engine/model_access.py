@@ -16,7 +16,7 @@ from bench.plugin.losses import Loss
 from bench.threats.access import Access
 from bench.threats.random_numbers import name_to_int64
 
-ACCESS_WORDS = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIENTS: "gradients"}
+ACCESS_NAMES = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIENTS: "gradients"}
 
 
 class SeededNoise:
@@ -35,9 +35,9 @@ class SeededNoise:
     def begin(self, group: int) -> None:
         """Start a group of rows: its draws depend on nothing before it."""
         self.calls[group] = 0
-        self.turn(group)
+        self.resume(group)
 
-    def turn(self, group: int) -> None:
+    def resume(self, group: int) -> None:
         """Go on with a group where it stands: no draw is used twice."""
         self.group = group
 
@@ -72,33 +72,33 @@ class ModelAccess:
         access: Access = Access.GRADIENTS,
         draws: int = 1,
         noise: SeededNoise | None = None,
-        asker: str = "the attack",
-        board: str = "this board",
+        attack_name: str = "the attack",
+        threat_model: str = "this board",
         rejects: bool = False,
         joint: bool = False,
     ) -> None:
         self.module = freeze(module)
-        self.slope = freeze(bpda) if bpda is not None else module
+        self.gradient_module = freeze(bpda) if bpda is not None else module
         self.has_bpda = bpda is not None
         self.access, self.draws, self.noise = access, draws, noise
-        self.asker, self.board = asker, board
+        self.attack_name, self.threat_model = attack_name, threat_model
         self.rejects = rejects
         """Answers end with a rejection score."""
-        self.veiled = rejects and not joint
+        self.hides_rejection = rejects and not joint
         """The asker does not see it."""
 
     def require(self, access: Access) -> None:
         """Refuse with a sentence what the board does not reveal."""
         if access > self.access:
             raise PluginError(
-                f"{self.asker} asked for {ACCESS_WORDS[access]}, but {self.board} reveals "
-                f"{ACCESS_WORDS.get(self.access, 'nothing')} only; "
+                f"{self.attack_name} asked for {ACCESS_NAMES[access]}, but {self.threat_model} reveals "
+                f"{ACCESS_NAMES.get(self.access, 'nothing')} only; "
                 f"declare needs = Access.{access.name}."
             )
 
-    def shown(self, answer: Tensor) -> Tensor:
+    def visible(self, answer: Tensor) -> Tensor:
         """Of a whole answer what the asker sees: the logits [n, K], unless it goes for both."""
-        return answer[:, :-1] if self.veiled else answer
+        return answer[:, :-1] if self.hides_rejection else answer
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, K], the mean over the declared draws; no graph is kept."""
@@ -126,7 +126,7 @@ class ModelAccess:
             return parts[0]
         return Jacobian._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
 
-    def said(self, images: Tensor) -> Iterator[Tensor]:
+    def observable_answers(self, images: Tensor) -> Iterator[Tensor]:
         """All that an asker may hear of these images: logits, then, if open to it, a gradient."""
         yield self.logits(images)
         if self.access >= Access.GRADIENTS:
@@ -150,29 +150,29 @@ class ModelAccess:
         with torch.enable_grad():
             if not self.has_bpda:
                 logits = self._call(self.module, leaf)
-                value = loss(self.shown(logits))
+                value = loss(self.visible(logits))
                 gradient = input_gradient(value.sum(), leaf)
                 return Gradient(gradient, value.detach(), logits.detach())
             with torch.no_grad():
                 logits = self._call(self.module, leaf)
             answer = logits.detach().requires_grad_()
-            value = loss(self.shown(answer))
+            value = loss(self.visible(answer))
             weight = input_gradient(value.sum(), answer)
-            gradient = input_gradient((self._call(self.slope, leaf) * weight).sum(), leaf)
+            gradient = input_gradient((self._call(self.gradient_module, leaf) * weight).sum(), leaf)
         return Gradient(gradient, value.detach(), logits.detach())
 
     def _jacobian(self, images: Tensor, classes: Tensor, minus: Tensor | None) -> Jacobian:
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
-            answer = self._call(self.slope, leaf)
+            answer = self._call(self.gradient_module, leaf)
             asked = answer.gather(1, classes)
             if minus is not None:
                 asked = asked - answer.gather(1, minus[:, None])
             rows = [input_gradient(column.sum(), leaf, keep=True) for column in asked.unbind(1)]
-        logits = self.logits_once(images) if self.has_bpda else answer.detach()
+        logits = self.single_draw_logits(images) if self.has_bpda else answer.detach()
         return Jacobian(torch.stack(rows, 1), logits)
 
-    def logits_once(self, images: Tensor) -> Tensor:
+    def single_draw_logits(self, images: Tensor) -> Tensor:
         """One draw's answer [n, K], whatever number of draws is declared."""
         with torch.no_grad():
             return self._call(self.module, images)

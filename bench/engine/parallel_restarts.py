@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.engine.cell_spec import Candidates, CellSpec, Confirm, concatenate
-from bench.engine.problem import restarts_of
+from bench.engine.problem import checked_restart_count
 from bench.engine.scheduler import Scheduler
 from bench.threats.access import Budget
 
@@ -23,7 +23,7 @@ PIXELS = 2**26  # in all rows: so many are laid out at once
 
 def run_items(game: CellSpec, confirm: Confirm, items: Sequence[int]) -> Iterator[Candidates]:
     """Play these items: their runs side by side where they leave slots empty, else in turn."""
-    runs = restarts_of(game.attack, game.clean.shape[1])
+    runs = checked_restart_count(game.attack, game.clean_logits.shape[1])
     size = len(items) * runs * game.x[:1].numel()
     if (
         runs == 1
@@ -34,7 +34,7 @@ def run_items(game: CellSpec, confirm: Confirm, items: Sequence[int]) -> Iterato
     ):
         yield from Scheduler(game, confirm, items).play()
         return
-    lost = set(game.lost.nonzero()[:, 0].tolist())
+    lost = set(game.reached_on_clean.nonzero()[:, 0].tolist())
     yield from Scheduler(game, confirm, [item for item in items if item in lost]).play()
     yield from run_restarts_in_parallel(
         game, confirm, [item for item in items if item not in lost], runs
@@ -55,8 +55,8 @@ def run_restarts_in_parallel(
     example = torch.tensor(items, device=game.x.device).repeat_interleave(runs)
     run = torch.arange(runs, device=game.x.device).repeat(len(items))
     wide = replace(
-        game, x=game.x[example], y=game.y[example], aim=game.aim[example],
-        clean=game.clean[example], lost=game.lost[example], example=example, run=run,
+        game, x=game.x[example], y=game.y[example], target=game.target[example],
+        clean_logits=game.clean_logits[example], reached_on_clean=game.reached_on_clean[example], example=example, restart=run,
     )  # fmt: skip
 
     def upheld(rows: Tensor, images: Tensor) -> Tensor:
@@ -83,7 +83,9 @@ class RestartResults(NamedTuple):
     def nothing(cls, wide: CellSpec, items: int, runs: int) -> RestartResults:
         """Before the first run is over."""
         place = torch.full((items, runs), -1)
-        return cls(place, torch.zeros(items, dtype=torch.bool), Candidates.free(wide, []))
+        return cls(
+            place, torch.zeros(items, dtype=torch.bool), Candidates.of_clean_images(wide, [])
+        )
 
     def joined(self, part: Candidates) -> RestartResults:
         """With these runs, too."""
@@ -119,6 +121,6 @@ class RestartResults(NamedTuple):
             image=rows.image[shown.to(rows.image.device)],
             forwards=(rows.forwards[place] * counted).sum(1),
             gradients=(rows.gradients[place] * counted).sum(1),
-            looks=rows.looks[end], step=rows.step[end], run=rows.run[end],
+            final_checks=rows.final_checks[end], step=rows.step[end], restart=rows.restart[end],
             distance=rows.distance[shown],
         )  # fmt: skip

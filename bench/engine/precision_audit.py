@@ -22,16 +22,16 @@ class PrecisionAudit:
 
     survivors: int
     sampled: int
-    fell: int
+    broken: int
     """Of the sample, in float32; one is enough to play every survivor again."""
 
 
 def run_audited(
-    quick: CellSpec,
+    low_precision: CellSpec,
     exact: CellSpec,
     confirm: Confirm,
     items: Sequence[int],
-    heard: Callable[[PrecisionAudit], None],
+    on_audit: Callable[[PrecisionAudit], None],
 ) -> Iterator[Candidates]:
     """Play `items` in `quick`; the successes stand, the survivors are audited in `exact`.
 
@@ -46,15 +46,15 @@ def run_audited(
         Each item exactly once: successes as they come, survivors at the end.
     """
     held: list[Candidates] = []
-    for part in run_items(quick, confirm, items):
+    for part in run_items(low_precision, confirm, items):
         claimed = part.step >= 0
         yield from nonempty_rows(part, claimed)
         held += nonempty_rows(part, ~claimed)
     survivors = torch.cat([part.item for part in held]).tolist() if held else []
-    sample = sampled_survivors(survivors, quick.seed)
+    sample = sampled_survivors(survivors, low_precision.seed)
     again = list(run_items(exact, confirm, sample))
     fell = sum(int((part.step >= 0).sum()) for part in again)
-    heard(PrecisionAudit(len(survivors), len(sample), fell))
+    on_audit(PrecisionAudit(len(survivors), len(sample), fell))
     yield from again
     if fell:
         sampled = set(sample)

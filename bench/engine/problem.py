@@ -23,7 +23,7 @@ from bench.threats.threat_model import Goal
 Answer = TypeVar("Answer", Gradient, Jacobian)
 Asked = TypeVar("Asked", Tensor, Gradient, Jacobian)
 BATCH_UNIT = 32  # rows: elsewhere CPU kernels differ in the last bit
-Watch = Callable[[Tensor, Tensor, Tensor], None]
+QueryCallback = Callable[[Tensor, Tensor, Tensor], None]
 """(images, whole answers, charged rows): hears every offer."""
 
 
@@ -35,35 +35,35 @@ class BatchProblem:
 
     def __init__(
         self,
-        target: ModelAccess | None,
+        model_access: ModelAccess | None,
         ball: PerturbationSet,
         goal: Goal,
         x: Tensor,
         y: Tensor,
         *,
-        aim: Tensor,
-        clean: Tensor,
+        target: Tensor,
+        clean_logits: Tensor,
         example: Tensor,
         seed: int,
         name: str,
         budget: Budget,
     ) -> None:
-        self.door, self.ball, self.goal = target, ball, goal
-        self.x, self.y, self.target, self.example = x, y, aim, example
-        self.clean = clean
-        self.classes = clean.shape[1]
+        self.door, self.ball, self.goal = model_access, ball, goal
+        self.x, self.y, self.target, self.example = x, y, target, example
+        self.clean = clean_logits
+        self.classes = clean_logits.shape[1]
         self.seed, self.name = seed, name
         self.t = torch.zeros_like(example)
-        self.run = torch.zeros_like(example)
+        self.restart = torch.zeros_like(example)
         self.active = torch.ones_like(example, dtype=torch.bool)
         """Rows that still play: only they are charged and watched."""
         self.ledger = QueryLedger(len(x), budget, x.device)
-        self.watch: Watch | None = None
+        self.on_query: QueryCallback | None = None
         self.access: Access | None = None
         """What is revealed where there is no door to ask."""
-        self.rekey()
+        self.reset_keys()
 
-    def rekey(self) -> None:
+    def reset_keys(self) -> None:
         """Take up what follows from examples and runs after they have changed."""
         self._key: Tensor | None = None
         self._rivals: Tensor | None = None
@@ -72,37 +72,37 @@ class BatchProblem:
     def key(self) -> Tensor:
         """[n] int64: of the row's random numbers."""
         if self._key is None:
-            self._key = example_key(self.seed, self.name, self.example, self.run)
+            self._key = example_key(self.seed, self.name, self.example, self.restart)
         return self._key
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only; `rows` [m] int64."""
         self.x, self.y, self.target = self.x[rows], self.y[rows], self.target[rows]
         self.clean, self.example = self.clean[rows], self.example[rows]
-        self.t, self.run, self.active = self.t[rows], self.run[rows], self.active[rows]
+        self.t, self.restart, self.active = self.t[rows], self.restart[rows], self.active[rows]
         self.ledger.keep(rows)
-        self.rekey()
+        self.reset_keys()
 
-    def take(self, rows: Tensor) -> BatchProblem:
+    def at_start(self, rows: Tensor) -> BatchProblem:
         """These rows before their first step; questions are refused there."""
-        part = self.part(rows, None)
+        part = self.select(rows, None)
         # Start draws at t = -1, so that its numbers differ from those of step 0.
         part.t = torch.full_like(part.example, -1)
-        part.access = self.asked.access
+        part.access = self.required_model_access.access
         return part
 
-    def part(self, rows: Tensor, door: ModelAccess | None) -> BatchProblem:
+    def select(self, rows: Tensor, model_access: ModelAccess | None) -> BatchProblem:
         """These rows [m] int64, each as often as it is named, at step 0 of their runs."""
         part = BatchProblem(
-            door, self.ball, self.goal, self.x[rows], self.y[rows],
-            aim=self.target[rows], clean=self.clean[rows], example=self.example[rows],
+            model_access, self.ball, self.goal, self.x[rows], self.y[rows],
+            target=self.target[rows], clean_logits=self.clean[rows], example=self.example[rows],
             seed=self.seed, name=self.name, budget=Budget(),
         )  # fmt: skip
-        part.run = self.run[rows]
+        part.restart = self.restart[rows]
         return part
 
     @property
-    def asked(self) -> ModelAccess:
+    def required_model_access(self) -> ModelAccess:
         """The target; a start that asks is refused."""
         if self.door is None:
             raise PluginError(
@@ -113,7 +113,7 @@ class BatchProblem:
     def _reveal(self, access: Access) -> None:
         if self.access is not None and self.access >= access:
             return
-        self.asked.require(access)
+        self.required_model_access.require(access)
 
     @property
     def clean_logits(self) -> Tensor:
@@ -132,11 +132,15 @@ class BatchProblem:
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
         """One forward and one gradient for each row that plays."""
-        self.asked.require(Access.GRADIENTS)
-        allowed = self._charge(where, self.asked.draws, self.asked.draws)
+        self.required_model_access.require(Access.GRADIENTS)
+        allowed = self._charge(
+            where, self.required_model_access.draws, self.required_model_access.draws
+        )
         targeted = self.goal.kind == "targeted"
         label = self.target if targeted else self.y
-        answer = self.asked.gradient(adv, signed_loss(loss, label, -1 if targeted else 1))
+        answer = self.required_model_access.gradient(
+            adv, signed_loss(loss, label, -1 if targeted else 1)
+        )
         self._offer(adv, answer.logits, allowed)
         return self._seen(self._paid(answer, allowed, where))
 
@@ -149,21 +153,21 @@ class BatchProblem:
         minus: Tensor | None = None,
     ) -> Jacobian:
         """One forward and k gradients for each row that plays."""
-        self.asked.require(Access.GRADIENTS)
-        draws = self.asked.draws
+        self.required_model_access.require(Access.GRADIENTS)
+        draws = self.required_model_access.draws
         allowed = self._charge(where, draws, draws * classes.shape[1])
-        answer = self.asked.jacobian(adv, classes, minus)
+        answer = self.required_model_access.jacobian(adv, classes, minus)
         self._offer(adv, answer.logits, allowed)
         return self._seen(self._paid(answer, allowed, where))
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n, K]."""
-        self.asked.require(Access.SCORES)
+        self.required_model_access.require(Access.SCORES)
         return self._ask(adv, where)
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n]."""
-        self.asked.require(Access.LABELS)
+        self.required_model_access.require(Access.LABELS)
         return self._ask(adv, where)[:, : self.classes].argmax(1)
 
     def wrong(self, answer: Tensor) -> Tensor:
@@ -190,10 +194,10 @@ class BatchProblem:
         return KeyedRandomNumbers(self.key, self.t).integers(name, high, shape)
 
     def _ask(self, adv: Tensor, where: Tensor | None) -> Tensor:
-        allowed = self._charge(where, self.asked.draws, 0)
-        logits = self.asked.logits(adv)
+        allowed = self._charge(where, self.required_model_access.draws, 0)
+        logits = self.required_model_access.logits(adv)
         self._offer(adv, logits, allowed)
-        return self.asked.shown(self._paid(logits, allowed, where))
+        return self.required_model_access.visible(self._paid(logits, allowed, where))
 
     def _paid(self, answer: Asked, allowed: Tensor, where: Tensor | None) -> Asked:
         """The answers of rows that asked and could pay; zeros for the others."""
@@ -203,16 +207,20 @@ class BatchProblem:
         return paid
 
     def _seen(self, answer: Answer) -> Answer:
-        shown = self.asked.shown
-        return answer._replace(logits=shown(answer.logits)) if self.asked.veiled else answer
+        shown = self.required_model_access.visible
+        return (
+            answer._replace(logits=shown(answer.logits))
+            if self.required_model_access.hides_rejection
+            else answer
+        )
 
     def _charge(self, where: Tensor | None, forwards: int, gradients: int) -> Tensor:
         asking = self.active if where is None else self.active & where
         return self.ledger.charge(asking, forwards, gradients)
 
     def _offer(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
-        if self.watch is not None:
-            self.watch(adv, answer, allowed)
+        if self.on_query is not None:
+            self.on_query(adv, answer, allowed)
 
 
 def images_of(state: State) -> Tensor:
@@ -272,13 +280,13 @@ def attack_once(
     training = model.training
     asks = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        target = ModelAccess(model, asker=attack.name, board="training")
+        target = ModelAccess(model, attack_name=attack.name, threat_model="training")
         clean = target.logits(x)
         rows = BatchProblem(
-            target, ball, Goal(), x, y, aim=torch.full_like(y, -1), clean=clean,
+            target, ball, Goal(), x, y, target=torch.full_like(y, -1), clean_logits=clean,
             example=example, seed=seed, name=attack.name, budget=Budget(),
         )  # fmt: skip
-        state = attack.start(rows.take(torch.arange(len(x), device=x.device)))
+        state = attack.start(rows.at_start(torch.arange(len(x), device=x.device)))
         for _ in range(attack.steps):
             state = attack.step(rows, state)
             rows.t = rows.t + 1
@@ -291,9 +299,9 @@ def attack_once(
     return images_of(state).detach()
 
 
-def restarts_of(attack: Attack, classes: int) -> int:
+def checked_restart_count(attack: Attack, classes: int) -> int:
     """How many runs a row may need."""
-    runs = Traits.runs(attack, classes)
+    runs = Traits.restart_count(attack, classes)
     if runs < 1:
         raise PluginError(f"{attack.name} declares {runs} runs for {classes} classes; at least 1.")
     return runs

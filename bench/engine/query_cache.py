@@ -18,29 +18,29 @@ from bench.engine.model_access import ModelAccess
 from bench.engine.problem import pad_rows, padded_size
 from bench.threats.random_numbers import mix
 
-SEATS = 2**16  # answers at hand, each where its fingerprint says: the later one stays
+ENTRIES = 2**16  # answers at hand, each where its fingerprint says: the later one stays
 BLOCK = 2**15  # pixels at a time: their products stay in the cache
 
 
 class CachedAnswers(NamedTuple):
     """What was said of which images, each in the seat that its fingerprint names."""
 
-    prints: Tensor
+    fingerprints: Tensor
     """[seats] int64; of a seat that is empty one that belongs elsewhere."""
     answers: Tensor
     """[seats, K]."""
 
     @classmethod
-    def nothing(cls, like: Tensor) -> CachedAnswers:
+    def empty(cls, like: Tensor) -> CachedAnswers:
         """For answers [n, K] of this kind."""
-        elsewhere = torch.arange(SEATS, device=like.device) ^ 1
-        return cls(elsewhere, like.new_empty(SEATS, like.shape[1]))
+        elsewhere = torch.arange(ENTRIES, device=like.device) ^ 1
+        return cls(elsewhere, like.new_empty(ENTRIES, like.shape[1]))
 
-    def keep(self, prints: Tensor, answers: Tensor) -> None:
+    def store(self, prints: Tensor, answers: Tensor) -> None:
         """What was said of images [u] that differ; of two with the same seat one is kept."""
-        seat = prints & (SEATS - 1)
-        self.prints[seat] = prints
-        sits = self.prints[seat] == prints
+        seat = prints & (ENTRIES - 1)
+        self.fingerprints[seat] = prints
+        sits = self.fingerprints[seat] == prints
         self.answers[seat[sits]] = answers[sits]
 
 
@@ -51,16 +51,16 @@ class QueryCache(nn.Module):
     questions.
     """
 
-    def __init__(self, logits: Callable[[Tensor], Tensor], most: int) -> None:
+    def __init__(self, logits: Callable[[Tensor], Tensor], max_batch: int) -> None:
         super().__init__()
         self.logits = logits
         """[n, C, H, W] to [n, K]: asks the model."""
-        self.most = most
+        self.most = max_batch
         """Rows of one call, or nearly: what lies between the layers stays near the processor."""
-        self.told: CachedAnswers | None = None
+        self.cache: CachedAnswers | None = None
 
     @classmethod
-    def behind(cls, door: ModelAccess, most: int) -> ModelAccess:
+    def wrap(cls, door: ModelAccess, most: int) -> ModelAccess:
         """The same door to the same model, which is not asked twice."""
         other = copy.copy(door)
         other.module = cls(door.logits, most)
@@ -72,17 +72,17 @@ class QueryCache(nn.Module):
         # Of images that are alike any one will do.
         every = torch.arange(len(place), device=place.device)
         one = torch.empty_like(prints).index_copy_(0, place, every)
-        if self.told is None:
+        if self.cache is None:
             answers = self._asked(images[one])
-            self.told = CachedAnswers.nothing(answers)
-            self.told.keep(prints, answers)
+            self.cache = CachedAnswers.empty(answers)
+            self.cache.store(prints, answers)
             return answers[place]
-        seat = prints & (SEATS - 1)
-        answers = self.told.answers[seat]
-        fresh = (self.told.prints[seat] != prints).nonzero()[:, 0]
+        seat = prints & (ENTRIES - 1)
+        answers = self.cache.answers[seat]
+        fresh = (self.cache.fingerprints[seat] != prints).nonzero()[:, 0]
         if len(fresh):
             answers[fresh] = self._asked(images[one[fresh]])
-            self.told.keep(prints[fresh], answers[fresh])
+            self.cache.store(prints[fresh], answers[fresh])
         return answers[place]
 
     def _asked(self, images: Tensor) -> Tensor:

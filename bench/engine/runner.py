@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.engine.cell_spec import GROUP, Candidates, CellSpec, Confirm
+from bench.engine.cell_spec import NOISE_GROUP, Candidates, CellSpec, Confirm
 from bench.engine.external_run import run_external
 from bench.engine.parallel_restarts import run_items
 from bench.engine.precision_audit import PrecisionAudit, run_audited
@@ -24,7 +24,7 @@ def run_attack(
     finished: Sequence[int] = (),
     order: Sequence[int] | None = None,
     exact: CellSpec | None = None,
-    heard: Callable[[PrecisionAudit], None] = lambda audit: None,
+    on_audit: Callable[[PrecisionAudit], None] = lambda audit: None,
 ) -> Iterator[Candidates]:
     """Play every item that is not finished.
 
@@ -42,18 +42,22 @@ def run_attack(
         Each item exactly once, in chunks.
     """
     skip = set(finished)
-    items = [item for item in (game.firmest() if order is None else order) if item not in skip]
+    items = [
+        item
+        for item in (game.largest_margin_first() if order is None else order)
+        if item not in skip
+    ]
     if Traits.is_external(game.attack):
         yield from run_external(game, game.attack, confirm, set(items))
         return
     if exact is not None:
-        yield from run_audited(game, exact, confirm, items, heard)
+        yield from run_audited(game, exact, confirm, items, on_audit)
         return
     if game.noise is None:
         yield from run_items(game, confirm, items)
         return
     # A group is played whole: its random draws belong to all of its rows.
-    for group in sorted({item // GROUP for item in items}):
+    for group in sorted({item // NOISE_GROUP for item in items}):
         game.noise.begin(group)
-        rows = range(group * GROUP, min((group + 1) * GROUP, len(game.x)))
+        rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(game.x)))
         yield from Scheduler(game, confirm, list(rows)).play()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.engine.batch_size import rounded_size, smallest_exact_batch
 from bench.engine.cell_spec import (
-    GROUP,
+    NOISE_GROUP,
     Candidates,
     CellSpec,
     Confirm,
@@ -27,7 +27,7 @@ from bench.engine.problem import (
     map_state,
     pad_rows,
     padded_size,
-    restarts_of,
+    checked_restart_count,
 )
 from bench.engine.slots import Places, Slots, numbers
 from bench.engine.speculative import SpeculativeQueries
@@ -49,17 +49,23 @@ class Scheduler:
         self.attack, self.traits = game.attack, Traits.of(game.attack)
         every = torch.arange(len(game.x), device=game.x.device)
         self.example = every if game.example is None else game.example
-        self.first = np.zeros(len(every), np.int64) if game.run is None else game.run.cpu().numpy()
+        self.first = (
+            np.zeros(len(every), np.int64) if game.restart is None else game.restart.cpu().numpy()
+        )
         # Where the runs of an item are rows of their own, each row has the one.
-        self.runs = restarts_of(game.attack, game.clean.shape[1]) if game.run is None else 1
+        self.runs = (
+            checked_restart_count(game.attack, game.clean_logits.shape[1])
+            if game.restart is None
+            else 1
+        )
         self.looks = FinalCheck(game, confirm)
         self.ahead = SpeculativeQueries(game)
-        lost = set(game.lost.nonzero()[:, 0].tolist())
+        lost = set(game.reached_on_clean.nonzero()[:, 0].tolist())
         self.queue = [item for item in items if item not in lost][::-1]
         self.settled, self.finished = list[Candidates](), 0
         """What is to be handed on next, and how many items that is."""
         if free := [item for item in items if item in lost]:
-            self._finish(Candidates.free(game, free))
+            self._finish(Candidates.of_clean_images(game, free))
         self.since = time.monotonic()
         self.item = np.full(0, -1, dtype=np.int64)
         # A group of a random defense keeps its beat: its draws belong to all of its rows.
@@ -73,27 +79,31 @@ class Scheduler:
     def _lay(self) -> None:
         """Lay the slots and start the first items; what is left over repeats the last, idle."""
         game, device = self.game, self.game.x.device
-        size = GROUP if self.grouped else min(padded_size(game.slots), padded_size(len(self.queue)))
+        size = (
+            NOISE_GROUP
+            if self.grouped
+            else min(padded_size(game.slots), padded_size(len(self.queue)))
+        )
         seated = [self.queue.pop() for _ in range(min(size, len(self.queue)))]
         first = pad_rows(torch.tensor(seated, device=device), size)
         self.rows = rows = BatchProblem(
             game.model_access, game.ball, game.goal, game.x[first], game.y[first],
-            aim=game.aim[first], clean=game.clean[first], example=self.example[first],
+            target=game.target[first], clean_logits=game.clean_logits[first], example=self.example[first],
             seed=game.seed, name=self.attack.name, budget=game.budget,
         )  # fmt: skip
         rows.active = torch.arange(size, device=device) < len(seated)
         # A transfer attack must not learn from the target whether it has won.
-        rows.watch = None if self.traits.source else self._watch
+        rows.on_query = None if self.traits.source else self._watch
         self.slots = Slots.empty(rows.x)
         self.slots.playing = rows.active.clone()
         self.item = np.full(size, -1, dtype=np.int64)
         self.item[: len(seated)] = seated
         self.run = np.zeros(size, dtype=np.int64)
         self.run[: len(seated)] = self.first[seated]
-        rows.run = self._on_device(self.run).clone()
-        rows.rekey()
+        rows.restart = self._on_device(self.run).clone()
+        rows.reset_keys()
         self.t = np.zeros(size, dtype=np.int64)
-        self.state = self.attack.start(rows.take(torch.arange(size, device=device)))
+        self.state = self.attack.start(rows.at_start(torch.arange(size, device=device)))
 
     def play(self) -> Iterator[Candidates]:
         """Everything in the queue, in chunks."""
@@ -124,9 +134,9 @@ class Scheduler:
         rows, game = self.rows, self.game
         item = self._on_device(self.item)[where]
         rows.x[where], rows.y[where] = game.x[item], game.y[item]
-        rows.target[where], rows.clean[where] = game.aim[item], game.clean[item]
+        rows.target[where], rows.clean[where] = game.target[item], game.clean_logits[item]
         rows.example[where] = self.example[item]
-        rows.ledger.open(where)
+        rows.ledger.reset(where)
         self.slots.forget(where)
 
     def _admit(self, slots: Places) -> None:
@@ -137,11 +147,11 @@ class Scheduler:
         self.ahead.forget()
         self.t[slots] = 0
         rows.t[where] = 0
-        rows.run[where] = self._on_device(self.run)[where]
+        rows.restart[where] = self._on_device(self.run)[where]
         rows.active[where] = True
         self.slots.begin(where)
-        rows.rekey()
-        fresh = self.attack.start(rows.take(pad_rows(where, padded_size(len(slots)))))
+        rows.reset_keys()
+        fresh = self.attack.start(rows.at_start(pad_rows(where, padded_size(len(slots)))))
         # Out of place: fields of a state may share their memory.
         self.state = map_state(
             lambda old, new: old.index_copy(0, where, new[: len(slots)].to(old.dtype)),
@@ -220,12 +230,12 @@ class Scheduler:
         leap = self.ahead.leap(rows, self.state, where, places)
         self.game.heartbeat()
         rows.ledger.forwards.index_add_(0, where, leap.made)
-        if rows.watch is not None and (not self.on_cpu or leap.won.any()):
+        if rows.on_query is not None and (not self.on_cpu or leap.won.any()):
             adv = rows.x.index_copy(0, where, leap.adv)
             silent = leap.answer.new_zeros(len(adv), leap.answer.shape[1])
             answer = silent.index_copy(0, where, leap.answer)
             rows.t = rows.t.index_add(0, where, leap.made - 1)
-            rows.watch(adv, answer, slots.playing & ~slots.found)
+            rows.on_query(adv, answer, slots.playing & ~slots.found)
             rows.t = rows.t.index_add(0, where, 1 - leap.made)
         rows.t = rows.t.index_add(0, where, leap.made)
         self.t[where.cpu().numpy()] += leap.made.cpu().numpy()
@@ -251,7 +261,7 @@ class Scheduler:
             inside = better = hit & self.game.ball.contains(adv, x)
         slots.best = torch.where(per_row(better, adv), adv.detach(), slots.best)
         slots.hit_step = torch.where(better, self.rows.t, slots.hit_step)
-        slots.hit_run = torch.where(better, self.rows.run, slots.hit_run)
+        slots.hit_run = torch.where(better, self.rows.restart, slots.hit_run)
         if self.game.goal.kind != "nearest":
             # What is spent until the next settlement is not part of the price of this success,
             # but it is counted, for the referee may refuse the claim and the row goes on.
@@ -320,16 +330,16 @@ class Scheduler:
         self.looks.waiting.append(
             EndedRestarts(
                 item=torch.from_numpy(item),
-                run=torch.from_numpy(run),
+                restart=torch.from_numpy(run),
                 final=torch.from_numpy(final),
                 image=adv,
                 forwards=forwards,
                 gradients=gradients,
                 step=step,
-                near=known.best[where],
-                distance=known.distance[where].double().cpu(),
-                near_step=near_step,
-                near_run=near_run,
+                nearest_image=known.best[where],
+                nearest_distance=known.distance[where].double().cpu(),
+                nearest_step=near_step,
+                nearest_restart=near_run,
             )
         )
         again = slots[~final]
@@ -352,7 +362,7 @@ class Scheduler:
             known.best[where] = nearest.image
             known.distance[where] = nearest.distance.to(known.distance)
             known.hit_step[where] = nearest.step.to(known.hit_step)
-            known.hit_run[where] = nearest.run.to(known.hit_run)
+            known.hit_run[where] = nearest.restart.to(known.hit_run)
 
     def _retire(self, slots: Places) -> None:
         """Rows that won at one of their own queries."""
@@ -364,7 +374,7 @@ class Scheduler:
         item, run = (torch.from_numpy(column[slots]) for column in (self.item, self.run))
         self._finish(Candidates(
             item=item, image=known.best[where], forwards=forwards, gradients=gradients,
-            looks=run, step=step, run=run,
+            final_checks=run, step=step, restart=run,
             distance=torch.full(item.shape, math.inf, dtype=torch.float64),
         ))  # fmt: skip
         self._clear(slots)
@@ -372,7 +382,7 @@ class Scheduler:
 
     def _outrun(self, won: Tensor) -> None:
         """Let go of the later runs of items that have won in an earlier one, if they are rows."""
-        if self.game.run is None:
+        if self.game.restart is None:
             return
         late = set[int]()
         for item in won.tolist():

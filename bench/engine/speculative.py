@@ -71,8 +71,8 @@ class SpeculativeBatch(NamedTuple):
         place = torch.arange(places, device=where.device)
         row, ahead = place % len(where), place // len(where)
         offers = list[tuple[Tensor, Tensor]]()
-        wide = rows.part(where[row], door)
-        wide.watch = lambda adv, answer, _: offers.append((adv, answer))
+        wide = rows.select(where[row], door)
+        wide.on_query = lambda adv, answer, _: offers.append((adv, answer))
         last = (places - 1 - place[: len(where)]) // len(where)
         return cls(wide, where, where[row], row, ahead, last, offers)
 
@@ -82,7 +82,7 @@ class SpeculativeQueries:
 
     def __init__(self, game: CellSpec) -> None:
         self.attack, self.slots, self.stays = game.attack, game.slots, unchanged_rule(game)
-        self.door = QueryCache.behind(game.model_access, game.slots)
+        self.door = QueryCache.wrap(game.model_access, game.slots)
         self.most = max(game.slots, min(FAR * game.slots, PIXELS // game.x[0].numel()))
         """Places of one wide batch."""
         self.wide: SpeculativeBatch | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.core.outcomes import NO_ANSWER
 from bench.engine.answers import predicted_labels
-from bench.engine.cell_spec import GROUP
+from bench.engine.cell_spec import NOISE_GROUP
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import pad_rows
 
@@ -46,7 +46,7 @@ class FreshModel:
     def __init__(
         self, module: nn.Module, *, noise: SeededNoise | None = None, rejects: bool = False
     ) -> None:
-        self.target = ModelAccess(module, noise=noise, rejects=rejects)
+        self.model_access = ModelAccess(module, noise=noise, rejects=rejects)
         self.noise = noise
 
     def answer(self, images: Tensor, groups: Iterable[int], *, draws: int = VOTES) -> FreshAnswers:
@@ -54,7 +54,7 @@ class FreshModel:
         if not len(images):
             raise ValueError("the referee was asked about no image")
         parts = []
-        for group, block in zip(groups, torch.split(images, GROUP), strict=True):
+        for group, block in zip(groups, torch.split(images, NOISE_GROUP), strict=True):
             if self.noise is not None:
                 self.noise.begin(group)
             parts.append(self._group(block, draws if self.noise is not None else 1))
@@ -64,28 +64,34 @@ class FreshModel:
     def labels(self, images: Tensor) -> Tensor:
         """[1, n]: what a defense without randomness answers, -1 for no answer, in one batch."""
         whole = -(-len(images) // CONFIRMATION_BATCH) * CONFIRMATION_BATCH
-        return self.votes(self.target.logits_once(pad_rows(images, whole))[: len(images)])[None]
+        return self.votes(
+            self.model_access.single_draw_logits(pad_rows(images, whole))[: len(images)]
+        )[None]
 
     def votes(self, answers: Tensor) -> Tensor:
         """[..., n]: the labels of whole answers [..., n, K]."""
-        return predicted_labels(answers, rejects=self.target.rejects)
+        return predicted_labels(answers, rejects=self.model_access.rejects)
 
-    def drawn(self, images: Tensor, group: int, noise: SeededNoise) -> Tensor:
+    def confirmation_votes(self, images: Tensor, group: int, noise: SeededNoise) -> Tensor:
         """[FRESH, n]: what a random defense answers images of one group on draws not used yet."""
-        noise.turn(group)
-        target = ModelAccess(self.target.module, noise=noise, rejects=self.target.rejects)
-        full = pad_rows(images, GROUP)
+        noise.resume(group)
+        target = ModelAccess(
+            self.model_access.module, noise=noise, rejects=self.model_access.rejects
+        )
+        full = pad_rows(images, NOISE_GROUP)
         votes = torch.stack(
-            [self.votes(target.logits_once(full)) for _ in range(CONFIRMATION_DRAWS)]
+            [self.votes(target.single_draw_logits(full)) for _ in range(CONFIRMATION_DRAWS)]
         )
         return votes[:, : len(images)]
 
     def _group(self, block: Tensor, draws: int) -> FreshAnswers:
-        full = pad_rows(block, GROUP)
-        answers = torch.stack([self.target.logits_once(full)[: len(block)] for _ in range(draws)])
+        full = pad_rows(block, NOISE_GROUP)
+        answers = torch.stack(
+            [self.model_access.single_draw_logits(full)[: len(block)] for _ in range(draws)]
+        )
         votes = self.votes(answers)
         score = torch.full_like(answers[..., 0], -torch.inf)
-        if self.target.rejects:
+        if self.model_access.rejects:
             answers, score = answers[..., :-1], answers[..., -1]
         label = torch.where(votes == NO_ANSWER, votes, answers.argmax(2)).mode(0).values
         shares = answers.double().softmax(2).mean(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.core.errors import PluginError
 from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
 from bench.engine.answers import reaches_goal
-from bench.engine.cell_spec import GROUP, Candidates
+from bench.engine.cell_spec import NOISE_GROUP, Candidates
 from bench.engine.model_access import SeededNoise
 from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
 from bench.threats.norms import PerturbationSet
@@ -45,7 +45,7 @@ def goal_reached(
     return reached.double().mean(0) >= share - 1e-9
 
 
-def clean_mistakes(votes: Tensor, y: Tensor) -> Tensor:
+def clean_errors(votes: Tensor, y: Tensor) -> Tensor:
     """[n] bool: so many of the votes [draws, n] on a clean image refuse or misname it."""
     return (votes != y).double().mean(0) >= VOTE_SHARE - 1e-9
 
@@ -55,7 +55,7 @@ class Referee:
 
     def __init__(
         self,
-        court: FreshModel,
+        fresh_model: FreshModel,
         ball: PerturbationSet,
         goal: Goal,
         x: Tensor,
@@ -63,15 +63,15 @@ class Referee:
         aim: Tensor,
         *,
         minimises: bool = False,
-        fresh: SeededNoise | None = None,
+        confirmation_noise: SeededNoise | None = None,
     ) -> None:
-        self.court, self.ball, self.goal = court, ball, goal
+        self.fresh_model, self.ball, self.goal = fresh_model, ball, goal
         self.x, self.y, self.aim = x, y, aim
         self.minimises = minimises
-        self.fresh = fresh
+        self.confirmation_noise = confirmation_noise
         """The draws of a declared-random defense on which a claim must stand."""
 
-    def legal(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def legality(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
         clean = self.x[items].double()
         if images.shape != clean.shape or not images.is_floating_point():
@@ -99,14 +99,16 @@ class Referee:
         be wrong on 9 of 10 draws.
         """
         items = items.to(self.x.device)
-        code, distance = self.legal(items, images)
+        code, distance = self.legality(items, images)
         upheld = (code == Verdict.ROBUST) & self._inside(distance)
         y, aim = self.y[items], self.aim[items]
-        if self.fresh is None:
-            return upheld & goal_reached(self.court.labels(images), y, aim, self.goal)
-        for group in torch.unique(items // GROUP).tolist():
-            where = (items // GROUP == group).nonzero()[:, 0]
-            votes = self.court.drawn(images[where], group, self.fresh)
+        if self.confirmation_noise is None:
+            return upheld & goal_reached(self.fresh_model.labels(images), y, aim, self.goal)
+        for group in torch.unique(items // NOISE_GROUP).tolist():
+            where = (items // NOISE_GROUP == group).nonzero()[:, 0]
+            votes = self.fresh_model.confirmation_votes(
+                images[where], group, self.confirmation_noise
+            )
             upheld[where] &= goal_reached(
                 votes, y[where], aim[where], self.goal, share=CONFIRMATION_SHARE
             )
@@ -115,10 +117,10 @@ class Referee:
     def judge(self, attempts: Candidates) -> Outcomes:
         """The verdicts on one chunk of attempts."""
         items = attempts.item.to(self.x.device)
-        code, distance = self.legal(items, attempts.image)
+        code, distance = self.legality(items, attempts.image)
         legal = code == Verdict.ROBUST
         images = torch.where(legal.view(-1, 1, 1, 1), attempts.image, self.x[items])
-        answer = self.court.answer(images, self._groups(items))
+        answer = self.fresh_model.answer(images, self._groups(items))
         reached = goal_reached(answer.votes, self.y[items], self.aim[items], self.goal)
         broken = legal & reached & self._inside(distance)
         code = torch.where(broken, int(Verdict.BROKEN), code)
@@ -132,9 +134,9 @@ class Referee:
             confidence=_numpy(torch.where(legal, answer.confidence, 0), np.float32),
             forwards=attempts.forwards.numpy().astype(np.int32),
             gradients=attempts.gradients.numpy().astype(np.int32),
-            looks=attempts.looks.numpy().astype(np.int32),
+            looks=attempts.final_checks.numpy().astype(np.int32),
             step=_numpy(torch.where(broken.cpu(), attempts.step.clamp_min(0), -1), np.int32),
-            run=_numpy(torch.where(broken.cpu(), attempts.run.clamp_min(0), -1), np.int32),
+            run=_numpy(torch.where(broken.cpu(), attempts.restart.clamp_min(0), -1), np.int32),
             rejection=_numpy(torch.where(legal, answer.rejection, -torch.inf), np.float32),
         )
 
@@ -143,8 +145,8 @@ class Referee:
 
     def _groups(self, items: Tensor) -> list[int]:
         """One name a group of 64; for random defenses the group they were played in."""
-        first: list[int] = items[::GROUP].tolist()
-        return [item // GROUP for item in first]
+        first: list[int] = items[::NOISE_GROUP].tolist()
+        return [item // NOISE_GROUP for item in first]
 
     def _eight_bit(self, items: Tensor, images: Tensor, broken: Tensor) -> Tensor:
         """Still broken with each pixel rounded to k/255 towards the clean one."""
@@ -155,7 +157,7 @@ class Referee:
         change = images.double() * 255 - level
         steps = (change.abs() + GRID_SLACK).floor() * change.sign()
         rounded = ((level + steps) / 255).to(images.dtype)
-        answer = self.court.answer(rounded, self._groups(items))
+        answer = self.fresh_model.answer(rounded, self._groups(items))
         reached = goal_reached(answer.votes, self.y[items], self.aim[items], self.goal)
         distance = self.ball.distance(rounded.double(), clean)
         return broken & reached & self._inside(distance)
@@ -215,7 +217,7 @@ def _kept(
 
 def clean_outcomes(answer: FreshAnswers, y: Tensor) -> Outcomes:
     """The clean pass as outcomes: broken means a clean mistake, or an image refused."""
-    broken = clean_mistakes(answer.votes, y)
+    broken = clean_errors(answer.votes, y)
     count = len(y)
     zero = np.zeros(count, dtype=np.int32)
     none = np.full(count, -1, dtype=np.int32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.plugin import PerturbationSet, per_image, select_column
 
 
-class Border(NamedTuple):
+class LinearBoundary(NamedTuple):
     """A linearised border {z : gap + <slope, z - point> = 0}."""
 
     slope: Tensor
@@ -19,7 +19,7 @@ class Border(NamedTuple):
     """[n]: positive beyond the border."""
 
 
-def nearest(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) -> Border:
+def nearest_boundary(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) -> LinearBoundary:
     """The border with the least |gap| / ||slope||*; slopes [n, k, C, H, W], gaps [n, k].
 
     A border without slope is out of reach.
@@ -29,10 +29,10 @@ def nearest(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) 
     dual = dual_norm(across, ball.steepest(across, points)).view_as(gaps)
     best = torch.where(dual > 0, gaps.abs() / dual, torch.inf).argmin(1)
     row = torch.arange(len(best), device=best.device)
-    return Border(slopes[row, best], select_column(gaps, best))
+    return LinearBoundary(slopes[row, best], select_column(gaps, best))
 
 
-def way(ball: PerturbationSet, point: Tensor, border: Border) -> Tensor:
+def step_onto(ball: PerturbationSet, point: Tensor, border: LinearBoundary) -> Tensor:
     """[n, C, H, W]: the step |gap| / ||slope||* in the steepest direction: it closes the gap."""
     across = per_image(-border.gap.sign()) * border.slope
     direction = ball.steepest(across, point)
@@ -45,30 +45,30 @@ def dual_norm(slope: Tensor, direction: Tensor) -> Tensor:
     return (slope * direction).flatten(1).sum(1)
 
 
-class Span(NamedTuple):
+class Segment(NamedTuple):
     """A line from a right answer to a wrong one."""
 
     inner: Tensor
     """[n, C, H, W]: answered right."""
-    depth: Tensor
+    inner_margin: Tensor
     """[n]: its margin, not positive."""
     outer: Tensor
     """[n, C, H, W]: answered wrong."""
-    excess: Tensor
+    outer_margin: Tensor
     """[n]: its margin, not negative."""
 
     def crossing(self, lean: float) -> Tensor:
         """Where the margin would be zero if linear, `lean` of the rest of the way beyond it."""
-        share = (self.depth / (self.depth - self.excess)).nan_to_num(1).clamp(0, 1)
+        share = (self.inner_margin / (self.inner_margin - self.outer_margin)).nan_to_num(1).clamp(0, 1)
         share = share + lean * (1 - share)
         return (self.inner + per_image(share) * (self.outer - self.inner)).clamp(0, 1)
 
-    def cut(self, image: Tensor, margin: Tensor, wrong: Tensor) -> Span:
+    def narrowed(self, image: Tensor, margin: Tensor, wrong: Tensor) -> Segment:
         """The part that still crosses the border, once `image` between the ends is answered."""
         rows = per_image(wrong)
-        return Span(
+        return Segment(
             torch.where(rows, self.inner, image),
-            torch.where(wrong, self.depth, margin),
+            torch.where(wrong, self.inner_margin, margin),
             torch.where(rows, image, self.outer),
-            torch.where(wrong, margin, self.excess),
+            torch.where(wrong, margin, self.outer_margin),
         )

@@ -23,7 +23,7 @@ from bench.plugin import (
     select_column,
 )
 
-FLAT = 1e-12  # smallest spread of logits that a ratio is divided by
+MIN_LOGIT_SPREAD = 1e-12  # smallest spread of logits that a ratio is divided by
 
 
 class State(NamedTuple):
@@ -33,11 +33,11 @@ class State(NamedTuple):
     previous: Tensor
     """[n, C, H, W]: the iterate before `adv`."""
     best: Tensor
-    slope: Tensor
+    best_gradient: Tensor
     """[n, C, H, W]: the highest point asked so far, and its gradient."""
-    height: Tensor
+    best_loss: Tensor
     """[n]: the loss at `best`."""
-    mark: Tensor
+    checkpoint_loss: Tensor
     """[n]: `height` at the last checkpoint."""
     loss: Tensor
     """[n]: the loss at `previous`."""
@@ -92,18 +92,18 @@ class APGD:
         answer = problem.gradient(state.adv, self._loss(problem))
         state = noted(state, answer.gradient, answer.loss)
         window = windows(self.steps, problem.t.device)[problem.t]
-        stuck = ~state.halved & (state.height <= state.mark)
+        stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
         halve = (window > 0) & ((state.rises < self.rho * window) | stuck)
         back = per_image(halve)
         adv = torch.where(back, state.best, state.adv)
-        slope = torch.where(back, state.slope, answer.gradient)
+        slope = torch.where(back, state.best_gradient, answer.gradient)
         rate = torch.where(halve, state.rate / 2, state.rate)
         checkpoint = (window > 0) | (problem.t == 0)
         return state._replace(
             adv=self._moved(problem, adv, state.previous, slope, rate),
             previous=adv,
-            mark=torch.where(checkpoint, state.height, state.mark),
-            loss=torch.where(halve, state.height, answer.loss),
+            mark=torch.where(checkpoint, state.best_loss, state.checkpoint_loss),
+            loss=torch.where(halve, state.best_loss, answer.loss),
             rises=torch.where(checkpoint, 0, state.rises),
             halved=torch.where(checkpoint, halve, state.halved),
             rate=rate,
@@ -129,11 +129,11 @@ class APGD:
 
 def noted(state: State, gradient: Tensor, loss: Tensor) -> State:
     """The state that knows the answer at `adv`: its best point and its count of rises."""
-    higher = loss > state.height
+    higher = loss > state.best_loss
     here = per_image(higher)
     best = torch.where(here, state.adv, state.best)
-    slope = torch.where(here, gradient, state.slope)
-    height = torch.where(higher, loss, state.height)
+    slope = torch.where(here, gradient, state.best_gradient)
+    height = torch.where(higher, loss, state.best_loss)
     rises = state.rises + (loss > state.loss)
     return state._replace(best=best, slope=slope, height=height, rises=rises)
 
@@ -162,7 +162,7 @@ def dlr(logits: Tensor, label: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         return margin(logits, label)
     top = ranked(logits)
-    return margin(logits, label) / (top[:, 0] - top[:, 2]).clamp_min(FLAT)
+    return margin(logits, label) / (top[:, 0] - top[:, 2]).clamp_min(MIN_LOGIT_SPREAD)
 
 
 def dlr_to(rival: Tensor) -> Loss:
@@ -173,7 +173,7 @@ def dlr_to(rival: Tensor) -> Loss:
         if logits.shape[1] < 4:
             return gap
         top = ranked(logits)
-        return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(FLAT)
+        return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(MIN_LOGIT_SPREAD)
 
     return ratio
 

@@ -19,7 +19,7 @@ from bench.plugin import (
     per_image,
     select_column,
 )
-from plugins.attacks._decision_boundary import Span, nearest, way
+from plugins.attacks._decision_boundary import Segment, nearest_boundary, step_onto
 
 
 class State(NamedTuple):
@@ -72,12 +72,12 @@ class DeepFool:
         slopes, logits = problem.jacobian(adv, rivals, ~crossed, minus=problem.y)
         walking = ~crossed & ~problem.wrong(logits)
         gaps = logits.gather(1, rivals) - select_column(logits, problem.y)[:, None]
-        change = change + way(problem.ball, adv, nearest(problem.ball, adv, slopes, gaps))
+        change = change + step_onto(problem.ball, adv, nearest_boundary(problem.ball, adv, slopes, gaps))
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)
         answer = problem.logits(beyond, walking)
         wrong = walking & problem.wrong(answer)
-        span = Span(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
+        span = Segment(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
         moves = per_image(walking)
         return State(
             torch.where(moves, self._searched(problem, span, wrong), adv),
@@ -89,13 +89,13 @@ class DeepFool:
         """[n] bool: the label has flipped."""
         return state.crossed
 
-    def _searched(self, problem: Problem, span: Span, where: Tensor) -> Tensor:
+    def _searched(self, problem: Problem, span: Segment, where: Tensor) -> Tensor:
         """[n, C, H, W]: the outer end, brought near to the border in the rows `where` [n] bool."""
         ended = span
         for _ in range(self.search):
             image = ended.crossing(self.lean)
             logits = problem.logits(image, where)
-            ended = ended.cut(image, margin(logits, problem.y), problem.wrong(logits))
+            ended = ended.narrowed(image, margin(logits, problem.y), problem.wrong(logits))
         return torch.where(per_image(where), ended.outer, span.outer)
 
 

@@ -19,7 +19,7 @@ from bench.plugin import (
     per_image,
     select_column,
 )
-from plugins.attacks._decision_boundary import Border, Span, nearest
+from plugins.attacks._decision_boundary import LinearBoundary, Segment, nearest_boundary
 
 NOWHERE = 1e-8  # a distance below it has no direction
 
@@ -91,7 +91,7 @@ class FAB:
         walking = problem.t < self.walk
         state = turned(problem, state, problem.t == self.walk)
         ahead = self._ahead(problem, state.point, self._border(problem, state.point, walking))
-        span = Span(state.point, state.depth, state.adv, state.excess)
+        span = Segment(state.point, state.depth, state.adv, state.excess)
         asked = torch.where(per_image(walking), ahead, span.crossing(self.lean))
         answer = problem.logits(asked, walking | state.distance.isfinite())
         success = problem.wrong(answer)
@@ -103,16 +103,16 @@ class FAB:
             depth=torch.where(success, state.depth, excess),
         )
 
-    def _border(self, problem: Problem, point: Tensor, where: Tensor) -> Border:
+    def _border(self, problem: Problem, point: Tensor, where: Tensor) -> LinearBoundary:
         if self.targeted:
             rival = select_column(problem.rivals, problem.restart)
             slope, gap, _ = problem.gradient(point, margin_to(rival), where)
-            return Border(slope, gap)
+            return LinearBoundary(slope, gap)
         slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)
         gaps = logits.gather(1, problem.rivals) - select_column(logits, problem.y)[:, None]
-        return nearest(problem.ball, point, slopes, gaps)
+        return nearest_boundary(problem.ball, point, slopes, gaps)
 
-    def _ahead(self, problem: Problem, point: Tensor, border: Border) -> Tensor:
+    def _ahead(self, problem: Problem, point: Tensor, border: LinearBoundary) -> Tensor:
         """The next image of the walk, between the overshot projections of point and x."""
         ball, x = problem.ball, problem.x
         missing = -border.gap - (border.slope * (x - point)).flatten(1).sum(1)

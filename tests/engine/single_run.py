@@ -30,7 +30,7 @@ NEAREST = Goal("nearest")
 FREE = Budget()
 
 
-class Played(tuple[Outcomes, Tensor, int]):
+class RunResult(tuple[Outcomes, Tensor, int]):
     """Outcomes and images in item order, and how often the model was called."""
 
     outcomes = property(lambda self: self[0])
@@ -39,7 +39,7 @@ class Played(tuple[Outcomes, Tensor, int]):
 
 
 @dataclass(frozen=True)
-class Match:
+class SingleRun:
     """One attack against one model; the rest may be varied."""
 
     attack: Attack
@@ -51,7 +51,7 @@ class Match:
     budget: Budget = FREE
     count: int = COUNT
 
-    def game(self, slots: int = 64) -> CellSpec:
+    def spec(self, slots: int = 64) -> CellSpec:
         model = self.model or small_cnn()
         x, y = digits(self.count)
         aim = (y + 1) % 10 if self.goal.kind == "targeted" else torch.full_like(y, -1)
@@ -62,8 +62,8 @@ class Match:
         return CellSpec(
             attack=self.attack, model_access=door,
         defense=ModelAccess(model, noise=noise), ball=self.ball,
-            goal=self.goal, budget=self.budget, x=x, y=y, aim=aim, clean=clean.logits,
-            lost=goal_reached(clean.votes, y, aim, self.goal), seed=0, slots=slots, noise=noise,
+            goal=self.goal, budget=self.budget, x=x, y=y, target=aim, clean_logits=clean.logits,
+            reached_on_clean=goal_reached(clean.votes, y, aim, self.goal), seed=0, slots=slots, noise=noise,
         )  # fmt: skip
 
     def noise(self, role: str) -> SeededNoise | None:
@@ -73,12 +73,12 @@ class Match:
         court = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=self.noise("judge"))
         minimises = Traits.of(self.attack).minimises
         fresh = self.noise("confirm")
-        rules = (self.ball, self.goal, game.x, game.y, game.aim)
-        return Referee(court, *rules, minimises=minimises, fresh=fresh)
+        rules = (self.ball, self.goal, game.x, game.y, game.target)
+        return Referee(court, *rules, minimises=minimises, confirmation_noise=fresh)
 
-    def play(self, slots: int = 64, cuts: Sequence[int] = (), **options: Any) -> Played:
+    def run(self, slots: int = 64, cuts: Sequence[int] = (), **options: Any) -> RunResult:
         """Play to the end; at each cut the engine is thrown away after so many chunks."""
-        game = self.game(slots)
+        game = self.spec(slots)
         answer = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=self.noise("x"))
         clean = answer.answer(game.x, range(-(-len(game.x) // 64)))
         attempts: list[Candidates] = []
@@ -88,17 +88,17 @@ class Match:
         for cut in [*cuts, None]:
             done = [item for part in attempts for item in part.item.tolist()]
             referee, chunks = self.referee(game), range(cut or 10**9)
-            stream = run_attack(self.game(slots), referee.confirm, finished=done, **options)
+            stream = run_attack(self.spec(slots), referee.confirm, finished=done, **options)
             attempts += [part for _, part in zip(chunks, stream, strict=False)]
         hook.remove()
         judged = list(judge(attempts, self.referee(game), clean))
         outcomes = Outcomes.concatenate([chunk.outcomes for chunk in judged])
         item = torch.cat([part.item for part in attempts])
         images = torch.cat([part.image for part in attempts])[item.argsort()]
-        return Played((outcomes, images, calls[0]))
+        return RunResult((outcomes, images, calls[0]))
 
 
-class Shaken(nn.Module):
+class NoisyModel(nn.Module):
     """The small network behind noise, which draws from the global generator."""
 
     def __init__(self, sigma: float) -> None:
@@ -110,7 +110,7 @@ class Shaken(nn.Module):
         return logits
 
 
-class Counting(nn.Module):
+class CountingModel(nn.Module):
     """The small network, with a note of how many rows came each time."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Counting(nn.Module):
         return logits
 
 
-def same(one: Played, two: Played) -> None:
+def assert_same(one: RunResult, two: RunResult) -> None:
     for name, first, second in zip(Outcomes._fields, one.outcomes, two.outcomes, strict=True):
         assert np.array_equal(first, second), name
     assert torch.equal(one.images, two.images)

@@ -14,10 +14,10 @@ from bench.threats.norms import Linf
 from bench.threats.threat_model import Goal
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
-from tests.engine.single_run import Counting, Match, Shaken, same
+from tests.engine.single_run import CountingModel, SingleRun, NoisyModel, assert_same
 
 
-class Chunky(Counting):
+class Chunky(CountingModel):
     """Another last bit for batches under a unit."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ class Chunky(Counting):
 
 
 def test_the_tail_plays_in_smaller_batches() -> None:
-    match = Match(PGD(steps=40), model=Counting())
-    game = match.game(128)
+    match = SingleRun(PGD(steps=40), model=CountingModel())
+    game = match.spec(128)
     module = game.model_access.module
-    assert isinstance(module, Counting)
+    assert isinstance(module, CountingModel)
     asked, spent = list[int](), 0
     for _ in range(2):
         module.rows.clear()
@@ -43,32 +43,34 @@ def test_the_tail_plays_in_smaller_batches() -> None:
 
 
 def test_where_few_rows_get_other_bits_they_play_in_whole_units() -> None:
-    match = Match(PGD(steps=40), model=Chunky())
-    game = match.game(128)
+    match = SingleRun(PGD(steps=40), model=Chunky())
+    game = match.spec(128)
     module = game.model_access.module
     assert isinstance(module, Chunky)
     module.rows.clear()
     list(run_attack(game, match.referee(game).confirm))
     asked = [rows for rows in module.rows if rows < BATCH_UNIT]
     assert 0 < len(asked) <= 2  # the self-test itself, for 8 and for 16 rows
-    same(match.play(128), match.play(32))
+    assert_same(match.run(128), match.run(32))
 
 
 def test_the_firmest_answers_begin_first() -> None:
-    game = Match(PGD()).game()
-    gap = game.clean.gather(1, game.y[:, None])[:, 0] - game.clean.scatter(
+    game = SingleRun(PGD()).spec()
+    gap = game.clean_logits.gather(1, game.y[:, None])[:, 0] - game.clean_logits.scatter(
         1, game.y[:, None], -torch.inf
     ).amax(1)
-    assert gap[torch.tensor(game.firmest())].diff().le(0).all()
-    targeted = Match(PGD(), goal=Goal("targeted", "next")).game()
-    reached = targeted.clean.argmax(1) == targeted.aim
-    assert not reached[torch.tensor(targeted.firmest())[: int((~reached).sum())]].any()
+    assert gap[torch.tensor(game.largest_margin_first())].diff().le(0).all()
+    targeted = SingleRun(PGD(), goal=Goal("targeted", "next")).spec()
+    reached = targeted.clean_logits.argmax(1) == targeted.target
+    assert not reached[torch.tensor(targeted.largest_margin_first())[: int((~reached).sum())]].any()
 
 
 def test_a_random_group_gives_up_the_slots_of_those_who_fell() -> None:
     ball = Linf(Fraction(1, 8))
-    match = Match(MarginPGD(steps=20), ball, model=Shaken(0.02), random=True, count=BATCH_UNIT * 2)
-    game, sizes = match.game(), list[int]()
+    match = SingleRun(
+        MarginPGD(steps=20), ball, model=NoisyModel(0.02), random=True, count=BATCH_UNIT * 2
+    )
+    game, sizes = match.spec(), list[int]()
     game.model_access.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     (part,) = run_attack(game, match.referee(game).confirm)
     left = int((part.step < 0).sum())
@@ -79,9 +81,9 @@ def test_a_random_group_gives_up_the_slots_of_those_who_fell() -> None:
 
 def test_whoever_holds_a_lease_hears_of_it_before_anything_is_handed_on() -> None:
     ball = Linf(Fraction(1, 10))
-    match = Match(PGD(steps=40), ball, model=Shaken(0.02), random=True, count=BATCH_UNIT)
+    match = SingleRun(PGD(steps=40), ball, model=NoisyModel(0.02), random=True, count=BATCH_UNIT)
     beats = [0]
-    game = replace(match.game(), heartbeat=lambda: beats.__setitem__(0, beats[0] + 1))
+    game = replace(match.spec(), heartbeat=lambda: beats.__setitem__(0, beats[0] + 1))
     first = next(run_attack(game, match.referee(game).confirm))
     assert len(first.item) == BATCH_UNIT and beats[0] >= 40, (
         "a step of a large network may take as long as a lease"

@@ -36,7 +36,7 @@ from bench.threats.access import Budget
 from bench.threats.norms import L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
 from bench.training.tasks import build_trained
-from tests.fixtures.known_models import Result, digits, duel, small_cnn
+from tests.fixtures.known_models import Result, digits, run_and_judge, small_cnn
 
 EPS = Fraction(51, 255)
 LINF = Linf(EPS)
@@ -106,7 +106,7 @@ def cell(
     clean = ModelAccess(small_cnn() if options.get("noise") else model).logits(x)
     game = CellSpec(
         attack=by, model_access=door, defense=door, ball=ball, goal=Goal(), budget=FREE, x=x, y=y,
-        aim=torch.full_like(y, -1), clean=clean, lost=clean.argmax(1) != y, seed=0,
+        target=torch.full_like(y, -1), clean_logits=clean, reached_on_clean=clean.argmax(1) != y, seed=0,
     )  # fmt: skip
     return replace(game, **options)
 
@@ -115,7 +115,9 @@ def referee(game: CellSpec) -> Referee:
     random = game.noise is not None
     judging, fresh = (noise(role) if random else None for role in ("judge", "confirm"))
     court = FreshModel(copy.deepcopy(game.defense.module), noise=judging)
-    return Referee(court, game.ball, game.goal, game.x, game.y, game.aim, fresh=fresh)
+    return Referee(
+        court, game.ball, game.goal, game.x, game.y, game.target, confirmation_noise=fresh
+    )
 
 
 def noise(role: str) -> SeededNoise:
@@ -132,7 +134,7 @@ def played(game: CellSpec, **options: Any) -> Candidates:
 
 def against(run: Run, n: int = BATCH_UNIT, budget: Budget = FREE, **options: Any) -> Result:
     """The referee's word on a run against the small network."""
-    return duel(attack(run, **options), small_cnn(), *digits(n), LINF, budget=budget)
+    return run_and_judge(attack(run, **options), small_cnn(), *digits(n), LINF, budget=budget)
 
 
 def hooked(model: nn.Module) -> dict[str, int]:
@@ -164,7 +166,7 @@ def test_counts_equal_those_of_independent_hooks() -> None:
     game = cell(attack(twice_back), model)
     rows = hooked(model)
     found = played(game)
-    looks = int(found.looks.sum())
+    looks = int(found.final_checks.sum())
     assert (int(found.forwards.sum()), int(found.gradients.sum()), looks) == (96, 128, 32)
     assert rows == {"forward": 96 + looks, "backward": 128}
 
@@ -216,10 +218,10 @@ def test_the_budget_stops_a_run_that_would_never_end(images: int, rows: int, ask
 
     budget, labels = Budget(queries=1000), ModelAccess(Certain(), access=Access.LABELS)
     n = 2 if rows == 1 else BATCH_UNIT
-    game = cell(attack(endless, rows=rows), Certain(), n=n, budget=budget, door=labels)
+    game = cell(attack(endless, rows=rows), Certain(), n=n, budget=budget, model_access=labels)
     found = played(game)
     assert found.forwards.tolist() == [asked] * n
-    assert torch.equal(found.image, game.x) and found.looks.sum() == 0
+    assert torch.equal(found.image, game.x) and found.final_checks.sum() == 0
 
 
 def test_a_budget_of_gradients_stops_in_the_backward_pass() -> None:
@@ -250,7 +252,7 @@ def test_what_the_board_hides_stays_hidden(access: Access) -> None:
     active = torch.ones(BATCH_UNIT, dtype=torch.bool)
     till = ExternalLedger(QueryLedger(BATCH_UNIT, FREE, x.device), active)
     guard = ExternalModel(
-        ModelAccess(model), access, till, name="guest", shape=(1, 8, 8), hear=lambda *_: False
+        ModelAccess(model), access, till, name="guest", shape=(1, 8, 8), on_answer=lambda *_: False
     )
     answer = guard(x.clone().requires_grad_())
     assert answer.requires_grad == (access is Access.GRADIENTS)
@@ -288,7 +290,7 @@ def test_an_attack_that_needs_nothing_is_shown_nothing(shown: Access) -> None:
 
 def test_a_board_that_reveals_nothing_answers_no_library() -> None:
     game = cell(attack(climb))
-    door = ModelAccess(game.model_access.module, access=Access.NOTHING, asker="whole")
+    door = ModelAccess(game.model_access.module, access=Access.NOTHING, attack_name="whole")
     with pytest.raises(PluginError, match="whole asked for labels, but this board reveals nothing"):
         played(replace(game, model_access=door))
 
@@ -321,13 +323,13 @@ def rude(problem: ExternalProblem) -> Tensor:
 def test_model_and_random_state_are_left_alone(ball: PerturbationSet) -> None:
     model = copy.deepcopy(small_cnn())
     game = cell(attack(rude), model, ball=ball)
-    state, world, x = ModelState.of(model), RandomState.now(), game.x.clone()
+    state, world, x = ModelState.of(model), RandomState.snapshot(), game.x.clone()
     if ball is LINF:
         played(game)
     else:
         with pytest.raises(PluginError, match="whole failed in its own run: ValueError: out of id"):
             played(game)
-    assert state.touched(model) == [] and world.touched() == []
+    assert state.changed(model) == [] and world.changed() == []
     assert torch.equal(game.x, x) and not any(p.requires_grad for p in model.parameters())
     assert torch.is_grad_enabled()
 
@@ -383,12 +385,14 @@ def test_the_first_success_is_kept_with_its_price() -> None:
     assert 30 < won.sum() < 64
     assert set(result.forwards[won].tolist()) <= {0, 3} and result.broken[won].all()
     assert set(result.step[won].tolist()) <= {0, 2}
-    assert set(result.forwards[~won].tolist()) == {5} and set(result.looks[~won].tolist()) == {1}
+    assert set(result.forwards[~won].tolist()) == {5} and set(
+        result.final_checks[~won].tolist()
+    ) == {1}
 
 
 def test_of_many_images_of_one_row_the_first_success_counts() -> None:
     x, y = digits(BATCH_UNIT)
-    best = duel(attack(climb), small_cnn(), x, y, LINF)
+    best = run_and_judge(attack(climb), small_cnn(), x, y, LINF)
 
     def run(problem: ExternalProblem) -> Tensor:
         near = torch.cdist(problem.x.flatten(1), x.flatten(1)).argmin()
@@ -411,7 +415,7 @@ def test_a_run_ends_when_every_row_has_won() -> None:
         return problem.x
 
     by = attack(run)
-    result = duel(by, small_cnn(), *digits(BATCH_UNIT), Linf(Fraction(1)))
+    result = run_and_judge(by, small_cnn(), *digits(BATCH_UNIT), Linf(Fraction(1)))
     assert result.broken.all() and len(calls) < 50
 
 
@@ -425,7 +429,7 @@ def test_a_distance_board_keeps_the_nearest() -> None:
 
     nearest = Goal("nearest")
     by = attack(run, minimises=True)
-    result = duel(by, small_cnn(), *digits(64), L2(Fraction(8)), goal=nearest)
+    result = run_and_judge(by, small_cnn(), *digits(64), L2(Fraction(8)), goal=nearest)
     lost = small_cnn()(digits(64)[0]).argmax(1) != digits(64)[1]
     sizes = result.distance[result.broken & ~lost]
     assert 10 < (sizes < 1.01).sum() < 64 and ((sizes > 1.01) & (sizes < 4.01)).any()
@@ -434,9 +438,9 @@ def test_a_distance_board_keeps_the_nearest() -> None:
 def test_a_transfer_attack_never_hears_the_target() -> None:
     surrogate = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     by = attack(climb, source="surrogate")
-    result = duel(by, small_cnn(), *digits(BATCH_UNIT), LINF, source=surrogate)
-    assert set(result.looks.tolist()) <= {0, 1} and set(result.step.tolist()) <= {-1, 0, 10}
-    assert set(result.forwards[result.looks > 0].tolist()) == {10}
+    result = run_and_judge(by, small_cnn(), *digits(BATCH_UNIT), LINF, source=surrogate)
+    assert set(result.final_checks.tolist()) <= {0, 1} and set(result.step.tolist()) <= {-1, 0, 10}
+    assert set(result.forwards[result.final_checks > 0].tolist()) == {10}
 
 
 LIES: dict[str, Run] = {
@@ -470,7 +474,7 @@ def test_a_question_outside_the_ball_is_no_success() -> None:
         return problem.x
 
     found = played(cell(attack(run)))
-    assert set(found.step.tolist()) <= {-1, 0} and (found.looks > 0).sum() >= 30
+    assert set(found.step.tolist()) <= {-1, 0} and (found.final_checks > 0).sum() >= 30
 
 
 @pytest.mark.parametrize(
@@ -543,10 +547,10 @@ def test_clean_mistakes_are_not_played() -> None:
         return problem.x
 
     lost = torch.arange(BATCH_UNIT) % 3 == 0
-    game = cell(attack(run), Certain(), lost=lost)
+    game = cell(attack(run), Certain(), reached_on_clean=lost)
     found = played(game)
     assert torch.equal(seen[0][: int((~lost).sum())], game.y[~lost])
-    assert torch.equal(found.looks == 0, lost) and (found.forwards == 0).all()
+    assert torch.equal(found.final_checks == 0, lost) and (found.forwards == 0).all()
 
 
 def test_a_stand_in_gives_the_slope_and_the_defense_the_answer() -> None:
@@ -563,7 +567,7 @@ def test_a_stand_in_gives_the_slope_and_the_defense_the_answer() -> None:
         return problem.x
 
     model = Steps()
-    game = cell(attack(run), model, lost=torch.zeros(BATCH_UNIT, dtype=torch.bool))
+    game = cell(attack(run), model, reached_on_clean=torch.zeros(BATCH_UNIT, dtype=torch.bool))
     played(replace(game, model_access=ModelAccess(model, bpda=small_cnn())))
     assert torch.equal(answers[0], model(game.x)) and answers[1].abs().sum() > 0
     played(game)

@@ -224,7 +224,9 @@ def test_a_linear_behind_a_flatten_reads_channels_last_as_they_lie(numeric: Nume
 @pytest.mark.parametrize("rows", [32, 96, 160])
 def test_what_is_said_of_an_image_does_not_depend_on_its_batch(numeric: Numeric, rows: int) -> None:
     door, x = ModelAccess(fastest_form(normalised(), probes(), numeric).module), digits(256)[0]
-    for few, all_of_them in zip(door.said(x[:rows]), door.said(x), strict=True):
+    for few, all_of_them in zip(
+        door.observable_answers(x[:rows]), door.observable_answers(x), strict=True
+    ):
         assert torch.equal(few, all_of_them[:rows])
 
 
@@ -241,7 +243,7 @@ def test_bfloat16_comes_on_top() -> None:
         "channels last",
         "bfloat16",
     )
-    assert quick.rounds
+    assert quick.low_precision
     moved = (quick.module(probes()) - normalised()(probes())).abs().max()
     assert 0 < moved < 0.2
     assert quick.module(probes()).dtype is torch.float32
@@ -250,7 +252,7 @@ def test_bfloat16_comes_on_top() -> None:
 def test_without_the_instructions_bfloat16_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_forms, "has_bfloat16", lambda device: False)
     quick = fastest_form(normalised(), probes(), Numeric.BFLOAT16)
-    assert not quick.rounds
+    assert not quick.low_precision
     assert quick.notes == ("without bfloat16: this device has no bfloat16 instructions.",)
 
 
@@ -312,7 +314,7 @@ def test_a_form_that_climbs_backwards_on_most_images_is_refused_however_flat_the
     gain[:4], way[:4] = 10, 1
     own, other = climbed(gain, way)
     with pytest.raises(UnavailableError, match=r"steps keep -0\.875 of the first-order gain"):
-        own.admit(other, CLOSE)
+        own.check_close(other, CLOSE)
 
 
 def test_no_image_is_climbed_backwards_unless_its_slope_is_lost_in_what_a_logit_may_move() -> None:
@@ -320,25 +322,25 @@ def test_no_image_is_climbed_backwards_unless_its_slope_is_lost_in_what_a_logit_
     way[7] = -1
     own, other = climbed(gain, way)
     with pytest.raises(UnavailableError, match="1 of 500 images would be climbed backwards"):
-        own.admit(other, NEAR)
+        own.check_close(other, NEAR)
     gain[7] = NEAR / 2
     own, other = climbed(gain, way)
-    own.admit(other, NEAR)
+    own.check_close(other, NEAR)
     with pytest.raises(UnavailableError, match="1 of 500 images would be climbed backwards"):
-        own.admit(other, CLOSE)
+        own.check_close(other, CLOSE)
     gain[7], way[7] = 1, 0
     own, other = climbed(gain, way)
-    own.admit(other, NEAR)
+    own.check_close(other, NEAR)
 
 
 def test_images_without_a_slope_say_nothing_of_a_form() -> None:
     gain, way = torch.zeros(64), torch.full((64,), -1.0)
     gain[:4], way[:4] = 1, 1
     own, other = climbed(gain, way)
-    own.admit(other, CLOSE)
+    own.check_close(other, CLOSE)
     own, other = climbed(gain * 0, way)
     with pytest.raises(UnavailableError, match="steps keep nan"):
-        own.admit(other, CLOSE)
+        own.check_close(other, CLOSE)
 
 
 @pytest.mark.parametrize(

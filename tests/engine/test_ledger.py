@@ -22,7 +22,7 @@ from bench.threats.norms import L2, Linf, PerturbationSet
 from plugins.attacks.boundary import Boundary
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.pgd import PGD
-from tests.engine.single_run import COUNT, LINF, Match
+from tests.engine.single_run import COUNT, LINF, SingleRun
 from tests.fixtures.known_models import digits, rows_of, small_cnn
 
 
@@ -44,14 +44,16 @@ def test_counts_equal_those_of_an_independent_hook() -> None:
     """32 rows that never break fill every slot: each model call is 32 rows that somebody pays."""
     rows = {"forward": 0, "backward": 0}
     model = Certain()
-    match = Match(PGD(steps=7, restarts=2), Linf(Fraction(1, 100)), model=model, count=BATCH_UNIT)
-    game = match.game(BATCH_UNIT)
+    match = SingleRun(
+        PGD(steps=7, restarts=2), Linf(Fraction(1, 100)), model=model, count=BATCH_UNIT
+    )
+    game = match.spec(BATCH_UNIT)
     model.register_forward_hook(lambda _, __, out: add(rows, "forward", out))
     model.register_full_backward_hook(lambda _, __, out: add(rows, "backward", *out))
     parts = list(run_attack(game, match.referee(game).confirm))
     forwards = sum(int(part.forwards.sum()) for part in parts)
     gradients = sum(int(part.gradients.sum()) for part in parts)
-    looks = sum(int(part.looks.sum()) for part in parts)
+    looks = sum(int(part.final_checks.sum()) for part in parts)
     assert rows == {"forward": forwards + looks, "backward": gradients}
     assert (forwards, gradients, looks) == (BATCH_UNIT * 14, BATCH_UNIT * 14, BATCH_UNIT * 2)
 
@@ -66,7 +68,7 @@ def test_counts_equal_those_of_an_independent_hook() -> None:
     ids=["pgd", "deepfool", "boundary"],
 )
 def test_budgets_are_enforced(attack: Attack, ball: PerturbationSet, budget: Budget) -> None:
-    outcomes = Match(attack, ball, budget=budget).play().outcomes
+    outcomes = SingleRun(attack, ball, budget=budget).run().outcomes
     limit = budget.gradients if budget.gradients is not None else budget.queries
     spent = outcomes.gradients if budget.gradients is not None else outcomes.forwards
     assert spent.max() <= (limit or 0)
@@ -96,9 +98,9 @@ class Greedy:
 
 
 def test_a_question_over_the_budget_gains_nothing_within_a_step() -> None:
-    free = Match(Greedy(40)).play().outcomes
-    poor = Match(Greedy(40), budget=Budget(queries=1)).play()
-    lost = Match(Greedy(40)).game().lost.numpy()
+    free = SingleRun(Greedy(40)).run().outcomes
+    poor = SingleRun(Greedy(40), budget=Budget(queries=1)).run()
+    lost = SingleRun(Greedy(40)).spec().reached_on_clean.numpy()
     assert (free.verdict == Verdict.BROKEN).sum() > 100
     assert ((poor.outcomes.verdict == Verdict.BROKEN) == lost).all()
     assert torch.equal(poor.images, digits(COUNT)[0]), "the image from before the refused step"
@@ -133,31 +135,31 @@ def test_rows_that_cannot_pay_are_told_nothing() -> None:
 
 
 def test_clean_mistakes_cost_nothing_and_count_as_broken() -> None:
-    game = replace(Match(PGD(steps=3)).game(), lost=torch.arange(COUNT) % 3 == 0)
-    referee = Match(PGD(steps=3)).referee(game)
+    game = replace(SingleRun(PGD(steps=3)).spec(), reached_on_clean=torch.arange(COUNT) % 3 == 0)
+    referee = SingleRun(PGD(steps=3)).referee(game)
     parts = list(run_attack(game, referee.confirm))
     item = torch.cat([part.item for part in parts])
     cost = torch.cat([part.forwards for part in parts])[item.argsort()]
-    assert torch.equal(cost == 0, game.lost)
+    assert torch.equal(cost == 0, game.reached_on_clean)
 
 
 def test_a_claim_that_the_referee_refuses_goes_on() -> None:
-    match = Match(PGD(steps=6))
-    game = match.game()
+    match = SingleRun(PGD(steps=6))
+    game = match.spec()
     parts = list(run_attack(game, lambda items, images: torch.zeros(len(items), dtype=torch.bool)))
     item = torch.cat([part.item for part in parts]).argsort()
     step = torch.cat([part.step for part in parts])[item]
-    assert (step[~game.lost] == -1).all()
-    assert (torch.cat([part.gradients for part in parts])[item][~game.lost] == 6).all()
+    assert (step[~game.reached_on_clean] == -1).all()
+    assert (torch.cat([part.gradients for part in parts])[item][~game.reached_on_clean] == 6).all()
 
 
 def test_retirement_with_refill_saves_calls_and_breaks_the_same() -> None:
     """1,000 examples at batch 100 (padded to 128) against fixed batches that make every step."""
-    match = Match(PGD(), count=1000)
-    played = match.play(100)
+    match = SingleRun(PGD(), count=1000)
+    played = match.run(100)
     model, calls, broken = ModelAccess(small_cnn()), 0, []
     for rows in torch.arange(1000).view(10, 100):
-        solo = replace(match, count=1000).game(128)
+        solo = replace(match, count=1000).spec(128)
         part = _fixed(solo, rows, model)
         broken.append(part)
         calls += 1 + PGD().steps
@@ -171,11 +173,11 @@ def _fixed(game: CellSpec, rows: Tensor, model: ModelAccess) -> Tensor:
 
     where = pad_rows(rows, 128)
     problem = BatchProblem(
-        model, game.ball, game.goal, game.x[where], game.y[where], aim=game.aim[where],
-        clean=game.clean[where], example=where, seed=0, name="pgd", budget=Budget(),
+        model, game.ball, game.goal, game.x[where], game.y[where], target=game.target[where],
+        clean_logits=game.clean_logits[where], example=where, seed=0, name="pgd", budget=Budget(),
     )  # fmt: skip
-    adv = game.attack.start(problem.take(torch.arange(128)))
-    ever = game.lost[where].clone()
+    adv = game.attack.start(problem.at_start(torch.arange(128)))
+    ever = game.reached_on_clean[where].clone()
     for _ in range(game.attack.steps):
         ever |= problem.wrong(model.logits(adv))
         adv = game.attack.step(problem, adv)

@@ -15,7 +15,7 @@ from bench.threats.norms import L2, Linf, PerturbationSet
 from plugins.attacks.fab import FAB
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
-from tests.engine.single_run import COUNT, Counting, Match, same
+from tests.engine.single_run import COUNT, CountingModel, SingleRun, assert_same
 from tests.fixtures.known_models import small_cnn
 
 
@@ -31,18 +31,18 @@ from tests.fixtures.known_models import small_cnn
 def test_runs_side_by_side_come_to_what_runs_one_after_another_do(
     attack: Attack, ball: PerturbationSet
 ) -> None:
-    match = Match(attack, ball, count=40)
-    alone, together, abreast = (match.play(slots) for slots in (32, 64, 512))
-    same(alone, together)
-    same(alone, abreast)
+    match = SingleRun(attack, ball, count=40)
+    alone, together, abreast = (match.run(slots) for slots in (32, 64, 512))
+    assert_same(alone, together)
+    assert_same(alone, abreast)
     assert {-1, 0} < set(alone.outcomes.run.tolist())
     assert abreast.calls < alone.calls / 2
     assert together.calls < alone.calls
 
 
 def test_an_item_is_handed_on_when_its_verdict_is_known() -> None:
-    match = Match(PGD(steps=6, restarts=6), Linf(Fraction(1, 10)))
-    game = match.game(192)
+    match = SingleRun(PGD(steps=6, restarts=6), Linf(Fraction(1, 10)))
+    game = match.spec(192)
     parts = list(run_attack(game, match.referee(game).confirm))
     whole = torch.cat([part.item for part in parts])
     assert whole.sort().values.tolist() == list(range(COUNT))
@@ -57,11 +57,11 @@ class FirstRunWins:
     needs = Access.SCORES
     steps: int = 40
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         return 8
 
     def start(self, problem: Problem) -> Tensor:
-        return torch.where(problem.run[:, None, None, None] == 0, 1 - problem.x, problem.x)
+        return torch.where(problem.restart[:, None, None, None] == 0, 1 - problem.x, problem.x)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         problem.logits(adv)
@@ -69,11 +69,11 @@ class FirstRunWins:
 
 
 def test_a_run_that_has_lost_the_race_is_let_go() -> None:
-    match = Match(FirstRunWins(), Linf(Fraction(1)), model=Counting(), count=32)
-    game = match.game(256)
-    game.lost[small_cnn()(1 - game.x).argmax(1) == game.y] = True
+    match = SingleRun(FirstRunWins(), Linf(Fraction(1)), model=CountingModel(), count=32)
+    game = match.spec(256)
+    game.reached_on_clean[small_cnn()(1 - game.x).argmax(1) == game.y] = True
     module = game.model_access.module
-    assert isinstance(module, Counting)
+    assert isinstance(module, CountingModel)
     module.rows.clear()
     (parts,) = [
         part for part in run_attack(game, match.referee(game).confirm) if part.forwards.any()
@@ -90,22 +90,24 @@ class LastStepWins:
     needs = Access.SCORES
     steps: int = 6
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         return 3
 
     def start(self, problem: Problem) -> Tensor:
         return problem.x
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        now = (problem.run == 0) & (problem.t == self.steps - 1)
+        now = (problem.restart == 0) & (problem.t == self.steps - 1)
         problem.logits(torch.where(now[:, None, None, None], 1 - problem.x, problem.x))
         return adv
 
 
 def test_runs_that_wait_for_their_look_when_an_earlier_one_wins_are_let_go_too() -> None:
-    match = Match(LastStepWins(), Linf(Fraction(1)), count=32)
-    game = match.game(256)
-    game.lost[small_cnn()(1 - game.x).argmax(1) == game.y] = True
+    match = SingleRun(LastStepWins(), Linf(Fraction(1)), count=32)
+    game = match.spec(256)
+    game.reached_on_clean[small_cnn()(1 - game.x).argmax(1) == game.y] = True
     parts = list(run_attack(game, match.referee(game).confirm))
     played = [part for part in parts if part.forwards.any()]
-    assert [(set(part.step.tolist()), set(part.run.tolist())) for part in played] == [({5}, {0})]
+    assert [(set(part.step.tolist()), set(part.restart.tolist())) for part in played] == [
+        ({5}, {0})
+    ]

@@ -30,14 +30,14 @@ def game(module: nn.Module, count: int = 150) -> CellSpec:
     clean = ModelAccess(small_cnn()).logits(x)
     return CellSpec(
         attack=PGD(steps=10), model_access=ModelAccess(module), defense=ModelAccess(small_cnn()), ball=BALL,
-        goal=UNTARGETED, budget=Budget(), x=x, y=y, aim=torch.full_like(y, -1), clean=clean,
-        lost=clean.argmax(1) != y, seed=0, slots=64,
+        goal=UNTARGETED, budget=Budget(), x=x, y=y, target=torch.full_like(y, -1), clean_logits=clean,
+        reached_on_clean=clean.argmax(1) != y, seed=0, slots=64,
     )  # fmt: skip
 
 
 def referee(of: CellSpec) -> Referee:
     court = FreshModel(copy.deepcopy(small_cnn()))
-    return Referee(court, BALL, UNTARGETED, of.x, of.y, of.aim)
+    return Referee(court, BALL, UNTARGETED, of.x, of.y, of.target)
 
 
 def joined(parts: list[Candidates]) -> Candidates:
@@ -81,11 +81,11 @@ def test_without_the_second_question_the_lie_would_stand() -> None:
 def test_a_blind_form_is_found_out_and_the_cell_is_played_in_float32() -> None:
     blind, exact = game(Flat(), 300), game(small_cnn(), 300)
     heard: list[PrecisionAudit] = []
-    parts = list(run_attack(blind, referee(exact).confirm, exact=exact, heard=heard.append))
+    parts = list(run_attack(blind, referee(exact).confirm, exact=exact, on_audit=heard.append))
     wanted = joined(list(run_attack(exact, referee(exact).confirm)))
     (audit,) = heard
     assert audit.sampled == LEAST < audit.survivors
-    assert audit.fell > 0
+    assert audit.broken > 0
     held = joined(list(run_attack(blind, referee(blind).confirm))).step < 0
     for name, one, two in zip(Candidates._fields, joined(parts), wanted, strict=True):
         assert torch.equal(one[held], two[held]), name
@@ -96,7 +96,7 @@ def test_an_honest_form_is_sampled_only() -> None:
     heard: list[PrecisionAudit] = []
     rules = referee(easy)
     rules.ball = easy.ball
-    parts = joined(list(run_attack(easy, rules.confirm, exact=easy, heard=heard.append)))
+    parts = joined(list(run_attack(easy, rules.confirm, exact=easy, on_audit=heard.append)))
     (audit,) = heard
     assert audit == PrecisionAudit(int((parts.step < 0).sum()), LEAST, 0)
     assert parts.item.tolist() == list(range(300))

@@ -14,7 +14,7 @@ from bench.engine.model_access import ModelAccess
 from bench.engine.query_cache import QueryCache, fingerprints
 from bench.threats.norms import Linf
 from plugins.attacks.square import Square
-from tests.engine.single_run import Match
+from tests.engine.single_run import SingleRun
 from tests.fixtures.known_models import small_cnn
 
 
@@ -88,7 +88,7 @@ def test_calls_are_of_whole_units_and_nearly_as_long_as_wished(
 def test_what_lost_its_seat_is_asked_again_and_nobody_gets_anothers_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(query_cache, "SEATS", 16)
+    monkeypatch.setattr(query_cache, "ENTRIES", 16)
     model, door = opened()
     one, two = pictures(32), pictures(32, seed=1)
     for images in (one, two, one, one):
@@ -140,7 +140,7 @@ def test_long_images_get_the_same_fingerprint_in_any_company() -> None:
 
 def test_a_search_over_small_images_pays_for_more_questions_than_the_model_hears() -> None:
     model = small_cnn()
-    match = Match(Square(steps=1000), Linf(Fraction(1, 20)), model=model, count=20)
+    match = SingleRun(Square(steps=1000), Linf(Fraction(1, 20)), model=model, count=20)
     heard = 0
 
     def listen(module: nn.Module, args: tuple[Tensor], answer: Tensor) -> None:
@@ -148,7 +148,7 @@ def test_a_search_over_small_images_pays_for_more_questions_than_the_model_hears
         heard += len(args[0])
 
     handle = model.register_forward_hook(listen)
-    outcomes = match.play(128).outcomes
+    outcomes = match.run(128).outcomes
     handle.remove()
     survived = outcomes.verdict == Verdict.ROBUST
     assert survived.sum() > 5

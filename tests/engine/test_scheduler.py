@@ -14,7 +14,7 @@ from bench.engine.problem import BATCH_UNIT
 from bench.engine.runner import run_attack
 from bench.plugin import Access, Attack, Problem, cross_entropy
 from plugins.attacks.pgd import PGD
-from tests.engine.single_run import COUNT, Match, Shaken
+from tests.engine.single_run import COUNT, SingleRun, NoisyModel
 from tests.fixtures.known_models import digits, small_cnn
 
 
@@ -79,16 +79,16 @@ class Blind(nn.Module):
 
 
 def test_start_draws_other_numbers_than_the_first_step() -> None:
-    assert len(Match(Twice(), count=BATCH_UNIT).play(BATCH_UNIT).outcomes.item) == BATCH_UNIT
+    assert len(SingleRun(Twice(), count=BATCH_UNIT).run(BATCH_UNIT).outcomes.item) == BATCH_UNIT
 
 
 def test_no_clock_runs_past_the_last_step() -> None:
-    assert len(Match(Clock()).play(32).outcomes.item) == COUNT
+    assert len(SingleRun(Clock()).run(32).outcomes.item) == COUNT
 
 
 def test_start_may_not_ask() -> None:
-    match = Match(Peek())
-    game = match.game()
+    match = SingleRun(Peek())
+    game = match.spec()
     with pytest.raises(PluginError, match="peek asked the defense a question in start"):
         list(run_attack(game, match.referee(game).confirm))
 
@@ -96,10 +96,10 @@ def test_start_may_not_ask() -> None:
 @pytest.mark.parametrize("attack", [PGD(steps=4), Raises()], ids=["to the end", "until it fails"])
 def test_model_and_random_state_are_left_alone(attack: Attack) -> None:
     model = copy.deepcopy(small_cnn())
-    match = Match(attack, model=model)
+    match = SingleRun(attack, model=model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, hooks = torch.get_rng_state(), len(model._forward_hooks)
-    game = match.game()
+    game = match.spec()
     try:
         list(run_attack(game, match.referee(game).confirm))
     except RuntimeError as error:
@@ -111,12 +111,12 @@ def test_model_and_random_state_are_left_alone(attack: Attack) -> None:
 
 
 def test_no_gradient_and_no_number_end_in_verdicts() -> None:
-    outcomes = Match(PGD(steps=3), model=Blind()).play().outcomes
+    outcomes = SingleRun(PGD(steps=3), model=Blind()).run().outcomes
     assert len(outcomes.item) == COUNT
 
 
 def test_a_random_defense_sees_fresh_noise_at_every_call() -> None:
-    model = Shaken(0.3)
+    model = NoisyModel(0.3)
     noise = SeededNoise(0, "play", torch.device("cpu"))
     door = ModelAccess(model, noise=noise)
     x, _ = digits(8)
@@ -148,6 +148,6 @@ def test_a_lucky_answer_of_an_undeclared_lottery_ends_no_attack() -> None:
 
     def broken(share: float) -> int:
         torch.manual_seed(0)
-        return int((Match(PGD(), model=Lottery(share)).play().outcomes.verdict == 1).sum())
+        return int((SingleRun(PGD(), model=Lottery(share)).run().outcomes.verdict == 1).sum())
 
     assert broken(0.1) > 0.85 * broken(0.0) > 100

@@ -19,7 +19,7 @@ from bench.threats.access import Budget
 from bench.threats.norms import L2, Linf, PerturbationSet
 from plugins.attacks.square import Square, State
 from plugins.attacks.square_l2_l1 import Bumps
-from tests.engine.single_run import LINF, Match, Shaken, same
+from tests.engine.single_run import LINF, SingleRun, NoisyModel, assert_same
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,24 @@ class Wanderer:
 
 
 def test_a_success_ends_a_row_that_nothing_else_changes() -> None:
-    ahead, alone = (Match(a, Linf(Fraction(1, 2))) for a in (Wanderer(), Plodding(Wanderer())))
-    same(ahead.play(64), alone.play(64))
-    assert len(set(ahead.play(64).outcomes.step.tolist())) > 10
+    ahead, alone = (SingleRun(a, Linf(Fraction(1, 2))) for a in (Wanderer(), Plodding(Wanderer())))
+    assert_same(ahead.run(64), alone.run(64))
+    assert len(set(ahead.run(64).outcomes.step.tolist())) > 10
 
 
 @each_search
 @pytest.mark.parametrize("slots", [32, 160, 512])
 def test_one_by_one_and_ahead_end_alike(attack: Any, ball: PerturbationSet, slots: int) -> None:
-    ahead = Match(attack, ball).play(slots)
-    alone = Match(Plodding(attack), ball).play(slots)
-    same(ahead, alone)
+    ahead = SingleRun(attack, ball).run(slots)
+    alone = SingleRun(Plodding(attack), ball).run(slots)
+    assert_same(ahead, alone)
     assert ahead.calls < (0.95 if slots == 32 else 0.8) * alone.calls
     assert len(set(ahead.outcomes.step.tolist())) > 10
 
 
 def test_survivors_need_few_calls_and_pay_for_each_question() -> None:
-    match = Match(Square(steps=400), Linf(Fraction(1, 20)), count=20)
-    wide, narrow = match.play(256), match.play(32)
+    match = SingleRun(Square(steps=400), Linf(Fraction(1, 20)), count=20)
+    wide, narrow = match.run(256), match.run(32)
     survived = wide.outcomes.verdict == Verdict.ROBUST
     assert survived.sum() > 5
     assert (wide.outcomes.forwards[survived] == 400).all()
@@ -86,7 +86,7 @@ def test_survivors_need_few_calls_and_pay_for_each_question() -> None:
 def test_a_leap_is_of_few_batches_and_of_one_where_images_are_large(
     pixels: int, batches: int
 ) -> None:
-    game = replace(Match(Square()).game(64), x=torch.zeros(1, 3, pixels, pixels))
+    game = replace(SingleRun(Square()).spec(64), x=torch.zeros(1, 3, pixels, pixels))
     ahead = SpeculativeQueries(game)
     ahead.moving = 1e-6
     assert ahead.places(20, 32) == batches * 64
@@ -95,7 +95,7 @@ def test_a_leap_is_of_few_batches_and_of_one_where_images_are_large(
 def test_a_refused_claim_goes_on_alike() -> None:
     attempts = []
     for attack in (Square(steps=60), Plodding(Square(steps=60))):
-        game = Match(attack).game(512)
+        game = SingleRun(attack).spec(512)
         parts = list(run_attack(game, lambda items, images: items % 3 == 0))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         order = columns[0].argsort()
@@ -106,14 +106,14 @@ def test_a_refused_claim_goes_on_alike() -> None:
 @pytest.mark.parametrize(
     "match",
     [
-        Match(Square(steps=60), budget=Budget(queries=40)),
-        Match(Square(steps=20), model=Shaken(0.05), random=True, count=64),
+        SingleRun(Square(steps=60), budget=Budget(queries=40)),
+        SingleRun(Square(steps=20), model=NoisyModel(0.05), random=True, count=64),
     ],
     ids=["with a budget", "a random defense"],
 )
-def test_where_more_would_be_asked_than_was_paid_each_question_is_alone(match: Match) -> None:
+def test_where_more_would_be_asked_than_was_paid_each_question_is_alone(match: SingleRun) -> None:
     plodding = replace(match, attack=Plodding(match.attack))
-    assert match.play(128).calls == plodding.play(128).calls
+    assert match.run(128).calls == plodding.run(128).calls
 
 
 class Twice(Square):
@@ -127,7 +127,7 @@ class Twice(Square):
 
 def test_an_attack_that_asks_twice_in_a_step_is_told() -> None:
     with pytest.raises(PluginError, match="asked 2 questions in a step"):
-        Match(Twice(steps=60), LINF, count=20).play(64)
+        SingleRun(Twice(steps=60), LINF, count=20).run(64)
 
 
 def test_an_answer_that_is_no_number_is_no_standstill() -> None:

@@ -153,7 +153,7 @@ def test_engine_and_referee_agree_on_what_is_no_answer() -> None:
 def test_what_is_refused_is_kept_without_an_answer() -> None:
     """The model is not asked about it; the page must not show what it says of the clean image."""
     x, rules = digits(64)[0], referee(small_cnn(), Linf(EPS))
-    clean = rules.court.answer(x, [0])
+    clean = rules.fresh_model.answer(x, [0])
     (chunk,) = judge([attempt(1 - x)], rules, clean, keep=[0, 1])
     assert set(chunk.outcomes.verdict.tolist()) == {Verdict.OUT_OF_BALL}
     assert [(image.label, image.confidence) for image in chunk.images] == [(NO_ANSWER, 0.0)] * 2
@@ -171,7 +171,13 @@ def test_claims_of_several_groups_stand_on_draws_that_none_has_seen() -> None:
 
     (x, y), fresh = digits(150), SeededNoise(0, "confirm", torch.device("cpu"))
     rules = Referee(
-        FreshModel(Listening()), Linf(EPS), UNTARGETED, x, y, torch.full_like(y, -1), fresh=fresh
+        FreshModel(Listening()),
+        Linf(EPS),
+        UNTARGETED,
+        x,
+        y,
+        torch.full_like(y, -1),
+        confirmation_noise=fresh,
     )
     both = [rules.confirm(torch.arange(150), x) for _ in range(2)]
     wanted = x.flatten(1)[:, :10].argmax(1) != y
@@ -252,7 +258,7 @@ def test_random_defenses_are_judged_by_vote(share: float, broken: float) -> None
     noise = SeededNoise(0, "judge", torch.device("cpu"))
     rules = Referee(
         FreshModel(Coin(share), noise=noise), Linf(EPS), Goal(), x, y, torch.full_like(y, -1),
-        fresh=SeededNoise(0, "confirm", torch.device("cpu")),
+        confirmation_noise=SeededNoise(0, "confirm", torch.device("cpu")),
     )  # fmt: skip
     verdict = rules.judge(attempt(x)).verdict
     assert (verdict == Verdict.BROKEN).mean() == broken

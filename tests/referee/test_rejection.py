@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.contract.runner import CHECKS, FIXTURES, tried
+from bench.contract.runner import CHECKS, FIXTURES, run_check
 from bench.core.outcomes import NO_ANSWER, REJECTED, Outcomes, Verdict
 from bench.engine.answers import ClassifierOnly, column_mismatch, predicted_labels, reaches_goal
 from bench.engine.cell_spec import Candidates
@@ -23,7 +23,7 @@ from bench.evaluation import plan
 from bench.evaluation.certification import why_not_certifiable
 from bench.plugin import Access, Defense, ExternalProblem, Problem, margin
 from bench.referee.fresh_model import FreshModel
-from bench.referee.referee import Referee, clean_mistakes, clean_outcomes, goal_reached
+from bench.referee.referee import Referee, clean_errors, clean_outcomes, goal_reached
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.registry.validation import why_invalid
@@ -32,7 +32,7 @@ from bench.threats.threat_model import Goal, ThreatModel
 from plugins.attacks.fast_gradient import FastGradient
 from plugins.attacks.joint_pgd import JointPGD, missed
 from plugins.attacks.pgd import PGD
-from tests.fixtures.known_models import UNTARGETED, Result, digits, duel, small_cnn
+from tests.fixtures.known_models import UNTARGETED, Result, digits, run_and_judge, small_cnn
 
 EPS = Fraction(1, 5)
 BALL = Linf(EPS)
@@ -86,7 +86,7 @@ FGSM = FastGradient("fgsm", ("Linf",), "")
 
 
 def play(attack: Any, score: Any, **more: Any) -> Result:
-    return duel(attack, Ramp(score), *grey(), BALL, rejects=True, **more)
+    return run_and_judge(attack, Ramp(score), *grey(), BALL, rejects=True, **more)
 
 
 # What an answer says.
@@ -125,8 +125,8 @@ def test_what_never_rejects_plays_to_the_bit_as_if_there_were_no_score() -> None
 
     attack = PGD(steps=8)
     plain, scored = (
-        duel(attack, model, x, y, BALL),
-        duel(attack, Scored(), x, y, BALL, rejects=True),
+        run_and_judge(attack, model, x, y, BALL),
+        run_and_judge(attack, Scored(), x, y, BALL, rejects=True),
     )
     assert plain.broken.any() and not plain.broken.all()
     assert all(torch.equal(a, b) for a, b in zip(plain, scored, strict=True))
@@ -135,9 +135,9 @@ def test_what_never_rejects_plays_to_the_bit_as_if_there_were_no_score() -> None
 @pytest.mark.parametrize(("goal", "aim"), [(UNTARGETED, None), (TARGETED, 1)])
 def test_what_is_always_rejected_is_never_broken(goal: Goal, aim: int | None) -> None:
     wanted = None if aim is None else torch.full((64,), aim)
-    free = play(WALK, never, goal=goal, aim=wanted)
+    free = play(WALK, never, goal=goal, target=wanted)
     assert free.broken.all() and (free.step == 3).all()
-    held = play(WALK, always, goal=goal, aim=wanted)
+    held = play(WALK, always, goal=goal, target=wanted)
     assert not held.broken.any() and (held.step == -1).all()
     assert torch.allclose(held.image[:, 0, 0, 0], torch.tensor(0.65))
 
@@ -158,12 +158,12 @@ def test_the_last_look_asks_the_detector_too() -> None:
     """One step of the sign leaves .65, which nobody but the harness ever asks about."""
     for score, wins in ((window(0.6, 0.7), True), (window(0.51, 0.6), False)):
         found = play(FGSM, score)
-        assert (found.broken == wins).all() and (found.looks == 1).all()
+        assert (found.broken == wins).all() and (found.final_checks == 1).all()
 
 
 def test_a_rejected_clean_image_of_another_class_is_not_lost_but_played() -> None:
     x, y = grey()
-    found = duel(WALK, Ramp(second(0.3)), x, 1 - y, BALL, rejects=True)
+    found = run_and_judge(WALK, Ramp(second(0.3)), x, 1 - y, BALL, rejects=True)
     assert (found.forwards > 0).all() and not found.broken.any()
 
 
@@ -286,7 +286,9 @@ def test_fresh_draws_and_a_second_look_ask_the_detector_too(score: Any, upheld: 
     fresh = SeededNoise(0, "confirm", torch.device("cpu"))
     for noise in (fresh, None):
         court = FreshModel(Ramp(score), rejects=True)
-        judge = Referee(court, BALL, UNTARGETED, x, y, torch.full_like(y, -1), fresh=noise)
+        judge = Referee(
+            court, BALL, UNTARGETED, x, y, torch.full_like(y, -1), confirmation_noise=noise
+        )
         assert judge.confirm(torch.arange(8), images).tolist() == [upheld] * 8
 
 
@@ -320,7 +322,7 @@ def test_votes_that_refuse_count_neither_for_the_attack_nor_for_the_defense() ->
     ]
     votes = torch.tensor(columns).T
     assert goal_reached(votes, y, none, UNTARGETED).tolist() == [True, False, False, True]
-    assert clean_mistakes(votes, y).tolist() == [True, True, False, True]
+    assert clean_errors(votes, y).tolist() == [True, True, False, True]
     assert goal_reached(votes, y, y + 1, TARGETED).tolist() == [True, False, False, True]
 
 
@@ -361,7 +363,7 @@ def test_diagnostics_are_shown_the_logits() -> None:
     x, _ = grey(3)
     module = Ramp(always)
     assert torch.equal(ClassifierOnly(module)(x), module(x)[:, :2])
-    assert torch.equal(ModelAccess(module, rejects=True).shown(module(x)), module(x)[:, :2])
+    assert torch.equal(ModelAccess(module, rejects=True).visible(module(x)), module(x)[:, :2])
 
 
 # The contract.
@@ -404,5 +406,5 @@ def test_the_check_looks_at_the_score(
     table = {**registry.defenses, "planted": Registration(record, "planted", "planted", "0" * 64)}
     known = replace(registry, defenses=table)
     (chosen,) = (one for one in CHECKS["defense"] if one.name == law)
-    found = tried("defense", "planted", chosen, FIXTURES["defense"](known, record))
+    found = run_check("defense", "planted", chosen, FIXTURES["defense"](known, record))
     assert sentence in found.sentence and (found.outcome == "fail") == bool(sentence), found
