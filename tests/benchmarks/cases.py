@@ -126,7 +126,7 @@ class Recipe:
     epochs: int
     rate: float
     inner: int = 0
-    """PGD steps on batches training batch; 0: training on clean images."""
+    """PGD steps on each training batch; 0: training on clean images."""
     batch: int = 64
     seed: int = 0
 

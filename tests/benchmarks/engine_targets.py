@@ -87,11 +87,6 @@ def model_seconds(case: Case, steps: int) -> float:
     return (unit_cost.now(case.x.device) - since) / repeats
 
 
-def nothing(case: Case, seed: int) -> RunResult:
-    """Nobody on the other runner."""
-    return RunResult(case.x[:, 0, 0, 0] < 0, case.x[:, 0, 0, 0], case.x, 0, 0, 0, 0)
-
-
 def gradients(name: str) -> Measure:
     """Gradient evaluations per example of PGD-40."""
 
@@ -254,7 +249,7 @@ def matrix(names: tuple[str, ...], mode: str, options: RunOptions) -> Measure:
 
 
 def run_matrix(the_cases: Sequence[Case], runners: Sequence[Runner], seed: int) -> RunResult:
-    """All cells as one: worst case over the runners, models runner by runner."""
+    """One result of all cells: the worst case over attacks, models concatenated."""
     runs = [[runner(case, seed) for runner in runners] for case in the_cases]
     flat = [run for column in runs for run in column]
     worst = [torch.stack([run.broken for run in column]).any(0) for column in runs]

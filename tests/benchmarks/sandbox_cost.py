@@ -1,9 +1,10 @@
-"""What the walls cost: the same questions asked of a module here and of one in a worker.
+"""Measures the cost of the sandbox: a model in this process and in a sandboxed worker.
 
     uv run python -m tests.benchmarks.sandbox_cost
 
-Both answer in turn, five pairs, one thread; the figure is the median ratio of wall time, for a
-worker's time is not this process's. The last column is how long a worker takes until it answers.
+Five pairs run alternately with one thread. The figure is the median ratio of wall time, because
+the CPU time of a worker is not that of this process. For networks the time until the worker is
+ready is printed too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.engine.single_run import SingleRun
 from tests.sandbox.isolated import PLAIN, entry, locked, opened
 from tests.sandbox.test_attack_proxy import BUILT_IN
 
-PAIRS = 5
+COST_PAIRS = 5
 NETWORKS = {
     "the linear layer of a 1 x 8 x 8 image": (PLAIN, (1, 8, 8)),
     "ResNet-18 of torchvision, 3 x 32 x 32": (
@@ -43,57 +44,60 @@ ATTACKS = {
 
 
 def main() -> None:
-    """Print a table."""
+    """Print the ratios for two networks and three attacks."""
     set_deterministic()
     with TemporaryDirectory() as folder:
         for name, (source, shape) in NETWORKS.items():
-            place = Path(folder) / name
-            entry(place, source)
+            submission = Path(folder) / name
+            entry(submission, source)
             since = time.perf_counter()
-            inside = built(locked(place))
-            ready = time.perf_counter() - since
-            ratio, seconds = against(climb(inside, shape), climb(built(opened(place)), shape))
-            print(f"{name}: 10 gradients of 128 images {ratio:.2f} ({seconds:.3f} s here), "
-                  f"a worker after {ready:.1f} s")  # fmt: skip
+            sandboxed = built(locked(submission))
+            seconds_to_start = time.perf_counter() - since
+            ratio, seconds = compare(
+                ten_gradients(sandboxed, shape), ten_gradients(built(opened(submission)), shape)
+            )
+            print(f"{name}: 10 gradients of 128 images {ratio:.2f} ({seconds:.3f} s in process), "
+                  f"worker started in {seconds_to_start:.1f} s")  # fmt: skip
         for name, module in ATTACKS.items():
-            place = Path(folder) / name
+            submission = Path(folder) / name
             text = BUILT_IN.replace("{module}", module).replace("{of}", name)
-            entry(place, text, kind="attack")
-            inside, here = (load(place).find("attack", "mine").value for load in (locked, opened))
-            ratio, seconds = against(SingleRun(inside).run, SingleRun(here).run)
-            print(f"{name} on 150 digits: {ratio:.2f} ({seconds:.3f} s here)")
+            entry(submission, text, kind="attack")
+            attacks = [load(submission).find("attack", "mine").value for load in (locked, opened)]
+            sandboxed_run, plain_run = (SingleRun(attack).run for attack in attacks)
+            ratio, seconds = compare(sandboxed_run, plain_run)
+            print(f"{name} on 150 digits: {ratio:.2f} ({seconds:.3f} s in process)")
 
 
 def built(registry: Registry) -> nn.Module:
-    """The entry's network."""
+    """The network of the submission."""
     return DefenseBuilder(registry, "mine", registry.find("dataset", "digits").value).build()
 
 
-def climb(module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-    """Ten gradients of 128 images, as PGD asks for them."""
+def ten_gradients(module: nn.Module, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+    """A function that takes ten signed gradient steps on 128 images [128, *shape]."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(128, *shape, generator=generator), torch.arange(128) % 10
-    target = ModelAccess(module)
+    access = ModelAccess(module)
 
     def run() -> Tensor:
         adv = x
         for _ in range(10):
-            found = target.gradient(adv, lambda logits: cross_entropy(logits, y))
+            found = access.gradient(adv, lambda logits: cross_entropy(logits, y))
             adv = (adv + 0.01 * found.gradient.sign()).clamp(0, 1)
         return adv
 
     return run
 
 
-def against(one: Callable[[], object], two: Callable[[], object]) -> tuple[float, float]:
-    """(median ratio of wall time, median seconds of the second), after one run of each."""
+def compare(one: Callable[[], object], two: Callable[[], object]) -> tuple[float, float]:
+    """(median ratio of wall time, median seconds of the second), after one untimed run of each."""
     seconds: dict[Callable[[], object], list[float]] = {one: [], two: []}
-    for pair in range(PAIRS + 1):
-        for run, told in seconds.items():
+    for pair in range(COST_PAIRS + 1):
+        for run, measured in seconds.items():
             since = time.perf_counter()
             run()
             if pair:
-                told.append(time.perf_counter() - since)
+                measured.append(time.perf_counter() - since)
     ratios = [a / b for a, b in zip(seconds[one], seconds[two], strict=True)]
     return statistics.median(ratios), statistics.median(seconds[two])
 

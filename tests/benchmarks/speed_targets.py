@@ -25,7 +25,7 @@ WIDE_BF16 = BF16._replace(slots=192)
 REFILL_SLOTS = 96
 """Fewer slots than the 128 examples, so that slots are refilled."""
 NEAREST = RunOptions(goal=Goal("nearest"), ball=WHOLE_BOX)
-"""In plain float32: other arithmetic puts what lies on the border on its other runner."""
+"""Plain float32: rounding changes the class of points next to the decision boundary."""
 
 TORCHATTACKS_PGD = peer("torchattacks", peers.torchattacks_pgd)
 FOOLBOX_PGD = peer("foolbox", peers.foolbox_pgd)

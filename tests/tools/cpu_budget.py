@@ -1,4 +1,4 @@
-"""Run a command and fail when it took more CPU seconds than it may.
+"""Runs a command and fails where it takes more CPU seconds than allowed.
 
 python -m tests.tools.cpu_budget SECONDS COMMAND [ARG ...]
 """
