@@ -5,14 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 
 import torch
 
-from bench.core.cards import DefenseCard
+from bench.core.cards import AttackCard
 from bench.core.cells import MODES, CellState, Numeric
 from bench.core.errors import BenchError, UnavailableError
 from bench.evaluation import cascade, plan
@@ -23,6 +23,7 @@ from bench.evaluation.plan import ALL, PlannedPair, Selection
 from bench.evaluation.progress import CostEstimates, ProgressDisplay
 from bench.evaluation.worker import Worker
 from bench.registry.registry import Registry
+from bench.results.current_cells import attack_digests, current_cells
 from bench.sandbox.adapter import isolate_submissions
 from bench.store import CellRow, Store
 from bench.threats.threat_model import ThreatModel
@@ -92,21 +93,22 @@ class MatrixRun:
             return sum(row.state is CellState.FAILED for row in rows)
 
     def _cells(
-        self, store: Store, registry: Registry, pairs: Iterable[PlannedPair]
+        self, store: Store, registry: Registry, pairs: Sequence[PlannedPair]
     ) -> Iterator[tuple[tuple[str, str, str], CellRow]]:
         """(threat, attack, defense) and cell of each pair, on the examples of this matrix_run."""
         counts: dict[tuple[str, str, str], int] = {}
+        ids = {pair.threat.name: pair.threat.id for pair in pairs}
         for pair in pairs:
             dataset = registry.find("dataset", pair.threat.dataset).value
             name = (pair.threat.name, pair.attack.name, pair.defense.name)
             counts[name] = plan.example_count(pair.threat, pair.defense, self.selection, dataset)
-        digests = {card.name: card.digest for card in registry.cards() if card.kind == "attack"}
+        digests = attack_digests(c for c in registry.cards() if isinstance(c, AttackCard))
         asked = (self.selection.seed, self.selection.mode, self.numeric)
         found: dict[tuple[str, str], list[CellRow]] = {}
-        for row in current(store):
+        for row in current_cells(store, digests):
             name = (row.threat, row.attack, row.defense)
             same = (row.seed, row.mode, row.numeric) == asked
-            same = same and row.attack_digest == digests.get(row.attack)
+            same = same and row.threat_id == ids.get(row.threat)
             if same and name in counts and store.examples(row.examples).n == counts[name]:
                 found.setdefault((row.threat, row.defense), []).append(row)
         for (threat, defense), rows in found.items():
@@ -231,10 +233,3 @@ def require_choice(option: str, came: str, known: list[str]) -> None:
 def is_done(row: CellRow) -> bool:
     """Whether the cell carries a figure."""
     return row.state is CellState.DONE
-
-
-def current(store: Store) -> list[CellRow]:
-    """Cells of the defenses as they are now; older weights' cells are history."""
-    cards = store.cards(DefenseCard)
-    digests = {(c.name, d) for c in cards for d in c.digests.values()}
-    return [row for row in store.cells() if (row.defense, row.defense_digest) in digests]

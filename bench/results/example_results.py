@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.cards import AttackCard, DefenseCard
-from bench.core.cells import CLEAN, FEW_EXAMPLES, PROTOCOL, CellState
+from bench.core.cells import CLEAN, FEW_EXAMPLES, CellState
 from bench.core.hashing import canonical
 from bench.core.outcomes import Outcomes, Verdict
+from bench.results.current_cells import CurrentDigests, attack_digests, defense_digest
 from bench.results.detection import Scored, scored
 from bench.results.leaderboards import Leaderboard, is_costly
 from bench.store import CellRow, ExamplesRow, Store
@@ -120,14 +121,17 @@ class LeaderboardResults:
 
 
 def load_results(store: Store, board: Leaderboard) -> LeaderboardResults:
-    """Read one board; the outcomes of each done cell are read once."""
+    """Read one leaderboard; the outcomes of each done cell are read once."""
     attacks = {card.name: card for card in store.cards(AttackCard)}
     rows = sorted(_rows(store, board), key=_place)
     defenses = {
-        card.name: card.model_copy(update={"digest": _digest_here(card, board, rows)})
+        card.name: card.model_copy(update={"digest": defense_digest(card, board.dataset, rows)})
         for card in store.cards(DefenseCard)
     }
-    cells = _current(rows, board, attacks, defenses)
+    now = CurrentDigests(
+        {name: card.digest for name, card in defenses.items()}, attack_digests(attacks.values())
+    )
+    cells = _current(rows, board, now)
     outcomes = {
         row.key: store.outcomes(row.key)
         for rows in cells.values()
@@ -143,7 +147,7 @@ def load_results(store: Store, board: Leaderboard) -> LeaderboardResults:
         examples = store.examples(digest)
         standings[name] = _standing(board, examples, defenses[name], attacks, cells, outcomes)
     kept = {pair: rows for pair, rows in cells.items() if pair[0] in standings}
-    stale = _stale(rows, board, attacks, defenses, cells)
+    stale = _stale(rows, board, now, cells)
     return LeaderboardResults(
         board, attacks, defenses, kept, standings, stale, _digest(board, kept, outcomes)
     )
@@ -167,25 +171,10 @@ def _rows(store: Store, board: Leaderboard) -> list[CellRow]:
     return [r for r in own if r.defense not in guests] + [r for r in apart if r.defense in guests]
 
 
-def _digest_here(defense: DefenseCard, board: Leaderboard, rows: Iterable[CellRow]) -> str:
-    """Under which digest a defense stands on this data set.
-
-    Its card says so, for each data set in `digests` or once for all. A card that was declared
-    before the defense was built knows no digest: then its newest cell here tells.
-    """
-    said = defense.digests.get(board.dataset, defense.digest)
-    mine = [row for row in rows if row.defense == defense.name]
-    newest = max(mine, key=lambda row: row.updated, default=None)
-    return str(said or (newest.defense_digest if newest else ""))
-
-
 def _current(
-    rows: Iterable[CellRow],
-    board: Leaderboard,
-    attacks: Mapping[str, AttackCard],
-    defenses: Mapping[str, DefenseCard],
+    rows: Iterable[CellRow], board: Leaderboard, now: CurrentDigests
 ) -> dict[tuple[str, str], tuple[CellRow, ...]]:
-    kept = [row for row in rows if _is_here(row, board) and not _changed(row, attacks, defenses)]
+    kept = [row for row in rows if _is_here(row, board) and not now.change(row)]
     found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
     for row in _whole_cascades(kept):
         pair = row.defense, row.attack
@@ -208,35 +197,19 @@ def _is_here(row: CellRow, board: Leaderboard) -> bool:
     return row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
 
 
-def _changed(
-    row: CellRow, attacks: Mapping[str, AttackCard], defenses: Mapping[str, DefenseCard]
-) -> str:
-    """What is another than when the cell was planned; empty where nothing is."""
-    defense, attack = defenses.get(row.defense), attacks.get(row.attack)
-    if row.protocol != PROTOCOL:
-        return "the rules of play"
-    if defense is None or defense.digest != row.defense_digest:
-        return "the defense"
-    if row.attack != CLEAN and (attack is None or attack.digest != row.attack_digest):
-        return "the attack"
-    return ""
-
-
 def _stale(
     rows: Iterable[CellRow],
     board: Leaderboard,
-    attacks: Mapping[str, AttackCard],
-    defenses: Mapping[str, DefenseCard],
+    now: CurrentDigests,
     current: Collection[tuple[str, str]],
 ) -> dict[tuple[str, str], str]:
-    """What has changed since a cell was played, by pairs that no current cell stands for.
+    """What has changed since a cell was evaluated, by pairs that have no current cell.
 
-    A cell that is itself as it was stands behind one that is not.
+    A cell that is itself current follows one in its cascade that is not.
     """
     done = [row for row in rows if row.state == CellState.DONE and _is_here(row, board)]
     return {
-        (row.defense, row.attack): _changed(row, attacks, defenses)
-        or "an attack before it in the cascade"
+        (row.defense, row.attack): now.change(row) or "an attack before it in the cascade"
         for row in sorted(done, key=lambda row: row.updated)
         if (row.defense, row.attack) not in current
     }

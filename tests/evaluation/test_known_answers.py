@@ -13,9 +13,10 @@ import pytest
 from bench.core.cells import CLEAN
 from bench.core.outcomes import Verdict
 from bench.data import datasets
-from bench.evaluation.launcher import MatrixRun, current
+from bench.evaluation.launcher import MatrixRun
 from bench.evaluation.plan import Selection
 from bench.results import json_report
+from bench.results.current_cells import current_cells
 from bench.store import CertificateRow, Store
 
 DEFENSES = ("argmax-only", "bit-depth", "linear", "pgd-training", "trades", "undefended")
@@ -49,7 +50,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
     matrix_run = MatrixRun(SELECTION, os.environ.get("BENCH_TRUTHS_DB") or fresh, quiet=True)
     assert matrix_run.run() == 0
     with Store.open(matrix_run.url, read_only=True) as store:
-        rows = [row for row in current(store) if row.threat in ("", *SELECTION.threats)]
+        rows = [row for row in current_cells(store) if row.threat in ("", *SELECTION.threats)]
         rows = [row for row in rows if row.state == "done" and row.items == 500]
         held = {
             (row.threat, row.attack, row.defense): store.outcomes(row.key).verdict != Verdict.BROKEN

@@ -103,7 +103,7 @@ def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [("attack", "the attack"), ("protocol", "the rules of play"), ("nothing", "Not planned")],
+    [("attack", "the attack"), ("protocol", "the protocol"), ("nothing", "Not planned")],
 )
 def test_a_cell_played_with_what_has_changed_since_says_so(
     world: World, changed: str, said: str
