@@ -1,6 +1,6 @@
-"""The table of systems: each row of the list, its file, and the tests that hold its oracle.
+"""The table of systems: each system of the list, its files and the tests of its oracle.
 
-`python -m tests.tools.systems` writes docs/systems.md; a test compares it and misses nothing.
+`python -m tests.tools.systems` writes docs/systems.md; tests/test_systems.py compares it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from bench.registry.registry import Registry
 
 ROOT = Path(__file__).parents[2]
-TABLE = ROOT / "docs" / "systems.md"
+PAGE = ROOT / "docs" / "systems.md"
 
-LIST = (
+SYSTEMS = (
     "A02", "A03", "A04", "A05", "A06", "A07", "A08", "A09", "A10", "A11", "A13", "A18", "A20",
     "A22", "B06",
     "D00", "D01", "D02", "D03", "D04", "D05", "D06", "D07", "D08", "D09", "D10", "D11", "D12",
@@ -25,9 +25,9 @@ LIST = (
     "M01", "M02", "M03", "M04",
     "V01", "V03", "V04", "V05", "V06", "V07", "V09",
 )  # fmt: skip
-"""What has to be there: attacks, defenses, filters and detectors, models, verification."""
+"""Ids of all systems: attacks, defenses, filters and detectors, models, verification."""
 
-ELSEWHERE = {
+SYSTEM_FILES = {
     "A02": "plugins/attacks/fast_gradient.py",
     "A03": "plugins/attacks/fgsm_targeted.py",
     "A04": "plugins/attacks/fast_gradient.py",
@@ -60,9 +60,9 @@ ELSEWHERE = {
     "V07": "plugins/certifiers/randomized_smoothing.py",
     "V09": "bench/results/masking_checks.py",
 }
-"""Rows that are no defenses, and defenses whose row another file decides, by file."""
+"""Id -> file, for systems that are no registered defense or whose main file is another one."""
 
-DEFENSE_ROWS = {
+DEFENSE_SYSTEMS = {
     "activation-pruning": ("D30",),
     "alp": ("D11",),
     "alp-probabilities": ("D11",),
@@ -119,12 +119,12 @@ DEFENSE_ROWS = {
     "undefended-images": ("D01",),
     "wide-resnet-16-4": ("M01",),
 }
-"""Defense -> the rows it implements."""
+"""Defense -> the systems that it implements."""
 
 HEAD = """# Systems
 
-What of the list of systems is built, where, and which tests hold its oracle. Made by
-`python -m tests.tools.systems` from the plugins and the marks of the tests.
+Every system of the list, the file that implements it, and the tests of its oracle. Written by
+`python -m tests.tools.systems` from the registered plugins and the marks of the tests.
 
 | id | what | file | test |
 |---|---|---|---|
@@ -132,27 +132,24 @@ What of the list of systems is built, where, and which tests hold its oracle. Ma
 
 
 @cache
-def files() -> dict[str, list[str]]:
-    """Row -> the files that build it, ELSEWHERE and as defenses declare; the most special first."""
-    found = {row: {path: 0} for row, path in ELSEWHERE.items()}
-    for offer in Registry.load(ROOT / "no submissions").defenses.values():
-        path = str(Path(*offer.module.split("."))) + ".py"
-        rows = DEFENSE_ROWS.get(offer.value.name, ())
-        for row in rows:
-            found.setdefault(row, {}).setdefault(path, len(rows))
-    return {row: sorted(places, key=lambda p: (places[p], p)) for row, places in found.items()}
+def implementations() -> dict[str, list[str]]:
+    """System id -> the files that implement it; files with the fewest systems first."""
+    found = {system: {path: 0} for system, path in SYSTEM_FILES.items()}
+    for registration in Registry.without_submissions().defenses.values():
+        path = str(Path(*registration.module.split("."))) + ".py"
+        systems = DEFENSE_SYSTEMS.get(registration.value.name, ())
+        for system in systems:
+            found.setdefault(system, {}).setdefault(path, len(systems))
+    return {system: sorted(paths, key=lambda p: (paths[p], p)) for system, paths in found.items()}
 
 
 @cache
-def oracles() -> dict[str, list[str]]:
-    """Row -> the test files with a test that is marked with it."""
+def oracle_tests() -> dict[str, list[str]]:
+    """System id -> the test files with a test that is marked with it."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for row in marked(path):
-            places = found.setdefault(row, [])
-            name = str(path.relative_to(ROOT))
-            if name not in places:
-                places.append(name)
+        for system in dict.fromkeys(marked(path)):
+            found.setdefault(system, []).append(str(path.relative_to(ROOT)))
     return found
 
 
@@ -163,27 +160,28 @@ def marked(path: Path) -> Iterator[str]:
             yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
 
 
-def what(path: str) -> str:
-    """The first sentence of a module."""
-    told = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
-    return told.split("\n")[0].removesuffix(".").replace("|", "/")
+def first_sentence(path: str) -> str:
+    """The first line of a module's docstring, as text for a table cell."""
+    text = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+    return text.split("\n")[0].removesuffix(".").replace("|", "/")
 
 
-def table() -> str:
-    """The page."""
-    built, held = files(), oracles()
+def page() -> str:
+    """The text of docs/systems.md."""
+    files, tests = implementations(), oracle_tests()
     lines = [
-        f"| {row} | {what(built[row][0])} | {links(built[row])} | {links(held.get(row, []))} |"
-        for row in sorted({*LIST, *built})
-        if row in built
+        f"| {system} | {first_sentence(files[system][0])} | {links(files[system])}"
+        f" | {links(tests.get(system, []))} |"
+        for system in sorted({*SYSTEMS, *files})
+        if system in files
     ]
     return HEAD + "\n".join(lines) + "\n"
 
 
 def links(paths: list[str]) -> str:
-    """Paths from the docs folder."""
+    """Markdown links to files, relative to the docs folder."""
     return ", ".join(f"[{Path(path).stem}](../{path})" for path in paths)
 
 
 if __name__ == "__main__":
-    TABLE.write_text(table())
+    PAGE.write_text(page())
