@@ -1,7 +1,8 @@
-"""The command line: the only place where all stages are joined.
+"""The command line.
 
-stdout is data, stderr is talk. Exit codes: 0 done, 1 internal error, 2 usage, 3 finished with
-failed cells, 4 a check did not hold, 5 the environment is unfit, 130 interrupted and resumable.
+Data is printed on stdout, messages and progress on stderr. Exit codes: 0 done, 1 internal error,
+2 usage error, 3 finished with failed cells, 4 a check failed, 5 unsuitable environment,
+130 interrupted (the same command resumes).
 """
 
 from __future__ import annotations
@@ -10,28 +11,33 @@ import sys
 
 import typer
 
-from bench.cli import maintenance_commands, plugin_commands, read_commands, run_commands
+from bench.cli.maintenance_commands import add_maintenance_commands
+from bench.cli.plugin_commands import add_plugin_commands
+from bench.cli.read_commands import add_read_commands
+from bench.cli.run_commands import add_run_commands
 from bench.core.errors import BenchError
 
 app = typer.Typer(
     name="bench",
-    help="Every adversarial attack against every defense, under declared rules, refereed.",
+    help="Evaluate adversarial attacks against defenses under declared threat models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for room in (run_commands, read_commands, plugin_commands, maintenance_commands):
-    room.enter(app)
+add_run_commands(app)
+add_read_commands(app)
+add_plugin_commands(app)
+add_maintenance_commands(app)
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one sentence and an exit code."""
+    """Run a command; a BenchError is printed as one sentence and sets the exit code."""
     try:
         app()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("bench: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        print("bench: interrupted; the same command resumes where it stopped.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -1,4 +1,4 @@
-"""`python -m bench.cli`."""
+"""Entry point of `python -m bench.cli`."""
 
 from bench.cli import main
 

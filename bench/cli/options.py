@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they print."""
+"""Options that several commands share, and how commands print JSON."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ import typer
 from bench.core.cells import SCHEMA
 
 Database = Annotated[
-    str | None, typer.Option("--db", help="Database URL; else $BENCH_DB, else ./bench.db.")
+    str | None,
+    typer.Option("--db", help="Database URL or file; default: $BENCH_DB, else ./bench.db."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a schema number.")]
 Mode = Annotated[
-    str, typer.Option("--mode", help="full: every cell is whole. rank: survivors only go on.")
+    str,
+    typer.Option(
+        "--mode",
+        help="full: every attack meets every example. rank: only examples not broken yet.",
+    ),
 ]
 Unsandboxed = Annotated[
     bool,
     typer.Option(
-        "--allow-unsandboxed", help="Run submitted code in this process, with all your rights."
+        "--allow-unsandboxed",
+        help="Run submitted code in this process, with all your permissions.",
     ),
 ]
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """One JSON document on stdout, its schema number first."""
+    """Write one JSON document to stdout, its schema number first."""
     json.dump({"schema": SCHEMA, **document}, sys.stdout, indent=1)
     sys.stdout.write("\n")
 
 
-def url(text: str | None) -> str | None:
-    """A database URL; a plain path means SQLite."""
+def database_url(text: str | None) -> str | None:
+    """The URL of a database; a plain path becomes a URL of SQLite."""
     if text is None or "://" in text:
         return text
     return f"sqlite:///{text}"

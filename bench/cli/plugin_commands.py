@@ -1,4 +1,4 @@
-"""`bench new`, `check`, `submit`: whatever a plugin's author needs."""
+"""Commands for authors of plugins: `bench new`, `check` and `submit`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import AsJson, Database, Unsandboxed, print_json, url
+from bench.cli.options import AsJson, Database, Unsandboxed, database_url, print_json
 
 
-def enter(app: typer.Typer) -> None:
-    """Offer these commands."""
+def add_plugin_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
     app.command()(new)
-    app.command()(check)
+    app.command("check")(check_plugin)
     app.command()(submit)
 
 
@@ -25,19 +25,25 @@ def new(
     name: Annotated[str, typer.Argument(help="a-z, 0-9, '.', '_', '-'.")],
     folder: Annotated[Path, typer.Option(help="Where the plugin's folder is made.")] = Path(),
 ) -> None:
-    """Write a plugin that already runs; make it yours from there."""
-    from bench.submissions.templates import write_template as write
+    """Write a plugin that runs as it is, as a starting point for your own."""
+    from bench.submissions.templates import write_template
 
-    place = write(kind, name, folder)
+    place = write_template(kind, name, folder)
     print(place)
     print(f"next: bench check {place}", file=sys.stderr)
 
 
-def check(
-    plugin: Annotated[str, typer.Argument(help="A plugin's folder or file, or a known name.")],
+def check_plugin(
+    plugin: Annotated[
+        str, typer.Argument(help="Folder or file of a plugin, or a registered name.")
+    ],
     json: AsJson = False,
 ) -> None:
-    """Hold a plugin against its contract. Its code runs in this process, with your rights."""
+    """Check a plugin against its contract. Its code runs in this process, with your permissions.
+
+    \f
+    Raises typer.Exit with code 4 where a check fails.
+    """
     from bench.contract.runner import run_checks
     from bench.evaluation.launcher import set_deterministic
 
@@ -55,17 +61,21 @@ def check(
 
 
 def submit(
-    path: Annotated[Path, typer.Argument(help="An entry's folder, or a zip of it.")],
+    path: Annotated[Path, typer.Argument(help="A submission's folder, or a zip file of it.")],
     db: Database = None,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
-    """Hand in an entry: card, plugin and weights are validated; the next run plays it."""
+    """Submit a plugin: card, code and weights are validated; the next run evaluates it."""
     from bench.evaluation.launcher import set_deterministic
     from bench.store import Store
-    from bench.submissions.intake import take_in as take
+    from bench.submissions.intake import take_in
 
     set_deterministic()  # it may train
-    with Store.open(url(db)) as store:
-        taken = take(path, store, allow_unsandboxed=allow_unsandboxed)
-    checked = "its contract was checked" if taken.checked else "its contract waits for the next run"
-    print(f"{taken.kind} {taken.name} {taken.digest[:12]}: taken in; {checked}.")
+    with Store.open(database_url(db)) as store:
+        accepted = take_in(path, store, allow_unsandboxed=allow_unsandboxed)
+    checked = (
+        "its contract was checked"
+        if accepted.checked
+        else "its contract will be checked by the next run"
+    )
+    print(f"{accepted.kind} {accepted.name} {accepted.digest[:12]}: accepted; {checked}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
+from bench.core.folders import cache_folder
 from bench.core.hashing import canonical
 from bench.plugin import Dataset, Images, Split
 
@@ -43,17 +43,6 @@ def to_float(images: Tensor) -> Tensor:
     last bit.
     """
     return images.clone(memory_format=torch.contiguous_format).float() / 255
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for this program; not made here."""
-    if sys.platform == "win32":
-        home = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        home = Path.home() / "Library" / "Caches"
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "gauntlet"
 
 
 def data_folder() -> Path:
