@@ -19,7 +19,9 @@ class LinearBoundary(NamedTuple):
     """[n]: positive beyond the border."""
 
 
-def nearest_boundary(ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor) -> LinearBoundary:
+def nearest_boundary(
+    ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor
+) -> LinearBoundary:
     """The border with the least |gap| / ||slope||*; slopes [n, k, C, H, W], gaps [n, k].
 
     A border without slope is out of reach.
@@ -59,7 +61,9 @@ class Segment(NamedTuple):
 
     def crossing(self, lean: float) -> Tensor:
         """Where the margin would be zero if linear, `lean` of the rest of the way beyond it."""
-        share = (self.inner_margin / (self.inner_margin - self.outer_margin)).nan_to_num(1).clamp(0, 1)
+        share = (
+            (self.inner_margin / (self.inner_margin - self.outer_margin)).nan_to_num(1).clamp(0, 1)
+        )
         share = share + lean * (1 - share)
         return (self.inner + per_image(share) * (self.outer - self.inner)).clamp(0, 1)
 

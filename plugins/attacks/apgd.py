@@ -39,9 +39,9 @@ class State(NamedTuple):
     """[n]: the loss at `best`."""
     checkpoint_loss: Tensor
     """[n]: `height` at the last checkpoint."""
-    loss: Tensor
+    last_loss: Tensor
     """[n]: the loss at `previous`."""
-    rises: Tensor
+    increases: Tensor
     """[n] int64: steps since the last checkpoint that raised the loss."""
     halved: Tensor
     """[n] bool: the last checkpoint halved the step."""
@@ -90,31 +90,31 @@ class APGD:
     def step(self, problem: Problem, state: State) -> State:
         """Ask, judge the step length if this is a checkpoint, move."""
         answer = problem.gradient(state.adv, self._loss(problem))
-        state = noted(state, answer.gradient, answer.loss)
-        window = windows(self.steps, problem.t.device)[problem.t]
+        state = with_evaluation(state, answer.gradient, answer.loss)
+        window = checkpoint_intervals(self.steps, problem.t.device)[problem.t]
         stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
-        halve = (window > 0) & ((state.rises < self.rho * window) | stuck)
+        halve = (window > 0) & ((state.increases < self.rho * window) | stuck)
         back = per_image(halve)
         adv = torch.where(back, state.best, state.adv)
         slope = torch.where(back, state.best_gradient, answer.gradient)
         rate = torch.where(halve, state.rate / 2, state.rate)
         checkpoint = (window > 0) | (problem.t == 0)
         return state._replace(
-            adv=self._moved(problem, adv, state.previous, slope, rate),
+            adv=self._next_iterate(problem, adv, state.previous, slope, rate),
             previous=adv,
-            mark=torch.where(checkpoint, state.best_loss, state.checkpoint_loss),
-            loss=torch.where(halve, state.best_loss, answer.loss),
-            rises=torch.where(checkpoint, 0, state.rises),
+            checkpoint_loss=torch.where(checkpoint, state.best_loss, state.checkpoint_loss),
+            last_loss=torch.where(halve, state.best_loss, answer.loss),
+            increases=torch.where(checkpoint, 0, state.increases),
             halved=torch.where(checkpoint, halve, state.halved),
             rate=rate,
         )
 
     def _loss(self, problem: Problem) -> Loss:
         if self.climbs == "dlr to a rival":
-            return dlr_to(select_column(problem.rivals, problem.restart))
+            return targeted_dlr(select_column(problem.rivals, problem.restart))
         return dlr if self.climbs == "dlr" else cross_entropy
 
-    def _moved(
+    def _next_iterate(
         self, problem: Problem, adv: Tensor, previous: Tensor, slope: Tensor, rate: Tensor
     ) -> Tensor:
         """One step of `rate` [n] radii along the slope; from the second on with momentum."""
@@ -127,19 +127,19 @@ class APGD:
         return ball.project(bent, x)
 
 
-def noted(state: State, gradient: Tensor, loss: Tensor) -> State:
+def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
     """The state that knows the answer at `adv`: its best point and its count of rises."""
     higher = loss > state.best_loss
     here = per_image(higher)
     best = torch.where(here, state.adv, state.best)
     slope = torch.where(here, gradient, state.best_gradient)
     height = torch.where(higher, loss, state.best_loss)
-    rises = state.rises + (loss > state.loss)
-    return state._replace(best=best, slope=slope, height=height, rises=rises)
+    rises = state.increases + (loss > state.last_loss)
+    return state._replace(best=best, best_gradient=slope, best_loss=height, increases=rises)
 
 
 @functools.lru_cache(maxsize=16)
-def windows(steps: int, device: torch.device) -> Tensor:
+def checkpoint_intervals(steps: int, device: torch.device) -> Tensor:
     """[steps + 1] int64: at a checkpoint the steps since the one before; elsewhere 0.
 
     Checkpoints are ceil(p_j n): p_1 = .22, then p_{j+1} - p_j = max(p_j - p_{j-1} - .03, .06).
@@ -161,24 +161,24 @@ def dlr(logits: Tensor, label: Tensor) -> Tensor:
     """
     if logits.shape[1] < 4:
         return margin(logits, label)
-    top = ranked(logits)
+    top = sorted_logits(logits)
     return margin(logits, label) / (top[:, 0] - top[:, 2]).clamp_min(MIN_LOGIT_SPREAD)
 
 
-def dlr_to(rival: Tensor) -> Loss:
+def targeted_dlr(rival: Tensor) -> Loss:
     """(z_rival - z_label) over z_(1) - (z_(3) + z_(4)) / 2; undivided below four classes."""
 
     def ratio(logits: Tensor, label: Tensor) -> Tensor:
         gap = margin_to(rival)(logits, label)
         if logits.shape[1] < 4:
             return gap
-        top = ranked(logits)
+        top = sorted_logits(logits)
         return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(MIN_LOGIT_SPREAD)
 
     return ratio
 
 
-def ranked(logits: Tensor) -> Tensor:
+def sorted_logits(logits: Tensor) -> Tensor:
     """[n, K]: each row's logits, the largest first."""
     return logits.sort(dim=1, descending=True, stable=True).values
 

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from bench.plugin import Access, Attack, Problem, StopRule, hookimpl, per_image
 
-ALONG, TOWARDS = 0.3, 0.25  # rates of success at which the two step lengths stand still
-PACE = 0.2  # by how much the logarithm of a length may move in one step
+SPHERICAL_SUCCESS, SOURCE_SUCCESS = (
+    0.3,
+    0.25,
+)  # rates of success at which the two step lengths stand still
+ADAPTATION = 0.2  # by how much the logarithm of a length may move in one step
 
 
 class State(NamedTuple):
@@ -22,8 +25,8 @@ class State(NamedTuple):
     """[n, C, H, W]: the nearest success; the clean image until there is one."""
     found: Tensor
     """[n] bool: there is a success to walk from."""
-    around: Tensor
-    inward: Tensor
+    spherical_step: Tensor
+    source_step: Tensor
     """[n]: lengths of a step along the sphere and towards the clean image, in distances to it."""
     given_up: Tensor
     """[n] bool: none of the noise images was a success, so there is nothing to walk from."""
@@ -60,26 +63,28 @@ class Boundary:
         adv, found, around, inward, _ = state
         turn = problem.t % 2 == 0
         nearer = problem.x + per_image(1 - inward) * (adv - problem.x)
-        walk = torch.where(per_image(turn), sideways(problem, adv, around), nearer)
+        walk = torch.where(per_image(turn), spherical_proposal(problem, adv, around), nearer)
         question = torch.where(per_image(found), walk, noise(problem))
         asking = found | (problem.t < self.starts)
         wrong = problem.wrong(problem.labels(question, asking)) & asking
-        around = torch.where(found & turn, paced(around, wrong, ALONG), around)
-        inward = torch.where(found & ~turn, paced(inward, wrong, TOWARDS), inward).clamp_max(0.5)
+        around = torch.where(found & turn, adapted(around, wrong, SPHERICAL_SUCCESS), around)
+        inward = torch.where(
+            found & ~turn, adapted(inward, wrong, SOURCE_SUCCESS), inward
+        ).clamp_max(0.5)
         adv = torch.where(per_image(wrong), question, adv)
         return State(adv, found | wrong, around, inward, given_up=~asking)
 
     def done(self, state: State) -> Tensor:
         """[n] bool: no start was found, or the next step inward is below float32's resolution."""
-        return state.given_up | (state.inward < 1e-6)
+        return state.given_up | (state.source_step < 1e-6)
 
 
-def paced(length: Tensor, won: Tensor, rate: float) -> Tensor:
+def adapted(length: Tensor, won: Tensor, rate: float) -> Tensor:
     """The next length [n]; its logarithm stands still where `rate` of the steps win."""
-    return length * (PACE * (won.to(length.dtype) - rate)).exp()
+    return length * (ADAPTATION * (won.to(length.dtype) - rate)).exp()
 
 
-def sideways(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
+def spherical_proposal(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
     """[n, C, H, W]: a random step across the line to x, brought back to the old distance."""
     x, ball = problem.x, problem.ball
     change, old = adv - x, ball.distance(adv, x)

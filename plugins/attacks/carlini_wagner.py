@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.plugin import Access, Attack, Gradient, Problem, StopRule, hookimpl, margin, per_image
 
-INSIDE = 0.9999  # of the way to the edge of the box, where artanh is infinite and tanh is flat
-DECAY, SQUARES = 0.9, 0.999  # of Adam's two running means
+BOX_SHARE = 0.9999  # of the way to the edge of the box, where artanh is infinite and tanh is flat
+BETA_1, BETA_2 = 0.9, 0.999  # of Adam's two running means
 
 
 class State(NamedTuple):
@@ -28,17 +28,17 @@ class State(NamedTuple):
     mean: Tensor
     square: Tensor
     """[n, C, H, W]: Adam's running means."""
-    price: Tensor
+    constant: Tensor
     low: Tensor
     high: Tensor
     """[n]: c, the largest one that failed, and the least one that won (or infinite)."""
-    checked: Tensor
+    checked_objective: Tensor
     """[n]: the objective when it was last looked at."""
-    place: Tensor
+    round_step: Tensor
     """[n] int64: steps made in this round."""
-    ended: Tensor
+    finished_rounds: Tensor
     """[n] int64: rounds that are over."""
-    won: Tensor
+    succeeded: Tensor
     """[n] bool: this round has met a success."""
 
 
@@ -89,26 +89,28 @@ class CarliniWagner:
 
     def step(self, problem: Problem, state: State) -> State:
         """Ask one image of each row, and move it downhill."""
-        origin = inside(problem.x)
-        state = begun(state, origin)
+        origin = tanh_space(problem.x)
+        state = begin_rounds(state, origin)
         image = (1 + state.w.tanh()) / 2
-        answer = problem.gradient(image, self.gain)
-        state = self.kept(problem, state, image, answer)
+        answer = problem.gradient(image, self.margin_loss)
+        state = self.with_best(problem, state, image, answer)
         change = image - (1 + origin.tanh()) / 2
-        objective = change.square().flatten(1).sum(1) - state.price * answer.loss
-        slope = 2 * change - per_image(state.price) * answer.gradient
-        return self.judged(self.moved(state, 2 * image * (1 - image) * slope), objective)
+        objective = change.square().flatten(1).sum(1) - state.constant * answer.loss
+        slope = 2 * change - per_image(state.constant) * answer.gradient
+        return self.end_converged_rounds(
+            self.adam_step(state, 2 * image * (1 - image) * slope), objective
+        )
 
     def done(self, state: State) -> Tensor:
         """[n] bool: the price is known well enough, or no round is left."""
         narrow = state.high - state.low < self.precision * state.high
-        return narrow | (state.ended >= self.rounds)
+        return narrow | (state.finished_rounds >= self.rounds)
 
-    def gain(self, logits: Tensor, label: Tensor) -> Tensor:
+    def margin_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """[n]: the margin, worth nothing more beyond kappa."""
         return margin(logits, label).clamp_max(self.kappa)
 
-    def kept(self, problem: Problem, state: State, image: Tensor, answer: Gradient) -> State:
+    def with_best(self, problem: Problem, state: State, image: Tensor, answer: Gradient) -> State:
         """Remember successes, and the nearest of them."""
         success = problem.wrong(answer.logits) & (answer.loss >= self.kappa)
         distance = problem.ball.distance(image, problem.x)
@@ -116,53 +118,59 @@ class CarliniWagner:
         return state._replace(
             adv=torch.where(per_image(nearer), image, state.adv),
             distance=torch.where(nearer, distance, state.distance),
-            won=state.won | success,
+            succeeded=state.succeeded | success,
         )
 
-    def moved(self, state: State, slope: Tensor) -> State:
+    def adam_step(self, state: State, slope: Tensor) -> State:
         """Adam's next step of each row's round; slope [n, C, H, W] is of w."""
-        count = state.place + 1
-        mean = DECAY * state.mean + (1 - DECAY) * slope
-        square = SQUARES * state.square + (1 - SQUARES) * slope.square()
-        first, second = (-torch.expm1(count * math.log(b)) for b in (DECAY, SQUARES))
+        count = state.round_step + 1
+        mean = BETA_1 * state.mean + (1 - BETA_1) * slope
+        square = BETA_2 * state.square + (1 - BETA_2) * slope.square()
+        first, second = (-torch.expm1(count * math.log(b)) for b in (BETA_1, BETA_2))
         size = (square / per_image(second)).sqrt() + 1e-8
         w = state.w - self.rate * (mean / per_image(first)) / size
         return state._replace(w=w, mean=mean, square=square)
 
-    def judged(self, state: State, objective: Tensor) -> State:
+    def end_converged_rounds(self, state: State, objective: Tensor) -> State:
         """Ten times a round: where the objective [n] falls no more, the round is over."""
-        look = state.place % max(1, self.length // 10) == 0
-        stuck = look & (objective > self.improves * state.checked)
-        last = stuck | (state.place == self.length - 1)
-        return self.priced(state, last)._replace(
-            checked=torch.where(look, objective, state.checked),
-            place=torch.where(last, 0, state.place + 1),
-            ended=state.ended + last,
+        look = state.round_step % max(1, self.length // 10) == 0
+        stuck = look & (objective > self.improves * state.checked_objective)
+        last = stuck | (state.round_step == self.length - 1)
+        return self.update_constant(state, last)._replace(
+            checked_objective=torch.where(look, objective, state.checked_objective),
+            round_step=torch.where(last, 0, state.round_step + 1),
+            finished_rounds=state.finished_rounds + last,
         )
 
-    def priced(self, state: State, last: Tensor) -> State:
+    def update_constant(self, state: State, last: Tensor) -> State:
         """At the end of a round: cheaper after a win, dearer after a loss."""
-        high = torch.where(last & state.won, torch.minimum(state.high, state.price), state.high)
-        low = torch.where(last & ~state.won, torch.maximum(state.low, state.price), state.low)
-        following = torch.where(high.isinf(), 10 * state.price, (low + high) / 2)
-        return state._replace(price=torch.where(last, following, state.price), low=low, high=high)
+        high = torch.where(
+            last & state.succeeded, torch.minimum(state.high, state.constant), state.high
+        )
+        low = torch.where(
+            last & ~state.succeeded, torch.maximum(state.low, state.constant), state.low
+        )
+        following = torch.where(high.isinf(), 10 * state.constant, (low + high) / 2)
+        return state._replace(
+            constant=torch.where(last, following, state.constant), low=low, high=high
+        )
 
 
-def inside(x: Tensor) -> Tensor:
+def tanh_space(x: Tensor) -> Tensor:
     """[n, C, H, W]: the w of the clean image, pulled a little from the edge of the box."""
-    return torch.atanh((2 * x - 1) * INSIDE)
+    return torch.atanh((2 * x - 1) * BOX_SHARE)
 
 
-def begun(state: State, origin: Tensor) -> State:
+def begin_rounds(state: State, origin: Tensor) -> State:
     """Rows at place 0 begin their round at the w `origin` [n, C, H, W], Adam without a past."""
-    fresh = state.place == 0
+    fresh = state.round_step == 0
     rows = per_image(fresh)
     return state._replace(
         w=torch.where(rows, origin, state.w),
         mean=state.mean.masked_fill(rows, 0),
         square=state.square.masked_fill(rows, 0),
-        checked=state.checked.masked_fill(fresh, math.inf),
-        won=state.won & ~fresh,
+        checked_objective=state.checked_objective.masked_fill(fresh, math.inf),
+        succeeded=state.succeeded & ~fresh,
     )
 
 

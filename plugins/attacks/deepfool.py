@@ -29,7 +29,7 @@ class State(NamedTuple):
     """[n, C, H, W]: x + (1 + overshoot) r, or what the search made of it; asked already."""
     change: Tensor
     """[n, C, H, W]: r, the sum of the steps."""
-    crossed: Tensor
+    flipped: Tensor
     """[n] bool: adv was found wrong; the row is done."""
 
 
@@ -72,7 +72,9 @@ class DeepFool:
         slopes, logits = problem.jacobian(adv, rivals, ~crossed, minus=problem.y)
         walking = ~crossed & ~problem.wrong(logits)
         gaps = logits.gather(1, rivals) - select_column(logits, problem.y)[:, None]
-        change = change + step_onto(problem.ball, adv, nearest_boundary(problem.ball, adv, slopes, gaps))
+        change = change + step_onto(
+            problem.ball, adv, nearest_boundary(problem.ball, adv, slopes, gaps)
+        )
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)
         answer = problem.logits(beyond, walking)
@@ -80,16 +82,16 @@ class DeepFool:
         span = Segment(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
         moves = per_image(walking)
         return State(
-            torch.where(moves, self._searched(problem, span, wrong), adv),
+            torch.where(moves, self._secant_search(problem, span, wrong), adv),
             torch.where(moves, change, state.change),
             ~walking | wrong,
         )
 
     def done(self, state: State) -> Tensor:
         """[n] bool: the label has flipped."""
-        return state.crossed
+        return state.flipped
 
-    def _searched(self, problem: Problem, span: Segment, where: Tensor) -> Tensor:
+    def _secant_search(self, problem: Problem, span: Segment, where: Tensor) -> Tensor:
         """[n, C, H, W]: the outer end, brought near to the border in the rows `where` [n] bool."""
         ended = span
         for _ in range(self.search):

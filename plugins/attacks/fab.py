@@ -21,7 +21,7 @@ from bench.plugin import (
 )
 from plugins.attacks._decision_boundary import LinearBoundary, Segment, nearest_boundary
 
-NOWHERE = 1e-8  # a distance below it has no direction
+MIN_DISTANCE = 1e-8  # a distance below it has no direction
 
 
 class State(NamedTuple):
@@ -31,11 +31,11 @@ class State(NamedTuple):
     """[n, C, H, W]: the nearest success; the clean image until there is one."""
     distance: Tensor
     """[n]: of it; infinite until there is one."""
-    excess: Tensor
+    outer_margin: Tensor
     """[n]: its margin, which is positive."""
     point: Tensor
     """[n, C, H, W]: where the border is linearised next; in the search, the last right answer."""
-    depth: Tensor
+    inner_margin: Tensor
     """[n]: the margin of the last right answer, which is negative."""
 
 
@@ -89,21 +89,23 @@ class FAB:
     def step(self, problem: Problem, state: State) -> State:
         """Ask for the border while walking; then, of every row, whether its next image is wrong."""
         walking = problem.t < self.walk
-        state = turned(problem, state, problem.t == self.walk)
-        ahead = self._ahead(problem, state.point, self._border(problem, state.point, walking))
-        span = Segment(state.point, state.depth, state.adv, state.excess)
+        state = begin_search(problem, state, problem.t == self.walk)
+        ahead = self._next_query(
+            problem, state.point, self._boundary(problem, state.point, walking)
+        )
+        span = Segment(state.point, state.inner_margin, state.adv, state.outer_margin)
         asked = torch.where(per_image(walking), ahead, span.crossing(self.lean))
         answer = problem.logits(asked, walking | state.distance.isfinite())
         success = problem.wrong(answer)
         excess = margin(answer, problem.y)
         back = problem.x + self.beta * (asked - problem.x)
         onward = torch.where(per_image(walking), back, state.point)
-        return kept(problem, state, asked, success, excess)._replace(
+        return with_nearest(problem, state, asked, success, excess)._replace(
             point=torch.where(per_image(success), onward, asked),
-            depth=torch.where(success, state.depth, excess),
+            inner_margin=torch.where(success, state.inner_margin, excess),
         )
 
-    def _border(self, problem: Problem, point: Tensor, where: Tensor) -> LinearBoundary:
+    def _boundary(self, problem: Problem, point: Tensor, where: Tensor) -> LinearBoundary:
         if self.targeted:
             rival = select_column(problem.rivals, problem.restart)
             slope, gap, _ = problem.gradient(point, margin_to(rival), where)
@@ -112,35 +114,37 @@ class FAB:
         gaps = logits.gather(1, problem.rivals) - select_column(logits, problem.y)[:, None]
         return nearest_boundary(problem.ball, point, slopes, gaps)
 
-    def _ahead(self, problem: Problem, point: Tensor, border: LinearBoundary) -> Tensor:
+    def _next_query(self, problem: Problem, point: Tensor, border: LinearBoundary) -> Tensor:
         """The next image of the walk, between the overshot projections of point and x."""
         ball, x = problem.ball, problem.x
         missing = -border.gap - (border.slope * (x - point)).flatten(1).sum(1)
         here = torch.cat([point, x])
         there = ball.onto(border.slope.repeat(2, 1, 1, 1), torch.cat([-border.gap, missing]), here)
-        near, far = ball.distance(there, here).clamp_min(NOWHERE).chunk(2)
+        near, far = ball.distance(there, here).clamp_min(MIN_DISTANCE).chunk(2)
         pull = per_image((near / (near + far)).clamp_max(self.alpha))
         beyond, origin = (here + self.eta * (there - here)).chunk(2)
         return ((1 - pull) * beyond + pull * origin).clamp(0, 1)
 
 
-def kept(problem: Problem, state: State, asked: Tensor, success: Tensor, excess: Tensor) -> State:
+def with_nearest(
+    problem: Problem, state: State, asked: Tensor, success: Tensor, excess: Tensor
+) -> State:
     """Remember the image asked where it is a success, and nearer than the one at hand."""
     distance = problem.ball.distance(asked, problem.x)
     nearer = success & (distance < state.distance)
     return state._replace(
         adv=torch.where(per_image(nearer), asked, state.adv),
         distance=torch.where(nearer, distance, state.distance),
-        excess=torch.where(nearer, excess, state.excess),
+        outer_margin=torch.where(nearer, excess, state.outer_margin),
     )
 
 
-def turned(problem: Problem, state: State, where: Tensor) -> State:
+def begin_search(problem: Problem, state: State, where: Tensor) -> State:
     """Rows [n] bool that begin the search: the last right answer is the clean image."""
     depth = margin(problem.clean_logits, problem.y)
     return state._replace(
         point=torch.where(per_image(where), problem.x, state.point),
-        depth=torch.where(where, depth, state.depth),
+        inner_margin=torch.where(where, depth, state.inner_margin),
     )
 
 

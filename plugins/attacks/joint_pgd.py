@@ -42,12 +42,12 @@ class JointPGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step towards the goal that is missed, back into the ball."""
-        uphill = problem.gradient(adv, missed(problem.classes)).gradient
+        uphill = problem.gradient(adv, joint_loss(problem.classes)).gradient
         rate = self.rate * (1 - problem.t / self.steps)
         return problem.ball.ascend(adv, uphill, rate, problem.x)
 
 
-def missed(classes: int) -> Loss:
+def joint_loss(classes: int) -> Loss:
     """(answer [n, K + 1], label) -> [n]: the margin where it is not positive, else -score.
 
     Of a defense without a detector, which answers [n, K], the margin.

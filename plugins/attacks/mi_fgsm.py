@@ -41,12 +41,12 @@ class MomentumFGSM:
     def step(self, problem: Problem, state: State) -> State:
         """Add the gradient to the memory and follow that."""
         gradient = problem.gradient(state.adv, cross_entropy).gradient
-        momentum = self.mu * state.momentum + unit(gradient)
+        momentum = self.mu * state.momentum + l1_normalized(gradient)
         adv = problem.ball.ascend(state.adv, momentum, 1 / self.steps, problem.x)
         return State(adv, momentum)
 
 
-def unit(gradient: Tensor) -> Tensor:
+def l1_normalized(gradient: Tensor) -> Tensor:
     """[n, C, H, W]: g / |g|_1; zero where there is no slope."""
     length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
     return gradient / per_image(length)

@@ -11,7 +11,7 @@ from bench.plugin import Access, Attack, Problem, hookimpl
 
 
 @dataclass(frozen=True)
-class Random:
+class RandomNoise:
     """A point drawn from the set, brought unseen; the defense is never asked."""
 
     name = "random"
@@ -39,4 +39,4 @@ class Random:
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
     """One draw."""
-    yield Random()
+    yield RandomNoise()

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-SCALE = 10000  # steps of the schedule in which HALVINGS are counted
+SCHEDULE_STEPS = 10000  # steps of the schedule in which HALVINGS are counted
 BITS = 60  # random bits taken from one keyed word
 FRACTION = 20  # of them for one coordinate
 
@@ -23,14 +23,14 @@ class State(NamedTuple):
 
     adv: Tensor
     """[n, C, H, W]: the best image so far; before the first question the stripes."""
-    gain: Tensor
+    margin: Tensor
     """[n]: its margin max_j z_j - z_y, rising; minus infinity before the first question."""
     low: Tensor
     high: Tensor
     """[n, C, H, W]: the two opposite corners of the ball that colours are taken from."""
 
 
-class Colours(NamedTuple):
+class Proposal(NamedTuple):
     """One keyed draw: where the square lies, and which corner each channel takes."""
 
     place: Tensor
@@ -71,79 +71,82 @@ class Square:
 
     def step(self, problem: Problem, state: State) -> State:
         """Ask the stripes first, then a repainted square of each row."""
-        question = self.repainted(problem, state)
+        question = self.candidate(problem, state)
         gain = margin(problem.logits(question), problem.y)
-        better = per_image(gain > state.gain)
+        better = per_image(gain > state.margin)
         adv = torch.where(better, question, state.adv)
-        return state._replace(adv=adv, gain=torch.fmax(gain, state.gain))
+        return state._replace(adv=adv, margin=torch.fmax(gain, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:
         """[n] bool: the question did not gain."""
-        return after.gain == before.gain
+        return after.margin == before.margin
 
-    def repainted(self, problem: Problem, state: State) -> Tensor:
+    def candidate(self, problem: Problem, state: State) -> Tensor:
         """[n, C, H, W]: the best image with one square at an extreme of the ball.
 
         Colours that would change nothing are turned round, or the question would be wasted.
         """
         adv, low, high = state.adv, state.low, state.high
-        place, up = drawn(problem)
-        inside = window(place, self.side(problem), *adv.shape[2:])
+        place, up = draw_proposal(problem)
+        inside = square_mask(place, self.side(problem), *adv.shape[2:])
         changes = torch.where(up, high, low).ne(adv).logical_and_(inside)
         up = up.logical_xor_(per_image(~changes.flatten(1).any(1)))
         return torch.where(inside, torch.where(up, high, low), adv)
 
     def side(self, problem: Problem) -> Tensor:
         """[n] int64: the square's side, of area p H W and never the whole image; 0 at first."""
-        return sides(self, *problem.x.shape[2:], problem.t.device)[problem.t]
+        return square_sides(self, *problem.x.shape[2:], problem.t.device)[problem.t]
 
 
 @functools.lru_cache(maxsize=64)
-def sides(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
+def square_sides(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
     """[steps + 1] int64: the side of each step's square; the first step repaints nothing."""
     most = max(1, min(height, width) - 1)
     edges = [
         max(1, min(round((share * height * width) ** 0.5), most))
-        for share in shares(attack.share, attack.steps, rescaled=attack.rescaled)
+        for share in area_shares(attack.share, attack.steps, rescaled=attack.rescaled)
     ]
     return torch.tensor([0, *edges[1:]], device=device)
 
 
-def shares(first: float, steps: int, *, rescaled: bool) -> list[float]:
+def area_shares(first: float, steps: int, *, rescaled: bool) -> list[float]:
     """[steps + 1]: the share p of the image at each step, halved after HALVINGS."""
-    scale = steps if rescaled else SCALE
-    return [first * 0.5 ** sum(t * SCALE > at * scale for at in HALVINGS) for t in range(steps + 1)]
+    scale = steps if rescaled else SCHEDULE_STEPS
+    return [
+        first * 0.5 ** sum(t * SCHEDULE_STEPS > at * scale for at in HALVINGS)
+        for t in range(steps + 1)
+    ]
 
 
-def drawn(problem: Problem) -> Colours:
+def draw_proposal(problem: Problem) -> Proposal:
     """All that one step draws, in one go: a word for the place, then a bit for each channel."""
     channels = problem.x.shape[1]
     words = problem.integers("square", 2**BITS, (1 + -(-channels // BITS),))
-    return Colours(words[:, 0], bits(words[:, 1:], channels) > 0)
+    return Proposal(words[:, 0], random_bits(words[:, 1:], channels) > 0)
 
 
-def bits(words: Tensor, count: int) -> Tensor:
+def random_bits(words: Tensor, count: int) -> Tensor:
     """[n, count, 1, 1] int64: the first bits of words [n, m] of BITS bits."""
     place = torch.arange(min(count, BITS), device=words.device)
     flat = (words[:, :, None] >> place & 1).flatten(1)[:, :count]
     return flat.view(len(words), count, 1, 1)
 
 
-def window(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
+def square_mask(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
     """[n, 1, H, W] bool: a square of `side` [n] somewhere inside each image."""
-    rows = stretch(place, side, height)
-    columns = stretch(place >> FRACTION, side, width)
+    rows = interval_mask(place, side, height)
+    columns = interval_mask(place >> FRACTION, side, width)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def stretch(place: Tensor, side: Tensor, length: int) -> Tensor:
+def interval_mask(place: Tensor, side: Tensor, length: int) -> Tensor:
     """[n, length] bool: `side` neighbours, the first by the lowest FRACTION bits of `place`."""
     position = torch.arange(length, device=side.device)
-    offset = position - first(place, side, length)[:, None]
+    offset = position - random_offset(place, side, length)[:, None]
     return (offset >= 0) & (offset < side[:, None])
 
 
-def first(place: Tensor, side: Tensor, length: int) -> Tensor:
+def random_offset(place: Tensor, side: Tensor, length: int) -> Tensor:
     """[n] int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
     spread: Tensor = (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
     return spread

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
-from plugins.attacks.square import BITS, FRACTION, bits, first, shares
+from plugins.attacks.square import BITS, FRACTION, area_shares, random_bits, random_offset
 
 TILES = 5  # bumps along the shorter edge of the first image
-LEAST = 3  # pixels along the edge of the smallest window
-FAR = 1e3  # radii; a change so long meets the sphere or the corner on its way back
-EMPTY = 1e-12  # smallest sum that a window is divided by
+MIN_SIDE = 3  # pixels along the edge of the smallest window
+OVERSHOOT = 1e3  # radii; a change so long meets the sphere or the corner on its way back
+TINY = 1e-12  # smallest sum that a window is divided by
 
 
 class State(NamedTuple):
@@ -24,34 +24,34 @@ class State(NamedTuple):
 
     adv: Tensor
     """[n, C, H, W]: the best image so far; before the first question the tiles."""
-    gain: Tensor
+    margin: Tensor
     """[n]: its margin, rising; minus infinity before the first question."""
 
 
 class Windows(NamedTuple):
     """Where one step takes budget from and where it heaps it."""
 
-    bump: Tensor
+    pattern: Tensor
     """[n, C, H, W]: the signed bump, zero outside the window to be filled."""
-    to: Tensor
+    target: Tensor
     """[n, 1, H, W] bool: the window to be filled."""
-    gone: Tensor
+    source: Tensor
     """[n, 1, H, W] bool: the window to be emptied."""
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """What a search of one kind does to images of one size."""
 
     kind: Tensor
     """[steps + 1] int64: which of the windows each step uses."""
     side: Tensor
     """[kinds] int64: their edges in pixels."""
-    bump: Tensor
+    pattern: Tensor
     """[kinds, S, S]: their bumps, zero beyond the edge."""
 
 
 @dataclass(frozen=True)
-class Bumps:
+class SquareL2L1:
     """Empty one window, heap what it held and what is unspent into another (arXiv:1912.00049).
 
     In the window to be filled the change becomes, channel by channel,
@@ -86,59 +86,61 @@ class Bumps:
         tiles = (-(-x.shape[2] // edge), -(-x.shape[3] // edge))
         sign = 2 * problem.integers("tiles", 2, (x.shape[1], *tiles)) - 1
         sign = sign[:, :, (down // edge)[:, None], across // edge]
-        shape = bump(edge, self.power, x.device)[(down % edge)[:, None], across % edge]
-        return State(self.spent(problem, shape * sign), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        shape = update_pattern(edge, self.power, x.device)[(down % edge)[:, None], across % edge]
+        return State(
+            self.projected(problem, shape * sign), torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        )
 
     def step(self, problem: Problem, state: State) -> State:
         """Ask the tiles first, then the best image with a new heap."""
-        moved = self.spent(problem, self.moved(problem, state.adv - problem.x))
+        moved = self.projected(problem, self.moved_budget(problem, state.adv - problem.x))
         question = torch.where(per_image(problem.t == 0), state.adv, moved)
         gain = margin(problem.logits(question), problem.y)
-        adv = torch.where(per_image(gain > state.gain), question, state.adv)
-        return State(adv, torch.fmax(gain, state.gain))
+        adv = torch.where(per_image(gain > state.margin), question, state.adv)
+        return State(adv, torch.fmax(gain, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:
         """[n] bool: the question did not gain."""
-        return after.gain == before.gain
+        return after.margin == before.margin
 
-    def moved(self, problem: Problem, change: Tensor) -> Tensor:
+    def moved_budget(self, problem: Problem, change: Tensor) -> Tensor:
         """[n, C, H, W]: the change with one window emptied and one filled, as yet unprojected."""
         windows = self.windows(problem)
         size = change.abs() if self.power == 1 else change.square()
         budget = problem.ball.radius**self.power
         unspent = (budget - size.sum((1, 2, 3), keepdim=True)).clamp_min(0) / change.shape[1]
-        held = (size * (windows.to | windows.gone)).sum((2, 3), keepdim=True)
-        heap = windows.bump + self.unit(torch.where(windows.to, change, 0))
-        heap = self.unit(heap) * self.root(unspent + held)
-        return torch.where(windows.to, heap, change.masked_fill(windows.gone, 0))
+        held = (size * (windows.target | windows.source)).sum((2, 3), keepdim=True)
+        heap = windows.pattern + self.normalized(torch.where(windows.target, change, 0))
+        heap = self.normalized(heap) * self.root(unspent + held)
+        return torch.where(windows.target, heap, change.masked_fill(windows.source, 0))
 
     def windows(self, problem: Problem) -> Windows:
         """Two windows of one edge, and the bump in the first; all from one keyed draw."""
         _, channels, height, width = problem.x.shape
-        plan = planned(self, height, width, problem.t.device)
+        plan = schedule(self, height, width, problem.t.device)
         kind = plan.kind[problem.t]
         side = plan.side[kind]
         words = problem.integers("windows", 2**BITS, (2 + -(-channels // BITS),))
         down, across = offsets(words[:, 0], side, height, width)
         to, gone = (
-            inside(down, across, side),
-            inside(*offsets(words[:, 1], side, height, width), side),
+            window_mask(down, across, side),
+            window_mask(*offsets(words[:, 1], side, height, width), side),
         )
         turned = words[:, :1, None] >> (BITS - 1) > 0
         row, column = torch.where(turned, across, down), torch.where(turned, down, across)
-        shape = plan.bump[kind[:, None, None], row * to, column * to] * to
-        sign = 2 * bits(words[:, 2:], channels) - 1
+        shape = plan.pattern[kind[:, None, None], row * to, column * to] * to
+        sign = 2 * random_bits(words[:, 2:], channels) - 1
         return Windows(shape[:, None] * sign, to[:, None], gone[:, None])
 
-    def spent(self, problem: Problem, change: Tensor) -> Tensor:
+    def projected(self, problem: Problem, change: Tensor) -> Tensor:
         """The image with this change, made to fit ball and box; in L2 with all of the budget."""
-        far = change if self.power == 1 else FAR * change
+        far = change if self.power == 1 else OVERSHOOT * change
         return problem.ball.project(problem.x + far, problem.x)
 
-    def unit(self, heap: Tensor) -> Tensor:
+    def normalized(self, heap: Tensor) -> Tensor:
         """[n, C, H, W] of norm 1 in each channel, or zero."""
         size = heap.abs() if self.power == 1 else heap.square()
-        return heap / self.root(size.sum((2, 3), keepdim=True)).clamp_min(EMPTY)
+        return heap / self.root(size.sum((2, 3), keepdim=True)).clamp_min(TINY)
 
     def root(self, size: Tensor) -> Tensor:
         """The norm whose power this is."""
@@ -146,21 +148,21 @@ class Bumps:
 
 
 @functools.lru_cache(maxsize=64)
-def planned(attack: Bumps, height: int, width: int, device: torch.device) -> Plan:
+def schedule(attack: SquareL2L1, height: int, width: int, device: torch.device) -> Schedule:
     """Odd edges of area p H W, at least LEAST and inside the image."""
     edges = [
-        min(max(round((share * height * width) ** 0.5), LEAST) // 2 * 2 + 1, height, width)
-        for share in shares(attack.share, attack.steps, rescaled=attack.rescaled)
+        min(max(round((share * height * width) ** 0.5), MIN_SIDE) // 2 * 2 + 1, height, width)
+        for share in area_shares(attack.share, attack.steps, rescaled=attack.rescaled)
     ]
     sides = sorted(set(edges))
     table = torch.zeros(len(sides), sides[-1], sides[-1], device=device)
     for kind, side in enumerate(sides):
-        table[kind, :side, :side] = bump(side, attack.power, device)
+        table[kind, :side, :side] = update_pattern(side, attack.power, device)
     kinds = torch.tensor([sides.index(edge) for edge in edges], device=device)
-    return Plan(kinds, torch.tensor(sides, device=device), table)
+    return Schedule(kinds, torch.tensor(sides, device=device), table)
 
 
-def bump(side: int, power: int, device: torch.device) -> Tensor:
+def update_pattern(side: int, power: int, device: torch.device) -> Tensor:
     """[side, side]: eta, a pyramid over the upper half and one turned down over the lower."""
     upper = side // 2
     eta = torch.cat([pyramid(upper, side, power), -pyramid(side - upper, side, power)])
@@ -177,18 +179,18 @@ def pyramid(height: int, width: int, power: int) -> Tensor:
     falling = terms.flip(0).cumsum(0).flip(0)
     heights = falling[torch.maximum(down[:, None], across)]
     size = heights.sum() if power == 1 else heights.square().sum().sqrt()
-    return heights / size.clamp_min(EMPTY)
+    return heights / size.clamp_min(TINY)
 
 
 def offsets(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """[n, H, 1] and [n, 1, W] int64: each line's distance from the window that `word` draws."""
     rows, columns = (torch.arange(length, device=word.device) for length in (height, width))
-    down = rows - first(word, side, height)[:, None]
-    across = columns - first(word >> FRACTION, side, width)[:, None]
+    down = rows - random_offset(word, side, height)[:, None]
+    across = columns - random_offset(word >> FRACTION, side, width)[:, None]
     return down[:, :, None], across[:, None, :]
 
 
-def inside(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
+def window_mask(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
     """[n, H, W] bool: in the window of that edge [n]."""
     edge = side[:, None, None]
     return ((down >= 0) & (down < edge)) & ((across >= 0) & (across < edge))
@@ -198,5 +200,5 @@ def inside(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
 def bench_attacks() -> Iterator[Attack]:
     """In each norm a thousand questions, and the five thousand of the standard battery."""
     for power in (2, 1):
-        yield Bumps(f"square-l{power}", power)
-        yield Bumps(f"square-l{power}-5000", power, 5000, rescaled=False)
+        yield SquareL2L1(f"square-l{power}", power)
+        yield SquareL2L1(f"square-l{power}-5000", power, 5000, rescaled=False)

@@ -19,10 +19,10 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for the node's value while the module runs."""
-        return Written(node, self)
+        return InPlaceProxy(node, self)
 
 
-def recorded(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+def graph_method(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
     """The method of a proxy that puts this function of two values into the graph."""
 
     def method(first: fx.Proxy, second: Any) -> fx.Proxy:
@@ -32,16 +32,16 @@ def recorded(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], f
     return method
 
 
-class Written(fx.Proxy):
+class InPlaceProxy(fx.Proxy):
     """A proxy with the four assignments in place that a reader knows."""
 
-    __iadd__ = recorded(operator.iadd)
-    __isub__ = recorded(operator.isub)
-    __imul__ = recorded(operator.imul)
-    __itruediv__ = recorded(operator.itruediv)
+    __iadd__ = graph_method(operator.iadd)
+    __isub__ = graph_method(operator.isub)
+    __imul__ = graph_method(operator.imul)
+    __itruediv__ = graph_method(operator.itruediv)
 
 
-def rereads(module: nn.Module, graph: fx.Graph) -> bool:
+def reads_overwritten_values(module: nn.Module, graph: fx.Graph) -> bool:
     """Whether a value is read, if only by the images' owner, after a step wrote over its memory."""
     memory: dict[fx.Node, fx.Node] = {}
     """Each node's first tenant of the memory that it lies in."""
@@ -49,7 +49,7 @@ def rereads(module: nn.Module, graph: fx.Graph) -> bool:
     for node in graph.nodes:
         if not lost.isdisjoint(node.all_input_nodes):
             return True
-        writes, views = writes_over(module, node), kind_of(module, node) in VIEWS
+        writes, views = is_in_place(module, node), operation_of(module, node) in VIEWS
         memory[node] = memory[node.all_input_nodes[0]] if writes or views else node
         if writes:
             tenants = {other for other, first in memory.items() if first is memory[node]}
@@ -57,12 +57,12 @@ def rereads(module: nn.Module, graph: fx.Graph) -> bool:
     return any(node.op == "placeholder" for node in lost)
 
 
-def kind_of(module: nn.Module, node: fx.Node) -> Any:
+def operation_of(module: nn.Module, node: fx.Node) -> Any:
     """The type of the layer that a node calls, or the function."""
     return type(layer_of(module, node)) if node.op == "call_module" else node.target
 
 
-def writes_over(module: nn.Module, node: fx.Node) -> bool:
+def is_in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node's value takes the place of its first input."""
     if node.op == "call_module":
         layer = layer_of(module, node)

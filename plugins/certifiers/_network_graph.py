@@ -17,18 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input
 
-from plugins.certifiers._in_place_writes import Tracer, rereads
-from plugins.certifiers._spectral_norm import of_convolution, of_matrix
+from plugins.certifiers._in_place_writes import Tracer, reads_overwritten_values
+from plugins.certifiers._spectral_norm import convolution_norm, matrix_norm
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 ROUNDING = 2.0**-24  # the unit roundoff of float32
 
 
-UNTRACED = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
+TRACE_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 """What a forward raises that looks into its numbers, where it is shown symbols instead."""
 
 
-class UnreadableError(Exception):
+class UnsupportedModelError(Exception):
     """One sentence: what stands in the module that nobody here can bound."""
 
 
@@ -37,7 +37,7 @@ class Affine:
     """h [n, ...] -> A h + b."""
 
     apply: Map
-    size: Map
+    apply_absolute: Map
     """h -> |A| h, entry by entry."""
     terms: int
     """The longest sum in it: so many roundings of float32 at most."""
@@ -50,7 +50,7 @@ class Affine:
         """b, for one h of that shape [1, ...]."""
         return self.apply(torch.zeros_like(like))
 
-    def pull(self, weight: Tensor, shape: torch.Size) -> Tensor:
+    def apply_transpose(self, weight: Tensor, shape: torch.Size) -> Tensor:
         """A^T v for each v [m, ...]."""
         if self.transpose is not None:
             return self.transpose(weight, shape)
@@ -62,12 +62,12 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Rectifier:
+class ReLU:
     """max(h, 0)."""
 
 
 @dataclass(frozen=True)
-class Peak:
+class MaxPool:
     """Maxima over windows: rises with every input, and rounds nothing."""
 
     apply: Map
@@ -78,7 +78,7 @@ class Sum:
     """The sum of two steps."""
 
 
-Op: TypeAlias = Affine | Rectifier | Peak | Sum
+Op: TypeAlias = Affine | ReLU | MaxPool | Sum
 
 
 class Step(NamedTuple):
@@ -94,7 +94,7 @@ class Network:
 
     steps: tuple[Step, ...]
 
-    def holds(self, kind: type[Op]) -> int:
+    def count(self, kind: type[Op]) -> int:
         """How many steps are of that kind."""
         return sum(isinstance(step.op, kind) for step in self.steps)
 
@@ -104,7 +104,7 @@ class Box(NamedTuple):
 
     lower: Tensor
     upper: Tensor
-    stray: Tensor | None = None
+    rounding: Tensor | None = None
     """[n, ...]: how far float32 may carry h from what its step makes; None: it does not round."""
 
     def magnitude(self) -> Tensor:
@@ -112,7 +112,7 @@ class Box(NamedTuple):
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
 
-def image_of(op: Op, boxes: list[Box]) -> Box:
+def propagate(op: Op, boxes: list[Box]) -> Box:
     """A box around all values of one step, float32's among them, from boxes around its inputs.
 
     Higham: a sum of m products strays by at most m u / (1 - m u) times the sum of their sizes, in
@@ -121,31 +121,31 @@ def image_of(op: Op, boxes: list[Box]) -> Box:
     first, size = boxes[0], boxes[0].magnitude()
     if isinstance(op, Affine):
         share = op.terms * ROUNDING / (1 - op.terms * ROUNDING)
-        stray = share * (op.size(size) + op.offset(size[:1]).abs())
+        stray = share * (op.apply_absolute(size) + op.offset(size[:1]).abs())
         centre = op.apply((first.upper + first.lower) / 2)
-        reach = op.size((first.upper - first.lower) / 2) + stray
+        reach = op.apply_absolute((first.upper - first.lower) / 2) + stray
         return Box(centre - reach, centre + reach, stray)
     if isinstance(op, Sum):
         second = boxes[1]
         stray = ROUNDING * (size + second.magnitude())
         return Box(first.lower + second.lower - stray, first.upper + second.upper + stray, stray)
-    rising = torch.relu if isinstance(op, Rectifier) else op.apply
+    rising = torch.relu if isinstance(op, ReLU) else op.apply
     return Box(rising(first.lower), rising(first.upper))
 
 
 Refine: TypeAlias = Callable[[list[Box], Step], Box]
 
 
-def enclose(network: Network, images: Box, refine: Refine | None = None) -> list[Box]:
+def propagate_boxes(network: Network, images: Box, refine: Refine | None = None) -> list[Box]:
     """A box around the images, then one around the values of every step: c' = A c + b, r' = |A| r.
 
     `refine` is asked for a smaller box in front of every ReLU. Box i + 1 belongs to step i.
     """
     boxes = [images]
     for step in network.steps:
-        if refine is not None and isinstance(step.op, Rectifier):
+        if refine is not None and isinstance(step.op, ReLU):
             boxes[step.inputs[0] + 1] = refine(boxes, step)
-        boxes.append(image_of(step.op, inputs_of(step, boxes)))
+        boxes.append(propagate(step.op, inputs_of(step, boxes)))
     return boxes
 
 
@@ -154,26 +154,28 @@ def inputs_of(step: Step, boxes: list[Box]) -> list[Box]:
     return [boxes[place + 1] for place in step.inputs]
 
 
-def read(module: nn.Module) -> Network:
+def read_network(module: nn.Module) -> Network:
     """The graph of a module in eval mode; UnreadableError says what cannot be bounded."""
-    if any(map(hooked, module.modules())):
-        raise UnreadableError("the model has hooks, which no certificate looks into")
+    if any(map(has_hooks, module.modules())):
+        raise UnsupportedModelError("the model has hooks, which no certificate looks into")
     try:
         graph = Tracer().trace(module)
-    except UNTRACED as error:
-        raise UnreadableError(f"the model cannot be traced ({type(error).__name__})") from error
-    network = Reader(module).read(graph)
-    if rereads(module, graph):
-        raise UnreadableError("the model reads a value again that it wrote over in place")
+    except TRACE_ERRORS as error:
+        raise UnsupportedModelError(
+            f"the model cannot be traced ({type(error).__name__})"
+        ) from error
+    network = GraphReader(module).read(graph)
+    if reads_overwritten_values(module, graph):
+        raise UnsupportedModelError("the model reads a value again that it wrote over in place")
     return network
 
 
-def hooked(part: nn.Module) -> bool:
+def has_hooks(part: nn.Module) -> bool:
     """Whether a module has hooks, or a forward that replaces its type's."""
     return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
-class Reader:
+class GraphReader:
     """Turns the nodes of a traced graph into steps."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -191,11 +193,11 @@ class Reader:
                 return self._ended(node.args[0])
             elif node.op != "get_attr":
                 self._add(node)
-        raise UnreadableError("the model gives no answer")
+        raise UnsupportedModelError("the model gives no answer")
 
     def _ended(self, answer: Any) -> Network:
         if not isinstance(answer, fx.Node) or self.place.get(answer, -1) != len(self.steps) - 1:
-            raise UnreadableError("the model answers with something else than its last layer")
+            raise UnsupportedModelError("the model answers with something else than its last layer")
         return Network(tuple(self.steps))
 
     def _add(self, node: fx.Node) -> None:
@@ -204,7 +206,7 @@ class Reader:
             self.place[a] for a in node.args if isinstance(a, fx.Node) and a in self.place
         )
         if len(inputs) != (2 if isinstance(ops[0], Sum) else 1):
-            raise UnreadableError(f"{node.target} takes {len(inputs)} computed values")
+            raise UnsupportedModelError(f"{node.target} takes {len(inputs)} computed values")
         for op in ops:
             self.steps.append(Step(op, inputs))
             inputs = (len(self.steps) - 1,)
@@ -214,14 +216,16 @@ class Reader:
         layer = self.module.get_submodule(str(node.target))
         make = LAYERS.get(type(layer))
         if make is None:
-            raise UnreadableError(f"the model holds {type(layer).__name__}")
+            raise UnsupportedModelError(f"the model holds {type(layer).__name__}")
         return make(layer)
 
     def _function(self, node: fx.Node) -> list[Op]:
         make = FUNCTIONS.get(node.target)
         if make is None or set(node.kwargs) - {"inplace"}:
             name = getattr(node.target, "__name__", node.target)
-            raise UnreadableError(f"the model calls {name} with {len(node.kwargs)} named arguments")
+            raise UnsupportedModelError(
+                f"the model calls {name} with {len(node.kwargs)} named arguments"
+            )
         return [make(*(self._value(arg) for arg in node.args))]
 
     def _value(self, arg: Any) -> Any:
@@ -234,7 +238,7 @@ class Reader:
         return found.detach().double()
 
 
-def same(apply: Map) -> Affine:
+def averaging(apply: Map) -> Affine:
     """A map that moves numbers about, or averages them: its own size."""
     return Affine(apply, apply, 0)
 
@@ -246,10 +250,10 @@ def linear(layer: nn.Linear) -> list[Op]:
     return [
         Affine(
             apply=lambda h: F.linear(h, weight, bias),
-            size=lambda h: F.linear(h, weight.abs()),
+            apply_absolute=lambda h: F.linear(h, weight.abs()),
             terms=weight.shape[1] + 1,
             transpose=lambda v, shape: v @ weight,
-            spectral=lambda shape: of_matrix(weight),
+            spectral=lambda shape: matrix_norm(weight),
         )
     ]
 
@@ -257,7 +261,7 @@ def linear(layer: nn.Linear) -> list[Op]:
 def convolution(layer: nn.Conv2d) -> list[Op]:
     """A convolution with zeros around the image."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise UnreadableError(f"the model pads by {layer.padding_mode} {layer.padding}")
+        raise UnsupportedModelError(f"the model pads by {layer.padding_mode} {layer.padding}")
     weight = layer.weight.detach().double()
     bias = None if layer.bias is None else layer.bias.detach().double()
     shape = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -269,117 +273,117 @@ def convolution(layer: nn.Conv2d) -> list[Op]:
     return [
         Affine(
             apply=lambda h: F.conv2d(h, weight, bias, *shape),
-            size=lambda h: F.conv2d(h, weight.abs(), None, *shape),
+            apply_absolute=lambda h: F.conv2d(h, weight.abs(), None, *shape),
             terms=weight[0].numel() + 1,
             transpose=transpose,
-            spectral=partial(of_convolution, weight, layer.dilation, layer.groups),
+            spectral=partial(convolution_norm, weight, layer.dilation, layer.groups),
         )
     ]
 
 
-def normalisation(layer: nn.BatchNorm2d) -> list[Op]:
+def batch_norm(layer: nn.BatchNorm2d) -> list[Op]:
     """(h - mean) / sqrt(variance + eps) * gain + bias, with the statistics of training."""
     if layer.running_mean is None or layer.running_var is None:
-        raise UnreadableError("the model normalises by the batch at hand")
+        raise UnsupportedModelError("the model normalises by the batch at hand")
     mean, variance = layer.running_mean.double(), layer.running_var.double()
     scale = (variance + layer.eps).rsqrt()
     if layer.affine:
         scale = scale * layer.weight.detach().double()
     scale = scale[:, None, None]
-    shift = layer.bias.detach().double()[:, None, None] if layer.affine else torch.zeros_like(scale)
-    return [moved(-mean[:, None, None]), scaled(scale, shift)]
+    bias = layer.bias.detach().double()[:, None, None] if layer.affine else torch.zeros_like(scale)
+    return [shift(-mean[:, None, None]), scale_by(scale, bias)]
 
 
-def moved(constant: Tensor | float) -> Affine:
+def shift(constant: Tensor | float) -> Affine:
     """h + c."""
     return Affine(lambda h: h + constant, lambda h: h, 2)
 
 
-def scaled(factor: Tensor, shift: Tensor | float = 0.0) -> Affine:
+def scale_by(factor: Tensor, shift: Tensor | float = 0.0) -> Affine:
     """s h + c; the factor itself may come of a few roundings."""
     return Affine(lambda h: h * factor + shift, lambda h: h * factor.abs(), 6)
 
 
-def mean_pool(layer: nn.AvgPool2d) -> list[Op]:
+def average_pool(layer: nn.AvgPool2d) -> list[Op]:
     """Means over windows."""
     size = layer.kernel_size
     area = size * size if isinstance(size, int) else size[0] * size[1]
     return [Affine(layer, layer, area + 1)]
 
 
-def nothing(layer: nn.Module) -> list[Op]:
+def identity(layer: nn.Module) -> list[Op]:
     """What only moves numbers about, or does nothing in eval mode."""
-    return [same(layer)]
+    return [averaging(layer)]
 
 
-def flattened(_: None, start: int = 0, end: int = -1) -> Affine:
+def flatten(_: None, start: int = 0, end: int = -1) -> Affine:
     """[n, ...] to [n, d]."""
     if (start, end) != (1, -1):
-        raise UnreadableError(f"the model flattens from axis {start} to {end}")
-    return same(lambda h: h.flatten(1))
+        raise UnsupportedModelError(f"the model flattens from axis {start} to {end}")
+    return averaging(lambda h: h.flatten(1))
 
 
-def added(first: Any, second: Any) -> Op:
+def add(first: Any, second: Any) -> Op:
     """The sum of two steps, or of one and a constant."""
     if first is None and second is None:
         return Sum()
-    return moved(second if first is None else first)
+    return shift(second if first is None else first)
 
 
-def subtracted(first: Any, second: Any) -> Op:
+def subtract(first: Any, second: Any) -> Op:
     """A step less a constant."""
     if first is not None or second is None:
-        raise UnreadableError("the model subtracts what it computed")
-    return moved(-second)
+        raise UnsupportedModelError("the model subtracts what it computed")
+    return shift(-second)
 
 
-def times(first: Any, second: Any) -> Op:
+def multiply(first: Any, second: Any) -> Op:
     """A step times a constant."""
     factor = second if first is None else first
     if factor is None:
-        raise UnreadableError("the model multiplies two things that it computed")
-    return scaled(torch.as_tensor(factor, dtype=torch.float64))
+        raise UnsupportedModelError("the model multiplies two things that it computed")
+    return scale_by(torch.as_tensor(factor, dtype=torch.float64))
 
 
-def divided(first: Any, second: Any) -> Op:
+def divide(first: Any, second: Any) -> Op:
     """A step over a constant."""
     if first is not None or second is None:
-        raise UnreadableError("the model divides by what it computed")
-    return scaled(1 / torch.as_tensor(second, dtype=torch.float64))
+        raise UnsupportedModelError("the model divides by what it computed")
+    return scale_by(1 / torch.as_tensor(second, dtype=torch.float64))
 
 
-def rectified(_: None) -> Op:
+def relu(_: None) -> Op:
     """relu."""
-    return Rectifier()
+    return ReLU()
 
 
 LAYERS: dict[type[nn.Module], Callable[[Any], list[Op]]] = {
     nn.Linear: linear,
     nn.Conv2d: convolution,
-    nn.BatchNorm2d: normalisation,
-    nn.ReLU: lambda layer: [Rectifier()],
-    nn.MaxPool2d: lambda layer: [Peak(layer)],
-    nn.AvgPool2d: mean_pool,
-    nn.Flatten: lambda layer: [flattened(None, layer.start_dim, layer.end_dim)],
-    nn.Identity: nothing,
-    nn.Dropout: nothing,
-    nn.Dropout2d: nothing,
+    nn.BatchNorm2d: batch_norm,
+    nn.ReLU: lambda layer: [ReLU()],
+    nn.MaxPool2d: lambda layer: [MaxPool(layer)],
+    nn.AvgPool2d: average_pool,
+    nn.Flatten: lambda layer: [flatten(None, layer.start_dim, layer.end_dim)],
+    nn.Identity: identity,
+    nn.Dropout: identity,
+    nn.Dropout2d: identity,
 }
 
 FUNCTIONS: dict[Any, Callable[..., Op]] = {
-    operator.add: added,
-    operator.iadd: added,
-    torch.add: added,
-    operator.sub: subtracted,
-    operator.isub: subtracted,
-    operator.mul: times,
-    operator.imul: times,
-    operator.truediv: divided,
-    operator.itruediv: divided,
-    torch.relu: rectified,
-    F.relu: rectified,
-    torch.flatten: flattened,
-    "relu": rectified,
-    "flatten": flattened,
+    operator.add: add,
+    operator.iadd: add,
+    torch.add: add,
+    operator.sub: subtract,
+    operator.isub: subtract,
+    operator.mul: multiply,
+    operator.imul: multiply,
+    operator.truediv: divide,
+    operator.itruediv: divide,
+    torch.relu: relu,
+    F.relu: relu,
+    torch.flatten: flatten,
+    "relu": relu,
+    "flatten": flatten,
 }
 """By function, or by the name of a tensor's method."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHANNELS = 256  # per group: beyond, the many singular values of a kernel cost minutes
+MAX_CHANNELS = 256  # per group: beyond, the many singular values of a kernel cost minutes
 SLACK = 1 + 1e-9  # over what the decomposition's own rounding may lose
 
 
-def of_matrix(weight: Tensor) -> float:
+def matrix_norm(weight: Tensor) -> float:
     """||W||_2, the largest singular value."""
     return float(torch.linalg.matrix_norm(weight, 2)) * SLACK
 
 
-def of_convolution(
+def convolution_norm(
     weight: Tensor, dilation: tuple[int, ...], groups: int, shape: torch.Size
 ) -> float:
     """An upper bound of ||A||_2 for a convolution with zeros around images [C, H, W].
@@ -23,7 +23,7 @@ def of_convolution(
     singular values are those of the kernel's Fourier matrices (arXiv:1805.10408); a stride only
     leaves out rows. Infinite where there are too many channels to look.
     """
-    if min(len(weight) // groups, weight.shape[1]) > CHANNELS:
+    if min(len(weight) // groups, weight.shape[1]) > MAX_CHANNELS:
         return torch.inf
     spread = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], dilation, strict=True)]
     kernel = weight.new_zeros(*weight.shape[:2], *spread)

@@ -17,23 +17,23 @@ from bench.plugin import Certifier, PerturbationSet, hookimpl
 from plugins.certifiers._network_graph import (
     Affine,
     Box,
+    MaxPool,
     Network,
-    Peak,
-    Rectifier,
+    ReLU,
     Step,
-    enclose,
     inputs_of,
-    read,
+    propagate_boxes,
+    read_network,
 )
 from plugins.certifiers.interval import (
-    around,
-    gap_slopes,
-    in_parts,
-    interval_gaps,
-    refusal,
+    certify_in_batches,
+    interval_margins,
+    margin_weights,
+    perturbation_box,
+    why_unsupported,
 )
 
-NUMBERS = 1 << 20  # of one layer, in one backward pass
+MAX_VALUES = 1 << 20  # of one layer, in one backward pass
 
 
 class DualBound:
@@ -55,18 +55,18 @@ class DualBound:
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """A sentence where the module holds what has no linear relaxation here."""
-        sentence = refusal(self.name, module)
-        if not sentence and read(module).holds(Peak):
+        sentence = why_unsupported(self.name, module)
+        if not sentence and read_network(module).count(MaxPool):
             return f"the model takes maxima over windows; {self.name} has no triangle for them."
         return sentence
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box."""
-        return in_parts(self._part, module, x, y, ball)
+        return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        boxes = enclose(network, around(x, ball))
-        held = (interval_gaps(network, boxes, y) > 0).all(1)
+        boxes = propagate_boxes(network, perturbation_box(x, ball))
+        held = (interval_margins(network, boxes, y) > 0).all(1)
         rest = (~held).nonzero()[:, 0]
         if len(rest):
             held[rest] = self._proved(network, x[rest], y[rest], ball)
@@ -74,8 +74,8 @@ class DualBound:
 
     def _proved(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         region = Region(x.double(), ball)
-        boxes = refined(network, region, self.reach)
-        return (gaps(network, boxes, region, y) > 0).all(1)
+        boxes = refined_boxes(network, region, self.reach)
+        return (dual_margins(network, boxes, region, y) > 0).all(1)
 
 
 class Region(NamedTuple):
@@ -87,7 +87,7 @@ class Region(NamedTuple):
     @property
     def box(self) -> Box:
         """Around it, the referee's tolerance included."""
-        return around(self.x, self.ball)
+        return perturbation_box(self.x, self.ball)
 
     @property
     def is_box(self) -> bool:
@@ -106,49 +106,53 @@ class Region(NamedTuple):
         return low - spare, high + spare
 
 
-def gaps(network: Network, boxes: list[Box], region: Region, y: Tensor) -> Tensor:
+def dual_margins(network: Network, boxes: list[Box], region: Region, y: Tensor) -> Tensor:
     """[n, K - 1] float64: dual lower bounds of z_y - z_k."""
-    slopes = gap_slopes(y, boxes[-1].lower.shape[1])
+    slopes = margin_weights(y, boxes[-1].lower.shape[1])
     row = torch.arange(len(y), device=y.device).repeat_interleave(slopes.shape[1])
     at = len(network.steps) - 1
-    return bounds(network, boxes, region, at, slopes.flatten(0, 1), row).lower.view(len(y), -1)
+    return dual_bounds(network, boxes, region, at, slopes.flatten(0, 1), row).lower.view(len(y), -1)
 
 
-def refined(network: Network, region: Region, reach: float) -> list[Box]:
+def refined_boxes(network: Network, region: Region, reach: float) -> list[Box]:
     """Boxes around every step, those in front of ReLUs tightened by their own dual bounds."""
     plain = region.is_box
 
     def refine(boxes: list[Box], step: Step) -> Box:
         at = step.inputs[0]
-        seen = any(isinstance(earlier.op, Rectifier) for earlier in network.steps[: at + 1])
-        return boxes[at + 1] if plain and not seen else tighter(network, boxes, region, at, reach)
+        seen = any(isinstance(earlier.op, ReLU) for earlier in network.steps[: at + 1])
+        return (
+            boxes[at + 1]
+            if plain and not seen
+            else tightened_box(network, boxes, region, at, reach)
+        )
 
-    return enclose(network, region.box, refine)
+    return propagate_boxes(network, region.box, refine)
 
 
-def tighter(network: Network, boxes: list[Box], region: Region, at: int, reach: float) -> Box:
+def tightened_box(network: Network, boxes: list[Box], region: Region, at: int, reach: float) -> Box:
     """The box of one step, met with the dual bounds of its units whose sign is open."""
     lower, upper = (side.flatten(1).clone() for side in boxes[at + 1][:2])
     open_ = (lower < 0) & (upper > 0)
     open_ &= open_.double().mean(1, keepdim=True) <= reach
     row, unit = open_.nonzero(as_tuple=True)
     shape = boxes[at + 1].lower.shape[1:]
-    side_by_side = portion(boxes)
+    side_by_side = units_per_pass(boxes)
     for first in range(0, len(row), side_by_side):
         here = row[first : first + side_by_side], unit[first : first + side_by_side]
         slope = F.one_hot(here[1], lower.shape[1]).to(lower.dtype).view(-1, *shape)
-        found = bounds(network, boxes, region, at, slope, here[0])
+        found = dual_bounds(network, boxes, region, at, slope, here[0])
         lower[here] = torch.maximum(lower[here], found.lower)
         upper[here] = torch.minimum(upper[here], found.upper)
-    return Box(lower.view(-1, *shape), upper.view(-1, *shape), boxes[at + 1].stray)
+    return Box(lower.view(-1, *shape), upper.view(-1, *shape), boxes[at + 1].rounding)
 
 
-def portion(boxes: list[Box]) -> int:
+def units_per_pass(boxes: list[Box]) -> int:
     """How many backward passes fit side by side."""
-    return max(1, NUMBERS // max(box.lower[0].numel() for box in boxes))
+    return max(1, MAX_VALUES // max(box.lower[0].numel() for box in boxes))
 
 
-def bounds(
+def dual_bounds(
     network: Network, boxes: list[Box], region: Region, at: int, slope: Tensor, row: Tensor
 ) -> Box:
     """Bounds [m] of <slope, step `at`> over the regions of rows [m]; slope is [m, ...].
@@ -164,16 +168,16 @@ def bounds(
             continue
         step = network.steps[place]
         op = step.op
-        before, stray = inputs_of(step, boxes)[0], boxes[place + 1].stray
+        before, stray = inputs_of(step, boxes)[0], boxes[place + 1].rounding
         if stray is not None:
             spare = (weight.abs() * stray[row]).flatten(1).sum(1)
             low, high = low - spare, high + spare
         if isinstance(op, Affine):
             constant = (weight * op.offset(before.lower[:1])).flatten(1).sum(1)
             low, high = low + constant, high + constant
-            weight = op.pull(weight, before.lower.shape[1:])
-        elif isinstance(op, Rectifier):
-            weight, lift = through_triangle(weight, before.lower[row], before.upper[row])
+            weight = op.apply_transpose(weight, before.lower.shape[1:])
+        elif isinstance(op, ReLU):
+            weight, lift = relu_relaxation(weight, before.lower[row], before.upper[row])
             low = low + lift.clamp_max(0).flatten(1).sum(1)
             high = high + lift.clamp_min(0).flatten(1).sum(1)
         for source in step.inputs:
@@ -182,7 +186,7 @@ def bounds(
     return Box(low + least, high + largest)
 
 
-def through_triangle(weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def relu_relaxation(weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The weight on a ReLU's input, and what its upper side adds: w d, and -w d l."""
     low, high = low.clamp_max(0), high.clamp_min(0)
     slope = high / (high - low).clamp_min(torch.finfo(high.dtype).tiny)

@@ -14,10 +14,10 @@ from plugins.certifiers._network_graph import (
     Affine,
     Box,
     Network,
-    UnreadableError,
-    enclose,
+    UnsupportedModelError,
     inputs_of,
-    read,
+    propagate_boxes,
+    read_network,
 )
 
 ROWS = 64  # examples bounded at a time
@@ -38,68 +38,68 @@ class Intervals:
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """A sentence where the module holds what cannot be bounded."""
-        return refusal(self.name, module)
+        return why_unsupported(self.name, module)
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box."""
-        return in_parts(self._part, module, x, y, ball)
+        return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        boxes = enclose(network, around(x, ball))
-        return (interval_gaps(network, boxes, y) > 0).all(1)
+        boxes = propagate_boxes(network, perturbation_box(x, ball))
+        return (interval_margins(network, boxes, y) > 0).all(1)
 
 
 Part = Callable[[Network, Tensor, Tensor, PerturbationSet], Tensor]
 
 
-def in_parts(
+def certify_in_batches(
     certify: Part, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet
 ) -> Tensor:
     """[n] bool: some rows at a time; nothing is certified of a module that answers otherwise."""
-    network = read(module)
+    network = read_network(module)
     found = []
     for images, label in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
-        found.append(certify(network, images, label, ball) & honest(module, network, images))
+        found.append(certify(network, images, label, ball) & matches_model(module, network, images))
     return torch.cat(found)
 
 
-def refusal(name: str, module: nn.Module) -> str:
+def why_unsupported(name: str, module: nn.Module) -> str:
     """Why the module cannot be read; empty when it can."""
     try:
-        read(module)
-    except UnreadableError as error:
+        read_network(module)
+    except UnsupportedModelError as error:
         return f"{error}; {name} reads feed-forward networks of ReLUs."
     return ""
 
 
-def around(x: Tensor, ball: PerturbationSet) -> Box:
+def perturbation_box(x: Tensor, ball: PerturbationSet) -> Box:
     """The smallest box that holds every image of ball and box, the referee's tolerance included."""
     reach = ball.radius + ball.tolerance(x[0].numel())
     exact = x.double()
     return Box((exact - reach).clamp(0, 1), (exact + reach).clamp(0, 1))
 
 
-def honest(module: nn.Module, network: Network, x: Tensor) -> Tensor:
+def matches_model(module: nn.Module, network: Network, x: Tensor) -> Tensor:
     """[n] bool: the module answers as the network that was read, up to float32's rounding."""
     with torch.no_grad():
         answer: Tensor = module(x).double()
-    due = enclose(network, Box(x.double(), x.double()))[-1]
+    due = propagate_boxes(network, Box(x.double(), x.double()))[-1]
     return ((due.lower <= answer) & (answer <= due.upper)).all(1)
 
 
-def rivals(y: Tensor, classes: int) -> Tensor:
+def other_classes(y: Tensor, classes: int) -> Tensor:
     """[n, K - 1]: the other classes."""
     other = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
     return other + (other >= y[:, None])
 
 
-def gap_slopes(y: Tensor, classes: int) -> Tensor:
+def margin_weights(y: Tensor, classes: int) -> Tensor:
     """[n, K - 1, K]: the weights of the logits in z_y - z_k, for each rival k."""
     own = F.one_hot(y, classes)[:, None]
-    return (own - F.one_hot(rivals(y, classes), classes)).double()
+    return (own - F.one_hot(other_classes(y, classes), classes)).double()
 
 
-class Gaps(NamedTuple):
+class LinearMargins(NamedTuple):
     """The gaps z_y - z_k as <weight, h> + constant over what the last layer takes, +- spare."""
 
     weight: Tensor
@@ -112,15 +112,15 @@ class Gaps(NamedTuple):
     """[n, K - 1]: what float32 may make of the last layer."""
 
 
-def last_gaps(network: Network, boxes: list[Box], y: Tensor) -> Gaps:
+def last_layer_margins(network: Network, boxes: list[Box], y: Tensor) -> LinearMargins:
     """The gap goes through an affine last layer with its two logits at once."""
-    slopes = gap_slopes(y, boxes[-1].lower.shape[1])
+    slopes = margin_weights(y, boxes[-1].lower.shape[1])
     step = network.steps[-1]
     if not isinstance(step.op, Affine):
-        return Gaps(slopes, boxes[-1], slopes.new_zeros(()), slopes.new_zeros(()))
-    (box,), stray = inputs_of(step, boxes), boxes[-1].stray
-    weight = step.op.pull(slopes.flatten(0, 1), box.lower.shape[1:])
-    return Gaps(
+        return LinearMargins(slopes, boxes[-1], slopes.new_zeros(()), slopes.new_zeros(()))
+    (box,), stray = inputs_of(step, boxes), boxes[-1].rounding
+    weight = step.op.apply_transpose(slopes.flatten(0, 1), box.lower.shape[1:])
+    return LinearMargins(
         weight.view(*slopes.shape[:2], -1),
         box,
         constant=slopes @ step.op.offset(box.lower[:1])[0],
@@ -128,9 +128,9 @@ def last_gaps(network: Network, boxes: list[Box], y: Tensor) -> Gaps:
     )
 
 
-def interval_gaps(network: Network, boxes: list[Box], y: Tensor) -> Tensor:
+def interval_margins(network: Network, boxes: list[Box], y: Tensor) -> Tensor:
     """[n, K - 1] float64: lower bounds of z_y - z_k from the box in front of the last layer."""
-    weight, box, constant, spare = last_gaps(network, boxes, y)
+    weight, box, constant, spare = last_layer_margins(network, boxes, y)
     low, high = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
     return (weight.clamp_min(0) * low + weight.clamp_max(0) * high).sum(2) + constant - spare
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
-from plugins.certifiers._network_graph import UnreadableError, read
-from plugins.certifiers.interval import honest
+from plugins.certifiers._network_graph import UnsupportedModelError, read_network
+from plugins.certifiers.interval import matches_model
 
-KNOWN = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear)
+LINEAR_LAYERS = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear)
 
 
 class LinearExact:
@@ -31,28 +31,32 @@ class LinearExact:
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """A sentence for anything but one linear layer."""
         parts = [part for _, part in module.named_modules(remove_duplicate=False)]
-        strange = sorted({type(part).__name__ for part in parts if type(part) not in KNOWN})
+        strange = sorted({type(part).__name__ for part in parts if type(part) not in LINEAR_LAYERS})
         if strange:
             return f"the model holds {', '.join(strange)}; linear-exact reads one linear layer."
         layers = sum(isinstance(part, nn.Linear) for part in parts)
         if layers != 1:
             return f"the model has {layers} linear layers; linear-exact reads exactly one."
         try:
-            read(module)
-        except UnreadableError as error:
+            read_network(module)
+        except UnsupportedModelError as error:
             return f"{error}; linear-exact reads one linear layer."
         return ""
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box."""
-        weight, bias = affine(module)
-        room = rounding(weight, bias) + ball.tolerance(x[0].numel()) * 2 * widest(weight)
-        return (worst_gap(module, x, y, ball) < -room) & honest(module, read(module), x)
+        weight, bias = weight_and_bias(module)
+        room = rounding_bound(weight, bias) + ball.tolerance(x[0].numel()) * 2 * largest_row_norm(
+            weight
+        )
+        return (worst_margin(module, x, y, ball) < -room) & matches_model(
+            module, read_network(module), x
+        )
 
 
-def worst_gap(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+def worst_margin(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
     """[n] float64: max over k != y and over x' in ball and box of z_k(x') - z_y(x')."""
-    weight, bias = affine(module)
+    weight, bias = weight_and_bias(module)
     x = x.double()
     gaps = []
     for rival in range(len(bias)):
@@ -62,7 +66,7 @@ def worst_gap(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) ->
     return torch.stack(gaps).amax(0)
 
 
-def affine(module: nn.Module) -> tuple[Tensor, Tensor]:
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
     """W [K, d] and b [K] of the model's one linear layer, in float64."""
     (layer,) = (part for part in module.modules() if isinstance(part, nn.Linear))
     weight = layer.weight.detach().double()
@@ -70,15 +74,15 @@ def affine(module: nn.Module) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def widest(weight: Tensor) -> float:
+def largest_row_norm(weight: Tensor) -> float:
     """The largest ||w_k||_1: a change of any norm tol moves no logit by more than tol times it."""
     return float(weight.abs().sum(1).amax())
 
 
-def rounding(weight: Tensor, bias: Tensor) -> float:
+def rounding_bound(weight: Tensor, bias: Tensor) -> float:
     """How far float32 may carry a gap of two logits of an image in [0, 1]: Higham's bound."""
     terms = weight.shape[1] + 1
-    return 2 * terms * 2.0**-24 * (widest(weight) + float(bias.abs().amax()))
+    return 2 * terms * 2.0**-24 * (largest_row_norm(weight) + float(bias.abs().amax()))
 
 
 @hookimpl

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Certifier, PerturbationSet, hookimpl
-from plugins.certifiers.randomized_smoothing import ALPHA, DRAWS, counts, limits, refusal
+from plugins.certifiers.randomized_smoothing import (
+    ALPHA,
+    DRAWS,
+    cached_limits,
+    class_counts,
+    why_unsupported,
+)
 from plugins.defenses.randomized_smoothing import Smoothed
 
 DELTA = 0.05
@@ -40,10 +46,10 @@ class PixelDP:
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """A sentence for what does not vote under noise, other norms, and too large a radius."""
-        sentence = refusal(self.name, module, ball)
+        sentence = why_unsupported(self.name, module, ball)
         if sentence or not isinstance(module, Smoothed):
             return sentence
-        reach = privacy(ball.radius, module.sigma, self.delta)
+        reach = privacy_epsilon(ball.radius, module.sigma, self.delta)
         if reach <= 1:
             return ""
         return f"epsilon is {reach:.2f} at radius {ball.eps}; {self.name} proves nothing above 1."
@@ -53,21 +59,25 @@ class PixelDP:
         if not isinstance(module, Smoothed):
             raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
         reach = ball.radius + ball.tolerance(x[0].numel())
-        epsilon = privacy(reach, module.sigma, self.delta)
-        found = counts(module, x, self.draws)
+        epsilon = privacy_epsilon(reach, module.sigma, self.delta)
+        found = class_counts(module, x, self.draws)
         rows = zip(found.tolist(), y.tolist(), strict=True)
-        leads = [lead(votes, label, epsilon, self.delta, self.error) for votes, label in rows]
+        leads = [
+            certified_lead(votes, label, epsilon, self.delta, self.error) for votes, label in rows
+        ]
         chance = self.error / (found.shape[1] - 1)
         due = math.sqrt(2 * math.log(1 / chance) / module.votes)
         return torch.tensor(leads, device=x.device) >= due
 
 
-def privacy(reach: float, sigma: float, delta: float) -> float:
+def privacy_epsilon(reach: float, sigma: float, delta: float) -> float:
     """The epsilon of the Gaussian mechanism for a change of that L2 length."""
     return reach * math.sqrt(2 * math.log(1.25 / delta)) / sigma
 
 
-def lead(votes: list[int], label: int, epsilon: float, delta: float, alpha: float) -> float:
+def certified_lead(
+    votes: list[int], label: int, epsilon: float, delta: float, alpha: float
+) -> float:
     """The least lead of the label's expected vote over any other, anywhere within the radius.
 
     Minus infinity where epsilon > 1: the Gaussian mechanism promises nothing there.
@@ -76,11 +86,14 @@ def lead(votes: list[int], label: int, epsilon: float, delta: float, alpha: floa
         return -math.inf
     draws, level = sum(votes), 1 - 2 * alpha / len(votes)
     rival = max(count for k, count in enumerate(votes) if k != label)
-    own, other = limits(votes[label], draws, level).low, limits(rival, draws, level).high
-    return kept(own, other, epsilon, delta)
+    own, other = (
+        cached_limits(votes[label], draws, level).low,
+        cached_limits(rival, draws, level).high,
+    )
+    return lead_after_change(own, other, epsilon, delta)
 
 
-def kept(own: float, other: float, epsilon: float, delta: float) -> float:
+def lead_after_change(own: float, other: float, epsilon: float, delta: float) -> float:
     """What privacy keeps of a lead of expected votes; positive exactly on the paper's condition."""
     return math.exp(-epsilon) * (own - delta) - (math.exp(epsilon) * other + delta)
 

@@ -27,7 +27,7 @@ from plugins.defenses.randomized_smoothing import Smoothed
 
 DRAWS = 2000
 ALPHA = 0.001
-AT_ONCE = 32  # noisy copies of an image that are drawn together
+COPIES_PER_PASS = 32  # noisy copies of an image that are drawn together
 ROWS = 64
 NORMAL = NormalDist()
 
@@ -53,42 +53,42 @@ class Smoothing:
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """A sentence for what does not vote under noise, and for other norms than L2."""
-        return refusal(self.name, module, ball)
+        return why_unsupported(self.name, module, ball)
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         """[n] bool: right on every image of ball and box, each with probability 1 - error."""
         if not isinstance(module, Smoothed):
             raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
         reach = ball.radius + ball.tolerance(x[0].numel())
-        due = reach / module.sigma + NORMAL.inv_cdf(majority(module.votes, self.error))
-        hits = select_column(counts(module, x, self.draws), y).tolist()
-        sure = [quantile(lower(k, self.draws, self.error)) >= due for k in hits]
+        due = reach / module.sigma + NORMAL.inv_cdf(required_probability(module.votes, self.error))
+        hits = select_column(class_counts(module, x, self.draws), y).tolist()
+        sure = [quantile(lower_limit(k, self.draws, self.error)) >= due for k in hits]
         return torch.tensor(sure, device=x.device)
 
 
-def refusal(name: str, module: nn.Module, ball: PerturbationSet) -> str:
+def why_unsupported(name: str, module: nn.Module, ball: PerturbationSet) -> str:
     """Why a vote under Gaussian noise proves nothing here; empty when it can."""
     if type(module) is not Smoothed:
         return f"the model does not vote under Gaussian noise; {name} needs a smoothed one."
     return "" if ball.name == "L2" else f"the norm is {ball.name}; {name} proves radii in L2."
 
 
-def radius(hits: int, draws: int, sigma: float, alpha: float) -> float:
+def certified_radius(hits: int, draws: int, sigma: float, alpha: float) -> float:
     """sigma Phi^-1(lower limit of p), the paper's radius; 0 where it abstains."""
-    return max(0.0, sigma * quantile(lower(hits, draws, alpha)))
+    return max(0.0, sigma * quantile(lower_limit(hits, draws, alpha)))
 
 
-def lower(hits: int, draws: int, alpha: float) -> float:
+def lower_limit(hits: int, draws: int, alpha: float) -> float:
     """Clopper and Pearson's one-sided limit: p lies below it with probability alpha at most."""
-    return limits(hits, draws, 1 - 2 * alpha).low
+    return cached_limits(hits, draws, 1 - 2 * alpha).low
 
 
-def majority(votes: int, alpha: float) -> float:
+def required_probability(votes: int, alpha: float) -> float:
     """The least p at which a class misses the majority of the votes with probability alpha."""
-    return limits(votes // 2, votes, 1 - 2 * alpha).high
+    return cached_limits(votes // 2, votes, 1 - 2 * alpha).high
 
 
-limits = cache(clopper_pearson)
+cached_limits = cache(clopper_pearson)
 """The same counts come again and again: for most examples nearly all draws agree."""
 
 
@@ -97,18 +97,18 @@ def quantile(p: float) -> float:
     return NORMAL.inv_cdf(p) if p > 0 else -float("inf")
 
 
-def counts(module: Smoothed, x: Tensor, draws: int) -> Tensor:
+def class_counts(module: Smoothed, x: Tensor, draws: int) -> Tensor:
     """[n, K] int64: how often the classifier names each class under the noise.
 
     An image's noise is keyed by its own pixels and by the module's numbers: nothing depends on
     what stands beside it, and no weights can have been made for the draws that they will meet.
     Draws that are written into a module's code, which is not part of the key, are not excluded.
     """
-    state = fingerprint(module)
-    return torch.cat([_counted(module, part, draws, state) for part in torch.split(x, ROWS)])
+    state = model_digest(module)
+    return torch.cat([_batch_counts(module, part, draws, state) for part in torch.split(x, ROWS)])
 
 
-def fingerprint(module: nn.Module) -> bytes:
+def model_digest(module: nn.Module) -> bytes:
     """A digest of all parameters and buffers, saved or not, by name."""
     sha = hashlib.sha256()
     for name, value in sorted((*module.named_parameters(), *module.named_buffers())):
@@ -121,12 +121,12 @@ def _content(value: Tensor) -> bytes:
     return value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _counted(module: Smoothed, x: Tensor, draws: int, state: bytes) -> Tensor:
+def _batch_counts(module: Smoothed, x: Tensor, draws: int, state: bytes) -> Tensor:
     key = torch.tensor([_key(state, image) for image in x.cpu()], device=x.device)
     found = []
-    for turn, first in enumerate(range(0, draws, AT_ONCE)):
+    for turn, first in enumerate(range(0, draws, COPIES_PER_PASS)):
         noise = KeyedRandomNumbers(key, torch.full_like(key, turn))
-        shape = (min(AT_ONCE, draws - first), *x.shape[1:])
+        shape = (min(COPIES_PER_PASS, draws - first), *x.shape[1:])
         looks = x[:, None] + module.sigma * noise.normal("smoothing", shape)
         with torch.no_grad():
             logits = module.classifier(looks.flatten(0, 1))

@@ -9,7 +9,7 @@ import torch
 from bench.plugin import example_key
 
 
-def balanced(labels: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
+def balanced_order(labels: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
     """[n] a permutation: the first of each class, the second of each class, and so on.
 
     Which image is a class's first, and in which order the classes come, follows from `name`

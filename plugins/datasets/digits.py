@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.plugin import Dataset, Images, Split, hookimpl
-from plugins.datasets._balanced_order import balanced
+from plugins.datasets._balanced_order import balanced_order
 
 TEST = 500
 """Images of the test half, 50 of each class; the other 1297 are for training."""
@@ -21,7 +21,7 @@ def read(folder: Path | None) -> Images:
     bunch = load_digits()
     pixels = np.rint(255 * bunch.images / 16).astype(np.uint8)[:, None]
     labels = bunch.target.astype(np.int64)
-    order = balanced(labels, "digits")
+    order = balanced_order(labels, "digits")
     test, train = order[:TEST], np.sort(order[TEST:])
     return Images(
         train=Split(pixels[train], labels[train]),

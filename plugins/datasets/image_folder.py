@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.plugin import Dataset, Images, Split, hookimpl
-from plugins.datasets._balanced_order import balanced
+from plugins.datasets._balanced_order import balanced_order
 
 SIZE = 224
 EXAMPLES = 1000
@@ -24,7 +24,7 @@ def image_folder(path: Path, size: int = SIZE, examples: int = EXAMPLES) -> Data
     `size` and the middle is cut out. There is no training half. FileNotFoundError where `path`
     holds no subfolder with images.
     """
-    found = listed(path)
+    found = folder_index(path)
     return Dataset(
         name="image-folder",
         classes=tuple(found.classes),
@@ -39,15 +39,15 @@ def read(path: Path, size: int, examples: int, folder: Path | None) -> Images:
     """Decode the first images of the fixed order; `folder` is not needed."""
     from torchvision.transforms import v2  # see listed
 
-    found = listed(path)
+    found = folder_index(path)
     middle = v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size)])
     labels = np.asarray(found.targets, dtype=np.int64)
-    order = balanced(labels, "image-folder")[:examples]
+    order = balanced_order(labels, "image-folder")[:examples]
     images = [np.asarray(middle(found.loader(found.samples[i][0]))) for i in order]
     return Images(None, Split(np.stack(images).transpose(0, 3, 1, 2).copy(), labels[order]), order)
 
 
-def listed(path: Path) -> Any:
+def folder_index(path: Path) -> Any:
     """The folder as torchvision lists it; nothing is decoded."""
     from torchvision.datasets import ImageFolder  # seconds of import time that a list does not need
 

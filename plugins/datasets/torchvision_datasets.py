@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.plugin import Dataset, Images, Split, hookimpl
-from plugins.datasets._balanced_order import balanced
+from plugins.datasets._balanced_order import balanced_order
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ def read(source: Source, folder: Path | None) -> Images:
         raise FileNotFoundError("it needs a data folder; set BENCH_DATA to one.")
     if not (folder / source.place).exists():
         download(source, folder)
-    test = half(source, folder, train=False)
+    test = read_split(source, folder, train=False)
     if test is None:
         raise FileNotFoundError(
             f"{folder / source.place} is there without an intact test half; delete that folder to "
             "have it downloaded again."
         )
-    train = half(source, folder, train=True)
-    order = balanced(test.labels, source.name)
+    train = read_split(source, folder, train=True)
+    order = balanced_order(test.labels, source.name)
     return Images(train, Split(test.images[order], test.labels[order]), order)
 
 
-def half(source: Source, folder: Path, *, train: bool) -> Split | None:
+def read_split(source: Source, folder: Path, *, train: bool) -> Split | None:
     """One half as torchvision reads it; None where its files are not there."""
     try:
-        found = one_half(source, train=train)(folder, train=train)
+        found = split_class(source, train=train)(folder, train=train)
     except RuntimeError:
         return None
     images = np.asarray(found.data)
@@ -58,9 +58,9 @@ def half(source: Source, folder: Path, *, train: bool) -> Split | None:
     return Split(np.ascontiguousarray(images), np.asarray(found.targets, dtype=np.int64))
 
 
-def one_half(source: Source, *, train: bool) -> Any:
+def split_class(source: Source, *, train: bool) -> Any:
     """The torchvision class, insisting on the files of one half only."""
-    kind = official(source)
+    kind = dataset_class(source)
     if hasattr(kind, "resources"):  # images and labels of the training half, then of the test half
         wanted = {"resources": kind.resources[:2] if train else kind.resources[2:]}
     else:
@@ -69,7 +69,7 @@ def one_half(source: Source, *, train: bool) -> Any:
     return type(kind.__name__, (kind,), wanted)
 
 
-def official(source: Source) -> Any:
+def dataset_class(source: Source) -> Any:
     """The torchvision class."""
     from torchvision import datasets  # seconds of import time that a list does not need
 
@@ -81,7 +81,7 @@ def download(source: Source, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".download-") as room:
-            official(source)(room, download=True)
+            dataset_class(source)(room, download=True)
             if not (folder / source.place).exists():
                 (Path(room) / source.place).rename(folder / source.place)
     except (OSError, RuntimeError) as error:

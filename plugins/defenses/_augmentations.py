@@ -13,13 +13,13 @@ from torch import Tensor
 from bench.plugin import per_image
 
 
-def mirrored(images: Tensor) -> Tensor:
+def random_flip(images: Tensor) -> Tensor:
     """Left and right exchanged with probability one half."""
     exchanged = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(per_image(exchanged), images.flip(3), images)
 
 
-def moved(images: Tensor, reach: int) -> Tensor:
+def random_shift(images: Tensor, reach: int) -> Tensor:
     """Moved by up to `reach` pixels each way, black from outside: a crop of the padded image."""
     rows, channels, height, width = images.shape
     device = images.device
@@ -31,6 +31,6 @@ def moved(images: Tensor, reach: int) -> Tensor:
     return F.pad(images, (reach, reach, reach, reach))[image, channel, i, j]
 
 
-def speckled(images: Tensor, sigma: float) -> Tensor:
+def add_gaussian_noise(images: Tensor, sigma: float) -> Tensor:
     """N(0, sigma^2) on every pixel, then clipped to [0, 1]."""
     return (images + sigma * torch.randn_like(images)).clamp(0, 1)

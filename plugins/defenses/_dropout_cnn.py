@@ -11,7 +11,7 @@ GREY = ((0.25,), (0.35,))
 """Between those of MNIST, Fashion-MNIST and the digits."""
 
 
-class Standardised(nn.Module):
+class Normalize(nn.Module):
     """(x - mean) / deviation of each channel.
 
     Inside the network, so that an attack and its ball see pixels in [0, 1].
@@ -48,7 +48,7 @@ def dropout_cnn(
     from torchvision.ops import Conv2dNormActivation  # its import takes seconds
 
     channels, height, across = shape
-    layers: list[nn.Module] = [Standardised(channels)]
+    layers: list[nn.Module] = [Normalize(channels)]
     for outputs in (width, 2 * width, 4 * width):
         layers += [
             Conv2dNormActivation(channels, outputs),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Noise(nn.Module):
+class GaussianNoise(nn.Module):
     """h + N(0, sigma^2), drawn anew on every call."""
 
     def __init__(self, sigma: float) -> None:

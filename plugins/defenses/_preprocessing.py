@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from bench.plugin import Loader
 
-Change = Callable[[Tensor], Tensor]
+Preprocessing = Callable[[Tensor], Tensor]
 """Images [n, C, H, W] in [0, 1] to images, each by itself."""
 
 
-class Filtered(nn.Module):
+class PreprocessedModel(nn.Module):
     """Classify what is left of the image after a change."""
 
-    def __init__(self, classifier: nn.Module, change: Change) -> None:
+    def __init__(self, classifier: nn.Module, change: Preprocessing) -> None:
         super().__init__()
         self.classifier, self.change = classifier, change
 
@@ -25,6 +25,6 @@ class Filtered(nn.Module):
         return answer
 
 
-def undefended_behind(change: Change) -> Callable[[Loader], nn.Module]:
+def before_undefended(change: Preprocessing) -> Callable[[Loader], nn.Module]:
     """What builds the undefended network behind a change."""
-    return lambda loader: Filtered(loader.defense("undefended"), change)
+    return lambda loader: PreprocessedModel(loader.defense("undefended"), change)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 
-def cropped(start: Tensor, side: int, size: int) -> Tensor:
+def crop_matrix(start: Tensor, side: int, size: int) -> Tensor:
     """[n, size, size]: the `side` pixels from `start` [n] on, stretched over all `size`."""
     place = (torch.arange(size, device=start.device) + 0.5) * (side / size) - 0.5
     return _interpolated(start[:, None] + place.clamp(0, side - 1), size)
 
 
-def framed(start: Tensor, side: Tensor, size: int, width: int) -> Tensor:
+def pad_matrix(start: Tensor, side: Tensor, size: int, width: int) -> Tensor:
     """[n, width, size]: `size` pixels stretched over `side` [n] of `width`, from `start` [n] on.
 
     Rows outside are zero.
@@ -27,12 +27,12 @@ def framed(start: Tensor, side: Tensor, size: int, width: int) -> Tensor:
     return _interpolated(place.clamp(0, size - 1), size) * inside[:, :, None]
 
 
-def seen(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """R X C^T for each image of [n, C, H, W]; `rows` [n, h, H], `columns` [n, w, W]."""
     return rows[:, None] @ images @ columns[:, None].mT
 
 
-def whole(images: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+def random_integer(images: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
     """[n] int64: for each image a number from low to high, both possible, by torch's generator."""
     share = torch.rand(len(images), device=images.device)
     return low + (share * (high - low + 1)).long()

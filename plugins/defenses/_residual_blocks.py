@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from plugins.defenses._dropout_cnn import Standardised
+from plugins.defenses._dropout_cnn import Normalize
 
 Shape = tuple[int, int, int]
 """(C, H, W)."""
-Make = Callable[[int, int, int], nn.Module]
+MakeBlock = Callable[[int, int, int], nn.Module]
 """(channels in, channels out, stride) -> one block."""
 
 
@@ -29,12 +29,12 @@ class Stage(NamedTuple):
     stride: int
 
 
-def doubling(outputs: int, blocks: int, count: int = 3) -> list[Stage]:
+def doubling_stages(outputs: int, blocks: int, count: int = 3) -> list[Stage]:
     """Stages that halve the image and double the channels, the first one apart."""
     return [Stage(outputs * 2**k, blocks, 2 if k else 1) for k in range(count)]
 
 
-def in_each_stage(depth: int, fixed: int, layers: int) -> int:
+def blocks_per_stage(depth: int, fixed: int, layers: int) -> int:
     """Blocks in each of three stages of a network `depth` layers deep, `fixed` outside of them."""
     blocks, rest = divmod(depth - fixed, 3 * layers)
     if rest or blocks < 1:
@@ -45,7 +45,7 @@ def in_each_stage(depth: int, fixed: int, layers: int) -> int:
     return blocks
 
 
-def chained(inputs: int, stages: list[Stage], make: Make) -> Iterator[nn.Module]:
+def stage_blocks(inputs: int, stages: list[Stage], make: MakeBlock) -> Iterator[nn.Module]:
     """The blocks of all stages, each fed by the one before."""
     for stage in stages:
         for number in range(stage.blocks):
@@ -53,20 +53,22 @@ def chained(inputs: int, stages: list[Stage], make: Make) -> Iterator[nn.Module]
             inputs = stage.outputs
 
 
-def head(features: int, classes: int) -> list[nn.Module]:
+def classifier_head(features: int, classes: int) -> list[nn.Module]:
     """The mean over the image, then one matrix."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
 
 
-def rectified(shape: Shape, classes: int, stem: int, stages: list[Stage], make: Make) -> nn.Module:
+def postactivation_network(
+    shape: Shape, classes: int, stem: int, stages: list[Stage], make: MakeBlock
+) -> nn.Module:
     """A network of blocks that end in their own ReLU; `stem`: channels of the first convolution."""
     from torchvision.ops import Conv2dNormActivation  # its import takes seconds
 
     return nn.Sequential(
-        Standardised(shape[0]),
+        Normalize(shape[0]),
         Conv2dNormActivation(shape[0], stem),
-        *chained(stem, stages, make),
-        *head(stages[-1].outputs, classes),
+        *stage_blocks(stem, stages, make),
+        *classifier_head(stages[-1].outputs, classes),
     )
 
 
@@ -80,7 +82,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     return bare
 
 
-def basic(inputs: int, outputs: int, stride: int) -> nn.Module:
+def basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
     """relu(x + F(x)), F of two convolutions 3 x 3."""
     from torchvision.models.resnet import BasicBlock
 
@@ -88,16 +90,16 @@ def basic(inputs: int, outputs: int, stride: int) -> nn.Module:
     return block
 
 
-def excited(inputs: int, outputs: int, stride: int) -> nn.Module:
+def se_block(inputs: int, outputs: int, stride: int) -> nn.Module:
     """relu(x + s F(x)), s from the mean of each channel (arXiv:1709.01507, reduction 16)."""
     from torchvision.ops import SqueezeExcitation
 
-    block = basic(inputs, outputs, stride)
+    block = basic_block(inputs, outputs, stride)
     block.bn2 = nn.Sequential(block.get_submodule("bn2"), SqueezeExcitation(outputs, outputs // 16))
     return block
 
 
-def grouped(cardinality: int, width: int) -> Make:
+def bottleneck_block(cardinality: int, width: int) -> MakeBlock:
     """relu(x + F(x)), F of 1 x 1, 3 x 3 in `cardinality` groups, 1 x 1 (arXiv:1611.05431)."""
     from torchvision.models.resnet import Bottleneck
 
@@ -111,23 +113,27 @@ def grouped(cardinality: int, width: int) -> Make:
 
 def resnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
     """ResNet of 6 n + 2 layers, 16 to 64 channels (arXiv:1512.03385, section 4.2)."""
-    return rectified(shape, classes, 16, doubling(16, in_each_stage(depth, 2, 2)), basic)
+    return postactivation_network(
+        shape, classes, 16, doubling_stages(16, blocks_per_stage(depth, 2, 2)), basic_block
+    )
 
 
 def se_resnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
     """The same with squeeze and excitation in each block (arXiv:1709.01507)."""
-    return rectified(shape, classes, 16, doubling(16, in_each_stage(depth, 2, 2)), excited)
+    return postactivation_network(
+        shape, classes, 16, doubling_stages(16, blocks_per_stage(depth, 2, 2)), se_block
+    )
 
 
 def resnext(
     shape: Shape, classes: int, depth: int = 29, cardinality: int = 8, width: int = 64
 ) -> nn.Module:
     """ResNeXt of 9 n + 2 layers, `cardinality` x `width`d (arXiv:1611.05431, section 5.3)."""
-    stages = doubling(256, in_each_stage(depth, 2, 3))
-    return rectified(shape, classes, 64, stages, grouped(cardinality, width))
+    stages = doubling_stages(256, blocks_per_stage(depth, 2, 3))
+    return postactivation_network(shape, classes, 64, stages, bottleneck_block(cardinality, width))
 
 
-class PreActivated(nn.Module):
+class PreActivationBlock(nn.Module):
     """x + F(relu(norm(x))), F of two convolutions; torchvision has no such block.
 
     Where the shape changes, the shortcut too starts from relu(norm(x)).
@@ -153,29 +159,33 @@ class PreActivated(nn.Module):
         return change + kept
 
 
-def preactivated(shape: Shape, classes: int, stem: int, stages: list[Stage]) -> nn.Module:
+def preactivation_network(shape: Shape, classes: int, stem: int, stages: list[Stage]) -> nn.Module:
     """A bare convolution, pre-activated blocks, and the last normalisation and ReLU after them."""
     features = stages[-1].outputs
     return nn.Sequential(
-        Standardised(shape[0]),
+        Normalize(shape[0]),
         nn.Conv2d(shape[0], stem, 3, padding=1, bias=False),
-        *chained(stem, stages, PreActivated),
+        *stage_blocks(stem, stages, PreActivationBlock),
         nn.BatchNorm2d(features),
         nn.ReLU(),
-        *head(features, classes),
+        *classifier_head(features, classes),
     )
 
 
 def preresnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
     """Pre-activated ResNet of 6 n + 2 layers (arXiv:1603.05027)."""
-    return preactivated(shape, classes, 16, doubling(16, in_each_stage(depth, 2, 2)))
+    return preactivation_network(
+        shape, classes, 16, doubling_stages(16, blocks_per_stage(depth, 2, 2))
+    )
 
 
 def wide_resnet(shape: Shape, classes: int, depth: int = 28, widen: int = 10) -> nn.Module:
     """Pre-activated, 6 n + 4 layers, `widen` times as many channels (arXiv:1605.07146)."""
-    return preactivated(shape, classes, 16, doubling(16 * widen, in_each_stage(depth, 4, 2)))
+    return preactivation_network(
+        shape, classes, 16, doubling_stages(16 * widen, blocks_per_stage(depth, 4, 2))
+    )
 
 
 def preact_resnet18(shape: Shape, classes: int, width: int = 64) -> nn.Module:
     """PreActResNet-18: four stages of two blocks (arXiv:1603.05027, as in arXiv:2001.03994)."""
-    return preactivated(shape, classes, width, doubling(width, 2, count=4))
+    return preactivation_network(shape, classes, width, doubling_stages(width, 2, count=4))

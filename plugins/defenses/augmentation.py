@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from bench.plugin import Defense, Recipe, hookimpl
-from plugins.defenses._augmentations import moved, speckled
+from plugins.defenses._augmentations import add_gaussian_noise, random_shift
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses._losses import clean_loss
 
 SIGMA = 0.1
 
 
-def varied(images: Tensor) -> Tensor:
+def augment(images: Tensor) -> Tensor:
     """Moved by up to one pixel, then noisy; a mirrored digit would be another sign."""
-    return speckled(moved(images, 1), SIGMA)
+    return add_gaussian_noise(random_shift(images, 1), SIGMA)
 
 
 @hookimpl
@@ -27,7 +27,7 @@ def bench_defenses() -> Iterator[Defense]:
         cite="https://doi.org/10.1145/3065386",
         summary=f"Clean images, moved by a pixel and with Gaussian noise of {SIGMA:g}.",
         recipe=Recipe(
-            cnn, clean_loss, epochs=30, rate=2e-3, schedule="cosine", augment=varied,
+            cnn, clean_loss, epochs=30, rate=2e-3, schedule="cosine", augment=augment,
             options={"sigma": SIGMA},
         ),
         build=trained,

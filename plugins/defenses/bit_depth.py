@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from bench.plugin import Defense, hookimpl, straight_through
-from plugins.defenses._preprocessing import undefended_behind
+from plugins.defenses._preprocessing import before_undefended
 
 BITS = 3
 
 
-def squeeze(images: Tensor, bits: int) -> Tensor:
+def quantize(images: Tensor, bits: int) -> Tensor:
     """Every pixel in [0, 1] to the nearest of 2^bits even levels; halves to the even level."""
     levels = 2**bits - 1
     return images.mul(levels).round().div(levels)
@@ -20,7 +20,7 @@ def squeeze(images: Tensor, bits: int) -> Tensor:
 
 def three_bits(images: Tensor) -> Tensor:
     """Eight shades."""
-    return squeeze(images, BITS)
+    return quantize(images, BITS)
 
 
 @hookimpl
@@ -30,7 +30,7 @@ def bench_defenses() -> Iterator[Defense]:
         name="bit-depth",
         cite="arXiv:1704.01155",
         summary=f"Rounds every pixel to {BITS} bits, then asks the undefended network.",
-        build=undefended_behind(three_bits),
+        build=before_undefended(three_bits),
         # Rounding has no slope; the identity has (arXiv:1802.00420).
-        bpda=undefended_behind(straight_through(three_bits)),
+        bpda=before_undefended(straight_through(three_bits)),
     )

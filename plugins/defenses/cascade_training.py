@@ -26,7 +26,7 @@ ALPHA = 0.5
 PIVOT = 1e-4
 
 
-def embedded(batch: TrainingBatch, alpha: float, pivot: float) -> Tensor:
+def cascade_loss(batch: TrainingBatch, alpha: float, pivot: float) -> Tensor:
     """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2, e before the last layer.
 
     e(x) is the pivot: no gradient flows there. Of two kinds of x' the mean is taken.
@@ -48,7 +48,7 @@ def embedded(batch: TrainingBatch, alpha: float, pivot: float) -> Tensor:
 def bench_defenses() -> Iterator[Defense]:
     """Offer both stages: the second sees what iterated steps make against the first as well."""
     common = partial(
-        Recipe, cnn, partial(embedded, alpha=ALPHA, pivot=PIVOT), InnerAttack("fgsm", BALL),
+        Recipe, cnn, partial(cascade_loss, alpha=ALPHA, pivot=PIVOT), InnerAttack("fgsm", BALL),
         epochs=30, rate=2e-3, schedule="cosine", options={"alpha": ALPHA, "pivot": PIVOT},
     )  # fmt: skip
     for name, recipe, summary in (

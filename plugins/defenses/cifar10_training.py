@@ -12,28 +12,33 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Recipe, hookimpl
-from plugins.defenses._augmentations import mirrored, moved
+from plugins.defenses._augmentations import random_flip, random_shift
 from plugins.defenses._dropout_cnn import dropout_cnn
 from plugins.defenses._losses import adversarial_loss, clean_loss
 from plugins.defenses._residual_blocks import preact_resnet18, wide_resnet
-from plugins.defenses.trades import trades
+from plugins.defenses.trades import trades_loss
 
 BALL = Linf(Fraction(8, 255))
-SEVEN = InnerAttack("pgd", BALL, {"steps": 7, "rate": 2 / 8})
-ONE = InnerAttack("pgd", BALL, {"steps": 1, "rate": 10 / 8})
-FIVE = InnerAttack("pgd", BALL, {"steps": 5, "rate": 2 / 8})
-TEN = InnerAttack("pgd-kl", BALL, {"steps": 10, "rate": 0.007 / 0.031})
+PGD_7 = InnerAttack("pgd", BALL, {"steps": 7, "rate": 2 / 8})
+FAST_STEP = InnerAttack("pgd", BALL, {"steps": 1, "rate": 10 / 8})
+PGD_5 = InnerAttack("pgd", BALL, {"steps": 5, "rate": 2 / 8})
+TRADES_10 = InnerAttack("pgd-kl", BALL, {"steps": 10, "rate": 0.007 / 0.031})
 BETA = 6.0
-DAWN: dict[str, Any] = {"epochs": 15, "rate": 0.2, "weight_decay": 5e-4, "schedule": "cyclic"}
+SHORT_SCHEDULE: dict[str, Any] = {
+    "epochs": 15,
+    "rate": 0.2,
+    "weight_decay": 5e-4,
+    "schedule": "cyclic",
+}
 """A few epochs, the rate up to its peak and down to zero (arXiv:2001.03994)."""
 
 
-def varied(images: Tensor) -> Tensor:
+def augment(images: Tensor) -> Tensor:
     """Mirrored, and moved by up to four pixels."""
-    return moved(mirrored(images), 4)
+    return random_shift(random_flip(images), 4)
 
 
-sgd = partial(Recipe, optimiser="sgd", batch=128, augment=varied)
+sgd = partial(Recipe, optimiser="sgd", batch=128, augment=augment)
 base = partial(dropout_cnn, width=64)
 wide = partial(wide_resnet, depth=34, widen=10)
 
@@ -70,26 +75,32 @@ def bench_defenses() -> Iterator[Defense]:
         "cifar-standard",
         "arXiv:1603.05027",
         "PreActResNet-18 on clean images.",
-        sgd(preact_resnet18, clean_loss, **DAWN),
+        sgd(preact_resnet18, clean_loss, **SHORT_SCHEDULE),
     )
     yield defense(
         "cifar-pgd",
         "arXiv:1706.06083",
         "PreActResNet-18 on what seven steps of PGD make of each batch, 8/255.",
-        sgd(preact_resnet18, adversarial_loss, SEVEN, **DAWN),
+        sgd(preact_resnet18, adversarial_loss, PGD_7, **SHORT_SCHEDULE),
     )
     yield defense(
         "cifar-fast",
         "arXiv:2001.03994",
         "PreActResNet-18 on one step of 10/255 from a random start, 8/255.",
-        sgd(preact_resnet18, adversarial_loss, ONE, monitor=FIVE, **DAWN),
+        sgd(preact_resnet18, adversarial_loss, FAST_STEP, monitor=PGD_5, **SHORT_SCHEDULE),
     )
     yield defense(
         "cifar-trades",
         "arXiv:1901.08573",
         f"Wide ResNet 34-10 by TRADES, 8/255, beta = {BETA:g}.",
         sgd(
-            wide, partial(trades, beta=BETA), TEN, epochs=80, rate=0.1, weight_decay=2e-4,
-            schedule="steps", options={"beta": BETA},
+            wide,
+            partial(trades_loss, beta=BETA),
+            TRADES_10,
+            epochs=80,
+            rate=0.1,
+            weight_decay=2e-4,
+            schedule="steps",
+            options={"beta": BETA},
         ),
-    )  # fmt: skip
+    )

@@ -25,10 +25,10 @@ from plugins.defenses._cnn import cnn
 
 LATENT = 2
 SUPPORTS = 5  # a class
-APART = 2.0
+MARGIN = 2.0
 
 
-class Nearest(nn.Module):
+class NearestSupport(nn.Module):
     """Encode, then answer with the class of the nearest support."""
 
     support: Tensor
@@ -41,32 +41,32 @@ class Nearest(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to logits [n, K]: minus the distance to each class."""
-        return -nearest(self.encoder(images), self.support)
+        return -support_distances(self.encoder(images), self.support)
 
 
-def nearest(z: Tensor, support: Tensor) -> Tensor:
+def support_distances(z: Tensor, support: Tensor) -> Tensor:
     """[n, K]: the distance of z [n, d] to the nearest support [K, m, d] of each class."""
     apart = (z[:, None, None] - support).square().sum(3).amin(2)
     return (apart + 1e-12).sqrt()
 
 
-def contrast(z: Tensor, y: Tensor, margin: float) -> Tensor:
+def contrastive_loss(z: Tensor, y: Tensor, margin: float) -> Tensor:
     """Mean over all pairs of 1[y = y'] d^2 + 1[y != y'] max(0, margin - d)^2, d = ||z - z'||."""
     i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     d = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return torch.where(y[i] == y[j], d.square(), (margin - d).clamp(min=0).square()).mean()
 
 
-def latent(batch: TrainingBatch, margin: float) -> Tensor:
+def training_loss(batch: TrainingBatch, margin: float) -> Tensor:
     """-log p(y | x) of the head, plus the contrast of the batch."""
-    model = require_type(batch.model, Nearest, "the model")
+    model = require_type(batch.model, NearestSupport, "the model")
     z = model.encoder(batch.x)
-    return cross_entropy(model.head(z), batch.y) + contrast(z, batch.y, margin)
+    return cross_entropy(model.head(z), batch.y) + contrastive_loss(z, batch.y, margin)
 
 
-def support(batch: TrainingBatch) -> None:
+def store_supports(batch: TrainingBatch) -> None:
     """Keep the first few images of each class as supports."""
-    model = require_type(batch.model, Nearest, "the model")
+    model = require_type(batch.model, NearestSupport, "the model")
     with torch.no_grad():
         z = model.encoder(batch.x)
     for label, place in enumerate(model.support):
@@ -75,7 +75,7 @@ def support(batch: TrainingBatch) -> None:
 
 def build(loader: Loader) -> nn.Module:
     """The encoder and its supports."""
-    return loader.trained(Nearest(loader.shape, loader.classes))
+    return loader.trained(NearestSupport(loader.shape, loader.classes))
 
 
 @hookimpl
@@ -86,13 +86,13 @@ def bench_defenses() -> Iterator[Defense]:
         cite="doi:10.1109/CVPR.2006.100",
         summary=f"The nearest of {SUPPORTS} supports a class in a contrastive latent space.",
         recipe=Recipe(
-            Nearest,
-            partial(latent, margin=APART),
+            NearestSupport,
+            partial(training_loss, margin=MARGIN),
             epochs=30,
             rate=2e-3,
             schedule="cosine",
-            fit=support,
-            options={"margin": APART, "supports": SUPPORTS, "latent": LATENT},
+            fit=store_supports,
+            options={"margin": MARGIN, "supports": SUPPORTS, "latent": LATENT},
         ),
         build=build,
         quick=False,

@@ -10,54 +10,58 @@ from torch import Tensor, nn
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn, trained
 from plugins.defenses._losses import clean_loss
-from plugins.defenses._preprocessing import undefended_behind
-from plugins.defenses._resampling import cropped, seen, whole
+from plugins.defenses._preprocessing import before_undefended
+from plugins.defenses._resampling import crop_matrix, random_integer, resample
 
-LOOKS = 8
+CROPS = 8
 
 
-def side(size: int) -> int:
+def crop_side(size: int) -> int:
     """Three quarters of a side of the image."""
     return size * 3 // 4
 
 
-def middle(images: Tensor) -> Tensor:
+def center_crop(images: Tensor) -> Tensor:
     """The middle of each image, stretched over the whole of it."""
-    spare = [torch.tensor([size - side(size)], device=images.device) for size in images.shape[2:]]
-    return cut(images, spare[0] // 2, spare[1] // 2)
+    spare = [
+        torch.tensor([size - crop_side(size)], device=images.device) for size in images.shape[2:]
+    ]
+    return crop_and_resize(images, spare[0] // 2, spare[1] // 2)
 
 
-def somewhere(images: Tensor) -> Tensor:
+def random_crop(images: Tensor) -> Tensor:
     """Another part of each image, stretched over the whole of it; new places on each call."""
-    return cut(images, *(whole(images, 0, size - side(size)) for size in images.shape[2:]))
+    return crop_and_resize(
+        images, *(random_integer(images, 0, size - crop_side(size)) for size in images.shape[2:])
+    )
 
 
-def cut(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+def crop_and_resize(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
     """The part of each image whose first row and column are `top` and `left`, stretched."""
     rows, columns = (
-        cropped(start, side(size), size).to(images)
+        crop_matrix(start, crop_side(size), size).to(images)
         for start, size in zip((top, left), images.shape[2:], strict=True)
     )
-    return seen(images, rows, columns)
+    return resample(images, rows, columns)
 
 
 class CropEnsemble(nn.Module):
     """The log of the mean probability over several random crops."""
 
-    def __init__(self, classifier: nn.Module, looks: int) -> None:
+    def __init__(self, classifier: nn.Module, count: int) -> None:
         super().__init__()
-        self.classifier, self.looks = classifier, looks
+        self.classifier, self.looks = classifier, count
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
-        looks = torch.cat([somewhere(images) for _ in range(self.looks)])
+        looks = torch.cat([random_crop(images) for _ in range(self.looks)])
         each: Tensor = self.classifier(looks).log_softmax(1)
         return each.view(self.looks, len(images), -1).logsumexp(0)
 
 
 def ensemble(loader: Loader) -> nn.Module:
     """The network that was trained on crops, asked about several."""
-    return CropEnsemble(trained(loader), LOOKS)
+    return CropEnsemble(trained(loader), CROPS)
 
 
 @hookimpl
@@ -67,18 +71,18 @@ def bench_defenses() -> Iterator[Defense]:
         name="crop",
         cite="arXiv:1711.00117",
         summary="The middle of the image, stretched, then the undefended network.",
-        build=undefended_behind(middle),
+        build=before_undefended(center_crop),
         quick=False,
     )
     yield Defense(
         name="crop-ensemble",
         cite="arXiv:1711.00117",
-        summary=f"The mean over {LOOKS} random crops, by a network trained on crops.",
+        summary=f"The mean over {CROPS} random crops, by a network trained on crops.",
         # A crop of an image is an image up to rounding.
         recipe=Recipe(
             cnn,
             clean_loss,
-            augment=lambda images: somewhere(images).clamp(0, 1),
+            augment=lambda images: random_crop(images).clamp(0, 1),
             epochs=20,
             rate=2e-3,
             schedule="cosine",
@@ -86,6 +90,6 @@ def bench_defenses() -> Iterator[Defense]:
         build=ensemble,
         # Each answer is a mean over many crops already.
         randomness=Randomness(draws=1),
-        forwards=LOOKS,
+        forwards=CROPS,
         quick=False,
     )

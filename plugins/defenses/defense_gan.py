@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Randomness, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn
-from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._preprocessing import PreprocessedModel
 
 LATENT = 8
 HIDDEN = 128
@@ -37,7 +37,7 @@ class Projection(nn.Module):
         goal = images.flatten(1)
         with torch.enable_grad():
             found = torch.stack([self.search(goal) for _ in range(self.restarts)])
-        best = error(found, goal).argmin(0)[None, :, None].expand(1, *goal.shape)
+        best = squared_error(found, goal).argmin(0)[None, :, None].expand(1, *goal.shape)
         nearest: Tensor = found.gather(0, best)[0].view_as(images)
         return nearest if self.unrolled else nearest.detach()
 
@@ -46,7 +46,7 @@ class Projection(nn.Module):
         z = torch.randn(len(goal), self.latent, device=goal.device, requires_grad=True)
         speed = torch.zeros_like(z)
         for _ in range(self.steps):
-            total = error(self.decoder(z), goal).sum()
+            total = squared_error(self.decoder(z), goal).sum()
             (slope,) = torch.autograd.grad(total, z, create_graph=self.unrolled)
             speed = MOMENTUM * speed - RATE * slope
             z = z + speed
@@ -54,12 +54,12 @@ class Projection(nn.Module):
         return made
 
 
-def error(made: Tensor, goal: Tensor) -> Tensor:
+def squared_error(made: Tensor, goal: Tensor) -> Tensor:
     """||G(z) - x||^2 [..., n]."""
     return (made - goal).square().sum(-1)
 
 
-class Affine(nn.Module):
+class AffineGenerator(nn.Module):
     """The generator G(z) = mean + B z, B with orthonormal columns, searched exactly."""
 
     mean: Tensor
@@ -77,9 +77,9 @@ class Affine(nn.Module):
         return made.view_as(images)
 
 
-def principal(batch: TrainingBatch) -> None:
+def fit_principal_components(batch: TrainingBatch) -> None:
     """Fill an affine generator: the mean image, and the directions of largest variance."""
-    generator = cast(Affine, batch.model)
+    generator = cast(AffineGenerator, batch.model)
     pixels = batch.x.flatten(1).double()
     generator.mean.copy_(pixels.mean(0))
     directions = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False).Vh
@@ -106,42 +106,42 @@ class Autoencoder(nn.Module):
         return answer
 
 
-def learned(batch: TrainingBatch) -> Tensor:
+def autoencoder_loss(batch: TrainingBatch) -> Tensor:
     """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)), z drawn from q."""
     parts = cast(Autoencoder, batch.model)
     middle, log_variance = parts.encoder(batch.x).chunk(2, dim=1)
     z = middle + torch.randn_like(middle) * (log_variance / 2).exp()
     divergence = (middle.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
     loss = cross_entropy(parts(batch.x), batch.y)
-    bound: Tensor = error(parts.decoder(z), batch.x.flatten(1)) + BETA * divergence
+    bound: Tensor = squared_error(parts.decoder(z), batch.x.flatten(1)) + BETA * divergence
     return loss + bound
 
 
 def build(loader: Loader) -> nn.Module:
     """The classifier behind the search."""
-    return searched(loader, unrolled=False)
+    return projected_classifier(loader, unrolled=False)
 
 
 def bpda(loader: Loader) -> nn.Module:
     """The same with the slope of the search itself: that of the identity finds little here."""
-    return searched(loader, unrolled=True)
+    return projected_classifier(loader, unrolled=True)
 
 
-def searched(loader: Loader, *, unrolled: bool) -> nn.Module:
+def projected_classifier(loader: Loader, *, unrolled: bool) -> nn.Module:
     """The trained parts, joined."""
     parts = cast(Autoencoder, loader.trained(Autoencoder(loader.shape, loader.classes)))
-    return Filtered(parts.classifier, Projection(parts.decoder, LATENT, unrolled=unrolled))
+    return PreprocessedModel(parts.classifier, Projection(parts.decoder, LATENT, unrolled=unrolled))
 
 
-def affine(shape: tuple[int, int, int], classes: int) -> Affine:
+def affine_generator(shape: tuple[int, int, int], classes: int) -> AffineGenerator:
     """An affine generator of images of this shape, to be fitted."""
-    return Affine(shape[0] * shape[1] * shape[2], LATENT)
+    return AffineGenerator(shape[0] * shape[1] * shape[2], LATENT)
 
 
-def projected(loader: Loader) -> nn.Module:
+def build_affine(loader: Loader) -> nn.Module:
     """The undefended network behind the fitted generator."""
-    generator = loader.trained(affine(loader.shape, loader.classes))
-    return Filtered(loader.defense("undefended"), generator)
+    generator = loader.trained(affine_generator(loader.shape, loader.classes))
+    return PreprocessedModel(loader.defense("undefended"), generator)
 
 
 @hookimpl
@@ -153,7 +153,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"The nearest image of a small decoder: {RESTARTS} searches of {STEPS} steps.",
         recipe=Recipe(
             Autoencoder,
-            learned,
+            autoencoder_loss,
             epochs=30,
             rate=2e-3,
             schedule="cosine",
@@ -169,7 +169,9 @@ def bench_defenses() -> Iterator[Defense]:
         name="defense-gan-affine",
         cite="arXiv:1805.06605",
         summary=f"The nearest mixture of {LATENT} principal components, by least squares.",
-        recipe=Recipe(affine, fit=principal, epochs=0, options={"latent": LATENT}),
-        build=projected,
+        recipe=Recipe(
+            affine_generator, fit=fit_principal_components, epochs=0, options={"latent": LATENT}
+        ),
+        build=build_affine,
         quick=False,
     )

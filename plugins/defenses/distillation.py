@@ -18,20 +18,20 @@ from plugins.defenses._cnn import cnn, trained
 TEMPERATURE = 40.0
 
 
-def soft(logits: Tensor, temperature: float) -> Tensor:
+def soft_labels(logits: Tensor, temperature: float) -> Tensor:
     """softmax(z / T) [n, K]."""
     return logits.div(temperature).softmax(1)
 
 
-def tempered(batch: TrainingBatch, temperature: float) -> Tensor:
+def teacher_loss(batch: TrainingBatch, temperature: float) -> Tensor:
     """-log softmax(z / T)_y: how the teacher learns."""
     return cross_entropy(batch.model(batch.x) / temperature, batch.y)
 
 
-def distilled(batch: TrainingBatch, temperature: float) -> Tensor:
+def student_loss(batch: TrainingBatch, temperature: float) -> Tensor:
     """-sum_k q_k log softmax(z / T)_k with the teacher's q = softmax(z' / T)."""
     teacher = require_type(batch.teacher, nn.Module, "the teacher")
-    told = soft(teacher(batch.x), temperature)
+    told = soft_labels(teacher(batch.x), temperature)
     return F.cross_entropy(batch.model(batch.x) / temperature, told, reduction="none")
 
 
@@ -45,7 +45,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Clean images at temperature {TEMPERATURE:g}; the teacher of distillation.",
         recipe=Recipe(
             cnn,
-            partial(tempered, temperature=TEMPERATURE),
+            partial(teacher_loss, temperature=TEMPERATURE),
             epochs=30,
             rate=2e-3,
             schedule="cosine",
@@ -60,7 +60,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Taught the soft answers of a teacher at temperature {TEMPERATURE:g}; broken.",
         recipe=Recipe(
             cnn,
-            partial(distilled, temperature=TEMPERATURE),
+            partial(student_loss, temperature=TEMPERATURE),
             epochs=30,
             rate=2e-3,
             schedule="cosine",

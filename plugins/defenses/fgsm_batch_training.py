@@ -26,17 +26,17 @@ WEIGHT = 0.3
 SHARE = 0.5
 
 
-def weighted(batch: TrainingBatch, weight: float, share: float, eps: float) -> Tensor:
+def weighted_loss(batch: TrainingBatch, weight: float, share: float, eps: float) -> Tensor:
     """(sum over m - k clean J + weight sum over k moved J) / (m - k + weight k), k = share m."""
     clean = len(batch.y) - int(share * len(batch.y))
-    moved = shortened(batch.x[clean:], batch.adv[clean:], eps)
+    moved = random_length_step(batch.x[clean:], batch.adv[clean:], eps)
     images = torch.cat([batch.x[:clean], moved])
     weights = torch.ones_like(batch.y, dtype=images.dtype)
     weights[clean:] = weight
     return (weights * cross_entropy(batch.model(images), batch.y)).sum() / weights.sum()
 
 
-def shortened(x: Tensor, adv: Tensor, eps: float) -> Tensor:
+def random_length_step(x: Tensor, adv: Tensor, eps: float) -> Tensor:
     """The signed step from x towards adv, its length eps |N(0, 1/4)|, never above eps."""
     share = nn.init.trunc_normal_(x.new_empty(len(x)), mean=0.0, std=0.5, a=0.0, b=1.0)
     return (x + per_image(share * eps) * (adv - x).sign()).clamp(0, 1)
@@ -51,7 +51,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Half of each batch moved by FGSM of random length, with weight {WEIGHT:g}.",
         recipe=Recipe(
             cnn,
-            partial(weighted, weight=WEIGHT, share=SHARE, eps=BALL.radius),
+            partial(weighted_loss, weight=WEIGHT, share=SHARE, eps=BALL.radius),
             InnerAttack("fgsm", BALL),
             epochs=30,
             rate=2e-3,

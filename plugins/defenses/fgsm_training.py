@@ -24,7 +24,7 @@ INNER = InnerAttack("fgsm", Linf(Fraction(51, 255)))
 ALPHA = 0.5
 
 
-def mixed(batch: TrainingBatch, alpha: float) -> Tensor:
+def mixture_loss(batch: TrainingBatch, alpha: float) -> Tensor:
     """alpha J(x) + (1 - alpha) J(x'): alpha is the weight of the clean images."""
     clean = cross_entropy(batch.model(batch.x), batch.y)
     return alpha * clean + (1 - alpha) * cross_entropy(batch.model(batch.adv), batch.y)
@@ -46,7 +46,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Trained on clean and one-step adversarial images, half and half.",
         recipe=Recipe(
             cnn,
-            partial(mixed, alpha=ALPHA),
+            partial(mixture_loss, alpha=ALPHA),
             INNER,
             epochs=30,
             rate=2e-3,

@@ -13,7 +13,7 @@ GRID = 1.0
 CONTROL = "its gradient is hidden on purpose"
 
 
-class Masked(nn.Module):
+class MaskedLogits(nn.Module):
     """The same answers through a map that keeps their order, and starves an attack."""
 
     def __init__(self, classifier: nn.Module, mask: Callable[[Tensor], Tensor]) -> None:
@@ -25,19 +25,19 @@ class Masked(nn.Module):
         return self.mask(self.classifier(images))
 
 
-def scaled(logits: Tensor) -> Tensor:
+def scale_logits(logits: Tensor) -> Tensor:
     """Logits so far apart that float32 knows no second class: softmax - y is exactly 0."""
     return FACTOR * logits
 
 
-def quantised(logits: Tensor) -> Tensor:
+def quantize_logits(logits: Tensor) -> Tensor:
     """Logits on a grid: a staircase, flat wherever it has a slope."""
     return (logits / GRID).round() * GRID
 
 
-def masked(mask: Callable[[Tensor], Tensor]) -> Callable[[Loader], nn.Module]:
+def masked_undefended(mask: Callable[[Tensor], Tensor]) -> Callable[[Loader], nn.Module]:
     """What builds the undefended network behind a mask."""
-    return lambda loader: Masked(loader.defense("undefended"), mask)
+    return lambda loader: MaskedLogits(loader.defense("undefended"), mask)
 
 
 @hookimpl
@@ -46,13 +46,13 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="scaled-logits",
         summary=f"A control: the undefended network, its logits times {FACTOR:g}.",
-        build=masked(scaled),
+        build=masked_undefended(scale_logits),
         quick=False,
     )
     yield Defense(
         name="quantised-logits",
         summary="A control: the undefended network, its logits rounded to whole numbers.",
-        build=masked(quantised),
+        build=masked_undefended(quantize_logits),
         quick=False,
         control=CONTROL,
     )

@@ -15,11 +15,11 @@ from torch import Tensor
 from bench.plugin import Defense, Recipe, TrainingBatch, cross_entropy, hookimpl
 from plugins.defenses._cnn import cnn, trained
 
-FLAT = 0.15
-DOUBLE = 1.0
+L1_STRENGTH = 0.15
+L2_STRENGTH = 1.0
 
 
-def loss_and_slope(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """L = -log p(y | x) [n], and grad_x L [n, d] with a graph of its own."""
     x = batch.x.detach().requires_grad_()
     loss = cross_entropy(batch.model(x), batch.y)
@@ -27,15 +27,15 @@ def loss_and_slope(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     return loss, slope.flatten(1)
 
 
-def flat(batch: TrainingBatch, strength: float) -> Tensor:
+def l1_penalty_loss(batch: TrainingBatch, strength: float) -> Tensor:
     """L + strength ||grad_x L||_1."""
-    loss, slope = loss_and_slope(batch)
+    loss, slope = loss_and_gradient(batch)
     return loss + strength * slope.abs().sum(1)
 
 
-def double_backprop(batch: TrainingBatch, strength: float) -> Tensor:
+def l2_penalty_loss(batch: TrainingBatch, strength: float) -> Tensor:
     """L + strength / 2 ||grad_x L||_2^2."""
-    loss, slope = loss_and_slope(batch)
+    loss, slope = loss_and_gradient(batch)
     return loss + strength / 2 * slope.square().sum(1)
 
 
@@ -45,14 +45,14 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="input-gradient-l1",
         cite="arXiv:1711.09404",
-        summary=f"Clean images, and {FLAT:g} times the L1 norm of the input gradient.",
+        summary=f"Clean images, and {L1_STRENGTH:g} times the L1 norm of the input gradient.",
         recipe=Recipe(
             cnn,
-            partial(flat, strength=FLAT),
+            partial(l1_penalty_loss, strength=L1_STRENGTH),
             epochs=30,
             rate=2e-3,
             schedule="cosine",
-            options={"strength": FLAT},
+            options={"strength": L1_STRENGTH},
         ),
         build=trained,
         quick=False,
@@ -60,14 +60,14 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="double-backprop",
         cite="doi:10.1109/72.165600",
-        summary=f"Clean images, and {DOUBLE:g} / 2 times the squared input gradient.",
+        summary=f"Clean images, and {L2_STRENGTH:g} / 2 times the squared input gradient.",
         recipe=Recipe(
             cnn,
-            partial(double_backprop, strength=DOUBLE),
+            partial(l2_penalty_loss, strength=L2_STRENGTH),
             epochs=30,
             rate=2e-3,
             schedule="cosine",
-            options={"strength": DOUBLE},
+            options={"strength": L2_STRENGTH},
         ),
         build=trained,
         quick=False,

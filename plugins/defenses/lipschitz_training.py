@@ -49,16 +49,16 @@ def lipschitz_bound(kernel: Tensor, grid: int = GRID) -> Tensor:
     return (least / math.prod(math.cos(math.pi * (size - 1) / grid) for size in sizes)).sqrt()
 
 
-def bounds(model: nn.Module) -> list[Tensor]:
+def layer_bounds(model: nn.Module) -> list[Tensor]:
     """The bound of every convolution and matrix, in order."""
     layers = (m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear))
     return [lipschitz_bound(layer.weight) for layer in layers]
 
 
-def regularised(batch: TrainingBatch, strength: float) -> Tensor:
+def regularized_loss(batch: TrainingBatch, strength: float) -> Tensor:
     """-log p(y | x') + strength * sum over layers of log of the bound."""
     loss = cross_entropy(batch.model(batch.adv), batch.y)
-    return loss + strength * torch.stack(bounds(batch.model)).log().sum()
+    return loss + strength * torch.stack(layer_bounds(batch.model)).log().sum()
 
 
 @hookimpl
@@ -71,7 +71,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"PGD training, and {STRENGTH:g} times the log of a bound on each layer's norm.",
         recipe=Recipe(
             cnn,
-            partial(regularised, strength=STRENGTH),
+            partial(regularized_loss, strength=STRENGTH),
             inner,
             epochs=30,
             rate=2e-3,

@@ -25,44 +25,44 @@ STRENGTH = 0.5
 SIGMA = 0.25
 
 
-def squared(one: Tensor, other: Tensor, form: str) -> Tensor:
+def squared_distance(one: Tensor, other: Tensor, form: str) -> Tensor:
     """||one - other||_2^2 [n] of logits [n, K], or of their `probabilities`."""
     if form == "probabilities":
         one, other = one.softmax(1), other.softmax(1)
     return (one - other).square().sum(1)
 
 
-def adversarial(batch: TrainingBatch, strength: float, form: str) -> Tensor:
+def adversarial_pairing(batch: TrainingBatch, strength: float, form: str) -> Tensor:
     """ALP: J(x') + strength ||f(x) - f(x')||^2."""
     moved = batch.model(batch.adv)
-    apart = squared(batch.model(batch.x), moved, form)
+    apart = squared_distance(batch.model(batch.x), moved, form)
     return cross_entropy(moved, batch.y) + strength * apart
 
 
-def clean(batch: TrainingBatch, strength: float, form: str) -> Tensor:
+def clean_pairing(batch: TrainingBatch, strength: float, form: str) -> Tensor:
     """CLP as later tables have it: J(x) + strength ||f(x) - f(x')||^2."""
     found = batch.model(batch.x)
-    apart = squared(found, batch.model(batch.adv), form)
+    apart = squared_distance(found, batch.model(batch.adv), form)
     return cross_entropy(found, batch.y) + strength * apart
 
 
-def strangers(batch: TrainingBatch, strength: float) -> Tensor:
+def random_pairing(batch: TrainingBatch, strength: float) -> Tensor:
     """CLP as published: J(x) + strength ||f(x_i) - f(x_j)||^2, each image paired with another.
 
     A batch comes in random order: its first is paired with its last, its second with the one
     before, and so on.
     """
     found = batch.model(batch.x)
-    apart = squared(found, found.flip(0), "logits")
+    apart = squared_distance(found, found.flip(0), "logits")
     return cross_entropy(found, batch.y) + strength * apart
 
 
-def noisy(x: Tensor, sigma: float) -> Tensor:
+def add_noise(x: Tensor, sigma: float) -> Tensor:
     """x + N(0, sigma^2), in the box."""
     return (x + sigma * torch.randn_like(x)).clamp(0, 1)
 
 
-def paired(name: str, summary: str, recipe: Recipe) -> Defense:
+def pairing_defense(name: str, summary: str, recipe: Recipe) -> Defense:
     """A defense of this file."""
     return Defense(
         name=name,
@@ -79,12 +79,12 @@ def bench_defenses() -> Iterator[Defense]:
     """Offer pairs of an image with its adversarial one, in three forms, and pairs of strangers."""
     common = partial(Recipe, cnn, epochs=30, rate=2e-3, schedule="cosine")
     for name, loss, strength, form in (
-        ("alp", adversarial, 0.5, "logits"),
-        ("alp-probabilities", adversarial, 0.5, "probabilities"),
-        ("clp", clean, 5.0, "probabilities"),
+        ("alp", adversarial_pairing, 0.5, "logits"),
+        ("alp-probabilities", adversarial_pairing, 0.5, "probabilities"),
+        ("clp", clean_pairing, 5.0, "probabilities"),
     ):
-        learned = "adversarial" if loss is adversarial else "clean"
-        yield paired(
+        learned = "adversarial" if loss is adversarial_pairing else "clean"
+        yield pairing_defense(
             name,
             f"Right on {learned} images, {form} of clean and adversarial ones alike.",
             common(
@@ -93,12 +93,12 @@ def bench_defenses() -> Iterator[Defense]:
                 options={"strength": strength, "form": form},
             ),
         )
-    yield paired(
+    yield pairing_defense(
         "clp-strangers",
         "Right on noisy images, logits of different ones alike: small logits, not safe ones.",
         common(
-            partial(strangers, strength=STRENGTH),
-            augment=partial(noisy, sigma=SIGMA),
+            partial(random_pairing, strength=STRENGTH),
+            augment=partial(add_noise, sigma=SIGMA),
             options={"strength": STRENGTH, "sigma": SIGMA},
         ),
     )

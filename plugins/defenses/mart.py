@@ -20,12 +20,12 @@ from bench.plugin import (
     select_column,
 )
 from plugins.defenses._cnn import cnn, trained
-from plugins.defenses.trades import divergence
+from plugins.defenses.trades import kl_divergence
 
 STRENGTH = 5.0
 
 
-def boosted(logits: Tensor, label: Tensor) -> Tensor:
+def boosted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """-log p_label - log(1 - max_{k != label} p_k): p_label is to be large, its rival small."""
     own = label[:, None]
     rival = logits.scatter(1, own, -math.inf).argmax(1, keepdim=True)
@@ -33,11 +33,11 @@ def boosted(logits: Tensor, label: Tensor) -> Tensor:
     return cross_entropy(logits, label) - rest
 
 
-def mart(batch: TrainingBatch, strength: float) -> Tensor:
+def mart_loss(batch: TrainingBatch, strength: float) -> Tensor:
     """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x))."""
     clean, moved = batch.model(batch.x), batch.model(batch.adv)
     doubt = 1 - select_column(clean.softmax(1), batch.y)
-    return boosted(moved, batch.y) + strength * divergence(clean, moved) * doubt
+    return boosted_cross_entropy(moved, batch.y) + strength * kl_divergence(clean, moved) * doubt
 
 
 @hookimpl
@@ -49,7 +49,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Steady around images, above all where it errs, lambda = {STRENGTH:g}.",
         recipe=Recipe(
             cnn,
-            partial(mart, strength=STRENGTH),
+            partial(mart_loss, strength=STRENGTH),
             InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 10, "rate": 0.25}),
             epochs=30,
             rate=2e-3,

@@ -30,7 +30,7 @@ WEIGHT = 1 / 3
 LARGEST = Fraction(102, 255)
 
 
-def max_margin(batch: TrainingBatch, weight: float) -> Tensor:
+def mma_loss(batch: TrainingBatch, weight: float) -> Tensor:
     """weight J(x) + (1 - weight) M(x), with batch.adv on the border, or as far as is looked.
 
     M = J(x') where x is right and the border was found: its gradient is that of the margin.
@@ -48,7 +48,7 @@ class State(NamedTuple):
 
     adv: Tensor
     """[n, C, H, W]: x + high (end - x)."""
-    end: Tensor
+    endpoint: Tensor
     """[n, C, H, W]: the iterate of PGD."""
     low: Tensor
     """[n]: share of the way that is answered right."""
@@ -57,7 +57,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BorderPGD:
+class BoundaryPGD:
     """PGD in the ball, then bisection of the way from x to where it led (arXiv:1812.02637)."""
 
     name = "an-pgd"
@@ -88,29 +88,29 @@ class BorderPGD:
     def step(self, problem: Problem, state: State) -> State:
         """One step of the climb, or one question of the search."""
         climbing = problem.t < self.climb
-        climbed = self._climbed(problem, state, climbing) if climbing.any() else state
-        cut = state if climbing.all() else self._cut(problem, state, ~climbing)
+        climbed = self._pgd_step(problem, state, climbing) if climbing.any() else state
+        cut = state if climbing.all() else self._bisect(problem, state, ~climbing)
         moves = per_image(climbing)
         return State(
             torch.where(moves, climbed.adv, cut.adv),
-            torch.where(moves, climbed.end, cut.end),
+            torch.where(moves, climbed.endpoint, cut.endpoint),
             torch.where(climbing, state.low, cut.low),
             torch.where(climbing, state.high, cut.high),
         )
 
-    def _climbed(self, problem: Problem, state: State, where: Tensor) -> State:
-        slope = problem.gradient(state.end, cross_entropy, where).gradient
-        end = problem.ball.ascend(state.end, slope, self.rate, problem.x)
-        return state._replace(adv=end, end=end)
+    def _pgd_step(self, problem: Problem, state: State, where: Tensor) -> State:
+        slope = problem.gradient(state.endpoint, cross_entropy, where).gradient
+        end = problem.ball.ascend(state.endpoint, slope, self.rate, problem.x)
+        return state._replace(adv=end, endpoint=end)
 
-    def _cut(self, problem: Problem, state: State, where: Tensor) -> State:
+    def _bisect(self, problem: Problem, state: State, where: Tensor) -> State:
         middle = torch.where(problem.t == self.climb, 1, (state.low + state.high) / 2)
-        wrong = problem.wrong(problem.labels(between(problem.x, state.end, middle), where))
+        wrong = problem.wrong(problem.labels(interpolate(problem.x, state.endpoint, middle), where))
         low, high = torch.where(wrong, state.low, middle), torch.where(wrong, middle, state.high)
-        return state._replace(adv=between(problem.x, state.end, high), low=low, high=high)
+        return state._replace(adv=interpolate(problem.x, state.endpoint, high), low=low, high=high)
 
 
-def between(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
+def interpolate(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """x + share (end - x) in the box; share is [n]."""
     return (x + per_image(share) * (end - x)).clamp(0, 1)
 
@@ -118,7 +118,7 @@ def between(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
     """Offer the inner attack: training finds it by name, and it may play on boards as well."""
-    yield BorderPGD()
+    yield BoundaryPGD()
 
 
 @hookimpl
@@ -131,7 +131,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="Trained on the border nearest to each image, up to twice the board's radius.",
         recipe=Recipe(
             cnn,
-            partial(max_margin, weight=WEIGHT),
+            partial(mma_loss, weight=WEIGHT),
             inner,
             epochs=30,
             rate=2e-3,

@@ -11,7 +11,7 @@ from bench.plugin import Defense, Recipe, TrainingBatch, hookimpl
 from plugins.defenses.softmax_regression import regression, trained
 
 
-def counted(batch: TrainingBatch) -> None:
+def fit_counts(batch: TrainingBatch) -> None:
     """The multinomial model, every pixel's ink a count, with one count more for each pixel.
 
     z_k = log p(k) + sum_i x_i log p(i | k), p(i | k) = (1 + ink_ki) / (d + sum_i ink_ki): affine
@@ -32,7 +32,7 @@ def bench_defenses() -> Iterator[Defense]:
         name="naive-bayes",
         cite="https://nlp.stanford.edu/IR-book/html/htmledition/naive-bayes-text-classification-1.html",
         summary="Multinomial naive Bayes on ink; its exact robust accuracy is certified.",
-        recipe=Recipe(regression, epochs=0, fit=counted),
+        recipe=Recipe(regression, epochs=0, fit=fit_counts),
         build=trained,
         quick=False,
     )

@@ -10,7 +10,7 @@ from torch import nn
 from bench.plugin import Defense, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._losses import clean_loss
-from plugins.defenses._noise_layer import Noise
+from plugins.defenses._noise_layer import GaussianNoise
 
 SIGMA = 0.05
 PLACES = {"first": 1, "dense": 7}
@@ -19,12 +19,14 @@ PLACES = {"first": 1, "dense": 7}
 Model = Callable[[tuple[int, int, int], int], nn.Sequential]
 
 
-def noisy(shape: tuple[int, int, int], classes: int, *, place: int, sigma: float) -> nn.Sequential:
+def noisy_cnn(
+    shape: tuple[int, int, int], classes: int, *, place: int, sigma: float
+) -> nn.Sequential:
     """The network of the other digits defenses, with a layer of noise at `place`."""
-    return cnn(shape, classes).insert(place, Noise(sigma))
+    return cnn(shape, classes).insert(place, GaussianNoise(sigma))
 
 
-def built(model: Model) -> Callable[[Loader], nn.Module]:
+def trained_builder(model: Model) -> Callable[[Loader], nn.Module]:
     """What builds the trained network."""
     return lambda loader: loader.trained(model(loader.shape, loader.classes))
 
@@ -33,13 +35,13 @@ def built(model: Model) -> Callable[[Loader], nn.Module]:
 def bench_defenses() -> Iterator[Defense]:
     """Offer noise after the first convolution, and noise between the dense layers."""
     for where, place in PLACES.items():
-        model = partial(noisy, place=place, sigma=SIGMA)
+        model = partial(noisy_cnn, place=place, sigma=SIGMA)
         yield Defense(
             name=f"noise-{where}",
             cite="arXiv:1712.00673",
             summary=f"Noise of deviation {SIGMA} at the {where} layer: too little to matter.",
             recipe=Recipe(model, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
-            build=built(model),
+            build=trained_builder(model),
             randomness=Randomness(draws=4),
             quick=False,
         )

@@ -11,10 +11,10 @@ from bench.plugin import Defense, Loader, Randomness, hookimpl, require_type
 
 SHARE = 0.5
 TINY = 1e-30  # where nothing is active
-MOST = 1 - 1e-6  # p = 1 has no finite slope
+MAX_PROBABILITY = 1 - 1e-6  # p = 1 has no finite slope
 
 
-def survival(hidden: Tensor, share: float) -> Tensor:
+def survival_probability(hidden: Tensor, share: float) -> Tensor:
     """1 - (1 - p)^r [n, ...] with p = |h| / sum |h| and r = share of the number of values.
 
     How likely a value is among r that are drawn with replacement; sums are over an example's own.
@@ -22,10 +22,10 @@ def survival(hidden: Tensor, share: float) -> Tensor:
     size = hidden.abs().flatten(1)
     p = size / size.sum(1, keepdim=True).clamp_min(TINY)
     draws = share * size.shape[1]
-    return -torch.expm1(draws * torch.log1p(-p.clamp_max(MOST))).view_as(hidden)
+    return -torch.expm1(draws * torch.log1p(-p.clamp_max(MAX_PROBABILITY))).view_as(hidden)
 
 
-class Pruning(nn.Module):
+class ActivationPruning(nn.Module):
     """h / q with probability q, else 0: the mean is h. Each value is drawn by itself."""
 
     def __init__(self, share: float) -> None:
@@ -34,22 +34,22 @@ class Pruning(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The same shape; new draws on every call."""
-        q = survival(hidden, self.share).clamp_min(TINY)
+        q = survival_probability(hidden, self.share).clamp_min(TINY)
         return torch.where(torch.rand_like(q) < q, hidden / q, torch.zeros_like(q))
 
 
-def pruned(network: nn.Sequential, share: float) -> nn.Sequential:
+def with_pruning(network: nn.Sequential, share: float) -> nn.Sequential:
     """The network with its hidden values pruned after each ReLU."""
     parts: list[nn.Module] = []
     for layer in network:
-        parts += [layer, Pruning(share)] if isinstance(layer, nn.ReLU) else [layer]
+        parts += [layer, ActivationPruning(share)] if isinstance(layer, nn.ReLU) else [layer]
     return nn.Sequential(*parts)
 
 
 def build(loader: Loader) -> nn.Module:
     """The undefended network, pruned; it is not trained for that."""
     network = require_type(loader.defense("undefended"), nn.Sequential, "the undefended network")
-    return pruned(network, SHARE)
+    return with_pruning(network, SHARE)
 
 
 def bpda(loader: Loader) -> nn.Module:

@@ -13,19 +13,19 @@ from torch import nn
 from bench.plugin import Defense, Fraction, InnerAttack, Linf, Loader, Randomness, Recipe, hookimpl
 from plugins.defenses._cnn import cnn
 from plugins.defenses._losses import adversarial_loss
-from plugins.defenses._noise_layer import Noise
+from plugins.defenses._noise_layer import GaussianNoise
 
 SIGMA = 0.25
 
 
-def noisy(shape: tuple[int, int, int], classes: int, *, sigma: float) -> nn.Sequential:
+def noisy_cnn(shape: tuple[int, int, int], classes: int, *, sigma: float) -> nn.Sequential:
     """Noise on the image, then the network of the other digits defenses."""
-    return cnn(shape, classes).insert(0, Noise(sigma))
+    return cnn(shape, classes).insert(0, GaussianNoise(sigma))
 
 
 def build(loader: Loader) -> nn.Module:
     """The trained network, its noise still on."""
-    return loader.trained(noisy(loader.shape, loader.classes, sigma=SIGMA))
+    return loader.trained(noisy_cnn(loader.shape, loader.classes, sigma=SIGMA))
 
 
 @hookimpl
@@ -37,7 +37,7 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1903.10219",
         summary=f"PGD training with noise of deviation {SIGMA} on every image, also in play.",
         recipe=Recipe(
-            partial(noisy, sigma=SIGMA),
+            partial(noisy_cnn, sigma=SIGMA),
             adversarial_loss,
             inner,
             epochs=30,

@@ -17,7 +17,7 @@ from plugins.defenses._cnn import cnn, trained
 
 SIGMA = 0.5
 VOTES = 64
-LOOKS = 8  # over which an attacker averages the slope
+BPDA_DRAWS = 8  # over which an attacker averages the slope
 
 
 class Smoothed(nn.Module):
@@ -37,31 +37,31 @@ class Smoothed(nn.Module):
 
     def vote(self, images: Tensor) -> Tensor:
         """[n, K] one-hot: what the classifier calls each image under one draw of the noise."""
-        logits: Tensor = self.classifier(noisy(images, self.sigma))
+        logits: Tensor = self.classifier(add_noise(images, self.sigma))
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
 
-class Softly(nn.Module):
+class MeanNoisyProbability(nn.Module):
     """The log of the mean probability over a few looks: what votes are, with a slope."""
 
-    def __init__(self, classifier: nn.Module, sigma: float, looks: int) -> None:
+    def __init__(self, classifier: nn.Module, sigma: float, draws: int) -> None:
         super().__init__()
-        self.classifier, self.sigma, self.looks = classifier, sigma, looks
+        self.classifier, self.sigma, self.looks = classifier, sigma, draws
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to logits [n, K]; new noise on each call."""
-        looks = [self.classifier(noisy(images, self.sigma)) for _ in range(self.looks)]
+        looks = [self.classifier(add_noise(images, self.sigma)) for _ in range(self.looks)]
         return torch.stack([look.log_softmax(1) for look in looks]).logsumexp(0)
 
 
-def noisy(images: Tensor, sigma: float) -> Tensor:
+def add_noise(images: Tensor, sigma: float) -> Tensor:
     """Gaussian noise on every pixel; nothing is clipped, or the proof would not hold."""
     return images + sigma * torch.randn_like(images)
 
 
-def under_noise(batch: TrainingBatch) -> Tensor:
+def noisy_loss(batch: TrainingBatch) -> Tensor:
     """-log p(y | x + noise)."""
-    return cross_entropy(batch.model(noisy(batch.x, SIGMA)), batch.y)
+    return cross_entropy(batch.model(add_noise(batch.x, SIGMA)), batch.y)
 
 
 def build(loader: Loader) -> nn.Module:
@@ -71,7 +71,7 @@ def build(loader: Loader) -> nn.Module:
 
 def bpda(loader: Loader) -> nn.Module:
     """Votes have no slope; probabilities under the same noise have."""
-    return Softly(trained(loader), SIGMA, LOOKS)
+    return MeanNoisyProbability(trained(loader), SIGMA, BPDA_DRAWS)
 
 
 @hookimpl
@@ -82,7 +82,7 @@ def bench_defenses() -> Iterator[Defense]:
         cite="arXiv:1902.02918",
         summary=f"The majority of {VOTES} looks under Gaussian noise of {SIGMA}; certified in L2.",
         recipe=Recipe(
-            cnn, under_noise, epochs=30, rate=2e-3, schedule="cosine", options={"sigma": SIGMA}
+            cnn, noisy_loss, epochs=30, rate=2e-3, schedule="cosine", options={"sigma": SIGMA}
         ),
         build=build,
         bpda=bpda,

@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Loader, Recipe, hookimpl
 from plugins.defenses import _residual_blocks as residual
-from plugins.defenses._augmentations import mirrored, moved
+from plugins.defenses._augmentations import random_flip, random_shift
 from plugins.defenses._losses import clean_loss
 
-Make = Callable[[tuple[int, int, int], int], nn.Module]
+MakeNetwork = Callable[[tuple[int, int, int], int], nn.Module]
 
 
-def varied(images: Tensor) -> Tensor:
+def augment(images: Tensor) -> Tensor:
     """Photographs mirrored and moved by up to four pixels; what is grey is moved alone."""
-    return moved(mirrored(images) if images.shape[1] == 3 else images, 4)
+    return random_shift(random_flip(images) if images.shape[1] == 3 else images, 4)
 
 
-def trained(loader: Loader, make: Make) -> nn.Module:
+def trained(loader: Loader, make: MakeNetwork) -> nn.Module:
     """The network with its own weights."""
     return loader.trained(make(loader.shape, loader.classes))
 
 
-def family(name: str, make: Make, cite: str, summary: str) -> Defense:
+def residual_defense(name: str, make: MakeNetwork, cite: str, summary: str) -> Defense:
     """One network; its recipe is that of all."""
     return Defense(
         name=name,
@@ -34,7 +34,7 @@ def family(name: str, make: Make, cite: str, summary: str) -> Defense:
         summary=summary,
         recipe=Recipe(
             make, clean_loss, epochs=30, batch=128, rate=0.1, weight_decay=5e-4, optimiser="sgd",
-            schedule="cosine", augment=varied,
+            schedule="cosine", augment=augment,
         ),
         build=partial(trained, make=make),
         surrogate="undefended-images",
@@ -46,20 +46,20 @@ def family(name: str, make: Make, cite: str, summary: str) -> Defense:
 def bench_defenses() -> Iterator[Defense]:
     """Offer one small network of each family."""
     layers = "20 layers, 0.27 M weights"
-    yield family("resnet-20", residual.resnet, "arXiv:1512.03385", f"{layers}.")
-    yield family(
+    yield residual_defense("resnet-20", residual.resnet, "arXiv:1512.03385", f"{layers}.")
+    yield residual_defense(
         "preresnet-20", residual.preresnet, "arXiv:1603.05027", f"{layers}, normalised first."
     )
-    yield family(
+    yield residual_defense(
         "se-resnet-20", residual.se_resnet, "arXiv:1709.01507", f"{layers}, channels weighed."
     )
-    yield family(
+    yield residual_defense(
         "resnext-29",
         partial(residual.resnext, cardinality=32, width=4),
         "arXiv:1611.05431",
         "29 layers, 32 groups of 4 channels, 4.8 M weights.",
     )
-    yield family(
+    yield residual_defense(
         "wide-resnet-16-4",
         partial(residual.wide_resnet, depth=16, widen=4),
         "arXiv:1605.07146",

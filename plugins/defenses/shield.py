@@ -23,23 +23,23 @@ from bench.plugin import (
     straight_through,
 )
 from plugins.defenses._cnn import cnn
-from plugins.defenses._preprocessing import Change, Filtered
-from plugins.defenses.jpeg import BLOCK, compressed
+from plugins.defenses._preprocessing import PreprocessedModel, Preprocessing
+from plugins.defenses.jpeg import BLOCK, jpeg_compress
 
 QUALITIES = (20, 40, 60, 80)
 
 
-def blockwise(images: Tensor, qualities: tuple[int, ...] = QUALITIES) -> Tensor:
+def random_block_quality(images: Tensor, qualities: tuple[int, ...] = QUALITIES) -> Tensor:
     """Every 8 x 8 block at a quality of its own, each as likely, from torch's generator."""
     n, _, height, width = images.shape
     blocks = (n, 1, -(-height // BLOCK), -(-width // BLOCK))
     choice = torch.randint(len(qualities), blocks, device=images.device)
     choice = choice.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., :height, :width]
-    levels = torch.stack([compressed(images, quality) for quality in qualities])
+    levels = torch.stack([jpeg_compress(images, quality) for quality in qualities])
     return levels.gather(0, choice.expand(images.shape)[None])[0]
 
 
-class Vote(nn.Module):
+class MajorityVote(nn.Module):
     """The majority of several networks; a logit is the log of the votes, half a vote added."""
 
     def __init__(self, voters: nn.ModuleList) -> None:
@@ -52,7 +52,7 @@ class Vote(nn.Module):
         return (F.one_hot(answers.argmax(2), answers.shape[2]).sum(0) + 0.5).log()
 
 
-class Mean(nn.Module):
+class MeanProbability(nn.Module):
     """The log of the voters' mean probability: what votes are, with a slope."""
 
     def __init__(self, voters: nn.ModuleList) -> None:
@@ -64,31 +64,33 @@ class Mean(nn.Module):
         return torch.stack([voter(images).log_softmax(1) for voter in self.voters]).logsumexp(0)
 
 
-def vaccinated(batch: TrainingBatch) -> Tensor:
+def vaccination_loss(batch: TrainingBatch) -> Tensor:
     """sum over qualities q of -log p_q(y | JPEG_q(x)): each voter learns at one quality."""
-    voters = cast(Vote, batch.model).voters
+    voters = cast(MajorityVote, batch.model).voters
     losses = [
-        cross_entropy(voter(compressed(batch.x, quality)), batch.y)
+        cross_entropy(voter(jpeg_compress(batch.x, quality)), batch.y)
         for voter, quality in zip(voters, QUALITIES, strict=True)
     ]
     return torch.stack(losses).sum(0)
 
 
-def voting(shape: tuple[int, int, int], classes: int) -> Vote:
+def voting_networks(shape: tuple[int, int, int], classes: int) -> MajorityVote:
     """One network for each quality."""
-    return Vote(nn.ModuleList(cnn(shape, classes) for _ in QUALITIES))
+    return MajorityVote(nn.ModuleList(cnn(shape, classes) for _ in QUALITIES))
 
 
 def build(loader: Loader) -> nn.Module:
     """The vote behind the blocks."""
-    return Filtered(loader.trained(voting(loader.shape, loader.classes)), blockwise)
+    return PreprocessedModel(
+        loader.trained(voting_networks(loader.shape, loader.classes)), random_block_quality
+    )
 
 
 def bpda(loader: Loader) -> nn.Module:
     """Neither the codec nor a vote has a slope: the identity and probabilities do."""
-    vote = cast(Vote, loader.trained(voting(loader.shape, loader.classes)))
-    change: Change = straight_through(blockwise)
-    return Filtered(Mean(vote.voters), change)
+    vote = cast(MajorityVote, loader.trained(voting_networks(loader.shape, loader.classes)))
+    change: Preprocessing = straight_through(random_block_quality)
+    return PreprocessedModel(MeanProbability(vote.voters), change)
 
 
 @hookimpl
@@ -98,7 +100,7 @@ def bench_defenses() -> Iterator[Defense]:
         name="shield",
         cite="arXiv:1802.06816",
         summary="A random JPEG quality for each block, a vote of networks trained on JPEG images.",
-        recipe=Recipe(voting, vaccinated, epochs=15, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(voting_networks, vaccination_loss, epochs=15, rate=2e-3, schedule="cosine"),
         build=build,
         bpda=bpda,
         randomness=Randomness(draws=4),

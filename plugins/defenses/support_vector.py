@@ -14,7 +14,7 @@ from plugins.defenses.softmax_regression import regression, trained
 STRENGTH = 1e-3
 
 
-def hinge(batch: TrainingBatch, strength: float) -> Tensor:
+def hinge_loss(batch: TrainingBatch, strength: float) -> Tensor:
     """mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2.
 
     Crammer and Singer 2001; the offsets are free.
@@ -33,7 +33,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary="A linear support vector machine; its exact robust accuracy is certified.",
         recipe=Recipe(
             regression,
-            partial(hinge, strength=STRENGTH),
+            partial(hinge_loss, strength=STRENGTH),
             epochs=120,
             batch=128,
             rate=5e-2,

@@ -13,44 +13,44 @@ from torch import Tensor, nn
 from bench.plugin import Defense, Loader, Recipe, hookimpl, require_type
 from plugins.defenses._cnn import cnn
 from plugins.defenses._losses import clean_loss
-from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._preprocessing import PreprocessedModel
 
 LEVELS = 16
 RAMP = 0.25  # of the range: a ramp as narrow as one level leads an attack astray
 
 
-def heights(like: Tensor, levels: int) -> Tensor:
+def thresholds(like: Tensor, levels: int) -> Tensor:
     """[levels, 1, 1]: k / levels for k = 1..levels."""
     return (torch.arange(1, levels + 1, device=like.device) / levels)[:, None, None]
 
 
 def thermometer(images: Tensor, levels: int = LEVELS) -> Tensor:
     """[n, C * levels, H, W]: switch k of 1..levels is on where x >= k / levels."""
-    return (images[:, :, None] >= heights(images, levels)).to(images).flatten(1, 2)
+    return (images[:, :, None] >= thresholds(images, levels)).to(images).flatten(1, 2)
 
 
-def melted(images: Tensor, levels: int = LEVELS) -> Tensor:
+def soft_thermometer(images: Tensor, levels: int = LEVELS) -> Tensor:
     """The same switches going forward; going back, ramps of width RAMP around each height."""
-    ramps = ((images[:, :, None] - heights(images, levels)) / RAMP + 0.5).clamp(0, 1)
+    ramps = ((images[:, :, None] - thresholds(images, levels)) / RAMP + 0.5).clamp(0, 1)
     soft = ramps.flatten(1, 2)
     return soft + (thermometer(images, levels) - soft).detach()
 
 
-def switched(shape: tuple[int, int, int], classes: int) -> nn.Module:
+def thermometer_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """A network over the switches."""
     channels, height, width = shape
-    return Filtered(cnn((channels * LEVELS, height, width), classes), thermometer)
+    return PreprocessedModel(cnn((channels * LEVELS, height, width), classes), thermometer)
 
 
 def build(loader: Loader) -> nn.Module:
     """The trained network over the switches."""
-    return loader.trained(switched(loader.shape, loader.classes))
+    return loader.trained(thermometer_cnn(loader.shape, loader.classes))
 
 
 def bpda(loader: Loader) -> nn.Module:
     """The same network over switches that let a slope through."""
-    network = require_type(build(loader), Filtered, "the network over the switches")
-    return Filtered(network.classifier, melted)
+    network = require_type(build(loader), PreprocessedModel, "the network over the switches")
+    return PreprocessedModel(network.classifier, soft_thermometer)
 
 
 @hookimpl
@@ -60,7 +60,7 @@ def bench_defenses() -> Iterator[Defense]:
         name="thermometer",
         cite="https://openreview.net/forum?id=S18Su--CW",
         summary=f"{LEVELS} switches a pixel instead of its brightness; no slope of its own.",
-        recipe=Recipe(switched, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(thermometer_cnn, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=build,
         bpda=bpda,
         quick=False,

@@ -26,21 +26,21 @@ from plugins.defenses._cnn import cnn, trained
 BETA = 3.0
 
 
-def divergence(clean: Tensor, other: Tensor) -> Tensor:
+def kl_divergence(clean: Tensor, other: Tensor) -> Tensor:
     """KL(p || q) [n] of the softmax of two matrices of logits [n, K]."""
     log_p, log_q = clean.log_softmax(1), other.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def trades(batch: TrainingBatch, beta: float) -> Tensor:
+def trades_loss(batch: TrainingBatch, beta: float) -> Tensor:
     """-log p(y | x) + beta KL(p(x) || p(x'))."""
     clean = batch.model(batch.x)
     moved = batch.model(batch.adv)
-    return cross_entropy(clean, batch.y) + beta * divergence(clean, moved)
+    return cross_entropy(clean, batch.y) + beta * kl_divergence(clean, moved)
 
 
 @dataclass(frozen=True)
-class ClimbKL:
+class KLPGD:
     """Projected ascent on KL(p(x) || p(x')): away from the clean answer, whatever the label."""
 
     name = "pgd-kl"
@@ -63,14 +63,14 @@ class ClimbKL:
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """Up the divergence, back into the ball."""
         clean = problem.clean_logits
-        uphill = problem.gradient(adv, lambda logits, label: divergence(clean, logits)).gradient
+        uphill = problem.gradient(adv, lambda logits, label: kl_divergence(clean, logits)).gradient
         return problem.ball.ascend(adv, uphill, self.rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
     """Offer the inner attack: training finds it by name, and it may play on boards as well."""
-    yield ClimbKL()
+    yield KLPGD()
 
 
 @hookimpl
@@ -83,7 +83,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Right on clean images and steady around them, beta = {BETA:g}.",
         recipe=Recipe(
             cnn,
-            partial(trades, beta=BETA),
+            partial(trades_loss, beta=BETA),
             inner,
             epochs=30,
             rate=2e-3,

@@ -14,7 +14,7 @@ from plugins.defenses._cnn import cnn, trained
 STRENGTH = 5e-3
 
 
-def decayed(batch: TrainingBatch, strength: float) -> Tensor:
+def weight_decay_loss(batch: TrainingBatch, strength: float) -> Tensor:
     """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases."""
     squares = torch.stack([weight.square().sum() for weight in batch.model.parameters()])
     loss = cross_entropy(batch.model(batch.x), batch.y).mean()
@@ -29,7 +29,7 @@ def bench_defenses() -> Iterator[Defense]:
         summary=f"Clean images and a penalty of {STRENGTH:g} / 2 on the squared weights.",
         recipe=Recipe(
             cnn,
-            partial(decayed, strength=STRENGTH),
+            partial(weight_decay_loss, strength=STRENGTH),
             epochs=20,
             rate=2e-3,
             schedule="cosine",

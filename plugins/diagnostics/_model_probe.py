@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def quiet(x: Tensor) -> Iterator[None]:
+def seeded_random_state(x: Tensor) -> Iterator[None]:
     """A seeded random state for modules that draw; the caller's is back afterwards."""
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         yield
 
 
-def slope(module: nn.Module, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+def input_gradient(module: nn.Module, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient [n, C, H, W] of value(logits) [n]; zero where no graph leads back to x."""
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
@@ -28,7 +28,7 @@ def slope(module: nn.Module, x: Tensor, value: Callable[[Tensor], Tensor]) -> Te
     return torch.zeros_like(x) if gradient is None else gradient
 
 
-def answer(module: nn.Module, x: Tensor) -> Tensor:
+def logits_of(module: nn.Module, x: Tensor) -> Tensor:
     """Logits [n, K] without a graph."""
     with torch.no_grad():
         logits: Tensor = module(x)

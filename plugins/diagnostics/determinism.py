@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, cross_entropy, hookimpl
-from plugins.diagnostics._model_probe import answer, quiet, slope
+from plugins.diagnostics._model_probe import input_gradient, logits_of, seeded_random_state
 
-NEAR = 1e-4
+TOLERANCE = 1e-4
 """Of the logit scale; honest kernels differ by far less between batch sizes."""
-FAR = 8 / 255
+NOISE = 8 / 255
 """Noise: a defense may keep its dice for images that are off the grid of clean ones."""
 
 
@@ -24,23 +24,23 @@ class Deterministic:
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
         """Three forwards and a gradient at the clean images, and again where attacks go."""
-        with quiet(x):
-            beside = (x + FAR * (2 * torch.rand(x.shape).to(x) - 1)).clamp(0, 1)
-            moved = max(again(module, images, y) for images in (x, beside))
+        with seeded_random_state(x):
+            beside = (x + NOISE * (2 * torch.rand(x.shape).to(x) - 1)).clamp(0, 1)
+            moved = max(change_on_repeat(module, images, y) for images in (x, beside))
         declared = defense.randomness is not None
         sentence = f"asked again, answers move by {moved:.2g} of the logit scale"
-        if declared == (moved > NEAR):
+        if declared == (moved > TOLERANCE):
             return Evidence(Finding.CLEAR, f"{sentence}, as declared.")
         word = "randomness is declared" if declared else "no randomness is declared"
         return Evidence(Finding.RAISED, f"{sentence}, but {word}.")
 
 
-def again(module: nn.Module, images: Tensor, y: Tensor) -> float:
+def change_on_repeat(module: nn.Module, images: Tensor, y: Tensor) -> float:
     """How far answers move when they are asked for again, before a gradient and after it."""
-    first = answer(module, images)
-    moved = difference(answer(module, images), first)
-    slope(module, images, lambda logits: cross_entropy(logits, y))
-    return max(moved, difference(answer(module, images), first))
+    first = logits_of(module, images)
+    moved = relative_change(logits_of(module, images), first)
+    input_gradient(module, images, lambda logits: cross_entropy(logits, y))
+    return max(moved, relative_change(logits_of(module, images), first))
 
 
 class BatchIndependent:
@@ -54,18 +54,18 @@ class BatchIndependent:
         if defense.randomness is not None:
             sentence = "the defense is declared random, so answers differ anyway."
             return Evidence(Finding.NOT_TESTED, sentence)
-        with quiet(x):
-            together = answer(module, x)
-            alone = torch.cat([answer(module, row[None]) for row in x])
-            reverse = answer(module, x.flip(0)).flip(0)
-        moved = max(difference(alone, together), difference(reverse, together))
+        with seeded_random_state(x):
+            together = logits_of(module, x)
+            alone = torch.cat([logits_of(module, row[None]) for row in x])
+            reverse = logits_of(module, x.flip(0)).flip(0)
+        moved = max(relative_change(alone, together), relative_change(reverse, together))
         sentence = f"alone or in reverse order, answers move by {moved:.2g} of the logit scale"
-        if moved <= NEAR:
+        if moved <= TOLERANCE:
             return Evidence(Finding.CLEAR, f"{sentence}.")
-        return Evidence(Finding.RAISED, f"{sentence}, more than {NEAR:g}.")
+        return Evidence(Finding.RAISED, f"{sentence}, more than {TOLERANCE:g}.")
 
 
-def difference(a: Tensor, b: Tensor) -> float:
+def relative_change(a: Tensor, b: Tensor) -> float:
     """max |a - b| over max |b|; infinite where an answer is not finite."""
     scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
     value = float((a - b).abs().max() / scale)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl, margin
-from plugins.diagnostics._model_probe import answer, quiet, slope
+from plugins.diagnostics._model_probe import input_gradient, logits_of, seeded_random_state
 
 LEAST = 0.9
 DIRECTIONS = 4
@@ -31,33 +31,33 @@ class GradientAgrees:
         if defense.randomness is not None:
             sentence = "the defense is declared random, so its differences are noise."
             return Evidence(Finding.NOT_TESTED, sentence)
-        with quiet(x):
-            told, seen = slopes(module, x.clamp(STEP, 1 - STEP), y)
+        with seeded_random_state(x):
+            told, seen = directional_derivatives(module, x.clamp(STEP, 1 - STEP), y)
         if not (told.any() or seen.any()):
             sentence = "the margin is flat and its gradient zero, so there is nothing to compare."
             return Evidence(Finding.NOT_TESTED, sentence)
-        value = correlation(*alike(told, seen))
+        value = correlation(*scaled_per_image(told, seen))
         sentence = f"gradients and finite differences correlate by {value:.3f}"
         if value >= LEAST:
             return Evidence(Finding.CLEAR, f"{sentence}.")
         return Evidence(Finding.RAISED, f"{sentence}, less than {LEAST}; the gradient misleads.")
 
 
-def slopes(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def directional_derivatives(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """[DIRECTIONS, n] each: directional derivatives from the gradient, and from differences."""
-    gradient = slope(module, x, lambda logits: margin(logits, y))
+    gradient = input_gradient(module, x, lambda logits: margin(logits, y))
     generator = torch.Generator().manual_seed(0)
     told, seen = [], []
     for _ in range(DIRECTIONS):
         coin = torch.randint(0, 2, x.shape, generator=generator)
         v = (2 * coin - 1).to(x)
-        ahead, behind = (margin(answer(module, x + h * v), y) for h in (STEP, -STEP))
+        ahead, behind = (margin(logits_of(module, x + h * v), y) for h in (STEP, -STEP))
         told.append((gradient * v).flatten(1).sum(1))
         seen.append((ahead - behind) / (2 * STEP))
     return torch.stack(told).double(), torch.stack(seen).double()
 
 
-def alike(told: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_per_image(told: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Both [DIRECTIONS, n] over the largest size among an image's own; zeros stay zeros."""
     size = torch.maximum(told.abs(), seen.abs()).amax(0)
     unit = torch.where(size > 0, size, 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
-from plugins.diagnostics._model_probe import answer, quiet
+from plugins.diagnostics._model_probe import logits_of, seeded_random_state
 
 NEAR = 1e-3
 
@@ -21,8 +21,8 @@ class Probabilities:
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
         """One forward."""
-        with quiet(x):
-            output = answer(module, x)
+        with seeded_random_state(x):
+            output = logits_of(module, x)
         low, high = float(output.min()), float(output.max())
         off = float((output.sum(1) - 1).abs().max())
         if low >= 0 and high <= 1 + NEAR and off <= NEAR:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, cross_entropy, hookimpl
-from plugins.diagnostics._model_probe import quiet, slope
+from plugins.diagnostics._model_probe import input_gradient, seeded_random_state
 
 LIMIT = 0.01
 
@@ -22,8 +22,8 @@ class ZeroGradients:
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
         """One gradient an image."""
-        with quiet(x):
-            gradient = slope(module, x, lambda logits: cross_entropy(logits, y)).flatten(1)
+        with seeded_random_state(x):
+            gradient = input_gradient(module, x, lambda logits: cross_entropy(logits, y)).flatten(1)
         useless = (gradient == 0).all(1) | ~torch.isfinite(gradient).all(1)
         count, share = int(useless.sum()), float(useless.double().mean())
         found = f"the gradient of the cross-entropy is zero or not finite on {count} of {len(x)}"

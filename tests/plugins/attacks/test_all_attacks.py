@@ -24,7 +24,7 @@ from plugins.attacks.boundary import Boundary
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_l2step import UnsignedPGD
 from plugins.attacks.pgd_margin import MarginPGD
-from plugins.attacks.random_noise import Random
+from plugins.attacks.random_noise import RandomNoise
 from plugins.attacks.transfer import Transfer
 from plugins.attacks.unbounded_pgd import Unbounded
 from tests.fixtures.known_models import (
@@ -189,8 +189,8 @@ def test_random_points_are_brought_unseen_one_look_each() -> None:
     x, y = digits(64)
     model = small_cnn()
     clean = ModelAccess(model).logits(x).argmax(1) == y
-    one = run_and_judge(Random(), model, x, y, BALLS["Linf"], access=Access.NOTHING)
-    many = run_and_judge(Random(draws=20), model, x, y, BALLS["Linf"], access=Access.NOTHING)
+    one = run_and_judge(RandomNoise(), model, x, y, BALLS["Linf"], access=Access.NOTHING)
+    many = run_and_judge(RandomNoise(draws=20), model, x, y, BALLS["Linf"], access=Access.NOTHING)
     assert many.forwards.sum() == many.gradients.sum() == 0
     assert (many.final_checks[clean & ~many.broken] == 20).all()
     assert (many.broken | ~one.broken).all()

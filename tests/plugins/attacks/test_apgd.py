@@ -14,7 +14,7 @@ from bench.engine.model_access import ModelAccess
 from bench.engine.problem import BatchProblem
 from bench.plugin import Gradient, Loss, Traits, cross_entropy, margin
 from bench.threats.norms import L2, Linf, PerturbationSet
-from plugins.attacks.apgd import APGD, State, bench_attacks, dlr, dlr_to, windows
+from plugins.attacks.apgd import APGD, State, bench_attacks, checkpoint_intervals, dlr, targeted_dlr
 from plugins.attacks.pgd import PGD
 from tests.fixtures.known_models import (
     binary,
@@ -103,12 +103,12 @@ def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_point(
     x, y = digits(32)
     rows = rows_of(attack, small_cnn(), x, y, ball)
     path = list(climb(attack, rows))
-    assert all((after.height >= before.height).all() for before, after in pairwise(path[1:]))
-    loss = {"apgd-ce": cross_entropy, "apgd-dlr": dlr, "apgd-t": dlr_to(rows.rivals[:, 0])}
+    assert all((after.best_loss >= before.best_loss).all() for before, after in pairwise(path[1:]))
+    loss = {"apgd-ce": cross_entropy, "apgd-dlr": dlr, "apgd-t": targeted_dlr(rows.rivals[:, 0])}
     for state in path[1:]:
         height = loss[attack.name](ModelAccess(small_cnn()).logits(state.best), y)
-        assert torch.allclose(state.height, height, rtol=1e-4, atol=1e-5)
-    assert (path[-1].height > path[1].height).float().mean() > 0.9
+        assert torch.allclose(state.best_loss, height, rtol=1e-4, atol=1e-5)
+    assert (path[-1].best_loss > path[1].best_loss).float().mean() > 0.9
 
 
 class OpenLinf(Linf):
@@ -156,7 +156,7 @@ def test_a_later_step_is_three_quarters_ahead_and_one_quarter_of_the_last_move()
     [(100, CHECKPOINTS), (50, [11, 21, 29, 35, 40, 44, 47, 50]), (1, [1]), (3, [1, 2, 3])],
 )
 def test_checkpoints_and_the_steps_between_them(steps: int, checkpoints: list[int]) -> None:
-    window = windows(steps, torch.device("cpu"))
+    window = checkpoint_intervals(steps, torch.device("cpu"))
     assert len(window) == steps + 1
     assert window.nonzero()[:, 0].tolist() == checkpoints
     assert window.cumsum(0)[checkpoints].tolist() == checkpoints
@@ -228,7 +228,7 @@ def test_a_row_that_halves_goes_on_from_its_best_point_and_others_do_not(
     path = scripted(monkeypatch, torch.stack([stalls, torch.arange(100.0)]))
     assert torch.equal(path[23].best[0], path[9].adv[0])
     assert torch.equal(path[23].previous[0], path[9].adv[0])
-    assert torch.equal(path[23].loss, torch.tensor([9.0, 22.0]))
+    assert torch.equal(path[23].last_loss, torch.tensor([9.0, 22.0]))
     assert torch.equal(path[23].previous[1], path[22].adv[1])
 
 
@@ -256,7 +256,7 @@ def test_a_restart_moves_along_the_slope_of_the_best_point(
 
 LOGITS, LABEL = gaussian(64, 6, seed=3), torch.arange(64) % 6
 RIVAL = (LABEL + 1) % 6
-each_ratio = pytest.mark.parametrize("ratio", [dlr, dlr_to(RIVAL)], ids=["dlr", "to a rival"])
+each_ratio = pytest.mark.parametrize("ratio", [dlr, targeted_dlr(RIVAL)], ids=["dlr", "to a rival"])
 
 
 @each_ratio
@@ -270,7 +270,7 @@ def test_the_ratios_divide_by_the_right_ranks() -> None:
     logits, label = torch.tensor([[4.0, 9.0, 1.0, 6.0, 0.0]]), torch.tensor([1])
     assert dlr(logits, label).item() == pytest.approx(-3 / 5)
     assert dlr(logits, torch.tensor([2])).item() == pytest.approx(8 / 5)
-    assert dlr_to(torch.tensor([0]))(logits, label).item() == pytest.approx(-5 / 6.5)
+    assert targeted_dlr(torch.tensor([0]))(logits, label).item() == pytest.approx(-5 / 6.5)
 
 
 @each_ratio
@@ -286,7 +286,7 @@ def test_with_three_classes_or_fewer_the_ratios_are_margins(classes: int) -> Non
     rival = (label + 1) % classes
     gap = logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, label[:, None])[:, 0]
     assert torch.equal(dlr(logits, label), margin(logits, label))
-    assert torch.equal(dlr_to(rival)(logits, label), gap)
+    assert torch.equal(targeted_dlr(rival)(logits, label), gap)
 
 
 @each_ratio
@@ -311,7 +311,7 @@ def test_each_run_climbs_towards_its_own_rival() -> None:
     for run in range(9):
         rows = rows_of(RIVALS, small_cnn(), x, y, ball, restart=torch.full_like(y, run))
         *_, end = climb(RIVALS, rows)
-        ratio = dlr_to(rows.rivals[:, run])
+        ratio = targeted_dlr(rows.rivals[:, run])
         risen = ratio(ModelAccess(small_cnn()).logits(end.best), y) > ratio(before, y)
         assert risen.float().mean() > 0.95
 

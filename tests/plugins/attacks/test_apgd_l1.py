@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.engine.model_access import ModelAccess
 from bench.plugin import Traits
 from bench.threats.norms import L1
-from plugins.attacks.apgd_l1 import SparseAPGD, State, bench_attacks, calendar, sparsest
+from plugins.attacks.apgd_l1 import SparseAPGD, State, bench_attacks, schedule, sparse_direction
 from plugins.attacks.pgd import PGD
 from tests.fixtures.known_models import (
     binary,
@@ -39,12 +39,12 @@ def climbed(attack: SparseAPGD, count: int = 32) -> tuple[list[State], list[Tens
 
 
 def test_the_phases_are_thirty_thirty_and_forty_of_a_hundred_steps() -> None:
-    days = calendar(100, torch.device("cpu"))
+    days = schedule(100, torch.device("cpu"))
     assert days.phase.bincount().tolist() == [30, 30, 41]
     assert days.first.nonzero()[:, 0].tolist() == [0, 30, 60]
     assert days.last.nonzero()[:, 0].tolist() == [29, 59]
     assert days.radii[[0, 30, 60]].tolist() == [3, 2, 1]
-    assert len(calendar(1, torch.device("cpu")).phase) == 2
+    assert len(schedule(1, torch.device("cpu")).phase) == 2
 
 
 def test_every_iterate_is_legal_and_the_questions_come_from_shrinking_balls() -> None:
@@ -60,7 +60,7 @@ def test_the_best_loss_never_falls_within_a_phase_and_a_phase_begins_from_it() -
     path, asked, x = climbed(CE)
     for step in range(1, 100):
         if step not in (30, 60):
-            assert (path[step + 1].height >= path[step].height).all()
+            assert (path[step + 1].best_loss >= path[step].best_loss).all()
     assert torch.equal(asked[60], BALL.project(path[60].best, x))
     assert torch.equal(asked[30], BALL.scaled(2).project(path[30].best, x))
 
@@ -68,7 +68,7 @@ def test_the_best_loss_never_falls_within_a_phase_and_a_phase_begins_from_it() -
 def test_a_step_moves_the_largest_pixels_alone_and_has_length_one() -> None:
     gradient, adv = gaussian(32, 1, 8, 8), torch.full((32, 1, 8, 8), 0.5)
     for changed in (0, 3, 30, 96):
-        way = sparsest(gradient, adv, torch.full((32,), changed))
+        way = sparse_direction(gradient, adv, torch.full((32,), changed))
         moved = (way != 0).flatten(1)
         assert (moved.sum(1) == min(64, max(1, 2 * changed // 3))).all()
         assert torch.allclose(way.abs().sum((1, 2, 3)), torch.tensor(1.0))
@@ -80,11 +80,11 @@ def test_a_step_moves_the_largest_pixels_alone_and_has_length_one() -> None:
 
 def test_a_step_passes_over_pixels_at_the_edge_of_the_box() -> None:
     gradient, adv = gaussian(32, 1, 8, 8), (gaussian(32, 1, 8, 8, seed=1) > 0).float()
-    way = sparsest(gradient, adv, torch.full((32,), 9))
+    way = sparse_direction(gradient, adv, torch.full((32,), 9))
     assert (way[(adv == 1) & (gradient > 0)] == 0).all()
     assert (way[(adv == 0) & (gradient < 0)] == 0).all()
     assert ((way != 0).flatten(1).sum(1) == 6).all()
-    assert (sparsest(0 * gradient, adv, torch.full((32,), 9)) == 0).all()
+    assert (sparse_direction(0 * gradient, adv, torch.full((32,), 9)) == 0).all()
 
 
 @pytest.mark.parametrize("edge", [False, True], ids=["free", "in the box"])

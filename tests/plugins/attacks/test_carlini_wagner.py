@@ -13,7 +13,7 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import margin
 from bench.threats.norms import L2
 from bench.threats.threat_model import Goal
-from plugins.attacks.carlini_wagner import INSIDE, CarliniWagner
+from plugins.attacks.carlini_wagner import BOX_SHARE, CarliniWagner
 from plugins.attacks.deepfool import DeepFool
 from tests.fixtures.known_models import (
     binary,
@@ -71,7 +71,7 @@ def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() 
     rows.on_query = lambda adv, _logits, _where: asked.append(adv)
     assert torch.equal(last_iterate(attack, rows, 250), x)
     assert len(asked) == 250
-    assert all((adv - x).abs().max() <= 1 - INSIDE for adv in asked)
+    assert all((adv - x).abs().max() <= 1 - BOX_SHARE for adv in asked)
 
 
 @pytest.mark.row("A11")
@@ -170,5 +170,5 @@ def test_the_first_step_of_every_round_has_the_length_of_the_rate() -> None:
     rows = rows_of(attack, model, x, ModelAccess(model).logits(x).argmax(1), BALL)
     for place, state in enumerate(states(attack, rows, 8)):
         if place in (1, 4, 7):
-            moved = (state.w - torch.atanh((2 * x - 1) * INSIDE)).abs()
+            moved = (state.w - torch.atanh((2 * x - 1) * BOX_SHARE)).abs()
             assert torch.allclose(moved, torch.tensor(attack.rate), rtol=1e-3)

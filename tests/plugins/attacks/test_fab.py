@@ -13,7 +13,7 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import margin
 from bench.threats.norms import L1, L2, Linf
 from bench.threats.threat_model import Goal
-from plugins.attacks._decision_boundary import Span, nearest
+from plugins.attacks._decision_boundary import Segment, nearest_boundary
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.fab import FAB, bench_attacks
 from tests.fixtures.known_models import (
@@ -168,7 +168,7 @@ def test_the_search_begins_between_the_clean_image_and_the_nearest_success() -> 
     asked: list[Tensor] = []
     rows.on_query = lambda adv, _logits, _where: asked.append(adv)
     attack.step(rows, state)
-    span = Span(x, margin(rows.clean_logits, y), state.adv, state.excess)
+    span = Segment(x, margin(rows.clean_logits, y), state.adv, state.excess)
     assert found.sum() > 16
     assert torch.equal(asked[-1][found], span.crossing(attack.lean)[found])
 
@@ -187,14 +187,14 @@ def test_on_a_network_it_is_nearer_than_deepfool() -> None:
 def test_a_secant_cuts_a_span_to_the_part_that_crosses_the_border() -> None:
     """Margins -1 and 3 cross at a quarter; a lean of 0.2 goes on by a fifth of the rest."""
     inner, outer = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
-    span = Span(inner, torch.tensor([-1.0, -1.0]), outer, torch.tensor([3.0, 3.0]))
+    span = Segment(inner, torch.tensor([-1.0, -1.0]), outer, torch.tensor([3.0, 3.0]))
     assert torch.allclose(span.crossing(0.0).flatten(), torch.tensor(0.25))
     assert torch.allclose(span.crossing(0.2).flatten(), torch.tensor(0.4))
-    part = span.cut(span.crossing(0.2), torch.tensor([-0.5, 0.5]), torch.tensor([False, True]))
+    part = span.narrowed(span.crossing(0.2), torch.tensor([-0.5, 0.5]), torch.tensor([False, True]))
     assert torch.allclose(part.inner.flatten(), torch.tensor([0.4, 0.0]))
     assert torch.allclose(part.outer.flatten(), torch.tensor([1.0, 0.4]))
-    assert part.depth.tolist() == [-0.5, -1.0]
-    assert part.excess.tolist() == [3.0, 0.5]
+    assert part.inner_margin.tolist() == [-0.5, -1.0]
+    assert part.outer_margin.tolist() == [3.0, 0.5]
 
 
 @every_norm
@@ -203,6 +203,6 @@ def test_the_nearest_border_is_the_one_with_the_least_gap_over_dual_norm(norm: N
     slopes, gaps = gaussian(16, 5, 1, 1, 12, seed=1), gaussian(16, 5, seed=2)
     dual = slopes.flatten(2).norm(DUAL[ball.name], dim=2)
     best = (gaps.abs() / dual).argmin(1)
-    border = nearest(ball, point, slopes, gaps)
+    border = nearest_boundary(ball, point, slopes, gaps)
     assert torch.equal(border.gap, gaps[torch.arange(16), best])
     assert torch.equal(border.slope, slopes[torch.arange(16), best])

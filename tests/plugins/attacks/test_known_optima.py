@@ -18,7 +18,7 @@ from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
 from plugins.attacks import fast_gradient
 from plugins.attacks.bim import BIM
-from plugins.attacks.boundary import Boundary, sideways
+from plugins.attacks.boundary import Boundary, spherical_proposal
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.fgsm_targeted import TargetedFGSM
 from plugins.attacks.pgd import PGD
@@ -438,7 +438,7 @@ def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
     x = interior(32, 12)
     rows = rows_of(Boundary(), binary(gaussian(12)), x, torch.ones(32).long(), L2(Fraction(1)))
     adv, around = x + 0.1 * gaussian(32, 1, 1, 12, seed=6), torch.full((32,), 0.3)
-    moved, change = flat(sideways(rows, adv, around) - x), flat(adv - x)
+    moved, change = flat(spherical_proposal(rows, adv, around) - x), flat(adv - x)
     assert torch.allclose(moved.norm(dim=1), change.norm(dim=1), rtol=1e-5)
     cosine = torch.cosine_similarity(moved, change)
     assert torch.allclose(cosine, torch.tensor(1.09**-0.5).double(), rtol=1e-5)

@@ -12,8 +12,15 @@ from bench.plugin import margin
 from bench.threats.access import Access
 from bench.threats.norms import Linf
 from plugins.attacks.pgd import PGD
-from plugins.attacks.random_noise import Random
-from plugins.attacks.square import Square, State, bench_attacks, drawn, shares, window
+from plugins.attacks.random_noise import RandomNoise
+from plugins.attacks.square import (
+    Square,
+    State,
+    area_shares,
+    bench_attacks,
+    draw_proposal,
+    square_mask,
+)
 from tests.fixtures.known_models import (
     digits,
     gaussian,
@@ -42,11 +49,11 @@ def test_the_margin_never_falls_and_is_that_of_the_image_it_is_kept_with() -> No
     before = torch.full((64,), -torch.inf)
     for state, question in zip(history[1:], asked, strict=True):
         offered = margin(ModelAccess(small_cnn()).logits(question), y)
-        assert torch.equal(state.gain, torch.maximum(before, offered))
-        before = state.gain
+        assert torch.equal(state.margin, torch.maximum(before, offered))
+        before = state.margin
     last = margin(ModelAccess(small_cnn()).logits(history[-1].adv), y)
     assert torch.equal(last, before)
-    assert (before > history[1].gain).float().mean() > 0.9
+    assert (before > history[1].margin).float().mean() > 0.9
 
 
 def test_no_answer_is_no_gain_and_spoils_none() -> None:
@@ -62,7 +69,7 @@ def test_no_answer_is_no_gain_and_spoils_none() -> None:
     history = list(states(Square(), rows, 3))
     silent[:] = True
     asked = Square().step(rows, history[-1])
-    assert torch.equal(asked.gain, history[-1].gain) and torch.equal(asked.adv, history[-1].adv)
+    assert torch.equal(asked.margin, history[-1].gain) and torch.equal(asked.adv, history[-1].adv)
 
 
 def test_every_question_stays_in_ball_and_box() -> None:
@@ -104,7 +111,7 @@ def test_a_window_is_a_full_square_anywhere_in_the_image() -> None:
     for place in range(50):
         rows.t = torch.full_like(rows.t, place)
         side = 1 + rows.example % 7
-        inside = window(drawn(rows).place, side, 8, 8)[:, 0]
+        inside = square_mask(draw_proposal(rows).place, side, 8, 8)[:, 0]
         assert torch.equal(inside.flatten(1).sum(1), side.square())
         assert torch.equal(inside.any(1).sum(1), side)
         seen |= inside[side == 1].any(0)
@@ -125,7 +132,7 @@ def test_the_side_falls_from_almost_the_whole_image_to_one_pixel() -> None:
 def test_it_needs_scores_alone_and_beats_random_points_by_far() -> None:
     x, y = digits(128)
     square = run_and_judge(Square(), small_cnn(), x, y, BALL, access=Access.SCORES)
-    noise = run_and_judge(Random(draws=100), small_cnn(), x, y, BALL, access=Access.NOTHING)
+    noise = run_and_judge(RandomNoise(draws=100), small_cnn(), x, y, BALL, access=Access.NOTHING)
     pgd = run_and_judge(PGD(), small_cnn(), x, y, BALL)
     assert square.gradients.sum() == 0
     assert square.broken.sum() > noise.broken.sum() + 30
@@ -151,7 +158,7 @@ def test_the_five_thousand_count_the_halvings_in_steps_and_the_thousand_in_share
     assert (short.name, short.steps, long.name, long.steps) == (
         "square", 1000, "square-5000", 5000,
     )  # fmt: skip
-    absolute, spread = (shares(1.0, 5000, rescaled=rescaled) for rescaled in (False, True))
+    absolute, spread = (area_shares(1.0, 5000, rescaled=rescaled) for rescaled in (False, True))
     assert [absolute[t] for t in (10, 11, 50, 51, 4000, 4001)] == [
         1,
         0.5,
@@ -174,7 +181,7 @@ def test_no_question_repeats_the_image_it_would_improve() -> None:
 def test_each_channel_draws_its_own_corner_and_each_row_its_own_place() -> None:
     x = torch.full((64, 70, 8, 8), 0.5)
     rows = rows_of(Square(), linear(gaussian(2, 70 * 64)), x, torch.zeros(64).long(), BALL)
-    place, up = drawn(rows)
+    place, up = draw_proposal(rows)
     assert up.shape == (64, 70, 1, 1)
     assert 0.45 < up.float().mean() < 0.55
     assert (up.flatten(1).float().std(1) > 0.4).all()

@@ -13,8 +13,8 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import margin
 from bench.threats.access import Access
 from bench.threats.norms import L1, L2, PerturbationSet
-from plugins.attacks.random_noise import Random
-from plugins.attacks.square_l2_l1 import Bumps, State, bench_attacks, bump, planned
+from plugins.attacks.random_noise import RandomNoise
+from plugins.attacks.square_l2_l1 import SquareL2L1, State, bench_attacks, schedule, update_pattern
 from tests.fixtures.known_models import (
     digits,
     gaussian,
@@ -25,7 +25,7 @@ from tests.fixtures.known_models import (
     states,
 )
 
-OFFERED = {attack.name: attack for attack in bench_attacks() if isinstance(attack, Bumps)}
+OFFERED = {attack.name: attack for attack in bench_attacks() if isinstance(attack, SquareL2L1)}
 each_norm = pytest.mark.parametrize(
     ("attack", "ball"),
     [(OFFERED["square-l2"], L2(Fraction(1))), (OFFERED["square-l1"], L1(Fraction(2)))],
@@ -34,7 +34,7 @@ each_norm = pytest.mark.parametrize(
 
 
 def walked(
-    attack: Bumps, ball: PerturbationSet, steps: int
+    attack: SquareL2L1, ball: PerturbationSet, steps: int
 ) -> tuple[list[State], list[Tensor], Tensor]:
     """The states and the questions of 64 digits, and the clean images."""
     x, y = digits(64)
@@ -46,7 +46,7 @@ def walked(
 
 @each_norm
 def test_every_question_is_legal_and_the_margin_of_the_kept_image_never_falls(
-    attack: Bumps, ball: PerturbationSet
+    attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
     history, asked, x = walked(attack, ball, 100)
     assert len(asked) == 100
@@ -54,8 +54,8 @@ def test_every_question_is_legal_and_the_margin_of_the_kept_image_never_falls(
     for before, after, question in zip(history, history[1:], asked, strict=False):
         assert ball.contains(question, x).all()
         offered = margin(ModelAccess(small_cnn()).logits(question), y)
-        assert torch.equal(after.gain, torch.maximum(before.gain, offered))
-    assert (history[-1].gain > history[1].gain).float().mean() > 0.9
+        assert torch.equal(after.margin, torch.maximum(before.margin, offered))
+    assert (history[-1].margin > history[1].margin).float().mean() > 0.9
 
 
 def test_in_l2_the_kept_image_spends_the_whole_radius() -> None:
@@ -66,13 +66,15 @@ def test_in_l2_the_kept_image_spends_the_whole_radius() -> None:
 
 
 @each_norm
-def test_between_two_images_only_two_windows_differ(attack: Bumps, ball: PerturbationSet) -> None:
+def test_between_two_images_only_two_windows_differ(
+    attack: SquareL2L1, ball: PerturbationSet
+) -> None:
     """Before the projection: elsewhere the change is what it was."""
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, ball)
     rows.t = torch.full_like(rows.t, 900)
     change = 0.01 * gaussian(64, 1, 8, 8)
-    moved, (shape, to, gone) = attack.moved(rows, change), attack.windows(rows)
+    moved, (shape, to, gone) = attack.moved_budget(rows, change), attack.windows(rows)
     assert torch.equal(to.flatten(1).sum(1), torch.full((64,), 9))
     assert torch.equal(moved[~(to | gone)], change[~(to | gone)])
     assert (moved[gone & ~to] == 0).all()
@@ -81,13 +83,13 @@ def test_between_two_images_only_two_windows_differ(attack: Bumps, ball: Perturb
 
 @each_norm
 def test_a_move_keeps_the_budget_and_takes_what_is_unspent(
-    attack: Bumps, ball: PerturbationSet
+    attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, ball)
     for place in (1, 30, 900):
         rows.t = torch.full_like(rows.t, place)
-        moved = attack.moved(rows, 0.01 * gaussian(64, 1, 8, 8, seed=place))
+        moved = attack.moved_budget(rows, 0.01 * gaussian(64, 1, 8, 8, seed=place))
         norm = moved.flatten(1).norm(attack.power, dim=1)
         assert torch.allclose(norm, torch.tensor(ball.radius), rtol=1e-4)
 
@@ -95,7 +97,7 @@ def test_a_move_keeps_the_budget_and_takes_what_is_unspent(
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("side", [1, 3, 7, 8])
 def test_a_bump_has_norm_one_and_its_halves_point_apart(power: int, side: int) -> None:
-    eta = bump(side, power, torch.device("cpu"))
+    eta = update_pattern(side, power, torch.device("cpu"))
     assert eta.shape == (side, side)
     assert float(eta.norm(power)) == pytest.approx(1, abs=1e-6)
     assert (eta[: side // 2] > 0).all()
@@ -104,30 +106,30 @@ def test_a_bump_has_norm_one_and_its_halves_point_apart(power: int, side: int) -
 
 def test_a_pyramid_falls_as_the_sum_of_inverse_powers() -> None:
     """Seven wide, four high: 1 + 1/4 + 1/9 + 1/16 in the middle, 1/16 at three steps from it."""
-    lower = -bump(7, 2, torch.device("cpu"))[3:]
+    lower = -update_pattern(7, 2, torch.device("cpu"))[3:]
     rise = (1 + 1 / 4 + 1 / 9 + 1 / 16) / (1 / 16)
     assert float(lower[2, 3] / lower[2, 0]) == pytest.approx(rise, rel=1e-5)
 
 
 @each_norm
 def test_windows_are_odd_at_least_three_wide_and_shrink(
-    attack: Bumps, ball: PerturbationSet
+    attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
-    plan = planned(attack, 8, 8, torch.device("cpu"))
+    plan = schedule(attack, 8, 8, torch.device("cpu"))
     sides = plan.side[plan.kind].tolist()
     assert sides == sorted(sides, reverse=True)
     assert set(sides) == {7, 5, 3}
-    assert planned(attack, 2, 5, torch.device("cpu")).side.max() <= 2
+    assert schedule(attack, 2, 5, torch.device("cpu")).side.max() <= 2
 
 
 @each_norm
 def test_with_scores_alone_it_beats_random_points_by_far(
-    attack: Bumps, ball: PerturbationSet
+    attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
     x, y = digits(64)
     short = replace(attack, steps=200)
     square = run_and_judge(short, small_cnn(), x, y, ball, access=Access.SCORES)
-    noise = run_and_judge(Random(draws=100), small_cnn(), x, y, ball, access=Access.NOTHING)
+    noise = run_and_judge(RandomNoise(draws=100), small_cnn(), x, y, ball, access=Access.NOTHING)
     assert square.gradients.sum() == 0
     assert square.broken.sum() > noise.broken.sum() + 10
 

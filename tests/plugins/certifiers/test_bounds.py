@@ -23,16 +23,16 @@ from bench.plugin import L1, L2, Certifier, KeyedRandomNumbers, Linf, Perturbati
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
 from plugins.certifiers import _spectral_norm
-from plugins.certifiers._network_graph import Affine, Box, Network, enclose, read
-from plugins.certifiers.dual_bound import DualBound, Region, gaps, refined
-from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
-from plugins.certifiers.linear_exact import LinearExact, affine, worst_gap
+from plugins.certifiers._network_graph import Affine, Box, Network, propagate_boxes, read_network
+from plugins.certifiers.dual_bound import DualBound, Region, dual_margins, refined_boxes
+from plugins.certifiers.interval import Intervals, interval_margins, other_classes, perturbation_box
+from plugins.certifiers.linear_exact import LinearExact, weight_and_bias, worst_margin
 from plugins.certifiers.lipschitz_margin import (
     LipschitzMargin,
-    gains,
-    spectral,
-    widest_column,
-    widest_row,
+    lipschitz_constants,
+    norm_1,
+    norm_2,
+    norm_inf,
 )
 
 Array = npt.NDArray[np.float64]
@@ -107,16 +107,16 @@ def images(module: nn.Module, rows: int) -> tuple[Tensor, Tensor]:
 def exact_gaps(module: nn.Module, adv: Tensor, y: Tensor) -> Tensor:
     """[n, K - 1] of float32's own logits: z_y - z_k."""
     logits: Tensor = module(adv).double()
-    return logits.gather(1, y[:, None]) - logits.gather(1, rivals(y, logits.shape[1]))
+    return logits.gather(1, y[:, None]) - logits.gather(1, other_classes(y, logits.shape[1]))
 
 
 def dual_gaps(network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
     region = Region(x.double(), ball)
-    return gaps(network, refined(network, region, 1.0), region, y)
+    return dual_margins(network, refined_boxes(network, region, 1.0), region, y)
 
 
 def ibp_gaps(network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-    return interval_gaps(network, enclose(network, around(x, ball)), y)
+    return interval_margins(network, propagate_boxes(network, perturbation_box(x, ball)), y)
 
 
 def corners(x: Tensor, ball: PerturbationSet, count: int) -> Tensor:
@@ -136,7 +136,7 @@ def test_v04_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
     x, _ = images(module, 10)
     for i in range(10):
         here = x[i : i + 1]
-        box = enclose(read(module), around(here, ball))[-1]
+        box = propagate_boxes(read_network(module), perturbation_box(here, ball))[-1]
         logits = module(corners(here, ball, 1000)).double()
         assert ((box.lower <= logits) & (logits <= box.upper)).all()
 
@@ -145,7 +145,7 @@ def test_v04_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
 def test_v04_the_reader_sees_the_network_that_answers() -> None:
     module = residual()
     x, _ = images(module, 50)
-    box = enclose(read(module), Box(x.double(), x.double()))[-1]
+    box = propagate_boxes(read_network(module), Box(x.double(), x.double()))[-1]
     exact = residual_copy(module)(x.double())
     middle = (box.lower + box.upper) / 2
     assert torch.allclose(middle, exact, atol=1e-12)
@@ -165,15 +165,15 @@ def test_v04_intervals_are_exact_for_one_linear_layer() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)
     for ball in (Linf(Fraction(1, 10)), Linf(Fraction(1, 2))):
-        found = ibp_gaps(read(module), x, y, ball).amin(1)
-        assert torch.allclose(found, -worst_gap(module, x, y, ball), atol=1e-5)
+        found = ibp_gaps(read_network(module), x, y, ball).amin(1)
+        assert torch.allclose(found, -worst_margin(module, x, y, ball), atol=1e-5)
 
 
 @pytest.mark.row("V04")
 def test_v04_intervals_shrink_with_the_radius() -> None:
     module = residual()
     x, y = images(module, 20)
-    network = read(module)
+    network = read_network(module)
     before = exact_gaps(module, x, y) + 1e-3
     for eps in (Fraction(0), Fraction(1, 100), Fraction(1, 20), Fraction(1, 5)):
         found = ibp_gaps(network, x, y, Linf(eps))
@@ -199,7 +199,7 @@ def program(module: nn.Module, x: Tensor, label: int, rival: int, ball: Perturba
     With a in {0, 1} that is the network (arXiv:1711.07356), with a in [0, 1] its convex outer
     polytope (arXiv:1711.00851).
     """
-    boxes = enclose(read(module), around(x, ball))
+    boxes = propagate_boxes(read_network(module), perturbation_box(x, ball))
     pixels, hidden = boxes[0], boxes[2]
     first, last = (part for part in module.modules() if isinstance(part, nn.Linear))
     w, b = first.weight.double().numpy(), first.bias.double().numpy()
@@ -237,7 +237,7 @@ def enumerated(
     module: nn.Module, x: Tensor, label: int, rival: int, ball: PerturbationSet
 ) -> float:
     """The same minimum as the least of one linear program for each pattern of signs."""
-    pixels = around(x, ball)
+    pixels = perturbation_box(x, ball)
     first, last = (part for part in module.modules() if isinstance(part, nn.Linear))
     w, b = first.weight.double().numpy(), first.bias.double().numpy()
     out = (last.weight[label] - last.weight[rival]).double().numpy()
@@ -276,13 +276,13 @@ def test_v02_the_milp_equals_the_enumeration_of_all_patterns() -> None:
 def test_v03_intervals_below_dual_below_polytope_below_milp_below_any_image() -> None:
     module, ball = shallow(8), Linf(Fraction(1, 5))
     x, y = images(module, 12)
-    network = read(module)
+    network = read_network(module)
     interval, dual = ibp_gaps(network, x, y, ball), dual_gaps(network, x, y, ball)
     assert (dual >= interval - 1e-9).all() and (dual > interval + 0.1).double().mean() > 0.8
     nearer = 0
     for i in range(12):
         reached = exact_gaps(module, corners(x[i : i + 1], ball, 500), y[i].expand(500)).amin(0)
-        for place, rival in enumerate(rivals(y, 3)[i].tolist()):
+        for place, rival in enumerate(other_classes(y, 3)[i].tolist()):
             made = program(module, x[i : i + 1], int(y[i]), rival, ball)
             loose, exact = solved(made, whole=False), solved(made, whole=True)
             assert float(dual[i, place]) <= loose + 1e-6
@@ -301,7 +301,7 @@ def test_v03_no_allowed_image_falls_below_the_dual_bound(
     module = build()
     ball = norm(RADIUS[norm(Fraction(0)).name])
     x, y = images(module, 8)
-    found = dual_gaps(read(module), x, y, ball)
+    found = dual_gaps(read_network(module), x, y, ball)
     tight = 0.0
     for i in range(8):
         adv = corners(x[i : i + 1], ball, 400)
@@ -324,15 +324,15 @@ def test_v03_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)
     for ball in (Linf(Fraction(1, 10)), L2(Fraction(1, 2)), L1(Fraction(1))):
-        found = dual_gaps(read(module), x, y, ball).amin(1)
-        assert torch.allclose(found, -worst_gap(module, x, y, ball), atol=1e-5)
+        found = dual_gaps(read_network(module), x, y, ball).amin(1)
+        assert torch.allclose(found, -worst_margin(module, x, y, ball), atol=1e-5)
 
 
 @pytest.mark.row("V03")
 def test_v03_the_dual_bound_beats_intervals_on_most_gaps_of_a_deep_network() -> None:
     module, ball = residual(), Linf(Fraction(1, 20))
     x, y = images(module, 30)
-    network = read(module)
+    network = read_network(module)
     better = dual_gaps(network, x, y, ball) >= ibp_gaps(network, x, y, ball)
     assert better.double().mean() > 0.95
 
@@ -345,7 +345,7 @@ def test_v05_the_lipschitz_margin_is_exact_for_a_linear_model(
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x = 0.5 + 0.02 * torch.randn(1, 1, 1, 4)
     y = module(x).argmax(1)
-    weight, bias = affine(module)
+    weight, bias = weight_and_bias(module)
     order = {"Linf": 1.0, "L2": 2.0, "L1": math.inf}[norm(Fraction(0)).name]
     z = weight @ x.double().flatten() + bias
     radius = min(
@@ -379,9 +379,9 @@ def test_v05_nothing_moves_faster_than_the_gain(
     module, ball = residual(), norm(RADIUS[norm(Fraction(0)).name])
     order = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}[ball.name]
     x, _ = images(module, 4)
-    network = read(module)
-    boxes = enclose(network, around(x, ball))
-    gain = gains(network, boxes, order)[-1]
+    network = read_network(module)
+    boxes = propagate_boxes(network, perturbation_box(x, ball))
+    gain = lipschitz_constants(network, boxes, order)[-1]
     for i in range(4):
         adv = corners(x[i : i + 1], ball, 200).double()
         moved = before_last(network, adv) - before_last(network, x[i : i + 1].double())
@@ -391,7 +391,7 @@ def test_v05_nothing_moves_faster_than_the_gain(
 
 def before_last(network: Network, x: Tensor) -> Tensor:
     """What the last layer takes, of the exact network."""
-    box = enclose(network, Box(x, x))[-2]
+    box = propagate_boxes(network, Box(x, x))[-2]
     return (box.lower + box.upper).flatten(1) / 2
 
 
@@ -407,15 +407,15 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("layer", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
 def test_v05_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv2d) -> None:
     ones = torch.ones(1, layer.in_channels, 6, 6, dtype=torch.float64)
-    (step,) = read(frozen(nn.Sequential(layer))).steps
+    (step,) = read_network(frozen(nn.Sequential(layer))).steps
     op = step.op
     assert isinstance(op, Affine)
     units = torch.eye(ones.numel(), dtype=torch.float64).view(-1, *ones.shape[1:])
     matrix = (op.apply(units) - op.offset(ones)).flatten(1).T
-    assert widest_row(op, ones) == pytest.approx(float(matrix.abs().sum(1).amax()))
-    assert widest_column(op, ones) == pytest.approx(float(matrix.abs().sum(0).amax()))
+    assert norm_inf(op, ones) == pytest.approx(float(matrix.abs().sum(1).amax()))
+    assert norm_1(op, ones) == pytest.approx(float(matrix.abs().sum(0).amax()))
     exact = float(torch.linalg.matrix_norm(matrix, 2))
-    assert exact <= spectral(op, ones) <= 2.5 * exact
+    assert exact <= norm_2(op, ones) <= 2.5 * exact
 
 
 @pytest.mark.row("V05")
@@ -425,7 +425,7 @@ def test_v05_an_alternating_kernel_on_an_odd_image_does_not_slip_between_the_fre
     units = torch.eye(5, dtype=torch.float64).view(-1, 1, 1, 5)
     exact = float(torch.linalg.matrix_norm(F.conv2d(units, weight, padding=(0, 1)).flatten(1), 2))
     assert exact == pytest.approx(2 * math.cos(math.pi / 12))
-    assert _spectral_norm.of_convolution(weight, (1, 1), 1, units.shape[1:]) >= exact
+    assert _spectral_norm.convolution_norm(weight, (1, 1), 1, units.shape[1:]) >= exact
 
 
 @pytest.mark.row("V05")
@@ -436,7 +436,9 @@ def test_v05_the_bound_of_a_convolution_closes_in_as_the_image_grows() -> None:
         units = torch.eye(side * side, dtype=torch.float64).view(-1, 1, side, side)
         matrix = F.conv2d(units, weight, padding=1).flatten(1)
         exact = float(torch.linalg.matrix_norm(matrix, 2))
-        excess.append(_spectral_norm.of_convolution(weight, (1, 1), 1, units.shape[1:]) / exact - 1)
+        excess.append(
+            _spectral_norm.convolution_norm(weight, (1, 1), 1, units.shape[1:]) / exact - 1
+        )
     assert excess[0] > excess[1] > excess[2] > 0
     assert excess[2] < 0.02
 

@@ -19,7 +19,7 @@ from plugins.certifiers.dual_bound import DualBound
 from plugins.certifiers.interval import Intervals
 from plugins.certifiers.lipschitz_margin import LipschitzMargin
 from plugins.certifiers.pixeldp import PixelDP
-from plugins.certifiers.randomized_smoothing import Smoothing, counts, radius
+from plugins.certifiers.randomized_smoothing import Smoothing, certified_radius, class_counts
 from plugins.defenses.randomized_smoothing import SIGMA, Smoothed
 
 N = 100
@@ -77,8 +77,8 @@ def test_v07_training_under_the_noise_certifies_more_than_plain_training(bed: Be
     assert isinstance(trained, Smoothed)
     for name, classifier in (("noise", trained.classifier), ("plain", bed.module("undefended"))):
         vote = Smoothed(classifier, SIGMA, 64)
-        hits = counts(vote, bed.x, 500).gather(1, bed.y[:, None])[:, 0].tolist()
-        share[name] = sum(radius(k, 500, SIGMA, 0.001) >= 0.25 for k in hits) / N
+        hits = class_counts(vote, bed.x, 500).gather(1, bed.y[:, None])[:, 0].tolist()
+        share[name] = sum(certified_radius(k, 500, SIGMA, 0.001) >= 0.25 for k in hits) / N
     assert share["noise"] > share["plain"] + 0.15
     assert share["noise"] > 0.5
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.plugin import L1, L2, Goal, KeyedRandomNumbers, Linf, PerturbationSet
 from plugins.attacks.deepfool import DeepFool
 from plugins.certifiers.interval import Intervals
-from plugins.certifiers.linear_exact import LinearExact, affine, worst_gap
+from plugins.certifiers.linear_exact import LinearExact, weight_and_bias, worst_margin
 from plugins.defenses.softmax_regression import regression
 from tests.fixtures.known_models import gaussian, interior, linear, run_and_judge
 
@@ -79,8 +79,8 @@ def test_the_worst_gap_is_the_optimum_that_scipy_finds(
     model, x = world(rows=6)
     y = torch.arange(6) % CLASSES
     ball = norm(eps)
-    weight, bias = (part.numpy() for part in affine(model))
-    for i, found in enumerate(worst_gap(model, x, y, ball)):
+    weight, bias = (part.numpy() for part in weight_and_bias(model))
+    for i, found in enumerate(worst_margin(model, x, y, ball)):
         label, pixels = int(y[i]), x[i].double().flatten().numpy()
         expected = max(
             reference(weight[k] - weight[label], pixels, ball) + bias[k] - bias[label]
@@ -99,7 +99,7 @@ def test_random_search_never_breaks_a_certified_example(
     model, x = world(rows=64, seed=1)
     y = model(x).argmax(1)
     certified = certifier.certify(model, x, y, ball)
-    gap = worst_gap(model, x, y, ball)
+    gap = worst_margin(model, x, y, ball)
     assert 8 <= int(certified.sum()) <= 56
     zero = torch.zeros(64, dtype=torch.int64)
     for seed in range(300):
@@ -121,7 +121,7 @@ def test_an_example_that_is_not_certified_is_broken_by_its_worst_image(
     model, x = world(rows=64, seed=1)
     y = model(x).argmax(1)
     certified = certifier.certify(model, x, y, ball)
-    weight, _ = affine(model)
+    weight, _ = weight_and_bias(model)
     broken = torch.zeros(64, dtype=torch.bool)
     for rival in range(CLASSES):
         adv = ball.farthest((weight[rival] - weight[y]).float().view_as(x), x)
@@ -137,7 +137,7 @@ def test_away_from_the_box_the_radius_is_the_gap_over_the_dual_norm(
     model, _ = world(sharpness=3)
     x = torch.full((1, *SHAPE), 0.5) + 0.01 * torch.arange(12).view(1, *SHAPE) / 12
     y = model(x).argmax(1)
-    weight, bias = affine(model)
+    weight, bias = weight_and_bias(model)
     z = weight @ x.double().flatten() + bias
     order = DUAL[norm(Fraction(1)).name]
     radius = min(

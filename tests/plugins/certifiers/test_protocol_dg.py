@@ -12,13 +12,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from bench.plugin import L2, Certifier, Linf, TrainingBatch, cross_entropy
-from plugins.certifiers._network_graph import Network, Rectifier, enclose, read
-from plugins.certifiers.dual_bound import DualBound, Region, gaps, refined
-from plugins.certifiers.interval import Intervals, around, interval_gaps, rivals
+from plugins.certifiers._network_graph import Network, ReLU, propagate_boxes, read_network
+from plugins.certifiers.dual_bound import DualBound, Region, dual_margins, refined_boxes
+from plugins.certifiers.interval import Intervals, interval_margins, other_classes, perturbation_box
 from plugins.certifiers.lipschitz_margin import LipschitzMargin
-from plugins.certifiers.randomized_smoothing import counts, radius
+from plugins.certifiers.randomized_smoothing import certified_radius, class_counts
 from plugins.defenses._losses import adversarial_loss
-from plugins.defenses.randomized_smoothing import Smoothed, noisy
+from plugins.defenses.randomized_smoothing import Smoothed, add_noise
 from tests.fixtures.images import attacked
 from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
 
@@ -57,7 +57,7 @@ def interval_training(lesson: TrainingBatch) -> Tensor:
 
 def noise_training(lesson: TrainingBatch) -> Tensor:
     """-log p(y | x + noise)."""
-    return cross_entropy(lesson.model(noisy(lesson.x, 0.25)), lesson.y)
+    return cross_entropy(lesson.model(add_noise(lesson.x, 0.25)), lesson.y)
 
 
 @pytest.mark.row("V04")
@@ -99,16 +99,16 @@ def test_twenty_digits_by_linear_programming_lie_between_the_dual_bound_and_the_
     """Intervals <= dual bound <= optimum of the relaxed program <= what PGD reaches."""
     module, ball = standard(bed), Linf(Fraction(3, 100))
     x, y = bed.x[:20], bed.y[:20]
-    network, region = read(module), Region(x.double(), ball)
-    boxes = refined(network, region, 1.0)
-    dual = gaps(network, boxes, region, y)
-    loose = interval_gaps(network, enclose(network, around(x, ball)), y)
+    network, region = read_network(module), Region(x.double(), ball)
+    boxes = refined_boxes(network, region, 1.0)
+    dual = dual_margins(network, boxes, region, y)
+    loose = interval_margins(network, propagate_boxes(network, perturbation_box(x, ball)), y)
     adv = attacked(module, x, y, ball)
     inside = [boxes[at + 1] for at in before_rectifiers(network)]
     near = 0
     for i in range(20):
         place = int(dual[i].argmin())
-        rival = int(rivals(y, 10)[i, place])
+        rival = int(other_classes(y, 10)[i, place])
         bounds = [(box.lower[i].flatten(), box.upper[i].flatten()) for box in (boxes[0], *inside)]
         found = relaxed(module, bounds, int(y[i]), rival)
         logits = module(adv[i : i + 1])[0].double()
@@ -121,7 +121,7 @@ def test_twenty_digits_by_linear_programming_lie_between_the_dual_bound_and_the_
 
 def before_rectifiers(network: Network) -> list[int]:
     """Where the inputs of the ReLUs come from."""
-    return [step.inputs[0] for step in network.steps if isinstance(step.op, Rectifier)]
+    return [step.inputs[0] for step in network.steps if isinstance(step.op, ReLU)]
 
 
 def relaxed(
@@ -174,8 +174,10 @@ def test_noise_in_training_certifies_more_and_every_curve_falls(bed: Bed) -> Non
         ("noise", bed.taught("noise-quarter", recipe(noise_training))),
         ("plain", standard(bed)),
     ):
-        hits = counts(Smoothed(module, 0.25, 64), x, 2000).gather(1, y[:, None])[:, 0].tolist()
-        reach = [radius(k, 2000, 0.25, 0.001) for k in hits]
+        hits = (
+            class_counts(Smoothed(module, 0.25, 64), x, 2000).gather(1, y[:, None])[:, 0].tolist()
+        )
+        reach = [certified_radius(k, 2000, 0.25, 0.001) for k in hits]
         assert max(reach) < 0.6755, "a unanimous vote reaches no farther"
         share[name] = [sum(r > 0 and r >= eps for r in reach) / 100 for eps in (0, 0.1, 0.25, 0.5)]
         assert share[name] == sorted(share[name], reverse=True)

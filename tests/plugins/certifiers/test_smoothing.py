@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from bench.core.cards import kind_fields
 from bench.plugin import L1, L2, Certifier, Linf
 from bench.registry.registry import Registry
-from plugins.certifiers.pixeldp import PixelDP, kept, lead, privacy
-from plugins.certifiers.randomized_smoothing import Smoothing, counts, lower, majority, radius
-from plugins.defenses.randomized_smoothing import Smoothed, Softly
+from plugins.certifiers.pixeldp import PixelDP, certified_lead, lead_after_change, privacy_epsilon
+from plugins.certifiers.randomized_smoothing import (
+    Smoothing,
+    certified_radius,
+    class_counts,
+    lower_limit,
+    required_probability,
+)
+from plugins.defenses.randomized_smoothing import MeanNoisyProbability, Smoothed
 
 SIGMA = 0.25
 SIDE = 4
@@ -54,8 +60,8 @@ def test_v07_smoothing_stays_below_the_true_radius_of_a_linear_model(
     alpha: float, allowed: int
 ) -> None:
     module, x, y, true = world(1000)
-    hits = counts(module, x, 500).gather(1, y[:, None])[:, 0]
-    found = [radius(k, 500, SIGMA, alpha) for k in hits.tolist()]
+    hits = class_counts(module, x, 500).gather(1, y[:, None])[:, 0]
+    found = [certified_radius(k, 500, SIGMA, alpha) for k in hits.tolist()]
     beyond = int((torch.tensor(found).double() > true).sum())
     assert beyond <= allowed
     assert (torch.tensor(found) > 0).double().mean() > 0.5
@@ -67,30 +73,34 @@ def test_v07_smoothing_stays_below_the_true_radius_of_a_linear_model(
 def test_v07_the_stated_error_is_nearly_spent_and_no_more() -> None:
     """At alpha = 0.05 about one bound in twenty is wrong: a bound that never errs wastes draws."""
     module, x, y, true = world(1000)
-    hits = counts(module, x, 500).gather(1, y[:, None])[:, 0].tolist()
+    hits = class_counts(module, x, 500).gather(1, y[:, None])[:, 0].tolist()
     p = [NORMAL.cdf(r / SIGMA) for r in true.tolist()]
-    wrong = sum(lower(k, 500, 0.05) > share for k, share in zip(hits, p, strict=True))
+    wrong = sum(lower_limit(k, 500, 0.05) > share for k, share in zip(hits, p, strict=True))
     assert 20 <= wrong <= 75
 
 
 @pytest.mark.row("V07")
 def test_v07_the_largest_radius_is_that_of_a_unanimous_vote() -> None:
-    assert radius(2000, 2000, 0.25, 0.001) == pytest.approx(
+    assert certified_radius(2000, 2000, 0.25, 0.001) == pytest.approx(
         0.25 * NORMAL.inv_cdf(0.001 ** (1 / 2000))
     )
-    assert radius(2000, 2000, 0.25, 0.001) == pytest.approx(0.675, abs=5e-4)
+    assert certified_radius(2000, 2000, 0.25, 0.001) == pytest.approx(0.675, abs=5e-4)
 
 
 @pytest.mark.row("V07")
 def test_v07_it_abstains_where_the_label_has_no_sure_majority() -> None:
-    assert radius(1000, 2000, SIGMA, 0.001) == radius(1050, 2000, SIGMA, 0.001) == 0
-    assert radius(1100, 2000, SIGMA, 0.001) > 0
-    assert radius(0, 2000, SIGMA, 0.001) == 0
+    assert (
+        certified_radius(1000, 2000, SIGMA, 0.001)
+        == certified_radius(1050, 2000, SIGMA, 0.001)
+        == 0
+    )
+    assert certified_radius(1100, 2000, SIGMA, 0.001) > 0
+    assert certified_radius(0, 2000, SIGMA, 0.001) == 0
 
 
 @pytest.mark.parametrize("votes", [1, 2, 63, 64])
 def test_a_majority_is_missed_with_probability_alpha_at_the_limit(votes: int) -> None:
-    share = majority(votes, 0.001)
+    share = required_probability(votes, 0.001)
     assert float(binom.cdf(votes // 2, votes, share)) == pytest.approx(0.001, rel=1e-6)
 
 
@@ -134,29 +144,29 @@ def test_v06_a_lead_is_kept_exactly_on_the_condition_of_the_paper() -> None:
     for own, other, epsilon, delta in torch.rand(500, 4, dtype=torch.float64).tolist():
         due = math.exp(2 * epsilon) * other + (1 + math.exp(epsilon)) * delta / 10
         found.append(own > due)
-        assert (kept(own, other, epsilon, delta / 10) > 0) == found[-1]
+        assert (lead_after_change(own, other, epsilon, delta / 10) > 0) == found[-1]
     assert 50 < sum(found) < 450
 
 
 @pytest.mark.row("V06")
 def test_v06_no_lead_where_the_limits_overlap_or_privacy_says_nothing() -> None:
-    assert lead([520, 480, 0], 0, 0.0, 0.0, 0.001) < 0
-    assert lead([600, 400, 0], 0, 0.0, 0.0, 0.001) > 0
-    assert lead([1000, 0, 0], 0, 1.01, 0.05, 0.001) == -math.inf
+    assert certified_lead([520, 480, 0], 0, 0.0, 0.0, 0.001) < 0
+    assert certified_lead([600, 400, 0], 0, 0.0, 0.0, 0.001) > 0
+    assert certified_lead([1000, 0, 0], 0, 1.01, 0.05, 0.001) == -math.inf
 
 
 @pytest.mark.row("V06")
 def test_v06_the_certificate_grows_with_the_draws() -> None:
-    leads = [lead([9 * n, n, 0], 0, 0.2, 0.05, 0.001) for n in (5, 50, 500, 5000)]
+    leads = [certified_lead([9 * n, n, 0], 0, 0.2, 0.05, 0.001) for n in (5, 50, 500, 5000)]
     assert leads == sorted(leads) and leads[-1] > leads[0] + 0.1
 
 
 @pytest.mark.row("V06")
 def test_v06_pixeldp_never_certifies_beyond_smoothing_nor_the_truth() -> None:
     module, x, y, true = world(300, votes=512)
-    hits = counts(module, x, 2000)
+    hits = class_counts(module, x, 2000)
     own = hits.gather(1, y[:, None])[:, 0].tolist()
-    far = torch.tensor([radius(k, 2000, SIGMA, 0.001) for k in own]).double()
+    far = torch.tensor([certified_radius(k, 2000, SIGMA, 0.001) for k in own]).double()
     some = 0
     for eps in (Fraction(1, 100), Fraction(1, 40), Fraction(1, 20), Fraction(2, 25)):
         held = PixelDP().certify(module, x, y, L2(eps))
@@ -169,7 +179,7 @@ def test_v06_pixeldp_never_certifies_beyond_smoothing_nor_the_truth() -> None:
 def test_v06_the_noise_is_the_calibration_of_the_paper() -> None:
     """sigma = L sqrt(2 ln(1.25 / delta)) / epsilon at sensitivity 1; L = 0.1, epsilon = 1."""
     sigma = 0.1 * math.sqrt(2 * math.log(1.25 / 0.05))
-    assert privacy(0.1, sigma, 0.05) == pytest.approx(1)
+    assert privacy_epsilon(0.1, sigma, 0.05) == pytest.approx(1)
     assert "proves nothing" in PixelDP().refuses(world(4)[0], L2(Fraction(1)))
 
 
@@ -209,7 +219,7 @@ def test_other_models_and_norms_are_refused_with_a_sentence(certifier: Certifier
     assert certifier.refuses(module, L2(tenth)) == ""
     for ball in (Linf(tenth), L1(tenth)):
         assert ball.name in certifier.refuses(module, ball)
-    other = Softly(module.classifier, SIGMA, 2)
+    other = MeanNoisyProbability(module.classifier, SIGMA, 2)
     for stranger in (module.classifier, other):
         assert "does not vote" in certifier.refuses(stranger, L2(tenth))
 
@@ -219,7 +229,7 @@ def test_the_stand_in_has_a_slope_where_votes_have_none() -> None:
     leaf = x.clone().requires_grad_()
     assert not module(leaf).requires_grad
     torch.manual_seed(0)
-    soft = Softly(module.classifier, SIGMA, 400)
+    soft = MeanNoisyProbability(module.classifier, SIGMA, 400)
     logits = soft(leaf)
     (slope,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), leaf)
     assert (slope != 0).any(1).all()
@@ -265,7 +275,7 @@ class Crib(nn.Module):
 def overheard(classifier: nn.Module, x: Tensor, draws: int = 500) -> Tensor:
     """The first pixels of the looks by which a vote of this classifier is counted."""
     ear = Overhearing(classifier)
-    counts(Smoothed(ear, SIGMA, 64).eval(), x, draws)
+    class_counts(Smoothed(ear, SIGMA, 64).eval(), x, draws)
     return torch.cat(ear.heard)
 
 

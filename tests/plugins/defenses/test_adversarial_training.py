@@ -15,7 +15,7 @@ from bench.plugin import Diagnostic, Evidence, Finding, cross_entropy
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
 from bench.training.tasks import build_trained
-from plugins.certifiers.linear_exact import LinearExact, affine
+from plugins.certifiers.linear_exact import LinearExact, weight_and_bias
 from plugins.diagnostics.zero_gradients import ZeroGradients
 
 N = 500
@@ -149,7 +149,7 @@ def test_the_certificate_of_the_linear_model_is_exact(bed: Bed, board: str) -> N
     module = bed.module("linear")
     assert LinearExact().refuses(module, ball) == ""
     certified = LinearExact().certify(module, bed.x, bed.y, ball)
-    weight = affine(module)[0].float()
+    weight = weight_and_bias(module)[0].float()
     held = bed.right(module, bed.x)
     for rival in range(10):
         slope = (weight[rival] - weight[bed.y]).view_as(bed.x)

@@ -34,13 +34,13 @@ from bench.training.recipes import resolve_inner_attack
 from plugins.defenses import fgsm_training, pgd_training, softmax_regression
 from plugins.defenses._cnn import cnn
 from plugins.defenses._losses import adversarial_loss, clean_loss
-from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._preprocessing import PreprocessedModel
 from plugins.defenses.argmax_only import ArgmaxOnly
-from plugins.defenses.bit_depth import BITS, squeeze, three_bits
-from plugins.defenses.fgsm_training import mixed
+from plugins.defenses.bit_depth import BITS, quantize, three_bits
+from plugins.defenses.fgsm_training import mixture_loss
 from plugins.defenses.softmax_regression import regression
-from plugins.defenses.trades import ClimbKL, divergence, trades
-from plugins.defenses.weight_decay import decayed
+from plugins.defenses.trades import KLPGD, kl_divergence, trades_loss
+from plugins.defenses.weight_decay import weight_decay_loss
 
 SHAPE = (1, 8, 8)
 DIGITS = [
@@ -99,8 +99,8 @@ def near(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize(
     "loss",
     [
-        pytest.param(partial(mixed, alpha=1.0), marks=pytest.mark.row("D05")),
-        pytest.param(partial(trades, beta=0.0), marks=pytest.mark.row("D13")),
+        pytest.param(partial(mixture_loss, alpha=1.0), marks=pytest.mark.row("D05")),
+        pytest.param(partial(trades_loss, beta=0.0), marks=pytest.mark.row("D13")),
         recipe_loss(softmax_regression),
     ],
     ids=["mixture-alpha-1", "trades-beta-0", "linear"],
@@ -138,15 +138,15 @@ def test_adversarial_training_looks_at_the_adversarial_images_alone(
 def test_the_gradient_of_the_mixture_is_the_weighted_sum(alpha: float) -> None:
     clean, moved = gradients(clean_loss), gradients(adversarial_loss)
     expected = [alpha * a + (1 - alpha) * b for a, b in zip(clean, moved, strict=True)]
-    assert near(gradients(partial(mixed, alpha=alpha)), expected)
+    assert near(gradients(partial(mixture_loss, alpha=alpha)), expected)
 
 
 @pytest.mark.row("D03")
 def test_weight_decay_adds_the_weights_to_the_gradient() -> None:
     weights = [weight.detach() for weight in network().parameters()]
     expected = [g + 0.3 * w for g, w in zip(gradients(clean_loss), weights, strict=True)]
-    assert near(gradients(partial(decayed, strength=0.3)), expected)
-    assert near(gradients(partial(decayed, strength=0.0)), gradients(clean_loss))
+    assert near(gradients(partial(weight_decay_loss, strength=0.3)), expected)
+    assert near(gradients(partial(weight_decay_loss, strength=0.0)), gradients(clean_loss))
 
 
 @pytest.mark.row("D13")
@@ -154,18 +154,18 @@ def test_the_divergence_is_not_negative_and_zero_for_the_same_answer() -> None:
     generator = torch.Generator().manual_seed(3)
     p = 10 * torch.randn(500, 10, generator=generator)
     q = 10 * torch.randn(500, 10, generator=generator)
-    assert (divergence(p, q) >= 0).all()
-    assert (divergence(p, p) == 0).all()
-    assert divergence(p, p + 1e-3 * q).min() >= -1e-6
-    assert torch.allclose(divergence(p, p + 5), torch.zeros(500), atol=1e-5), "logits may shift"
+    assert (kl_divergence(p, q) >= 0).all()
+    assert (kl_divergence(p, p) == 0).all()
+    assert kl_divergence(p, p + 1e-3 * q).min() >= -1e-6
+    assert torch.allclose(kl_divergence(p, p + 5), torch.zeros(500), atol=1e-5), "logits may shift"
 
 
 @pytest.mark.row("D13")
 def test_the_divergence_is_of_the_clean_answer_from_the_moved_one() -> None:
     p, q = torch.tensor([[0.0, 1.0, -2.0]]), torch.tensor([[1.0, 0.0, 0.5]])
     a, b = p.softmax(1), q.softmax(1)
-    assert torch.allclose(divergence(p, q), (a * (a / b).log()).sum(1))
-    assert not torch.allclose(divergence(p, q), divergence(q, p), rtol=1e-2)
+    assert torch.allclose(kl_divergence(p, q), (a * (a / b).log()).sum(1))
+    assert not torch.allclose(kl_divergence(p, q), kl_divergence(q, p), rtol=1e-2)
 
 
 @pytest.mark.row("D13")
@@ -175,12 +175,12 @@ def test_trades_is_the_paper_s_sum_and_both_answers_learn() -> None:
         apart = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
         return F.cross_entropy(clean, given.y) + 3 * apart
 
-    loss = partial(trades, beta=3.0)
+    loss = partial(trades_loss, beta=3.0)
     assert torch.allclose(loss(lesson()).mean(), paper(lesson()), rtol=1e-6)
     assert near(gradients(loss), gradients(paper))
 
 
-def crafted(attack: ClimbKL, eps: Fraction) -> tuple[Tensor, Tensor, nn.Module]:
+def crafted(attack: KLPGD, eps: Fraction) -> tuple[Tensor, Tensor, nn.Module]:
     x, y, _ = batch()
     model = network().eval()
     adv = attack_once(attack, model, x, y, Linf(eps), seed=0, example=torch.arange(32))
@@ -191,13 +191,13 @@ def crafted(attack: ClimbKL, eps: Fraction) -> tuple[Tensor, Tensor, nn.Module]:
 def test_the_inner_attack_climbs_the_divergence() -> None:
     def reached(steps: int) -> Tensor:
         eps = Fraction(51, 255)
-        x, adv, model = crafted(ClimbKL(steps=steps, rate=0.2), eps)
+        x, adv, model = crafted(KLPGD(steps=steps, rate=0.2), eps)
         assert Linf(eps).contains(adv, x).all()
-        return divergence(model(x), model(adv)).detach()
+        return kl_divergence(model(x), model(adv)).detach()
 
     x, _, noise = batch()
     model = network()
-    by_chance = divergence(model(x), model(noise))
+    by_chance = kl_divergence(model(x), model(noise))
     few, some, many = reached(1), reached(4), reached(16)
     assert (some > few).all()
     assert (many >= 0.99 * some).all()
@@ -208,16 +208,16 @@ def test_the_inner_attack_starts_beside_the_clean_image_and_knows_no_label() -> 
     x, y, _ = batch()
     model, keys = network(), torch.arange(32)
     ball = Linf(Fraction(51, 255))
-    attack = ClimbKL(steps=3)
+    attack = KLPGD(steps=3)
     adv = attack_once(attack, model, x, y, ball, seed=0, example=keys)
     assert torch.equal(adv, attack_once(attack, model, x, 9 - y, ball, seed=0, example=keys))
-    still = attack_once(ClimbKL(steps=1, rate=0.0), model, x, y, ball, seed=0, example=keys)
+    still = attack_once(KLPGD(steps=1, rate=0.0), model, x, y, ball, seed=0, example=keys)
     moved = (still - x)[(x > 0.01) & (x < 0.99)]
     assert 0.0009 < float(moved.std()) < 0.0011
 
 
 def test_in_a_ball_of_radius_zero_the_inner_attack_returns_the_clean_image() -> None:
-    x, adv, _ = crafted(ClimbKL(steps=3), Fraction(0))
+    x, adv, _ = crafted(KLPGD(steps=3), Fraction(0))
     assert torch.equal(adv, x)
 
 
@@ -225,8 +225,8 @@ def test_in_a_ball_of_radius_zero_the_inner_attack_returns_the_clean_image() -> 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_bit_depth_is_idempotent_and_knows_two_to_the_bits_shades(bits: int) -> None:
     images = torch.cat([torch.arange(256) / 255, torch.linspace(0, 1, 4001)])
-    once = squeeze(images, bits)
-    assert torch.equal(squeeze(once, bits), once)
+    once = quantize(images, bits)
+    assert torch.equal(quantize(once, bits), once)
     assert sorted(set(once.tolist())) == (torch.arange(2**bits) / (2**bits - 1)).tolist()
     assert (once - images).abs().max() <= 0.5 / (2**bits - 1) + 1e-6
 
@@ -234,23 +234,23 @@ def test_bit_depth_is_idempotent_and_knows_two_to_the_bits_shades(bits: int) -> 
 @pytest.mark.row("F04")
 def test_eight_bits_are_the_identity_on_the_grid_of_stored_images() -> None:
     grid = torch.arange(256, dtype=torch.uint8).float() / 255
-    assert torch.equal(squeeze(grid, 8), grid)
-    assert not torch.equal(squeeze(grid, 7), grid)
+    assert torch.equal(quantize(grid, 8), grid)
+    assert not torch.equal(quantize(grid, 7), grid)
 
 
 @pytest.mark.row("F04")
 def test_the_stand_in_answers_alike_and_has_the_slope_at_the_rounded_image() -> None:
     _, y, adv = batch()
     classifier = network().eval().requires_grad_(False)
-    plain = Filtered(classifier, three_bits)
-    slope = Filtered(classifier, straight_through(three_bits))
+    plain = PreprocessedModel(classifier, three_bits)
+    slope = PreprocessedModel(classifier, straight_through(three_bits))
     assert torch.equal(slope(adv), plain(adv))
-    assert torch.equal(plain(adv), classifier(squeeze(adv, BITS)))
+    assert torch.equal(plain(adv), classifier(quantize(adv, BITS)))
 
     def gradient(model: nn.Module, images: Tensor) -> Tensor:
         return ModelAccess(model).gradient(images, lambda z: cross_entropy(z, y)).gradient
 
-    assert torch.equal(gradient(slope, adv), gradient(classifier, squeeze(adv, BITS)))
+    assert torch.equal(gradient(slope, adv), gradient(classifier, quantize(adv, BITS)))
     assert not torch.equal(gradient(slope, adv), gradient(classifier, adv))
     assert (gradient(plain, adv) == 0).all()
 
@@ -386,9 +386,13 @@ def test_neutral_training_is_standard_training_to_the_last_weight(
     neutral = {
         "at-0": dataclasses.replace(known["pgd-training"], inner=pgd),
         "fgsm-0": dataclasses.replace(known["fgsm-training"], inner=InnerAttack("fgsm", point)),
-        "mixture-1": dataclasses.replace(known["fgsm-mixture"], loss=partial(mixed, alpha=1.0)),
-        "trades-0": dataclasses.replace(known["trades"], loss=partial(trades, beta=0.0)),
-        "decay-0": dataclasses.replace(known["weight-decay"], loss=partial(decayed, strength=0.0)),
+        "mixture-1": dataclasses.replace(
+            known["fgsm-mixture"], loss=partial(mixture_loss, alpha=1.0)
+        ),
+        "trades-0": dataclasses.replace(known["trades"], loss=partial(trades_loss, beta=0.0)),
+        "decay-0": dataclasses.replace(
+            known["weight-decay"], loss=partial(weight_decay_loss, strength=0.0)
+        ),
     }
     expected = taught(registry, tmp_path, "plain", known["undefended"])
     for name, recipe in neutral.items():

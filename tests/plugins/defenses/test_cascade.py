@@ -16,8 +16,8 @@ from torch import nn
 from bench.core.errors import UnavailableError
 from bench.plugin import InnerAttack, Linf, Recipe
 from bench.registry.registry import Registry
-from plugins.defenses.cascade_training import ALPHA, PIVOT, embedded
-from plugins.defenses.fgsm_training import mixed
+from plugins.defenses.cascade_training import ALPHA, PIVOT, cascade_loss
+from plugins.defenses.fgsm_training import mixture_loss
 from tests.fixtures.images import first_of
 from tests.fixtures.protocol_dg import Bed, fgsm, pgd
 
@@ -54,8 +54,8 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Bed:
 @pytest.mark.row("D19")
 def test_the_cascade_withstands_iterated_steps_better_and_the_one_step_worse(mnist: Bed) -> None:
     learn = partial(Recipe, strided, inner=fgsm(WIDE), epochs=20, rate=5e-4, schedule="cosine")
-    both = partial(embedded, alpha=ALPHA, pivot=PIVOT)
-    mixture = mnist.taught("mixture", learn(loss=partial(mixed, alpha=ALPHA)))
+    both = partial(cascade_loss, alpha=ALPHA, pivot=PIVOT)
+    mixture = mnist.taught("mixture", learn(loss=partial(mixture_loss, alpha=ALPHA)))
     mnist.taught("first", learn(loss=both))
     stored = InnerAttack("bim", Linf(WIDE))
     cascade = mnist.taught("cascade", learn(loss=both, teacher="first", transfer=stored))

@@ -12,11 +12,11 @@ from bench.plugin import TrainingBatch
 from plugins.defenses.contrastive_latent_space import (
     LATENT,
     SUPPORTS,
-    Nearest,
-    contrast,
-    latent,
-    nearest,
-    support,
+    NearestSupport,
+    contrastive_loss,
+    store_supports,
+    support_distances,
+    training_loss,
 )
 from tests.fixtures.protocol_dg import Bed, bed, fgsm, mlp, recipe
 
@@ -38,17 +38,17 @@ def told(loss: Tensor) -> float:
 def test_the_loss_is_zero_for_one_point_and_for_classes_further_than_the_margin() -> None:
     same = torch.tensor([3, 3])
     other = torch.tensor([3, 4])
-    assert told(contrast(points((1, 1), (1, 1)), same, 2.0)) < 1e-11
-    assert told(contrast(points((0, 0), (0, 2.1)), other, 2.0)) == 0
-    assert told(contrast(points((0, 0), (0, 0.5)), other, 2.0)) == pytest.approx(1.5**2)
-    assert told(contrast(points((0, 0), (3, 4)), same, 2.0)) == pytest.approx(25)
+    assert told(contrastive_loss(points((1, 1), (1, 1)), same, 2.0)) < 1e-11
+    assert told(contrastive_loss(points((0, 0), (0, 2.1)), other, 2.0)) == 0
+    assert told(contrastive_loss(points((0, 0), (0, 0.5)), other, 2.0)) == pytest.approx(1.5**2)
+    assert told(contrastive_loss(points((0, 0), (3, 4)), same, 2.0)) == pytest.approx(25)
 
 
 @ROW
 def test_like_attracts_like_and_repels_others_within_the_margin() -> None:
     for label, sign in ((3, 1.0), (4, -1.0)):
         z = points((0, 0), (1, 0))
-        (slope,) = torch.autograd.grad(contrast(z, torch.tensor([3, label]), 2.0), z)
+        (slope,) = torch.autograd.grad(contrastive_loss(z, torch.tensor([3, label]), 2.0), z)
         downhill = -slope
         assert sign * float(downhill[0, 0]) > 0, "the first moves to the right exactly if alike"
         assert sign * float(downhill[1, 0]) < 0
@@ -58,7 +58,7 @@ def test_like_attracts_like_and_repels_others_within_the_margin() -> None:
 def test_every_pair_counts_once() -> None:
     z, y = points((0, 0), (0, 1), (0, 3)), torch.tensor([0, 0, 1])
     expected = (1.0 + 0.0 + 0.0) / 3  # distances 1 (alike), 3 and 2 (others, margin 2)
-    assert told(contrast(z, y, 2.0)) == pytest.approx(expected)
+    assert told(contrastive_loss(z, y, 2.0)) == pytest.approx(expected)
 
 
 @ROW
@@ -66,20 +66,20 @@ def test_the_nearest_support_answers_whatever_their_order() -> None:
     draw = torch.Generator().manual_seed(0)
     supports = torch.randn(10, SUPPORTS, LATENT, generator=draw)
     z = torch.randn(200, LATENT, generator=draw)
-    found = nearest(z, supports)
+    found = support_distances(z, supports)
     brute = torch.cdist(z, supports.flatten(0, 1)).view(200, 10, SUPPORTS).amin(2)
     assert torch.allclose(found, brute, atol=1e-5)
     shuffled = supports[:, torch.randperm(SUPPORTS, generator=draw)]
-    assert torch.equal(found, nearest(z, shuffled))
-    tied = nearest(torch.zeros(1, LATENT), torch.zeros(10, SUPPORTS, LATENT))
+    assert torch.equal(found, support_distances(z, shuffled))
+    tied = support_distances(torch.zeros(1, LATENT), torch.zeros(10, SUPPORTS, LATENT))
     assert int((-tied).argmax(1)) == 0, "a tie goes to the first class, in every order of supports"
 
 
 def test_supports_are_the_first_images_of_each_class() -> None:
     torch.manual_seed(0)
-    model = Nearest((1, 4, 4), 3)
+    model = NearestSupport((1, 4, 4), 3)
     x, y = torch.rand(30, 1, 4, 4), torch.arange(30) % 3
-    support(TrainingBatch(model, x, y, x))
+    store_supports(TrainingBatch(model, x, y, x))
     with torch.no_grad():
         expected = model.encoder(x[[1, 4, 7, 10, 13]])
     assert torch.equal(model.support[1], expected)
@@ -91,19 +91,19 @@ def test_supports_are_the_first_images_of_each_class() -> None:
 def test_the_latent_space_falls_with_its_head(bed: Bed) -> None:
     """Protocol DG lists 1-NN .918 clean and .002 under FGSM, the head .002."""
 
-    def net(shape: tuple[int, int, int], classes: int) -> Nearest:
-        made = Nearest(shape, classes)
+    def net(shape: tuple[int, int, int], classes: int) -> NearestSupport:
+        made = NearestSupport(shape, classes)
         made.encoder = mlp(shape, LATENT)
         return made
 
-    made_by = recipe(partial(latent, margin=2.0), model=net, fit=support)
+    made_by = recipe(partial(training_loss, margin=2.0), model=net, fit=store_supports)
     by_nearest = bed.taught("contrastive", made_by)
-    assert isinstance(by_nearest, Nearest)
+    assert isinstance(by_nearest, NearestSupport)
 
     class Head(nn.Module):
         """The linear layer beside the supports."""
 
-        def __init__(self, whole: Nearest) -> None:
+        def __init__(self, whole: NearestSupport) -> None:
             super().__init__()
             self.whole = whole
 

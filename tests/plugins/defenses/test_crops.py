@@ -8,10 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.engine.model_access import ModelAccess
-from plugins.defenses._preprocessing import Filtered
-from plugins.defenses._resampling import cropped, framed, seen, whole
-from plugins.defenses.crops import CropEnsemble, cut, middle, side, somewhere
-from plugins.defenses.resize_pad import GREY, resized
+from plugins.defenses._preprocessing import PreprocessedModel
+from plugins.defenses._resampling import crop_matrix, pad_matrix, random_integer, resample
+from plugins.defenses.crops import (
+    CropEnsemble,
+    center_crop,
+    crop_and_resize,
+    crop_side,
+    random_crop,
+)
+from plugins.defenses.resize_pad import GREY, random_resize_pad
 from tests.fixtures.known_models import digits, gaussian, linear
 
 
@@ -32,9 +38,9 @@ def stretched(x: Tensor, size: int) -> Tensor:
 @pytest.mark.parametrize(("size", "inner"), [(8, 6), (8, 5), (28, 21), (32, 32)])
 def test_a_crop_is_that_part_of_the_image_stretched(size: int, inner: int) -> None:
     x = images(6, 2, size, size)
-    top, left = (whole(x, 0, size - inner) for _ in range(2))
-    rows, columns = cropped(top, inner, size), cropped(left, inner, size)
-    for i, image in enumerate(seen(x, rows, columns)):
+    top, left = (random_integer(x, 0, size - inner) for _ in range(2))
+    rows, columns = crop_matrix(top, inner, size), crop_matrix(left, inner, size)
+    for i, image in enumerate(resample(x, rows, columns)):
         part = x[i : i + 1, :, top[i] : top[i] + inner, left[i] : left[i] + inner]
         assert torch.allclose(image, stretched(part, size)[0], atol=1e-5)
 
@@ -43,10 +49,10 @@ def test_a_crop_is_that_part_of_the_image_stretched(size: int, inner: int) -> No
 @pytest.mark.parametrize(("size", "width"), [(8, 10), (28, 35), (32, 36)])
 def test_a_framed_image_is_torch_s_resized_one_at_its_place(size: int, width: int) -> None:
     x = images(8, 3, size, size)
-    inner = whole(x, size, width)
-    top, left = (whole(x, 0, width - inner) for _ in range(2))
-    rows, columns = (framed(start, inner, size, width) for start in (top, left))
-    for i, image in enumerate(seen(x, rows, columns)):
+    inner = random_integer(x, size, width)
+    top, left = (random_integer(x, 0, width - inner) for _ in range(2))
+    rows, columns = (pad_matrix(start, inner, size, width) for start in (top, left))
+    for i, image in enumerate(resample(x, rows, columns)):
         n, r, c = (int(number[i]) for number in (inner, top, left))
         expected = F.pad(stretched(x[i : i + 1], n), (c, width - n - c, r, width - n - r))
         assert torch.allclose(image, expected[0], atol=1e-5)
@@ -54,7 +60,7 @@ def test_a_framed_image_is_torch_s_resized_one_at_its_place(size: int, width: in
 
 @pytest.mark.row("D31")
 def test_the_padding_is_constant_and_the_rest_lies_within_the_image_s_range() -> None:
-    white = resized(torch.ones(64, 1, 8, 8), 10)
+    white = random_resize_pad(torch.ones(64, 1, 8, 8), 10)
     near = ((white - 1).abs() < 1e-6) | (white == GREY)
     assert near.all()
     area = (white != GREY).flatten(1).sum(1)
@@ -64,19 +70,19 @@ def test_the_padding_is_constant_and_the_rest_lies_within_the_image_s_range() ->
 @pytest.mark.row("D31")
 def test_without_room_to_move_the_network_answers_as_if_alone() -> None:
     x, _ = digits(64)
-    still = Filtered(network(), lambda z: resized(z, 8))
-    assert torch.allclose(resized(x, 8), x, atol=1e-7)
+    still = PreprocessedModel(network(), lambda z: random_resize_pad(z, 8))
+    assert torch.allclose(random_resize_pad(x, 8), x, atol=1e-7)
     assert torch.allclose(still(x), network()(x), atol=1e-4)
 
 
 @pytest.mark.row("D31", "F03")
 def test_whole_numbers_reach_both_ends_each_as_often() -> None:
     torch.manual_seed(0)
-    drawn = whole(torch.zeros(4000), 2, 5)
+    drawn = random_integer(torch.zeros(4000), 2, 5)
     count = drawn.bincount(minlength=6)
     assert count[:2].sum() == 0 and (count[2:] - 1000).abs().max() < 4 * 28
     high = torch.tensor([0, 3]).repeat(2000)
-    bounded = whole(high, 0, high)
+    bounded = random_integer(high, 0, high)
     assert (bounded <= high).all() and set(bounded.tolist()) == {0, 1, 2, 3}
 
 
@@ -84,7 +90,7 @@ def test_whole_numbers_reach_both_ends_each_as_often() -> None:
 def test_each_image_moves_by_itself_and_anew() -> None:
     x = images(1, 1, 8, 8).expand(64, 1, 8, 8)
     torch.manual_seed(0)
-    first, second = resized(x, 10), resized(x, 10)
+    first, second = random_resize_pad(x, 10), random_resize_pad(x, 10)
     assert len({tuple(image.flatten().tolist()) for image in first}) >= 10
     assert not torch.equal(first, second)
 
@@ -93,7 +99,9 @@ def test_each_image_moves_by_itself_and_anew() -> None:
 def test_a_crop_of_the_whole_is_the_image() -> None:
     x = images(4, 1, 8, 8)
     none = torch.zeros(4, dtype=torch.int64)
-    assert torch.allclose(seen(x, cropped(none, 8, 8), cropped(none, 8, 8)), x, atol=1e-7)
+    assert torch.allclose(
+        resample(x, crop_matrix(none, 8, 8), crop_matrix(none, 8, 8)), x, atol=1e-7
+    )
 
 
 @pytest.mark.row("F13")
@@ -101,11 +109,15 @@ def test_a_crop_of_the_whole_is_the_image() -> None:
 def test_the_middle_knows_nothing_of_the_border(size: int) -> None:
     x = images(4, 1, size, size)
     border = torch.ones(size, size, dtype=torch.bool)
-    spare = size - side(size)
-    border[spare // 2 : spare // 2 + side(size), spare // 2 : spare // 2 + side(size)] = False
-    assert torch.equal(middle(x), middle(torch.where(border, 1 - x, x)))
-    assert not torch.equal(middle(x), middle(torch.where(border, x, 1 - x)))
-    assert torch.equal(middle(x), cut(x, *(torch.tensor([spare // 2]) for _ in range(2))))
+    spare = size - crop_side(size)
+    border[spare // 2 : spare // 2 + crop_side(size), spare // 2 : spare // 2 + crop_side(size)] = (
+        False
+    )
+    assert torch.equal(center_crop(x), center_crop(torch.where(border, 1 - x, x)))
+    assert not torch.equal(center_crop(x), center_crop(torch.where(border, x, 1 - x)))
+    assert torch.equal(
+        center_crop(x), crop_and_resize(x, *(torch.tensor([spare // 2]) for _ in range(2)))
+    )
 
 
 class Brightness(nn.Module):
@@ -119,11 +131,11 @@ class Brightness(nn.Module):
 @pytest.mark.row("F03")
 def test_an_ensemble_answers_the_mean_probability_of_its_looks() -> None:
     x = images(16, 1, 8, 8)
-    model = CropEnsemble(Brightness(), looks=3)
+    model = CropEnsemble(Brightness(), count=3)
     torch.manual_seed(0)
     answer = model(x)
     torch.manual_seed(0)
-    looks = [Brightness()(somewhere(x)).softmax(1) for _ in range(3)]
+    looks = [Brightness()(random_crop(x)).softmax(1) for _ in range(3)]
     assert torch.allclose(answer.softmax(1), torch.stack(looks).mean(0), atol=1e-6)
 
 
@@ -145,7 +157,11 @@ def test_the_slope_is_the_transposed_matrices() -> None:
     x, weight = images(5, 1, 8, 8), torch.randn(5, 1, 10, 10)
     rows, columns = torch.randn(5, 10, 8), torch.randn(5, 10, 8)
     leaf = x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad((seen(leaf, rows, columns) * weight).sum(), leaf)
-    assert torch.allclose(slope, seen(weight, rows.mT, columns.mT), atol=1e-5)
-    found = ModelAccess(Filtered(network(), middle)).gradient(x, lambda z: z[:, 0]).gradient
+    (slope,) = torch.autograd.grad((resample(leaf, rows, columns) * weight).sum(), leaf)
+    assert torch.allclose(slope, resample(weight, rows.mT, columns.mT), atol=1e-5)
+    found = (
+        ModelAccess(PreprocessedModel(network(), center_crop))
+        .gradient(x, lambda z: z[:, 0])
+        .gradient
+    )
     assert found.flatten(1).any(1).all()

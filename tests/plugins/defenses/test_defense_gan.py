@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from bench.plugin import TrainingBatch
 from plugins.defenses.defense_gan import (
     LATENT,
-    Affine,
+    AffineGenerator,
     Autoencoder,
     Projection,
-    error,
-    learned,
-    principal,
+    autoencoder_loss,
+    fit_principal_components,
+    squared_error,
 )
 from tests.fixtures.known_models import digits, gaussian
 
 pytestmark = pytest.mark.row("F07")
 
 
-def fitted() -> tuple[Affine, Tensor]:
+def fitted() -> tuple[AffineGenerator, Tensor]:
     x, y = digits(200)
-    generator = Affine(64, LATENT)
-    principal(TrainingBatch(generator, x, y, x))
+    generator = AffineGenerator(64, LATENT)
+    fit_principal_components(TrainingBatch(generator, x, y, x))
     return generator, x
 
 
@@ -33,10 +33,10 @@ def test_principal_components_are_orthonormal_and_explain_the_most() -> None:
     generator, x = fitted()
     basis = generator.basis
     assert torch.allclose(basis.T @ basis, torch.eye(LATENT), atol=1e-5)
-    other = Affine(64, LATENT)
+    other = AffineGenerator(64, LATENT)
     other.mean.copy_(generator.mean)
     other.basis.copy_(torch.linalg.qr(gaussian(64, LATENT)).Q)
-    lost, more = (error(g(x).flatten(1), x.flatten(1)).sum() for g in (generator, other))
+    lost, more = (squared_error(g(x).flatten(1), x.flatten(1)).sum() for g in (generator, other))
     centred = (x.flatten(1) - generator.mean).double()
     least = centred.square().sum() - torch.linalg.svdvals(centred)[:LATENT].square().sum()
     assert float(lost) == pytest.approx(float(least), rel=1e-4)
@@ -99,7 +99,7 @@ def test_the_error_falls_with_steps_and_with_restarts() -> None:
     def lost(steps: int, restarts: int) -> float:
         torch.manual_seed(0)
         made = searching(crooked(), steps, restarts)(x)
-        return float(error(made.flatten(1), x.flatten(1)).mean())
+        return float(squared_error(made.flatten(1), x.flatten(1)).mean())
 
     by_steps = [lost(steps, 1) for steps in (0, 5, 20, 80)]
     by_restarts = [lost(0, restarts) for restarts in (1, 4, 16)]
@@ -114,8 +114,8 @@ def test_each_image_keeps_its_own_best_search() -> None:
     made = model(x).flatten(1)
     torch.manual_seed(0)
     tries = torch.stack([model.search(x.flatten(1)).detach() for _ in range(4)])
-    least = error(tries, x.flatten(1)).amin(0)
-    assert torch.equal(error(made, x.flatten(1)), least)
+    least = squared_error(tries, x.flatten(1)).amin(0)
+    assert torch.equal(squared_error(made, x.flatten(1)), least)
 
 
 def test_the_unrolled_search_answers_alike_and_has_the_slope_of_its_answers() -> None:
@@ -153,7 +153,7 @@ def test_the_loss_is_that_of_classifier_and_autoencoder() -> None:
         torch.manual_seed(1)
         z = middle + torch.randn_like(middle) * log_variance.div(2).exp()
         torch.manual_seed(1)
-        found = learned(TrainingBatch(model, x, y, x))
+        found = autoencoder_loss(TrainingBatch(model, x, y, x))
     q = torch.distributions.Normal(middle, log_variance.div(2).exp())
     prior = torch.distributions.Normal(torch.zeros_like(middle), torch.ones_like(middle))
     apart = torch.distributions.kl_divergence(q, prior).sum(1)

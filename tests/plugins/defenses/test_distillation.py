@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch, cross_entropy
-from plugins.defenses.distillation import distilled, soft, tempered
+from plugins.defenses.distillation import soft_labels, student_loss, teacher_loss
 from tests.fixtures.protocol_dg import Bed, bed, fgsm, pgd, recipe
 
 __all__ = ["bed"]
@@ -29,10 +29,10 @@ def lesson(seed: int = 0) -> TrainingBatch:
 @pytest.mark.parametrize("temperature", [1.0, 20.0, 100.0])
 def test_soft_labels_are_probabilities_that_heat_levels(temperature: float) -> None:
     logits = 30 * torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
-    told = soft(logits, temperature)
+    told = soft_labels(logits, temperature)
     assert torch.allclose(told.sum(1), torch.ones(64))
     assert (told.argmax(1) == logits.argmax(1)).all()
-    hotter = soft(logits, 2 * temperature)
+    hotter = soft_labels(logits, 2 * temperature)
     assert (hotter.amax(1) <= told.amax(1) + 1e-6).all()
 
 
@@ -41,9 +41,9 @@ def test_at_temperature_one_a_certain_teacher_is_plain_training() -> None:
     one = lesson()
     certain = nn.Module()
     certain.forward = lambda x: 1e4 * torch.nn.functional.one_hot(one.y, 3).float()
-    found = distilled(one._replace(teacher=certain), temperature=1.0)
+    found = student_loss(one._replace(teacher=certain), temperature=1.0)
     assert torch.allclose(found, cross_entropy(one.model(one.x), one.y), atol=1e-6)
-    assert torch.allclose(tempered(one, 1.0), found, atol=1e-6)
+    assert torch.allclose(teacher_loss(one, 1.0), found, atol=1e-6)
 
 
 @ROW
@@ -52,11 +52,11 @@ def test_the_loss_is_the_cross_entropy_of_soft_answers_at_the_temperature() -> N
     assert one.teacher is not None
     q = (one.teacher(one.x) / 7).softmax(1)
     p = (one.model(one.x) / 7).softmax(1)
-    assert torch.allclose(distilled(one, 7.0), -(q * p.log()).sum(1), atol=1e-6)
-    alike = distilled(one._replace(model=one.teacher), 7.0)
+    assert torch.allclose(student_loss(one, 7.0), -(q * p.log()).sum(1), atol=1e-6)
+    alike = student_loss(one._replace(model=one.teacher), 7.0)
     entropy = -(q * q.log()).sum(1)
     assert torch.allclose(alike, entropy, atol=1e-6), "a perfect pupil keeps the teacher's entropy"
-    assert (distilled(one, 7.0) >= entropy - 1e-6).all()
+    assert (student_loss(one, 7.0) >= entropy - 1e-6).all()
 
 
 @ROW
@@ -87,8 +87,8 @@ class Cooled(nn.Module):
 @pytest.mark.slow
 def test_distillation_holds_against_plain_pgd_and_falls_to_rescaled_logits(bed: Bed) -> None:
     """Protocol DG, T = 40. Listed there: clean .956, PGD on CE .822, on logits / T .040."""
-    bed.taught("teacher", recipe(partial(tempered, temperature=40.0)))
-    pupil = bed.taught("pupil", recipe(partial(distilled, temperature=40.0), teacher="teacher"))
+    bed.taught("teacher", recipe(partial(teacher_loss, temperature=40.0)))
+    pupil = bed.taught("pupil", recipe(partial(student_loss, temperature=40.0), teacher="teacher"))
     assert bed.clean(pupil) > 0.93
     x = bed.x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(cross_entropy(pupil(x), bed.y).sum(), x)

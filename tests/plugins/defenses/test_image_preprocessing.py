@@ -21,14 +21,14 @@ from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.attacks.pgd import PGD
 from plugins.defenses._losses import clean_loss
-from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._preprocessing import PreprocessedModel
 from plugins.defenses._residual_blocks import preact_resnet18
 from plugins.defenses.cifar10_training import trained
-from plugins.defenses.crops import middle, somewhere
-from plugins.defenses.jpeg import compressed
-from plugins.defenses.resize_pad import resized
-from plugins.defenses.shield import blockwise
-from plugins.defenses.total_variation import KEPT, ROUNDS, WEIGHT, smoothed
+from plugins.defenses.crops import center_crop, random_crop
+from plugins.defenses.jpeg import jpeg_compress
+from plugins.defenses.resize_pad import random_resize_pad
+from plugins.defenses.shield import random_block_quality
+from plugins.defenses.total_variation import ITERATIONS, KEPT, WEIGHT, denoise
 from tests.fixtures.images import first_of, held_out
 from tests.fixtures.known_models import run_and_judge
 
@@ -102,26 +102,26 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 
 def jpeg(images: Tensor) -> Tensor:
-    return compressed(images, 75)
+    return jpeg_compress(images, 75)
 
 
 def smooth(images: Tensor) -> Tensor:
-    return smoothed(images, WEIGHT, KEPT, ROUNDS)
+    return denoise(images, WEIGHT, KEPT, ITERATIONS)
 
 
 def moved(images: Tensor) -> Tensor:
     """In a frame of two more pixels, cut back to what the network takes."""
-    return resized(images, 30)[:, :, 1:29, 1:29]
+    return random_resize_pad(images, 30)[:, :, 1:29, 1:29]
 
 
 @pytest.mark.parametrize(
     ("change", "lost"),
     [
         pytest.param(jpeg, 0.05, marks=pytest.mark.row("F01")),
-        pytest.param(blockwise, 0.05, marks=pytest.mark.row("F02")),
-        pytest.param(somewhere, 0.5, marks=pytest.mark.row("F03")),
+        pytest.param(random_block_quality, 0.05, marks=pytest.mark.row("F02")),
+        pytest.param(random_crop, 0.5, marks=pytest.mark.row("F03")),
         pytest.param(smooth, 0.25, marks=pytest.mark.row("F05")),
-        pytest.param(middle, 0.4, marks=pytest.mark.row("F13")),
+        pytest.param(center_crop, 0.4, marks=pytest.mark.row("F13")),
         pytest.param(moved, 0.35, marks=pytest.mark.row("D31")),
     ],
 )
@@ -138,8 +138,8 @@ def test_a_change_keeps_the_shape_and_most_of_what_is_seen(
 @pytest.mark.row("F13")
 def test_the_unaware_attack_leaves_more_of_a_crop_than_the_aware_one(fashion: Images) -> None:
     unaware = fashion.crafted(fashion.network)
-    aware = fashion.crafted(Filtered(fashion.network, middle))
-    assert fashion.right(middle, unaware) > fashion.right(middle, aware) + 0.1
+    aware = fashion.crafted(PreprocessedModel(fashion.network, center_crop))
+    assert fashion.right(center_crop, unaware) > fashion.right(center_crop, aware) + 0.1
 
 
 @pytest.mark.row("F01")
@@ -151,7 +151,7 @@ def test_jpeg_undoes_what_was_made_without_it_and_half_as_much_of_what_was_made_
         small = Linf(Fraction(radius, 255))
         unaware = colour.crafted(colour.network, small)
         plain, helped = (colour.right(look, unaware) for look in (lambda images: images, jpeg))
-        aware = Filtered(colour.network, straight_through(jpeg))
+        aware = PreprocessedModel(colour.network, straight_through(jpeg))
         attack = PGD(steps=40, rate=0.25, restarts=3)
         broken = run_and_judge(attack, aware, colour.x, colour.y, small).broken
         held = float((~broken).double().mean())
@@ -165,8 +165,8 @@ def test_a_crop_undoes_what_was_made_without_it_and_nothing_of_what_was_made_wit
     colour: Images,
 ) -> None:
     small = Linf(Fraction(2, 255))
-    helped = colour.right(middle, colour.crafted(colour.network, small))
-    aware = Filtered(colour.network, middle)
+    helped = colour.right(center_crop, colour.crafted(colour.network, small))
+    aware = PreprocessedModel(colour.network, center_crop)
     broken = run_and_judge(PGD(steps=40, rate=0.25), aware, colour.x, colour.y, small).broken
     assert helped > 0.2
     assert float((~broken).double().mean()) < 0.1
@@ -175,6 +175,6 @@ def test_a_crop_undoes_what_was_made_without_it_and_nothing_of_what_was_made_wit
 @pytest.mark.row("F01")
 def test_jpeg_gains_little_against_a_large_change_whoever_makes_it(fashion: Images) -> None:
     unaware = fashion.crafted(fashion.network)
-    aware = fashion.crafted(Filtered(fashion.network, straight_through(jpeg)))
+    aware = fashion.crafted(PreprocessedModel(fashion.network, straight_through(jpeg)))
     for images in (unaware, aware):
         assert fashion.right(jpeg, images) < fashion.right(jpeg, fashion.x) - 0.3

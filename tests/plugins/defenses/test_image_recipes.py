@@ -24,7 +24,7 @@ from bench.training.state import EpochReport
 from plugins.attacks.fast_gradient import bench_attacks as fast_gradients
 from plugins.attacks.pgd import PGD
 from plugins.defenses import augmentation, cifar10_training, residual_networks
-from plugins.defenses._augmentations import mirrored, moved, speckled
+from plugins.defenses._augmentations import add_gaussian_noise, random_flip, random_shift
 from plugins.defenses._residual_blocks import preact_resnet18
 from tests.fixtures.images import first_of
 from tests.fixtures.known_models import binary, gaussian, interior
@@ -60,18 +60,18 @@ def pictures(rows: int, shape: tuple[int, int, int] = (3, 9, 7)) -> Tensor:
 @pytest.mark.row("D04")
 def test_a_mirrored_image_is_the_image_or_its_mirror_image_each_for_about_half() -> None:
     x = pictures(2000)
-    found = mirrored(x)
+    found = random_flip(x)
     turned = (found == x.flip(3)).flatten(1).all(1)
     assert (turned | (found == x).flatten(1).all(1)).all()
     assert 0.45 < turned.double().mean() < 0.55
-    assert not torch.equal(mirrored(x), found), "every call draws anew"
+    assert not torch.equal(random_flip(x), found), "every call draws anew"
 
 
 @pytest.mark.row("D04")
 @pytest.mark.parametrize("reach", [1, 2])
 def test_a_moved_image_is_a_crop_of_the_padded_one_and_every_crop_occurs(reach: int) -> None:
     x = pictures(1500)
-    found = moved(x, reach)
+    found = random_shift(x, reach)
     padded = torch.nn.functional.pad(x, (reach,) * 4)
     hits = {}
     for down in range(2 * reach + 1):
@@ -86,20 +86,20 @@ def test_a_moved_image_is_a_crop_of_the_padded_one_and_every_crop_occurs(reach: 
 @pytest.mark.row("D04")
 def test_noise_has_its_deviation_and_stays_in_the_box() -> None:
     grey = torch.full((200, 1, 8, 8), 0.5)
-    assert float(speckled(grey, 0.1).std()) == pytest.approx(0.1, rel=0.03)
-    edge = speckled(torch.cat([0 * grey, 0 * grey + 1]), 0.1)
+    assert float(add_gaussian_noise(grey, 0.1).std()) == pytest.approx(0.1, rel=0.03)
+    edge = add_gaussian_noise(torch.cat([0 * grey, 0 * grey + 1]), 0.1)
     assert edge.min() == 0 and edge.max() == 1
-    assert torch.equal(speckled(grey, 0.0), grey)
+    assert torch.equal(add_gaussian_noise(grey, 0.0), grey)
 
 
 @pytest.mark.row("D04")
 @pytest.mark.parametrize(
     ("vary", "shape"),
     [
-        (augmentation.varied, (1, 8, 8)),
-        (cifar10_training.varied, (3, 32, 32)),
-        (residual_networks.varied, (3, 32, 32)),
-        (residual_networks.varied, (1, 28, 28)),
+        (augmentation.augment, (1, 8, 8)),
+        (cifar10_training.augment, (3, 32, 32)),
+        (residual_networks.augment, (3, 32, 32)),
+        (residual_networks.augment, (1, 28, 28)),
     ],
 )
 def test_what_varies_an_image_keeps_shape_and_box_and_is_its_own_draw(
@@ -115,10 +115,10 @@ def test_what_varies_an_image_keeps_shape_and_box_and_is_its_own_draw(
 @pytest.mark.row("D04")
 def test_no_digit_and_no_sign_is_mirrored() -> None:
     ramp = torch.linspace(0.2, 0.8, 28).expand(200, 1, 28, 28)
-    middle = residual_networks.varied(ramp)[..., 12:16, 8:20]
+    middle = residual_networks.augment(ramp)[..., 12:16, 8:20]
     assert (middle.diff(dim=3) > 0).all()
     ramp = torch.linspace(0, 1, 8).expand(200, 1, 8, 8)
-    middle = augmentation.varied(ramp)[..., 1:-1, 1:-1].mean((0, 1, 2))
+    middle = augmentation.augment(ramp)[..., 1:-1, 1:-1].mean((0, 1, 2))
     assert (middle.diff() > 0).all()
 
 

@@ -17,9 +17,9 @@ from bench.training.recipes import resolve_inner_attack
 from bench.training.state import EpochReport
 from plugins.attacks.pgd import PGD
 from plugins.defenses import cascade_training, fast_training, logit_pairing
-from plugins.defenses.cascade_training import embedded
-from plugins.defenses.fgsm_training import mixed
-from plugins.defenses.mma_training import BorderPGD, State
+from plugins.defenses.cascade_training import cascade_loss
+from plugins.defenses.fgsm_training import mixture_loss
+from plugins.defenses.mma_training import BoundaryPGD, State
 from tests.fixtures.known_models import binary, digits, interior, rows_of, states
 from tests.fixtures.training_family import (
     BALL,
@@ -51,7 +51,7 @@ def line(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 def test_the_distance_found_is_the_margin_where_the_border_is_a_plane() -> None:
     model, x, y, margin = line(64)
     ball = Linf(Fraction(1, 10))
-    attack = BorderPGD(climb=20, rate=0.25, search=14)
+    attack = BoundaryPGD(climb=20, rate=0.25, search=14)
     assert (margin < ball.radius).all()
     *_, last = states(attack, rows_of(attack, model, x, y, ball))
     found = ball.distance(last.adv, x).double()
@@ -59,7 +59,7 @@ def test_the_distance_found_is_the_margin_where_the_border_is_a_plane() -> None:
     assert torch.allclose(found, margin, atol=2 * ball.radius * 2.0**-13)
 
 
-def bracket(attack: BorderPGD, ball: Linf) -> tuple[nn.Module, Tensor, Tensor, list[State]]:
+def bracket(attack: BoundaryPGD, ball: Linf) -> tuple[nn.Module, Tensor, Tensor, list[State]]:
     x, y = digits(64)
     model = reader()
     return model, x, y, list(states(attack, rows_of(attack, model, x, y, ball)))
@@ -67,7 +67,7 @@ def bracket(attack: BorderPGD, ball: Linf) -> tuple[nn.Module, Tensor, Tensor, l
 
 @pytest.mark.row("D14")
 def test_the_bracket_is_valid_at_every_question() -> None:
-    attack = BorderPGD(climb=10, rate=0.25, search=8)
+    attack = BoundaryPGD(climb=10, rate=0.25, search=8)
     model, x, y, trace = bracket(attack, Linf(Fraction(2, 5)))
 
     def wrong(share: Tensor, end: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ def test_the_bracket_is_valid_at_every_question() -> None:
     for state in trace[11:]:
         crossed = state.low < 1
         assert crossed.sum() > 32
-        assert wrong(state.high, state.end)[crossed].all()
+        assert wrong(state.high, state.endpoint)[crossed].all()
         right = model(x).argmax(1) == y
-        assert not wrong(state.low, state.end)[right & crossed].any()
-        assert torch.equal(state.adv, (x + state.high[:, None, None, None] * (state.end - x)))
+        assert not wrong(state.low, state.endpoint)[right & crossed].any()
+        assert torch.equal(state.adv, (x + state.high[:, None, None, None] * (state.endpoint - x)))
         widths.append((state.high - state.low)[crossed])
     assert [float(w.max()) for w in widths] == [2.0**-k for k in range(8)]
     assert [float(w.min()) for w in widths] == [2.0**-k for k in range(8)]
@@ -91,14 +91,14 @@ def test_the_bracket_is_valid_at_every_question() -> None:
 
 @pytest.mark.row("D14")
 def test_where_no_border_is_in_the_ball_the_search_stays_at_its_end() -> None:
-    attack = BorderPGD(climb=5, rate=0.5, search=4)
+    attack = BoundaryPGD(climb=5, rate=0.5, search=4)
     ball = Linf(Fraction(1, 1000))
     model, x, y, trace = bracket(attack, ball)
     last = trace[-1]
-    held = model(last.end).argmax(1) == y
+    held = model(last.endpoint).argmax(1) == y
     assert held.sum() > 32
     assert (last.high[held] == 1).all() and (last.low[held] == 1).all()
-    assert torch.equal(last.adv[held], last.end[held])
+    assert torch.equal(last.adv[held], last.endpoint[held])
     assert ball.contains(last.adv, x).all()
 
 
@@ -132,14 +132,14 @@ def test_members_of_the_family_meet_to_the_last_weight(tmp_path: Path) -> None:
     zero = steps_of(fast_training.STEP, random_start=False, rate=1.0)
     plain, alp, first = map(recipe_of, ("undefended", "alp", "cascade-first"))
     quick = short(recipe_of("fast-training"), inner=zero, schedule="cosine", rate=2e-3)
-    unpaired = partial(logit_pairing.adversarial, strength=0.0, form="logits")
+    unpaired = partial(logit_pairing.adversarial_pairing, strength=0.0, form="logits")
     pairs = {
         "fast is fgsm": (quick, short(fgsm)),
-        "mixture is plain": (short(mixture, loss=partial(mixed, alpha=1.0)), short(plain)),
-        "mixture is fgsm": (short(mixture, loss=partial(mixed, alpha=0.0)), short(fgsm)),
+        "mixture is plain": (short(mixture, loss=partial(mixture_loss, alpha=1.0)), short(plain)),
+        "mixture is fgsm": (short(mixture, loss=partial(mixture_loss, alpha=0.0)), short(fgsm)),
         "alp is pgd": (short(alp, loss=unpaired), short(pgd)),
         "cascade is mixture": (
-            short(first, loss=partial(embedded, alpha=0.5, pivot=0.0)), short(mixture),
+            short(first, loss=partial(cascade_loss, alpha=0.5, pivot=0.0)), short(mixture),
         ),
     }  # fmt: skip
     for name, (one, other) in pairs.items():

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.plugin import Linf, TrainingBatch, cross_entropy
-from plugins.defenses.input_gradient_penalty import double_backprop, flat, loss_and_slope
+from plugins.defenses.input_gradient_penalty import (
+    l1_penalty_loss,
+    l2_penalty_loss,
+    loss_and_gradient,
+)
 from tests.fixtures.protocol_dg import EPS, Bed, bed, pgd, recipe
 
 __all__ = ["bed"]
@@ -90,7 +94,7 @@ def test_adversarial_training_of_a_linear_model_leaves_fewer_pixels(bed: Bed) ->
 
 
 @pytest.mark.row("D21", "D22")
-@pytest.mark.parametrize("loss", [flat, double_backprop])
+@pytest.mark.parametrize("loss", [l1_penalty_loss, l2_penalty_loss])
 def test_without_strength_it_is_plain_training(loss: object) -> None:
     one = lesson()
     found = loss(one, strength=0.0)  # type: ignore[operator]
@@ -119,19 +123,19 @@ def test_for_a_linear_loss_the_penalty_is_adversarial_training_exactly() -> None
 @pytest.mark.row("D21")
 def test_the_penalty_is_the_one_norm_of_each_images_own_slope() -> None:
     one = lesson()
-    _, slope = loss_and_slope(one)
+    _, slope = loss_and_gradient(one)
     for i in range(len(one.x)):
         leaf = one.x[i : i + 1].clone().requires_grad_()
         (own,) = torch.autograd.grad(cross_entropy(one.model(leaf), one.y[i : i + 1]).sum(), leaf)
         assert torch.allclose(slope[i], own.flatten(), atol=1e-12)
-    added = flat(one, 0.5) - flat(one, 0.0)
+    added = l1_penalty_loss(one, 0.5) - l1_penalty_loss(one, 0.0)
     assert torch.allclose(added, 0.5 * slope.abs().sum(1), atol=1e-12)
-    squared = double_backprop(one, 0.5) - double_backprop(one, 0.0)
+    squared = l2_penalty_loss(one, 0.5) - l2_penalty_loss(one, 0.0)
     assert torch.allclose(squared, 0.25 * slope.square().sum(1), atol=1e-12)
 
 
 @pytest.mark.row("D22")
-@pytest.mark.parametrize("loss", [flat, double_backprop])
+@pytest.mark.parametrize("loss", [l1_penalty_loss, l2_penalty_loss])
 def test_the_second_order_gradient_agrees_with_finite_differences(loss: object) -> None:
     one = lesson(5)
     weight = one.model.get_parameter("1.weight")
@@ -159,8 +163,8 @@ def test_the_second_order_gradient_agrees_with_finite_differences(loss: object) 
 def test_a_flat_loss_holds_better_and_loses_little(bed: Bed) -> None:
     """Protocol DG lists .976 clean and .262 against .048 for L1 at .15."""
     standard = bed.taught("standard", recipe())
-    sparse = bed.taught("flat", recipe(partial(flat, strength=0.15)))
-    double = bed.taught("double", recipe(partial(double_backprop, strength=1.0)))
+    sparse = bed.taught("flat", recipe(partial(l1_penalty_loss, strength=0.15)))
+    double = bed.taught("double", recipe(partial(l2_penalty_loss, strength=1.0)))
     bare = bed.robust(standard, pgd(10))
     assert bed.robust(sparse, pgd(10)) > bare + 0.12
     assert bed.robust(double, pgd(10)) > bare + 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch, straight_through
 from plugins.defenses._losses import clean_loss
-from plugins.defenses._preprocessing import Filtered
-from plugins.defenses.jpeg import BLOCK, compressed
+from plugins.defenses._preprocessing import PreprocessedModel
+from plugins.defenses.jpeg import BLOCK, jpeg_compress
 from plugins.defenses.shield import (
     QUALITIES,
-    Mean,
-    Vote,
-    blockwise,
-    vaccinated,
-    voting,
+    MajorityVote,
+    MeanProbability,
+    random_block_quality,
+    vaccination_loss,
+    voting_networks,
 )
 from tests.fixtures.known_models import digits, linear
 
@@ -39,7 +40,7 @@ def images(*shape: int) -> Tensor:
 @pytest.mark.parametrize("quality", [20, 75, 100])
 def test_jpeg_gives_256_shades_of_the_same_shape(shape: tuple[int, ...], quality: int) -> None:
     x = images(4, *shape)
-    y = compressed(x, quality)
+    y = jpeg_compress(x, quality)
     assert y.shape == x.shape and y.dtype == x.dtype
     assert torch.equal((y * 255).round() / 255, y)
     assert y.min() >= 0 and y.max() <= 1
@@ -49,7 +50,7 @@ def test_jpeg_gives_256_shades_of_the_same_shape(shape: tuple[int, ...], quality
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_image_on_a_sheet_is_that_image_in_a_file_of_its_own(shape: tuple[int, ...]) -> None:
     x = images(5, *shape)
-    together = compressed(x, 40)
+    together = jpeg_compress(x, 40)
     for image, found in zip(x, together, strict=True):
         shades = (image * 255).round().byte().movedim(0, 2).squeeze(2).numpy()
         file = BytesIO()
@@ -62,7 +63,7 @@ def test_an_image_on_a_sheet_is_that_image_in_a_file_of_its_own(shape: tuple[int
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28)])
 def test_the_higher_the_quality_the_smaller_the_change(shape: tuple[int, ...]) -> None:
     x = images(16, *shape)
-    changes = [float((compressed(x, quality) - x).abs().mean()) for quality in (10, 40, 75, 100)]
+    changes = [float((jpeg_compress(x, quality) - x).abs().mean()) for quality in (10, 40, 75, 100)]
     assert changes == sorted(changes, reverse=True)
     assert changes[0] > 0.05
     assert changes[3] < 0.5 / 255 + 2e-3
@@ -70,24 +71,24 @@ def test_the_higher_the_quality_the_smaller_the_change(shape: tuple[int, ...]) -
 
 @pytest.mark.row("F01")
 def test_jpeg_is_nearly_idempotent_where_nothing_is_clipped() -> None:
-    once = compressed(0.25 + 0.5 * images(64, 1, 16, 16), 75)
-    twice = compressed(once, 75)
+    once = jpeg_compress(0.25 + 0.5 * images(64, 1, 16, 16), 75)
+    twice = jpeg_compress(once, 75)
     assert float((twice != once).double().mean()) < 0.02
-    assert not torch.equal(compressed(once, 60), once)
+    assert not torch.equal(jpeg_compress(once, 60), once)
 
 
 @pytest.mark.row("F01")
 def test_an_even_image_stays_what_it_is() -> None:
     grey = torch.full((1, 1, 16, 16), 128 / 255)
-    assert torch.equal(compressed(grey, 20), grey)
+    assert torch.equal(jpeg_compress(grey, 20), grey)
 
 
 @pytest.mark.row("F01")
 def test_jpeg_has_no_slope_and_its_stand_in_that_of_the_identity() -> None:
     x = images(4, 1, 8, 8).requires_grad_()
-    assert not compressed(x, 75).requires_grad
-    near = straight_through(lambda z: compressed(z, 75))(x)
-    assert torch.equal(near, compressed(x, 75))
+    assert not jpeg_compress(x, 75).requires_grad
+    near = straight_through(lambda z: jpeg_compress(z, 75))(x)
+    assert torch.equal(near, jpeg_compress(x, 75))
     (slope,) = torch.autograd.grad(near.sum(), x)
     assert torch.equal(slope, torch.ones_like(x))
 
@@ -96,7 +97,7 @@ def test_jpeg_has_no_slope_and_its_stand_in_that_of_the_identity() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_blocks_of_one_quality_are_jpeg(shape: tuple[int, ...]) -> None:
     x = images(4, *shape)
-    assert torch.equal(blockwise(x, (40,)), compressed(x, 40))
+    assert torch.equal(random_block_quality(x, (40,)), jpeg_compress(x, 40))
 
 
 def blocks(x: Tensor) -> Tensor:
@@ -108,8 +109,8 @@ def blocks(x: Tensor) -> Tensor:
 def test_every_block_has_one_of_the_qualities_whole_and_each_as_often() -> None:
     x = images(64, 1, 24, 16)
     torch.manual_seed(0)
-    found = blocks(blockwise(x))
-    each = torch.stack([(found == blocks(compressed(x, q))).all(-1).all(-1) for q in QUALITIES])
+    found = blocks(random_block_quality(x))
+    each = torch.stack([(found == blocks(jpeg_compress(x, q))).all(-1).all(-1) for q in QUALITIES])
     assert (each.sum(0) == 1).all()
     share = each.double().mean(dim=(1, 2, 3, 4))
     assert (share - 0.25).abs().max() < 4 * (0.25 * 0.75 / 384) ** 0.5
@@ -119,10 +120,10 @@ def test_every_block_has_one_of_the_qualities_whole_and_each_as_often() -> None:
 def test_qualities_are_drawn_anew_and_by_torch_s_generator() -> None:
     x = images(8, 1, 24, 16)
     torch.manual_seed(0)
-    first, second = blockwise(x), blockwise(x)
+    first, second = random_block_quality(x), random_block_quality(x)
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    assert torch.equal(blockwise(x), first)
+    assert torch.equal(random_block_quality(x), first)
 
 
 class Says(nn.Module):
@@ -138,7 +139,7 @@ class Says(nn.Module):
 
 @pytest.mark.row("F02")
 def test_the_majority_decides() -> None:
-    vote = Vote(nn.ModuleList(Says(label) for label in (1, 2, 3, 2)))
+    vote = MajorityVote(nn.ModuleList(Says(label) for label in (1, 2, 3, 2)))
     answer = vote(torch.zeros(3, 1, 8, 8))
     assert torch.allclose(answer.exp()[0], torch.tensor([0.5, 1.5, 2.5, 1.5]))
 
@@ -148,9 +149,9 @@ def test_voters_of_one_mind_answer_as_each_of_them_and_their_mean_has_a_slope() 
     x, _ = digits(32)
     one = linear(torch.eye(64)[:10])
     voters = nn.ModuleList([one, one])
-    assert torch.equal(Vote(voters)(x).argmax(1), one(x).argmax(1))
+    assert torch.equal(MajorityVote(voters)(x).argmax(1), one(x).argmax(1))
     expected = one(x).log_softmax(1) + torch.tensor(2.0).log()
-    assert torch.allclose(Mean(voters)(x), expected, atol=1e-5)
+    assert torch.allclose(MeanProbability(voters)(x), expected, atol=1e-5)
 
 
 @pytest.mark.row("F02")
@@ -158,10 +159,16 @@ def test_each_voter_is_vaccinated_with_a_quality_of_its_own() -> None:
     x, y = digits(32)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = voting((1, 8, 8), 10)
+        model = voting_networks((1, 8, 8), 10)
     alone = [
-        clean_loss(TrainingBatch(Filtered(voter, lambda z, q=quality: compressed(z, q)), x, y, x))  # type: ignore[misc]
+        clean_loss(
+            TrainingBatch(
+                PreprocessedModel(voter, partial(jpeg_compress, quality=quality)), x, y, x
+            )
+        )
         for voter, quality in zip(model.voters, QUALITIES, strict=True)
     ]
-    assert torch.allclose(vaccinated(TrainingBatch(model, x, y, x)), torch.stack(alone).sum(0))
+    assert torch.allclose(
+        vaccination_loss(TrainingBatch(model, x, y, x)), torch.stack(alone).sum(0)
+    )
     assert len({float(loss.detach().sum()) for loss in alone}) == len(QUALITIES)

@@ -18,9 +18,9 @@ from bench.plugin import Linf, TrainingBatch
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.certifiers.linear_exact import LinearExact
-from plugins.defenses.naive_bayes import counted
+from plugins.defenses.naive_bayes import fit_counts
 from plugins.defenses.softmax_regression import regression
-from plugins.defenses.support_vector import STRENGTH, hinge
+from plugins.defenses.support_vector import STRENGTH, hinge_loss
 from tests.fixtures.images import accuracy, attacked, held_out
 from tests.fixtures.small_defenses import DIGITS
 
@@ -76,9 +76,9 @@ def test_the_hinge_is_zero_beyond_the_margin_and_grows_by_the_shortfall() -> Non
     x = torch.tensor([[3.0, 0.0], [1.0, 0.5], [0.0, 2.0]]).view(3, 1, 1, 2)
     for i, expected in enumerate((0.0, 0.5, 3.0)):
         lesson = TrainingBatch(module, x[i : i + 1], torch.zeros(1).long(), x[i : i + 1])
-        assert float(hinge(lesson, 0.0).detach()) == pytest.approx(expected)
+        assert float(hinge_loss(lesson, 0.0).detach()) == pytest.approx(expected)
     lesson = TrainingBatch(module, x[:1], torch.zeros(1).long(), x[:1])
-    assert float(hinge(lesson, 0.5).detach()) == pytest.approx(0.5 / 2 * 2)
+    assert float(hinge_loss(lesson, 0.5).detach()) == pytest.approx(0.5 / 2 * 2)
 
 
 @pytest.mark.row("M03")
@@ -97,8 +97,8 @@ def test_naive_bayes_has_the_probabilities_of_scikit_learn(tmp_path: Path) -> No
 def test_the_counts_do_not_depend_on_the_order_of_the_images() -> None:
     x, y = held_out(100)
     one, other = regression((1, 8, 8), 10), regression((1, 8, 8), 10)
-    counted(TrainingBatch(one, x, y, x))
-    counted(TrainingBatch(other, x.flip(0), y.flip(0), x))
+    fit_counts(TrainingBatch(one, x, y, x))
+    fit_counts(TrainingBatch(other, x.flip(0), y.flip(0), x))
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-6)
 

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch
-from plugins.certifiers._spectral_norm import of_convolution
+from plugins.certifiers._spectral_norm import convolution_norm
 from plugins.defenses._losses import adversarial_loss
-from plugins.defenses.lipschitz_training import GRID, bounds, lipschitz_bound, regularised
+from plugins.defenses.lipschitz_training import (
+    GRID,
+    layer_bounds,
+    lipschitz_bound,
+    regularized_loss,
+)
 from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
 
 __all__ = ["bed"]
@@ -53,7 +58,7 @@ def test_the_bound_covers_convolutions_of_many_channels(shape: tuple[int, ...], 
     k = kernel(*shape, seed=seed)
     bound = float(lipschitz_bound(k))
     image = torch.Size((shape[1], 12, 12))
-    assert float(of_convolution(k, (1, 1), 1, image)) <= bound
+    assert float(convolution_norm(k, (1, 1), 1, image)) <= bound
     x = torch.randn(30, *image, generator=torch.Generator().manual_seed(seed)).double()
     moved = nn.functional.conv2d(x, k, padding="same")
     stretch = moved.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
@@ -93,9 +98,9 @@ def test_the_regulariser_is_the_sum_of_the_logs() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     one = TrainingBatch(net, x, y, x)
-    assert len(bounds(net)) == 2
-    added = regularised(one, 0.25) - adversarial_loss(one)
-    expected = 0.25 * sum(math.log(float(bound.detach())) for bound in bounds(net))
+    assert len(layer_bounds(net)) == 2
+    added = regularized_loss(one, 0.25) - adversarial_loss(one)
+    expected = 0.25 * sum(math.log(float(bound.detach())) for bound in layer_bounds(net))
     assert torch.allclose(added, torch.full((4,), expected), atol=1e-5)
 
 
@@ -103,10 +108,10 @@ def test_the_regulariser_is_the_sum_of_the_logs() -> None:
 @pytest.mark.slow
 def test_the_product_of_the_bounds_falls_and_robustness_stays(bed: Bed) -> None:
     plain = bed.taught("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
-    smooth = bed.taught("lipreg", recipe(partial(regularised, strength=0.1), inner=pgd(7)))
+    smooth = bed.taught("lipreg", recipe(partial(regularized_loss, strength=0.1), inner=pgd(7)))
 
     def product(model: nn.Module) -> float:
-        return float(torch.stack(bounds(model)).log().sum())
+        return float(torch.stack(layer_bounds(model)).log().sum())
 
     assert product(smooth) < product(plain) - 0.5
     assert bed.robust(smooth, pgd(10)) > bed.robust(plain, pgd(10)) - 0.04

@@ -11,7 +11,7 @@ from bench.engine.model_access import ModelAccess
 from bench.plugin import L2, Access, Defense, Finding, cross_entropy
 from plugins.attacks.boundary import Boundary
 from plugins.defenses.argmax_only import ArgmaxOnly
-from plugins.defenses.gradient_masking import GRID, Masked, quantised, scaled
+from plugins.defenses.gradient_masking import GRID, MaskedLogits, quantize_logits, scale_logits
 from plugins.diagnostics.zero_gradients import ZeroGradients
 from tests.fixtures.known_models import digits, gaussian, linear, run_and_judge
 
@@ -23,7 +23,7 @@ def test_scaling_changes_no_answer_and_starves_the_cross_entropy() -> None:
     x, _ = digits(64)
     model = linear(SURE)
     y = model(x).argmax(1)
-    masked = Masked(model, scaled)
+    masked = MaskedLogits(model, scale_logits)
     assert torch.equal(masked(x).argmax(1), y)
     own, hidden = (
         ModelAccess(m).gradient(x, lambda logits: cross_entropy(logits, y)).gradient
@@ -36,22 +36,24 @@ def test_scaling_changes_no_answer_and_starves_the_cross_entropy() -> None:
 @pytest.mark.row("D32")
 def test_quantised_logits_are_the_nearest_step_without_any_slope() -> None:
     logits = gaussian(64, 10)
-    assert ((quantised(logits) - logits).abs() <= GRID / 2 + 1e-6).all()
-    assert torch.equal(quantised(logits) / GRID, (quantised(logits) / GRID).round())
+    assert ((quantize_logits(logits) - logits).abs() <= GRID / 2 + 1e-6).all()
+    assert torch.equal(quantize_logits(logits) / GRID, (quantize_logits(logits) / GRID).round())
     x, y = digits(32)
-    found = ModelAccess(Masked(linear(SURE), quantised)).gradient(x, lambda z: cross_entropy(z, y))
+    found = ModelAccess(MaskedLogits(linear(SURE), quantize_logits)).gradient(
+        x, lambda z: cross_entropy(z, y)
+    )
     assert (found.gradient == 0).all()
 
 
 @pytest.mark.row("D32")
-@pytest.mark.parametrize("mask", [scaled, quantised])
+@pytest.mark.parametrize("mask", [scale_logits, quantize_logits])
 def test_the_harness_flags_a_mask_and_not_what_it_hides(mask: object) -> None:
     x, _ = digits(32)
     model = linear(SURE)
     y = model(x).argmax(1)
     record = Defense("masked", build=lambda loader: model)
     look = ZeroGradients().examine
-    masked = Masked(model, mask)  # type: ignore[arg-type]
+    masked = MaskedLogits(model, mask)  # type: ignore[arg-type]
     assert look(masked, x, y, record).finding is Finding.RAISED
     assert look(linear(SURE / 400), x, y, record).finding is Finding.CLEAR
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plugins.defenses import _residual_blocks as residual
-from plugins.defenses._dropout_cnn import COLOUR, Standardised, dropout_cnn
+from plugins.defenses._dropout_cnn import COLOUR, Normalize, dropout_cnn
 
 Make = Callable[[tuple[int, int, int], int], nn.Module]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
@@ -117,9 +117,9 @@ def test_a_residual_network_halves_the_image_in_each_stage_but_the_first(side: i
 
 @pytest.mark.row("M01")
 def test_a_pre_activated_block_adds_what_it_makes_of_the_rectified_input() -> None:
-    block = made(lambda _shape, _classes: residual.PreActivated(6, 6, 1))
+    block = made(lambda _shape, _classes: residual.PreActivationBlock(6, 6, 1))
     x = torch.randn(3, 6, 8, 8, generator=torch.Generator().manual_seed(2))
-    assert isinstance(block, residual.PreActivated) and block.project is None
+    assert isinstance(block, residual.PreActivationBlock) and block.project is None
 
     def normal(values: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         assert norm.running_mean is not None and norm.running_var is not None
@@ -137,8 +137,8 @@ def test_a_pre_activated_block_adds_what_it_makes_of_the_rectified_input() -> No
 
 @pytest.mark.row("M01")
 def test_a_pre_activated_shortcut_that_changes_shape_starts_from_the_rectified_input() -> None:
-    block = made(lambda _shape, _classes: residual.PreActivated(4, 8, 2))
-    assert isinstance(block, residual.PreActivated) and block.project is not None
+    block = made(lambda _shape, _classes: residual.PreActivationBlock(4, 8, 2))
+    assert isinstance(block, residual.PreActivationBlock) and block.project is not None
     block.conv2.weight.data.zero_()
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     active = block.norm1(x).clamp(min=0)
@@ -147,7 +147,7 @@ def test_a_pre_activated_shortcut_that_changes_shape_starts_from_the_rectified_i
 
 @pytest.mark.row("M01")
 def test_a_classic_block_rectifies_its_sum() -> None:
-    block = made(lambda _shape, _classes: residual.basic(4, 4, 1))
+    block = made(lambda _shape, _classes: residual.basic_block(4, 4, 1))
     norm = block.get_submodule("bn2")
     assert isinstance(norm, nn.BatchNorm2d)
     norm.weight.data.zero_()
@@ -158,7 +158,7 @@ def test_a_classic_block_rectifies_its_sum() -> None:
 
 @pytest.mark.row("M01")
 def test_squeeze_and_excitation_weighs_the_change_and_not_the_shortcut() -> None:
-    block = made(lambda _shape, _classes: residual.excited(16, 16, 1))
+    block = made(lambda _shape, _classes: residual.se_block(16, 16, 1))
     squeeze = block.get_submodule("bn2.1")
     x = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(2)).clamp(min=0)
     for gate, kept in ((-1e4, 0.0), (1e4, 1.0)):  # the sigmoid shut, then open
@@ -178,7 +178,7 @@ def block_before(block: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.row("M01")
 @pytest.mark.parametrize("cardinality", [1, 4])
 def test_a_channel_of_a_grouped_convolution_sees_its_own_group_alone(cardinality: int) -> None:
-    block = residual.grouped(cardinality, 16)(256, 256, 1)
+    block = residual.bottleneck_block(cardinality, 16)(256, 256, 1)
     kernel = block.get_submodule("conv2").get_parameter("weight")
     assert kernel.shape == (16 * cardinality, 16, 3, 3)
 
@@ -231,11 +231,11 @@ def test_dropout_is_off_in_eval_mode_and_on_in_train_mode() -> None:
 
 @pytest.mark.row("M02")
 def test_pixels_are_brought_to_one_scale_inside_the_network() -> None:
-    layer = Standardised(3)
+    layer = Normalize(3)
     mean, deviation = (torch.tensor(values) for values in COLOUR)
     at_mean = mean.view(1, 3, 1, 1).expand(2, 3, 4, 4)
     assert torch.equal(layer(at_mean), torch.zeros(2, 3, 4, 4))
     above = (mean + 2 * deviation).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     assert torch.allclose(layer(above), torch.full((2, 3, 4, 4), 2.0), atol=1e-6)
     assert not list(layer.parameters())
-    assert Standardised(1)(images(2)).shape == (2, 1, 8, 8)
+    assert Normalize(1)(images(2)).shape == (2, 1, 8, 8)

@@ -14,7 +14,7 @@ from bench.plugin import Defense, Recipe
 from bench.registry.registry import Registry
 from plugins.defenses import noise_layers, randomised_training
 from plugins.defenses._cnn import cnn
-from plugins.defenses._noise_layer import Noise
+from plugins.defenses._noise_layer import GaussianNoise
 from plugins.defenses.noise_layers import PLACES
 from tests.fixtures.known_models import digits
 
@@ -36,19 +36,19 @@ def seeded(make: partial[nn.Sequential]) -> nn.Sequential:
 def test_noise_is_normal_with_its_deviation_in_eval_mode_as_in_training() -> None:
     hidden = torch.full((400, 100), 3.0)
     torch.manual_seed(0)
-    for layer in (Noise(0.25).eval(), Noise(0.25).train()):
+    for layer in (GaussianNoise(0.25).eval(), GaussianNoise(0.25).train()):
         drawn = layer(hidden) - 3
         assert abs(float(drawn.mean())) < 4 * 0.25 / 200
         assert abs(float(drawn.std()) - 0.25) < 0.005
-    assert not torch.equal(Noise(0.25)(hidden), Noise(0.25)(hidden))
+    assert not torch.equal(GaussianNoise(0.25)(hidden), GaussianNoise(0.25)(hidden))
 
 
 @pytest.mark.row("D23", "D24")
 @pytest.mark.parametrize(
     "model",
     [
-        *(partial(noise_layers.noisy, place=place) for place in PLACES.values()),
-        randomised_training.noisy,
+        *(partial(noise_layers.noisy_cnn, place=place) for place in PLACES.values()),
+        randomised_training.noisy_cnn,
     ],
     ids=[*PLACES, "input"],
 )
@@ -62,8 +62,8 @@ def test_without_noise_the_network_is_the_plain_one(model: partial[nn.Sequential
 @pytest.mark.row("D23")
 @pytest.mark.parametrize(("where", "before"), [("first", nn.Conv2d), ("dense", nn.ReLU)])
 def test_the_noise_is_where_it_is_said_to_be(where: str, before: type[nn.Module]) -> None:
-    parts = list(noise_layers.noisy(SHAPE, 10, place=PLACES[where], sigma=0.05))
-    (place,) = (i for i, part in enumerate(parts) if isinstance(part, Noise))
+    parts = list(noise_layers.noisy_cnn(SHAPE, 10, place=PLACES[where], sigma=0.05))
+    (place,) = (i for i, part in enumerate(parts) if isinstance(part, GaussianNoise))
     assert isinstance(parts[place - 1], before)
     dense = [i for i, part in enumerate(parts) if isinstance(part, nn.Linear)]
     assert (dense[0] < place < dense[1]) == (where == "dense")
@@ -72,11 +72,11 @@ def test_the_noise_is_where_it_is_said_to_be(where: str, before: type[nn.Module]
 @pytest.mark.row("D23")
 def test_the_mean_over_draws_converges() -> None:
     x, _ = digits(16)
-    model = seeded(partial(noise_layers.noisy, place=PLACES["dense"], sigma=0.05))
+    model = seeded(partial(noise_layers.noisy_cnn, place=PLACES["dense"], sigma=0.05))
     torch.manual_seed(0)
     with torch.no_grad():
         drawn = torch.stack([model(x) for _ in range(400)])
-        plain = nn.Sequential(*(part for part in model if not isinstance(part, Noise)))(x)
+        plain = nn.Sequential(*(part for part in model if not isinstance(part, GaussianNoise)))(x)
     error = drawn.std(0) / 20
     assert ((drawn.mean(0) - plain).abs() <= 5 * error).all()
 

@@ -67,7 +67,7 @@ def test_a_random_start_does_not_save_a_step_of_two_radii_in_a_wide_ball(bed: Be
 def test_weak_pairing_falls_to_steps_that_can_cross_the_ball_and_only_to_them(
     bed: Bed, form: str
 ) -> None:
-    loss = partial(logit_pairing.adversarial, strength=2.0, form=form)
+    loss = partial(logit_pairing.adversarial_pairing, strength=2.0, form=form)
     model = bed.taught(f"alp-weak-{form}", recipe(loss, inner=fgsm(WIDE)))
     assert bed.clean(model) > 0.8
     short = bed.robust(model, crossing(10, 0.01))  # 10 * .01 < .3
@@ -128,26 +128,32 @@ def one_step(rate: float) -> InnerAttack:
     return InnerAttack("pgd", BALL, {"steps": 1, "rate": rate})
 
 
-MIXED = partial(fgsm_training.mixed, alpha=0.5)
-EMBEDDED = partial(cascade_training.embedded, alpha=0.5, pivot=1e-4)
+MIXED = partial(fgsm_training.mixture_loss, alpha=0.5)
+EMBEDDED = partial(cascade_training.cascade_loss, alpha=0.5, pivot=1e-4)
 STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
     "fgsm": (pytest.mark.row("D07"), recipe(adversarial_loss, inner=fgsm())),
     "mixture": (pytest.mark.row("D05"), recipe(MIXED, inner=fgsm())),
     "fast": (pytest.mark.row("D17"), recipe(adversarial_loss, inner=one_step(1.25))),
     "pgd-7": (pytest.mark.row("D08"), AGAINST_PGD),
-    "trades": (pytest.mark.row("D13"), recipe(
-        partial(trades.trades, beta=3.0),
-        inner=InnerAttack("pgd-kl", BALL, {"steps": 7, "rate": 2.5 / 7}),
-    )),
-    "alp": (pytest.mark.row("D11"), paired(logit_pairing.adversarial, 0.5, "logits")),
-    "clp": (pytest.mark.row("D12"), paired(logit_pairing.clean, 5.0, "probabilities")),
-    "mart": (pytest.mark.row("D15"), recipe(partial(mart.mart, strength=5.0), inner=pgd(10))),
-    "mma": (pytest.mark.row("D14"), recipe(
-        partial(mma_training.max_margin, weight=0.0),
-        inner=InnerAttack("an-pgd", Linf(3 * EPS), {"climb": 10, "rate": 0.25, "search": 10}),
-    )),
+    "trades": (
+        pytest.mark.row("D13"),
+        recipe(
+            partial(trades.trades_loss, beta=3.0),
+            inner=InnerAttack("pgd-kl", BALL, {"steps": 7, "rate": 2.5 / 7}),
+        ),
+    ),
+    "alp": (pytest.mark.row("D11"), paired(logit_pairing.adversarial_pairing, 0.5, "logits")),
+    "clp": (pytest.mark.row("D12"), paired(logit_pairing.clean_pairing, 5.0, "probabilities")),
+    "mart": (pytest.mark.row("D15"), recipe(partial(mart.mart_loss, strength=5.0), inner=pgd(10))),
+    "mma": (
+        pytest.mark.row("D14"),
+        recipe(
+            partial(mma_training.mma_loss, weight=0.0),
+            inner=InnerAttack("an-pgd", Linf(3 * EPS), {"climb": 10, "rate": 0.25, "search": 10}),
+        ),
+    ),
     "cascade-first": (pytest.mark.row("D19"), recipe(EMBEDDED, inner=fgsm())),
-}  # fmt: skip
+}
 """Every one stands some 60 points above standard training."""
 
 
@@ -175,14 +181,21 @@ def named(name: str) -> tuple[str, Recipe]:
 
 
 WEAK: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
-    "fgsm-batch": (pytest.mark.row("D06"), recipe(
-        partial(fgsm_batch_training.weighted, weight=0.3, share=0.5, eps=BALL.radius), inner=fgsm()
-    )),
-    "clp-strangers": (pytest.mark.row("D12"), recipe(
-        partial(logit_pairing.strangers, strength=0.5),
-        augment=partial(logit_pairing.noisy, sigma=0.25),
-    )),
-}  # fmt: skip
+    "fgsm-batch": (
+        pytest.mark.row("D06"),
+        recipe(
+            partial(fgsm_batch_training.weighted_loss, weight=0.3, share=0.5, eps=BALL.radius),
+            inner=fgsm(),
+        ),
+    ),
+    "clp-strangers": (
+        pytest.mark.row("D12"),
+        recipe(
+            partial(logit_pairing.random_pairing, strength=0.5),
+            augment=partial(logit_pairing.add_noise, sigma=0.25),
+        ),
+    ),
+}
 """Few, short steps or none at all: some 20 to 40 points above standard training."""
 
 
@@ -199,7 +212,7 @@ def test_what_hardly_attacks_in_training_holds_half_way(bed: Bed, name: str) -> 
 def test_more_weight_on_steadiness_costs_clean_accuracy_and_buys_robustness(bed: Bed) -> None:
     inner = STRONG["trades"][1].inner
     low, high = (
-        bed.taught(f"trades-{beta}", recipe(partial(trades.trades, beta=beta), inner=inner))
+        bed.taught(f"trades-{beta}", recipe(partial(trades.trades_loss, beta=beta), inner=inner))
         for beta in (0.3, 6.0)
     )
     assert bed.clean(low) > bed.clean(high)

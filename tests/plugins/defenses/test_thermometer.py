@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from plugins.defenses.thermometer import LEVELS, RAMP, melted, switched, thermometer
+from plugins.defenses.thermometer import (
+    LEVELS,
+    RAMP,
+    soft_thermometer,
+    thermometer,
+    thermometer_cnn,
+)
 
 pytestmark = pytest.mark.row("D29")
 GRID = torch.arange(256).float().view(1, 1, 16, 16) / 255
@@ -33,13 +39,13 @@ def test_each_channel_has_switches_of_its_own() -> None:
 
 def slope(x: Tensor) -> Tensor:
     leaf = x.clone().requires_grad_()
-    (found,) = torch.autograd.grad(melted(leaf).sum(), leaf)
+    (found,) = torch.autograd.grad(soft_thermometer(leaf).sum(), leaf)
     return found
 
 
 def test_the_code_has_no_slope_and_its_stand_in_answers_alike_with_one() -> None:
     assert not thermometer(GRID.clone().requires_grad_()).requires_grad
-    assert torch.allclose(melted(GRID), thermometer(GRID), atol=1e-6)
+    assert torch.allclose(soft_thermometer(GRID), thermometer(GRID), atol=1e-6)
     assert (slope(GRID) > 0).all()
 
 
@@ -52,7 +58,7 @@ def test_the_slope_counts_the_switches_whose_ramp_the_pixel_is_on() -> None:
 def test_brightness_within_a_level_changes_no_answer() -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = switched((1, 8, 8), 10).eval()
+        model = thermometer_cnn((1, 8, 8), 10).eval()
     x = (torch.randint(0, 16, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0))) / 16
     assert torch.equal(model(x + 0.9 / 16), model(x))
     assert not torch.equal(model(x + 1 / 16), model(x))

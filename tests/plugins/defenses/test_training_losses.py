@@ -15,12 +15,12 @@ from bench.engine.problem import attack_once
 from bench.plugin import Defense, Linf, TrainingBatch, cross_entropy
 from plugins.defenses import logit_pairing
 from plugins.defenses._losses import adversarial_loss, clean_loss
-from plugins.defenses.cascade_training import embedded
-from plugins.defenses.fgsm_batch_training import shortened, weighted
-from plugins.defenses.fgsm_training import mixed
-from plugins.defenses.mart import boosted, mart
-from plugins.defenses.mma_training import max_margin
-from plugins.defenses.trades import trades
+from plugins.defenses.cascade_training import cascade_loss
+from plugins.defenses.fgsm_batch_training import random_length_step, weighted_loss
+from plugins.defenses.fgsm_training import mixture_loss
+from plugins.defenses.mart import boosted_cross_entropy, mart_loss
+from plugins.defenses.mma_training import mma_loss
+from plugins.defenses.trades import trades_loss
 from tests.fixtures.known_models import digits
 from tests.fixtures.training_family import (
     BALL,
@@ -35,10 +35,21 @@ from tests.fixtures.training_family import (
 )
 
 FAMILY = (
-    "alp", "alp-probabilities", "cascade", "cascade-first", "clp", "clp-strangers",
-    "fast-training", "fgsm-batch", "fgsm-mixture", "fgsm-training", "free-training", "mart",
-    "mma", "trades",
-)  # fmt: skip
+    "alp",
+    "alp-probabilities",
+    "cascade",
+    "cascade-first",
+    "clp",
+    "clp-strangers",
+    "fast-training",
+    "fgsm-batch",
+    "fgsm-mixture",
+    "fgsm-training",
+    "free-training",
+    "mart",
+    "mma",
+    "trades",
+)
 
 
 # --- what the family offers ------------------------------------------------------------------
@@ -69,20 +80,35 @@ def test_training_looks_as_far_as_the_board_goes(name: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "neutral"),
     [
-        pytest.param(partial(logit_pairing.adversarial, strength=0.0, form="logits"), adversarial_loss,
-                     marks=pytest.mark.row("D11")),
-        pytest.param(partial(logit_pairing.clean, strength=0.0, form="probabilities"), clean_loss,
-                     marks=pytest.mark.row("D12")),
-        pytest.param(partial(logit_pairing.strangers, strength=0.0), clean_loss,
-                     marks=pytest.mark.row("D12")),
-        pytest.param(partial(mart, strength=0.0), lambda given: boosted(
-            given.model(given.adv), given.y), marks=pytest.mark.row("D15")),
-        pytest.param(partial(max_margin, weight=1.0), clean_loss, marks=pytest.mark.row("D14")),
-        pytest.param(partial(embedded, alpha=0.25, pivot=0.0), partial(mixed, alpha=0.25),
-                     marks=pytest.mark.row("D19")),
+        pytest.param(
+            partial(logit_pairing.adversarial_pairing, strength=0.0, form="logits"),
+            adversarial_loss,
+            marks=pytest.mark.row("D11"),
+        ),
+        pytest.param(
+            partial(logit_pairing.clean_pairing, strength=0.0, form="probabilities"),
+            clean_loss,
+            marks=pytest.mark.row("D12"),
+        ),
+        pytest.param(
+            partial(logit_pairing.random_pairing, strength=0.0),
+            clean_loss,
+            marks=pytest.mark.row("D12"),
+        ),
+        pytest.param(
+            partial(mart_loss, strength=0.0),
+            lambda given: boosted_cross_entropy(given.model(given.adv), given.y),
+            marks=pytest.mark.row("D15"),
+        ),
+        pytest.param(partial(mma_loss, weight=1.0), clean_loss, marks=pytest.mark.row("D14")),
+        pytest.param(
+            partial(cascade_loss, alpha=0.25, pivot=0.0),
+            partial(mixture_loss, alpha=0.25),
+            marks=pytest.mark.row("D19"),
+        ),
     ],
     ids=["alp", "clp", "clp-strangers", "mart", "mma", "cascade"],
-)  # fmt: skip
+)
 def test_without_its_own_part_a_loss_is_the_plain_one_to_the_bit(
     loss: Callable[[TrainingBatch], Tensor], neutral: Callable[[TrainingBatch], Tensor]
 ) -> None:
@@ -108,16 +134,21 @@ APART_LOGITS = math.log(2) ** 2 + math.log(0.6) ** 2 + math.log(0.8) ** 2
 TABLE: dict[str, tuple[Callable[[TrainingBatch], Tensor], float]] = {
     "standard": (adversarial_loss, math.log(4)),
     "alp": (
-        partial(logit_pairing.adversarial, strength=2.0, form="probabilities"), math.log(4) + 2 * APART,
+        partial(logit_pairing.adversarial_pairing, strength=2.0, form="probabilities"),
+        math.log(4) + 2 * APART,
     ),
     "alp-logits": (
-        partial(logit_pairing.adversarial, strength=2.0, form="logits"), math.log(4) + 2 * APART_LOGITS,
+        partial(logit_pairing.adversarial_pairing, strength=2.0, form="logits"),
+        math.log(4) + 2 * APART_LOGITS,
     ),
-    "clp": (partial(logit_pairing.clean, strength=2.0, form="probabilities"), math.log(2) + 2 * APART),
-    "trades": (partial(trades, beta=3.0), math.log(2) + 3 * KL),
-    "mma": (partial(max_margin, weight=0.0), math.log(4)),
-    "mart": (partial(mart, strength=5.0), math.log(4) - math.log(0.5) + 5 * KL * 0.5),
-}  # fmt: skip
+    "clp": (
+        partial(logit_pairing.clean_pairing, strength=2.0, form="probabilities"),
+        math.log(2) + 2 * APART,
+    ),
+    "trades": (partial(trades_loss, beta=3.0), math.log(2) + 3 * KL),
+    "mma": (partial(mma_loss, weight=0.0), math.log(4)),
+    "mart": (partial(mart_loss, strength=5.0), math.log(4) - math.log(0.5) + 5 * KL * 0.5),
+}
 
 
 @pytest.mark.row("RP06", "D11", "D12", "D13", "D14", "D15")
@@ -135,7 +166,7 @@ def test_the_loss_table_on_fixed_probabilities(name: str) -> None:
 def halves(given: TrainingBatch) -> tuple[Tensor, Tensor]:
     """J of the clean rows and of the moved ones, the lengths drawn from seed 1."""
     torch.manual_seed(1)
-    moved = shortened(given.x[16:], given.adv[16:], BALL.radius)
+    moved = random_length_step(given.x[16:], given.adv[16:], BALL.radius)
     logits = given.model(torch.cat([given.x[:16], moved]))
     losses = cross_entropy(logits, given.y)
     return losses[:16], losses[16:]
@@ -143,7 +174,7 @@ def halves(given: TrainingBatch) -> tuple[Tensor, Tensor]:
 
 def drawn(given: TrainingBatch, weight: float, share: float = 0.5) -> Tensor:
     torch.manual_seed(1)
-    return weighted(given, weight, share, BALL.radius)
+    return weighted_loss(given, weight, share, BALL.radius)
 
 
 @pytest.mark.row("D06")
@@ -166,7 +197,7 @@ def test_with_weight_one_it_is_the_plain_mean_and_with_share_zero_standard_train
 def test_each_moved_image_is_fgsm_in_a_ball_of_its_own_radius() -> None:
     model, x, y, adv = lesson()[:4]
     torch.manual_seed(0)
-    moved = shortened(x, adv, BALL.radius)
+    moved = random_length_step(x, adv, BALL.radius)
     for row in range(0, 32, 7):
         reach = Fraction(float((moved[row] - x[row]).abs().max()))
         assert 0 < reach <= EPS + Fraction(1, 10**6)
@@ -181,7 +212,7 @@ def test_each_moved_image_is_fgsm_in_a_ball_of_its_own_radius() -> None:
 def test_the_radius_is_a_normal_one_cut_at_twice_its_deviation() -> None:
     x = torch.full((20000, 1, 1, 1), 0.5)
     torch.manual_seed(0)
-    radius = (shortened(x, x + 0.2, 0.2) - x).flatten()
+    radius = (random_length_step(x, x + 0.2, 0.2) - x).flatten()
     assert radius.min() >= 0 and radius.max() <= 0.2
     for share in (0.25, 0.5, 0.75):
         expected = math.erf(2 * share / math.sqrt(2)) / math.erf(2 / math.sqrt(2))
@@ -195,16 +226,18 @@ def test_the_radius_is_a_normal_one_cut_at_twice_its_deviation() -> None:
 def test_logits_may_not_shift_and_probabilities_may() -> None:
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(50, 10, generator=generator)
-    assert logit_pairing.squared(one, one + 3, "logits") == pytest.approx(torch.full((50,), 90.0))
-    assert logit_pairing.squared(one, one + 3, "probabilities").max() < 1e-10
-    assert (logit_pairing.squared(one, -one, "probabilities") <= 2).all()
+    assert logit_pairing.squared_distance(one, one + 3, "logits") == pytest.approx(
+        torch.full((50,), 90.0)
+    )
+    assert logit_pairing.squared_distance(one, one + 3, "probabilities").max() < 1e-10
+    assert (logit_pairing.squared_distance(one, -one, "probabilities") <= 2).all()
 
 
 @pytest.mark.row("D12")
 def test_strangers_are_paired_once_each_and_nobody_with_oneself() -> None:
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [5.0, 1.0]]).view(4, 2, 1, 1)
     given = TrainingBatch(nn.Flatten(), logits, torch.tensor([0, 1, 0, 1]), logits)
-    apart = logit_pairing.strangers(given, 1.0) - clean_loss(given)
+    apart = logit_pairing.random_pairing(given, 1.0) - clean_loss(given)
     assert torch.allclose(apart, torch.tensor([25.0, 4.0, 4.0, 25.0]), atol=1e-5)
 
 
@@ -226,13 +259,13 @@ def test_strangers_meet_on_noisy_images() -> None:
 
 @pytest.mark.row("D14")
 def test_a_wrong_image_is_learned_as_it_is_a_border_where_it_is_and_a_safe_one_not() -> None:
-    loss = partial(max_margin, weight=0.0)
+    loss = partial(mma_loss, weight=0.0)
     wrong, other = (0.2, 0.5, 0.3), (0.1, 0.2, 0.7)
     assert float(loss(fixed(wrong, other))) == pytest.approx(-math.log(0.2))
     assert float(loss(fixed(wrong, CLEAN))) == pytest.approx(-math.log(0.2))
     assert float(loss(fixed(CLEAN, other))) == pytest.approx(-math.log(0.1))
     assert float(loss(fixed(CLEAN, (0.4, 0.3, 0.3)))) == 0
-    third = max_margin(fixed(CLEAN, other), weight=1 / 3)
+    third = mma_loss(fixed(CLEAN, other), weight=1 / 3)
     assert float(third) == pytest.approx(math.log(2) / 3 + 2 / 3 * math.log(10))
 
 
@@ -247,9 +280,9 @@ def test_the_boosted_cross_entropy_is_the_paper_s_sum_and_never_below_the_plain_
     own = p.gather(1, label[:, None])[:, 0]
     rival = p.scatter(1, label[:, None], 0).amax(1)
     expected = -own.log() - (1 - rival).log()
-    assert torch.allclose(boosted(logits, label), expected, rtol=1e-9)
-    assert (boosted(logits, label) >= cross_entropy(logits, label)).all()
-    assert torch.isfinite(boosted(100 * logits, label)).all()
+    assert torch.allclose(boosted_cross_entropy(logits, label), expected, rtol=1e-9)
+    assert (boosted_cross_entropy(logits, label) >= cross_entropy(logits, label)).all()
+    assert torch.isfinite(boosted_cross_entropy(100 * logits, label)).all()
 
 
 @pytest.mark.row("D15")
@@ -258,7 +291,7 @@ def test_a_sure_right_answer_removes_the_divergence_and_a_sure_wrong_one_keeps_a
 
     def steady(label: int) -> float:
         given = fixed(sure, MOVED, label)
-        return float((mart(given, 5.0) - mart(given, 0.0)) / 5)
+        return float((mart_loss(given, 5.0) - mart_loss(given, 0.0)) / 5)
 
     apart = sum(p * math.log(p / q) for p, q in zip(sure, MOVED, strict=True))
     assert apart > 1
@@ -272,7 +305,7 @@ def test_a_sure_right_answer_removes_the_divergence_and_a_sure_wrong_one_keeps_a
 @pytest.mark.row("D19")
 def test_the_clean_embedding_is_the_pivot_and_learns_nothing_from_the_distance() -> None:
     def distance(given: TrainingBatch) -> Tensor:
-        return embedded(given, 0.5, 2.0) - embedded(given, 0.5, 0.0)
+        return cascade_loss(given, 0.5, 2.0) - cascade_loss(given, 0.5, 0.0)
 
     def pulled(given: TrainingBatch) -> Tensor:
         assert isinstance(given.model, nn.Sequential)
@@ -290,6 +323,6 @@ def test_the_clean_embedding_is_the_pivot_and_learns_nothing_from_the_distance()
 def test_of_own_and_stored_images_the_cascade_takes_the_mean() -> None:
     given = lesson()
     stored = (given.x + 0.1).clamp(0, 1)
-    both = embedded(given._replace(transferred=stored), 0.25, 1e-2)
-    each = [embedded(given._replace(adv=adv), 0.25, 1e-2) for adv in (given.adv, stored)]
+    both = cascade_loss(given._replace(transferred=stored), 0.25, 1e-2)
+    each = [cascade_loss(given._replace(adv=adv), 0.25, 1e-2) for adv in (given.adv, stored)]
     assert torch.allclose(both, (each[0] + each[1]) / 2, rtol=1e-5)

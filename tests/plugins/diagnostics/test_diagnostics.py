@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, Randomness, straight_through
 from plugins.defenses._cnn import cnn
-from plugins.defenses._preprocessing import Filtered
+from plugins.defenses._preprocessing import PreprocessedModel
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import three_bits
 from plugins.defenses.softmax_regression import regression
 from plugins.diagnostics.determinism import BatchIndependent, Deterministic
-from plugins.diagnostics.gradient_agrees import GradientAgrees, alike, correlation
+from plugins.diagnostics.gradient_agrees import GradientAgrees, correlation, scaled_per_image
 from plugins.diagnostics.probabilities import Probabilities
 from plugins.diagnostics.zero_gradients import ZeroGradients
 
@@ -129,12 +129,12 @@ def order_dependent() -> nn.Module:
 
 
 def misleading() -> nn.Module:
-    return Filtered(honest(), lambda images: _Misleading.apply(images))
+    return PreprocessedModel(honest(), lambda images: _Misleading.apply(images))
 
 
 def downhill() -> nn.Module:
     """A gradient that points the wrong way, its value untouched."""
-    return Filtered(honest(), lambda images: 2 * images.detach() - images)
+    return PreprocessedModel(honest(), lambda images: 2 * images.detach() - images)
 
 
 def mostly_downhill() -> nn.Module:
@@ -163,7 +163,7 @@ def test_an_honest_model_is_clear(
 
 FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
     (ZeroGradients(), lambda: ArgmaxOnly(honest())),
-    (ZeroGradients(), lambda: Filtered(honest(), three_bits)),
+    (ZeroGradients(), lambda: PreprocessedModel(honest(), three_bits)),
     (ZeroGradients(), lambda: Then(lambda logits, images: logits.detach())),
     (ZeroGradients(), lambda: Then(lambda logits, images: 1e6 * logits)),
     (ZeroGradients(), lambda: Then(lambda logits, images: logits + (images.sum() - 1e9).sqrt())),
@@ -196,8 +196,8 @@ def test_a_planted_fake_is_raised(diagnostic: Diagnostic, fake: Callable[[], nn.
 
 
 def test_the_stand_in_is_not_asked_but_named() -> None:
-    module = Filtered(honest(), three_bits)
-    slope = Filtered(honest(), straight_through(three_bits))
+    module = PreprocessedModel(honest(), three_bits)
+    slope = PreprocessedModel(honest(), straight_through(three_bits))
     declared = Defense("mine", lambda loader: module, bpda=lambda loader: slope)
     evidence = look(ZeroGradients(), module, declared)
     assert evidence.finding is Finding.RAISED
@@ -253,7 +253,7 @@ def test_logits_with_one_trait_of_probabilities_are_clear(
 
 
 def test_flat_answers_leave_nothing_to_compare() -> None:
-    evidence = look(GradientAgrees(), Filtered(honest(), three_bits))
+    evidence = look(GradientAgrees(), PreprocessedModel(honest(), three_bits))
     assert evidence.finding is Finding.NOT_TESTED
 
 
@@ -285,15 +285,20 @@ def test_every_image_counts_alike_in_the_correlation() -> None:
     seen = told.clone()
     seen[:, :20] *= -1
     scale = torch.logspace(-6, 6, 50).double()
-    plain, stretched = alike(told, seen), alike(scale * told, scale * seen)
+    plain, stretched = scaled_per_image(told, seen), scaled_per_image(scale * told, scale * seen)
     assert correlation(*stretched) == pytest.approx(correlation(*plain))
     assert 0 < correlation(*plain) < 0.5
-    for pair in (plain, stretched, alike(1e-9 * told, seen), alike(told, 1e-9 * seen)):
+    for pair in (
+        plain,
+        stretched,
+        scaled_per_image(1e-9 * told, seen),
+        scaled_per_image(told, 1e-9 * seen),
+    ):
         assert torch.maximum(pair[0].abs(), pair[1].abs()).amax(0).tolist() == [1.0] * 50
 
 
 def test_a_flat_image_and_one_without_numbers_stay_as_they_are() -> None:
-    told, seen = alike(torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2))
+    told, seen = scaled_per_image(torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2))
     assert not told.any() and not seen[:, 0].any() and seen[:, 1].isnan().all()
 
 
