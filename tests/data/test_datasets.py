@@ -25,7 +25,7 @@ from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.data import datasets
 from bench.plugin import Dataset, Images, Split
 from plugins.datasets import digits, image_folder, torchvision_datasets
-from plugins.datasets._balanced_order import balanced
+from plugins.datasets._balanced_order import balanced_order
 
 DIGITS = next(iter(digits.bench_datasets()))
 OFFICIAL = {dataset.name: dataset for dataset in torchvision_datasets.bench_datasets()}
@@ -61,7 +61,7 @@ def test_the_order_is_a_permutation_in_which_classes_take_turns(
     labels: list[int], name: str
 ) -> None:
     array = np.asarray(labels, dtype=np.int64)
-    order = balanced(array, name)
+    order = balanced_order(array, name)
     assert sorted(order.tolist()) == list(range(len(labels)))
     shown: dict[int, int] = {}
     turns: list[int] = []
@@ -73,12 +73,12 @@ def test_the_order_is_a_permutation_in_which_classes_take_turns(
 
 def test_the_order_follows_from_the_name_alone() -> None:
     labels = np.arange(1000, dtype=np.int64) % 10
-    assert (balanced(labels, "a") == balanced(labels.copy(), "a")).all()
-    assert (balanced(labels, "a") != balanced(labels, "b")).mean() > 0.9
+    assert (balanced_order(labels, "a") == balanced_order(labels.copy(), "a")).all()
+    assert (balanced_order(labels, "a") != balanced_order(labels, "b")).mean() > 0.9
 
 
 def test_within_a_class_the_order_is_no_longer_that_of_the_file() -> None:
-    order = balanced(np.zeros(1000, dtype=np.int64), "a")
+    order = balanced_order(np.zeros(1000, dtype=np.int64), "a")
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
 
 
@@ -274,7 +274,7 @@ def test_official_files_have_the_digest_on_record(name: str) -> None:
 def test_class_names_are_those_of_the_official_files() -> None:
     found("cifar100")
     root = os.environ["BENCH_DATA"]
-    fine = torchvision_datasets.one_half(torchvision_datasets.Source("", "CIFAR100", ""), train=False)(root, train=False)
+    fine = torchvision_datasets.split_class(torchvision_datasets.Source("", "CIFAR100", ""), train=False)(root, train=False)
     assert tuple(fine.classes) == OFFICIAL["cifar100"].classes
     found("cifar10")
     coarse = torchvision_sets.CIFAR10(root, train=False)

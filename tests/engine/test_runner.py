@@ -19,7 +19,7 @@ from plugins.attacks.boundary import Boundary
 from plugins.attacks.deepfool import DeepFool
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
-from plugins.attacks.random_noise import Random
+from plugins.attacks.random_noise import RandomNoise
 from plugins.attacks.transfer import Transfer
 from tests.engine.single_run import COUNT, NEAREST, SingleRun, NoisyModel, assert_same
 from tests.fixtures.known_models import digits
@@ -41,7 +41,7 @@ MATCHES = {
     "pgd in L2": SingleRun(PGD(steps=10), L2(Fraction(1))),
     "pgd in L1": SingleRun(PGD(steps=10), L1(Fraction(2))),
     "margin towards every class": SingleRun(MarginPGD(steps=5), L2(Fraction(1, 2))),
-    "random draws": SingleRun(Random(draws=5), Linf(Fraction(1, 2))),
+    "random draws": SingleRun(RandomNoise(draws=5), Linf(Fraction(1, 2))),
     "deepfool": SingleRun(DeepFool(), L2(Fraction(1))),
     "deepfool for distance": SingleRun(DeepFool(), L2(Fraction(8)), NEAREST),
     "boundary": SingleRun(Boundary(steps=150), L2(Fraction(2)), budget=Budget(queries=120)),

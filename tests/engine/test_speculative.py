@@ -18,7 +18,7 @@ from bench.plugin import Access, Problem, margin
 from bench.threats.access import Budget
 from bench.threats.norms import L2, Linf, PerturbationSet
 from plugins.attacks.square import Square, State
-from plugins.attacks.square_l2_l1 import Bumps
+from plugins.attacks.square_l2_l1 import SquareL2L1
 from tests.engine.single_run import LINF, SingleRun, NoisyModel, assert_same
 
 
@@ -36,7 +36,7 @@ class Plodding:
 
 each_search = pytest.mark.parametrize(
     ("attack", "ball"),
-    [(Square(steps=150), LINF), (Bumps("square-l2", 2, steps=100), L2(Fraction(1)))],
+    [(Square(steps=150), LINF), (SquareL2L1("square-l2", 2, steps=100), L2(Fraction(1)))],
     ids=["Linf", "L2"],
 )
 

@@ -30,7 +30,7 @@ from bench.registry.validation import why_invalid
 from bench.threats.norms import Linf
 from bench.threats.threat_model import Goal, ThreatModel
 from plugins.attacks.fast_gradient import FastGradient
-from plugins.attacks.joint_pgd import JointPGD, missed
+from plugins.attacks.joint_pgd import JointPGD, joint_loss
 from plugins.attacks.pgd import PGD
 from tests.fixtures.known_models import UNTARGETED, Result, digits, run_and_judge, small_cnn
 
@@ -242,8 +242,8 @@ def test_the_joint_attack_finds_what_no_attack_on_the_label_alone_finds() -> Non
 def test_the_joint_loss_is_the_goal_that_is_missed() -> None:
     answer = torch.tensor([[2.0, 1.0, 3.0], [1.0, 2.0, 3.0]])
     label = torch.tensor([0, 0])
-    assert missed(2)(answer, label).tolist() == [-1.0, -3.0]
-    assert missed(3)(answer, label).tolist() == margin(answer, label).tolist()
+    assert joint_loss(2)(answer, label).tolist() == [-1.0, -3.0]
+    assert joint_loss(3)(answer, label).tolist() == margin(answer, label).tolist()
 
 
 # The referee.
