@@ -62,10 +62,10 @@ def running(cells: Iterable[CellRow], now: float) -> Html:
         late = now - cell.updated > STALLED
         rows.append(
             (
-                markup.text(f"{cell.attack} → {cell.defense}"),
-                markup.text(cell.threat or "clean pass"),
+                markup.text(f"{cell.cell.attack} → {cell.cell.defense}"),
+                markup.text(cell.cell.threat or "clean pass"),
                 markup.chip("stalled" if late else "running", "bad" if late else "warn"),
-                markup.text(f"{cell.items_done}/{cell.items}"),
+                markup.text(f"{cell.items_done}/{cell.cell.items}"),
                 markup.text(ago(cell.updated, now)),
                 markup.text(cell.owner),
             )
@@ -81,8 +81,8 @@ def failed(cells: Iterable[CellRow]) -> Html:
     )  # fmt: skip
     rows = [
         (
-            markup.text(f"{cell.attack} → {cell.defense}"),
-            markup.text(cell.threat or "clean pass"),
+            markup.text(f"{cell.cell.attack} → {cell.cell.defense}"),
+            markup.text(cell.cell.threat or "clean pass"),
             markup.chip(str(cell.culprit or "unknown"), "bad"),
             markup.why(cell.reason),
             markup.text(moment(cell.updated)),

@@ -18,7 +18,7 @@ import typer.main
 from bench.cli import app, main
 from bench.core.cells import CellState
 from bench.registry import hookspecs
-from bench.registry.registry import KINDS, Registry
+from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.sandbox import isolation
 from bench.store import Store
 
@@ -108,7 +108,7 @@ def test_the_same_files_work_as_installed_packages(
     code, _, err = run("run", *words, "--attack", "heavy-ball", "--attack", "fgsm")
     assert code == 0, err
     with Store.open(read_only=True) as store:
-        states = {row.attack: row.state for row in store.cells("digits-linf")}
+        states = {row.cell.attack: row.state for row in store.cells("digits-linf")}
     assert states == {"heavy-ball": CellState.DONE, "fgsm": CellState.DONE}
 
 
@@ -139,7 +139,7 @@ def test_help_starts_without_torch(words: list[str]) -> None:
 
 def test_every_hook_has_a_sentence_a_type_and_a_plugin() -> None:
     specs = {n: f for n, f in vars(hookspecs).items() if n.startswith("bench_")}
-    assert set(specs) == {*KINDS.values(), "bench_cell_judged"}
+    assert set(specs) == {*HOOK_OF_KIND.values(), "bench_cell_judged"}
     for name, spec in specs.items():
         assert inspect.getdoc(spec), f"{name} promises nothing"
         assert "return" in spec.__annotations__
@@ -149,7 +149,7 @@ def test_every_hook_has_a_sentence_a_type_and_a_plugin() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name in specs
     }
-    assert offered == set(KINDS.values())
+    assert offered == set(HOOK_OF_KIND.values())
 
 
 def test_the_picture_is_there() -> None:

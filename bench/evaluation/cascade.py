@@ -1,8 +1,8 @@
-"""The order of a cascade: who plays first where later attacks meet only what is left.
+"""The order of attacks in rank mode, where each attack runs on the examples not broken before.
 
-The required attacks come first, for ranks come from what they alone leave; then, among them and
-among the others, the cheapest kill. The order is part of every cell's identity (`Cell.before`), so
-it is fixed: it depends on attacks and rules alone, never on what a run has seen.
+The required attacks come first, because ranks are computed from them alone; among them, and among
+the others, the attacks with the lowest expected cost per broken example. The order is part of every
+cell's key (`Cell.before`), so it depends on attacks and threat model alone, never on outcomes.
 """
 
 from __future__ import annotations
@@ -18,40 +18,43 @@ FIRST = (
     "apgd-dlr", "pgd-kl", "pgd-l2step", "mi-fgsm", "deepfool", "pgd-margin", "apgd-t", "apgd-l1-t",
     "cw", "fab-t", "unbounded",
 )  # fmt: skip
-"""Attacks that ask for gradients, by what they broke on the digits boards that those before them
-had left, a gradient pass (as three forward passes) being the cost. Unknown ones follow."""
+"""Gradient attacks by cost per newly broken example on the digits threat models, a gradient
+evaluation counting as three forward passes. Attacks that are not listed follow."""
 
 LAST = ("random", "square", "boundary")
-"""Attacks that ask for answers alone: many queries, few kills that are left. Unknown ones follow,
-so that longer forms of these come at the end."""
+"""Attacks without gradients: many queries per broken example. Attacks that are not listed follow,
+among them longer variants of these."""
 
 
 def cascade_order(
     attacks: Iterable[Attack], classes: int, required: Collection[str] = ()
 ) -> list[Attack]:
-    """The attacks of one cascade, the required ones first, then the cheapest expected kill.
+    """The attacks of one cascade: the required ones first, each part by expected cost.
 
-    Unknown ones stand behind the known of their kind by the steps of all their runs, the fewest
-    first.
+    Attacks that no table lists follow the listed ones of their kind, fewest total steps first.
     """
     return sorted(attacks, key=lambda a: (a.name not in required, *order_key(a, classes)))
 
 
 def order_key(attack: Attack, classes: int) -> tuple[bool, int, float, str]:
-    """Where an attack stands; smaller is earlier. A run of its own says no steps: it comes last."""
-    late = attack.needs is not Access.GRADIENTS
-    known = LAST if late else FIRST
-    at = known.index(attack.name) if attack.name in known else len(known)
-    steps = math.inf if Traits.is_external(attack) else attack.steps * Traits.runs(attack, classes)
-    return late, at, steps, attack.name
+    """The sort key of an attack, smaller is earlier; external attacks, without steps, come last."""
+    without_gradients = attack.needs is not Access.GRADIENTS
+    known = LAST if without_gradients else FIRST
+    position = known.index(attack.name) if attack.name in known else len(known)
+    steps = (
+        math.inf
+        if Traits.is_external(attack)
+        else attack.steps * Traits.restart_count(attack, classes)
+    )
+    return without_gradients, position, steps, attack.name
 
 
 def cascade_as_run(rows: Iterable[CellRow], attacks: Sequence[str]) -> dict[str, CellRow]:
-    """One defense's cascade as far as it was played, by attack, of `rows` of one board.
+    """Attack -> row of a defense's cascade as far as it was evaluated; `rows`: one threat model's.
 
-    A cell that was not finished breaks nothing: who comes next meets the same survivors.
+    An unfinished cell breaks no example: the next attack runs on the same examples.
     """
-    known = {(row.attack, row.before): row for row in rows}
+    known = {(row.cell.attack, row.cell.before): row for row in rows}
     found: dict[str, CellRow] = {}
     before = ""
     for attack in attacks:

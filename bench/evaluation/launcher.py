@@ -1,4 +1,4 @@
-"""A run as requested on the command line: one worker, or several processes on this machine."""
+"""Runs a selection as requested on the command line, in one process or several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from bench.core.cells import MODES, CellState, Numeric
 from bench.core.errors import BenchError, UnavailableError
 from bench.evaluation import cascade, plan
 from bench.evaluation.built_defense import RunSettings
-from bench.evaluation.events import Event, Listener
+from bench.evaluation.cell_player import CellPlayer
+from bench.evaluation.events import Event, Listener, Problem
 from bench.evaluation.malloc import raise_thresholds
 from bench.evaluation.plan import ALL, PlannedPair, Selection
 from bench.evaluation.progress import CostEstimates, ProgressDisplay
@@ -28,12 +29,12 @@ from bench.sandbox.adapter import isolate_submissions
 from bench.store import CellRow, Store
 from bench.threats.threat_model import ThreatModel
 
-WATCH = 0.5  # seconds between looks at whether a child process lives
+LIVENESS_SECONDS = 0.5  # between two checks that a worker process is alive
 
 
 @dataclass(frozen=True)
 class MatrixRun:
-    """What to play, on which machine, into which database."""
+    """A run: which cells, on which device, into which database."""
 
     selection: Selection
     url: str | None
@@ -53,12 +54,12 @@ class MatrixRun:
         require_choice("--keep-images", self.keep_images, ["none", "sample", "all"])
 
     def threats(self) -> list[ThreatModel]:
-        """The boards of the selection, in display order."""
+        """The threat models of the selection, in display order."""
         registry = Registry.load(allow_unsandboxed=self.allow_unsandboxed)
         return plan.selected_threats(registry, self.selection)
 
     def plan(self) -> list[dict[str, str]]:
-        """Every pair of the selection with its state, nothing played."""
+        """Every pair of the selection with the state of its cell; evaluates nothing."""
         registry = load_registry(self.allow_unsandboxed, self.selection)
         pairs = plan.plan_pairs(registry, self.selection)
         with Store.open(self.url) as store:
@@ -72,7 +73,7 @@ class MatrixRun:
         return rows
 
     def run(self) -> int:
-        """Play; how many cells failed."""
+        """Evaluate the open cells; returns the number of failed cells."""
         registry = load_registry(self.allow_unsandboxed, self.selection)
         pairs = plan.plan_pairs(registry, self.selection)
         with Store.open(self.url) as store:
@@ -82,20 +83,20 @@ class MatrixRun:
             open_cells = [n for n, pair in names.items() if not pair.reason and n not in finished]
             with ProgressDisplay(open_cells, costs, quiet=self.quiet) as show:
                 for problem in registry.problems:
-                    show(Event("problem", f"refused: {problem}"))
+                    show(Problem(f"refused: {problem}"))
                 for name, why in registry.reasons_not_imported.items():
-                    show(Event("problem", f"{name} waits: {why}."))
+                    show(Problem(f"{name} waits: {why}."))
                 if self.workers == 1:
                     make_worker(self, store, registry, show).run()
                 else:
-                    self._together(show, store.clock())
+                    self._run_processes(show, store.clock())
             rows = [row for _, row in self._cells(store, registry, pairs)]
             return sum(row.state is CellState.FAILED for row in rows)
 
     def _cells(
         self, store: Store, registry: Registry, pairs: Sequence[PlannedPair]
     ) -> Iterator[tuple[tuple[str, str, str], CellRow]]:
-        """(threat, attack, defense) and cell of each pair, on the examples of this matrix_run."""
+        """Yield (threat, attack, defense) and database row of each pair's current cell."""
         counts: dict[tuple[str, str, str], int] = {}
         ids = {pair.threat.name: pair.threat.id for pair in pairs}
         for pair in pairs:
@@ -103,49 +104,52 @@ class MatrixRun:
             name = (pair.threat.name, pair.attack.name, pair.defense.name)
             counts[name] = plan.example_count(pair.threat, pair.defense, self.selection, dataset)
         digests = attack_digests(c for c in registry.cards() if isinstance(c, AttackCard))
-        asked = (self.selection.seed, self.selection.mode, self.numeric)
+        wanted = (self.selection.seed, self.selection.mode, self.numeric)
         found: dict[tuple[str, str], list[CellRow]] = {}
         for row in current_cells(store, digests):
-            name = (row.threat, row.attack, row.defense)
-            same = (row.seed, row.mode, row.numeric) == asked
-            same = same and row.threat_id == ids.get(row.threat)
-            if same and name in counts and store.examples(row.examples).n == counts[name]:
-                found.setdefault((row.threat, row.defense), []).append(row)
+            name = (row.cell.threat, row.cell.attack, row.cell.defense)
+            same = (row.cell.seed, row.cell.mode, row.cell.numeric) == wanted
+            same = same and row.cell.threat_id == ids.get(row.cell.threat)
+            if same and name in counts and store.examples(row.cell.examples).n == counts[name]:
+                found.setdefault((row.cell.threat, row.cell.defense), []).append(row)
         for (threat, defense), rows in found.items():
-            names = [attack for board, attack, name in counts if (board, name) == (threat, defense)]
-            # A surrogate that could not be built once left a failed cell beside the finished one.
-            told = {(row.attack, row.before): row for row in sorted(rows, key=is_done)}.values()
-            here = (
-                cascade.cascade_as_run(told, names).values()
-                if self.selection.mode == "rank"
-                else told
-            )
-            yield from (((threat, row.attack, defense), row) for row in here)
+            names = [a for t, a, d in counts if (t, d) == (threat, defense)]
+            # Of two rows of a cell the finished one holds: a surrogate failed to build before.
+            by_key = {(r.cell.attack, r.cell.before): r for r in sorted(rows, key=is_done)}
+            latest = list(by_key.values())
+            if self.selection.mode == "rank":
+                latest = list(cascade.cascade_as_run(latest, names).values())
+            yield from (((threat, row.cell.attack, defense), row) for row in latest)
 
-    def _together(self, show: Listener, began: float) -> None:
-        """Several processes on one database; whoever dies is missed by nobody."""
+    def _run_processes(self, show: Listener, began: float) -> None:
+        """Run several workers on one database; the others take over the cells of a dead one.
+
+        Raises BenchError where every worker has died.
+        """
         context = multiprocessing.get_context("spawn")
         events: Queue[Event] = context.Queue()
-        crew: list[BaseProcess] = [
-            context.Process(target=run_member, args=(self, rank, events, began), daemon=True)
+        processes: list[BaseProcess] = [
+            context.Process(
+                target=run_worker_process, args=(self, rank, events, began), daemon=True
+            )
             for rank in range(self.workers)
         ]
-        for process in crew:
+        for process in processes:
             process.start()
         try:
-            while any(process.is_alive() for process in crew):
+            while any(process.is_alive() for process in processes):
                 drain_events(events, show)
             drain_events(events, show)
         finally:
-            for process in crew:
+            for process in processes:
                 process.terminate()
-        # One survivor is enough: it takes over what the others left open.
-        if all(process.exitcode for process in crew):
+        # One worker that ended normally is enough: it has evaluated what the others left open.
+        if all(process.exitcode for process in processes):
             raise BenchError("every worker died; run again to go on, with fewer --workers.")
 
 
 def load_registry(allow_unsandboxed: bool, selection: Selection | None = None) -> Registry:
-    """All that a selection may play: submissions behind walls, or here at the user's word."""
+    """The registry of a selection; its submissions sandboxed, or unsandboxed by explicit flag."""
     registry = Registry.load(allow_unsandboxed=allow_unsandboxed)
     chosen = selection or Selection()
     named = {"defense": chosen.defenses, "attack": chosen.attacks}
@@ -155,8 +159,10 @@ def load_registry(allow_unsandboxed: bool, selection: Selection | None = None) -
     return registry
 
 
-def run_member(matrix_run: MatrixRun, rank: int, events: Queue[Event], began: float) -> None:
-    """One worker process of a run that began then; it ends with its parent."""
+def run_worker_process(
+    matrix_run: MatrixRun, rank: int, events: Queue[Event], began: float
+) -> None:
+    """Run one worker of a run that began at `began`; the process ends when its parent ends."""
     parent = os.getppid()
     registry = load_registry(matrix_run.allow_unsandboxed, matrix_run.selection)
 
@@ -172,10 +178,10 @@ def run_member(matrix_run: MatrixRun, rank: int, events: Queue[Event], began: fl
 
 
 def drain_events(events: Queue[Event], show: Listener) -> None:
-    """Show what the workers have sent, until none has anything to say."""
+    """Show the events that the workers have sent, until none arrives for a while."""
     try:
         while True:
-            show(events.get(timeout=WATCH))
+            show(events.get(timeout=LIVENESS_SECONDS))
     except queue.Empty:
         return
 
@@ -187,21 +193,20 @@ def make_worker(
     listener: Listener,
     began: float | None = None,
 ) -> Worker:
-    """A worker of this matrix_run in this process; of a run that begins now, or began then."""
+    """A worker in this process; `began`: when its run began by the store's clock, None for now."""
     set_deterministic()
     raise_thresholds()
-    setting = RunSettings(
-        chosen_device(matrix_run.device), matrix_run.batch, Numeric(matrix_run.numeric)
-    )
+    device = chosen_device(matrix_run.device)
+    settings = RunSettings(device, matrix_run.batch, Numeric(matrix_run.numeric))
     return Worker(
-        registry, store, matrix_run.selection, setting, keep=matrix_run.keep_images,
-        certifiers=matrix_run.certify, listener=listener, began=began,
+        registry, store, matrix_run.selection, settings, CellPlayer(matrix_run.keep_images),
+        certifiers=matrix_run.certify, listener=listener, run_began=began,
     )  # fmt: skip
 
 
 def set_deterministic() -> None:
-    """The same arithmetic on every run of one machine."""
-    # Threads of one small kernel mostly wait for each other; cores are filled by --workers.
+    """Configure torch so that every run on one machine computes the same numbers."""
+    # Small kernels gain nothing from threads; --workers uses the other cores.
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -209,7 +214,10 @@ def set_deterministic() -> None:
 
 
 def chosen_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU; UnavailableError where it is not there."""
+    """The device of that name; `auto` is CUDA where available, else the CPU.
+
+    Raises BenchError for an unknown name, UnavailableError where the device is missing.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -224,12 +232,12 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def require_choice(option: str, came: str, known: list[str]) -> None:
-    """Refuse what is not a known choice."""
-    if came not in known:
-        raise BenchError(f"{option} came as {came!r}; use one of {', '.join(known)}.")
+def require_choice(option: str, value: str, known: list[str]) -> None:
+    """Raise BenchError where an option's value is not among the known ones."""
+    if value not in known:
+        raise BenchError(f"{option} came as {value!r}; use one of {', '.join(known)}.")
 
 
 def is_done(row: CellRow) -> bool:
-    """Whether the cell carries a figure."""
+    """Whether the cell is finished and has a figure."""
     return row.state is CellState.DONE

@@ -1,4 +1,4 @@
-"""What a run shows while it plays: bars on a terminal, one line a cell elsewhere; on stderr."""
+"""The progress display of a run on stderr: bars on a terminal, elsewhere one line per cell."""
 
 from __future__ import annotations
 
@@ -11,52 +11,66 @@ from typing import Self, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from bench.core.cells import CellState
-from bench.evaluation.events import Event
+from bench.core.cells import Cell, CellState
+from bench.evaluation.events import (
+    CellFailed,
+    CellFinished,
+    CellStarted,
+    ChunkRecorded,
+    DefenseFailed,
+    Event,
+    LeaseLost,
+    Notice,
+    Problem,
+    TrainingElsewhere,
+    TrainingProgress,
+)
 from bench.store import CellRow
 
 CellName: TypeAlias = tuple[str, str, str]
 """Threat model, attack, defense."""
 
-UNKNOWN = 0.005  # seconds an item: the guess for an attack of which nothing is recorded
+UNKNOWN_COST = 0.005  # seconds per item, where nothing is recorded about an attack
 
 
 class CostEstimates:
-    """Seconds an item has cost, by attack and defense: recorded ones, then those of this run."""
+    """Expected seconds per item by attack and defense, from recorded cells and this run's."""
 
     def __init__(self, rows: Iterable[CellRow]) -> None:
-        self._known: dict[tuple[str, str], list[float]] = {}
+        self._seconds: dict[tuple[str, str], list[float]] = {}
         for row in rows:
-            if row.state is CellState.DONE and row.items:
-                self.learn(row.attack, row.defense, row.seconds / row.items)
+            cell = row.cell
+            if row.state is CellState.DONE and cell.items:
+                self.add(cell.attack, cell.defense, row.seconds / cell.items)
 
-    def learn(self, attack: str, defense: str, seconds: float) -> None:
-        """Take up what an item of a cell has cost."""
+    def add(self, attack: str, defense: str, seconds: float) -> None:
+        """Add the seconds per item of a finished cell."""
         for key in ((attack, defense), (attack, "")):
-            self._known.setdefault(key, []).append(seconds)
+            self._seconds.setdefault(key, []).append(seconds)
 
-    def of(self, attack: str, defense: str) -> float:
-        """Expected seconds an item."""
+    def estimate(self, attack: str, defense: str) -> float:
+        """Expected seconds per item: the pair's median, else the attack's, else a default."""
         for key in ((attack, defense), (attack, "")):
-            if key in self._known:
-                return median(self._known[key])
-        return UNKNOWN
+            if key in self._seconds:
+                return median(self._seconds[key])
+        return UNKNOWN_COST
 
 
 class ProgressDisplay:
-    """A listener for one or many workers' events."""
+    """A listener that shows the events of one or several workers."""
 
     def __init__(
         self, cells: Iterable[CellName], costs: CostEstimates, *, quiet: bool = False
     ) -> None:
+        """Show progress over `cells`, those that are not finished yet; nothing if `quiet`."""
         self.console = Console(stderr=True, quiet=quiet)
         self.costs = costs
         self.open = set(cells)
         self.total = len(self.open)
-        self.size = 0
-        """Items of a cell, as far as any was seen."""
-        self.begun: dict[CellName, float] = {}
-        self.items: dict[CellName, int] = {}
+        self.items_per_cell = 0
+        """Number of items of the cell that started last."""
+        self.started: dict[CellName, float] = {}
+        self.items_done: dict[CellName, int] = {}
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -65,8 +79,8 @@ class ProgressDisplay:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.matrix = self.bars.add_task("matrix", total=self.total, left="")
-        self.cell = self.bars.add_task("cell", total=None, left="")
+        self.matrix_bar = self.bars.add_task("matrix", total=self.total, left="")
+        self.cell_bar = self.bars.add_task("cell", total=None, left="")
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -82,43 +96,61 @@ class ProgressDisplay:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if event.cell is None:
-            self._say(event.text, fleeting=event.kind in ("train", "wait"))
-            return
-        cell = event.cell
-        name = (cell.threat, cell.attack, cell.defense)
-        title = " · ".join(name)
-        if event.kind == "cell":
-            self.size = cell.items
-            self.begun[name], self.items[name] = time.monotonic(), event.items
-            self.bars.update(self.cell, description=title, total=cell.items, completed=event.items)
-        elif event.kind == "chunk":
-            self.items[name] = self.items.get(name, 0) + event.items
-            self.bars.update(self.cell, description=title, completed=self.items[name])
-        elif event.kind in ("done", "failed"):
-            self._close(name, cell.items)
-            word = "held" if event.kind == "done" else "FAILED:"
-            count = f"[{self.total - len(self.open)}/{self.total}]"
-            self._say(f"{count} {title}: {word} {event.text}")
-        else:
-            self._say(event.text)
+        match event:
+            case CellStarted(cell, items_done):
+                self._start(cell, items_done)
+            case ChunkRecorded(cell, items):
+                name = _name(cell)
+                self.items_done[name] = self.items_done.get(name, 0) + items
+                done = self.items_done[name]
+                self.bars.update(self.cell_bar, description=" · ".join(name), completed=done)
+            case CellFinished(cell, robust):
+                self._finish(cell, f"robust {robust.k}/{robust.n}")
+            case CellFailed(cell, reason):
+                self._finish(cell, f"FAILED: {reason}")
+            case DefenseFailed(defense, reason):
+                self._print(f"{defense}: {reason}")
+            case TrainingProgress(text):
+                self._show_briefly(text)
+            case TrainingElsewhere(defense):
+                self._show_briefly(f"{defense} is being trained by another worker")
+            case LeaseLost(_, text) | Notice(text) | Problem(text):
+                self._print(text)
 
-    def _close(self, name: CellName, items: int) -> None:
+    def _start(self, cell: Cell, items_done: int) -> None:
+        name = _name(cell)
+        self.items_per_cell = cell.items
+        self.started[name], self.items_done[name] = time.monotonic(), items_done
+        self.bars.update(
+            self.cell_bar, description=" · ".join(name), total=cell.items, completed=items_done
+        )
+
+    def _finish(self, cell: Cell, result: str) -> None:
+        name = _name(cell)
         self.open.discard(name)
-        if name in self.begun and items:
-            seconds = time.monotonic() - self.begun.pop(name)
-            self.costs.learn(name[1], name[2], seconds / items)
+        if name in self.started and cell.items:
+            seconds = time.monotonic() - self.started.pop(name)
+            self.costs.add(cell.attack, cell.defense, seconds / cell.items)
         done = self.total - len(self.open)
-        self.bars.update(self.matrix, completed=done, left=self._left())
+        self.bars.update(self.matrix_bar, completed=done, left=self._time_left())
+        self._print(f"[{done}/{self.total}] {' · '.join(name)}: {result}")
 
-    def _left(self) -> str:
-        """Expected time to the end: what the open cells have cost before."""
-        expected = sum(self.costs.of(attack, defense) for _, attack, defense in self.open)
-        minutes, seconds = divmod(int(expected * self.size), 60)
+    def _time_left(self) -> str:
+        """Expected time until the open cells are finished."""
+        per_item = sum(self.costs.estimate(attack, defense) for _, attack, defense in self.open)
+        minutes, seconds = divmod(int(per_item * self.items_per_cell), 60)
         return f"about {minutes}:{seconds:02d} left"
 
-    def _say(self, text: str, *, fleeting: bool = False) -> None:
-        if fleeting and self.console.is_terminal:
-            self.bars.update(self.cell, description=text)
+    def _show_briefly(self, text: str) -> None:
+        """Show a text that the next one replaces on a terminal; elsewhere a line."""
+        if self.console.is_terminal:
+            self.bars.update(self.cell_bar, description=text)
         else:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _name(cell: Cell) -> CellName:
+    return cell.threat, cell.attack, cell.defense

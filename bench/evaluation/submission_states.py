@@ -1,4 +1,4 @@
-"""Submissions in play: the states they go through as a run touches their cells."""
+"""The states that a submission passes through while its cells are evaluated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.store import Store
 
 
 class SubmissionStates:
-    """Writes `running` when the first cell of a submission is taken up, and how it ended."""
+    """Records `running` when a submission's first cell starts, and its state after the run."""
 
     def __init__(self, registry: Registry, store: Store) -> None:
         self.registry, self.store = registry, store
@@ -18,7 +18,7 @@ class SubmissionStates:
         """Name -> kind."""
 
     def begin(self, cell: Cell) -> None:
-        """A cell was taken up."""
+        """Record `running` for the submissions of a cell that starts."""
         parts = {"defense": cell.defense, "attack": cell.attack, "threat": cell.threat}
         for kind, name in parts.items():
             submitted = bool(name) and self.registry.find(kind, name).origin == "submission"
@@ -27,13 +27,15 @@ class SubmissionStates:
                 self.store.submission(name, "running")
 
     def end(self, cells: Iterable[Cell]) -> None:
-        """The run is over: `finished`, or `failed` with the first reason."""
+        """Record `finished` after the run, or `failed` with the first reason."""
         keys = {cell.key for cell in cells}
         rows = [row for row in self.store.cells() if row.key in keys]
         for name, kind in sorted(self.running.items()):
-            mine = [row for row in rows if name in (row.defense, row.attack, row.threat)]
+            mine = [
+                row for row in rows if name in (row.cell.defense, row.cell.attack, row.cell.threat)
+            ]
             reasons = [row.reason for row in mine if row.state is CellState.FAILED]
-            # A board is not to blame for each defense and attack that fails on it.
+            # A threat model has failed only if every cell has: others fail by attack or defense.
             excused = kind == "threat" and len(reasons) < len(mine)
             if reasons and not excused:
                 self.store.submission(name, "failed", reasons[0])
@@ -41,6 +43,6 @@ class SubmissionStates:
                 self.store.submission(name, "finished")
 
     def halt(self) -> None:
-        """The run was interrupted: what it played waits for the next."""
+        """Record `queued` after an interrupt: the next run continues."""
         for name in sorted(self.running):
             self.store.submission(name, "queued")

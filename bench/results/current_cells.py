@@ -19,11 +19,11 @@ class CurrentDigests:
 
     def change(self, row: CellRow) -> str:
         """What has changed since the cell was planned; empty where the cell is current."""
-        if row.protocol != PROTOCOL:
+        if row.cell.protocol != PROTOCOL:
             return "the protocol"
-        if self.defenses.get(row.defense) != row.defense_digest:
+        if self.defenses.get(row.cell.defense) != row.cell.defense_digest:
             return "the defense"
-        if row.attack != CLEAN and self.attacks.get(row.attack) != row.attack_digest:
+        if row.cell.attack != CLEAN and self.attacks.get(row.cell.attack) != row.cell.attack_digest:
             return "the attack"
         return ""
 
@@ -40,9 +40,9 @@ def defense_digest(defense: DefenseCard, dataset: str, rows: Iterable[CellRow]) 
     the defense has it. Empty where there is none either.
     """
     declared = defense.digests.get(dataset, defense.digest)
-    mine = [row for row in rows if row.defense == defense.name]
+    mine = [row for row in rows if row.cell.defense == defense.name]
     newest = max(mine, key=lambda row: row.updated, default=None)
-    return declared or (newest.defense_digest if newest else "")
+    return declared or (newest.cell.defense_digest if newest else "")
 
 
 def current_cells(store: Store, attacks: Mapping[str, str] | None = None) -> list[CellRow]:
@@ -55,15 +55,15 @@ def current_cells(store: Store, attacks: Mapping[str, str] | None = None) -> lis
     datasets = {examples: store.examples(examples).dataset for examples in _examples(rows)}
     by_dataset: dict[str, list[CellRow]] = {}
     for row in rows:
-        by_dataset.setdefault(datasets[row.examples], []).append(row)
+        by_dataset.setdefault(datasets[row.cell.examples], []).append(row)
     digests = {
         dataset: CurrentDigests(
             {card.name: defense_digest(card, dataset, cells) for card in defenses}, known
         )
         for dataset, cells in by_dataset.items()
     }
-    return [row for row in rows if not digests[datasets[row.examples]].change(row)]
+    return [row for row in rows if not digests[datasets[row.cell.examples]].change(row)]
 
 
 def _examples(rows: Iterable[CellRow]) -> Collection[str]:
-    return {row.examples for row in rows}
+    return {row.cell.examples for row in rows}

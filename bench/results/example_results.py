@@ -142,7 +142,7 @@ def load_results(store: Store, board: Leaderboard) -> LeaderboardResults:
     standings = {}
     for name in names:
         (digest,) = {
-            row.examples for pair, rows in cells.items() if pair[0] == name for row in rows
+            row.cell.examples for pair, rows in cells.items() if pair[0] == name for row in rows
         }
         examples = store.examples(digest)
         standings[name] = _standing(board, examples, defenses[name], attacks, cells, outcomes)
@@ -159,16 +159,22 @@ def _rows(store: Store, board: Leaderboard) -> list[CellRow]:
     A guest is a defense whose answers cost too much to meet all examples.
     """
     own = store.cells(examples=board.examples)
-    here = {row.defense for row in own if row.threat_id == board.id}
+    here = {row.cell.defense for row in own if row.cell.threat_id == board.id}
     costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)} - here
     every = store.cells() if costly else []
-    sets = {row.examples: store.examples(row.examples) for row in every if row.defense in costly}
+    sets = {
+        row.cell.examples: store.examples(row.cell.examples)
+        for row in every
+        if row.cell.defense in costly
+    }
     few = {
         d for d, s in sets.items() if s.dataset == board.dataset and s.n == FEW_EXAMPLES < board.n
     }
-    apart = [row for row in every if row.defense in costly and row.examples in few]
-    guests = {row.defense for row in apart if row.threat_id == board.id}
-    return [r for r in own if r.defense not in guests] + [r for r in apart if r.defense in guests]
+    apart = [row for row in every if row.cell.defense in costly and row.cell.examples in few]
+    guests = {row.cell.defense for row in apart if row.cell.threat_id == board.id}
+    return [r for r in own if r.cell.defense not in guests] + [
+        r for r in apart if r.cell.defense in guests
+    ]
 
 
 def _current(
@@ -177,7 +183,7 @@ def _current(
     kept = [row for row in rows if _is_here(row, board) and not now.change(row)]
     found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
     for row in _whole_cascades(kept):
-        pair = row.defense, row.attack
+        pair = row.cell.defense, row.cell.attack
         found[pair] = (*found.get(pair, ()), row)
     return found
 
@@ -185,16 +191,18 @@ def _current(
 def _whole_cascades(rows: list[CellRow]) -> list[CellRow]:
     """The cells all of whose predecessors are there and done: only then is it known who fell
     before them."""
-    done = {row.key: row.before for row in rows if row.state == CellState.DONE}
+    done = {row.key: row.cell.before for row in rows if row.state == CellState.DONE}
 
     def whole(before: str) -> bool:
         return not before or (before in done and whole(done[before]))
 
-    return [row for row in rows if whole(row.before)]
+    return [row for row in rows if whole(row.cell.before)]
 
 
 def _is_here(row: CellRow, board: Leaderboard) -> bool:
-    return row.attack == CLEAN or (row.threat_id == board.id and row.mode == board.mode)
+    return row.cell.attack == CLEAN or (
+        row.cell.threat_id == board.id and row.cell.mode == board.mode
+    )
 
 
 def _stale(
@@ -209,14 +217,14 @@ def _stale(
     """
     done = [row for row in rows if row.state == CellState.DONE and _is_here(row, board)]
     return {
-        (row.defense, row.attack): now.change(row) or "an attack before it in the cascade"
+        (row.cell.defense, row.cell.attack): now.change(row) or "an attack before it in the cascade"
         for row in sorted(done, key=lambda row: row.updated)
-        if (row.defense, row.attack) not in current
+        if (row.cell.defense, row.cell.attack) not in current
     }
 
 
 def _place(row: CellRow) -> tuple[str, str, int, str, str]:
-    return row.defense, row.attack, row.seed, row.numeric, row.key
+    return row.cell.defense, row.cell.attack, row.cell.seed, row.cell.numeric, row.key
 
 
 def _standing(
@@ -330,7 +338,7 @@ def _digest(
         for row in rows:
             if row.key in outcomes:
                 found = outcomes[row.key]
-                sha.update(canonical([*pair, row.seed, row.items]).encode())
+                sha.update(canonical([*pair, row.cell.seed, row.cell.items]).encode())
                 sha.update(found.item.astype("<i4").tobytes())
                 sha.update(found.verdict.tobytes())
     return sha.hexdigest()

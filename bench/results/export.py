@@ -65,11 +65,11 @@ def outcomes(store: Store, threat: str | None, path: Path, mode: str = "full") -
 def _lines(
     store: Store, played: LeaderboardResults, examples: ExamplesRow, cell: CellRow
 ) -> Iterator[tuple[object, ...]]:
-    if cell.state != CellState.DONE or cell.attack == CLEAN:
+    if cell.state != CellState.DONE or cell.cell.attack == CLEAN:
         return
-    standing = played.standings[cell.defense]
+    standing = played.standings[cell.cell.defense]
     targets = len(examples.classes) - 1 if played.board.targets else 1
-    names = _harmless(cell.defense), _harmless(cell.attack), cell.seed
+    names = _harmless(cell.cell.defense), _harmless(cell.cell.attack), cell.cell.seed
     found = store.outcomes(cell.key)
     for row, item in enumerate(found.item.tolist()):
         example, target = divmod(item, targets)
@@ -120,7 +120,9 @@ def images(
     about = {"threat": board.name, "defense": defense, "attack": attack, "cell": cell.key}
     with _whole(path) as partial:
         save_file({"adv": adv, "index": index}, partial, metadata=about)
-    return Exported(path, len(index), len(index) == cell.items, _about_images(cell, len(index)))
+    return Exported(
+        path, len(index), len(index) == cell.cell.items, _about_images(cell, len(index))
+    )
 
 
 def _cell(played: LeaderboardResults, defense: str, attack: str) -> CellRow:
@@ -132,7 +134,7 @@ def _cell(played: LeaderboardResults, defense: str, attack: str) -> CellRow:
             f"{attack!r} was not played against {defense!r} on {played.board.name};"
             f" cells there: {', '.join(known)}."
         )
-    return min(started, key=lambda cell: (cell.state != CellState.DONE, cell.seed))
+    return min(started, key=lambda cell: (cell.state != CellState.DONE, cell.cell.seed))
 
 
 def _pixels(store: Store, cell: CellRow) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -143,17 +145,17 @@ def _pixels(store: Store, cell: CellRow) -> tuple[npt.NDArray[np.int64], npt.NDA
     kept = store.images(cell.key)
     if not kept:
         raise BenchError(
-            f"no image of {cell.attack} against {cell.defense} was kept; play it into a new"
+            f"no image of {cell.cell.attack} against {cell.cell.defense} was kept; play it into a new"
             " database with `bench run --keep-images all`."
         )
     return np.array([image.item for image in kept]), np.stack([k.adversarial for k in kept])
 
 
 def _about_images(cell: CellRow, n: int) -> str:
-    if n == cell.items:
-        return f"{n} images: every item of {cell.attack} against {cell.defense}."
+    if n == cell.cell.items:
+        return f"{n} images: every item of {cell.cell.attack} against {cell.cell.defense}."
     return (
-        f"{n} of {cell.items} images of {cell.attack} against {cell.defense}: incomplete; only"
+        f"{n} of {cell.cell.items} images of {cell.cell.attack} against {cell.cell.defense}: incomplete; only"
         " `bench run --keep-images all` keeps every one."
     )
 

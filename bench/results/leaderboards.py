@@ -74,11 +74,15 @@ class Leaderboard:
 def leaderboards(store: Store) -> list[Leaderboard]:
     """All boards in display order: by the threat's order and name, the most examples first."""
     threats = _by_id(store.cards(ThreatCard))
-    rows = (row for row in store.cells() if row.attack != CLEAN and row.threat_id in threats)
+    rows = (
+        row for row in store.cells() if row.cell.attack != CLEAN and row.cell.threat_id in threats
+    )
     costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)}
     found: dict[tuple[str, str, str], set[str]] = {}
     for row in rows:
-        found.setdefault((row.threat_id, row.examples, row.mode), set()).add(row.defense)
+        found.setdefault((row.cell.threat_id, row.cell.examples, row.cell.mode), set()).add(
+            row.cell.defense
+        )
     sizes = {examples: store.examples(examples).n for _, examples, _ in found}
     large = {(id_, mode) for id_, examples, mode in found if sizes[examples] > FEW_EXAMPLES}
     made = [

@@ -88,11 +88,13 @@ def _attacks(played: LeaderboardResults) -> list[str]:
 
 def _before(played: LeaderboardResults) -> dict[str, set[str]]:
     """By attack that has met a defense: who stood just before it in any cascade."""
-    rows = [row for rows in played.cells.values() for row in rows if row.attack != CLEAN]
-    attacks, found = {row.key: row.attack for row in rows}, dict[str, set[str]]()
+    rows = [row for rows in played.cells.values() for row in rows if row.cell.attack != CLEAN]
+    attacks, found = {row.key: row.cell.attack for row in rows}, dict[str, set[str]]()
     for row in rows:
-        if row.before or row.state == CellState.DONE:
-            found.setdefault(row.attack, set()).update({attacks.get(row.before, "")} - {row.attack})
+        if row.cell.before or row.state == CellState.DONE:
+            found.setdefault(row.cell.attack, set()).update(
+                {attacks.get(row.cell.before, "")} - {row.cell.attack}
+            )
     return found
 
 
@@ -113,7 +115,7 @@ def matrix_cell(played: LeaderboardResults, defense: str, attack: str) -> Matrix
         forwards=_sum(done, "forwards"),
         gradients=_sum(done, "gradients"),
         seconds=sum(row.seconds for row in told),
-        items=sum(row.items for row in told),
+        items=sum(row.cell.items for row in told),
         items_done=sum(row.items_done for row in told),
         detection=_detection(played.standings[defense], attack),
     )

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 
 from sqlalchemy import select, update
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RowMapping
 
-from bench.core.cells import CellState, Culprit
+from bench.core.cells import Cell, CellState, Culprit
 from bench.core.errors import BenchError
 from bench.store.database import insert_new
 from bench.store.records import CellRow, PlannedCell
@@ -16,7 +16,9 @@ from bench.store.tables import CELLS
 
 _PLANNABLE = (CellState.MISSING, CellState.SKIPPED, CellState.NOT_APPLICABLE)
 _KEPT = (CellState.RUNNING, CellState.DONE)
-_COLUMNS = [CELLS.c[field.name] for field in fields(CellRow)]
+_CELL = [field.name for field in fields(Cell)]
+_STATE = [field.name for field in fields(CellRow) if field.name != "cell"]
+_COLUMNS = [CELLS.c[name] for name in (*_CELL, *_STATE)]
 _BATCH = 500
 _UNPLAYED: dict[str, object] = {
     "culprit": None,
@@ -62,17 +64,15 @@ def listed(
     for name, value in (("threat", threat), ("examples", examples), ("mode", mode)):
         if value is not None:
             query = query.where(CELLS.c[name] == value)
-    rows = connection.execute(query).mappings()
-    return [
-        CellRow(
-            **{
-                **row,
-                "state": CellState(row["state"]),
-                "culprit": Culprit(row["culprit"]) if row["culprit"] else None,
-            }
-        )
-        for row in rows
-    ]
+    return [_cell_row(row) for row in connection.execute(query).mappings()]
+
+
+def _cell_row(row: RowMapping) -> CellRow:
+    state = {name: row[name] for name in _STATE} | {
+        "state": CellState(row["state"]),
+        "culprit": Culprit(row["culprit"]) if row["culprit"] else None,
+    }
+    return CellRow(cell=Cell(**{name: row[name] for name in _CELL}), **state)
 
 
 def _by_key(planned: Iterable[PlannedCell]) -> dict[str, PlannedCell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,40 +42,30 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell as it stands. Figures are None until it is done."""
+    """One cell with its state. Figures are None until the cell is done."""
 
-    threat: str
-    defense: str
-    attack: str
-    threat_id: str
-    defense_digest: str
-    attack_digest: str
-    examples: str
-    items: int
-    seed: int
-    mode: str
-    numeric: str
-    source_digest: str
-    before: str
-    """Key of the cell before this one in its cascade; empty for the first, and in full mode."""
-    protocol: int
+    cell: Cell
+    """As it was planned."""
     key: str
     state: CellState
     reason: str
+    """Why the cell has no figure; empty where it has one."""
     culprit: Culprit | None
     required: bool
     tier: str
     items_done: int
     robust: int | None
-    """Items that no verified attempt of this attack broke, refused offers included."""
+    """Items that no verified adversarial example of this attack broke, refused ones included."""
     out_of_ball: int | None
-    """Items whose offer the referee refused: outside the ball or the box, or not finite."""
+    """Items whose candidate the referee refused: outside the set or the box, or not finite."""
     fragile: int | None
     """Broken items whose margin is under 1e-4 of the logit scale."""
     broken_8bit: int | None
+    """Items still broken after rounding to 8 bits."""
     forwards: int | None
     gradients: int | None
     looks: int | None
+    """Forward passes of the harness's own final checks."""
     seconds: float
     """CPU seconds so far."""
     max_distance: float | None
@@ -83,11 +73,6 @@ class CellRow:
     updated: float
     """Unix time of the last change."""
     owner: str
-
-    @property
-    def cell(self) -> Cell:
-        """The cell as it was planned."""
-        return Cell(**{f.name: getattr(self, f.name) for f in fields(Cell)})
 
 
 @dataclass(frozen=True)

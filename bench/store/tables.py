@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -15,6 +17,8 @@ from sqlalchemy import (
     Table,
     Text,
 )
+
+from bench.core.cells import Cell
 
 REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision this program knows, oldest first; the last one is what it writes."""
@@ -36,6 +40,21 @@ def _leased() -> list[Column[object]]:
         Column("updated", Double, nullable=False),
     ]
 
+
+_SQL_TYPES = {str: Text, int: Integer}
+
+
+def _inputs() -> list[Column[object]]:
+    """One column for each field of a cell."""
+    columns: list[Column[object]] = []
+    for name, kind in get_type_hints(Cell).items():
+        type_ = BigInteger if name == "seed" else _SQL_TYPES[kind]
+        columns.append(Column(name, type_, nullable=False, server_default=_ADDED.get(name)))
+    return columns
+
+
+_ADDED = {"before": ""}
+"""Columns that a migration added, with the value that older rows got."""
 
 CARDS = Table(
     "cards",
@@ -64,20 +83,7 @@ CELLS = Table(
     "cells",
     METADATA,
     *_leased(),
-    Column("threat", Text, nullable=False),
-    Column("defense", Text, nullable=False),
-    Column("attack", Text, nullable=False),
-    Column("threat_id", Text, nullable=False),
-    Column("defense_digest", Text, nullable=False),
-    Column("attack_digest", Text, nullable=False),
-    Column("examples", Text, nullable=False),
-    Column("items", Integer, nullable=False),
-    Column("seed", BigInteger, nullable=False),
-    Column("mode", Text, nullable=False),
-    Column("numeric", Text, nullable=False),
-    Column("source_digest", Text, nullable=False),
-    Column("before", Text, nullable=False, server_default=""),
-    Column("protocol", Integer, nullable=False),
+    *_inputs(),
     Column("required", Boolean, nullable=False),
     Column("tier", Text, nullable=False),
     Column("items_done", Integer, nullable=False),

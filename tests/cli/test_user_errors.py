@@ -106,7 +106,7 @@ def shell(
 
 def states(folder: Path) -> dict[tuple[str, str], CellState]:
     with Store.open(f"sqlite:///{folder}/bench.db", read_only=True) as store:
-        return {(row.attack, row.defense): row.state for row in store.cells()}
+        return {(row.cell.attack, row.cell.defense): row.state for row in store.cells()}
 
 
 def test_an_unknown_name_is_answered_with_a_near_one(shell: Shell) -> None:

@@ -113,9 +113,9 @@ def test_a_transfer_attack_asks_the_twin_and_ranks_rivals_by_it(registry: Regist
     linear, surrogate = arena(registry, "linear"), arena(registry, "undefended")
     game = linear.game(BOARD, registry.attacks["transfer"].value, surrogate)
     assert game.model_access.module is surrogate.module and game.defense.module is linear.module
-    assert torch.equal(game.clean, surrogate.clean.logits)
+    assert torch.equal(game.clean_logits, surrogate.clean.logits)
     own = linear.game(BOARD, registry.attacks["pgd"].value, None)
-    assert own.model_access.module is linear.module and torch.equal(own.clean, linear.clean.logits)
+    assert own.model_access.module is linear.module and torch.equal(own.clean_logits, linear.clean.logits)
 
 
 def test_the_key_changes_with_everything_that_may_move_a_verdict(registry: Registry) -> None:
@@ -140,7 +140,7 @@ def test_the_referee_never_shares_the_copy_that_was_attacked(registry: Registry)
     here = arena(registry, "undefended")
     pgd = registry.attacks["pgd"].value
     asked = here.game(BOARD, pgd, None).model_access.module
-    judging = here.referee(BOARD, pgd).court.target.module
+    judging = here.referee(BOARD, pgd).fresh_model.model_access.module
     assert judging is not asked
     x: Tensor = here.x
     assert torch.equal(judging(x), asked(x))

@@ -68,8 +68,8 @@ def digest(url: str | None) -> str:
 
 
 def cells(store: Store, mode: str) -> dict[tuple[str, str], CellRow]:
-    rows = [row for row in store.cells(mode=mode) if row.attack != CLEAN]
-    return {(r.defense, r.attack): r for r in rows if r.state is CellState.DONE}
+    rows = [row for row in store.cells(mode=mode) if row.cell.attack != CLEAN]
+    return {(r.cell.defense, r.cell.attack): r for r in rows if r.state is CellState.DONE}
 
 
 def broken(found: Outcomes) -> set[int]:
@@ -102,10 +102,10 @@ def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: 
     spent = {"rank": 0, "full": 0}
     for store, rank, full in pairs(played.url):
         for row in (rank, full):
-            fallen.setdefault((row.defense, row.mode), set()).update(
+            fallen.setdefault((row.cell.defense, row.cell.mode), set()).update(
                 broken(store.outcomes(row.key))
             )
-            spent[row.mode] += row.gradients or 0
+            spent[row.cell.mode] += row.gradients or 0
     for name in SELECTION.defenses:
         assert fallen[name, "rank"] == fallen[name, "full"]
     assert spent["rank"] < 0.5 * spent["full"], spent
@@ -127,7 +127,7 @@ def test_each_cell_meets_exactly_the_survivors_of_the_one_before(played: MatrixR
             for attack in (a for a in ATTACKS if (name, a) in rank):
                 row = rank[name, attack]
                 found = store.outcomes(row.key)
-                assert (row.before, row.items) == (before, len(left))
+                assert (row.cell.before, row.cell.items) == (before, len(left))
                 assert found.item.tolist() == left
                 before, left = row.key, found.survivors()
 
@@ -234,7 +234,7 @@ def test_an_attack_that_fails_breaks_nobody_and_can_be_made_up_for(
         assert one.run() == 1
     with Store.open(one.url, read_only=True) as store:
         rank = cells(store, "rank")
-        assert rank["linear", "transfer"].before == rank["linear", "fgsm"].key
+        assert rank["linear", "transfer"].cell.before == rank["linear", "fgsm"].key
     assert one.run() == 0
     with Store.open(played.url, read_only=True) as store:
         wanted = {r["defense"]: r for r in json_report.json_report(store, None, "rank")["ranking"]}
@@ -305,7 +305,7 @@ class Stranger:
     def __init__(self, name: str, needs: Access, steps: int, runs: int = 1) -> None:
         self.name, self.needs, self.steps, self._runs = name, needs, steps, runs
 
-    def runs(self, classes: int) -> int:
+    def restart_count(self, classes: int) -> int:
         return self._runs
 
     def start(self, problem: Any) -> torch.Tensor:

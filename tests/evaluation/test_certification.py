@@ -61,7 +61,7 @@ def bench_certifiers():
 @pytest.mark.row("V09")
 def test_a_lying_certifier_is_caught_and_a_broken_one_stops_nobody(tmp_path: Path) -> None:
     registry = Registry.load(tmp_path / "none")
-    registry.admit([planted_plugins.module(tmp_path, "liars", LIARS)])
+    registry.add_plugins([planted_plugins.module(tmp_path, "liars", LIARS)])
     told: list[Event] = []
     url = f"sqlite:///{tmp_path / 'bench.db'}"
     with Store.open(url) as store:
@@ -84,7 +84,7 @@ def test_whose_code_changed_is_asked_again_and_nobody_else(tmp_path: Path) -> No
     def proved(name: str, code: str) -> dict[str, int]:
         registry = Registry.load(tmp_path / "none")
         plugin = planted_plugins.module(tmp_path, name, code)
-        registry.admit([replace(plugin, source=name)])
+        registry.add_plugins([replace(plugin, source=name)])
         with Store.open(url) as store:
             make_worker(
                 MatrixRun(SELECTION, url, quiet=True), store, registry, lambda _: None

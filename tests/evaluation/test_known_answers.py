@@ -50,15 +50,18 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
     matrix_run = MatrixRun(SELECTION, os.environ.get("BENCH_TRUTHS_DB") or fresh, quiet=True)
     assert matrix_run.run() == 0
     with Store.open(matrix_run.url, read_only=True) as store:
-        rows = [row for row in current_cells(store) if row.threat in ("", *SELECTION.threats)]
-        rows = [row for row in rows if row.state == "done" and row.items == 500]
+        rows = [row for row in current_cells(store) if row.cell.threat in ("", *SELECTION.threats)]
+        rows = [row for row in rows if row.state == "done" and row.cell.items == 500]
         held = {
-            (row.threat, row.attack, row.defense): store.outcomes(row.key).verdict != Verdict.BROKEN
+            (row.cell.threat, row.cell.attack, row.cell.defense): store.outcomes(row.key).verdict
+            != Verdict.BROKEN
             for row in rows
         }
-        linear = next(r for r in rows if (r.threat, r.defense) == ("digits-linf", "linear"))
-        proofs = store.certificates(linear.threat_id, linear.examples)
-        mine = [p for p in proofs if p.defense_digest == linear.defense_digest]
+        linear = next(
+            r for r in rows if (r.cell.threat, r.cell.defense) == ("digits-linf", "linear")
+        )
+        proofs = store.certificates(linear.cell.threat_id, linear.cell.examples)
+        mine = [p for p in proofs if p.defense_digest == linear.cell.defense_digest]
         (proof,) = [p for p in mine if p.certifier == "linear-exact"]
         report = json_report.json_report(store, "digits-linf")
     flags = {
@@ -127,8 +130,8 @@ def test_published_figures_bracket_ours(tmp_path: Path) -> None:
     assert matrix_run.run() == 0
     with Store.open(matrix_run.url, read_only=True) as store:
         (row,) = store.cells("mnist-linf")
-    assert row.robust is not None and row.items == 10_000 and row.out_of_ball == 0
-    assert 0.942 <= row.robust / row.items <= 0.961
+    assert row.robust is not None and row.cell.items == 10_000 and row.out_of_ball == 0
+    assert 0.942 <= row.robust / row.cell.items <= 0.961
 
 
 def _weights(name: str) -> bool:

@@ -61,7 +61,7 @@ def digest(url: str | None) -> str:
 
 def rows(url: str | None) -> list[CellRow]:
     with Store.open(url, read_only=True) as store:
-        return [row for row in store.cells() if row.attack != CLEAN]
+        return [row for row in store.cells() if row.cell.attack != CLEAN]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_cell(
         with pytest.raises(KeyboardInterrupt):
             make_worker(stopped, store, Registry.load(), interrupt).run()
         (row,) = [row for row in store.cells() if row.key == halves[0]]
-        assert row.state is CellState.MISSING and 0 < row.items_done < row.items
+        assert row.state is CellState.MISSING and 0 < row.items_done < row.cell.items
     assert stopped.run() == 0
     assert digest(stopped.url) == digest(played.url)
 
@@ -207,7 +207,9 @@ def test_a_finished_cell_can_be_reproduced(played: MatrixRun) -> None:
         ("transfer", "linear"),
         ("pgd", "gaussian-noise"),
     ):
-        (row,) = [r for r in rows(played.url) if (r.attack, r.defense) == (attack, defense)]
+        (row,) = [
+            r for r in rows(played.url) if (r.cell.attack, r.cell.defense) == (attack, defense)
+        ]
         result = reproduce(row.key[:16], played.url, "cpu", allow_unsandboxed=False)
         assert result["same"], result["sentence"]
     with pytest.raises(BenchError, match="0 finished cells have a key that begins with 'zz'"):
@@ -233,8 +235,10 @@ def test_only_the_certifiers_that_were_asked_for_prove(
     alone = replace(matrix_run(tmp_path / "bench.db", selection=only), certify=asked)
     assert alone.run() == 0
     with Store.open(alone.url, read_only=True) as store:
-        (row, *_) = [row for row in store.cells("digits-linf") if row.attack == "fgsm"]
-        names = {proof.certifier for proof in store.certificates(row.threat_id, row.examples)}
+        (row, *_) = [row for row in store.cells("digits-linf") if row.cell.attack == "fgsm"]
+        names = {
+            proof.certifier for proof in store.certificates(row.cell.threat_id, row.cell.examples)
+        }
     assert names & {"intervals", "dual-bound"} == who
 
 
@@ -251,8 +255,8 @@ def test_the_certificate_is_exact_and_margin_pgd_reaches_it(tmp_path: Path) -> N
     alone = matrix_run(tmp_path / "bench.db", selection=only)
     assert alone.run() == 0
     with Store.open(alone.url, read_only=True) as store:
-        cells = {row.attack: row for row in store.cells("digits-linf")}
-        known = store.certificates(cells["pgd"].threat_id, cells["pgd"].examples)
+        cells = {row.cell.attack: row for row in store.cells("digits-linf")}
+        known = store.certificates(cells["pgd"].cell.threat_id, cells["pgd"].cell.examples)
         proof = next(proof for proof in known if proof.certifier == "linear-exact")
         held = store.outcomes(cells["pgd-margin"].key).verdict != 1
         other = store.outcomes(cells["pgd"].key).verdict != 1

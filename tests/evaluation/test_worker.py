@@ -19,12 +19,13 @@ from bench.engine.external_model import AttackStopped
 from bench.evaluation import plan, worker
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.events import Event
-from bench.evaluation.launcher import MatrixRun, current, run_member
+from bench.evaluation.launcher import MatrixRun, run_member
 from bench.evaluation.plan import Selection
 from bench.evaluation.worker import CellTask, Worker
 from bench.plugin import Access, Defense, Evidence, Loader, Problem
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
+from bench.results.current_cells import current_cells
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, leases
 from bench.store.tables import CELLS, TASKS
 from bench.training import tasks
@@ -117,7 +118,7 @@ def taken_over(store: Store, attack: str) -> Lease:
 
 def rows(store: Store) -> dict[str, CellRow]:
     """By attack."""
-    return {row.attack: row for row in store.cells()}
+    return {row.cell.attack: row for row in store.cells()}
 
 
 def test_a_worker_that_has_not_run_plays_a_single_cell(registry: Registry, store: Store) -> None:
@@ -140,7 +141,10 @@ def test_a_diagnostic_that_fails_has_tested_nothing_and_spoils_nothing(
     (said,) = [event.text for event in heard if event.kind == "odd"]
     assert said.startswith("hook tells nothing of linear. It failed: KeyError in test_worker.py")
     clean = rows(store)[CLEAN]
-    notes = {note.diagnostic: note for note in store.evidence(clean.defense_digest, clean.examples)}
+    notes = {
+        note.diagnostic: note
+        for note in store.evidence(clean.cell.defense_digest, clean.cell.examples)
+    }
     assert set(notes) == set(registry.diagnostics)
     assert (notes["hook"].finding, notes["hook"].sentence in said) == ("not tested", True)
     assert {note.finding for name, note in notes.items() if name != "hook"} != {"not tested"}
@@ -152,11 +156,11 @@ def test_a_clean_pass_that_fails_takes_no_finished_result_away(
     registry.defenses["moody"] = offered(Defense("moody", moody))
     asked = replace(SELECTION, defenses=("moody",))
     hand(registry, store, selection=asked).run()
-    before = {row.key for row in current(store)}
+    before = {row.key for row in current_cells(store)}
     assert len(before) == 3
     monkeypatch.setattr(Moody, "spoilt", True)
     hand(registry, store, selection=replace(asked, examples=48)).run()
-    assert before < {row.key for row in current(store)}
+    assert before < {row.key for row in current_cells(store)}
     fresh = [row for row in store.cells() if row.key not in before]
     assert {row.state for row in fresh} == {FAILED} and len(fresh) == 3
     assert {row.culprit for row in fresh} == {Culprit.PLUGIN}
@@ -176,7 +180,7 @@ def test_a_diagnostic_is_asked_again_when_its_code_has_changed_and_only_then(
         hand(registry, store).run()
     assert asked == ["0" * 64, "1" * 64], "the clean pass had long been made the third time"
     clean = rows(store)[CLEAN]
-    notes = store.evidence(clean.defense_digest, clean.examples)
+    notes = store.evidence(clean.cell.defense_digest, clean.cell.examples)
     assert [note.source for note in notes if note.diagnostic == "hook"] == ["1" * 64]
 
 
@@ -197,7 +201,7 @@ def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
     assert (found["random"].state, found["fgsm"].state) == (DONE, DONE)
     assert (found[CLEAN].state, found[CLEAN].owner) == (CellState.RUNNING, AWAY)
     assert any(event.kind == "wait" and "is lost" in event.text for event in heard)
-    assert not store.evidence(found[CLEAN].defense_digest, found[CLEAN].examples)
+    assert not store.evidence(found[CLEAN].cell.defense_digest, found[CLEAN].cell.examples)
 
 
 @pytest.mark.parametrize("error", [LeaseLostError("gone"), AttackStopped(), GeneratorExit()])

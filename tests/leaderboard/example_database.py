@@ -298,9 +298,13 @@ def _say_more(store: Store) -> None:
     proven = np.random.default_rng(1).uniform(size=N) < 0.3
     linf = THREATS[0][0]
     known = store.cells(threat="digits-linf", mode="full")
-    key = next(c.key for c in known if (c.defense, c.attack) == ("lipschitz-margin", "apgd"))
+    key = next(
+        c.key for c in known if (c.cell.defense, c.cell.attack) == ("lipschitz-margin", "apgd")
+    )
     proven &= store.outcomes(key).verdict == Verdict.ROBUST
-    square = next(c.key for c in known if (c.defense, c.attack) == ("lipschitz-margin", "square"))
+    square = next(
+        c.key for c in known if (c.cell.defense, c.cell.attack) == ("lipschitz-margin", "square")
+    )
     proven &= store.outcomes(square).verdict == Verdict.ROBUST
     whose = ("lipschitz-margin", digest(["defense", "lipschitz-margin"]))
     by = ("margin-bound", digest(["certifier", "margin-bound"]))

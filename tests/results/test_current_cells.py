@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def current(world: World) -> set[str]:
-    return {row.attack for row in current_cells(world.store)}
+    return {row.cell.attack for row in current_cells(world.store)}
 
 
 def test_cells_of_unchanged_plugins_are_current(world: World) -> None:
@@ -37,7 +37,7 @@ def test_a_changed_attack_leaves_the_clean_pass_current(world: World) -> None:
     world.attack("pgd", version="2")
     assert current(world) == {CLEAN}
     given = current_cells(world.store, {"pgd": "another digest"})
-    assert {row.attack for row in given} == {CLEAN}
+    assert {row.cell.attack for row in given} == {CLEAN}
 
 
 def test_a_changed_defense_leaves_no_cell_current(world: World) -> None:

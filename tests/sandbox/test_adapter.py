@@ -166,9 +166,13 @@ def test_a_recipe_of_its_own_is_not_trained_behind_walls(tmp_path: Path) -> None
 def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Path) -> None:
     place = templates.write_template("threat", "mine", tmp_path)
     registry = locked(place.parent)
-    assert registry.why_not_imported("mine").startswith("no threat is locked in so far; --allow-unsand")
+    assert registry.why_not_imported("mine").startswith(
+        "no threat is locked in so far; --allow-unsand"
+    )
     shipped = locked(Path(__file__).parents[2] / "submissions")
-    assert {shipped.find("defense", name).isolation for name in REVIEWED_SUBMISSIONS} == {"in-process"}
+    assert {shipped.find("defense", name).isolation for name in REVIEWED_SUBMISSIONS} == {
+        "in-process"
+    }
 
 
 @pytest.fixture
@@ -202,7 +206,7 @@ def test_a_run_behind_walls_is_the_run_without(played: Path) -> None:
 def test_a_cell_behind_walls_is_reproduced(played: Path) -> None:
     url = f"sqlite:///{played / 'walls.db'}"
     with Store.open(url) as store:
-        key = next(row.key for row in store.cells() if row.attack == "pgd")
+        key = next(row.key for row in store.cells() if row.cell.attack == "pgd")
     assert reproduce(key, url, "cpu", allow_unsandboxed=False)["same"]
 
 
@@ -220,7 +224,7 @@ def test_what_dies_in_a_cell_fails_that_cell_alone(
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
     assert _campaign(tmp_path, "b.db").run() == 1
     with Store.open(f"sqlite:///{tmp_path / 'b.db'}") as store:
-        told = {row.attack: (str(row.state), row.reason) for row in store.cells()}
+        told = {row.cell.attack: (str(row.state), row.reason) for row in store.cells()}
     assert told["fgsm"][0] == "done"
     assert told["pgd"][0] == "failed"
     assert "died of SIGABRT" in told["pgd"][1]
@@ -301,7 +305,9 @@ def test_workers_are_started_for_whom_the_run_needs(
 def test_a_list_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry(tmp_path, "raise SystemExit('this ran')")
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
-    monkeypatch.setattr(launcher, "isolate_submissions", lambda registry: pytest.fail("it was locked in"))
+    monkeypatch.setattr(
+        launcher, "isolate_submissions", lambda registry: pytest.fail("it was locked in")
+    )
     done = CliRunner().invoke(app, ["list", "defenses", "--json"])
     names = {item["name"] for item in json.loads(done.stdout)["items"]}
     assert "mine" in names

@@ -29,7 +29,7 @@ from bench.submissions.intake import take_in
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
-from tests.engine.single_run import LINF, NEAREST, Match, Shaken
+from tests.engine.single_run import LINF, NEAREST, SingleRun, NoisyModel
 from tests.sandbox.isolated import PLAIN, entry, locked, opened
 
 pytestmark = pytest.mark.usefixtures("walls")
@@ -118,13 +118,13 @@ def pair(
     """An attack behind walls, and the same one here."""
     entry(folder, source, name, kind="attack")
     inside = locked(folder)
-    assert inside.waits == {}
+    assert inside.reasons_not_imported == {}
     return inside.find("attack", name), opened(folder).find("attack", name)
 
 
 def same(inside: Registration[Attack], here: Registration[Attack], **rules: Any) -> None:
     """Both play the same game to the same end, for the same price."""
-    one, two = (Match(offer.value, count=96, **rules).play() for offer in (inside, here))
+    one, two = (SingleRun(offer.value, count=96, **rules).run() for offer in (inside, here))
     assert torch.equal(one.images, two.images)
     for name in Outcomes._fields:
         first, second = (getattr(played.outcomes, name) for played in (one, two))
@@ -150,12 +150,12 @@ def test_its_card_is_the_one_it_has_here(tmp_path: Path) -> None:
     entry(tmp_path, OWN, kind="attack")
     inside, here = locked(tmp_path), opened(tmp_path)
     assert inside.attack_card("mine") == here.attack_card("mine")
-    assert (inside.find("attack", "mine").tier, inside.problems) == ("sandboxed", [])
+    assert (inside.find("attack", "mine").isolation, inside.problems) == ("sandboxed", [])
 
 
 def test_it_averages_over_draws_and_keeps_to_its_budget_as_here(tmp_path: Path) -> None:
     inside, here = pair(tmp_path, OWN)
-    same(inside, here, model=Shaken(0.1), random=True)
+    same(inside, here, model=NoisyModel(0.1), random=True)
     same(inside, here, budget=Budget(gradients=2))
     same(inside, here, goal=Goal("targeted", "next"))
 
@@ -169,12 +169,12 @@ def test_one_loss_a_row_is_all_that_is_asked_of_a_loss(tmp_path: Path) -> None:
     same(inside, here)
 
 
-class Given(Match):
+class Given(SingleRun):
     """A match whose game lies open before it is played."""
 
     def __init__(self, attack: Attack) -> None:
         super().__init__(attack)
-        object.__setattr__(self, "given", super().game())
+        object.__setattr__(self, "given", super().spec())
 
     def game(self, slots: int = 64) -> Any:
         return self.given  # type: ignore[attr-defined]
@@ -252,7 +252,7 @@ def test_a_start_asks_nothing_of_the_defense(tmp_path: Path) -> None:
                          "return State(problem.ball")  # fmt: skip
     inside, _ = pair(tmp_path, source)
     with pytest.raises(PluginError, match="mine asked the defense a question in start"):
-        Match(inside.value).play()
+        SingleRun(inside.value).run()
 
 
 def test_clean_logits_are_shown_where_scores_are(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_it_sees_its_rows_and_neither_their_names_nor_the_defense(tmp_path: Path
         "        gradient = ",
     )
     inside, _ = pair(tmp_path, source)
-    assert (Match(inside.value).play().outcomes.verdict == 1).any()
+    assert (SingleRun(inside.value).run().outcomes.verdict == 1).any()
 
 
 def test_sets_of_plugins_do_not_cross(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_sets_of_plugins_do_not_cross(tmp_path: Path) -> None:
 
     inside, _ = pair(tmp_path, OWN)
     with pytest.raises(PluginError, match="only Linf, L2, L1 are known; Linf is a set of a plug"):
-        Match(inside.value, ball=Ring(Fraction(1, 5))).play()
+        SingleRun(inside.value, ball=Ring(Fraction(1, 5))).run()
 
 
 def test_who_is_not_at_play_keeps_no_worker(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_who_is_not_at_play_keeps_no_worker(tmp_path: Path) -> None:
     entry(tmp_path, OWN, "two", kind="attack")
     registry = locked(tmp_path)
     one, two = (registry.find("attack", name).value for name in ("one", "two"))
-    outcomes = [Match(attack, count=32).play().images for attack in (one, two, one)]
+    outcomes = [SingleRun(attack, count=32).run().images for attack in (one, two, one)]
     assert one.cage.alive
     assert not two.cage.alive
     assert torch.equal(outcomes[0], outcomes[2])
@@ -316,15 +316,15 @@ def test_rows_are_told_anew_where_they_have_changed_and_only_there(tmp_path: Pat
         return found
 
     attack._news = noted
-    Match(attack).play()
-    every = ["active", "key", "run", "t", "target", "x", "y"]
+    SingleRun(attack).run()
+    every = ["active", "key", "restart", "t", "target", "x", "y"]
     assert sent[0] == every
     assert every in sent[1:]
     assert ["t"] in sent
     rows: Any = SimpleNamespace(**{name: torch.zeros(2) for name in SEEN})
     assert (sorted(news(rows)), news(rows)) == (every, {})
-    rows.run.add_(1)
-    assert list(news(rows)) == ["run"]
+    rows.restart.add_(1)
+    assert list(news(rows)) == ["restart"]
 
 
 def test_the_contract_of_an_attack_is_checked_behind_walls(tmp_path: Path) -> None:
@@ -342,7 +342,9 @@ def test_an_attack_with_a_run_of_its_own_waits(tmp_path: Path) -> None:
         "    def begin(self, problem):",
     ).replace("def step(", "def go_on(")  # fmt: skip
     entry(tmp_path, source, kind="attack")
-    assert "only attacks with start and step are locked in" in locked(tmp_path).why_waiting("mine")
+    assert "only attacks with start and step are locked in" in locked(tmp_path).why_not_imported(
+        "mine"
+    )
 
 
 def test_submit_and_run_need_no_word_for_either_kind(
@@ -358,7 +360,7 @@ def test_submit_and_run_need_no_word_for_either_kind(
     chosen = Selection(("digits-linf",), ("undefended",), ("own", "fgsm"), 64)
     assert MatrixRun(chosen, url, quiet=True).run() == 0
     with Store.open(url) as store:
-        tiers = {row.attack: row.tier for row in store.cells()}
+        tiers = {row.cell.attack: row.tier for row in store.cells()}
         states = {e.name: e.history[-1].state for e in store.submissions()}
     assert tiers == {"clean": "in-process", "own": "sandboxed", "fgsm": "in-process"}
     assert states == {"own": "finished", "net": "rejected"}

@@ -172,8 +172,8 @@ def test_an_import_goes_wrong(kind: str, tmp_path: Path) -> None:
     code, sentence = IMPORT[kind]
     entry(tmp_path, f'"""An entry."""\n\n\n\n{code}\n{PLAIN}')
     registry = locked(tmp_path)
-    assert registry.waiting() == ["mine"]
-    why = registry.why_waiting("mine")
+    assert registry.not_imported() == ["mine"]
+    why = registry.why_not_imported("mine")
     assert why.startswith("submission mine ")
     _is_a_sentence(why, sentence)
 
@@ -267,7 +267,7 @@ def test_what_is_patched_inside_stays_inside(tmp_path: Path) -> None:
 
 def _built(folder: Path) -> torch.nn.Module:
     registry = locked(folder)
-    assert registry.waits == {}
+    assert registry.reasons_not_imported == {}
     return DefenseBuilder(registry, "mine", registry.find("dataset", "digits").value).build()
 
 

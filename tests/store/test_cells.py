@@ -71,7 +71,7 @@ def test_a_renamed_attack_keeps_its_figures(store: Store) -> None:
     store.finish(lease)
     store.plan([PlannedCell(replace(tiny_cell(items=1), attack="new", threat="u"), required=True)])
     (row,) = store.cells(threat="u")
-    assert (row.key, row.attack, row.required, row.state) == (key, "new", True, "done")
+    assert (row.key, row.cell.attack, row.required, row.state) == (key, "new", True, "done")
 
 
 def test_two_cells_that_share_a_key_are_refused() -> None:

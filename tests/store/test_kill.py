@@ -49,7 +49,7 @@ def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Pat
         assert store.check() == []
         rows = store.cells()
         for row in rows:
-            found, salt = store.outcomes(row.key), int(row.attack[1:])
+            found, salt = store.outcomes(row.key), int(row.cell.attack[1:])
             assert found.item.tolist() == sorted(set(found.item.tolist()))
             assert found.forwards.tolist() == [item * 7 + salt for item in found.item.tolist()]
             told = {int(item) for key, item in acknowledged if key == row.key}

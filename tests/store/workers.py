@@ -48,7 +48,7 @@ def work(url: str, log: Path) -> None:
             store.plan(PlannedCell(row.cell) for row in unfinished if row.state == CellState.FAILED)
             random.shuffle(unfinished)
             for row in unfinished:
-                _play(store, row.key, int(row.attack[1:]), row.items, journal)
+                _play(store, row.key, int(row.cell.attack[1:]), row.cell.items, journal)
 
 
 def _play(store: Store, key: str, salt: int, items: int, journal: int) -> None:
