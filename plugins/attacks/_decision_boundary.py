@@ -1,4 +1,4 @@
-"""Where a linearised border lies, and where a straight line crosses the true one."""
+"""Steps onto a linearised decision boundary, and secants between a correct and a wrong image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from bench.plugin import PerturbationSet, per_image, select_column
 
 
 class LinearBoundary(NamedTuple):
-    """A linearised border {z : gap + <slope, z - point> = 0}."""
+    """The hyperplane {z : gap + <slope, z - point> = 0}: a boundary linearised at `point`."""
 
     slope: Tensor
     """[n, C, H, W]."""
     gap: Tensor
-    """[n]: positive beyond the border."""
+    """[n]: positive where `point` is on the wrong side, that is, misclassified."""
 
 
 def nearest_boundary(
     ball: PerturbationSet, point: Tensor, slopes: Tensor, gaps: Tensor
 ) -> LinearBoundary:
-    """The border with the least |gap| / ||slope||*; slopes [n, k, C, H, W], gaps [n, k].
+    """The boundary with the smallest distance |gap| / ||slope||* to `point` [n, C, H, W].
 
-    A border without slope is out of reach.
+    `slopes` are [n, k, C, H, W] and `gaps` [n, k]. A boundary with a zero slope has infinite
+    distance.
     """
     across = (-gaps.sign()[:, :, None, None, None] * slopes).flatten(0, 1)
     points = point[:, None].expand_as(slopes).flatten(0, 1)
@@ -35,7 +36,10 @@ def nearest_boundary(
 
 
 def step_onto(ball: PerturbationSet, point: Tensor, border: LinearBoundary) -> Tensor:
-    """[n, C, H, W]: the step |gap| / ||slope||* in the steepest direction: it closes the gap."""
+    """The steepest step [n, C, H, W] of length |gap| / ||slope||* that closes the gap.
+
+    `point` is [n, C, H, W].
+    """
     across = per_image(-border.gap.sign()) * border.slope
     direction = ball.steepest(across, point)
     dual = dual_norm(across, direction)
@@ -43,24 +47,30 @@ def step_onto(ball: PerturbationSet, point: Tensor, border: LinearBoundary) -> T
 
 
 def dual_norm(slope: Tensor, direction: Tensor) -> Tensor:
-    """[n]: ||w||* = <w, steepest(w)>, over the pixels that can move."""
+    """||w||* = <w, steepest(w)> [n], over the pixels that can move.
+
+    Both arguments are [n, C, H, W].
+    """
     return (slope * direction).flatten(1).sum(1)
 
 
 class Segment(NamedTuple):
-    """A line from a right answer to a wrong one."""
+    """A line segment from a correctly classified image to a misclassified one."""
 
     inner: Tensor
-    """[n, C, H, W]: answered right."""
+    """[n, C, H, W]: the correctly classified end."""
     inner_margin: Tensor
-    """[n]: its margin, not positive."""
+    """[n]: its margin, zero or negative."""
     outer: Tensor
-    """[n, C, H, W]: answered wrong."""
+    """[n, C, H, W]: the misclassified end."""
     outer_margin: Tensor
-    """[n]: its margin, not negative."""
+    """[n]: its margin, zero or positive."""
 
     def crossing(self, lean: float) -> Tensor:
-        """Where the margin would be zero if linear, `lean` of the rest of the way beyond it."""
+        """The image [n, C, H, W] just beyond the point where a linear margin would be zero.
+
+        `lean` is the share of the rest of the segment by which it lies beyond.
+        """
         share = (
             (self.inner_margin / (self.inner_margin - self.outer_margin)).nan_to_num(1).clamp(0, 1)
         )
@@ -68,7 +78,10 @@ class Segment(NamedTuple):
         return (self.inner + per_image(share) * (self.outer - self.inner)).clamp(0, 1)
 
     def narrowed(self, image: Tensor, margin: Tensor, wrong: Tensor) -> Segment:
-        """The part that still crosses the border, once `image` between the ends is answered."""
+        """The part that still crosses the boundary, once `image` [n, C, H, W] is queried.
+
+        `margin` [n] and `wrong` [n] bool are the result of that query.
+        """
         rows = per_image(wrong)
         return Segment(
             torch.where(rows, self.inner, image),

@@ -1,4 +1,7 @@
-"""APGD: projected ascent with momentum that halves its own step where it stalls."""
+"""APGD: projected gradient ascent with momentum and an adaptive step size.
+
+Croce and Hein 2020, arXiv:2003.01690.
+"""
 
 from __future__ import annotations
 
@@ -23,64 +26,67 @@ from bench.plugin import (
     select_column,
 )
 
-MIN_LOGIT_SPREAD = 1e-12  # smallest spread of logits that a ratio is divided by
+MIN_LOGIT_SPREAD = 1e-12  # smallest denominator of the difference of logits ratio
 
 
 class State(NamedTuple):
-    """Where the climb of each row stands; what is said of a loss is known one question later."""
+    """State of APGD; the loss and the gradient at an iterate are known one step later."""
 
     adv: Tensor
+    """[n, C, H, W]: the iterate."""
     previous: Tensor
     """[n, C, H, W]: the iterate before `adv`."""
     best: Tensor
     best_gradient: Tensor
-    """[n, C, H, W]: the highest point asked so far, and its gradient."""
+    """[n, C, H, W]: the iterate with the largest loss so far, and the gradient there."""
     best_loss: Tensor
     """[n]: the loss at `best`."""
     checkpoint_loss: Tensor
-    """[n]: `height` at the last checkpoint."""
+    """[n]: `best_loss` at the last checkpoint."""
     last_loss: Tensor
     """[n]: the loss at `previous`."""
     increases: Tensor
-    """[n] int64: steps since the last checkpoint that raised the loss."""
+    """[n] int64: steps since the last checkpoint that increased the loss."""
     halved: Tensor
-    """[n] bool: the last checkpoint halved the step."""
+    """[n] bool: the last checkpoint halved the step size."""
     rate: Tensor
-    """[n]: step length, in radii."""
+    """[n]: the step size, in radii."""
 
 
 @dataclass(frozen=True)
 class APGD:
-    """z = Proj(x_t + eta g), x_{t+1} = Proj(x_t + a (z - x_t) + (1 - a)(x_t - x_{t-1})).
+    """APGD: z = Proj(x_t + eta g), x_{t+1} = Proj(x_t + a (z - x_t) + (1 - a)(x_t - x_{t-1})).
 
-    At a checkpoint a row halves eta and goes back to its best point when fewer than rho of its
-    steps raised the loss, or when neither eta nor the best loss has changed since the checkpoint
-    before (arXiv:2003.01690).
+    At a checkpoint a row halves eta and returns to its best iterate where fewer than rho of its
+    steps increased the loss, or where neither eta nor the best loss has changed since the
+    checkpoint before (arXiv:2003.01690).
     """
 
     name: str
-    climbs: Literal["cross-entropy", "dlr", "dlr to a rival"]
+    loss: Literal["cross-entropy", "dlr", "targeted dlr"]
+    """Loss to ascend: cross-entropy, the difference of logits ratio, or its targeted form."""
     summary: str
     goals: tuple[str, ...] = ()
     steps: int = 100
     rate: float = 2.0
-    """First step length, in radii."""
+    """First step size, in radii."""
     rho: float = 0.75
+    """Share of the steps between two checkpoints that must increase the loss."""
     momentum: float = 0.25
-    """1 - a: the share of the last move in the next."""
+    """1 - a: the share of the last move in the next one."""
     targets: int = 9
-    """Rivals tried by the targeted form, the likeliest first."""
+    """Number of target classes of the targeted form, the most likely ones first."""
 
     needs = Access.GRADIENTS
     norms = ("Linf", "L2")
     cite = "arXiv:2003.01690"
 
     def restart_count(self, classes: int) -> int:
-        """One, or one for each rival."""
-        return min(self.targets, classes - 1) if self.climbs == "dlr to a rival" else 1
+        """One restart, or one for each target class."""
+        return min(self.targets, classes - 1) if self.loss == "targeted dlr" else 1
 
     def start(self, problem: Problem) -> State:
-        """A random point of the set, nothing known of it."""
+        """A random point of the set, with no loss known."""
         adv = problem.ball.sample(problem.x, problem)
         zero = torch.zeros_like(adv[:, 0, 0, 0])
         low, high, none = zero - torch.inf, zero + torch.inf, zero.long()
@@ -88,8 +94,8 @@ class APGD:
         return State(adv, adv, adv, 0 * adv, low, low, high, none, none > 0, rate)
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask, judge the step length if this is a checkpoint, move."""
-        answer = problem.gradient(state.adv, self._loss(problem))
+        """Evaluate the gradient, adapt the step size at a checkpoint, and move."""
+        answer = problem.gradient(state.adv, self._loss_function(problem))
         state = with_evaluation(state, answer.gradient, answer.loss)
         window = checkpoint_intervals(self.steps, problem.t.device)[problem.t]
         stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
@@ -109,26 +115,26 @@ class APGD:
             rate=rate,
         )
 
-    def _loss(self, problem: Problem) -> Loss:
-        if self.climbs == "dlr to a rival":
+    def _loss_function(self, problem: Problem) -> Loss:
+        if self.loss == "targeted dlr":
             return targeted_dlr(select_column(problem.rivals, problem.restart))
-        return dlr if self.climbs == "dlr" else cross_entropy
+        return dlr if self.loss == "dlr" else cross_entropy
 
     def _next_iterate(
         self, problem: Problem, adv: Tensor, previous: Tensor, slope: Tensor, rate: Tensor
     ) -> Tensor:
-        """One step of `rate` [n] radii along the slope; from the second on with momentum."""
+        """One step of `rate` [n] radii along the slope, with momentum from the second step on."""
         ball, x = problem.ball, problem.x
         ahead = ball.ascend(adv, slope, rate, x)
         share = per_image(torch.where(problem.t == 0, 1, 1 - self.momentum))
-        # At a row's first step `previous` is `adv` itself, so nothing is carried on.
-        bent = torch.lerp(adv, ahead, share)
-        bent.add_(adv - previous, alpha=self.momentum)
-        return ball.project(bent, x)
+        # At the first step `previous` is `adv` itself, so there is no momentum yet.
+        moved = torch.lerp(adv, ahead, share)
+        moved.add_(adv - previous, alpha=self.momentum)
+        return ball.project(moved, x)
 
 
 def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
-    """The state that knows the answer at `adv`: its best point and its count of rises."""
+    """The state with the loss [n] and the gradient [n, C, H, W] at `adv` taken into account."""
     higher = loss > state.best_loss
     here = per_image(higher)
     best = torch.where(here, state.adv, state.best)
@@ -140,10 +146,10 @@ def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
 
 @functools.lru_cache(maxsize=16)
 def checkpoint_intervals(steps: int, device: torch.device) -> Tensor:
-    """[steps + 1] int64: at a checkpoint the steps since the one before; elsewhere 0.
+    """[steps + 1] int64: at a checkpoint the steps since the checkpoint before; elsewhere 0.
 
-    Checkpoints are ceil(p_j n): p_1 = .22, then p_{j+1} - p_j = max(p_j - p_{j-1} - .03, .06).
-    Hundredths are integers, so no rounding moves a checkpoint.
+    Checkpoints are ceil(p_j n): p_1 = .22, then p_{j+1} - p_j = max(p_j - p_{j-1} - .03, .06). The
+    shares are counted in hundredths, so that no rounding moves a checkpoint.
     """
     window, before, share, period = [0] * (steps + 1), 0, 22, 22
     while share <= 100:
@@ -155,9 +161,10 @@ def checkpoint_intervals(steps: int, device: torch.device) -> Tensor:
 
 
 def dlr(logits: Tensor, label: Tensor) -> Tensor:
-    """The margin over z_(1) - z_(3), so that no scaling of the logits hides the slope.
+    """Difference of logits ratio [n] of logits [n, K]: the margin over z_(1) - z_(3).
 
-    With three classes or fewer the margin alone: the ratio's targeted form needs a fourth logit.
+    No scale of the logits changes it. With three classes or fewer it is the margin alone, since the
+    targeted form needs a fourth logit.
     """
     if logits.shape[1] < 4:
         return margin(logits, label)
@@ -165,11 +172,15 @@ def dlr(logits: Tensor, label: Tensor) -> Tensor:
     return margin(logits, label) / (top[:, 0] - top[:, 2]).clamp_min(MIN_LOGIT_SPREAD)
 
 
-def targeted_dlr(rival: Tensor) -> Loss:
-    """(z_rival - z_label) over z_(1) - (z_(3) + z_(4)) / 2; undivided below four classes."""
+def targeted_dlr(target: Tensor) -> Loss:
+    """The loss (z_target - z_label) over z_(1) - (z_(3) + z_(4)) / 2 for a target [n] of each row.
+
+    With three classes or fewer it is not divided.
+    """
 
     def ratio(logits: Tensor, label: Tensor) -> Tensor:
-        gap = margin_to(rival)(logits, label)
+        """The ratio [n] for logits [n, K]."""
+        gap = margin_to(target)(logits, label)
         if logits.shape[1] < 4:
             return gap
         top = sorted_logits(logits)
@@ -179,18 +190,18 @@ def targeted_dlr(rival: Tensor) -> Loss:
 
 
 def sorted_logits(logits: Tensor) -> Tensor:
-    """[n, K]: each row's logits, the largest first."""
+    """[n, K]: the logits of each row in descending order."""
     return logits.sort(dim=1, descending=True, stable=True).values
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """On three losses."""
-    yield APGD("apgd-ce", "cross-entropy", "Ascent that halves its own step, on cross-entropy.")
-    yield APGD("apgd-dlr", "dlr", "Ascent that halves its own step, on a ratio of logits.")
+    """Register APGD on three losses."""
+    yield APGD("apgd-ce", "cross-entropy", "Auto-PGD on the cross-entropy.")
+    yield APGD("apgd-dlr", "dlr", "Auto-PGD on the difference of logits ratio.")
     yield APGD(
         "apgd-t",
-        "dlr to a rival",
-        "Ascent that halves its own step, towards up to nine rivals.",
+        "targeted dlr",
+        "Auto-PGD on the targeted difference of logits ratio, up to nine target classes.",
         ("untargeted",),
     )

@@ -1,4 +1,7 @@
-"""APGD in L1: steps along the steepest few pixels, as many as the best point has changed."""
+"""APGD in L1: sparse steps whose sparsity follows that of the best iterate.
+
+Croce and Hein 2021, arXiv:2103.01208.
+"""
 
 from __future__ import annotations
 
@@ -24,62 +27,65 @@ from bench.plugin import (
 )
 from plugins.attacks.apgd import targeted_dlr
 
-RADII = (3, 2, 1)  # the search begins in a larger ball, in which the slope leads further
-STEP_SHARES = (0.3, 0.3, 0.4)  # of the steps, in each of them
-CHECK_PERIOD = 0.04  # of a phase's steps, between two looks at how sparse the best point is
-PROGRESS = 0.95  # of the pixels changed before: fewer is progress, and the step grows again
-REDUCTION = 1.5  # pixels changed for each pixel moved; and what a step shrinks by
-SMALLEST_RATE = 0.1  # of the first step
+RADII = (3, 2, 1)  # the search starts in a larger ball, where gradients lead further
+STEP_SHARES = (0.3, 0.3, 0.4)  # of the steps, for each of RADII
+CHECK_PERIOD = 0.04  # of a phase's steps, between two checks of the best point's sparsity
+PROGRESS = 0.95  # of the pixels changed before: with fewer, the step size is reset
+REDUCTION = 1.5  # changed pixels for each moved pixel; also the factor by which a step size shrinks
+SMALLEST_RATE = 0.1  # of the first step size
 
 
 class State(NamedTuple):
-    """Where the climb of each row stands; what is said of a loss is known one question later."""
+    """State of L1 APGD; the loss and the gradient at a point are known one step later."""
 
     adv: Tensor
-    """[n, C, H, W]: `point` brought into the declared ball."""
+    """[n, C, H, W]: `point` projected onto the declared ball."""
     point: Tensor
-    """[n, C, H, W]: what is asked next, in the ball of its phase."""
+    """[n, C, H, W]: the next query, in the larger ball of the current phase."""
     best: Tensor
     best_gradient: Tensor
-    """[n, C, H, W]: the highest point asked so far in this ball, and its gradient."""
+    """[n, C, H, W]: the point with the largest loss so far in this ball, and the gradient there."""
     best_loss: Tensor
     """[n]: the loss at `best`."""
     changed: Tensor
-    """[n] int64: pixels in which `best` differed from the clean image at the last look."""
+    """[n] int64: number of pixels in which `best` differed from the clean image at the last check.
+    """
     rate: Tensor
-    """[n]: step length, in radii of the present ball."""
+    """[n]: the step size, in radii of the current ball."""
 
 
 class Schedule(NamedTuple):
-    """[steps + 1] each: what falls on each step."""
+    """The schedule of a search, [steps + 1] each."""
 
     phase: Tensor
-    """int64: which of RADII."""
+    """int64: index into RADII."""
     radii: Tensor
-    """The ball of that phase, in radii of the declared one."""
+    """Radius of the ball of that phase, in radii of the declared ball."""
     first: Tensor
     """bool: the first step of its phase."""
     last: Tensor
-    """bool: the last step of a phase that another follows."""
+    """bool: the last step of a phase, where another one follows."""
     check: Tensor
-    """bool: a look at the sparsity of the best point; on a first step too."""
+    """bool: the sparsity of the best point is checked; also on the first step of a phase."""
 
 
 @dataclass(frozen=True)
 class SparseAPGD:
-    """x_{t+1} = Proj(x_t + eta s / |s|_1), s the sign of g in its k largest (arXiv:2103.01208).
+    """L1 APGD: x_{t+1} = Proj(x_t + eta s / |s|_1), s the sign of g in its k largest entries.
 
-    Every few steps k becomes the number of pixels in which the best point is changed, over 1.5 and
-    rounded down; rounded up it could never fall from two to one. Where the number has fallen, eta
-    is whole again and the row goes back to its best point; elsewhere eta shrinks. The steps are
-    spent in balls of three, two and one radii, each begun from the best point of the last.
+    At each check k becomes the number of pixels in which the best point is changed, over 1.5 and
+    rounded down; rounded up it could never fall from two to one. Where that number has fallen, eta
+    is reset and the row returns to its best point; elsewhere eta shrinks. The steps are spent in
+    balls of three, two and one radii, and each phase starts at the best point of the one before
+    (arXiv:2103.01208).
     """
 
     name: str
-    climbs: Literal["cross-entropy", "dlr to a rival"]
+    loss: Literal["cross-entropy", "targeted dlr"]
+    """Loss to ascend: cross-entropy, or the targeted difference of logits ratio."""
     summary: str
     tries: int
-    """Restarts, or rivals: the likeliest first."""
+    """Number of restarts, or of target classes with the most likely ones first."""
     steps: int = 100
 
     needs = Access.GRADIENTS
@@ -88,20 +94,20 @@ class SparseAPGD:
 
     @property
     def is_targeted(self) -> bool:
-        """Each run climbs towards one rival class."""
-        return self.climbs == "dlr to a rival"
+        """Whether each restart has one target class."""
+        return self.loss == "targeted dlr"
 
     @property
     def goals(self) -> tuple[str, ...]:
-        """Rivals are no use where the target is declared."""
+        """Untargeted threat models only for the targeted form, which chooses the targets itself."""
         return ("untargeted",) if self.is_targeted else ()
 
     def restart_count(self, classes: int) -> int:
-        """One a restart, or one a rival."""
+        """The number of restarts, or one for each target class."""
         return min(self.tries, classes - 1) if self.is_targeted else self.tries
 
     def start(self, problem: Problem) -> State:
-        """White noise brought into the largest ball, nothing known of it."""
+        """Gaussian noise projected onto the largest ball, with no loss known."""
         x = problem.x
         noise = problem.normal("start", tuple(x.shape[1:]))
         point = problem.ball.scaled(RADII[0]).project(x + noise, x)
@@ -109,28 +115,28 @@ class SparseAPGD:
         return State(adv, point, point, 0 * point, zero - torch.inf, zero.long(), zero + 1)
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask, judge the step if this is a look, move."""
-        answer = problem.gradient(state.point, self._loss(problem))
+        """Evaluate the gradient, adapt step size and sparsity at a check, and move."""
+        answer = problem.gradient(state.point, self._loss_function(problem))
         now = at_step(schedule(self.steps, problem.t.device), problem.t)
         better = now.first | (answer.loss > state.best_loss)
         best = torch.where(per_image(better), state.point, state.best)
         slope = torch.where(per_image(better), answer.gradient, state.best_gradient)
         count = (best != problem.x).flatten(1).sum(1)
-        thinner = now.check & ~now.first & (count < PROGRESS * state.changed)
+        sparser = now.check & ~now.first & (count < PROGRESS * state.changed)
         shrunk = torch.where(
             now.check, (state.rate / REDUCTION).clamp_min(SMALLEST_RATE), state.rate
         )
-        rate = torch.where(thinner | now.first, 1, shrunk)
+        rate = torch.where(sparser | now.first, 1, shrunk)
         changed = torch.where(now.check, count, state.changed)
-        back = per_image(thinner)
+        back = per_image(sparser)
         point = torch.where(back, best, state.point)
-        uphill = sparse_direction(torch.where(back, slope, answer.gradient), point, changed)
+        direction = sparse_direction(torch.where(back, slope, answer.gradient), point, changed)
         size = problem.ball.radius * now.radii * rate
-        moved = torch.where(per_image(now.last), best, point + per_image(size) * uphill)
+        moved = torch.where(per_image(now.last), best, point + per_image(size) * direction)
         height = torch.where(better, answer.loss, state.best_loss)
         return State(*self._projected(problem, moved), best, slope, height, changed, rate)
 
-    def _loss(self, problem: Problem) -> Loss:
+    def _loss_function(self, problem: Problem) -> Loss:
         if self.is_targeted:
             return targeted_dlr(select_column(problem.rivals, problem.restart))
         return cross_entropy
@@ -146,22 +152,23 @@ class SparseAPGD:
 
 
 def sparse_direction(gradient: Tensor, adv: Tensor, changed: Tensor) -> Tensor:
-    """[n, C, H, W] of L1 norm 1: the sign of the gradient in its `changed` / 1.5 largest pixels.
+    """[n, C, H, W] of L1 norm 1: the sign of the gradient in its `changed` / 1.5 largest entries.
 
-    Pixels that would be pushed over the edge of the box are passed over.
+    `gradient` and `adv` are [n, C, H, W], `changed` [n]. Pixels that would leave [0, 1] are
+    skipped.
     """
-    way = gradient.sign()
-    size = torch.where((adv + way).clamp(0, 1) == adv, 0, gradient.abs()).flatten(1)
+    sign = gradient.sign()
+    size = torch.where((adv + sign).clamp(0, 1) == adv, 0, gradient.abs()).flatten(1)
     most = (changed / REDUCTION).long().clamp(1, size.shape[1])
     least = size.sort(dim=1, descending=True).values.gather(1, most[:, None] - 1)
     chosen = (size >= least) & (size > 0)
     share = chosen / chosen.sum(1, keepdim=True).clamp_min(1)
-    return way * share.view_as(way)
+    return sign * share.view_as(sign)
 
 
 @functools.lru_cache(maxsize=16)
 def schedule(steps: int, device: torch.device) -> Schedule:
-    """The phases in their order: all but the last take ceil(share * steps) steps."""
+    """The phases in order: all but the last have ceil(share * steps) steps."""
     lengths = [math.ceil(share * steps) for share in STEP_SHARES[:-1]]
     lengths.append(max(steps - sum(lengths), 0) + 1)
     phase = [place for place, length in enumerate(lengths) for _ in range(length)][: steps + 1]
@@ -175,14 +182,19 @@ def schedule(steps: int, device: torch.device) -> Schedule:
 
 
 def at_step(days: Schedule, t: Tensor) -> Schedule:
-    """What falls on each row's step: [n] each."""
+    """The schedule at step `t` [n] of each row, [n] each."""
     return Schedule._make(column[t] for column in days)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """The two of the standard battery."""
+    """Register the two forms of the AutoAttack suite for L1."""
     yield SparseAPGD(
-        "apgd-l1-ce", "cross-entropy", "Sparse ascent on cross-entropy from five starts.", 5
+        "apgd-l1-ce", "cross-entropy", "Auto-PGD in L1 on the cross-entropy, five restarts.", 5
     )
-    yield SparseAPGD("apgd-l1-t", "dlr to a rival", "Sparse ascent towards up to five rivals.", 5)
+    yield SparseAPGD(
+        "apgd-l1-t",
+        "targeted dlr",
+        "Auto-PGD in L1 on the targeted difference of logits ratio, up to five target classes.",
+        5,
+    )

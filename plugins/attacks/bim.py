@@ -1,4 +1,7 @@
-"""BIM: the fast gradient step in small portions."""
+"""BIM: iterated fast gradient steps from the clean image.
+
+Kurakin et al. 2016, arXiv:1607.02533.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl
 
 @dataclass(frozen=True)
 class BIM:
-    """x_{t+1} = Proj(x_t + alpha steepest(g_t)), from the clean image (arXiv:1607.02533)."""
+    """BIM: x_{t+1} = Proj(x_t + alpha steepest(g_t)), from the clean image (arXiv:1607.02533)."""
 
     name = "bim"
     needs = Access.GRADIENTS
@@ -21,19 +24,19 @@ class BIM:
 
     steps: int = 10
     rate: float = 0.2
-    """Step length, in radii of the ball."""
+    """Step size, in radii of the ball."""
 
     def start(self, problem: Problem) -> Tensor:
-        """The clean image."""
+        """The clean images [n, C, H, W]."""
         return problem.x
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step uphill, back into the ball."""
-        uphill = problem.gradient(adv, cross_entropy).gradient
-        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
+        """One step of ascent, projected onto the set; [n, C, H, W]."""
+        gradient = problem.gradient(adv, cross_entropy).gradient
+        return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Ten steps of a fifth."""
+    """Register BIM with ten steps of 0.2 eps each."""
     yield BIM()

@@ -1,4 +1,7 @@
-"""Boundary: from far outside, walk along the border towards the clean image. Labels only."""
+"""Boundary attack: a random walk along the decision boundary that needs labels only.
+
+Brendel et al. 2018, arXiv:1712.04248.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,31 @@ from bench.plugin import Access, Attack, Problem, StopRule, hookimpl, per_image
 SPHERICAL_SUCCESS, SOURCE_SUCCESS = (
     0.3,
     0.25,
-)  # rates of success at which the two step lengths stand still
-ADAPTATION = 0.2  # by how much the logarithm of a length may move in one step
+)  # success rates at which the two step lengths stay the same
+ADAPTATION = 0.2  # largest change of the logarithm of a step length in one step
 
 
 class State(NamedTuple):
-    """Where the walk stands."""
+    """State of the random walk."""
 
     adv: Tensor
-    """[n, C, H, W]: the nearest success; the clean image until there is one."""
+    """[n, C, H, W]: the nearest adversarial image; the clean image until there is one."""
     found: Tensor
-    """[n] bool: there is a success to walk from."""
+    """[n] bool: there is an adversarial image to start from."""
     spherical_step: Tensor
     source_step: Tensor
-    """[n]: lengths of a step along the sphere and towards the clean image, in distances to it."""
+    """[n]: lengths of a step along the sphere and of one towards the clean image, in distances to
+    it."""
     given_up: Tensor
-    """[n] bool: none of the noise images was a success, so there is nothing to walk from."""
+    """[n] bool: none of the noise images was adversarial, so the walk has no starting point."""
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Random steps along the sphere around x, then straight towards x (arXiv:1712.04248).
+    """Boundary attack: random steps along the sphere around x, then straight towards x.
 
-    Each step is one question; a row that is still wrong there moves, and its next step of that
-    kind is longer; else it is shorter.
+    Each step is one query. A row whose image is still adversarial moves there, and its next step of
+    that kind is longer; elsewhere it is shorter (arXiv:1712.04248).
     """
 
     name = "boundary"
@@ -47,45 +51,51 @@ class Boundary:
     stop_rule = StopRule.CONVERGENCE
     minimises = True
     cite = "arXiv:1712.04248"
-    summary = "A random walk along the decision border that asks for labels only."
+    summary = "A random walk along the decision boundary that needs labels only."
 
     steps: int = 3000
     starts: int = 100
-    """Noise images tried for a start; a row that finds none has held."""
+    """Noise images tried as starting points; a row without an adversarial one stays robust."""
 
     def start(self, problem: Problem) -> State:
-        """Nothing found yet."""
+        """No starting point yet."""
         one = torch.ones_like(problem.x[:, 0, 0, 0])
         return State(problem.x, one > 1, 0.1 * one, 0.5 * one, one > 1)
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask one image of each row: a noise, a point along the sphere, or one nearer to x."""
+        """Query one image of each row: noise, a point along the sphere, or a point nearer to x."""
         adv, found, around, inward, _ = state
         turn = problem.t % 2 == 0
         nearer = problem.x + per_image(1 - inward) * (adv - problem.x)
         walk = torch.where(per_image(turn), spherical_proposal(problem, adv, around), nearer)
-        question = torch.where(per_image(found), walk, noise(problem))
-        asking = found | (problem.t < self.starts)
-        wrong = problem.wrong(problem.labels(question, asking)) & asking
+        query = torch.where(per_image(found), walk, noise(problem))
+        querying = found | (problem.t < self.starts)
+        wrong = problem.wrong(problem.labels(query, querying)) & querying
         around = torch.where(found & turn, adapted(around, wrong, SPHERICAL_SUCCESS), around)
         inward = torch.where(
             found & ~turn, adapted(inward, wrong, SOURCE_SUCCESS), inward
         ).clamp_max(0.5)
-        adv = torch.where(per_image(wrong), question, adv)
-        return State(adv, found | wrong, around, inward, given_up=~asking)
+        adv = torch.where(per_image(wrong), query, adv)
+        return State(adv, found | wrong, around, inward, given_up=~querying)
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: no start was found, or the next step inward is below float32's resolution."""
+        """[n] bool: no starting point was found, or the next step is below float32's resolution."""
         return state.given_up | (state.source_step < 1e-6)
 
 
 def adapted(length: Tensor, won: Tensor, rate: float) -> Tensor:
-    """The next length [n]; its logarithm stands still where `rate` of the steps win."""
+    """The next step length [n], constant on average at a success share of `rate`.
+
+    `won` [n] bool is the result of the last query.
+    """
     return length * (ADAPTATION * (won.to(length.dtype) - rate)).exp()
 
 
 def spherical_proposal(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
-    """[n, C, H, W]: a random step across the line to x, brought back to the old distance."""
+    """[n, C, H, W]: a random step orthogonal to the direction of x, rescaled to the old distance.
+
+    `adv` is [n, C, H, W] and `around` [n] the length of the step, in distances.
+    """
     x, ball = problem.x, problem.ball
     change, old = adv - x, ball.distance(adv, x)
     push = problem.normal("push", tuple(x.shape[1:]))
@@ -98,7 +108,10 @@ def spherical_proposal(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
 
 
 def noise(problem: Problem) -> Tensor:
-    """[n, C, H, W]: grain of any contrast on any grey, so that starts differ in class."""
+    """Uniform noise [n, C, H, W] of random contrast around a random grey level.
+
+    Noise of one kind would mostly fall into one class.
+    """
     grain = problem.uniform("grain", tuple(problem.x.shape[1:])) - 0.5
     contrast, grey = problem.uniform("look", (2, 1, 1, 1)).unbind(1)
     return (grey + 4 * contrast * grain).clamp(0, 1)
@@ -106,5 +119,5 @@ def noise(problem: Problem) -> Tensor:
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """At most three thousand questions."""
+    """Register the Boundary attack with at most 3000 queries."""
     yield Boundary()

@@ -1,4 +1,7 @@
-"""Carlini-Wagner in L2: trade the distance against the margin, search for the price."""
+"""Carlini and Wagner's attack in L2: Adam on distance plus margin, with a binary search.
+
+Carlini and Wagner 2017, arXiv:1608.04644.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,42 @@ from torch import Tensor
 
 from bench.plugin import Access, Attack, Gradient, Problem, StopRule, hookimpl, margin, per_image
 
-BOX_SHARE = 0.9999  # of the way to the edge of the box, where artanh is infinite and tanh is flat
+BOX_SHARE = 0.9999  # of the way to the edge of the box, where artanh is infinite
 BETA_1, BETA_2 = 0.9, 0.999  # of Adam's two running means
 
 
 class State(NamedTuple):
-    """Where the search of each row stands."""
+    """State of the search, one example a row."""
 
     adv: Tensor
-    """[n, C, H, W]: the nearest success; the clean image until there is one."""
+    """[n, C, H, W]: the nearest adversarial image; the clean image until there is one."""
     distance: Tensor
-    """[n]: of it; infinite until there is one."""
+    """[n]: its distance; infinite until there is one."""
     w: Tensor
-    """[n, C, H, W]: what Adam moves; the image is (1 + tanh w) / 2."""
+    """[n, C, H, W]: the variable of Adam; the image is (1 + tanh w) / 2."""
     mean: Tensor
     square: Tensor
-    """[n, C, H, W]: Adam's running means."""
+    """[n, C, H, W]: Adam's running means of the gradient and of its square."""
     constant: Tensor
     low: Tensor
     high: Tensor
-    """[n]: c, the largest one that failed, and the least one that won (or infinite)."""
+    """[n]: c, the largest c that failed, and the smallest c that succeeded (or infinity)."""
     checked_objective: Tensor
-    """[n]: the objective when it was last looked at."""
+    """[n]: the objective at the last convergence check."""
     round_step: Tensor
     """[n] int64: steps made in this round."""
     finished_rounds: Tensor
     """[n] int64: rounds that are over."""
     succeeded: Tensor
-    """[n] bool: this round has met a success."""
+    """[n] bool: this round has found an adversarial image."""
 
 
 @dataclass(frozen=True)
 class CarliniWagner:
     """min ||x' - x||^2 + c max(z_y - max_j z_j, -kappa), x' = (1 + tanh w) / 2 (arXiv:1608.04644).
 
-    Each round is Adam from the clean image at one c; c grows tenfold until a round wins, then the
-    bracket is halved. A row whose round has converged begins its next one at once.
+    Each round is Adam from the clean image with one c. c grows tenfold until a round succeeds, then
+    the interval of c is halved. A row whose round has converged starts its next round at once.
     """
 
     name = "cw"
@@ -57,38 +60,38 @@ class CarliniWagner:
     stop_rule = StopRule.CONVERGENCE
     minimises = True
     cite = "arXiv:1608.04644"
-    summary = "Adam on distance plus margin, with a binary search for the price of the margin."
+    summary = "Adam on distance plus margin, with a binary search for the weight of the margin."
 
     rounds: int = 9
     length: int = 100
-    """Most steps of a round."""
+    """Largest number of steps of a round."""
     rate: float = 0.05
-    """Of Adam, in units of w."""
+    """Learning rate of Adam, in units of w."""
     price: float = 0.01
     """The first c."""
     kappa: float = 0.0
-    """The margin that a success must have."""
+    """Smallest margin of a successful image."""
     precision: float = 0.05
-    """A row ends when its bracket is this narrow, in shares of its upper end."""
+    """A row ends when its interval of c is narrower than this share of its upper end."""
     improves: float = 0.9999
-    """A round has converged when a tenth of it brings the objective to more than this share."""
+    """A round has converged when a tenth of its steps leave the objective above this share."""
 
     @property
     def steps(self) -> int:
-        """All rounds, at their longest."""
+        """All rounds at their full length."""
         return self.rounds * self.length
 
     def start(self, problem: Problem) -> State:
-        """Nothing found, the first price."""
-        nothing, zero = torch.zeros_like(problem.x), torch.zeros_like(problem.x[:, 0, 0, 0])
-        none, count = zero + math.inf, zero.long()
+        """No adversarial image, the first c."""
+        zeros, zero = torch.zeros_like(problem.x), torch.zeros_like(problem.x[:, 0, 0, 0])
+        infinite, count = zero + math.inf, zero.long()
         return State(
-            problem.x, none, nothing, nothing, nothing,
-            zero + self.price, zero, none, none, count, count, zero > 0,
+            problem.x, infinite, zeros, zeros, zeros,
+            zero + self.price, zero, infinite, infinite, count, count, zero > 0,
         )  # fmt: skip
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask one image of each row, and move it downhill."""
+        """Query one image of each row, then make one step of Adam on the objective."""
         origin = tanh_space(problem.x)
         state = begin_rounds(state, origin)
         image = (1 + state.w.tanh()) / 2
@@ -102,16 +105,18 @@ class CarliniWagner:
         )
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: the price is known well enough, or no round is left."""
+        """[n] bool: the interval of c is narrow enough, or no round is left."""
         narrow = state.high - state.low < self.precision * state.high
         return narrow | (state.finished_rounds >= self.rounds)
 
     def margin_loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """[n]: the margin, worth nothing more beyond kappa."""
+        """The margin [n] of logits [n, K], cut off at kappa."""
         return margin(logits, label).clamp_max(self.kappa)
 
     def with_best(self, problem: Problem, state: State, image: Tensor, answer: Gradient) -> State:
-        """Remember successes, and the nearest of them."""
+        """The state after a query: images [n, C, H, W] that succeed and are nearer replace the
+        best.
+        """
         success = problem.wrong(answer.logits) & (answer.loss >= self.kappa)
         distance = problem.ball.distance(image, problem.x)
         nearer = success & (distance < state.distance)
@@ -122,7 +127,7 @@ class CarliniWagner:
         )
 
     def adam_step(self, state: State, slope: Tensor) -> State:
-        """Adam's next step of each row's round; slope [n, C, H, W] is of w."""
+        """Adam's next step of each row's round; `slope` [n, C, H, W] is the gradient for w."""
         count = state.round_step + 1
         mean = BETA_1 * state.mean + (1 - BETA_1) * slope
         square = BETA_2 * state.square + (1 - BETA_2) * slope.square()
@@ -132,18 +137,18 @@ class CarliniWagner:
         return state._replace(w=w, mean=mean, square=square)
 
     def end_converged_rounds(self, state: State, objective: Tensor) -> State:
-        """Ten times a round: where the objective [n] falls no more, the round is over."""
-        look = state.round_step % max(1, self.length // 10) == 0
-        stuck = look & (objective > self.improves * state.checked_objective)
-        last = stuck | (state.round_step == self.length - 1)
+        """End the rounds whose objective [n] no longer falls; it is checked ten times a round."""
+        check = state.round_step % max(1, self.length // 10) == 0
+        converged = check & (objective > self.improves * state.checked_objective)
+        last = converged | (state.round_step == self.length - 1)
         return self.update_constant(state, last)._replace(
-            checked_objective=torch.where(look, objective, state.checked_objective),
+            checked_objective=torch.where(check, objective, state.checked_objective),
             round_step=torch.where(last, 0, state.round_step + 1),
             finished_rounds=state.finished_rounds + last,
         )
 
     def update_constant(self, state: State, last: Tensor) -> State:
-        """At the end of a round: cheaper after a win, dearer after a loss."""
+        """At the end of a round ([n] bool): a smaller c after a success, else a larger one."""
         high = torch.where(
             last & state.succeeded, torch.minimum(state.high, state.constant), state.high
         )
@@ -157,12 +162,12 @@ class CarliniWagner:
 
 
 def tanh_space(x: Tensor) -> Tensor:
-    """[n, C, H, W]: the w of the clean image, pulled a little from the edge of the box."""
+    """[n, C, H, W]: the w of images x [n, C, H, W], moved slightly from the edges of the box."""
     return torch.atanh((2 * x - 1) * BOX_SHARE)
 
 
 def begin_rounds(state: State, origin: Tensor) -> State:
-    """Rows at place 0 begin their round at the w `origin` [n, C, H, W], Adam without a past."""
+    """Start a round with a new Adam state at w `origin` [n, C, H, W], where `round_step` is 0."""
     fresh = state.round_step == 0
     rows = per_image(fresh)
     return state._replace(
@@ -176,5 +181,5 @@ def begin_rounds(state: State, origin: Tensor) -> State:
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Nine rounds of a hundred steps."""
+    """Register the attack with nine rounds of a hundred steps."""
     yield CarliniWagner()

@@ -1,4 +1,7 @@
-"""DeepFool: make the model linear, step over its nearest border, look again."""
+"""DeepFool: repeated steps onto the nearest linearised decision boundary.
+
+Moosavi-Dezfooli et al. 2016, arXiv:1511.04599.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +26,24 @@ from plugins.attacks._decision_boundary import Segment, nearest_boundary, step_o
 
 
 class State(NamedTuple):
-    """Where the walk stands."""
+    """State of DeepFool."""
 
     adv: Tensor
-    """[n, C, H, W]: x + (1 + overshoot) r, or what the search made of it; asked already."""
+    """[n, C, H, W]: x + (1 + overshoot) r, or the result of the secant search; queried already."""
     change: Tensor
     """[n, C, H, W]: r, the sum of the steps."""
     flipped: Tensor
-    """[n] bool: adv was found wrong; the row is done."""
+    """[n] bool: `adv` is misclassified and the row is done."""
 
 
 @dataclass(frozen=True)
 class DeepFool:
-    """r_k = |f_k| / ||w_k||* towards the nearest linearised border (arXiv:1511.04599).
+    """DeepFool: steps of |f_k| / ||w_k||* onto the nearest linearised boundary (arXiv:1511.04599).
 
     f_k = z_k - z_label and w_k is its gradient. The dual norm ||w||* is <w, steepest(w)>, so the
     set decides the norm: in L2 the step is |f| w / ||w||^2, in Linf |f| sign(w) / ||w||_1, both
-    over the pixels that can move. The step that crosses the border is cut back by secants: a
-    forward each, where a step costs k gradients.
+    over the pixels that can move. The last step is shortened by secants, which cost one query each
+    where a step costs k gradient evaluations.
     """
 
     name = "deepfool"
@@ -49,24 +52,25 @@ class DeepFool:
     stop_rule = StopRule.CONVERGENCE
     minimises = True
     cite = "arXiv:1511.04599"
-    summary = "Steps to the nearest linearised border until the label flips."
+    summary = "Steps onto the nearest linearised decision boundary until the label changes."
 
     steps: int = 50
     overshoot: float = 0.02
     candidates: int = 10
-    """Classes looked at, the own one included: the likeliest on the clean image."""
+    """Number of classes considered, the predicted one included; the most likely on the clean image.
+    """
     search: int = 3
-    """Secants on the last step; 0 leaves the published attack."""
+    """Secants on the last step; 0 is the published attack."""
     lean: float = 0.05
-    """A secant aims so much of the rest of the way beyond the border."""
+    """A secant aims beyond the boundary by this share of the rest of the segment."""
 
     def start(self, problem: Problem) -> State:
         """The clean image."""
-        nothing = torch.zeros_like(problem.x)
-        return State(problem.x, nothing, torch.zeros_like(problem.y, dtype=torch.bool))
+        zero = torch.zeros_like(problem.x)
+        return State(problem.x, zero, torch.zeros_like(problem.y, dtype=torch.bool))
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask where the borders are, step over the nearest, ask on which side that is."""
+        """Linearise the boundaries, step over the nearest one, and query the image reached."""
         adv, change, crossed = state
         rivals = problem.rivals[:, : self.candidates - 1]
         slopes, logits = problem.jacobian(adv, rivals, ~crossed, minus=problem.y)
@@ -88,20 +92,20 @@ class DeepFool:
         )
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: the label has flipped."""
+        """[n] bool: the label has changed."""
         return state.flipped
 
     def _secant_search(self, problem: Problem, span: Segment, where: Tensor) -> Tensor:
-        """[n, C, H, W]: the outer end, brought near to the border in the rows `where` [n] bool."""
-        ended = span
+        """[n, C, H, W]: the outer end, moved near to the boundary in the rows `where` [n] bool."""
+        current = span
         for _ in range(self.search):
-            image = ended.crossing(self.lean)
+            image = current.crossing(self.lean)
             logits = problem.logits(image, where)
-            ended = ended.narrowed(image, margin(logits, problem.y), problem.wrong(logits))
-        return torch.where(per_image(where), ended.outer, span.outer)
+            current = current.narrowed(image, margin(logits, problem.y), problem.wrong(logits))
+        return torch.where(per_image(where), current.outer, span.outer)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """With the paper's overshoot and at most ten classes."""
+    """Register DeepFool with the paper's overshoot and at most ten classes."""
     yield DeepFool()

@@ -1,4 +1,7 @@
-"""FAB: project onto the linearised border, lean towards the clean image, step back over it."""
+"""FAB: projects onto the linearised decision boundary, biased towards the clean image.
+
+Croce and Hein 2020, arXiv:1907.02044.
+"""
 
 from __future__ import annotations
 
@@ -21,51 +24,52 @@ from bench.plugin import (
 )
 from plugins.attacks._decision_boundary import LinearBoundary, Segment, nearest_boundary
 
-MIN_DISTANCE = 1e-8  # a distance below it has no direction
+MIN_DISTANCE = 1e-8  # smallest distance that is divided by
 
 
 class State(NamedTuple):
-    """Where the walk of each row stands, and the nearest success it has met."""
+    """State of FAB with the nearest adversarial image."""
 
     adv: Tensor
-    """[n, C, H, W]: the nearest success; the clean image until there is one."""
+    """[n, C, H, W]: the nearest adversarial image; the clean image until there is one."""
     distance: Tensor
-    """[n]: of it; infinite until there is one."""
+    """[n]: its distance; infinite until there is one."""
     outer_margin: Tensor
     """[n]: its margin, which is positive."""
     point: Tensor
-    """[n, C, H, W]: where the border is linearised next; in the search, the last right answer."""
+    """[n, C, H, W]: where the boundary is linearised next; in the search the last correct image."""
     inner_margin: Tensor
-    """[n]: the margin of the last right answer, which is negative."""
+    """[n]: the margin of the last correctly classified image, which is negative."""
 
 
 @dataclass(frozen=True)
 class FAB:
-    """x_{i+1} = (1 - a)(x_i + eta d) + a (x + eta d'), with d and d' the ways onto the border.
+    """x_{i+1} = (1 - a)(x_i + eta d) + a (x + eta d'), with d and d' the steps onto the boundary.
 
-    a = min(||d|| / (||d|| + ||d'||), alpha), and every success is pulled back to
-    (1 - beta) x + beta x_{i+1} before the next step. The last steps search between the nearest
-    success and the clean image for the border by secants (arXiv:1907.02044).
+    a = min(||d|| / (||d|| + ||d'||), alpha), and every adversarial image is moved back to (1 -
+    beta) x + beta x_{i+1} before the next step. The last steps are secants between the nearest
+    adversarial image and the clean one (arXiv:1907.02044).
     """
 
     name: str
     targeted: bool
-    """Each run keeps to the border of one rival; else every step takes the nearest border."""
+    """Each restart uses the boundary to one target class; otherwise each step uses the nearest one.
+    """
     summary: str
     walk: int = 100
-    """Steps of a run that walk along the border."""
+    """Projection steps of a restart."""
     search: int = 3
-    """Steps of a run that search on the straight line."""
+    """Secant steps at the end of a restart."""
     alpha: float = 0.1
-    """Largest pull towards the clean image."""
+    """Largest bias towards the clean image."""
     eta: float = 1.05
-    """A way onto the border is made so many times as long."""
+    """Factor by which a step onto the boundary is lengthened."""
     beta: float = 0.9
-    """Share of a success's change that is kept."""
+    """Share of an adversarial image's perturbation that is kept."""
     lean: float = 0.05
-    """A secant aims so much of the rest of the way beyond the border."""
+    """A secant aims beyond the boundary by this share of the rest of the segment."""
     targets: int = 9
-    """Rivals tried by the targeted form, the likeliest first."""
+    """Number of target classes of the targeted form, the most likely ones first."""
 
     needs = Access.GRADIENTS
     goals = ("untargeted", "nearest")
@@ -74,48 +78,48 @@ class FAB:
 
     @property
     def steps(self) -> int:
-        """The walk and the search."""
+        """Projection steps and secant steps."""
         return self.walk + self.search
 
     def restart_count(self, classes: int) -> int:
-        """One, or one for each rival."""
+        """One restart, or one for each target class."""
         return min(self.targets, classes - 1) if self.targeted else 1
 
     def start(self, problem: Problem) -> State:
-        """The clean image, nothing found."""
+        """The clean image, with no adversarial image known."""
         zero = torch.zeros_like(problem.x[:, 0, 0, 0])
         return State(problem.x, zero + torch.inf, zero, problem.x, zero)
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask for the border while walking; then, of every row, whether its next image is wrong."""
+        """Query the next image of each row: an overshot projection, or the crossing of a secant."""
         walking = problem.t < self.walk
         state = begin_search(problem, state, problem.t == self.walk)
         ahead = self._next_query(
             problem, state.point, self._boundary(problem, state.point, walking)
         )
         span = Segment(state.point, state.inner_margin, state.adv, state.outer_margin)
-        asked = torch.where(per_image(walking), ahead, span.crossing(self.lean))
-        answer = problem.logits(asked, walking | state.distance.isfinite())
+        query = torch.where(per_image(walking), ahead, span.crossing(self.lean))
+        answer = problem.logits(query, walking | state.distance.isfinite())
         success = problem.wrong(answer)
         excess = margin(answer, problem.y)
-        back = problem.x + self.beta * (asked - problem.x)
+        back = problem.x + self.beta * (query - problem.x)
         onward = torch.where(per_image(walking), back, state.point)
-        return with_nearest(problem, state, asked, success, excess)._replace(
-            point=torch.where(per_image(success), onward, asked),
+        return with_nearest(problem, state, query, success, excess)._replace(
+            point=torch.where(per_image(success), onward, query),
             inner_margin=torch.where(success, state.inner_margin, excess),
         )
 
     def _boundary(self, problem: Problem, point: Tensor, where: Tensor) -> LinearBoundary:
         if self.targeted:
-            rival = select_column(problem.rivals, problem.restart)
-            slope, gap, _ = problem.gradient(point, margin_to(rival), where)
+            target = select_column(problem.rivals, problem.restart)
+            slope, gap, _ = problem.gradient(point, margin_to(target), where)
             return LinearBoundary(slope, gap)
         slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)
         gaps = logits.gather(1, problem.rivals) - select_column(logits, problem.y)[:, None]
         return nearest_boundary(problem.ball, point, slopes, gaps)
 
     def _next_query(self, problem: Problem, point: Tensor, border: LinearBoundary) -> Tensor:
-        """The next image of the walk, between the overshot projections of point and x."""
+        """The next query, between the overshot projections of point and x."""
         ball, x = problem.ball, problem.x
         missing = -border.gap - (border.slope * (x - point)).flatten(1).sum(1)
         here = torch.cat([point, x])
@@ -127,20 +131,23 @@ class FAB:
 
 
 def with_nearest(
-    problem: Problem, state: State, asked: Tensor, success: Tensor, excess: Tensor
+    problem: Problem, state: State, query: Tensor, success: Tensor, excess: Tensor
 ) -> State:
-    """Remember the image asked where it is a success, and nearer than the one at hand."""
-    distance = problem.ball.distance(asked, problem.x)
+    """The state with the queried images [n, C, H, W] that are adversarial and nearer than the best.
+
+    `success` [n] bool and `excess` [n] are the result of the query and the margin.
+    """
+    distance = problem.ball.distance(query, problem.x)
     nearer = success & (distance < state.distance)
     return state._replace(
-        adv=torch.where(per_image(nearer), asked, state.adv),
+        adv=torch.where(per_image(nearer), query, state.adv),
         distance=torch.where(nearer, distance, state.distance),
         outer_margin=torch.where(nearer, excess, state.outer_margin),
     )
 
 
 def begin_search(problem: Problem, state: State, where: Tensor) -> State:
-    """Rows [n] bool that begin the search: the last right answer is the clean image."""
+    """Begin the secant search in rows `where` [n] bool, from the clean image as the correct end."""
     depth = margin(problem.clean_logits, problem.y)
     return state._replace(
         point=torch.where(per_image(where), problem.x, state.point),
@@ -150,6 +157,14 @@ def begin_search(problem: Problem, state: State, where: Tensor) -> State:
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Towards the nearest border, and towards each of up to nine rivals."""
-    yield FAB("fab", False, "Walks along the nearest border, ever nearer to the clean image.")
-    yield FAB("fab-t", True, "Walks along the border of up to nine rivals, one a run.")
+    """Register FAB towards the nearest boundary, and towards each of up to nine target classes."""
+    yield FAB(
+        "fab",
+        False,
+        "Projections onto the nearest linearised boundary, biased towards the clean image.",
+    )
+    yield FAB(
+        "fab-t",
+        True,
+        "FAB towards the boundary of up to nine target classes, one a restart.",
+    )

@@ -1,4 +1,7 @@
-"""Targeted FGSM: one signed step towards each other class in turn."""
+"""Targeted FGSM: one signed step towards each other class.
+
+Kurakin et al. 2017, arXiv:1611.01236.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, selec
 
 @dataclass(frozen=True)
 class TargetedFGSM:
-    """x - eps sign(grad CE(x, rival)), run r towards the r-th likeliest rival (arXiv:1611.01236).
+    """x - eps sign(grad CE(x, target)); restart r takes the r-th most likely other class.
 
-    On a board that declares the target, plain FGSM is this attack.
+    Under a threat model that declares the target, FGSM is this attack (arXiv:1611.01236).
     """
 
     name = "fgsm-targeted"
@@ -23,24 +26,24 @@ class TargetedFGSM:
     goals = ("untargeted",)
     steps = 1
     cite = "arXiv:1611.01236"
-    summary = "One signed gradient step towards each rival class."
+    summary = "One signed gradient step gradient each other class."
 
     def restart_count(self, classes: int) -> int:
-        """One for each rival."""
+        """One for each other class."""
         return classes - 1
 
     def start(self, problem: Problem) -> Tensor:
-        """The clean image."""
+        """The clean images [n, C, H, W]."""
         return problem.x
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """The end of the step."""
-        rival = select_column(problem.rivals, problem.restart)
-        towards = problem.gradient(adv, lambda logits, _: -cross_entropy(logits, rival)).gradient
-        return problem.ball.ascend(problem.x, towards, 1, problem.x)
+        """The end of the step [n, C, H, W]."""
+        target = select_column(problem.rivals, problem.restart)
+        gradient = problem.gradient(adv, lambda logits, _: -cross_entropy(logits, target)).gradient
+        return problem.ball.ascend(problem.x, gradient, 1, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """With the paper's single step."""
+    """Register the attack with the paper's single step."""
     yield TargetedFGSM()

@@ -1,4 +1,4 @@
-"""Joint PGD: fool the classifier and, where it is fooled, the detector that guards it."""
+"""Joint PGD: attacks a classifier together with the detector that rejects images for it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from bench.plugin import Access, Attack, Loss, Problem, hookimpl, margin
 
 @dataclass(frozen=True)
 class JointPGD:
-    """PGD on max_{j != y} z_j - z_y while the answer is right, on -score while it is wrong.
+    """PGD on max_{j != y} z_j - z_y while the label is right, and on -score while it is wrong.
 
-    A detector is no defense that is not attacked along with its classifier (arXiv:1705.07263).
-    Each row climbs one of the two at a time (arXiv:2106.15023): their scales never meet, and a
-    step that makes the answer right again is followed by one that makes it wrong.
+    A detector is evaluated only by attacks on the classifier and the detector together (Carlini and
+    Wagner 2017, arXiv:1705.07263). Each row ascends one of the two losses at a time, so their
+    scales need no weights, and a step that makes the label right again is followed by one that
+    makes it wrong (arXiv:2106.15023).
     """
 
     name = "joint-pgd"
@@ -25,35 +26,36 @@ class JointPGD:
     goals = ("untargeted",)
     joint = True
     cite = "arXiv:1705.07263"
-    summary = "Projected gradient ascent that goes for classifier and detector at once."
+    summary = "Projected gradient ascent on classifier and detector together."
 
     steps: int = 100
     rate: float = 0.2
-    """First step length, in radii; it falls linearly to zero, for the two goals pull apart."""
+    """First step size, in radii; it falls linearly to zero, because the two goals conflict."""
     restarts: int = 5
 
     def restart_count(self, classes: int) -> int:
-        """Each restart is a run."""
+        """The number of restarts."""
         return self.restarts
 
     def start(self, problem: Problem) -> Tensor:
-        """A random point of the set."""
+        """Random points of the set [n, C, H, W]."""
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step towards the goal that is missed, back into the ball."""
-        uphill = problem.gradient(adv, joint_loss(problem.classes)).gradient
+        """One step on the loss of the goal that is not reached, projected; [n, C, H, W]."""
+        gradient = problem.gradient(adv, joint_loss(problem.classes)).gradient
         rate = self.rate * (1 - problem.t / self.steps)
-        return problem.ball.ascend(adv, uphill, rate, problem.x)
+        return problem.ball.ascend(adv, gradient, rate, problem.x)
 
 
 def joint_loss(classes: int) -> Loss:
-    """(answer [n, K + 1], label) -> [n]: the margin where it is not positive, else -score.
+    """A loss (answer [n, K + 1], label) -> [n]: the margin where it is not positive, else -score.
 
-    Of a defense without a detector, which answers [n, K], the margin.
+    For a defense without a detector, whose answer is [n, K], the margin.
     """
 
     def loss(answer: Tensor, label: Tensor) -> Tensor:
+        """The loss [n] of the answer [n, K + 1] or [n, K]."""
         gap = margin(answer[:, :classes], label)
         if answer.shape[1] == classes:
             return gap
@@ -64,5 +66,5 @@ def joint_loss(classes: int) -> Loss:
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """A hundred steps from each of five starts."""
+    """Register the attack with a hundred steps from each of five random starts."""
     yield JointPGD()

@@ -1,4 +1,4 @@
-"""MI-FGSM: BIM with a memory of where the gradients pointed."""
+"""MI-FGSM: iterated fast gradient steps with momentum (Dong et al. 2018, arXiv:1710.06081)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, per_i
 
 
 class State(NamedTuple):
-    """Where the climb stands."""
+    """State of MI-FGSM."""
 
     adv: Tensor
-    """[n, C, H, W]."""
+    """[n, C, H, W]: the iterate."""
     momentum: Tensor
-    """[n, C, H, W]: the decayed sum of the gradients, each of length 1 in L1."""
+    """[n, C, H, W]: the decayed sum of the gradients, each normalised to L1 norm 1."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class MomentumFGSM:
     name = "mi-fgsm"
     needs = Access.GRADIENTS
     cite = "arXiv:1710.06081"
-    summary = "Iterated fast gradient steps along a running sum of the gradients."
+    summary = "Iterated fast gradient steps along the accumulated gradient."
 
     steps: int = 10
     mu: float = 1.0
-    """How much of the memory a step keeps; 0 is BIM."""
+    """Decay of the momentum; 0 is BIM."""
 
     def start(self, problem: Problem) -> State:
-        """The clean image, nothing remembered."""
+        """The clean image and zero momentum."""
         return State(problem.x, torch.zeros_like(problem.x))
 
     def step(self, problem: Problem, state: State) -> State:
-        """Add the gradient to the memory and follow that."""
+        """Add the gradient to the momentum and step along it."""
         gradient = problem.gradient(state.adv, cross_entropy).gradient
         momentum = self.mu * state.momentum + l1_normalized(gradient)
         adv = problem.ball.ascend(state.adv, momentum, 1 / self.steps, problem.x)
@@ -47,12 +47,12 @@ class MomentumFGSM:
 
 
 def l1_normalized(gradient: Tensor) -> Tensor:
-    """[n, C, H, W]: g / |g|_1; zero where there is no slope."""
+    """g / |g|_1 [n, C, H, W]; zero where the gradient is zero."""
     length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
     return gradient / per_image(length)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Ten steps of a tenth that forget nothing."""
+    """Register MI-FGSM with ten steps of eps / 10 and no decay."""
     yield MomentumFGSM()

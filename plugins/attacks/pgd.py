@@ -1,4 +1,4 @@
-"""PGD: climb the loss from a random start, fall back into the ball."""
+"""PGD: projected gradient ascent from a random start (Madry et al. 2018, arXiv:1706.06083)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class PGD:
 
     steps: int = 40
     rate: float = 0.1
-    """Step length, in radii; steps times rate under 2 cannot cross the ball."""
+    """Step size, in radii; with steps times rate below 2 an iterate cannot cross the ball."""
     restarts: int = 1
     random_start: bool = True
 
     def restart_count(self, classes: int) -> int:
-        """Each restart is a run."""
+        """The number of restarts."""
         return self.restarts
 
     def start(self, problem: Problem) -> Tensor:
-        """A random point of the set, or the clean image."""
+        """Random points of the set [n, C, H, W], or the clean images."""
         return problem.ball.sample(problem.x, problem) if self.random_start else problem.x
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step uphill, back into the ball."""
-        uphill = problem.gradient(adv, cross_entropy).gradient
-        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
+        """One step of ascent, projected onto the set; [n, C, H, W]."""
+        gradient = problem.gradient(adv, cross_entropy).gradient
+        return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Forty steps, four radii in all."""
+    """Register PGD with 40 steps of 0.1 eps each."""
     yield PGD()

@@ -1,4 +1,4 @@
-"""PGD without the sign: what the gradient's own direction is worth in a ball that is no sphere."""
+"""PGD with normalised L2 gradient steps in place of signed or sparse ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bench.plugin import L2, Access, Attack, Fraction, Problem, cross_entropy, h
 
 @dataclass(frozen=True)
 class UnsignedPGD:
-    """x_{t+1} = Proj(x_t + alpha s g_t / ||g_t||_2), else PGD (arXiv:1706.06083).
+    """PGD with x_{t+1} = Proj(x_t + alpha s g_t / ||g_t||_2), to compare with signed steps.
 
-    s is the L2 length of the set's own steepest step (sqrt(d) in Linf, 1 in L1), so that a column
-    beside PGD answers why the sign is taken. In L2 the two are one attack.
+    s is the L2 length of the set's steepest step (sqrt(d) in Linf, 1 in L1), so both attacks make
+    steps of the same length. In L2 the attack is PGD (Madry et al. 2018, arXiv:1706.06083).
     """
 
     name = "pgd-l2step"
@@ -26,22 +26,22 @@ class UnsignedPGD:
 
     steps: int = 40
     rate: float = 0.1
-    """Step length, in lengths of the steepest step."""
+    """Step size, in lengths of the steepest step."""
 
     def start(self, problem: Problem) -> Tensor:
-        """A random point of the set."""
+        """Random points of the set [n, C, H, W]."""
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step along the gradient, back into the ball."""
+        """One step along the gradient, projected onto the set; [n, C, H, W]."""
         ball, sphere = problem.ball, L2(Fraction(1))
         gradient = problem.gradient(adv, cross_entropy).gradient
         length = ball.steepest(gradient, adv).flatten(1).norm(dim=1)
-        uphill = per_image(length) * sphere.steepest(gradient, adv)
-        return ball.project(adv + self.rate * ball.radius * uphill, problem.x)
+        direction = per_image(length) * sphere.steepest(gradient, adv)
+        return ball.project(adv + self.rate * ball.radius * direction, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """With PGD's steps and rate."""
+    """Register the attack with the steps and the step size of PGD."""
     yield UnsignedPGD()

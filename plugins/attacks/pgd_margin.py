@@ -1,4 +1,7 @@
-"""All-targets PGD: climb the difference of two logits, one rival class after the other."""
+"""Multi-targeted PGD: ascends the margin to one other class after another.
+
+Gowal et al. 2019, arXiv:1910.09338.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +15,38 @@ from bench.plugin import Access, Attack, Problem, hookimpl, margin_to, select_co
 
 @dataclass(frozen=True)
 class MarginPGD:
-    """PGD on z_rival - z_label; run r takes the r-th likeliest rival (arXiv:1910.09338).
+    """PGD on z_target - z_label, with one other class as the target in each restart.
 
-    The gradient of a difference of logits does not vanish where the softmax is saturated.
+    Restart r takes the r-th most likely other class (arXiv:1910.09338). The gradient of a
+    difference of logits does not vanish where the softmax is saturated.
     """
 
     name = "pgd-margin"
     needs = Access.GRADIENTS
     goals = ("untargeted",)
     cite = "arXiv:1910.09338"
-    summary = "Projected gradient ascent on the margin to each rival class."
+    summary = "Projected gradient ascent on the margin to each other class."
 
     steps: int = 40
     rate: float = 0.1
-    """Step length, in radii."""
+    """Step size, in radii."""
 
     def restart_count(self, classes: int) -> int:
-        """One for each rival."""
+        """One for each other class."""
         return classes - 1
 
     def start(self, problem: Problem) -> Tensor:
-        """A random point of the set."""
+        """Random points of the set [n, C, H, W]."""
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step towards the rival, back into the ball."""
+        """One step towards the target class, projected onto the set; [n, C, H, W]."""
         loss = margin_to(select_column(problem.rivals, problem.restart))
-        uphill = problem.gradient(adv, loss).gradient
-        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
+        gradient = problem.gradient(adv, loss).gradient
+        return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Forty steps a rival."""
+    """Register the attack with 40 steps for each target class."""
     yield MarginPGD()

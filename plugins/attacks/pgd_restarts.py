@@ -1,4 +1,4 @@
-"""PGD from many random starts: the worst of them counts."""
+"""PGD with many random restarts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from plugins.attacks.pgd import PGD
 class PGDRestarts(PGD):
     """max over r < R of PGD from x_0^r, each x_0^r uniform in the ball (arXiv:1706.06083).
 
-    Starts are keyed by their number, so fewer of them are the first of more: robust accuracy cannot
-    rise with R. A row that one of them breaks begins no other.
+    Starts are keyed by their number, so the starts of a smaller R are the first of a larger one,
+    and robust accuracy cannot rise with R. A row that one restart breaks begins no other.
     """
 
     name = "pgd-restarts"
@@ -25,5 +25,5 @@ class PGDRestarts(PGD):
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Twenty starts of forty steps."""
+    """Register PGD with twenty restarts of 40 steps."""
     yield PGDRestarts()

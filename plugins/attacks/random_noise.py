@@ -1,4 +1,4 @@
-"""Random perturbation: the baseline that every other attack must beat."""
+"""Uniform random noise: the baseline for every other attack."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from bench.plugin import Access, Attack, Problem, hookimpl
 
 @dataclass(frozen=True)
 class RandomNoise:
-    """A point drawn from the set, brought unseen; the defense is never asked."""
+    """A random point of the perturbation set, drawn without any query of the defense."""
 
     name = "random"
     needs = Access.NOTHING
     samples = True
     steps = 1
-    summary = "Uniform in the ball, clipped to the box."
+    summary = "Uniform noise in the perturbation set, clipped to the box."
 
     draws: int = 1
-    """Points an example; any one that wins counts."""
+    """Points for each example; one that succeeds is enough."""
 
     def restart_count(self, classes: int) -> int:
-        """Each draw is a run."""
+        """One restart for each draw."""
         return self.draws
 
     def start(self, problem: Problem) -> Tensor:
-        """The clean image."""
+        """The clean images [n, C, H, W]."""
         return problem.x
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """A random point instead."""
+        """Random points of the set [n, C, H, W]."""
         return problem.ball.sample(problem.x, problem)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """One draw."""
+    """Register the attack with one draw."""
     yield RandomNoise()

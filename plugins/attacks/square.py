@@ -1,4 +1,7 @@
-"""Square: random search that repaints one square at a time. Scores only."""
+"""Square attack in Linf: random search over square-shaped changes that needs scores only.
+
+Andriushchenko et al. 2020, arXiv:1912.00049.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,38 @@ from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 SCHEDULE_STEPS = 10000  # steps of the schedule in which HALVINGS are counted
-BITS = 60  # random bits taken from one keyed word
-FRACTION = 20  # of them for one coordinate
+BITS = 60  # random bits in one keyed word
+FRACTION = 20  # of these bits for one coordinate
 
 
 class State(NamedTuple):
-    """Where the search stands."""
+    """State of the random search."""
 
     adv: Tensor
-    """[n, C, H, W]: the best image so far; before the first question the stripes."""
+    """[n, C, H, W]: the best image so far; before the first query the stripes."""
     margin: Tensor
-    """[n]: its margin max_j z_j - z_y, rising; minus infinity before the first question."""
+    """[n]: its margin max_j z_j - z_y; minus infinity before the first query."""
     low: Tensor
     high: Tensor
-    """[n, C, H, W]: the two opposite corners of the ball that colours are taken from."""
+    """[n, C, H, W]: the two opposite corners of the ball between which each value is chosen."""
 
 
 class Proposal(NamedTuple):
-    """One keyed draw: where the square lies, and which corner each channel takes."""
+    """The keyed random draw of one step: place of the square, and sign of each channel."""
 
     place: Tensor
     """[n] int64 of BITS random bits."""
     up: Tensor
-    """[n, C, 1, 1] bool."""
+    """[n, C, 1, 1] bool: the channel takes its upper corner."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """Repaint a random square with +-eps, keep it where the margin gains (arXiv:1912.00049).
+    """Set a random square to +-eps and keep it where the margin grows (arXiv:1912.00049).
 
-    The square covers the share p of the image, and p halves at HALVINGS as the search goes on. The
-    thousand steps spread that schedule over themselves, which serves a short search better; the
-    five thousand count it as the standard battery does (arXiv:2003.01690), in absolute steps.
+    The square covers the share p of the image, and p is halved after HALVINGS. With a thousand
+    steps that schedule is rescaled to the length of the search, which is better for a short one;
+    with five thousand it counts absolute steps, as AutoAttack does (arXiv:2003.01690).
     """
 
     name: str = "square"
@@ -53,16 +56,16 @@ class Square:
     share: float = 0.8
     """p of the first square."""
     rescaled: bool = True
-    """HALVINGS are counted in steps of SCALE over this search, not in steps themselves."""
+    """HALVINGS are rescaled from SCHEDULE_STEPS to the length of this search."""
 
     needs = Access.SCORES
     norms = ("Linf",)
     goals = ("untargeted",)
     cite = "arXiv:1912.00049"
-    summary = "Random search over squares of extreme pixels that asks for scores only."
+    summary = "Square attack: random search over square-shaped changes that needs scores only."
 
     def start(self, problem: Problem) -> State:
-        """Vertical stripes of +-eps, one sign for each channel and column."""
+        """Vertical stripes of +-eps, with one random sign for each channel and column."""
         x, every = problem.x, torch.ones_like(problem.x)
         low, high = problem.ball.farthest(-every, x), problem.ball.farthest(every, x)
         up = problem.integers("stripes", 2, (x.shape[1], 1, x.shape[3])) > 0
@@ -70,21 +73,21 @@ class Square:
         return State(adv, torch.full_like(x[:, 0, 0, 0], -torch.inf), low, high)
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask the stripes first, then a repainted square of each row."""
-        question = self.candidate(problem, state)
-        gain = margin(problem.logits(question), problem.y)
-        better = per_image(gain > state.margin)
-        adv = torch.where(better, question, state.adv)
-        return state._replace(adv=adv, margin=torch.fmax(gain, state.margin))
+        """Query the stripes first, then a candidate with one changed square."""
+        query = self.candidate(problem, state)
+        new_margin = margin(problem.logits(query), problem.y)
+        better = per_image(new_margin > state.margin)
+        adv = torch.where(better, query, state.adv)
+        return state._replace(adv=adv, margin=torch.fmax(new_margin, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:
-        """[n] bool: the question did not gain."""
+        """[n] bool: the margin did not grow."""
         return after.margin == before.margin
 
     def candidate(self, problem: Problem, state: State) -> Tensor:
-        """[n, C, H, W]: the best image with one square at an extreme of the ball.
+        """[n, C, H, W]: the best image with one square set to corners of the ball.
 
-        Colours that would change nothing are turned round, or the question would be wasted.
+        A proposal that would change nothing has its signs flipped, so that no query is wasted.
         """
         adv, low, high = state.adv, state.low, state.high
         place, up = draw_proposal(problem)
@@ -94,13 +97,13 @@ class Square:
         return torch.where(inside, torch.where(up, high, low), adv)
 
     def side(self, problem: Problem) -> Tensor:
-        """[n] int64: the square's side, of area p H W and never the whole image; 0 at first."""
+        """[n] int64: the side of the square, of area p H W and below the image's; first 0."""
         return square_sides(self, *problem.x.shape[2:], problem.t.device)[problem.t]
 
 
 @functools.lru_cache(maxsize=64)
 def square_sides(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
-    """[steps + 1] int64: the side of each step's square; the first step repaints nothing."""
+    """[steps + 1] int64: the side of each step's square; the first step changes nothing."""
     most = max(1, min(height, width) - 1)
     edges = [
         max(1, min(round((share * height * width) ** 0.5), most))
@@ -119,41 +122,41 @@ def area_shares(first: float, steps: int, *, rescaled: bool) -> list[float]:
 
 
 def draw_proposal(problem: Problem) -> Proposal:
-    """All that one step draws, in one go: a word for the place, then a bit for each channel."""
+    """All random numbers of one step: one word for the place, then one bit for each channel."""
     channels = problem.x.shape[1]
     words = problem.integers("square", 2**BITS, (1 + -(-channels // BITS),))
     return Proposal(words[:, 0], random_bits(words[:, 1:], channels) > 0)
 
 
 def random_bits(words: Tensor, count: int) -> Tensor:
-    """[n, count, 1, 1] int64: the first bits of words [n, m] of BITS bits."""
+    """[n, count, 1, 1] int64: the first bits of words [n, m] of BITS bits each."""
     place = torch.arange(min(count, BITS), device=words.device)
     flat = (words[:, :, None] >> place & 1).flatten(1)[:, :count]
     return flat.view(len(words), count, 1, 1)
 
 
 def square_mask(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """[n, 1, H, W] bool: a square of `side` [n] somewhere inside each image."""
+    """[n, 1, H, W] bool: a square of `side` [n] inside each image, at the random `place` [n]."""
     rows = interval_mask(place, side, height)
     columns = interval_mask(place >> FRACTION, side, width)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def interval_mask(place: Tensor, side: Tensor, length: int) -> Tensor:
-    """[n, length] bool: `side` neighbours, the first by the lowest FRACTION bits of `place`."""
+    """[n, length] bool: `side` [n] neighbouring pixels at an offset drawn from `place` [n]."""
     position = torch.arange(length, device=side.device)
     offset = position - random_offset(place, side, length)[:, None]
     return (offset >= 0) & (offset < side[:, None])
 
 
 def random_offset(place: Tensor, side: Tensor, length: int) -> Tensor:
-    """[n] int64 in [0, length - side]: floor(u (length - side + 1)), u of FRACTION bits."""
+    """floor(u (length - side + 1)) [n] int64, with u of FRACTION bits of `place` [n]."""
     spread: Tensor = (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
     return spread
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """A thousand questions, and the five thousand of the standard battery."""
+    """Register the attack with 1000 queries, and with the 5000 queries of AutoAttack."""
     yield Square()
     yield Square("square-5000", 5000, rescaled=False)

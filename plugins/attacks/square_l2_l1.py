@@ -1,4 +1,7 @@
-"""Square in L2 and L1: random search that heaps the budget into one window at a time."""
+"""Square attack in L2 and L1: random search that moves budget from one window to another.
+
+Andriushchenko et al. 2020, arXiv:1912.00049.
+"""
 
 from __future__ import annotations
 
@@ -13,74 +16,79 @@ from torch import Tensor
 from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
 from plugins.attacks.square import BITS, FRACTION, area_shares, random_bits, random_offset
 
-TILES = 5  # bumps along the shorter edge of the first image
-MIN_SIDE = 3  # pixels along the edge of the smallest window
-OVERSHOOT = 1e3  # radii; a change so long meets the sphere or the corner on its way back
-TINY = 1e-12  # smallest sum that a window is divided by
+TILES = 5  # along the shorter side of the first image
+MIN_SIDE = 3  # pixels, side of the smallest window
+OVERSHOOT = (
+    1e3  # radii; a change this long is projected onto the sphere or onto a corner of the box
+)
+TINY = 1e-12  # smallest norm that a window is divided by
 
 
 class State(NamedTuple):
-    """Where the search stands."""
+    """State of the random search."""
 
     adv: Tensor
-    """[n, C, H, W]: the best image so far; before the first question the tiles."""
+    """[n, C, H, W]: the best image so far; before the first query the tiles."""
     margin: Tensor
-    """[n]: its margin, rising; minus infinity before the first question."""
+    """[n]: its margin; minus infinity before the first query."""
 
 
 class Windows(NamedTuple):
-    """Where one step takes budget from and where it heaps it."""
+    """The two windows of one step, and the change of the target window."""
 
     pattern: Tensor
-    """[n, C, H, W]: the signed bump, zero outside the window to be filled."""
+    """[n, C, H, W]: the signed pattern, zero outside the target window."""
     target: Tensor
-    """[n, 1, H, W] bool: the window to be filled."""
+    """[n, 1, H, W] bool: the window that receives budget."""
     source: Tensor
-    """[n, 1, H, W] bool: the window to be emptied."""
+    """[n, 1, H, W] bool: the window whose change is removed."""
 
 
 class Schedule(NamedTuple):
-    """What a search of one kind does to images of one size."""
+    """The windows of a search for images of one size."""
 
     kind: Tensor
-    """[steps + 1] int64: which of the windows each step uses."""
+    """[steps + 1] int64: index into `side` and `pattern` for each step."""
     side: Tensor
-    """[kinds] int64: their edges in pixels."""
+    """[kinds] int64: the sides of the windows in pixels."""
     pattern: Tensor
-    """[kinds, S, S]: their bumps, zero beyond the edge."""
+    """[kinds, S, S]: their patterns, zero beyond the side."""
 
 
 @dataclass(frozen=True)
 class SquareL2L1:
-    """Empty one window, heap what it held and what is unspent into another (arXiv:1912.00049).
+    """Clear one window's change and add its budget to another window (arXiv:1912.00049).
 
-    In the window to be filled the change becomes, channel by channel,
-        (+-eta + delta / |delta|) scaled to the norm that both windows and the unspent budget hold,
-    eta a pyramid up beside a pyramid down. In L2 the image is then pushed out to the radius, or to
-    the corner of the box; in L1 it is projected.
+    In the target window the change becomes, channel by channel, (+-eta + delta / |delta|), scaled
+    to the norm of both windows and of the unspent budget; eta is a positive pyramid beside a
+    negative one. In L2 the image is then extended to the radius or to the corner of the box; in L1
+    it is projected.
     """
 
     name: str
     power: int
-    """p of the norm the budget is counted in."""
+    """p of the norm."""
     steps: int = 1000
     share: float = 0.8
     """The first window's share of the image."""
     rescaled: bool = True
-    """The schedule is spread over this search, not counted in absolute steps."""
+    """The schedule is rescaled to the length of this search, instead of counted in absolute steps.
+    """
 
     needs = Access.SCORES
     goals = ("untargeted",)
     cite = "arXiv:1912.00049"
-    summary = "Random search that moves the budget from window to window and asks for scores only."
+    summary = (
+        "Square attack: random search that moves budget between windows and needs scores only."
+    )
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norm of that power."""
+        """The norm of `power`."""
         return (f"L{self.power}",)
 
     def start(self, problem: Problem) -> State:
-        """Tiles of bumps all over the image, a sign for each tile and channel."""
+        """Tiles of patterns over the whole image, with one random sign for each tile and channel."""
         x, edge = problem.x, max(1, min(problem.x.shape[2:]) // TILES)
         down, across = (torch.arange(length, device=x.device) for length in x.shape[2:])
         tiles = (-(-x.shape[2] // edge), -(-x.shape[3] // edge))
@@ -92,30 +100,33 @@ class SquareL2L1:
         )
 
     def step(self, problem: Problem, state: State) -> State:
-        """Ask the tiles first, then the best image with a new heap."""
+        """Query the tiles first, then the best image with budget moved to a new window."""
         moved = self.projected(problem, self.moved_budget(problem, state.adv - problem.x))
-        question = torch.where(per_image(problem.t == 0), state.adv, moved)
-        gain = margin(problem.logits(question), problem.y)
-        adv = torch.where(per_image(gain > state.margin), question, state.adv)
-        return State(adv, torch.fmax(gain, state.margin))
+        query = torch.where(per_image(problem.t == 0), state.adv, moved)
+        new_margin = margin(problem.logits(query), problem.y)
+        adv = torch.where(per_image(new_margin > state.margin), query, state.adv)
+        return State(adv, torch.fmax(new_margin, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:
-        """[n] bool: the question did not gain."""
+        """[n] bool: the margin did not grow."""
         return after.margin == before.margin
 
     def moved_budget(self, problem: Problem, change: Tensor) -> Tensor:
-        """[n, C, H, W]: the change with one window emptied and one filled, as yet unprojected."""
+        """[n, C, H, W]: the change with the source window cleared and the target window filled.
+
+        It is not projected yet.
+        """
         windows = self.windows(problem)
         size = change.abs() if self.power == 1 else change.square()
         budget = problem.ball.radius**self.power
         unspent = (budget - size.sum((1, 2, 3), keepdim=True)).clamp_min(0) / change.shape[1]
         held = (size * (windows.target | windows.source)).sum((2, 3), keepdim=True)
-        heap = windows.pattern + self.normalized(torch.where(windows.target, change, 0))
-        heap = self.normalized(heap) * self.root(unspent + held)
-        return torch.where(windows.target, heap, change.masked_fill(windows.source, 0))
+        filled = windows.pattern + self.normalized(torch.where(windows.target, change, 0))
+        filled = self.normalized(filled) * self.root(unspent + held)
+        return torch.where(windows.target, filled, change.masked_fill(windows.source, 0))
 
     def windows(self, problem: Problem) -> Windows:
-        """Two windows of one edge, and the bump in the first; all from one keyed draw."""
+        """Two windows of one size and the pattern of the target window, from one keyed draw."""
         _, channels, height, width = problem.x.shape
         plan = schedule(self, height, width, problem.t.device)
         kind = plan.kind[problem.t]
@@ -126,30 +137,30 @@ class SquareL2L1:
             window_mask(down, across, side),
             window_mask(*offsets(words[:, 1], side, height, width), side),
         )
-        turned = words[:, :1, None] >> (BITS - 1) > 0
-        row, column = torch.where(turned, across, down), torch.where(turned, down, across)
+        transposed = words[:, :1, None] >> (BITS - 1) > 0
+        row, column = torch.where(transposed, across, down), torch.where(transposed, down, across)
         shape = plan.pattern[kind[:, None, None], row * to, column * to] * to
         sign = 2 * random_bits(words[:, 2:], channels) - 1
         return Windows(shape[:, None] * sign, to[:, None], gone[:, None])
 
     def projected(self, problem: Problem, change: Tensor) -> Tensor:
-        """The image with this change, made to fit ball and box; in L2 with all of the budget."""
+        """The image [n, C, H, W] with this change, projected; in L2 with the whole budget."""
         far = change if self.power == 1 else OVERSHOOT * change
         return problem.ball.project(problem.x + far, problem.x)
 
-    def normalized(self, heap: Tensor) -> Tensor:
-        """[n, C, H, W] of norm 1 in each channel, or zero."""
-        size = heap.abs() if self.power == 1 else heap.square()
-        return heap / self.root(size.sum((2, 3), keepdim=True)).clamp_min(TINY)
+    def normalized(self, filled: Tensor) -> Tensor:
+        """The change [n, C, H, W], scaled to norm 1 in each channel, or zero."""
+        size = filled.abs() if self.power == 1 else filled.square()
+        return filled / self.root(size.sum((2, 3), keepdim=True)).clamp_min(TINY)
 
     def root(self, size: Tensor) -> Tensor:
-        """The norm whose power this is."""
+        """The norm whose p-th power is `size` [n, ...]."""
         return size if self.power == 1 else size.sqrt()
 
 
 @functools.lru_cache(maxsize=64)
 def schedule(attack: SquareL2L1, height: int, width: int, device: torch.device) -> Schedule:
-    """Odd edges of area p H W, at least LEAST and inside the image."""
+    """The windows: odd sides of area p H W, at least MIN_SIDE and inside the image."""
     edges = [
         min(max(round((share * height * width) ** 0.5), MIN_SIDE) // 2 * 2 + 1, height, width)
         for share in area_shares(attack.share, attack.steps, rescaled=attack.rescaled)
@@ -163,7 +174,7 @@ def schedule(attack: SquareL2L1, height: int, width: int, device: torch.device) 
 
 
 def update_pattern(side: int, power: int, device: torch.device) -> Tensor:
-    """[side, side]: eta, a pyramid over the upper half and one turned down over the lower."""
+    """[side, side]: eta, a pyramid over the upper half and a negative one over the lower half."""
     upper = side // 2
     eta = torch.cat([pyramid(upper, side, power), -pyramid(side - upper, side, power)])
     size = eta.abs().sum() if power == 1 else eta.square().sum().sqrt()
@@ -171,7 +182,7 @@ def update_pattern(side: int, power: int, device: torch.device) -> Tensor:
 
 
 def pyramid(height: int, width: int, power: int) -> Tensor:
-    """[height, width] of norm 1: at r steps from the middle the sum over k > r of k^-2p."""
+    """[height, width] of norm 1: at r pixels from the middle the sum over k > r of k^-2p."""
     down = (torch.arange(height) - height // 2).abs()
     across = (torch.arange(width) - width // 2).abs()
     top = max(height, width) // 2 + 1
@@ -183,7 +194,7 @@ def pyramid(height: int, width: int, power: int) -> Tensor:
 
 
 def offsets(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """[n, H, 1] and [n, 1, W] int64: each line's distance from the window that `word` draws."""
+    """[n, H, 1] and [n, 1, W] int64: each line's distance from the window drawn by `word` [n]."""
     rows, columns = (torch.arange(length, device=word.device) for length in (height, width))
     down = rows - random_offset(word, side, height)[:, None]
     across = columns - random_offset(word >> FRACTION, side, width)[:, None]
@@ -191,14 +202,14 @@ def offsets(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor
 
 
 def window_mask(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
-    """[n, H, W] bool: in the window of that edge [n]."""
+    """[n, H, W] bool: inside the window with this side [n]."""
     edge = side[:, None, None]
     return ((down >= 0) & (down < edge)) & ((across >= 0) & (across < edge))
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """In each norm a thousand questions, and the five thousand of the standard battery."""
+    """Register the attack in each norm with 1000 queries, and with AutoAttack's 5000 queries."""
     for power in (2, 1):
         yield SquareL2L1(f"square-l{power}", power)
         yield SquareL2L1(f"square-l{power}-5000", power, 5000, rescaled=False)

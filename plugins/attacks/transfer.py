@@ -1,4 +1,4 @@
-"""Transfer: fool the undefended surrogate, bring the image to the defense and hope."""
+"""Transfer attack: PGD on the surrogate model (Papernot et al. 2016, arXiv:1605.07277)."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl
 
 @dataclass(frozen=True)
 class Transfer:
-    """PGD that asks the defense's surrogate and never the defense (arXiv:1605.07277).
+    """PGD that queries the surrogate model and never the defense (arXiv:1605.07277).
 
-    Every step is made, also past success on the surrogate: confidence there is what carries over.
+    It makes every step, also after success on the surrogate, since confident images transfer
+    better.
     """
 
     name = "transfer"
     needs = Access.GRADIENTS
     source = "surrogate"
     cite = "arXiv:1605.07277"
-    summary = "PGD against the undefended surrogate; the defense sees the last image only."
+    summary = "PGD on the surrogate model; the defense is evaluated on the last iterate only."
 
     steps: int = 40
     rate: float = 0.1
-    """Step length, in radii."""
+    """Step size, in radii."""
 
     def start(self, problem: Problem) -> Tensor:
-        """A random point of the set."""
+        """Random points of the set [n, C, H, W]."""
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step uphill on the surrogate, back into the ball."""
-        uphill = problem.gradient(adv, cross_entropy).gradient
-        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
+        """One step of ascent on the surrogate, projected onto the set; [n, C, H, W]."""
+        gradient = problem.gradient(adv, cross_entropy).gradient
+        return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """With PGD's steps and rate."""
+    """Register the attack with the steps and the step size of PGD."""
     yield Transfer()

@@ -1,4 +1,4 @@
-"""The unbounded attack: with the whole box to roam, every model with a useful gradient falls."""
+"""Unbounded PGD: an attack over the whole pixel box that breaks any model with useful gradients."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
 
 @dataclass(frozen=True)
 class Unbounded:
-    """PGD on the margin; what it leaves standing in the box alone is a sign of masked gradients.
+    """PGD on the margin over the whole box; examples that stay robust indicate masked gradients.
 
-    The check is arXiv:1902.06705's. The first run begins at the clean image, later ones anywhere.
+    The check is from Carlini et al. 2019, arXiv:1902.06705. The first restart begins at the clean
+    image, later ones at random points.
     """
 
     name = "unbounded"
     needs = Access.GRADIENTS
     cite = "arXiv:1902.06705"
-    summary = "Margin PGD meant for the box alone; survivors are evidence, not robustness."
+    summary = (
+        "PGD on the margin over the whole pixel box; robust examples indicate masked gradients."
+    )
 
     steps: int = 100
     rate: float = 0.05
-    """Step length, in radii."""
+    """Step size, in radii."""
     restarts: int = 3
 
     def restart_count(self, classes: int) -> int:
-        """Each restart is a run."""
+        """The number of restarts."""
         return self.restarts
 
     def start(self, problem: Problem) -> Tensor:
-        """The clean image, then random points."""
+        """The clean images [n, C, H, W], then random points."""
         first = per_image(problem.restart == 0)
         return torch.where(first, problem.x, problem.ball.sample(problem.x, problem))
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step uphill, back into the set."""
-        uphill = problem.gradient(adv, margin).gradient
-        return problem.ball.ascend(adv, uphill, self.rate, problem.x)
+        """One step of ascent, projected onto the set; [n, C, H, W]."""
+        gradient = problem.gradient(adv, margin).gradient
+        return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Five radii in each of three runs."""
+    """Register the attack with three restarts of five radii each."""
     yield Unbounded()
