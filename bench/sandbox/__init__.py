@@ -1,1 +1,1 @@
-"""Isolation of submitted code in a worker process."""
+"""Isolation of submitted code in sandboxed worker processes."""

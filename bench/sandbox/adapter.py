@@ -1,4 +1,4 @@
-"""Submissions that stay behind the walls: what they offer, and the workers that hold them."""
+"""Registers submissions whose code runs in sandboxed worker processes."""
 
 from __future__ import annotations
 
@@ -17,195 +17,238 @@ from bench.registry.discovery import Plugin
 from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import Submission
 from bench.sandbox import isolation
-from bench.sandbox.attack_proxy import AttackProxy
+from bench.sandbox.attack_proxy import AttackProxy, SingleProcess
 from bench.sandbox.declarations import AttackDeclarations, DefenseDeclarations
 from bench.sandbox.defense_proxy import DefenseProxy
-from bench.sandbox.process import SPARE, Consult, Reply, SandboxProcess, printable
+from bench.sandbox.process import (
+    SPARE_PROCESS,
+    Exchange,
+    Message,
+    RequestHandler,
+    SandboxProcess,
+    printable,
+)
 from bench.sandbox.protocol import Frame
 from bench.training.defense_builder import DefenseBuilder
 
-AT_YOUR_WORD = "--allow-unsandboxed runs it in this process, with all your rights"
+UNSANDBOXED_HINT = "--allow-unsandboxed runs it in this process, with all your permissions"
+ATTACK_PROCESS = SingleProcess()
+"""The worker process of the sandboxed attack that was used last."""
 
 
 def isolate_submissions(
     registry: Registry, wanted: Mapping[str, Collection[str]] | None = None
 ) -> None:
-    """Take in waiting defenses and attacks, their code behind walls; who still waits is told why.
+    """Register submitted defenses and attacks as proxies of worker processes.
+
+    The registry records for each other submission why its code is not used.
 
     Args:
-        registry: has read the cards.
-        wanted: kind -> the names that are needed; None, and a kind that is missing: every one. A
-            worker is started for each, so that it can say what it is. The surrogate of a wanted
-            defense is wanted, too.
+        registry: has read the cards of the submissions.
+        wanted: kind -> names of the submissions that are needed; None, or a missing kind: all.
+            A worker process is started for each, to read its declarations. The surrogates of
+            wanted defenses are added.
     """
-    asked = dict(wanted or {})
+    names = dict(wanted or {})
     for name in registry.not_imported():
-        entry = registry.submissions[name]
-        if entry.card.kind in OFFERED and name not in asked.get(entry.card.kind, [name]):
+        kind = registry.submissions[name].card.kind
+        if kind in SANDBOXED_KINDS and name not in names.get(kind, [name]):
             continue
-        registry.reasons_not_imported[name] = isolate_submission(registry, entry)
-        if not registry.reasons_not_imported[name]:
-            del registry.reasons_not_imported[name]
-    known = {
-        offer.value.surrogate for offer in registry.defenses.values() if offer.isolation is Isolation.SANDBOXED
+        reason = isolate_submission(registry, registry.submissions[name])
+        registry.reasons_not_imported.pop(name, None)
+        if reason:
+            registry.reasons_not_imported[name] = reason
+    surrogates = {
+        registered.value.surrogate
+        for registered in registry.defenses.values()
+        if registered.isolation is Isolation.SANDBOXED
     }
-    missing = known & set(registry.not_imported()) - set(registry.reasons_not_imported)
+    missing = surrogates & set(registry.not_imported()) - set(registry.reasons_not_imported)
     if missing:
         isolate_submissions(registry, {"defense": missing, "attack": []})
 
 
-def isolate_submission(registry: Registry, entry: Submission) -> str:
-    """Lock one entry in; why it could not be, else empty."""
-    if entry.card.kind not in OFFERED:
-        return f"no {entry.card.kind} is locked in so far; {AT_YOUR_WORD}"
+def isolate_submission(registry: Registry, submission: Submission) -> str:
+    """Register one submission as a proxy of worker processes; why not, or an empty string."""
+    if submission.card.kind not in SANDBOXED_KINDS:
+        return f"the sandbox does not support kind {submission.card.kind!r}; {UNSANDBOXED_HINT}"
     if isolation.why_unavailable():
         return f"{isolation.why_unavailable()}, or run its code with --allow-unsandboxed"
     before = len(registry.problems)
     try:
-        registry.add_plugins([plugin(entry)])
-    except BenchError as error:  # of its code, or of a worker that did not start
+        registry.add_plugins([proxy_plugin(submission)])
+    except BenchError as error:  # in its code, or because the process did not start
         return str(error).rstrip(".")
-    said = registry.problems[before:]
+    problems = registry.problems[before:]
     del registry.problems[before:]
-    return " ".join(said).rstrip(".")
+    return " ".join(problems).rstrip(".")
 
 
-def plugin(entry: Submission) -> Plugin:
-    """An entry as a plugin like any other; nothing of its code is here."""
-    hook, value = HOOK_OF_KIND[entry.card.kind], OFFERED[entry.card.kind](entry)
-    module = ModuleType(f"bench_locked_in_{entry.digest[:16]}")
+def proxy_plugin(submission: Submission) -> Plugin:
+    """A plugin module that registers the submission's proxy; it runs no submitted code."""
+    kind = submission.card.kind
+    hook, value = HOOK_OF_KIND[kind], SANDBOXED_KINDS[kind](submission)
+    module = ModuleType(f"bench_sandboxed_{submission.digest[:16]}")
 
-    def offers() -> list[Any]:
+    def values() -> list[Any]:
         return [value]
 
-    setattr(module, hook, hookimpl(specname=hook)(offers))
-    return Plugin(module, "submission", entry.files["plugin.py"], entry, Isolation.SANDBOXED)
+    setattr(module, hook, hookimpl(specname=hook)(values))
+    source = submission.files["plugin.py"]
+    return Plugin(module, "submission", source, submission, Isolation.SANDBOXED)
 
 
-def declared(entry: Submission, cage: SandboxProcess) -> Frame:
-    """What it says of itself."""
-    return ask(cage, entry, {"do": f"declare {entry.card.kind}"})
-
-
-def defense(entry: Submission) -> Defense:
-    """The record of a defense whose `build` gives a module that asks a worker."""
-    cage = SandboxProcess()
-    facts = DefenseDeclarations.heard(submission_title(entry), declared(entry, cage))
-    cage.close()
-    claims = tuple(Claim(**claim.model_dump()) for claim in facts.claims)
+def proxy_defense(submission: Submission) -> Defense:
+    """The record of a submitted defense; its `build` starts a worker with the model."""
+    process = SandboxProcess()
+    frame = request_declarations(submission, process)
+    declared = DefenseDeclarations.parse(submission_title(submission), frame)
+    process.close()
     return Defense(
-        name=entry.card.name, build=partial(build_isolated, entry, facts, "build"),
-        datasets=tuple(facts.datasets), cite=facts.cite, summary=facts.summary, claims=claims,
-        bpda=partial(build_isolated, entry, facts, "stand-in") if facts.bpda else None,
-        randomness=None if facts.draws is None else Randomness(facts.draws),
-        surrogate=facts.surrogate,
-        quick=facts.quick, forwards=facts.forwards, rejects=facts.rejects,
-    )  # fmt: skip
+        name=submission.card.name,
+        build=partial(build_isolated, submission, declared, "build"),
+        datasets=tuple(declared.datasets),
+        cite=declared.cite,
+        summary=declared.summary,
+        claims=tuple(Claim(**claim.model_dump()) for claim in declared.claims),
+        bpda=partial(build_isolated, submission, declared, "bpda") if declared.bpda else None,
+        randomness=None if declared.draws is None else Randomness(declared.draws),
+        surrogate=declared.surrogate,
+        quick=declared.quick,
+        forwards=declared.forwards,
+        rejects=declared.rejects,
+    )
 
 
-def attack(entry: Submission) -> Attack:
-    """An attack whose start and step are made by a worker."""
-    cage = SandboxProcess()
-    facts = AttackDeclarations.heard(submission_title(entry), declared(entry, cage))
-    cage.close()
-    if facts.whole:
+def proxy_attack(submission: Submission) -> Attack:
+    """A submitted attack whose `start` and `step` run in a worker process.
+
+    Raises PluginError for an external attack.
+    """
+    process = SandboxProcess()
+    title = submission_title(submission)
+    declared = AttackDeclarations.parse(title, request_declarations(submission, process))
+    process.close()
+    if declared.external:
         raise PluginError(
-            f"{submission_title(entry)} implements `run`, and only attacks with start and step are "
-            f"locked in; {AT_YOUR_WORD}."
+            f"{title} implements `run`; the sandbox supports attacks with `start` and `step` "
+            f"only; {UNSANDBOXED_HINT}."
         )
 
-    def made() -> SandboxProcess:
-        cage = SPARE.take()
-        declared(entry, cage)
-        return cage
+    def start() -> SandboxProcess:
+        process = SPARE_PROCESS.take()
+        request_declarations(submission, process)
+        return process
 
-    return AttackProxy(entry.card.name, facts, made)
+    return AttackProxy(submission.card.name, declared, start, ATTACK_PROCESS)
 
 
-OFFERED: Mapping[str, Callable[[Submission], Any]] = {"defense": defense, "attack": attack}
-"""Kind -> what stands here for an entry of it."""
+SANDBOXED_KINDS: Mapping[str, Callable[[Submission], Any]] = {
+    "defense": proxy_defense,
+    "attack": proxy_attack,
+}
+"""Kind -> builder of the proxy of a submission of that kind."""
 
 
 def build_isolated(
-    entry: Submission, facts: DefenseDeclarations, role: str, loader: Loader
+    submission: Submission, declared: DefenseDeclarations, role: str, loader: Loader
 ) -> DefenseProxy:
-    """The defense, or its stand-in, in a worker of its own; its weights come from the loader."""
+    """The model of a submission, or its BPDA approximation (`role` "bpda"), in a new worker.
+
+    Raises TypeError where the loader is no DefenseBuilder.
+    """
     if not isinstance(loader, DefenseBuilder):
-        raise TypeError(f"{type(loader).__name__} lends no weights; a DefenseBuilder was expected")
-    words = {"do": "build", "role": role, "shape": list(loader.shape), "classes": loader.classes}
+        raise TypeError(f"the loader is {type(loader).__name__}; a DefenseBuilder was expected")
+    shape, classes = list(loader.shape), loader.classes
+    header = {"method": "build", "role": role, "shape": shape, "classes": classes}
 
-    def made() -> SandboxProcess:
-        cage = SPARE.take()
-        ask(cage, entry, words, serve=WeightsServer(loader, facts))
-        return cage
+    def start() -> SandboxProcess:
+        process = SPARE_PROCESS.take()
+        call_with_source(process, submission, header, WeightsServer(loader, declared))
+        return process
 
-    return DefenseProxy(submission_title(entry), made, facts.forwards)
-
-
-def submission_title(entry: Submission) -> str:
-    """What sentences call it."""
-    return f"submission {entry.card.name}"
+    return DefenseProxy(submission_title(submission), start, declared.forwards)
 
 
-def ask(cage: SandboxProcess, entry: Submission, words: Mapping[str, Any], **options: Any) -> Frame:
-    """A question that carries the entry's source, from exactly the bytes whose digest was read."""
-    card, source = entry.card, entry.content("plugin.py")
-    about = {
-        "kind": card.kind, "name": card.name, "path": str(entry.folder / "plugin.py"),
-        "threads": torch.get_num_threads(),  # as here, or sums come out otherwise
+def submission_title(submission: Submission) -> str:
+    """The name of a submission in messages."""
+    return f"submission {submission.card.name}"
+
+
+def request_declarations(submission: Submission, process: SandboxProcess) -> Frame:
+    """The reply of a worker that loads the submission and sends its declarations."""
+    header = {"method": f"declare {submission.card.kind}"}
+    return call_with_source(process, submission, header)
+
+
+def call_with_source(
+    process: SandboxProcess,
+    submission: Submission,
+    header: Mapping[str, Any],
+    handler: RequestHandler | None = None,
+) -> Frame:
+    """Send a request with the submission's source: exactly the bytes whose digest was computed."""
+    card, source = submission.card, submission.content("plugin.py")
+    origin = {
+        "kind": card.kind, "name": card.name, "path": str(submission.folder / "plugin.py"),
+        "threads": torch.get_num_threads(),  # sums depend on their number
     }  # fmt: skip
-    seconds = cage.limits.build
-    return cage.ask(submission_title(entry), {**words, **about}, source, seconds=seconds, **options)
+    title, seconds = submission_title(submission), process.limits.build
+    return process.call(title, {**header, **origin}, source, seconds=seconds, handler=handler)
 
 
 class WeightsServer:
-    """Gives a build the weights that it asks for, and notes them as parts of the defense."""
+    """Serves the weights that a build in a worker requests, and records their digests."""
 
-    def __init__(self, loader: DefenseBuilder, facts: DefenseDeclarations) -> None:
-        self.learns = facts.recipe
+    def __init__(self, loader: DefenseBuilder, declared: DefenseDeclarations) -> None:
+        self.has_recipe = declared.recipe
         self.loaders: dict[tuple[str, ...], DefenseBuilder] = {(loader.name,): loader}
+        """Chain of defenses under construction -> its loader."""
 
-    def __call__(self, frame: Frame, consult: Consult) -> Reply:
-        """The answer to one wish."""
-        words = frame.words
-        loader = self._loader(words.get("of"))
-        match words.get("ask"):
+    def __call__(self, frame: Frame, exchange: Exchange) -> Message:
+        """The answer to one request.
+
+        Raises PluginError where the request is not valid.
+        """
+        header = frame.header
+        loader = self._loader(header.get("of"))
+        match header.get("request"):
             case "trained":
                 content, path = self._trained(loader)
             case "weights":
-                file, sha256 = str(words.get("file")), str(words.get("sha256"))
+                file, sha256 = str(header.get("file")), str(header.get("sha256"))
                 content, path = loader.file_content(file, sha256)
             case "defense":
-                return {"module": self._build(loader, str(words.get("name")))}, []
+                return {"module": self._build(loader, str(header.get("name")))}, []
             case other:
-                raise PluginError(f"{loader.name} asked the loader for {printable(other)}.")
+                raise PluginError(f"{loader.name} sent the unknown request {printable(other)}.")
         return {"path": str(path)}, [content]
 
     def _loader(self, chain: object) -> DefenseBuilder:
         known = tuple(chain) if isinstance(chain, list) else ()
         if not all(isinstance(name, str) for name in known) or known not in self.loaders:
-            raise PluginError(f"{printable(chain)} builds nothing here.")
+            raise PluginError(f"{printable(chain)} names no defense under construction.")
         return self.loaders[known]
 
     def _trained(self, loader: DefenseBuilder) -> tuple[bytes, Path]:
-        if self.learns and len(loader.chain) == 1:
+        if self.has_recipe and len(loader.chain) == 1:
             raise PluginError(
-                f"{loader.name} is to be trained by its own recipe, which the sandbox does not "
-                f"do; put the file that `bench train {loader.name} --allow-unsandboxed` makes "
-                "beside it as weights.safetensors."
+                f"{loader.name} has a training recipe, and the sandbox does not train; put the "
+                f"file that `bench train {loader.name} --allow-unsandboxed` writes beside it as "
+                "weights.safetensors."
             )
         return loader.trained_content()
 
     def _build(self, loader: DefenseBuilder, name: str) -> str:
-        """Build it here, too: that knows its digest, and what must be trained first; its module."""
-        offer = loader.registry.find("defense", name)
-        if offer.origin != "built-in":
+        """Build it here as well, for its digest and for missing weights; the name of its module."""
+        registered = loader.registry.find("defense", name)
+        if registered.origin != "built-in":
             raise PluginError(
-                f"{loader.name} builds on {name}, which is no built-in defense; behind the sandbox "
-                "there are no others."
+                f"{loader.name} builds on {name}; a sandboxed defense can build on built-in "
+                "defenses only."
             )
         loader.defense(name)
         self.loaders[(*loader.chain, name)] = DefenseBuilder(
             loader.registry, name, loader.dataset, loader.folder, below=loader.chain
         )
-        return offer.module
+        return registered.module

@@ -1,4 +1,4 @@
-"""An attack behind the walls as the engine plays it: its state comes and goes."""
+"""A sandboxed attack as the engine runs it: its state is sent to a worker and comes back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,237 +17,269 @@ from bench.plugin import Problem, State, StopRule
 from bench.plugin.losses import Loss
 from bench.sandbox.declarations import AttackDeclarations
 from bench.sandbox.norm_codec import encode_set
-from bench.sandbox.process import Consult, Reply, SandboxProcess, printable
+from bench.sandbox.process import Exchange, Message, RequestHandler, SandboxProcess, printable
 from bench.sandbox.protocol import Frame, encode_tensors
 from bench.threats.access import Access
 
-ROOM = 64  # as many images as there are may a frame of an attack hold, in float64
-SEEN = ("x", "y", "target", "t", "restart", "active", "key")
-"""What an attack is told of its rows: no names of examples, and nothing of the defense."""
+BATCHES_PER_FRAME = 64  # a frame of an attack may hold so many batches of images in float64
+SENT_ROWS = ("x", "y", "target", "t", "restart", "active", "key")
+"""Tensors of the problem that an attack receives: no example indices, nothing of the defense."""
 
-SHAPES = {
+ARGUMENTS = {
     "adv": (4, torch.float32), "where": (1, torch.bool), "classes": (2, torch.int64),
     "minus": (1, torch.int64),
 }  # fmt: skip
-"""What comes with a question: its dimensions, and its numbers."""
-NEEDS = {
+"""Number of dimensions and dtype of the arguments of a query."""
+REQUIRED_ARGUMENTS = {
     "gradient": {"adv"}, "jacobian": {"adv", "classes"}, "logits": {"adv"}, "labels": {"adv"},
 }  # fmt: skip
-"""What must come with it."""
 
-METHODS = {"done": "_converged", "stays": "_unmoved", "restart_count": "_restarts"}
-"""What an attack may have, and who asks its worker for it."""
+OPTIONAL_METHODS = {"done": "_done", "stays": "_stays", "restart_count": "_restart_count"}
+"""Optional method of an attack -> the method of AttackProxy that calls it in the worker."""
+
+
+class SingleProcess:
+    """Keeps at most one process running: starting another one ends it."""
+
+    def __init__(self) -> None:
+        self.current: weakref.ref[SandboxProcess] | None = None
+        """Weak, so that the process ends with the attack that uses it."""
+
+    def start(self, start: Callable[[], SandboxProcess]) -> SandboxProcess:
+        """End the current process and start another."""
+        previous = self.current() if self.current else None
+        if previous is not None:
+            previous.close()
+        process = start()
+        self.current = weakref.ref(process)
+        return process
 
 
 class AttackProxy:
-    """Start and step in a worker; its questions are asked here, of the Problem that is at play."""
-
-    at_play: ClassVar[weakref.ref[AttackProxy] | None] = None
+    """Runs an attack in a worker process; its queries are answered by the engine's Problem."""
 
     def __init__(
-        self, name: str, facts: AttackDeclarations, made: Callable[[], SandboxProcess]
+        self,
+        name: str,
+        declared: AttackDeclarations,
+        start: Callable[[], SandboxProcess],
+        single: SingleProcess,
     ) -> None:
-        self.name, self.steps = name, facts.steps
-        self.needs = Access[facts.needs]
-        self.stop_rule, self.minimises = StopRule(facts.stop_rule), facts.minimises
-        self.cite, self.summary, self.source = facts.cite, facts.summary, facts.source
-        self.norms, self.goals, self.joint = tuple(facts.norms), tuple(facts.goals), facts.joint
-        self.samples = facts.samples
-        self.who = f"submission {name}"
-        self.told, self.made = facts.parameters, made
-        self.cage: SandboxProcess | None = None
-        self.sent: dict[str, tuple[Tensor, int]] = {}
-        """What the worker has of the rows at play, and in which version."""
-        for method in facts.methods:
-            setattr(self, method, getattr(self, METHODS[method]))
+        """`start` starts a worker with the attack; of the attacks with one `single` one has one."""
+        self.name, self.steps = name, declared.steps
+        self.needs = Access[declared.needs]
+        self.stop_rule, self.minimises = StopRule(declared.stop_rule), declared.minimises
+        self.cite, self.summary, self.source = declared.cite, declared.summary, declared.source
+        self.norms, self.goals = tuple(declared.norms), tuple(declared.goals)
+        self.joint, self.samples = declared.joint, declared.samples
+        self.title = f"submission {name}"
+        self.parameters, self.start_process, self.single = declared.parameters, start, single
+        self.process: SandboxProcess | None = None
+        self.sent: dict[str, Tensor] = {}
+        """Copies of the rows' tensors as the worker has them."""
+        for method in declared.methods:
+            setattr(self, method, getattr(self, OPTIONAL_METHODS[method]))
 
     def resolved_elsewhere(self) -> Mapping[str, Any]:
-        """Its parameters, as its worker names them."""
-        return self.told
+        """The attack's parameters, as its worker declared them."""
+        return self.parameters
 
     def start(self, problem: Problem) -> State:
-        """The state of newly arrived rows."""
-        return self._played("start", problem, {})
+        """The initial state of new rows."""
+        return self._next_state("start", problem, {})
 
     def step(self, problem: Problem, state: State) -> State:
         """The next state of all rows."""
-        return self._played("step", problem, named("state ", state))
+        return self._next_state("step", problem, state_tensors("state ", state))
 
-    def _converged(self, state: State) -> Tensor:
-        return self._of_each_row("done", named("state ", state))
+    def live_process(self) -> SandboxProcess:
+        """The worker process; a new one where it has ended."""
+        if self.process is None or not self.process.alive:
+            self.process, self.sent = self.single.start(self.start_process), {}
+        return self.process
 
-    def _unmoved(self, before: State, after: State) -> Tensor:
-        return self._of_each_row("stays", named("before ", before) | named("after ", after))
+    def _done(self, state: State) -> Tensor:
+        return self._mask("done", state_tensors("state ", state))
 
-    def _restarts(self, classes: int) -> int:
-        frame = self._ask({"do": "restart_count", "classes": classes}, {}, 0)
-        found = frame.words.get("restart_count")
+    def _stays(self, before: State, after: State) -> Tensor:
+        tensors = state_tensors("before ", before) | state_tensors("after ", after)
+        return self._mask("stays", tensors)
+
+    def _restart_count(self, classes: int) -> int:
+        frame = self._call({"method": "restart_count", "classes": classes}, {}, 0)
+        found = frame.header.get("restart_count")
         if type(found) is not int:
             raise PluginError(
-                f"{self.who} has {printable(found)} restarts; a whole number was expected."
+                f"{self.title} returned {printable(found)} restarts; an integer was expected."
             )
         return found
 
-    def _of_each_row(self, question: str, given: Mapping[str, Tensor]) -> Tensor:
-        first = next(iter(given.values()))
-        frame = self._ask({"do": question}, given, len(first))
-        found = self._cage().tensors(self.who, frame, "rows")["rows"]
+    def _mask(self, method: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        first = next(iter(tensors.values()))
+        frame = self._call({"method": method}, tensors, len(first))
+        found = self.live_process().tensors(self.title, frame, "rows")["rows"]
         if found.shape != first.shape[:1] or found.dtype is not torch.bool:
             raise PluginError(
-                f"{self.who} answered {question} with {found.dtype} {list(found.shape)}; bool "
-                f"[{len(first)}] was expected."
+                f"{self.title} returned {found.dtype} {list(found.shape)} from {method}; "
+                f"bool [{len(first)}] was expected."
             )
         return found.to(first.device)
 
-    def _played(self, question: str, problem: Problem, state: dict[str, Tensor]) -> State:
+    def _next_state(self, method: str, problem: Problem, state: dict[str, Tensor]) -> State:
         rows = require_type(problem, BatchProblem, "the problem")
-        words = {
-            "do": question, "name": self.name, "classes": rows.classes,
-            "ball": encode_set(rows.ball, self.who), "goal": [rows.goal.kind, rows.goal.rule],
+        header = {
+            "method": method, "name": self.name, "classes": rows.classes,
+            "set": encode_set(rows.ball, self.title), "goal": [rows.goal.kind, rows.goal.rule],
         }  # fmt: skip
-        given = self._news(rows) | state
-        frame = self._ask(words, given, ROOM * 8 * rows.x.numel(), QueryServer(self, rows))
-        return self._state(rows, frame)
+        tensors = self._changed_rows(rows) | state
+        largest = BATCHES_PER_FRAME * 8 * rows.x.numel()
+        return self._state(rows, self._call(header, tensors, largest, QueryServer(self, rows)))
 
-    def _news(self, rows: BatchProblem) -> dict[str, Tensor]:
-        """What the worker does not have yet: images and labels stay the same for many steps."""
-        self._cage()
-        news: dict[str, Tensor] = {}
-        for name in SEEN:
+    def _changed_rows(self, rows: BatchProblem) -> dict[str, Tensor]:
+        """The tensors of the rows that the worker does not have; images rarely change."""
+        self.live_process()
+        changed: dict[str, Tensor] = {}
+        for name in SENT_ROWS:
             value: Tensor = getattr(rows, name)
-            before, version = self.sent.get(name, (None, -1))
-            if value is not before or value._version != version:
-                news[name] = value
-                self.sent[name] = (value, value._version)
-        return news
+            before = self.sent.get(name)
+            if before is None or not torch.equal(before, value):
+                changed[name] = value
+                self.sent[name] = value.clone()
+        return changed
 
     def _state(self, problem: BatchProblem, frame: Frame) -> State:
-        """The state that came: a tensor, or fields of which the first is the image."""
-        found = self._cage().tensors(self.who, frame)
+        """The state in a reply: a tensor, or fields of which the first is the image."""
+        found = self.live_process().tensors(self.title, frame)
         names, parts = tuple(found), list(found.values())
         rows = [tuple(part.shape[:1]) for part in parts]
         if not parts or set(rows) != {(len(problem.x),)}:
             raise PluginError(
-                f"{self.who} gave a state of {printable(rows)} rows; expected {len(problem.x)}."
+                f"{self.title} returned a state of {printable(rows)} rows; "
+                f"{len(problem.x)} were expected."
             )
         parts = [part.to(problem.x.device) for part in parts]
-        if frame.words.get("alone") is True:
+        if frame.header.get("single") is True:
             return parts[0]
         try:
-            return kind_of(names)(*parts)
+            return state_type(names)(*parts)
         except ValueError as error:
-            raise PluginError(f"{self.who} gave a state without names: {error}.") from error
+            raise PluginError(
+                f"{self.title} returned a state with invalid field names: {error}."
+            ) from error
 
-    def _ask(
-        self, words: Mapping[str, Any], given: Mapping[str, Tensor], largest: int,
-        serve: QueryServer | None = None,
+    def _call(
+        self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], largest: int,
+        handler: RequestHandler | None = None,
     ) -> Frame:  # fmt: skip
-        told, parts = encode_tensors(given)
-        cage = self._cage()
-        return cage.ask(
-            self.who, {**words, "tensors": told}, *parts,
-            seconds=cage.limits.call, largest=largest, serve=serve,
+        descriptions, parts = encode_tensors(tensors)
+        process = self.live_process()
+        return process.call(
+            self.title, {**header, "tensors": descriptions}, *parts,
+            seconds=process.limits.call, largest=largest, handler=handler,
         )  # fmt: skip
-
-    def _cage(self) -> SandboxProcess:
-        """Its worker; another one where that has ended. Who is not at play keeps none."""
-        if self.cage is None or not self.cage.alive:
-            other = AttackProxy.at_play() if AttackProxy.at_play else None
-            if other is not None and other.cage is not None:
-                other.cage.close()
-            self.cage, self.sent, AttackProxy.at_play = self.made(), {}, weakref.ref(self)
-        return self.cage
 
 
 class QueryServer:
-    """What an attack asks in one step, put to its Problem, and its losses priced in return."""
+    """Answers the queries of one step with the engine's Problem."""
 
     def __init__(self, attack: AttackProxy, problem: BatchProblem) -> None:
         self.attack, self.problem = attack, problem
 
-    def __call__(self, frame: Frame, consult: Consult) -> Reply:
-        """The answer to one wish."""
-        question, problem, given = frame.words.get("ask"), self.problem, self._given(frame)
-        if question == "clean":
-            return reply({"clean": problem.clean_logits})
-        if question not in NEEDS or not NEEDS[question] <= given.keys():
-            raise PluginError(f"{self.attack.who} asked for {printable((question, list(given)))}.")
-        adv, where = given["adv"], given.get("where")
-        if question == "gradient":
-            return reply(problem.gradient(adv, self._loss(consult), where)._asdict())
-        if question == "jacobian":
-            minus = given.get("minus")
-            return reply(problem.jacobian(adv, given["classes"], where, minus=minus)._asdict())
-        answer = problem.logits if question == "logits" else problem.labels
-        return reply({question: answer(adv, where)})
+    def __call__(self, frame: Frame, exchange: Exchange) -> Message:
+        """The answer to one query.
 
-    def _given(self, frame: Frame) -> dict[str, Tensor]:
+        Raises PluginError where the query or its arguments are not valid.
+        """
+        query, problem, given = frame.header.get("request"), self.problem, self._arguments(frame)
+        if query == "clean":
+            return tensor_message({"clean": problem.clean_logits})
+        if query not in REQUIRED_ARGUMENTS or not REQUIRED_ARGUMENTS[query] <= given.keys():
+            raise PluginError(
+                f"{self.attack.title} sent an invalid query: {printable((query, list(given)))}."
+            )
+        adv, where = given["adv"], given.get("where")
+        if query == "gradient":
+            return tensor_message(problem.gradient(adv, self._loss(exchange), where)._asdict())
+        if query == "jacobian":
+            minus = given.get("minus")
+            answer = problem.jacobian(adv, given["classes"], where, minus=minus)
+            return tensor_message(answer._asdict())
+        method = problem.logits if query == "logits" else problem.labels
+        return tensor_message({query: method(adv, where)})
+
+    def _arguments(self, frame: Frame) -> dict[str, Tensor]:
         x, classes = self.problem.x, self.problem.classes
-        found = self.attack._cage().tensors(self.attack.who, frame)
+        found = self.attack.live_process().tensors(self.attack.title, frame)
         for name, part in found.items():
-            dims, kind = SHAPES.get(name, (0, None))
+            dims, dtype = ARGUMENTS.get(name, (0, None))
             sizes = part.shape if name == "adv" else part.shape[:1]
-            fits = part.dtype is kind and part.dim() == dims and sizes == x.shape[: len(sizes)]
-            if fits and kind is torch.int64:
+            fits = part.dtype is dtype and part.dim() == dims and sizes == x.shape[: len(sizes)]
+            if fits and dtype is torch.int64:
                 fits = part.numel() > 0 and 0 <= int(part.min()) <= int(part.max()) < classes
             if not fits:
                 raise PluginError(
-                    f"{self.attack.who} asked with {printable(name)} of {part.dtype} "
+                    f"{self.attack.title} sent a query with {printable(name)} of {part.dtype} "
                     f"{list(part.shape)}, which does not fit {len(x)} images of {classes} classes."
                 )
         return {name: part.to(x.device) for name, part in found.items()}
 
-    def _loss(self, consult: Consult) -> Loss:
-        """The attack's loss of logits: what it is and its slope come from the worker together."""
+    def _loss(self, exchange: Exchange) -> Loss:
+        """The attack's loss of logits; the worker sends its values and their gradient."""
 
-        def priced(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-            told, parts = encode_tensors({"logits": logits, "label": label})
-            frame = consult(({"ask": "loss", "tensors": told}, parts))
-            if "error" in frame.words:
-                raise PluginError(f"{self.attack.who} failed: {printable(frame.words['error'])}.")
-            found = self.attack._cage().tensors(self.attack.who, frame, "loss", "slope")
-            value, slope = (part.to(logits.device) for part in found.values())
-            if value.shape != logits.shape[:1] or slope.shape != logits.shape:
+        def evaluate(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+            descriptions, parts = encode_tensors({"logits": logits, "label": label})
+            frame = exchange(({"request": "loss", "tensors": descriptions}, parts))
+            if "error" in frame.header:
                 raise PluginError(
-                    f"{self.attack.who} gave a loss {list(value.shape)} of logits "
-                    f"{list(logits.shape)}; one number a row was expected."
+                    f"{self.attack.title} failed: {printable(frame.header['error'])}."
                 )
-            return value, slope
+            process = self.attack.live_process()
+            found = process.tensors(self.attack.title, frame, "loss", "gradient")
+            value, gradient = (part.to(logits.device) for part in found.values())
+            if value.shape != logits.shape[:1] or gradient.shape != logits.shape:
+                raise PluginError(
+                    f"{self.attack.title} returned a loss {list(value.shape)} of logits "
+                    f"{list(logits.shape)}; one number per row was expected."
+                )
+            return value, gradient
 
-        return lambda logits, label: _Priced.apply(logits, label, priced)
+        return lambda logits, label: _RemoteLoss.apply(logits, label, evaluate)
 
 
-class _Priced(torch.autograd.Function):
-    """A loss whose value and slope are known."""
+class _RemoteLoss(torch.autograd.Function):
+    """A loss whose value and gradient the worker computes together."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, label: Tensor,
-        priced: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:  # fmt: skip
-        value, slope = priced(logits.detach(), label)
-        ctx.save_for_backward(slope)
+        value, gradient = evaluate(logits.detach(), label)
+        ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return weight[:, None] * slope, None, None
+        (gradient,) = ctx.saved_tensors
+        return weight[:, None] * gradient, None, None
 
 
 @functools.lru_cache(maxsize=64)
-def kind_of(names: tuple[str, ...]) -> Any:
-    """The type of a state with these fields."""
-    return collections.namedtuple("LockedState", names)
+def state_type(names: tuple[str, ...]) -> Any:
+    """The named tuple type of a state with these fields.
+
+    Raises ValueError where a field name is not valid.
+    """
+    return collections.namedtuple("SandboxedState", names)
 
 
-def named(prefix: str, state: State) -> dict[str, Tensor]:
-    """The tensors of a state, each by its name."""
+def state_tensors(prefix: str, state: State) -> dict[str, Tensor]:
+    """The tensors [n, ...] of a state, named by prefix and position."""
     parts: Sequence[Tensor] = [state] if isinstance(state, Tensor) else state
-    return {f"{prefix}{place}": part for place, part in enumerate(parts)}
+    return {f"{prefix}{position}": part for position, part in enumerate(parts)}
 
 
-def reply(tensors: Mapping[str, Tensor]) -> Reply:
-    """An answer of tensors alone."""
-    told, parts = encode_tensors(tensors)
-    return {"tensors": told}, parts
+def tensor_message(tensors: Mapping[str, Tensor]) -> Message:
+    """A message of tensors [*shape] alone."""
+    descriptions, parts = encode_tensors(tensors)
+    return {"tensors": descriptions}, parts

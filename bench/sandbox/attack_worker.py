@@ -1,4 +1,4 @@
-"""Inside the walls: an attack, and the problem as it sees it there."""
+"""The worker's side of a sandboxed attack: runs its methods on a remote problem."""
 
 from __future__ import annotations
 
@@ -12,145 +12,156 @@ from bench.engine.model_access import input_gradient
 from bench.engine.problem import BatchProblem
 from bench.plugin import Attack, Gradient, Jacobian, State, Traits
 from bench.plugin.losses import Loss
-from bench.sandbox.channel import WorkerChannel, tensors_of
+from bench.sandbox.channel import WorkerChannel, frame_tensors
 from bench.sandbox.norm_codec import decode_set
 from bench.sandbox.protocol import Frame
 from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import Goal
 
-METHODS = ("restart_count", "done", "stays")
-TRAITS = ("cite", "summary", "minimises", "source", "joint", "samples")
+OPTIONAL_METHODS = ("restart_count", "done", "stays")
+VALUE_TRAITS = ("cite", "summary", "minimises", "source", "joint", "samples")
+"""Traits that are sent as they are."""
 
 
 class AttackWorker:
-    """Answers what is asked of an attack; its state lives with the harness."""
+    """Serves requests about one attack; the harness keeps the attack's state."""
 
-    def __init__(self, line: WorkerChannel, offered: Callable[[Frame], Any]) -> None:
-        self.line, self.offered = line, offered
+    def __init__(self, channel: WorkerChannel, load: Callable[[Frame], Any]) -> None:
+        """`load` returns the registered plugin of the source in a frame."""
+        self.channel, self.load = channel, load
         self.attack: Attack | None = None
-        self.kind: type | None = None
-        """Of its state; None where that is one tensor."""
+        self.state_type: type | None = None
+        """Type of the attack's state; None where that is one tensor."""
         self.rows: dict[str, Tensor] = {}
-        """What is known of the rows at play; what has not changed does not come again."""
+        """Tensors of the current rows; the harness sends only those that have changed."""
 
     def declare(self, frame: Frame) -> None:
-        """What the attack says of itself; from now on it is the one that is asked."""
-        self.attack = attack = self.offered(frame)
+        """Send the attributes of the attack that are plain values; later requests use it."""
+        self.attack = attack = self.load(frame)
         traits = Traits.of(attack)
-        facts: dict[str, Any] = {name: getattr(traits, name) for name in TRAITS}
-        facts |= {"norms": list(traits.norms), "goals": list(traits.goals)}
-        facts |= {"needs": attack.needs.name, "stop_rule": traits.stop_rule.value}
-        facts |= {"whole": Traits.is_external(attack), "steps": getattr(attack, "steps", 1)}
-        facts |= {"methods": [n for n in METHODS if getattr(attack, n, None) is not None]}
-        self.line.reply({"facts": facts | {"parameters": parameters_of(attack)}})
+        declarations: dict[str, Any] = {name: getattr(traits, name) for name in VALUE_TRAITS}
+        declarations |= {
+            "norms": list(traits.norms),
+            "goals": list(traits.goals),
+            "needs": attack.needs.name,
+            "stop_rule": traits.stop_rule.value,
+            "external": Traits.is_external(attack),
+            "steps": getattr(attack, "steps", 1),
+            "methods": [n for n in OPTIONAL_METHODS if getattr(attack, n, None) is not None],
+            "parameters": parameters_of(attack),
+        }
+        self.channel.reply({"declarations": declarations})
 
     def start(self, frame: Frame) -> None:
-        """The state of newly arrived rows."""
-        state = self._known().start(self._problem(frame, tensors_of(frame)))
-        self.kind = None if isinstance(state, Tensor) else type(state)
-        self._hand_back(state)
+        """Send the initial state of new rows."""
+        state = self._declared().start(self._problem(frame, frame_tensors(frame)))
+        self.state_type = None if isinstance(state, Tensor) else type(state)
+        self._reply_state(state)
 
     def step(self, frame: Frame) -> None:
-        """The next state of all rows."""
-        came = tensors_of(frame)
-        problem = self._problem(frame, came)  # first of all: its news do not come again
-        self._hand_back(self._known().step(problem, self._state(came, "state ")))
+        """Send the next state of all rows."""
+        sent = frame_tensors(frame)
+        problem = self._problem(frame, sent)  # even if the state is refused: it updates the rows
+        self._reply_state(self._declared().step(problem, self._state(sent, "state ")))
 
     def done(self, frame: Frame) -> None:
-        """Which rows have converged."""
-        state = self._state(tensors_of(frame), "state ")
-        self.line.reply({}, {"rows": self._known().done(state)})  # type: ignore[attr-defined]
+        """Send which rows have converged."""
+        state = self._state(frame_tensors(frame), "state ")
+        self.channel.reply({}, {"rows": self._declared().done(state)})  # type: ignore[attr-defined]
 
     def stays(self, frame: Frame) -> None:
-        """Which rows a step has left as they were."""
-        came = tensors_of(frame)
-        before, after = self._state(came, "before "), self._state(came, "after ")
-        self.line.reply({}, {"rows": self._known().stays(before, after)})  # type: ignore[attr-defined]
+        """Send which rows a step left unchanged."""
+        sent = frame_tensors(frame)
+        before, after = self._state(sent, "before "), self._state(sent, "after ")
+        self.channel.reply({}, {"rows": self._declared().stays(before, after)})  # type: ignore[attr-defined]
 
     def restart_count(self, frame: Frame) -> None:
-        """The number of restarts that a row may need."""
-        self.line.reply({"restart_count": self._known().restart_count(frame.words["classes"])})  # type: ignore[attr-defined]
+        """Send the number of restarts per example."""
+        count = self._declared().restart_count(frame.header["classes"])  # type: ignore[attr-defined]
+        self.channel.reply({"restart_count": count})
 
-    def _problem(self, frame: Frame, came: Mapping[str, Tensor]) -> RemoteProblem:
-        self.rows |= {name: value for name, value in came.items() if " " not in name}
-        if "x" in came:
+    def _problem(self, frame: Frame, sent: Mapping[str, Tensor]) -> RemoteProblem:
+        self.rows |= {name: value for name, value in sent.items() if " " not in name}
+        if "x" in sent:
             self.rows.pop("clean", None)
-        return RemoteProblem(self.line, frame.words, self.rows)
+        return RemoteProblem(self.channel, frame.header, self.rows)
 
-    def _known(self) -> Attack:
+    def _declared(self) -> Attack:
         if self.attack is None:
             raise TypeError("no attack has been declared yet")
         return self.attack
 
-    def _state(self, came: Mapping[str, Tensor], prefix: str) -> State:
-        parts = [value for name, value in came.items() if name.startswith(prefix)]
-        return parts[0] if self.kind is None else self.kind(*parts)
+    def _state(self, sent: Mapping[str, Tensor], prefix: str) -> State:
+        parts = [value for name, value in sent.items() if name.startswith(prefix)]
+        return parts[0] if self.state_type is None else self.state_type(*parts)
 
-    def _hand_back(self, state: State) -> None:
+    def _reply_state(self, state: State) -> None:
         parts = {"adv": state} if isinstance(state, Tensor) else state._asdict()
         wrong = [name for name, part in parts.items() if not isinstance(part, Tensor)]
         if wrong:
-            raise TypeError(f"its state has {wrong[0]}, which is no tensor")
-        self.line.reply({"alone": isinstance(state, Tensor)}, parts)
+            raise TypeError(f"field {wrong[0]} of its state is no tensor")
+        self.channel.reply({"single": isinstance(state, Tensor)}, parts)
 
 
 class RemoteProblem(BatchProblem):
-    """The Problem of `bench.plugin`: what it knows came along, what it asks the harness answers."""
+    """The Problem of `bench.plugin` in a worker: sends every query to the harness."""
 
     def __init__(
-        self, line: WorkerChannel, words: Mapping[str, Any], came: dict[str, Tensor]
+        self, channel: WorkerChannel, header: Mapping[str, Any], rows: dict[str, Tensor]
     ) -> None:
-        x, y = came["x"], came["y"]
-        nobody = torch.zeros(len(y), dtype=torch.int64)
+        """`rows` are the tensors of the current rows; the clean logits are added to them."""
+        x, y = rows["x"], rows["y"]
+        no_names = torch.zeros(len(y), dtype=torch.int64)
         super().__init__(
-            None, decode_set(words["ball"]), Goal(*words["goal"]), x, y, target=came["target"],
-            clean_logits=torch.empty(len(y), words["classes"]), example=nobody, seed=0,
-            name=words["name"], budget=Budget(),
+            None, decode_set(header["set"]), Goal(*header["goal"]), x, y, target=rows["target"],
+            clean_logits=torch.empty(len(y), header["classes"]), example=no_names, seed=0,
+            name=header["name"], budget=Budget(),
         )  # fmt: skip
-        self.line, self.came = line, came
+        self.channel, self.rows = channel, rows
         self.t, self.restart, self.active, self._key = (
-            came[name] for name in ("t", "restart", "active", "key")
+            rows[name] for name in ("t", "restart", "active", "key")
         )
 
     def _reveal(self, access: Access) -> None:
-        if "clean" not in self.came:
-            self.came["clean"] = self._asked("clean", {})["clean"]
-        self.clean = self.came["clean"]
+        if "clean" not in self.rows:
+            self.rows["clean"] = self._request("clean", {})["clean"]
+        self.clean = self.rows["clean"]
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        """One forward and one gradient for each row that plays."""
-        found = self._asked("gradient", {"adv": adv, "where": where}, loss=loss)
+        """Query images [n, C, H, W]: one forward and one gradient of the loss per active row."""
+        found = self._request("gradient", {"adv": adv, "where": where}, loss=loss)
         return Gradient(found["gradient"], found["loss"], found["logits"])
 
     def jacobian(
         self, adv: Tensor, classes: Tensor, where: Tensor | None = None, *,
         minus: Tensor | None = None,
     ) -> Jacobian:  # fmt: skip
-        """One forward and k gradients for each row that plays."""
-        asked = {"adv": adv, "classes": classes, "where": where, "minus": minus}
-        found = self._asked("jacobian", asked)
+        """Query images [n, C, H, W]: one forward and k gradients per active row."""
+        sent = {"adv": adv, "classes": classes, "where": where, "minus": minus}
+        found = self._request("jacobian", sent)
         return Jacobian(found["rows"], found["logits"])
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """[n, K]."""
-        return self._asked("logits", {"adv": adv, "where": where})["logits"]
+        """The logits [n, K] of images [n, C, H, W]."""
+        return self._request("logits", {"adv": adv, "where": where})["logits"]
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """[n]."""
-        return self._asked("labels", {"adv": adv, "where": where})["labels"]
+        """The predicted labels [n] of images [n, C, H, W]."""
+        return self._request("labels", {"adv": adv, "where": where})["labels"]
 
-    def _asked(
-        self, question: str, tensors: Mapping[str, Tensor | None], loss: Loss | None = None
+    def _request(
+        self, query: str, tensors: Mapping[str, Tensor | None], loss: Loss | None = None
     ) -> dict[str, Tensor]:
-        """What the harness answers; meanwhile it may ask what the loss is of some logits."""
-        given = {name: value for name, value in tensors.items() if value is not None}
-        frame = self.line.wish({"ask": question}, given)
-        while frame.words.get("ask") == "loss" and loss is not None:
-            came = tensors_of(frame)
-            leaf = came["logits"].requires_grad_()
+        """The harness's answer to a query; before it, the harness may request values of `loss`."""
+        sent = {name: value for name, value in tensors.items() if value is not None}
+        frame = self.channel.request({"request": query}, sent)
+        while frame.header.get("request") == "loss" and loss is not None:
+            given = frame_tensors(frame)
+            leaf = given["logits"].requires_grad_()
             with torch.enable_grad():
-                value = loss(leaf, came["label"])
-                uphill = input_gradient(value.sum(), leaf)
-            frame = self.line.wish({"ask": "priced"}, {"loss": value.detach(), "slope": uphill})
-        return tensors_of(frame)
+                value = loss(leaf, given["label"])
+                gradient = input_gradient(value.sum(), leaf)
+            computed = {"loss": value.detach(), "gradient": gradient}
+            frame = self.channel.request({"request": "computed"}, computed)
+        return frame_tensors(frame)

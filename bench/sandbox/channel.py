@@ -1,4 +1,4 @@
-"""The worker's end of the line: answers to the harness, and wishes while a question waits."""
+"""The worker's end of the channel: replies to the harness, and requests made before a reply."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from torch import Tensor
 
 from bench.sandbox.protocol import Channel, Frame, decode_tensors, encode_tensors
 
-LARGEST = 4 << 30  # bytes that the harness may send at once: it is trusted
+MAX_REQUEST_BYTES = 4 << 30  # of one frame of the harness, which is trusted
 
 
 class WorkerChannel:
-    """One question at a time; its number stands on all that is said about it."""
+    """Handles one request of the harness at a time; its number is in every frame that follows."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.number = 0
 
-    def listen(self) -> Frame:
-        """The next question."""
-        frame = self.channel.receive(LARGEST)
+    def next_request(self) -> Frame:
+        """Wait for the next request of the harness."""
+        frame = self.channel.receive(MAX_REQUEST_BYTES)
         self.number = frame.number
         return frame
 
-    def reply(self, words: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """The answer to the question at hand."""
-        told, parts = encode_tensors(tensors or {})
-        self.channel.send(self.number, {**words, "tensors": told}, *parts)
+    def reply(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Send the reply to the current request; `tensors` have any shape [*shape]."""
+        descriptions, parts = encode_tensors(tensors or {})
+        self.channel.send(self.number, {**header, "tensors": descriptions}, *parts)
 
-    def wish(self, words: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Frame:
-        """Ask the harness for something while the question at hand waits."""
-        self.reply(words, tensors)
-        return self.channel.receive(LARGEST)
+    def request(
+        self, header: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    ) -> Frame:
+        """Send a request to the harness before the reply, and return its answer.
+
+        `tensors` have any shape [*shape].
+        """
+        self.reply(header, tensors)
+        return self.channel.receive(MAX_REQUEST_BYTES)
 
 
-def tensors_of(frame: Frame) -> dict[str, Tensor]:
-    """The tensors of a frame, by name."""
-    return decode_tensors(frame.words.get("tensors"), frame.body)
+def frame_tensors(frame: Frame) -> dict[str, Tensor]:
+    """The tensors [*shape] of a frame, by name."""
+    return decode_tensors(frame.header.get("tensors"), frame.body)

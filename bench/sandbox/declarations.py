@@ -1,4 +1,4 @@
-"""What a plugin behind the walls says of itself; refused by name where no plugin says that."""
+"""The declarations of a sandboxed plugin, validated field by field in the harness."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.sandbox.process import printable
 from bench.sandbox.protocol import Frame
 from bench.threats.access import Access
 
-Text = TypeVar("Text", bound="Declarations")
+DeclarationsT = TypeVar("DeclarationsT", bound="Declarations")
 
 
 class Declarations(BaseModel):
-    """What both kinds say."""
+    """Fields of defenses and attacks alike."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -24,20 +24,23 @@ class Declarations(BaseModel):
     summary: str = Field(max_length=4000)
 
     @classmethod
-    def heard(cls: type[Text], who: str, frame: Frame) -> Text:
-        """The facts of an answer; PluginError names the first that is none."""
+    def parse(cls: type[DeclarationsT], title: str, frame: Frame) -> DeclarationsT:
+        """The declarations in a worker's reply; `title` names the plugin in messages.
+
+        Raises PluginError that names the first invalid field.
+        """
         try:
-            return cls.model_validate(frame.words.get("facts"))
+            return cls.model_validate(frame.header.get("declarations"))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the whole"
             raise PluginError(
-                f"{who} declares an invalid field: {printable(field)}: {printable(first['msg'])}."
+                f"{title} declares an invalid field: {printable(field)}: {printable(first['msg'])}."
             ) from error
 
 
 class ClaimDeclaration(BaseModel):
-    """A claim."""
+    """A claimed robust accuracy."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -47,7 +50,7 @@ class ClaimDeclaration(BaseModel):
 
 
 class DefenseDeclarations(Declarations):
-    """The fields of a Defense that are values."""
+    """The fields of a Defense that are plain values."""
 
     datasets: list[str]
     surrogate: str
@@ -61,7 +64,7 @@ class DefenseDeclarations(Declarations):
 
 
 class AttackDeclarations(Declarations):
-    """The attributes of an attack that are values, and which methods it has."""
+    """The attributes of an attack that are plain values, and its optional methods."""
 
     needs: Literal[tuple(Access.__members__)]  # type: ignore[valid-type]
     steps: int = Field(ge=1)
@@ -72,6 +75,6 @@ class AttackDeclarations(Declarations):
     source: str
     joint: bool
     samples: bool
-    whole: bool
+    external: bool
     methods: list[Literal["restart_count", "done", "stays"]]
     parameters: dict[str, Any]

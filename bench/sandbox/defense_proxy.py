@@ -1,4 +1,4 @@
-"""A defense behind the walls as an ordinary module: images cross, and logits and slopes return."""
+"""A sandboxed defense as an nn.Module: images are sent to a worker, logits and gradients return."""
 
 from __future__ import annotations
 
@@ -14,85 +14,95 @@ from bench.core.errors import PluginError
 from bench.sandbox.process import SandboxProcess
 from bench.sandbox.protocol import Frame, encode_tensors
 
-WIDEST = 1 << 16  # bytes of an image's logits at most
+MAX_LOGIT_BYTES = 1 << 16  # per image
 
 
 class DefenseProxy(nn.Module):
-    """Asks a worker. One that has ended is replaced by another at the next question."""
+    """Evaluates a model in a worker process; a process that has ended is replaced."""
 
-    def __init__(self, who: str, made: Callable[[], SandboxProcess], forwards: int = 1) -> None:
-        """`made` starts a worker that holds the built defense; `who` it is, for sentences.
+    def __init__(self, title: str, start: Callable[[], SandboxProcess], forwards: int = 1) -> None:
+        """Start the worker process.
 
-        Answers that take many `forwards` of the network may take their time.
+        Args:
+            title: names the submission in messages.
+            start: starts a worker process with the built model.
+            forwards: passes of the network per image; many of them raise the time limit.
         """
         super().__init__()
-        self.who, self.made = who, made
-        self.patience = max(1.0, forwards / COSTLY_FORWARDS)
-        self.cage = made()
-        self.kept = 0
-        """So many answers were kept."""
-        self.stands = 0
-        """Which of them the worker still has; 0 for none."""
+        self.title, self.start = title, start
+        self.time_factor = max(1.0, forwards / COSTLY_FORWARDS)
+        self.process = start()
+        self.graphs = 0
+        """Evaluations with a graph so far."""
+        self.current_graph = 0
+        """Number of the evaluation whose graph the worker holds; 0 for none."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] to logits [n, K]."""
+        """Logits [n, K] of images [n, C, H, W]."""
         if images.requires_grad and torch.is_grad_enabled():
-            logits: Tensor = _Crossing.apply(images, self)
+            logits: Tensor = _RemoteForward.apply(images, self)
             return logits
-        return self.answer(images, torch.get_rng_state(), keep=False)
+        return self.evaluate(images, torch.get_rng_state(), keep=False)
 
-    def answer(self, images: Tensor, state: Tensor, *, keep: bool) -> Tensor:
-        """Logits, drawn from a `state` of torch's generator; with `keep` their slope can be asked.
+    def evaluate(self, images: Tensor, state: Tensor, *, keep: bool) -> Tensor:
+        """Logits [n, K] of images [n, C, H, W] from a `state` [m] of torch's generator.
 
-        Where something was drawn this process's own generator moves on, too.
+        With `keep` the worker keeps the graph for `gradient`. Where the model has drawn random
+        numbers, the generator of this process advances, too.
         """
-        if not self.cage.alive:
-            self.cage, self.stands = self.made(), 0
-        given = {"state": state, "images": images}
-        frame = self._ask({"do": "forward", "keep": keep}, given, WIDEST * len(images))
-        self.kept += keep
-        self.stands = self.kept if keep else 0
-        if frame.words.get("drew") is True:
+        if not self.process.alive:
+            self.process, self.current_graph = self.start(), 0
+        sent = {"state": state, "images": images}
+        size = MAX_LOGIT_BYTES * len(images)
+        frame = self._call({"method": "forward", "keep": keep}, sent, size)
+        self.graphs += keep
+        self.current_graph = self.graphs if keep else 0
+        if frame.header.get("drew") is True:
             torch.rand(1)
         return self._tensor(frame, "logits").to(images.device)
 
-    def climb(self, weight: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient [n, C, H, W] of the last kept answer, weighted [n, K]."""
-        frame = self._ask({"do": "climb"}, {"weight": weight}, shape.numel() * 8)
-        found = self._tensor(frame, "slope")
+    def gradient(self, weight: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient [n, C, H, W] of the logits of the current graph, weighted with [n, K].
+
+        Raises PluginError where the worker sends another shape.
+        """
+        frame = self._call({"method": "backward"}, {"weight": weight}, shape.numel() * 8)
+        found = self._tensor(frame, "gradient")
         if found.shape != shape:
-            raise PluginError(f"{self.who} gave slopes {list(found.shape)} for {list(shape)}.")
+            raise PluginError(
+                f"{self.title} returned a gradient {list(found.shape)} for images {list(shape)}."
+            )
         return found.to(weight.device)
 
-    def _ask(self, words: dict[str, Any], given: dict[str, Tensor], largest: int) -> Frame:
-        told, parts = encode_tensors(given)
-        seconds = self.cage.limits.call * self.patience
-        words |= {"tensors": told}
-        return self.cage.ask(self.who, words, *parts, seconds=seconds, largest=largest)
+    def _call(self, header: dict[str, Any], sent: dict[str, Tensor], largest: int) -> Frame:
+        descriptions, parts = encode_tensors(sent)
+        seconds = self.process.limits.call * self.time_factor
+        header |= {"tensors": descriptions}
+        return self.process.call(self.title, header, *parts, seconds=seconds, largest=largest)
 
     def _tensor(self, frame: Frame, name: str) -> Tensor:
-        return self.cage.tensors(self.who, frame, name)[name]
+        return self.process.tensors(self.title, frame, name)[name]
 
 
-class _Crossing(torch.autograd.Function):
-    """Forward on the other side of the wall, and backward there, too."""
+class _RemoteForward(torch.autograd.Function):
+    """Forward and backward pass in the worker."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, remote: DefenseProxy) -> Tensor:
-        ctx.remote, ctx.state = remote, torch.get_rng_state()
+    def forward(ctx: Any, images: Tensor, proxy: DefenseProxy) -> Tensor:
+        ctx.proxy, ctx.state = proxy, torch.get_rng_state()
         ctx.save_for_backward(images)
-        logits = remote.answer(images, ctx.state, keep=True)
-        ctx.stands = remote.stands
+        logits = proxy.evaluate(images, ctx.state, keep=True)
+        ctx.graph = proxy.current_graph
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
-        remote: DefenseProxy = ctx.remote
+        proxy: DefenseProxy = ctx.proxy
         (images,) = ctx.saved_tensors
-        if remote.stands != ctx.stands or not remote.cage.alive:
-            # Another question came between: the same one again, from the same draws.
+        if proxy.current_graph != ctx.graph or not proxy.process.alive:
+            # Another evaluation replaced the graph: repeat this one with the same random numbers.
             with torch.random.fork_rng([]):
-                remote.answer(images, ctx.state, keep=True)
-            ctx.stands = remote.stands
-        return remote.climb(weight, images.shape).to(images.dtype), None
+                proxy.evaluate(images, ctx.state, keep=True)
+            ctx.graph = proxy.current_graph
+        return proxy.gradient(weight, images.shape).to(images.dtype), None

@@ -1,4 +1,4 @@
-"""Inside the walls: a defense, built with weights that the harness lends, and asked."""
+"""The worker's side of a sandboxed defense: builds the model and evaluates it."""
 
 from __future__ import annotations
 
@@ -14,96 +14,112 @@ from bench.engine.model_access import freeze, input_gradient
 from bench.plugin import Defense
 from bench.registry.discovery import load_built_in
 from bench.registry.registry import Registry
-from bench.sandbox.channel import WorkerChannel, tensors_of
+from bench.sandbox.channel import WorkerChannel, frame_tensors
 from bench.sandbox.protocol import Frame
 from bench.training.state import seeded_by_name
 from bench.training.weights_cache import load_weights
 
+VALUE_FIELDS = ("cite", "summary", "datasets", "surrogate", "quick", "forwards", "rejects")
+"""Fields of a Defense that are sent as they are."""
+
 
 class DefenseWorker:
-    """Answers what is asked of a defense."""
+    """Serves requests about one defense."""
 
-    def __init__(self, line: WorkerChannel, offered: Callable[[Frame], Any]) -> None:
-        self.line, self.offered = line, offered
+    def __init__(self, channel: WorkerChannel, load: Callable[[Frame], Any]) -> None:
+        """`load` returns the registered plugin of the source in a frame."""
+        self.channel, self.load = channel, load
         self.module: nn.Module | None = None
         self.graph: tuple[Tensor, Tensor] | None = None
-        """The last images and logits whose slope may be asked."""
+        """The last images [n, C, H, W] and logits [n, K] that were evaluated with a graph."""
 
     def declare(self, frame: Frame) -> None:
-        """What the defense says of itself."""
-        defense: Defense = self.offered(frame)
-        own = ("cite", "summary", "datasets", "surrogate", "quick", "forwards", "rejects")
-        facts = {name: getattr(defense, name) for name in own}
-        facts |= {"claims": [asdict(claim) for claim in defense.claims]}
-        facts |= {"draws": defense.randomness.draws if defense.randomness else None}
-        facts |= {"bpda": defense.bpda is not None, "recipe": defense.recipe is not None}
-        self.line.reply({"facts": facts})
+        """Send the fields of the Defense that are plain values."""
+        defense: Defense = self.load(frame)
+        declarations = {name: getattr(defense, name) for name in VALUE_FIELDS}
+        declarations |= {"claims": [asdict(claim) for claim in defense.claims]}
+        declarations |= {"draws": defense.randomness.draws if defense.randomness else None}
+        declarations |= {"bpda": defense.bpda is not None, "recipe": defense.recipe is not None}
+        self.channel.reply({"declarations": declarations})
 
     def build(self, frame: Frame) -> None:
-        """The module, or what an attacker differentiates through instead."""
-        defense: Defense = self.offered(frame)
+        """Build the model, or its BPDA approximation.
+
+        Raises TypeError where there is no such module.
+        """
+        defense: Defense = self.load(frame)
         loader = RemoteLoader(
-            self.line, (defense.name,), frame.words["shape"], frame.words["classes"]
+            self.channel, (defense.name,), frame.header["shape"], frame.header["classes"]
         )
-        make = defense.bpda if frame.words["role"] == "stand-in" else defense.build
+        make = defense.bpda if frame.header["role"] == "bpda" else defense.build
         if make is None:
-            raise TypeError("it declares no stand-in")
+            raise TypeError("it declares no BPDA approximation")
         with seeded_by_name(f"build {defense.name}", torch.device("cpu")):
             module = make(loader)
         if not isinstance(module, nn.Module):
-            raise TypeError(f"build gave {type(module).__name__}; a torch.nn.Module was expected")
+            raise TypeError(
+                f"build returned {type(module).__name__}; a torch.nn.Module was expected"
+            )
         self.module = freeze(module)
-        self.line.reply({})
+        self.channel.reply({})
 
     def forward(self, frame: Frame) -> None:
-        """Logits of a batch, drawn from the state of torch's generator that came along."""
+        """Send the logits [n, K] of images [n, C, H, W], from a given state of torch's generator.
+
+        Raises TypeError before the model is built.
+        """
         if self.module is None:
-            raise TypeError("nothing is built yet")
-        came, keep = tensors_of(frame), frame.words["keep"]
-        torch.set_rng_state(came["state"])
-        leaf = came["images"].requires_grad_(keep)
+            raise TypeError("no model has been built yet")
+        sent, keep = frame_tensors(frame), frame.header["keep"]
+        torch.set_rng_state(sent["state"])
+        leaf = sent["images"].requires_grad_(keep)
         with torch.set_grad_enabled(keep):
             logits = checked_logits(self.module(leaf), len(leaf))
         self.graph = (leaf, logits) if keep else None
-        drew = not torch.equal(came["state"], torch.get_rng_state())
-        self.line.reply({"drew": drew}, {"logits": logits})
+        drew = not torch.equal(sent["state"], torch.get_rng_state())
+        self.channel.reply({"drew": drew}, {"logits": logits})
 
-    def climb(self, frame: Frame) -> None:
-        """The slope of the last answer: its gradient to the images, times what came."""
+    def backward(self, frame: Frame) -> None:
+        """Send the gradient [n, C, H, W] of the last logits, weighted with the sent [n, K].
+
+        Raises TypeError where the last logits were evaluated without a graph.
+        """
         if self.graph is None:
-            raise TypeError("no answer stands whose slope could be asked")
+            raise TypeError("there is no graph to differentiate")
         leaf, logits = self.graph
         with torch.enable_grad():
-            found = input_gradient((logits * tensors_of(frame)["weight"]).sum(), leaf, keep=True)
-        self.line.reply({}, {"slope": found})
+            weighted = (logits * frame_tensors(frame)["weight"]).sum()
+            gradient = input_gradient(weighted, leaf, keep=True)
+        self.channel.reply({}, {"gradient": gradient})
 
 
 class RemoteLoader:
-    """The loader of `bench.plugin`, whose weights the harness lends."""
+    """The Loader of `bench.plugin` in a worker: requests weights from the harness."""
 
     def __init__(
-        self, line: WorkerChannel, chain: tuple[str, ...], shape: Any, classes: int
+        self, channel: WorkerChannel, chain: tuple[str, ...], shape: Any, classes: int
     ) -> None:
-        self.line, self.chain = line, chain
+        """`chain` names the defenses under construction, the outermost first."""
+        self.channel, self.chain = channel, chain
         self.shape, self.classes = tuple(shape), classes
 
     def trained(self, module: nn.Module) -> nn.Module:
-        """Filled with the weights of the recipe of whoever is being built."""
-        return self._filled(module, {"ask": "trained"})
+        """The module with the weights that the recipe of the defense under construction trained."""
+        return self._with_weights(module, {"request": "trained"})
 
     def weights(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
-        """Filled from a file that lies beside the entry, or among the data."""
-        return self._filled(module, {"ask": "weights", "file": file, "sha256": sha256})
+        """The module with the weights of a file beside the submission or in the data folder."""
+        return self._with_weights(module, {"request": "weights", "file": file, "sha256": sha256})
 
     def defense(self, name: str) -> nn.Module:
-        """A built-in defense, built here as the harness would."""
-        found = self.line.wish({"ask": "defense", "of": self.chain, "name": name})
+        """A built-in defense, built in this process as the harness builds it."""
+        answer = self.channel.request({"request": "defense", "of": self.chain, "name": name})
         registry = Registry.empty()
-        registry.add_plugins([load_built_in(found.words["module"])])
-        below = RemoteLoader(self.line, (*self.chain, name), self.shape, self.classes)
+        registry.add_plugins([load_built_in(answer.header["module"])])
+        below = RemoteLoader(self.channel, (*self.chain, name), self.shape, self.classes)
         with seeded_by_name(f"build {name}", torch.device("cpu")):
             return freeze(registry.find("defense", name).value.build(below))
 
-    def _filled(self, module: nn.Module, wish: Mapping[str, Any]) -> nn.Module:
-        lent = self.line.wish({**wish, "of": self.chain})
-        return load_weights(module, bytes(lent.body), lent.words["path"])
+    def _with_weights(self, module: nn.Module, request: Mapping[str, Any]) -> nn.Module:
+        answer = self.channel.request({**request, "of": self.chain})
+        return load_weights(module, bytes(answer.body), answer.header["path"])

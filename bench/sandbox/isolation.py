@@ -1,7 +1,7 @@
-"""The walls: bubblewrap's namespaces around a worker, and what the kernel refuses it. Linux only.
+"""Isolation of a worker process with bubblewrap's namespaces and a seccomp filter; Linux only.
 
-Outside: no network, no file but the program's own, read-only, an empty environment. Inside, before
-a stranger's line is read, `enter` gives up every right and sets the limits.
+The process has no network, an empty environment, and read-only access to Python and this project
+alone. Before it reads submitted code, `drop_privileges` gives up its user and sets the limits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import bench
 import plugins
 
 MIB = 1 << 20
-STRANGERS = range(60_100, 64_900)
-"""User numbers that no system gives out: where the harness is root, a worker becomes one."""
+WORKER_USERS = range(60_100, 64_900)
+"""User ids that no system assigns; where the harness is root, a worker changes to one of them."""
 
-FORBIDDEN = (
+FORBIDDEN_SYSCALLS = (
     "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "mount", "umount2",
     "pivot_root", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
     "mount_setattr", "unshare", "setns", "chroot", "keyctl", "add_key", "request_key", "bpf",
@@ -37,31 +37,31 @@ FORBIDDEN = (
     "settimeofday", "clock_settime", "sethostname", "setdomainname", "iopl", "ioperm",
     "fanotify_init", "lookup_dcookie", "vhangup", "personality",
 )  # fmt: skip
-"""Calls of the kernel that end in EPERM."""
+"""System calls that fail with EPERM."""
 
-NEW_SPACES = 0x7E020000  # every CLONE_NEW* flag
-ARITHMETIC = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""What of the environment goes along: the same sums come out on both sides of the wall."""
+NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag
+KEPT_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""Variables that a worker inherits, so that sums come out as in the harness."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one worker may use."""
+    """Resources that one worker process may use."""
 
     memory: int = 4096 * MIB
-    """Bytes of all its processes together, shared pages counted once."""
+    """Bytes of all its processes together; shared pages are counted once."""
     scratch: int = 64 * MIB
-    """Bytes in /tmp; also of any one file."""
+    """Bytes in /tmp, and of any one file."""
     output: int = MIB
-    """Bytes that it may print."""
+    """Bytes of output."""
     processes: int = 64
     """Processes and threads."""
     files: int = 256
-    """Open ones."""
+    """Open files."""
     build: float = 300.0
-    """Seconds to declare itself, or to be built."""
+    """Seconds for the declarations, and for building a model."""
     call: float = 60.0
-    """Seconds for one answer about one batch; longer where a defense declares many forwards."""
+    """Seconds for one batch; longer for a defense that declares many forwards."""
 
 
 LIMITS = Limits()
@@ -69,9 +69,9 @@ LIMITS = Limits()
 
 @cache
 def why_unavailable() -> str:
-    """Why no worker can be locked in on this machine; empty where one can."""
+    """Why this machine has no sandbox; empty where it has one."""
     if sys.platform != "linux":
-        return "there is a sandbox on Linux only"
+        return "the sandbox needs Linux"
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed; install it (Debian: apt install bubblewrap)"
     if ctypes.util.find_library("seccomp") is None:
@@ -82,12 +82,12 @@ def why_unavailable() -> str:
         capture_output=True,
         check=False,
     )
-    said = " ".join(tried.stderr.decode(errors="replace").split())[-200:].rstrip(".")
-    return f"bubblewrap can put no walls up on this machine ({said})" if tried.returncode else ""
+    output = " ".join(tried.stderr.decode(errors="replace").split())[-200:].rstrip(".")
+    return f"bubblewrap cannot create namespaces here ({output})" if tried.returncode else ""
 
 
 def bubblewrap_command() -> list[str]:
-    """What begins every command: namespaces of its own, as root or as a user."""
+    """The first words of every command: bubblewrap with new namespaces, as root or as a user."""
     return [
         str(shutil.which("bwrap")),
         *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"),
@@ -96,19 +96,22 @@ def bubblewrap_command() -> list[str]:
     ]
 
 
-def command(limits: Limits, channel: int, rules: int) -> list[str]:
-    """What starts a worker that speaks on the descriptor `channel`.
+def command(limits: Limits, channel: int, filter_descriptor: int) -> list[str]:
+    """The command that starts a worker process.
 
-    `rules` is the descriptor of the kernel's filter, as `forbid` writes it.
+    Args:
+        limits: resources that it may use.
+        channel: descriptor of its end of the socket.
+        filter_descriptor: descriptor that `syscall_filter` returns.
     """
-    stranger = random.SystemRandom().choice(STRANGERS) if os.getuid() == 0 else 0
+    user = random.SystemRandom().choice(WORKER_USERS) if os.getuid() == 0 else 0
     begin = (
         f"import sys; sys.path[:] = {import_path()!r}\n"
         "from bench.sandbox.isolation import Limits\nfrom bench.sandbox.worker import main\n"
-        f"main({channel}, {stranger}, {limits!r})"
+        f"main({channel}, {user}, {limits!r})"
     )
     return [
-        *(*bubblewrap_command(), "--seccomp", str(rules)),
+        *(*bubblewrap_command(), "--seccomp", str(filter_descriptor)),
         *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *("--size", str(limits.scratch), "--perms", "1777", "--tmpfs", "/tmp"),
         *(word for binding in bindings() for word in binding),
@@ -119,21 +122,21 @@ def command(limits: Limits, channel: int, rules: int) -> list[str]:
 
 
 def _as_root() -> tuple[str, ...]:
-    """Root's number of processes has no limit in any namespace: the worker changes its user.
+    """Options under root, whose number of processes has no limit: the worker changes its user.
 
-    Its two rights to do so are gone with that change, and bubblewrap's first process, which ends
-    the worker with the harness, is another user's then.
+    It loses its two capabilities for that with the change. Bubblewrap's first process, which ends
+    the worker together with the harness, then belongs to another user.
     """
     return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
 
 
 def _as_user() -> tuple[str, ...]:
-    """The worker is the first process: bubblewrap's would stand beside it without the filter."""
+    """Options under a user: the worker is process 1, since bubblewrap's would have no filter."""
     return ("--unshare-user", "--disable-userns", "--as-pid-1")
 
 
 def bindings() -> Iterator[tuple[str, ...]]:
-    """What a worker finds on its disk, all of it read-only: programs, no data and no home."""
+    """Options for the read-only file system of a worker: programs, no data, no home folder."""
     yield "--ro-bind", "/usr", "/usr"
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if Path(name).is_symlink():
@@ -141,7 +144,7 @@ def bindings() -> Iterator[tuple[str, ...]]:
         elif Path(name).is_dir():
             yield "--ro-bind", name, name
     places = program()
-    # What bubblewrap makes on the way to a place would be open to root alone.
+    # Folders that bubblewrap creates for a mount point would be accessible to root alone.
     for folder in sorted({folder for place in places for folder in place.parents} - {Path("/")}):
         yield "--perms", "0755", "--dir", str(folder)
     for place in places:
@@ -149,7 +152,7 @@ def bindings() -> Iterator[tuple[str, ...]]:
 
 
 def program() -> list[Path]:
-    """Where Python, its packages and the project's two lie, none below another."""
+    """Folders of Python, its packages and the project's two packages, none below another."""
     packages = [Path(str(torch.__file__)).parents[1], *map(Path, site.getsitepackages())]
     own = [Path(bench.__file__).parent, Path(str(plugins.__file__)).parent]
     python = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_prefix).resolve()]
@@ -161,29 +164,29 @@ def program() -> list[Path]:
 
 
 def import_path() -> list[str]:
-    """Where a worker finds modules: as here, as far as that is bound."""
-    there = [Path("/usr"), *program()]
-    found = [path for path in sys.path if any(Path(path).is_relative_to(p) for p in there)]
+    """Import path of a worker: the harness's, restricted to the folders that it can read."""
+    readable = [Path("/usr"), *program()]
+    found = [path for path in sys.path if any(Path(path).is_relative_to(p) for p in readable)]
     own = [str(Path(package).parents[1]) for package in (bench.__file__, str(plugins.__file__))]
     return list(dict.fromkeys([*found, *own]))
 
 
 def environment() -> dict[str, str]:
-    """All the variables that a worker has."""
-    named = {name: os.environ[name] for name in ARITHMETIC if name in os.environ}
-    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **named}
+    """All environment variables of a worker."""
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **kept}
 
 
-def forbid() -> int:
-    """A descriptor of the kernel's filter, from its beginning."""
-    import pyseccomp as kernel  # looks for its library when it is imported
+def syscall_filter() -> int:
+    """A descriptor of the compiled seccomp filter, positioned at its beginning."""
+    import pyseccomp as kernel  # loads libseccomp when it is imported
 
     rules = kernel.SyscallFilter(kernel.ALLOW)
-    for name in FORBIDDEN:
+    for name in FORBIDDEN_SYSCALLS:
         rules.add_rule(kernel.ERRNO(1), name)
-    # Its flags are behind a pointer where no filter looks; whoever hears ENOSYS uses clone.
+    # A filter cannot read the flags of clone3 behind a pointer; after ENOSYS libc calls clone.
     rules.add_rule(kernel.ERRNO(38), "clone3")
-    for bit in (1 << k for k in range(32) if NEW_SPACES >> k & 1):
+    for bit in (1 << k for k in range(32) if NEW_NAMESPACES >> k & 1):
         rules.add_rule(kernel.ERRNO(1), "clone", kernel.Arg(0, kernel.MASKED_EQ, bit, bit))
     unix = 1
     rules.add_rule(kernel.ERRNO(1), "socket", kernel.Arg(0, kernel.NE, unix))
@@ -194,14 +197,14 @@ def forbid() -> int:
     return found
 
 
-def drop_rights(stranger: int, limits: Limits) -> None:
-    """Inside, first of all: give up the user that started this, and set every limit."""
+def drop_privileges(user: int, limits: Limits) -> None:
+    """Change to another user where `user` is not 0, and set every limit; called in the worker."""
     import resource  # not on every system
 
-    if stranger:
+    if user:
         os.setgroups([])
-        os.setresgid(stranger, stranger, stranger)
-        os.setresuid(stranger, stranger, stranger)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     for kind, most in (
         (resource.RLIMIT_NPROC, limits.processes),
         (resource.RLIMIT_NOFILE, limits.files),

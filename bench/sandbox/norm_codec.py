@@ -1,4 +1,4 @@
-"""Perturbation sets as words: the built-in ones cross, for they are a name and a radius."""
+"""Perturbation sets in frames: a built-in norm ball is its name and its radius."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import Any
 from bench.core.errors import PluginError
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 
-SETS = {kind.name: kind for kind in (Linf, L2, L1)}
+ENCODED_SETS = {kind.name: kind for kind in (Linf, L2, L1)}
 
 
-def encode_set(ball: PerturbationSet, who: str) -> list[str]:
-    """[name, radius]; PluginError for the set of a plugin, whose code is not behind the walls."""
-    if SETS.get(ball.name) is not type(ball):
+def encode_set(perturbation_set: PerturbationSet, title: str) -> list[str]:
+    """[name, radius] of a built-in norm ball, for the attack named `title`.
+
+    Raises PluginError for a plugin's set, because its code is not in the sandbox.
+    """
+    if ENCODED_SETS.get(perturbation_set.name) is not type(perturbation_set):
         raise PluginError(
-            f"{who} is locked in, where only {', '.join(SETS)} are known; {ball.name} is a set of "
-            "a plugin. --allow-unsandboxed plays it there."
+            f"{title} runs in the sandbox, which supports the sets {', '.join(ENCODED_SETS)} "
+            f"only; {perturbation_set.name} is a set of a plugin. --allow-unsandboxed runs the "
+            "attack without the sandbox."
         )
-    return [ball.name, str(ball.eps)]
+    return [perturbation_set.name, str(perturbation_set.eps)]
 
 
-def decode_set(words: Any) -> PerturbationSet:
-    """The set that words stand for."""
-    name, radius = words
-    return SETS[name](Fraction(radius))
+def decode_set(encoded: Any) -> PerturbationSet:
+    """The norm ball of a pair [name, radius]."""
+    name, radius = encoded
+    return ENCODED_SETS[name](Fraction(radius))

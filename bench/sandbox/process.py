@@ -1,4 +1,4 @@
-"""One worker behind the walls, as the harness holds it: asked, watched, ended."""
+"""A sandboxed worker process, as the harness controls it: started, called, monitored, ended."""
 
 from __future__ import annotations
 
@@ -29,85 +29,89 @@ from bench.sandbox.protocol import (
     decode_tensors,
 )
 
-BOOT = 120.0  # seconds until a worker is there: it imports torch
-LOOK, SELDOM = 0.25, 1.0  # seconds between looks at what it uses, at least and at most
-RARELY = 50  # times as long as a look has taken the next one is awaited
-TAIL = 2000  # bytes of what it printed that are kept
+START_SECONDS = 120.0  # limit for the start of a worker: it imports torch
+MIN_INTERVAL, MAX_INTERVAL = 0.25, 1.0  # seconds between two measurements of its memory
+INTERVAL_FACTOR = 50  # a measurement takes at most 1/50 of the time
+TAIL_BYTES = 2000  # of its output, kept for messages
 
-Reply: TypeAlias = tuple[Mapping[str, Any], Sequence[Any]]
-"""Words, and the parts of the body behind them."""
-Consult: TypeAlias = Callable[[Reply], Frame]
-"""Asks the worker something back, before its own wish is answered."""
-Serve: TypeAlias = Callable[[Frame, Consult], Reply]
-"""Answers what a worker wishes while a question of the harness waits."""
+Message: TypeAlias = tuple[Mapping[str, Any], Sequence[Any]]
+"""The header of a frame, and the parts of its body."""
+Exchange: TypeAlias = Callable[[Message], Frame]
+"""Sends a message to the worker and returns the next frame from it."""
+RequestHandler: TypeAlias = Callable[[Frame, Exchange], Message]
+"""Answers a request that a worker makes before its reply."""
 
 
 class ProcessMonitor(threading.Thread):
-    """Reads what a worker prints, weighs it, and ends it where it goes too far."""
+    """Reads a worker's output, measures its memory, and kills it beyond the limits."""
 
     def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
-        super().__init__(daemon=True, name="guardian of a worker")
+        super().__init__(daemon=True, name="monitor of a sandbox process")
         self.process, self.limits = process, limits
-        self.tail = b""
-        self.printed = 0
-        self.reason = ""
-        """Why it was ended; empty where it was not."""
+        self.output_tail = b""
+        self.output_bytes = 0
+        self.kill_reason = ""
+        """Why it was killed; empty where it was not."""
         self.start()
 
     def run(self) -> None:
-        """Until its output is closed: bubblewrap, outside, keeps it open to the end."""
+        """Monitor the process until its output is closed; bubblewrap keeps it open to the end.
+
+        Raises ValueError where the process was started without a pipe for its output.
+        """
         pipe = self.process.stdout
         if pipe is None:
             raise ValueError("the process was started without a pipe for its output")
-        due = time.monotonic() + LOOK
+        due = time.monotonic() + MIN_INTERVAL
         with pipe:
             while True:
-                if select.select([pipe], [], [], LOOK)[0]:
+                if select.select([pipe], [], [], MIN_INTERVAL)[0]:
                     chunk = os.read(pipe.fileno(), 1 << 16)
                     if not chunk:
                         break
-                    self._hear(chunk)
+                    self._add_output(chunk)
                 since = time.monotonic()
                 if since > due:
-                    self._weigh()
+                    self._check_memory()
                     now = time.monotonic()
-                    due = now + min(max(LOOK, RARELY * (now - since)), SELDOM)
+                    interval = max(MIN_INTERVAL, INTERVAL_FACTOR * (now - since))
+                    due = now + min(interval, MAX_INTERVAL)
         self.process.wait()
 
-    def _hear(self, chunk: bytes) -> None:
-        self.printed += len(chunk)
-        self.tail = (self.tail + chunk)[-TAIL:]
-        if self.printed > self.limits.output:
-            self.end(f"it printed more than {self.limits.output // MIB} MiB")
+    def _add_output(self, chunk: bytes) -> None:
+        self.output_bytes += len(chunk)
+        self.output_tail = (self.output_tail + chunk)[-TAIL_BYTES:]
+        if self.output_bytes > self.limits.output:
+            self.kill(f"it printed more than {self.limits.output // MIB} MiB")
 
-    def _weigh(self) -> None:
+    def _check_memory(self) -> None:
         used = memory_of(self.process.pid)
         if used > self.limits.memory:
-            most = self.limits.memory // MIB
-            self.end(f"its processes used {used // MIB} MiB of memory; {most} MiB may be used")
+            limit = self.limits.memory // MIB
+            self.kill(f"its processes used {used // MIB} MiB of memory; the limit is {limit} MiB")
 
-    def end(self, reason: str = "") -> None:
-        """Kill it and all that it started: with the first process its whole space of them goes."""
-        self.reason = self.reason or reason
+    def kill(self, reason: str = "") -> None:
+        """Kill the process and everything in its process namespace."""
+        self.kill_reason = self.kill_reason or reason
         self.process.kill()
 
-    def fate(self) -> str:
-        """How it ended, as the end of a sentence."""
+    def exit_reason(self) -> str:
+        """How the process ended, as the end of a sentence."""
         try:
             code = self.process.wait(5)
         except subprocess.TimeoutExpired:
-            return self.reason or "it closed its end of the channel"
-        if self.reason:
-            return self.reason
-        number = -code if code < 0 else code - 128  # bubblewrap's own, or its child's as it tells
+            return self.kill_reason or "it closed its end of the channel"
+        if self.kill_reason:
+            return self.kill_reason
+        number = -code if code < 0 else code - 128  # of bubblewrap, or of its child as it reports
         if number > 0:
             names = {known.value: known.name for known in signal.Signals}
-            return f"its process died of {names.get(number, f'signal {number}')}"
-        return f"its process ended by itself, with status {code}"
+            return f"its process was killed by {names.get(number, f'signal {number}')}"
+        return f"its process exited with status {code}"
 
 
 def memory_of(pid: int) -> int:
-    """Bytes of memory of a process and all below it; what two of them share counts once."""
+    """Bytes of memory of a process and its descendants; shared pages are counted once."""
     total = 0
     try:
         parent = psutil.Process(pid)
@@ -123,165 +127,186 @@ def memory_of(pid: int) -> int:
 
 
 class SandboxProcess:
-    """A worker: one process that holds a stranger's code, and nothing else holds it."""
+    """One worker process with the code of one submission."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Start it; it is awaited with the first question. UnavailableError without isolation."""
+        """Start the process without waiting for it; the first call does.
+
+        Raises UnavailableError where this machine has no sandbox.
+        """
         if isolation.why_unavailable():
-            raise UnavailableError(f"no sandbox can be made here: {isolation.why_unavailable()}.")
+            raise UnavailableError(
+                f"the sandbox cannot be started on this machine: {isolation.why_unavailable()}."
+            )
         self.limits = limits or isolation.LIMITS
-        own, theirs = socket.socketpair()
-        rules = isolation.forbid()
-        with theirs:
-            # The environment is empty before bubblewrap: inside, its first process shows it.
+        own, other = socket.socketpair()
+        syscall_filter = isolation.syscall_filter()
+        with other:
+            # The environment is empty before bubblewrap: its first process shows it inside.
             process = subprocess.Popen(
-                isolation.command(self.limits, theirs.fileno(), rules),
+                isolation.command(self.limits, other.fileno(), syscall_filter),
                 env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, pass_fds=(theirs.fileno(), rules), bufsize=0,
+                stderr=subprocess.STDOUT, pass_fds=(other.fileno(), syscall_filter), bufsize=0,
                 start_new_session=True,
             )  # fmt: skip
-        os.close(rules)
-        self.guardian = ProcessMonitor(process, self.limits)
+        os.close(syscall_filter)
+        self.monitor = ProcessMonitor(process, self.limits)
         self.channel = Channel(own)
         self.number = 0
+        """Number of the last finished request; -1 while one is unfinished."""
         self.ready = False
-        self.closed = weakref.finalize(self, _close, self.guardian, own)
+        self._finalizer = weakref.finalize(self, _close, self.monitor, own)
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self.closed.alive
+        """Whether it can be called."""
+        return self._finalizer.alive
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
-        return self.alive and self.guardian.process.poll() is None
+        """Whether its operating system process exists."""
+        return self.alive and self.monitor.process.poll() is None
 
     def close(self) -> None:
-        """End it."""
-        self.closed()
+        """End the process; deleting this object does it, too."""
+        self._finalizer()
 
     def start(self) -> None:
-        """Wait until it can be asked; UnavailableError with what it said where it never can."""
+        """Wait until the process can be called.
+
+        Raises UnavailableError with its output where it does not start.
+        """
         if self.ready:
             return
         try:
-            self.channel.receive(0, time.monotonic() + BOOT)
+            self.channel.receive(0, time.monotonic() + START_SECONDS)
         except (ConnectionClosedError, ReplyTimeoutError, BadFrameError) as error:
             self.close()
-            said = printable(self.guardian.tail.decode(errors="replace"))
+            output = printable(self.monitor.output_tail.decode(errors="replace"))
             raise UnavailableError(
-                f"the sandbox did not start: {said or self.guardian.fate()}."
+                "the sandbox cannot be started on this machine: "
+                f"{output or self.monitor.exit_reason()}."
             ) from error
         self.ready = True
 
-    def ask(
+    def call(
         self,
-        who: str,
-        words: Mapping[str, Any],
+        title: str,
+        header: Mapping[str, Any],
         *parts: Any,
         seconds: float,
         largest: int = 0,
-        serve: Serve | None = None,
+        handler: RequestHandler | None = None,
     ) -> Frame:
-        """Put one question and wait for its answer.
+        """Send one request and wait for the reply.
 
         Args:
-            who: whose code it holds, for sentences.
-            words: the question, and `parts` the bytes behind it.
-            seconds: how long the worker may take, the time for its wishes not counted.
-            largest: how many bytes a frame of it may have.
-            serve: answers what the worker wishes meanwhile.
+            title: names the submission in messages.
+            header: the request; `parts` are the bytes of its body.
+            seconds: limit of the time in the worker; time in `handler` does not count.
+            largest: bytes that the body of one of its frames may have.
+            handler: answers the requests that the worker makes before its reply.
 
         Returns:
-            The answer. PluginError where there is none, or where the code raised: then the worker
-            still stands; in every other case it has been ended.
+            The reply.
+
+        Raises:
+            PluginError: where no valid reply came, or the submission's code raised. The process
+                goes on only after the latter.
+            UnavailableError: where the process does not start.
         """
         self.start()
-        talk = Conversation(self.channel, self.number + 1, seconds, largest)
-        self.number = -1  # until an answer is whole, nobody knows where the channel stands
+        exchange = RequestExchange(self.channel, self.number + 1, seconds, largest)
+        self.number = -1  # a request that is interrupted leaves the channel in an unknown state
         try:
-            frame = talk.say((words, parts))
-            while serve is not None and "ask" in frame.words:
-                frame = talk.say(serve(frame, talk.say))
-            self.number = talk.number
+            frame = exchange((header, parts))
+            while handler is not None and "request" in frame.header:
+                frame = exchange(handler(frame, exchange))
+            self.number = exchange.number
         except ConnectionClosedError as error:
-            raise PluginError(f"{who} gave no answer: {self.guardian.fate()}.") from error
+            raise PluginError(f"{title} gave no answer: {self.monitor.exit_reason()}.") from error
         except ReplyTimeoutError as error:
-            raise PluginError(f"{who} gave no answer in {seconds:g} s, and was ended.") from error
+            raise PluginError(
+                f"{title} gave no answer within {seconds:g} s; its process was ended."
+            ) from error
         except BadFrameError as error:
-            raise PluginError(f"{who} broke the protocol of its worker: {error}.") from error
+            raise PluginError(f"{title} violated the sandbox protocol: {error}.") from error
         finally:
             if self.number < 0:
                 self.close()
-        if "error" in frame.words:
-            raise PluginError(f"{who} failed: {printable(frame.words['error'])}.")
+        if "error" in frame.header:
+            raise PluginError(f"{title} failed: {printable(frame.header['error'])}.")
         return frame
 
-    def tensors(self, who: str, frame: Frame, *names: str) -> dict[str, Tensor]:
-        """The tensors of a frame, which must be these where some are named.
+    def tensors(self, title: str, frame: Frame, *names: str) -> dict[str, Tensor]:
+        """The tensors [*shape] of a frame by name; with `names` exactly these.
 
-        PluginError, and the worker's end, otherwise.
+        Raises PluginError and ends the process where the frame has no such tensors.
         """
         try:
-            found = decode_tensors(frame.words.get("tensors"), frame.body)
+            found = decode_tensors(frame.header.get("tensors"), frame.body)
             if names and tuple(found) != names:
                 raise BadFrameError(
-                    f"{printable(list(found))} came where {list(names)} was expected"
+                    f"tensors {printable(list(found))} were sent; expected {list(names)}"
                 )
         except BadFrameError as error:
             self.close()
-            raise PluginError(f"{who} broke the protocol of its worker: {error}.") from error
+            raise PluginError(f"{title} violated the sandbox protocol: {error}.") from error
         return found
 
 
-class Conversation:
-    """All that is said about one question."""
+class RequestExchange:
+    """The frames of one request: its own, those before the reply, and the reply."""
 
     def __init__(self, channel: Channel, number: int, seconds: float, largest: int) -> None:
         self.channel, self.number = channel, number
-        self.left, self.largest = seconds, largest
+        self.seconds_left, self.largest = seconds, largest
 
-    def say(self, reply: Reply) -> Frame:
-        """Send this and wait for what the worker says to it; the time is the worker's."""
-        words, parts = reply
+    def __call__(self, message: Message) -> Frame:
+        """Send a message and return the worker's next frame; only the wait for it is timed.
+
+        Raises BadFrameError for a frame of another request.
+        """
+        header, parts = message
         since = time.monotonic()
-        self.channel.send(self.number, words, *parts, until=since + self.left)
-        frame = self.channel.receive(self.largest, since + self.left)
-        self.left -= time.monotonic() - since
+        self.channel.send(self.number, header, *parts, until=since + self.seconds_left)
+        frame = self.channel.receive(self.largest, since + self.seconds_left)
+        self.seconds_left -= time.monotonic() - since
         if frame.number != self.number:
-            raise BadFrameError(f"an answer came for question {frame.number}, not {self.number}")
+            raise BadFrameError(
+                f"a reply to request {frame.number} was received instead of {self.number}"
+            )
         return frame
 
 
 class SpareProcess:
-    """A worker that starts while another one plays: torch takes its second to be imported."""
+    """Starts the next worker process in advance, because it takes a second to import torch."""
 
     def __init__(self) -> None:
         self.next: SandboxProcess | None = None
 
     def take(self) -> SandboxProcess:
-        """One that nobody has asked yet; the next begins to start."""
+        """A process that has not been called yet; the next one is started."""
         ready, self.next = self.next, None
         if ready is not None and not (ready.running and ready.limits == isolation.LIMITS):
             ready.close()
             ready = None
-        cage = ready or SandboxProcess()
+        process = ready or SandboxProcess()
         self.next = SandboxProcess()
-        return cage
+        return process
 
 
-SPARE = SpareProcess()
+SPARE_PROCESS = SpareProcess()
 
 
-def _close(guardian: ProcessMonitor, end: socket.socket) -> None:
+def _close(monitor: ProcessMonitor, end: socket.socket) -> None:
     end.close()
-    guardian.end()
-    guardian.process.wait()
+    monitor.kill()
+    monitor.process.wait()
 
 
 def printable(text: object) -> str:
-    """A stranger's text as the end of a sentence: one short line that a terminal shows as it is."""
+    """Text of a submission as the end of a sentence: one short line of printable characters."""
     visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(text))
     visible = "".join(c if c.isprintable() else " " for c in visible)
     return " ".join(visible.split())[-400:].rstrip(".")

@@ -1,7 +1,7 @@
-"""Frames over one socket: a header of fixed size, a little JSON, raw bytes. Both ends speak it.
+"""The protocol between the harness and a worker process: frames over one socket.
 
-Whoever receives says how much may come: a length that the other end announces is only ever
-compared with that, never believed.
+A frame is a prefix of fixed size, a JSON header and a binary body. The receiver states the largest
+body that it accepts; a longer announced length is refused before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-HEAD = struct.Struct(">4sQIQ")  # mark, number, bytes of JSON, bytes behind it
-MARK = b"GNT1"
-WORDS = 1 << 16  # bytes of JSON in a frame at most
+PREFIX = struct.Struct(">4sQIQ")  # magic, request number, bytes of the header, bytes of the body
+MAGIC = b"GNT1"
+MAX_HEADER = 1 << 16  # bytes
 
-KINDS = {str(kind).removeprefix("torch."): kind for kind in (
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int32,
     torch.int64, torch.bool,
 )}  # fmt: skip
-"""The types of number that cross."""
-MOST = 8  # dimensions of a tensor
+"""The dtypes of tensors in a frame, by name."""
+MAX_DIMS = 8  # of a tensor
 
 
 class ProtocolError(Exception):
-    """No frame came."""
+    """No valid frame was received."""
 
 
 class ReplyTimeoutError(ProtocolError):
-    """The time was over."""
+    """The time limit passed before a whole frame was received or sent."""
 
 
 class ConnectionClosedError(ProtocolError):
-    """The other end has gone."""
+    """The other end closed the connection."""
 
 
 class BadFrameError(ProtocolError):
-    """What came is no frame, or not one that may come now."""
+    """The received bytes are no frame, or a frame that is not valid at this point."""
 
 
 class Frame(NamedTuple):
     """One message."""
 
     number: int
-    """Of the request that it belongs to."""
-    words: dict[str, Any]
+    """Number of the request that the frame belongs to."""
+    header: dict[str, Any]
     body: bytearray
 
 
@@ -61,14 +61,18 @@ class Channel:
         self.end = end
 
     def send(
-        self, number: int, words: Mapping[str, Any], *parts: Any, until: float | None = None
+        self, number: int, header: Mapping[str, Any], *parts: Any, until: float | None = None
     ) -> None:
-        """Write one frame; `parts` are bytes-like and follow each other in its body."""
-        text = json.dumps(words).encode()
+        """Send one frame; `parts` are bytes-like objects that together form its body.
+
+        Raises ReplyTimeoutError after the time `until` of the monotonic clock,
+        ConnectionClosedError where the other end has closed the connection.
+        """
+        text = json.dumps(header).encode()
         size = sum(memoryview(part).nbytes for part in parts)
         try:
-            for piece in (HEAD.pack(MARK, number, len(text), size) + text, *parts):
-                self._limit(until)
+            for piece in (PREFIX.pack(MAGIC, number, len(text), size) + text, *parts):
+                self._set_timeout(until)
                 self.end.sendall(piece)
         except TimeoutError as error:
             raise ReplyTimeoutError from error
@@ -76,44 +80,46 @@ class Channel:
             raise ConnectionClosedError from error
 
     def receive(self, largest: int, until: float | None = None) -> Frame:
-        """Read one frame whose body has at most `largest` bytes.
+        """Receive one frame whose body has at most `largest` bytes.
 
-        SilenceError after the moment `until` of the monotonic clock, HangupError where the other
-        end has gone, BabbleError where something else than such a frame comes.
+        Raises ReplyTimeoutError after the time `until` of the monotonic clock,
+        ConnectionClosedError where the other end has closed the connection, BadFrameError for
+        anything that is no such frame.
         """
-        mark, number, words, body = HEAD.unpack(self._exactly(HEAD.size, until))
-        if mark != MARK:
-            raise BadFrameError("what came is no frame")
-        if words > WORDS or body > largest:
+        magic, number, length, body = PREFIX.unpack(self._exactly(PREFIX.size, until))
+        if magic != MAGIC:
+            raise BadFrameError("the received bytes are no frame")
+        if length > MAX_HEADER or body > largest:
             raise BadFrameError(
-                f"a frame of {words} + {body} bytes was announced; {WORDS} + {largest} may come"
+                f"a frame of {length} + {body} bytes was announced; at most {MAX_HEADER} + "
+                f"{largest} are accepted"
             )
         try:
-            said = json.loads(self._exactly(words, until).decode())
+            header = json.loads(self._exactly(length, until).decode())
         except (ValueError, RecursionError) as error:
-            raise BadFrameError("the words of a frame are no JSON") from error
-        if not isinstance(said, dict):
-            raise BadFrameError("the words of a frame are no JSON object")
-        return Frame(number, said, self._exactly(body, until))
+            raise BadFrameError("the header of a frame is no JSON") from error
+        if not isinstance(header, dict):
+            raise BadFrameError("the header of a frame is no JSON object")
+        return Frame(number, header, self._exactly(body, until))
 
     def _exactly(self, count: int, until: float | None) -> bytearray:
         content = bytearray(count)
-        view, there = memoryview(content), 0
-        while there < count:
-            self._limit(until)
+        view, received = memoryview(content), 0
+        while received < count:
+            self._set_timeout(until)
             try:
-                read = self.end.recv_into(view[there:])
+                read = self.end.recv_into(view[received:])
             except TimeoutError as error:
                 raise ReplyTimeoutError from error
             except OSError as error:
                 raise ConnectionClosedError from error
             if read == 0:
                 raise ConnectionClosedError
-            there += read
+            received += read
         return content
 
-    def _limit(self, until: float | None) -> None:
-        """How long the next call of the socket may wait."""
+    def _set_timeout(self, until: float | None) -> None:
+        """Limit the next call of the socket to the remaining time."""
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
             raise ReplyTimeoutError
@@ -121,51 +127,63 @@ class Channel:
 
 
 def encode_tensor(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
-    """A tensor as words and bytes; TypeError where its numbers are of no type that crosses."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind not in KINDS:
-        raise TypeError(f"{tensor.dtype} does not cross; {', '.join(KINDS)} do")
+    """A tensor [*shape] as its description (dtype and shape) and its bytes.
+
+    Raises TypeError where its dtype is not in DTYPES.
+    """
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"{tensor.dtype} cannot be sent; use one of {', '.join(DTYPES)}")
     flat = tensor.detach().cpu().contiguous().flatten()
-    return {"kind": kind, "shape": list(tensor.shape)}, flat.view(torch.uint8).numpy().data
+    return {"dtype": dtype, "shape": list(tensor.shape)}, flat.view(torch.uint8).numpy().data
 
 
-def decode_tensor(words: Mapping[str, Any], body: bytearray) -> Tensor:
-    """The tensor that words and bytes stand for; BabbleError where they do not fit each other."""
-    if _size(words) != len(body):
-        raise BadFrameError(f"{len(body)} bytes came for a tensor of {_size(words)}")
-    kind, shape = KINDS[words["kind"]], words["shape"]
+def decode_tensor(description: Mapping[str, Any], body: bytearray) -> Tensor:
+    """The tensor [*shape] with this description and these bytes.
+
+    Raises BadFrameError where they do not match.
+    """
+    if _size(description) != len(body):
+        raise BadFrameError(f"{len(body)} bytes were sent for a tensor of {_size(description)}")
+    dtype, shape = DTYPES[description["dtype"]], description["shape"]
     if not body:
-        return torch.empty(shape, dtype=kind)
-    if kind is torch.bool:  # a byte that is neither 0 nor 1 is no bool
+        return torch.empty(shape, dtype=dtype)
+    if dtype is torch.bool:  # a byte that is neither 0 nor 1 is no bool
         return torch.frombuffer(body, dtype=torch.uint8).view(shape) != 0
-    return torch.frombuffer(body, dtype=kind).view(shape)
+    return torch.frombuffer(body, dtype=dtype).view(shape)
 
 
-def _size(words: Mapping[str, Any]) -> int:
-    """Bytes of the tensor that these words announce."""
-    kind, shape = words.get("kind"), words.get("shape")
-    if not isinstance(kind, str) or kind not in KINDS or not isinstance(shape, list):
-        raise BadFrameError("a tensor came without a shape and a type of number")
-    if len(shape) > MOST or not all(type(size) is int and size >= 0 for size in shape):
-        raise BadFrameError("a tensor came with a shape that is none")
-    return math.prod(shape) * KINDS[kind].itemsize
+def _size(description: Mapping[str, Any]) -> int:
+    """Bytes of a tensor with this description."""
+    dtype, shape = description.get("dtype"), description.get("shape")
+    if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(shape, list):
+        raise BadFrameError("a tensor was sent without a valid dtype and shape")
+    if len(shape) > MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
+        raise BadFrameError("a tensor was sent with an invalid shape")
+    return math.prod(shape) * DTYPES[dtype].itemsize
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[memoryview]]:
-    """Several tensors as words and the parts of one body."""
+    """Tensors [*shape] as their descriptions by name, and the parts of one body."""
     pairs = {name: encode_tensor(tensor) for name, tensor in tensors.items()}
-    return {name: words for name, (words, _) in pairs.items()}, [part for _, part in pairs.values()]
+    descriptions = {name: description for name, (description, _) in pairs.items()}
+    return descriptions, [part for _, part in pairs.values()]
 
 
-def decode_tensors(words: object, body: bytearray) -> dict[str, Tensor]:
-    """The tensors that `packed` made into this; BabbleError where they do not fit each other."""
-    if not isinstance(words, dict) or not all(isinstance(said, dict) for said in words.values()):
-        raise BadFrameError("tensors came without their names")
+def decode_tensors(descriptions: object, body: bytearray) -> dict[str, Tensor]:
+    """The tensors [*shape] by name, from what `encode_tensors` returns.
+
+    Raises BadFrameError where descriptions and body do not match.
+    """
+    if not isinstance(descriptions, dict) or not all(
+        isinstance(description, dict) for description in descriptions.values()
+    ):
+        raise BadFrameError("tensors were sent without their descriptions")
     tensors, view, begin = {}, memoryview(body), 0
-    for name, said in words.items():
-        size = _size(said)
-        tensors[name] = decode_tensor(said, bytearray(view[begin : begin + size]))
+    for name, description in descriptions.items():
+        size = _size(description)
+        tensors[name] = decode_tensor(description, bytearray(view[begin : begin + size]))
         begin += size
     if begin != len(body):
-        raise BadFrameError(f"{len(body)} bytes came for tensors of {begin}")
+        raise BadFrameError(f"{len(body)} bytes were sent for tensors of {begin}")
     return tensors

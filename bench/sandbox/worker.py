@@ -1,6 +1,7 @@
-"""Inside the walls: one stranger's plugin, declared and asked over one socket.
+"""The program of a worker process: serves the harness's requests about one submitted plugin.
 
-What stands here is trusted until `offered` runs the stranger's first line, and not after.
+Code of this module is trusted until `submitted_plugin` runs the first line of the submission, and
+not afterwards.
 """
 
 from __future__ import annotations
@@ -21,65 +22,73 @@ from bench.registry.registry import Registry
 from bench.sandbox.attack_worker import AttackWorker
 from bench.sandbox.channel import WorkerChannel
 from bench.sandbox.defense_worker import DefenseWorker
-from bench.sandbox.isolation import Limits, drop_rights
+from bench.sandbox.isolation import Limits, drop_privileges
 from bench.sandbox.protocol import Channel, ConnectionClosedError, Frame
 
-LONGEST = 1000  # characters of a complaint
+MAX_ERROR_LENGTH = 1000  # characters
 
 
-def main(channel: int, stranger: int, limits: Limits) -> None:
-    """Give up every right, say so, and answer until the harness hangs up."""
-    drop_rights(stranger, limits)
-    worker = Worker(WorkerChannel(Channel(socket.socket(fileno=channel))))
+def main(channel: int, user: int, limits: Limits) -> None:
+    """Drop all privileges, report ready, and serve requests until the harness disconnects."""
+    drop_privileges(user, limits)
+    worker = RequestServer(WorkerChannel(Channel(socket.socket(fileno=channel))))
     try:
-        worker.line.reply({})
+        worker.channel.reply({})
         while True:
-            worker.serve(worker.line.listen())
+            worker.serve(worker.channel.next_request())
     except ConnectionClosedError:
         sys.exit(0)
 
 
-class Worker:
-    """Hands each question to whom it is for."""
+class RequestServer:
+    """Dispatches each request to its method."""
 
-    def __init__(self, line: WorkerChannel) -> None:
-        self.line = line
-        defense, attack = DefenseWorker(line, offered), AttackWorker(line, offered)
-        self.questions = {
+    def __init__(self, channel: WorkerChannel) -> None:
+        self.channel = channel
+        defense = DefenseWorker(channel, submitted_plugin)
+        attack = AttackWorker(channel, submitted_plugin)
+        self.methods = {
             "declare defense": defense.declare, "build": defense.build,
-            "forward": defense.forward, "climb": defense.climb,
+            "forward": defense.forward, "backward": defense.backward,
             "declare attack": attack.declare, "start": attack.start, "step": attack.step,
             "done": attack.done, "stays": attack.stays, "restart_count": attack.restart_count,
         }  # fmt: skip
 
     def serve(self, frame: Frame) -> None:
-        """One question; whatever the stranger raises is the answer."""
+        """Serve one request; an exception of the submission is sent as the reply.
+
+        Raises ConnectionClosedError where the harness has disconnected.
+        """
         try:
-            self.questions[frame.words["do"]](frame)
+            self.methods[frame.header["method"]](frame)
         except ConnectionClosedError:
             raise
         except PLUGIN_EXCEPTIONS as error:
-            self.line.reply({"error": f"{error_text(error)}{place(error)}"[:LONGEST]})
+            text = f"{error_text(error)}{plugin_line(error)}"
+            self.channel.reply({"error": text[:MAX_ERROR_LENGTH]})
 
 
-def offered(frame: Frame) -> Any:
-    """What a plugin's source offers, through the door that every plugin passes."""
-    torch.set_num_threads(frame.words["threads"])
-    kind, name = frame.words["kind"], frame.words["name"]
+def submitted_plugin(frame: Frame) -> Any:
+    """The attack or defense of the source in a frame, registered like that of any other plugin.
+
+    Raises TypeError where it is refused, or is not the one that its card names.
+    """
+    torch.set_num_threads(frame.header["threads"])
+    kind, name = frame.header["kind"], frame.header["name"]
     registry = Registry.empty()
-    module = module_from_source(bytes(frame.body), Path(frame.words["path"]))
+    module = module_from_source(bytes(frame.body), Path(frame.header["path"]))
     registry.add_plugins([Plugin(module, "submission", "")])
     if registry.problems:
         raise TypeError(" ".join(registry.problems))
     found: Mapping[str, Any] = getattr(registry, f"{kind}s")
     if list(found) != [name]:
         others = ", ".join(found) or "none"
-        raise TypeError(f"its card names the {kind} {name!r}; the code offers {others}")
+        raise TypeError(f"its card names the {kind} {name!r}; the code registers {others}")
     return found[name].value
 
 
-def place(error: BaseException) -> str:
-    """Where in the plugin's file it happened, as the end of a sentence; empty where nowhere."""
+def plugin_line(error: BaseException) -> str:
+    """The last line of plugin.py in a traceback, as the end of a sentence; empty without one."""
     steps = traceback.extract_tb(error.__traceback__)
     lines = [step.lineno for step in steps if Path(step.filename).name == "plugin.py"]
     return f" (plugin.py, line {lines[-1]})" if lines else ""
