@@ -68,11 +68,11 @@ def submit(
     """Submit a plugin: card, code and weights are validated; the next run evaluates it."""
     from bench.evaluation.launcher import set_deterministic
     from bench.store import Store
-    from bench.submissions.intake import take_in
+    from bench.submissions.intake import accept_submission
 
     set_deterministic()  # it may train
     with Store.open(database_url(db)) as store:
-        accepted = take_in(path, store, allow_unsandboxed=allow_unsandboxed)
+        accepted = accept_submission(path, store, allow_unsandboxed=allow_unsandboxed)
     checked = (
         "its contract was checked"
         if accepted.checked

@@ -1,7 +1,7 @@
-"""What every attack promises: rows by themselves, images inside the set, nothing touched.
+"""Checks of an attack: its declarations, its images, its independence of the batch, side effects.
 
-Each law plays a few steps in the tiny world, where a step costs microseconds, without an engine:
-what the engine would forgive is seen here.
+Each check runs a few steps on a small model, where a step costs microseconds, and without the
+engine, which would hide some faults.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.contract.attack_fixture import CHECKED_STEPS, GOAL_EXAMPLES, WIDE_BALLS, AttackFixture
-from bench.contract.check import DoesNotApply, checks_of
+from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.fixtures import (
     ROWS,
     ModelFixture,
@@ -30,73 +30,74 @@ from bench.engine.runner import run_attack
 from bench.plugin import OPTIONAL_METHODS, State, StopRule, Traits
 from bench.threats.access import Budget
 from bench.threats.fingerprint import parameters_of
+from bench.threats.norms import per_row
 
 REQUIRED = ("name", "needs", "steps", "start", "step", "run")
-"""What it must have, the last in place of the three before it."""
+"""What an attack must have; an external attack has `run` in place of `steps`, `start`, `step`."""
 OPTIONAL = (*(field.name for field in fields(Traits)), *OPTIONAL_METHODS)
-"""What an attack may declare or define beside what it must."""
-SIMILAR_NAME = 0.85  # of 1: `minimizes` is 0.9 like `minimises`
+"""What an attack may have besides."""
+SIMILAR_NAME = 0.85  # of 1: `minimizes` and `minimises` have 0.9
 
 
-def declarations_are_typed(player: AttackFixture) -> str:
-    """Optional attributes have the types that `Traits` gives them."""
-    traits, stop_rule = player.traits, getattr(player.attack, "stop_rule", StopRule.NEVER)
+def declarations_are_typed(fixture: AttackFixture) -> str:
+    """Optional attributes have the types and values that `Traits` declares."""
+    attack, traits = fixture.attack, fixture.traits
+    stop_rule, joint = getattr(attack, "stop_rule", StopRule.NEVER), getattr(attack, "joint", False)
     if not isinstance(stop_rule, StopRule):
-        return f"stop_rule came as {stop_rule!r}; use a member of StopRule."
+        return f"stop_rule is {stop_rule!r}; use a member of StopRule."
     unknown = [goal for goal in traits.goals if goal not in GOAL_EXAMPLES]
     if unknown:
-        return f"goals name {unknown[0]!r}; known goals: {', '.join(GOAL_EXAMPLES)}."
+        return f"goals contain {unknown[0]!r}; known goals: {', '.join(GOAL_EXAMPLES)}."
     if traits.source not in ("", "surrogate"):
-        return f"source came as {traits.source!r}; 'surrogate' or nothing."
-    joint = getattr(player.attack, "joint", False)
+        return f"source is {traits.source!r}; write 'surrogate', or leave it out."
     if not isinstance(joint, bool):
-        return f"joint came as {joint!r}; True where its losses want the rejection score."
+        return f"joint is {joint!r}; write True where the losses use the rejection score."
     if not isinstance(traits.rows, int) or traits.rows < 0:
-        return f"rows came as {traits.rows!r}; a count, or 0 for all examples at once."
-    if traits.stop_rule is StopRule.CONVERGENCE and not hasattr(player.attack, "done"):
+        return f"rows is {traits.rows!r}; write a count, or 0 for all examples at once."
+    if traits.stop_rule is StopRule.CONVERGENCE and not hasattr(attack, "done"):
         return "stop_rule is CONVERGENCE, but done(state) is missing."
     return ""
 
 
-def no_name_is_nearly_one_of_the_contract(player: AttackFixture) -> str:
-    """No attribute is called nearly like an optional one, which would then be passed over."""
-    for name in dir(player.attack):
+def no_name_is_nearly_one_of_the_contract(fixture: AttackFixture) -> str:
+    """No attribute has a misspelt name of an optional one, which would then have no effect."""
+    for name in dir(fixture.attack):
         near = get_close_matches(name, OPTIONAL, 1, SIMILAR_NAME)
         if near and name not in (*OPTIONAL, *REQUIRED):
-            return f"it has {name}, which nobody reads; write {near[0]}, or call it otherwise."
+            return f"the attribute {name} has no effect; write {near[0]}, or choose another name."
     return ""
 
 
-def parameters_have_a_digest(player: AttackFixture) -> str:
-    """Parameters resolve to JSON, twice the same."""
-    same = parameters_of(player.attack) == parameters_of(player.attack)
-    return "" if same else "resolved parameters differ from one look to the next."
+def parameters_have_a_digest(fixture: AttackFixture) -> str:
+    """The parameters can be written as JSON, and are the same when read twice."""
+    same = parameters_of(fixture.attack) == parameters_of(fixture.attack)
+    return "" if same else "the parameters differ from one reading to the next."
 
 
-def runs_are_counted_from_one(player: AttackFixture) -> str:
-    """`restart_count` returns at least one restart for 2, 10 and 1000 classes."""
-    counts = {classes: Traits.restart_count(player.attack, classes) for classes in (2, 10, 1000)}
-    wrong = [f"{n} for {classes} classes" for classes, n in counts.items() if n < 1]
-    return f"restart_count gave {wrong[0]}; at least one is needed." if wrong else ""
+def runs_are_counted_from_one(fixture: AttackFixture) -> str:
+    """There is at least one restart for 2, 10 and 1000 classes."""
+    counts = {n: Traits.restart_count(fixture.attack, n) for n in (2, 10, 1000)}
+    wrong = [f"{count} for {n} classes" for n, count in counts.items() if count < 1]
+    return f"restart_count returned {wrong[0]}; at least one is needed." if wrong else ""
 
 
-def start_asks_nothing(player: AttackFixture) -> str:
-    """`start` is arithmetic: it asks the defense no question."""
-    player.start(player.problem())  # where start is called there is no door: a question is refused
+def start_asks_nothing(fixture: AttackFixture) -> str:
+    """`start` makes no query of the defense."""
+    fixture.start(fixture.problem())  # a query in `start` raises PluginError
     return ""
 
 
-def start_keeps_the_shape(player: AttackFixture) -> str:
-    """`start` gives images like the clean ones: shape, float32, device."""
-    rows = player.problem()
-    return _unlike(images_of(player.start(rows)), rows.x, "start")
+def start_keeps_the_shape(fixture: AttackFixture) -> str:
+    """`start` returns images with the shape, dtype and device of the clean ones."""
+    problem = fixture.problem()
+    return _why_unlike(images_of(fixture.start(problem)), problem.x, "start")
 
 
-def steps_keep_the_shape(player: AttackFixture) -> str:
-    """`step` gives images like the clean ones, and a state of the same make."""
-    rows = player.problem()
-    before = player.start(rows)
-    after = player.advance(rows, before, 1)
+def steps_keep_the_shape(fixture: AttackFixture) -> str:
+    """`step` returns images like the clean ones, and a state with the same types and shapes."""
+    problem = fixture.problem()
+    before = fixture.start(problem)
+    after = fixture.advance(problem, before, 1)
     if type(after) is not type(before):
         return f"step turned {type(before).__name__} into {type(after).__name__}."
     changed = [
@@ -106,25 +107,27 @@ def steps_keep_the_shape(player: AttackFixture) -> str:
     ]
     if changed:
         return f"step turned a field of the state from {changed[0]}."
-    return _unlike(images_of(after), rows.x, "step")
+    return _why_unlike(images_of(after), problem.x, "step")
 
 
-def _unlike(adv: Tensor, x: Tensor, where: str) -> str:
+def _why_unlike(adv: Tensor, x: Tensor, where: str) -> str:
     if adv.shape == x.shape and adv.dtype == x.dtype and not adv.requires_grad:
         return ""
     graph = " with a graph" if adv.requires_grad else ""
-    return f"{where} gave {adv.dtype} {list(adv.shape)}{graph}; {x.dtype} {list(x.shape)} is due."
+    found, expected = f"{adv.dtype} {list(adv.shape)}{graph}", f"{x.dtype} {list(x.shape)}"
+    return f"{where} returned {found}; {expected} was expected."
 
 
-def state_has_the_rows_first(player: AttackFixture) -> str:
-    """The state is a tensor, or a NamedTuple of tensors `adv` first, each with the rows first."""
-    rows = player.problem()
-    state = player.advance(rows, player.start(rows), 1)
+def state_has_the_rows_first(fixture: AttackFixture) -> str:
+    """The state is a tensor, or a NamedTuple of tensors with `adv` first; rows are dimension 0."""
+    problem = fixture.problem()
+    state = fixture.advance(problem, fixture.start(problem), 1)
     if not isinstance(state, Tensor) and getattr(state, "_fields", ("",))[0] != "adv":
-        return f"the state is {type(state).__name__}; a tensor or a NamedTuple with adv is due."
-    strange = [part for part in _tensors(state) if not isinstance(part, Tensor)]
-    if strange:
-        return f"the state holds {type(strange[0]).__name__}; only tensors can be exchanged."
+        kind = type(state).__name__
+        return f"the state is {kind}; a tensor or a NamedTuple with adv first was expected."
+    others = [part for part in _tensors(state) if not isinstance(part, Tensor)]
+    if others:
+        return f"the state holds {type(others[0]).__name__}; only tensors were expected."
     short = [list(t.shape) for t in _tensors(state) if t.dim() == 0 or len(t) != ROWS]
     return f"the state holds {short[0]} for {ROWS} rows; put the rows first." if short else ""
 
@@ -133,259 +136,268 @@ def _tensors(state: State) -> list[Any]:
     return [state] if isinstance(state, Tensor) else list(state)
 
 
-def iterates_stay_inside(player: AttackFixture) -> str:
-    """Every iterate is finite and inside ball and box; a minimiser's inside the box."""
-    return player.why_outside(player.problem())
+def iterates_stay_inside(fixture: AttackFixture) -> str:
+    """Every iterate is finite and in the ball and [0, 1]; if the attack minimises, in [0, 1]."""
+    return fixture.why_outside(fixture.problem())
 
 
-def every_claimed_set_works(player: AttackFixture) -> str:
-    """It plays in every set it claims, inside."""
-    for name, ball in player.balls.items():
-        wrong = player.why_outside(player.problem(ball=ball))
+def every_claimed_set_works(fixture: AttackFixture) -> str:
+    """For each norm in `norms`, every iterate stays in the ball and in [0, 1]."""
+    for name, ball in fixture.balls.items():
+        wrong = fixture.why_outside(fixture.problem(ball=ball))
         if wrong:
             return f"in {name}, {wrong}"
     return ""
 
 
-def every_claimed_goal_works(player: AttackFixture) -> str:
-    """It plays for every goal it claims, inside."""
-    for name, goal in player.goals.items():
-        wrong = player.why_outside(player.problem(goal=goal))
+def every_claimed_goal_works(fixture: AttackFixture) -> str:
+    """For each goal in `goals`, every iterate stays in the ball and in [0, 1]."""
+    for name, goal in fixture.goals.items():
+        wrong = fixture.why_outside(fixture.problem(goal=goal))
         if wrong:
             return f"for a {name} goal, {wrong}"
     return ""
 
 
-def saturated_images_are_images(player: AttackFixture) -> str:
-    """All-black and all-white images stay images."""
-    world = player.model_fixture
-    x = torch.cat([torch.zeros_like(world.x[: ROWS // 2]), torch.ones_like(world.x[: ROWS // 2])])
-    return player.why_outside(player.problem(ModelFixture(world.model, x, world.y, world.classes)))
+def saturated_images_are_images(fixture: AttackFixture) -> str:
+    """From all-black and all-white images, every iterate stays in the ball and in [0, 1]."""
+    model = fixture.model_fixture
+    black = torch.zeros_like(model.x[: ROWS // 2])
+    x = torch.cat([black, torch.ones_like(black)])
+    return fixture.why_outside(
+        fixture.problem(ModelFixture(model.model, x, model.y, model.classes))
+    )
 
 
-def other_shapes_and_class_counts_work(player: AttackFixture) -> str:
-    """Non-square colour images work, and two classes."""
+def other_shapes_and_class_counts_work(fixture: AttackFixture) -> str:
+    """Colour images that are not square work, and two classes."""
     for shape, classes in (((3, 5, 7), 4), ((1, 6, 6), 2)):
-        wrong = player.why_outside(player.problem(random_fixture(shape, classes)))
+        wrong = fixture.why_outside(fixture.problem(random_fixture(shape, classes)))
         if wrong:
             return f"on {list(shape)} with {classes} classes, {wrong}"
     return ""
 
 
-def a_zero_gradient_is_no_crash(player: AttackFixture) -> str:
-    """A model without any slope yields finite images inside."""
-    return player.why_outside(player.problem(constant_fixture(player.model_fixture)))
+def a_zero_gradient_is_no_crash(fixture: AttackFixture) -> str:
+    """On a model whose gradients are all zero, every iterate is finite and inside."""
+    return fixture.why_outside(fixture.problem(constant_fixture(fixture.model_fixture)))
 
 
-def radius_zero_is_the_clean_image(player: AttackFixture) -> str:
+def radius_zero_is_the_clean_image(fixture: AttackFixture) -> str:
     """In a ball of radius 0 every iterate is the clean image."""
-    if player.traits.minimises:
-        raise DoesNotApply("it minimises; its iterates are not bound to the ball.")
-    for name, ball in player.balls.items():
+    if fixture.traits.minimises:
+        raise DoesNotApply("it minimises; its iterates need not stay in the ball.")
+    for name, ball in fixture.balls.items():
         point = type(ball)(Fraction(0))  # type: ignore[call-arg]
-        wrong = player.why_outside(player.problem(ball=point))
+        wrong = fixture.why_outside(fixture.problem(ball=point))
         if wrong:
             return f"in {name} of radius 0, {wrong}"
     return ""
 
 
-def the_same_again(player: AttackFixture) -> str:
-    """The same rows give bitwise the same images again."""
-    one, two = player.final_images(player.problem()), player.final_images(player.problem())
+def the_same_again(fixture: AttackFixture) -> str:
+    """A second run on the same images gives the same result, to the bit."""
+    one, two = fixture.final_images(fixture.problem()), fixture.final_images(fixture.problem())
     far = float((one - two).abs().max())
-    return "" if far == 0 else f"a second play differs by {far:.2g}; draw from problem only."
+    if far == 0:
+        return ""
+    return f"a second run differs by {far:.2g}; use the random numbers of problem only."
 
 
-def rows_are_independent(player: AttackFixture) -> str:
-    """A row's images do not depend on its companions or its place, to the bit."""
-    player.require_steps()
-    world = player.model_fixture
+def rows_are_independent(fixture: AttackFixture) -> str:
+    """The result for an image does not depend on its batch or its place there, to the bit."""
+    fixture.require_steps()
+    model = fixture.model_fixture
     order = torch.cat([torch.arange(ROWS, ROWS + ROWS // 2), torch.arange(ROWS // 2)])
-    one, rows = player.final_images(player.problem()), player.problem()
-    rows.x, rows.y, rows.clean = (
-        world.x[order],
-        world.y[order],
-        rows.required_model_access.logits(world.x[order]),
-    )
-    rows.example = order
-    if rows.goal.kind == "targeted":
-        rows.target = (rows.y + 1) % world.classes
-    rows.reset_keys()
-    two = player.final_images(rows)
-    return _moved(one[: ROWS // 2], two[ROWS // 2 :], "other companions in other places")
+    one, mixed = fixture.final_images(fixture.problem()), fixture.problem()
+    mixed.x, mixed.y = model.x[order], model.y[order]
+    mixed.clean = mixed.required_model_access.logits(model.x[order])
+    mixed.example = order
+    if mixed.goal.kind == "targeted":
+        mixed.target = (mixed.y + 1) % model.classes
+    mixed.reset_keys()
+    two = fixture.final_images(mixed)
+    return _why_changed(one[: ROWS // 2], two[ROWS // 2 :], "other images at other places")
 
 
-def late_rows_are_as_good(player: AttackFixture) -> str:
-    """A row that joins when others have made steps gets the same images, to the bit."""
-    player.require_steps()
-    ahead = min(3, player.attack.steps // 2)
+def late_rows_are_as_good(fixture: AttackFixture) -> str:
+    """An image that joins a batch after others have made steps gets the same result, to the bit."""
+    fixture.require_steps()
+    ahead = min(3, fixture.attack.steps // 2)
     if ahead == 0:
         raise DoesNotApply("it makes one step only.")
-    steps = min(CHECKED_STEPS, player.attack.steps - ahead)
-    alone = player.problem(first=ROWS)
-    wanted = images_of(player.advance(alone, player.start(alone), steps))
-    rows, late = player.problem(), torch.arange(ROWS // 2, ROWS)
-    state = player.advance(rows, player.start(rows), ahead)
-    fresh = player.problem(first=ROWS)
+    steps = min(CHECKED_STEPS, fixture.attack.steps - ahead)
+    alone = fixture.problem(first=ROWS)
+    wanted = images_of(fixture.advance(alone, fixture.start(alone), steps))
+    mixed, late = fixture.problem(), torch.arange(ROWS // 2, ROWS)
+    state = fixture.advance(mixed, fixture.start(mixed), ahead)
+    fresh = fixture.problem(first=ROWS)
     for name in ("x", "y", "target", "clean", "example", "t"):
-        getattr(rows, name)[late] = getattr(fresh, name)[late]
-    rows.reset_keys()
-    begun = player.attack.start(rows.at_start(late.repeat(2)))
+        getattr(mixed, name)[late] = getattr(fresh, name)[late]
+    mixed.reset_keys()
+    begun = fixture.attack.start(mixed.at_start(late.repeat(2)))
     state = map_state(lambda old, new: old.index_copy(0, late, new[: len(late)]), state, begun)
-    state = player.advance(rows, state, steps)
-    return _moved(wanted[late], images_of(state)[late], f"rows that had made {ahead} steps")
-
-
-def _moved(wanted: Tensor, found: Tensor, beside: str) -> str:
-    rows = int((wanted != found).flatten(1).any(1).sum())
-    if not rows:
-        return ""
-    return (
-        f"{rows} of {len(wanted)} rows changed beside {beside}; keep counters, sums and schedules "
-        "per row, and draw from problem."
+    state = fixture.advance(mixed, state, steps)
+    return _why_changed(
+        wanted[late], images_of(state)[late], f"images that are {ahead} steps ahead"
     )
 
 
-def inputs_are_left_alone(player: AttackFixture) -> str:
-    """Clean images, labels and clean logits are not written to."""
-    rows = player.problem()
+def _why_changed(wanted: Tensor, found: Tensor, beside: str) -> str:
+    count = int((wanted != found).flatten(1).any(1).sum())
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(wanted)} results changed beside {beside}; keep counters, sums and "
+        "schedules per row, and use the random numbers of problem."
+    )
+
+
+def inputs_are_left_alone(fixture: AttackFixture) -> str:
+    """The attack does not write to clean images, labels or clean logits."""
+    problem = fixture.problem()
     names = ("x", "y", "target", "clean", "example", "restart")
-    before = {name: getattr(rows, name).clone() for name in names}
-    player.iterates(rows)
-    moved = [name for name in names if not torch.equal(before[name], getattr(rows, name))]
-    return f"it wrote into problem.{moved[0]}; work on a copy." if moved else ""
+    before = {name: getattr(problem, name).clone() for name in names}
+    fixture.iterates(problem)
+    changed = [name for name in names if not torch.equal(before[name], getattr(problem, name))]
+    return f"it wrote into problem.{changed[0]}; work on a copy." if changed else ""
 
 
-def states_are_left_alone(player: AttackFixture) -> str:
-    """`step` gives a new state and leaves the one it got as it was."""
-    rows = player.problem()
-    state = player.start(rows)
+def states_are_left_alone(fixture: AttackFixture) -> str:
+    """`step` returns a new state and does not write to the old one."""
+    problem = fixture.problem()
+    state = fixture.start(problem)
     before = [tensor.clone() for tensor in _tensors(state)]
-    player.advance(rows, state, 1)
+    fixture.advance(problem, state, 1)
     same = all(torch.equal(a, b) for a, b in zip(before, _tensors(state), strict=True))
-    return "" if same else "step wrote into the state it was given; use torch.where and friends."
+    return "" if same else "step wrote into the state that it was given; return new tensors."
 
 
-def model_is_left_alone(player: AttackFixture) -> str:
-    """Weights, buffers, modes, hooks and gradients of the defense stay as they are."""
-    rows = player.problem()
-    before = ModelState.of(rows.required_model_access.module)
-    player.iterates(rows)
-    moved = before.changed(rows.required_model_access.module)
-    return f"it changed {', '.join(moved[:3])} of the defense." if moved else ""
+def attacked_model_is_left_alone(fixture: AttackFixture) -> str:
+    """The attack changes no weight, buffer, mode, hook or gradient of the defense."""
+    problem = fixture.problem()
+    module = problem.required_model_access.module
+    before = ModelState.of(module)
+    fixture.iterates(problem)
+    changed = before.changed(module)
+    return f"it changed {', '.join(changed[:3])} of the defense." if changed else ""
 
 
-def global_random_state_is_left_alone(player: AttackFixture) -> str:
-    """No global generator moves; random numbers come from problem."""
-    rows, before = player.problem(), RandomState.after_draws()
+def attack_uses_no_global_random_state(fixture: AttackFixture) -> str:
+    """The attack uses no global random generator, only the random numbers of problem."""
+    problem, before = fixture.problem(), RandomState.after_draws()
     try:
-        player.iterates(rows)
-        moved = before.changed()
+        fixture.iterates(problem)
+        changed = before.changed()
     finally:
         before.restore()
-    return f"it moved the global generator of {', '.join(moved)}." if moved else ""
+    return f"it used the global random generator of {', '.join(changed)}." if changed else ""
 
 
-def attack_is_left_alone(player: AttackFixture) -> str:
-    """Playing changes no attribute of the attack: what it knows is in the state."""
-    before = parameters_of(player.attack)
-    player.iterates(player.problem())
-    after = parameters_of(player.attack)
-    moved = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    return f"playing changed its {moved[0]!r}; carry it in the state." if moved else ""
+def attack_is_left_alone(fixture: AttackFixture) -> str:
+    """A run changes no attribute of the attack; everything that changes is in the state."""
+    before = parameters_of(fixture.attack)
+    fixture.iterates(fixture.problem())
+    after = parameters_of(fixture.attack)
+    names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    return f"a run changed its attribute {names[0]!r}; keep it in the state." if names else ""
 
 
-def it_asks_only_what_it_declares(player: AttackFixture) -> str:
-    """A door that reveals `needs` and no more is enough."""
-    player.iterates(player.problem())  # such a door is the only one here: more is a PluginError
+def it_asks_only_what_it_declares(fixture: AttackFixture) -> str:
+    """The attack works with no more access to the defense than its `needs`."""
+    fixture.iterates(fixture.problem())  # the problem grants no more: PluginError otherwise
     return ""
 
 
-def masked_rows_are_not_read(player: AttackFixture) -> str:
-    """Answers to rows left out by `where` are not used."""
-    player.require_steps()
-    clean, soiled = player.problem(), player.problem()
+def masked_rows_are_not_read(fixture: AttackFixture) -> str:
+    """Answers for rows that `where` leaves out are not used."""
+    fixture.require_steps()
+    honest, altered = fixture.problem(), fixture.problem()
     for name in ("gradient", "jacobian", "logits", "labels"):
-        setattr(soiled, name, _soiling(getattr(soiled, name)))
-    one, two = player.final_images(clean), player.final_images(soiled)
-    return "" if torch.equal(one, two) else "it used answers to rows that `where` left out."
+        setattr(altered, name, _with_other_rows_set(getattr(altered, name)))
+    one, two = fixture.final_images(honest), fixture.final_images(altered)
+    return "" if torch.equal(one, two) else "it used answers for rows that `where` left out."
 
 
-def _soiling(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """The same question; the rows that were not asked for get ones."""
+def _with_other_rows_set(query: Callable[..., Any]) -> Callable[..., Any]:
+    """The same query, its answers set to 1 in the rows that `where` leaves out."""
 
-    def asked(*args: Any, **named: Any) -> Any:
-        answer = ask(*args, **named)
+    def altered(*args: Any, **named: Any) -> Any:
+        answer = query(*args, **named)
         where = named.get("where", args[-1])
         if not isinstance(where, Tensor) or where.dtype is not torch.bool or where.dim() != 1:
             return answer
-        return map_state(lambda t: t.masked_fill(~where.view(-1, *[1] * (t.dim() - 1)), 1), answer)
+        return map_state(lambda part: part.masked_fill(per_row(~where, part), 1), answer)
 
-    return asked
+    return altered
 
 
-def done_answers_for_each_row(player: AttackFixture) -> str:
-    """`done(state)` is [n] bool."""
-    if player.traits.stop_rule is not StopRule.CONVERGENCE:
-        raise DoesNotApply("it does not retire by convergence.")
-    rows = player.problem()
-    done = player.attack.done(player.advance(rows, player.start(rows), 1))  # type: ignore[attr-defined]
+def done_answers_for_each_row(fixture: AttackFixture) -> str:
+    """`done(state)` returns bool [n]."""
+    if fixture.traits.stop_rule is not StopRule.CONVERGENCE:
+        raise DoesNotApply("its stop_rule is not CONVERGENCE.")
+    problem = fixture.problem()
+    state = fixture.advance(problem, fixture.start(problem), 1)
+    done = fixture.attack.done(state)  # type: ignore[attr-defined]
     if done.dtype is torch.bool and done.shape == (ROWS,):
         return ""
-    return f"done gave {done.dtype} {list(done.shape)}; torch.bool [{ROWS}] is due."
+    return f"done returned {done.dtype} {list(done.shape)}; torch.bool [{ROWS}] was expected."
 
 
-def it_breaks_something(player: AttackFixture) -> str:
-    """In a wide ball around digits, at least one right answer of an undefended model breaks."""
-    whole = Traits.is_external(player.attack)
-    steps = (
-        0
-        if whole
-        else player.attack.steps * Traits.restart_count(player.attack, player.model_fixture.classes)
-    )
+def it_breaks_something(fixture: AttackFixture) -> str:
+    """In a wide ball around digits, it breaks at least one example of an undefended model."""
+    external, classes = Traits.is_external(fixture.attack), fixture.model_fixture.classes
+    restarts = Traits.restart_count(fixture.attack, classes)
+    steps = 0 if external else fixture.attack.steps * restarts
     if steps > 500:
-        raise DoesNotApply(f"it makes {steps} steps, more than a check has time for.")
-    name = next(iter(player.balls))
-    rows = player.problem(ball=WIDE_BALLS[name])
-    game = player.cell_spec(rows, Budget(gradients=1000, queries=1000) if whole else Budget())
-    lost = game.reached_on_clean
+        raise DoesNotApply(f"it makes {steps} steps; the check allows 500.")
+    name = next(iter(fixture.balls))
+    problem = fixture.problem(ball=WIDE_BALLS[name])
+    budget = Budget(gradients=1000, queries=1000) if external else Budget()
+    spec = fixture.cell_spec(problem, budget)
+    wrong = spec.reached_on_clean
 
     def confirm(items: Tensor, images: Tensor) -> Tensor:
-        inside = game.ball.contains(images.double(), game.x[items].double())
-        return inside & game.reaches_goal(game.defense.logits(images), items)
+        inside = spec.ball.contains(images.double(), spec.x[items].double())
+        return inside & spec.reaches_goal(spec.defense.logits(images), items)
 
-    broken = sum(int(confirm(a.item, a.image).sum()) for a in run_attack(game, confirm))
-    if broken > int(lost.sum()):
+    broken = sum(int(confirm(a.item, a.image).sum()) for a in run_attack(spec, confirm))
+    if broken > int(wrong.sum()):
         return ""
-    return f"it broke none of {int((~lost).sum())} right answers in {name} {rows.ball.eps}."
+    count, eps = int((~wrong).sum()), problem.ball.eps
+    return f"it broke none of {count} correctly classified images in {name} {eps}."
 
 
-ATTACK_CHECKS = checks_of(
-    declarations_are_typed,
-    no_name_is_nearly_one_of_the_contract,
-    parameters_have_a_digest,
-    runs_are_counted_from_one,
-    start_asks_nothing,
-    start_keeps_the_shape,
-    steps_keep_the_shape,
-    state_has_the_rows_first,
-    iterates_stay_inside,
-    every_claimed_set_works,
-    every_claimed_goal_works,
-    saturated_images_are_images,
-    other_shapes_and_class_counts_work,
-    a_zero_gradient_is_no_crash,
-    radius_zero_is_the_clean_image,
-    the_same_again,
-    rows_are_independent,
-    late_rows_are_as_good,
-    inputs_are_left_alone,
-    states_are_left_alone,
-    model_is_left_alone,
-    global_random_state_is_left_alone,
-    attack_is_left_alone,
-    it_asks_only_what_it_declares,
-    masked_rows_are_not_read,
-    done_answers_for_each_row,
-    it_breaks_something,
+ATTACK_CHECKS = (
+    *checks_of(
+        declarations_are_typed,
+        no_name_is_nearly_one_of_the_contract,
+        parameters_have_a_digest,
+        runs_are_counted_from_one,
+        start_asks_nothing,
+        start_keeps_the_shape,
+        steps_keep_the_shape,
+        state_has_the_rows_first,
+        iterates_stay_inside,
+        every_claimed_set_works,
+        every_claimed_goal_works,
+        saturated_images_are_images,
+        other_shapes_and_class_counts_work,
+        a_zero_gradient_is_no_crash,
+        radius_zero_is_the_clean_image,
+        the_same_again,
+        rows_are_independent,
+        late_rows_are_as_good,
+        inputs_are_left_alone,
+        states_are_left_alone,
+    ),
+    Check(attacked_model_is_left_alone, "model-is-left-alone"),
+    Check(attack_uses_no_global_random_state, "global-random-state-is-left-alone"),
+    *checks_of(
+        attack_is_left_alone,
+        it_asks_only_what_it_declares,
+        masked_rows_are_not_read,
+        done_answers_for_each_row,
+        it_breaks_something,
+    ),
 )

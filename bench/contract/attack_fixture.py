@@ -1,4 +1,4 @@
-"""An attack under examination: a few steps at a time in the tiny world, without an engine."""
+"""Runs an attack a few steps at a time on a small model, without the engine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bench.threats.threat_model import Goal
 
 CHECKED_STEPS = 12
 EXTERNAL_BUDGET = Budget(gradients=100, queries=100)
-"""What a run of its own may spend where only a little of it is looked at."""
-ONE_BY_ONE_ROWS = 4  # rows, where they are played one by one
+"""Budget per example of an external attack while it is checked."""
+ONE_BY_ONE_ROWS = 4  # examples of an external attack that takes one at a time
 BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(51, 255)),
     "L2": L2(Fraction(1)),
@@ -45,14 +45,17 @@ GOAL_EXAMPLES = {
 
 @dataclass(frozen=True)
 class AttackFixture:
-    """An attack, and the tiny world it is let loose in."""
+    """An attack with a small model, images and threat models on which it is checked."""
 
     registry: Registry
     attack: Attack
 
     @cached_property
     def model_fixture(self) -> ModelFixture:
-        """The digits, before a model fitted to them."""
+        """Digits, with a model fitted to their training half.
+
+        Raises DoesNotApply where the training half is missing.
+        """
         dataset = self.registry.find("dataset", "digits").value
         split = load_dataset(dataset).train
         if split is None:
@@ -63,125 +66,136 @@ class AttackFixture:
 
     @property
     def traits(self) -> Traits:
-        """Its optional attributes."""
+        """The attack's optional attributes."""
         return Traits.of(self.attack)
 
     @property
     def balls(self) -> dict[str, PerturbationSet]:
-        """The sets it claims to work in."""
+        """A norm ball for each norm that the attack declares; all three where it declares none.
+
+        Raises DoesNotApply where it declares only norms that are not built in.
+        """
         names = self.traits.norms or tuple(BALLS)
         known = {name: BALLS[name] for name in names if name in BALLS}
         if not known:
-            raise DoesNotApply(f"it works in {', '.join(names)}, a set of a plugin's own.")
+            raise DoesNotApply(
+                f"it declares {', '.join(names)}; the checks know {', '.join(BALLS)} only."
+            )
         return known
 
     @property
     def ball(self) -> PerturbationSet:
-        """The first of them."""
+        """The first of `balls`."""
         return next(iter(self.balls.values()))
 
     @property
     def goals(self) -> dict[str, Goal]:
-        """The goals it claims to serve."""
+        """A goal of each kind that the attack declares; all kinds where it declares none."""
         return {name: GOAL_EXAMPLES[name] for name in self.traits.goals or tuple(GOAL_EXAMPLES)}
 
     @property
     def steps(self) -> int:
-        """How many are looked at."""
+        """How many steps are run: all, but at most CHECKED_STEPS."""
         return min(self.attack.steps, CHECKED_STEPS)
 
     def problem(
         self,
-        world: ModelFixture | None = None,
+        model_fixture: ModelFixture | None = None,
         ball: PerturbationSet | None = None,
         goal: Goal | None = None,
         first: int = 0,
     ) -> BatchProblem:
-        """A problem over 32 rows of a world, the examples numbered from `first`."""
-        world = world or self.model_fixture
+        """A problem over 32 images of a fixture, with example numbers from `first` on."""
+        fixture = model_fixture or self.model_fixture
         goal = goal or next(iter(self.goals.values()))
-        x, y = world.x[first : first + ROWS].clone(), world.y[first : first + ROWS].clone()
+        x, y = fixture.x[first : first + ROWS].clone(), fixture.y[first : first + ROWS].clone()
         access = Access.GRADIENTS if self.traits.source else self.attack.needs
-        door = ModelAccess(
-            world.model,
+        model_access = ModelAccess(
+            fixture.model,
             access=access,
             attack_name=self.attack.name,
-            threat_model="its declared need",
+            threat_model="its declared `needs`",
         )
-        aim = (y + 1) % world.classes if goal.kind == "targeted" else torch.full_like(y, -1)
+        target = (y + 1) % fixture.classes if goal.kind == "targeted" else torch.full_like(y, -1)
         return BatchProblem(
-            door, ball or self.ball, goal, x, y,
-            target=aim, clean_logits=door.logits(x), example=torch.arange(first, first + ROWS),
+            model_access, ball or self.ball, goal, x, y,
+            target=target, clean_logits=model_access.logits(x),
+            example=torch.arange(first, first + ROWS),
             seed=0, name=self.attack.name, budget=Budget(),
         )  # fmt: skip
 
     def require_steps(self) -> None:
-        """Raise DoesNotApply for an attack with a run of its own."""
+        """Raise DoesNotApply for an external attack."""
         if Traits.is_external(self.attack):
-            raise DoesNotApply("it has a run of its own, without start and step.")
+            raise DoesNotApply("it is an external attack, without `start` and `step`.")
 
-    def start(self, rows: BatchProblem) -> State:
-        """The state before the first step."""
+    def start(self, problem: BatchProblem) -> State:
+        """The state before the first step. Raises DoesNotApply for an external attack."""
         self.require_steps()
-        return self.attack.start(rows.at_start(torch.arange(len(rows.x))))
+        return self.attack.start(problem.at_start(torch.arange(len(problem.x))))
 
-    def advance(self, rows: BatchProblem, state: State, steps: int) -> State:
-        """The state after so many steps more."""
+    def advance(self, problem: BatchProblem, state: State, steps: int) -> State:
+        """The state after `steps` more steps."""
         for _ in range(steps):
-            state = self.attack.step(rows, state)
-            rows.t = rows.t + 1
+            state = self.attack.step(problem, state)
+            problem.t = problem.t + 1
         return state
 
-    def iterates(self, rows: BatchProblem) -> list[Tensor]:
-        """The images at the start and after each step; of a run of its own, those it leaves."""
+    def iterates(self, problem: BatchProblem) -> list[Tensor]:
+        """The images [n, C, H, W] at the start and after each step.
+
+        Of an external attack, its final images only.
+        """
         if Traits.is_external(self.attack):
-            return [self.external_images(rows)]
-        state = self.start(rows)
+            return [self.external_images(problem)]
+        state = self.start(problem)
         images = [images_of(state).detach().clone()]
         for _ in range(self.steps):
-            state = self.advance(rows, state, 1)
+            state = self.advance(problem, state, 1)
             images.append(images_of(state).detach().clone())
         return images
 
-    def cell_spec(self, rows: BatchProblem, budget: Budget) -> CellSpec:
-        """The cell of these rows; of few, where they are played one by one."""
-        few = slice(
-            ONE_BY_ONE_ROWS if Traits.is_external(self.attack) and self.traits.rows == 1 else None
-        )
+    def cell_spec(self, problem: BatchProblem, budget: Budget) -> CellSpec:
+        """The cell of a problem's rows; of a few where they are attacked one by one."""
+        one_by_one = Traits.is_external(self.attack) and self.traits.rows == 1
+        few = slice(ONE_BY_ONE_ROWS if one_by_one else None)
+        model_access = problem.required_model_access
         return CellSpec(
-            self.attack, rows.required_model_access, ModelAccess(rows.required_model_access.module), rows.ball, rows.goal, budget,
-            rows.x[few], rows.y[few], rows.target[few], rows.clean[few],
-            rows.wrong(rows.clean)[few], 0, ROWS,
+            self.attack, model_access, ModelAccess(model_access.module), problem.ball,
+            problem.goal, budget,
+            problem.x[few], problem.y[few], problem.target[few], problem.clean[few],
+            problem.wrong(problem.clean)[few], 0, ROWS,
         )  # fmt: skip
 
-    def external_images(self, rows: BatchProblem) -> Tensor:
-        """What a run of its own brings to the referee within the trial's budget."""
-        game = self.cell_spec(rows, EXTERNAL_BUDGET)
+    def external_images(self, problem: BatchProblem) -> Tensor:
+        """The candidates [n, C, H, W] of an external attack; clean images where there is none."""
+        spec = self.cell_spec(problem, EXTERNAL_BUDGET)
 
         def confirm(items: Tensor, images: Tensor) -> Tensor:
-            return game.ball.contains(images.double(), game.x[items].double())
+            return spec.ball.contains(images.double(), spec.x[items].double())
 
-        images = rows.x.clone()
-        for part in run_attack(game, confirm):
+        images = problem.x.clone()
+        for part in run_attack(spec, confirm):
             images[part.item] = part.image
         return images
 
-    def final_images(self, rows: BatchProblem) -> Tensor:
-        """The image after the last step that is looked at."""
-        return self.iterates(rows)[-1]
+    def final_images(self, problem: BatchProblem) -> Tensor:
+        """The images [n, C, H, W] after the last step that is run."""
+        return self.iterates(problem)[-1]
 
-    def why_outside(self, rows: BatchProblem) -> str:
-        """Where a trace leaves box or ball, as a sentence."""
-        for step, adv in enumerate(self.iterates(rows)):
+    def why_outside(self, problem: BatchProblem) -> str:
+        """Which step leaves the ball or [0, 1], as a sentence; empty where none does."""
+        for step, adv in enumerate(self.iterates(problem)):
             if not torch.isfinite(adv).all():
-                return f"step {step} gave NaN or infinite pixels."
+                return f"step {step} returned NaN or infinite pixels."
             inside = (adv.flatten(1).amin(1) >= 0) & (adv.flatten(1).amax(1) <= 1)
             if not self.traits.minimises:
-                inside &= rows.ball.contains(adv.double(), rows.x.double())
+                inside &= problem.ball.contains(adv.double(), problem.x.double())
             if not inside.all():
-                far = float(rows.ball.distance(adv, rows.x).max())
+                far = float(problem.ball.distance(adv, problem.x).max())
                 return (
-                    f"step {step}: {int((~inside).sum())} of {len(adv)} images left ball or box "
-                    f"(largest distance {far:.4g}, allowed {rows.ball.radius:.4g}); project them."
+                    f"step {step}: {int((~inside).sum())} of {len(adv)} images left the ball or "
+                    f"[0, 1] (largest distance {far:.4g}, radius {problem.ball.radius:.4g}); "
+                    "project them."
                 )
         return ""

@@ -1,4 +1,4 @@
-"""A law, and what was found of it: the words of the plugin contract."""
+"""Checks of the plugin contract and their results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-S = TypeVar("S")
+Fixture = TypeVar("Fixture")
 
 
 class CheckOutcome(StrEnum):
-    """What a check came to."""
+    """The outcome of a check."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -21,39 +21,42 @@ class CheckOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check of one plugin."""
+    """The result of one check on one plugin."""
 
     kind: str
     name: str
-    """The plugin's."""
+    """Name of the plugin."""
     check: str
+    """Name of the check."""
     outcome: CheckOutcome
     sentence: str
-    """The law where it holds; else what came, what was expected, what to do."""
+    """What the check requires, where it passes; else what came, what was expected, what to do."""
 
 
-class DoesNotApply(Exception):  # noqa: N818 - an answer, not an error
-    """Raised by a law that has nothing to say of this plugin; the text says why."""
+class DoesNotApply(Exception):  # noqa: N818 - a result, not an error
+    """Raised by a check that does not apply to a plugin; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Check(Generic[S]):
-    """A promise that every plugin of a kind keeps."""
+class Check(Generic[Fixture]):
+    """A requirement on every plugin of a kind."""
 
-    function: Callable[[S], str]
-    """What is wrong, as a sentence; empty when nothing is."""
+    function: Callable[[Fixture], str]
+    """Returns what is wrong, as a sentence; empty where the requirement is met."""
+    given_name: str = ""
+    """The check's name for users, where it is not that of the function."""
 
     @property
     def name(self) -> str:
-        """`bounded-memory` for the function `bounded_memory`."""
-        return self.function.__name__.replace("_", "-")
+        """The check's name for users: `bounded-memory` for the function `bounded_memory`."""
+        return self.given_name or self.function.__name__.replace("_", "-")
 
     @property
     def sentence(self) -> str:
-        """The law in words: the docstring's first line."""
+        """The requirement in words: the first line of the function's docstring."""
         return inspect.getdoc(self.function).splitlines()[0]  # type: ignore[union-attr]
 
 
 def checks_of(*functions: Callable[[Any], str]) -> tuple[Check[Any], ...]:
-    """A list of laws, in the order in which they are checked."""
+    """Make checks of functions, in the order in which they are run."""
     return tuple(Check(function) for function in functions)

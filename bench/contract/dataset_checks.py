@@ -1,4 +1,4 @@
-"""Contract checks of a data set."""
+"""Checks of a data set."""
 
 from __future__ import annotations
 
@@ -14,81 +14,95 @@ from bench.plugin import Dataset, Images
 
 @dataclass(frozen=True)
 class DatasetFixture:
-    """A data set, read once."""
+    """A data set for its checks, read once."""
 
     dataset: Dataset
 
     @cached_property
     def images(self) -> Images:
-        """Both halves, through the door that checks digest and record."""
+        """Both halves, read with the checks of digest and record that every run makes."""
         return datasets.load_dataset(self.dataset)
 
 
-def digest_is_declared(pictures: DatasetFixture) -> str:
+def digest_is_declared(fixture: DatasetFixture) -> str:
     """It declares the digest of its test half."""
-    return "" if pictures.dataset.digest else "no digest: another copy would pass unnoticed."
+    return (
+        ""
+        if fixture.dataset.digest
+        else "no digest is declared; without it another copy of the data would pass unnoticed."
+    )
 
 
-def digest_is_that_of_the_images(pictures: DatasetFixture) -> str:
-    """The declared digests are those of the images here."""
+def digest_is_that_of_the_images(fixture: DatasetFixture) -> str:
+    """The declared digests are those of the images that are read.
+
+    Raises DoesNotApply where the data set cannot be read.
+    """
     try:
-        images = pictures.dataset.load(datasets.data_folder())
+        images = fixture.dataset.load(datasets.data_folder())
     except (OSError, RuntimeError, ValueError) as error:
         raise DoesNotApply(f"it cannot be read here: {error}") from error
-    halves = [
-        ("test", pictures.dataset.digest, datasets.content_digest(*images.test, images.index))
-    ]
+    halves = [("test", fixture.dataset.digest, datasets.content_digest(*images.test, images.index))]
     if images.train is not None:
         halves.append(
-            ("training", pictures.dataset.train_digest, datasets.content_digest(*images.train))
+            ("training", fixture.dataset.train_digest, datasets.content_digest(*images.train))
         )
     wrong = [half for half in halves if half[1] not in ("", half[2])]
-    return " ".join(f"the {name} half has the digest {f}, not {d}." for name, d, f in wrong)
+    return " ".join(f"the {name} half has the digest {f}; {d} is declared." for name, d, f in wrong)
 
 
-def it_is_what_its_record_says(pictures: DatasetFixture) -> str:
-    """Sizes, shapes, types and labels are those of its record."""
-    found, wanted = pictures.images.test.images.shape, pictures.dataset.shape
-    return "" if found[1:] == wanted else f"images are {list(found[1:])}, not {list(wanted)}."
+def it_is_what_its_record_says(fixture: DatasetFixture) -> str:
+    """Size, shape, dtype and labels are those of the `Dataset` record."""
+    found, wanted = fixture.images.test.images.shape, fixture.dataset.shape
+    return (
+        "" if found[1:] == wanted else f"images are {list(found[1:])}; {list(wanted)} is declared."
+    )
 
 
-def reading_again_gives_the_same(pictures: DatasetFixture) -> str:
-    """A second read gives the same images, labels and order."""
-    one, two = pictures.images, pictures.dataset.load(datasets.data_folder())
+def reading_again_gives_the_same(fixture: DatasetFixture) -> str:
+    """Reading a second time gives the same images, labels and order."""
+    one, two = fixture.images, fixture.dataset.load(datasets.data_folder())
     same = datasets.content_digest(*one.test, one.index) == datasets.content_digest(
         *two.test, two.index
     )
-    return "" if same else "a second read differs."
+    return "" if same else "reading a second time gave other images, labels or another order."
 
 
-def every_class_is_there(pictures: DatasetFixture) -> str:
-    """Every class has test images."""
-    missing = set(range(len(pictures.dataset.classes))) - set(pictures.images.test.labels.tolist())
+def every_class_is_there(fixture: DatasetFixture) -> str:
+    """Every class has a test image."""
+    missing = set(range(len(fixture.dataset.classes))) - set(fixture.images.test.labels.tolist())
     return f"class {min(missing)} has no test image." if missing else ""
 
 
-def first_examples_are_balanced(pictures: DatasetFixture) -> str:
-    """The first examples hold every class about equally: no prefix is one class."""
-    classes = len(pictures.dataset.classes)
-    first = pictures.images.test.labels[: 10 * classes]
+def first_examples_are_balanced(fixture: DatasetFixture) -> str:
+    """Every class is among the first examples, ten per class."""
+    classes = len(fixture.dataset.classes)
+    first = fixture.images.test.labels[: 10 * classes]
     least = np.bincount(first, minlength=classes).min()
-    return "" if least or len(first) < 10 * classes else "a class is missing among the first."
+    return (
+        ""
+        if least or len(first) < 10 * classes
+        else f"a class is missing among the first {len(first)} test images; mix the order."
+    )
 
 
-def pixels_use_their_range(pictures: DatasetFixture) -> str:
-    """Test images reach beyond 127 and stay not all bright: bytes, not fractions."""
-    top = int(pictures.images.test.images.max())
-    return "" if top > 127 else f"the brightest pixel is {top} of 255; scale grey levels to bytes."
+def pixels_use_their_range(fixture: DatasetFixture) -> str:
+    """The brightest test pixel is above 127: pixels are 0 to 255, not 0 to 1."""
+    top = int(fixture.images.test.images.max())
+    return "" if top > 127 else f"the brightest pixel is {top} of 255; scale pixels to 0 to 255."
 
 
-def training_and_test_are_apart(pictures: DatasetFixture) -> str:
-    """At most one test image in a hundred stands in the training half too."""
-    train = pictures.images.train
+def training_and_test_are_apart(fixture: DatasetFixture) -> str:
+    """At most one test image in a hundred is also a training image.
+
+    Raises DoesNotApply where there is no training half.
+    """
+    train = fixture.images.train
     if train is None:
-        raise DoesNotApply("it comes without its training half.")
+        raise DoesNotApply("it has no training half.")
     seen = {image.tobytes() for image in train.images}
-    twice = sum(image.tobytes() in seen for image in pictures.images.test.images)
-    share = twice / len(pictures.images.test.images)
+    twice = sum(image.tobytes() in seen for image in fixture.images.test.images)
+    share = twice / len(fixture.images.test.images)
     return "" if share <= 0.01 else f"{share:.1%} of the test images are training images."
 
 

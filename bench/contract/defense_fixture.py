@@ -1,4 +1,4 @@
-"""A built defense under examination: its images, and the questions that laws put to it."""
+"""Builds a defense for its checks and queries it on a few test images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from bench.training.defense_builder import DefenseBuilder
 
 @dataclass(frozen=True)
 class DefenseFixture:
-    """A defense on the first data set it names, with a few test images."""
+    """A defense, with test images of the first of its data sets that can be read."""
 
     registry: Registry
     defense: Defense
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The first that can be read here."""
+        """The first of the defense's data sets that can be read.
+
+        Raises DoesNotApply where none can be read.
+        """
         missing = []
         for name in self.defense.datasets:
             found: Dataset = self.registry.find("dataset", name).value
@@ -45,61 +48,61 @@ class DefenseFixture:
 
     @cached_property
     def examples(self) -> tuple[Tensor, Tensor]:
-        """Images and labels; fewer where an image is large."""
+        """Images [n, C, H, W] and labels [n]: 256, or 64 where images are larger than 28 x 28."""
         n = 256 if np.prod(self.dataset.shape) <= 28 * 28 else 64
         examples = datasets.first_examples(self.dataset, min(n, self.dataset.test_size))
         return examples.tensor(), torch.from_numpy(examples.labels.copy())
 
     @property
     def x(self) -> Tensor:
-        """32 of the images: one unit of rows."""
+        """The first 32 of these images, [32, C, H, W]."""
         return self.examples[0][:32]
 
     @property
     def is_random(self) -> bool:
-        """Whether it declares randomness."""
+        """Whether the defense declares randomness."""
         return self.defense.randomness is not None
 
     @property
     def loader(self) -> DefenseBuilder:
-        """A fresh one: each law gets a build of its own."""
+        """A new loader for a new build of the defense."""
         return DefenseBuilder(self.registry, self.defense.name, self.dataset)
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it comes with the project."""
+        """Whether the defense is built in."""
         return self.registry.find("defense", self.defense.name).origin == "built-in"
 
     @property
     def rejects(self) -> bool:
-        """Whether its answers end with a rejection score."""
+        """Whether the last column of its logits is a rejection score."""
         return self.defense.rejects is not None
 
     def build(self) -> nn.Module:
-        """A fresh copy of the defense; one for all laws where each copy is a process."""
+        """A new build of the defense; in the sandbox one build for all checks, to save time."""
         return self.sandboxed_module or self.loader.build()
 
     @cached_property
     def sandboxed_module(self) -> DefenseProxy | None:
-        """The copy that a worker holds; None where the code is in this process."""
+        """The defense in its sandbox worker; None where its code runs in this process."""
         if self.registry.find("defense", self.defense.name).isolation is not Isolation.SANDBOXED:
             return None
         module = self.loader.build()
         return module if isinstance(module, DefenseProxy) else None
 
     def labels(self, module: nn.Module, images: Tensor) -> Tensor:
-        """[n]: the classes that it names, REJECTED where it refuses."""
+        """Predicted labels [n] of images [n, C, H, W]; REJECTED where an image is rejected."""
         return answers.predicted_labels(logits_of(module, images), rejects=self.rejects)
 
 
 def logits_of(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
-    """Logits without a graph, the global generators seeded and put back."""
+    """Logits [n, K] of images [n, C, H, W] without a graph, as `seeded_logits`."""
     with torch.no_grad():
         return seeded_logits(module, images, seed).detach()
 
 
 def seeded_logits(module: nn.Module, images: Tensor, seed: int) -> Tensor:
-    """Logits, with whatever graph the caller asked for."""
+    """Logits [n, K] of images [n, C, H, W]; global generators seeded and restored."""
     before = RandomState.snapshot()
     try:
         torch.manual_seed(seed)
@@ -112,18 +115,18 @@ def seeded_logits(module: nn.Module, images: Tensor, seed: int) -> Tensor:
 
 
 def gradient_of_weighted(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of <weight, logits>, zero where no graph leads back to the images."""
+    """Gradient [n, C, H, W] of <weight, logits>, weight [n, K]; zero where there is no graph."""
     leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad():
         return model_access.input_gradient((seeded_logits(module, leaf, 0) * weight).sum(), leaf)
 
 
 def relative_difference(one: Tensor, two: Tensor) -> float:
-    """The largest difference, in units of the largest logit."""
+    """Largest difference of two logits [n, K], as a share of the largest logit."""
     return float((one - two).abs().max() / one.abs().max().clamp_min(1e-12))
 
 
 def logit_weights(logits: Tensor) -> Tensor:
-    """Fixed random weights of the logits, so that no class is left out."""
+    """Fixed random weights [n, K] for logits [n, K], so that every class counts."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(logits.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""The tiny world that attacks are checked in, and snapshots of what nobody may touch."""
+"""Small models on which attacks are checked, and snapshots of state that must not change."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bench.plugin import Split
 
-ROWS = 32  # one unit of rows: kernels agree to the last bit within it
-WIDTH = 64
+ROWS = 32  # images in a batch: in batches of this size kernels agree to the last bit
+FEATURES = 64
 
 
 class RidgeClassifier(nn.Module):
-    """Random ReLU features and a ridge regression: smooth almost everywhere, fitted at once."""
+    """Ridge regression on random ReLU features: smooth almost everywhere, fitted in closed form."""
 
     def __init__(self, inner: Tensor, outer: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class RidgeClassifier(nn.Module):
         return self.features(images) @ self.outer + self.bias
 
     def features(self, images: Tensor) -> Tensor:
-        """[n, WIDTH]."""
+        """Random features [n, FEATURES] of images [n, C, H, W]."""
         return torch.relu((images - 0.5).flatten(1) @ self.inner)
 
 
 class ConstantClassifier(nn.Module):
-    """Logits that do not move, with a graph all the same: every gradient is zero."""
+    """Constant logits with an autograd graph: every gradient is zero."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class ConstantClassifier(nn.Module):
         self.register_buffer("logits", logits)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The same logits [n, K] for every image."""
+        """The same logits [n, K] for all images [n, C, H, W]."""
         return self.logits + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class ModelFixture:
-    """A model, and images that it knows or does not."""
+    """A model with images and their labels."""
 
     model: nn.Module
     x: Tensor
@@ -61,39 +61,39 @@ class ModelFixture:
 
 
 def fitted_fixture(split: Split, classes: int, images: Tensor, labels: Tensor) -> ModelFixture:
-    """A model fitted to a data set's training half, and the given test images."""
+    """A model fitted to a training half, with test images [n, C, H, W] and their labels [n]."""
     x = torch.from_numpy(split.images.copy()).float() / 255
     generator = torch.Generator().manual_seed(0)
     pixels = x[0].numel()
-    inner = torch.randn(pixels, WIDTH, generator=generator) / pixels**0.5
+    inner = torch.randn(pixels, FEATURES, generator=generator) / pixels**0.5
     model = RidgeClassifier(
-        inner, torch.zeros(WIDTH, classes), torch.full((classes,), 1.0 / classes)
+        inner, torch.zeros(FEATURES, classes), torch.full((classes,), 1.0 / classes)
     )
     hidden = model.features(x).detach().double()
     wanted = F.one_hot(torch.from_numpy(split.labels.copy()), classes).double() - 1 / classes
-    gram = hidden.T @ hidden + 1e-3 * len(x) * torch.eye(WIDTH, dtype=torch.float64)
+    gram = hidden.T @ hidden + 1e-3 * len(x) * torch.eye(FEATURES, dtype=torch.float64)
     outer = 10 * torch.linalg.solve(gram, hidden.T @ wanted)
     return ModelFixture(RidgeClassifier(inner, outer.float(), model.bias), images, labels, classes)
 
 
 def random_fixture(shape: tuple[int, int, int], classes: int) -> ModelFixture:
-    """Random weights on random images of any shape."""
+    """A model with random weights and random images of any shape (C, H, W)."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(ROWS, *shape, generator=generator)
-    inner = torch.randn(x[0].numel(), WIDTH, generator=generator)
-    outer = torch.randn(WIDTH, classes, generator=generator)
+    inner = torch.randn(x[0].numel(), FEATURES, generator=generator)
+    outer = torch.randn(FEATURES, classes, generator=generator)
     model = RidgeClassifier(inner, outer, torch.zeros(classes))
     return ModelFixture(model, x, model(x).argmax(1), classes)
 
 
-def constant_fixture(world: ModelFixture) -> ModelFixture:
-    """The same images before a model without any slope."""
-    logits = torch.linspace(0, 1, world.classes)
-    return ModelFixture(ConstantClassifier(logits), world.x, world.y, world.classes)
+def constant_fixture(fixture: ModelFixture) -> ModelFixture:
+    """The images of a fixture, with a model whose gradients are all zero."""
+    logits = torch.linspace(0, 1, fixture.classes)
+    return ModelFixture(ConstantClassifier(logits), fixture.x, fixture.y, fixture.classes)
 
 
 class RandomState(NamedTuple):
-    """The three global generators."""
+    """States of the global random generators of torch, numpy and python."""
 
     torch: Tensor
     numpy: Any
@@ -101,17 +101,17 @@ class RandomState(NamedTuple):
 
     @classmethod
     def snapshot(cls) -> RandomState:
-        """As they stand."""
+        """The current states."""
         return cls(torch.get_rng_state(), np.random.get_state(), random.getstate())
 
     @classmethod
     def after_draws(cls) -> RandomState:
-        """After a draw from each: whoever seeds one does not come back to where it stood."""
+        """The states after one draw from each, which no seeding of a generator restores."""
         torch.rand(1), np.random.rand(), random.random()
         return cls.snapshot()
 
     def changed(self) -> list[str]:
-        """The names of those that moved since."""
+        """The names of the generators whose state has changed since."""
         now = RandomState.snapshot()
         moved = {
             "torch": not torch.equal(self.torch, now.torch),
@@ -121,7 +121,7 @@ class RandomState(NamedTuple):
         return [name for name, changed in moved.items() if changed]
 
     def restore(self) -> None:
-        """Put them back."""
+        """Set the generators back to these states."""
         torch.set_rng_state(self.torch)
         np.random.set_state(self.numpy)
         random.setstate(self.python)
@@ -132,7 +132,7 @@ def _same(one: Any, two: Any) -> bool:
 
 
 class ModelState(NamedTuple):
-    """Everything about a model that asking it must not change."""
+    """Everything about a model that queries must not change."""
 
     tensors: dict[str, Tensor]
     flags: dict[str, Any]
@@ -150,7 +150,7 @@ class ModelState(NamedTuple):
         return cls(tensors, flags)
 
     def changed(self, module: nn.Module) -> list[str]:
-        """What differs by now."""
+        """What has changed since, as words for a message."""
         now = ModelState.of(module)
         if now.tensors.keys() != self.tensors.keys():
             return ["the list of weights and buffers"]
@@ -159,7 +159,7 @@ class ModelState(NamedTuple):
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers by name."""
+    """Parameters and buffers, any shape, by name."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 

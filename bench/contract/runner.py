@@ -1,4 +1,4 @@
-"""Runs the laws of a kind over a plugin: one and the same list for the shell and for pytest."""
+"""Runs the checks of a plugin: the same list for `bench check` and for pytest."""
 
 from __future__ import annotations
 
@@ -42,25 +42,28 @@ FIXTURES: Mapping[str, Callable[[Registry, Any], Any]] = {
 def run_checks(
     path_or_name: str | Path, registry: Registry | None = None, *, train: bool = False
 ) -> list[CheckResult]:
-    """Every check of everything that a plugin offers.
+    """Run every check of everything that a plugin registers.
 
-    A path is a plugin's file, or its folder: its code is imported into this process, so name only
-    what you trust. A name is that of anything registered, or of an entry whose code waits: then
-    its folder is examined, and no other entry's code is run. BenchError when it is none of these.
-    With `train` the weights that a defense needs and nobody has made yet are made first.
+    A path is a plugin's file or folder; its code is imported into this process, so name only code
+    that you trust. A name is that of a registered plugin, or of a submission whose code was not
+    imported: then its folder is checked, and no code of another submission is run. With `train`
+    missing weights of a defense are trained first. Raises BenchError for an unknown path or name.
     """
-    path, filled = Path(path_or_name), registry or Registry.load()
+    path, known = Path(path_or_name), registry or Registry.load()
     if _is_folder(path) or path.suffix == ".py":
-        return list(_of_path(path, filled, train))
+        return list(_check_path(path, known, train))
     name = str(path)
-    found = [(kind, offer) for kind, offer in _offers(filled) if offer.value.name == name]
-    if not found and name in filled.submissions:
-        return list(_of_path(filled.submissions[name].folder, filled, train))
+    found = [(kind, plugin) for kind, plugin in _registrations(known) if plugin.value.name == name]
+    if not found and name in known.submissions:
+        return list(_check_path(known.submissions[name].folder, known, train))
     if not found:
-        known = sorted({offer.value.name for _, offer in _offers(filled)} | set(filled.submissions))
-        raise BenchError(f"no plugin and no path is named {name!r}{did_you_mean(name, known)}.")
+        names = {plugin.value.name for _, plugin in _registrations(known)} | set(known.submissions)
+        hint = did_you_mean(name, sorted(names))
+        raise BenchError(f"no plugin and no path is named {name!r}{hint}.")
     return [
-        result for kind, offer in found for result in check_registration(filled, kind, offer, train)
+        result
+        for kind, plugin in found
+        for result in check_registration(known, kind, plugin, train)
     ]
 
 
@@ -72,90 +75,89 @@ def _is_folder(path: Path) -> bool:
 
 
 def check_registration(
-    registry: Registry, kind: str, offer: Registration[Any], train: bool = False
+    registry: Registry, kind: str, registration: Registration[Any], train: bool = False
 ) -> Iterator[CheckResult]:
-    """Every law of the kind, in order."""
-    subject = FIXTURES[kind](registry, offer.value)
-    unmade = _trained(subject) if train and isinstance(subject, DefenseFixture) else []
-    yield from unmade
-    for law in CHECKS[kind]:
-        yield run_check(kind, offer.value.name, law, subject, made=train and not unmade)
+    """Run every check of the kind on one registered plugin, in order."""
+    name, fixture = registration.value.name, FIXTURES[kind](registry, registration.value)
+    untrained = _train(fixture) if train and isinstance(fixture, DefenseFixture) else []
+    yield from untrained
+    for check in CHECKS[kind]:
+        yield run_check(kind, name, check, fixture, trained=train and not untrained)
 
 
 def run_check(
-    kind: str, name: str, law: Check[Any], subject: Any, *, made: bool = False
+    kind: str, name: str, check: Check[Any], fixture: Any, *, trained: bool = False
 ) -> CheckResult:
-    """One law on one plugin; whatever the plugin raises on the way breaks the law.
+    """Run one check on one plugin. Whatever the plugin raises meanwhile is a failure of the check.
 
-    With `made` its weights were made: that it still lacks some is a finding then.
+    Missing weights make a check not applicable, but a failure where they were `trained` before.
     """
     try:
-        wrong = law.function(subject)
+        wrong = check.function(fixture)
     except DoesNotApply as reason:
-        return CheckResult(kind, name, law.name, CheckOutcome.NOT_APPLICABLE, str(reason))
+        return CheckResult(kind, name, check.name, CheckOutcome.NOT_APPLICABLE, str(reason))
     except (NeedsTraining, UnavailableError) as error:
-        lacking = made and isinstance(error, NeedsTraining)
+        lacking = trained and isinstance(error, NeedsTraining)
         outcome = CheckOutcome.FAIL if lacking else CheckOutcome.NOT_APPLICABLE
-        return CheckResult(kind, name, law.name, outcome, str(error))
+        return CheckResult(kind, name, check.name, outcome, str(error))
     except PLUGIN_EXCEPTIONS as error:
-        # A plugin under examination may raise anything; that is a finding, not a crash.
-        return CheckResult(kind, name, law.name, CheckOutcome.FAIL, f"{error_text(error)}.")
+        # The plugin's code may raise anything; that is a result of the check, not a crash.
+        return CheckResult(kind, name, check.name, CheckOutcome.FAIL, f"{error_text(error)}.")
     if wrong:
-        return CheckResult(kind, name, law.name, CheckOutcome.FAIL, wrong)
-    return CheckResult(kind, name, law.name, CheckOutcome.PASS, law.sentence)
+        return CheckResult(kind, name, check.name, CheckOutcome.FAIL, wrong)
+    return CheckResult(kind, name, check.name, CheckOutcome.PASS, check.sentence)
 
 
-def _offers(registry: Registry) -> Iterator[tuple[str, Registration[Any]]]:
+def _registrations(registry: Registry) -> Iterator[tuple[str, Registration[Any]]]:
     for kind in HOOK_OF_KIND:
-        for offer in getattr(registry, f"{kind}s").values():
-            yield kind, offer
+        for registration in getattr(registry, f"{kind}s").values():
+            yield kind, registration
 
 
-def _trained(subject: DefenseFixture) -> list[CheckResult]:
-    """Make missing weights; what fails there is a result of its own."""
-    law = Check(weights_can_be_made)
-    result = run_check("defense", subject.defense.name, law, subject)
+def _train(fixture: DefenseFixture) -> list[CheckResult]:
+    """Train missing weights; the result of a failed training, else nothing."""
+    result = run_check("defense", fixture.defense.name, Check(weights_can_be_made), fixture)
     return [result] if result.outcome is CheckOutcome.FAIL else []
 
 
-def weights_can_be_made(subject: DefenseFixture) -> str:
-    """Whatever the defense needs and nobody has trained yet can be trained."""
-    build_trained(subject.registry, subject.defense.name, subject.dataset)
+def weights_can_be_made(fixture: DefenseFixture) -> str:
+    """The weights of the defense, and of the defenses that it uses, can be trained."""
+    build_trained(fixture.registry, fixture.defense.name, fixture.dataset)
     return ""
 
 
-def _of_path(path: Path, registry: Registry, train: bool) -> Iterator[CheckResult]:
-    """The folder's own rules, the door's, then every law of what the plugin offers."""
+def _check_path(path: Path, registry: Registry, train: bool) -> Iterator[CheckResult]:
+    """Check a folder's card and files, its registration, then every registered plugin."""
     name = path.stem if path.suffix == ".py" else path.resolve().name
-    sound = _folder(path, name) if path.is_dir() else []
-    yield from sound
-    if any(result.outcome is CheckOutcome.FAIL for result in sound):
+    files = _check_files(path, name) if path.is_dir() else []
+    yield from files
+    if any(result.outcome is CheckOutcome.FAIL for result in files):
         return
-    plugin, sentence = _imported(path if path.suffix == ".py" else path / "plugin.py")
+    plugin, wrong = _imported(path if path.suffix == ".py" else path / "plugin.py")
     before = len(registry.problems)
     if plugin is not None:
-        _forget(registry, plugin)
+        _remove_installed_copy(registry, plugin)
         registry.add_plugins([plugin])
-        sentence = " ".join(registry.problems[before:]) or _unoffered(registry, plugin)
-    outcome = CheckOutcome.FAIL if sentence else CheckOutcome.PASS
-    yield CheckResult(
-        "plugin", name, "passes-the-door", outcome, sentence or "The registry takes it."
-    )
-    for kind, offer in list(_offers(registry)):
-        if plugin is not None and offer.module == plugin.name:
-            yield from check_registration(registry, kind, offer, train)
+        wrong = " ".join(registry.problems[before:]) or _why_unregistered(registry, plugin)
+    outcome = CheckOutcome.FAIL if wrong else CheckOutcome.PASS
+    sentence = wrong or "It can be imported and registered."
+    yield CheckResult("plugin", name, "is-registered", outcome, sentence)
+    for kind, registration in list(_registrations(registry)):
+        if plugin is not None and registration.module == plugin.name:
+            yield from check_registration(registry, kind, registration, train)
 
 
-def _unoffered(registry: Registry, plugin: Plugin) -> str:
-    """That an entry does not offer what its card names; empty where it does."""
+def _why_unregistered(registry: Registry, plugin: Plugin) -> str:
+    """Why a submission does not register what its card names; empty where it does."""
     if plugin.submission is None:
         return ""
     kind, name = plugin.submission.card.kind, plugin.submission.card.name
-    if any((k, o.value.name, o.module) == (kind, name, plugin.name) for k, o in _offers(registry)):
+    found = [(k, r.value.name, r.module) for k, r in _registrations(registry)]
+    if (kind, name, plugin.name) in found:
         return ""
     if (kind, name) not in registry.missing_libraries:
         hook = HOOK_OF_KIND[kind]
-        return f"its {hook} gives nothing, its card names the {kind} {name!r}; yield it there."
+        return f"its {hook} yields nothing, but its card names the {kind} {name!r}; yield it there."
     try:
         registry.find(kind, name)
     except BenchError as error:
@@ -163,45 +165,44 @@ def _unoffered(registry: Registry, plugin: Plugin) -> str:
     return ""
 
 
-def _folder(path: Path, name: str) -> list[CheckResult]:
-    """A submission's card, files and weights."""
+def _check_files(path: Path, name: str) -> list[CheckResult]:
+    """Check a submission's card, files and weights; nothing where there is no card."""
     if not (path / "card.toml").exists():
         return []
     try:
-        entry = read_submission(path.resolve())
+        submission = read_submission(path.resolve())
     except (BenchError, OSError) as error:
         return [CheckResult("plugin", name, "card-is-in-order", CheckOutcome.FAIL, str(error))]
-    first = CheckResult(
-        "plugin", name, "card-is-in-order", CheckOutcome.PASS, "Card and files fit the rules."
-    )
-    if not entry.card.weights:
+    sentence = "Card and files are valid."
+    first = CheckResult("plugin", name, "card-is-in-order", CheckOutcome.PASS, sentence)
+    if not submission.card.weights:
         return [first]
     wrong = why_unsafe(path / "weights.safetensors")
     outcome = CheckOutcome.FAIL if wrong else CheckOutcome.PASS
-    sentence = wrong or "Weights are plain finite tensors."
+    sentence = wrong or "The weights are finite tensors in a safetensors file."
     return [first, CheckResult("plugin", name, "weights-are-sound", outcome, sentence)]
 
 
 def _imported(path: Path) -> tuple[Plugin | None, str]:
-    """The plugin, or why not."""
+    """The plugin of a file, or None and why it cannot be imported."""
     try:
         content = path.read_bytes()
         module = module_from_source(content, path)
-        entry = read_submission(path.parent.resolve()) if _is_entry(path) else None
+        submission = read_submission(path.parent.resolve()) if _is_submission(path) else None
     except PLUGIN_EXCEPTIONS as error:
         return None, f"{path} could not be imported: {error_text(error)}."
-    origin = "submission" if entry else "file"
-    return Plugin(module, origin, hashlib.sha256(content).hexdigest(), entry), ""
+    origin = "submission" if submission else "file"
+    return Plugin(module, origin, hashlib.sha256(content).hexdigest(), submission), ""
 
 
-def _is_entry(path: Path) -> bool:
+def _is_submission(path: Path) -> bool:
     return path.name == "plugin.py" and (path.parent / "card.toml").exists()
 
 
-def _forget(registry: Registry, plugin: Plugin) -> None:
-    """Take the installed copy of the same plugin out, so that this one is examined."""
-    for kind, offer in list(_offers(registry)):
-        if plugin.submission is not None and offer.module == plugin.name:
-            del getattr(registry, f"{kind}s")[offer.value.name]
+def _remove_installed_copy(registry: Registry, plugin: Plugin) -> None:
+    """Remove a registered copy of the same plugin, so that this one is checked."""
+    for kind, registration in list(_registrations(registry)):
+        if plugin.submission is not None and registration.module == plugin.name:
+            del getattr(registry, f"{kind}s")[registration.value.name]
     if registry.manager.has_plugin(plugin.name):
         registry.manager.unregister(name=plugin.name)

@@ -1,4 +1,4 @@
-"""`bench submit`: takes an entry in, by digest, once it has passed; the next run plays it."""
+"""`bench submit`: checks a submission and moves it into the submissions folder."""
 
 from __future__ import annotations
 
@@ -21,72 +21,75 @@ from bench.submissions.archive import unpack_archive
 from bench.submissions.templates import AUTHOR
 
 OLDER = ".older"
-"""Where entries go that a newer one replaces, by name and digest."""
+"""Subfolder for replaced submissions, each by name and digest."""
 
 
 @dataclass(frozen=True)
 class AcceptedSubmission:
-    """An entry that was taken in."""
+    """A submission that was accepted."""
 
     name: str
     kind: str
     digest: str
     folder: Path
     checked: bool
-    """Whether most laws of its contract were held against it: where no sandbox holds its code that
-    needs the user's word, and its data must be there."""
+    """Whether most contract checks of its kind passed. False where they could not be run: without
+    a sandbox they need --allow-unsandboxed, and they need the data set."""
 
 
-def take_in(
+def accept_submission(
     path: Path | str,
     store: Store,
     submissions: Path | None = None,
     *,
     allow_unsandboxed: bool = False,
 ) -> AcceptedSubmission:
-    """Take in an entry: a folder, or a zip of one.
+    """Accept a submission: a folder, or a zip file of one.
 
-    Card, files and weights are judged without running a line of it. Then the contract of a defense
-    or an attack is checked behind walls, where the machine has any; with `allow_unsandboxed` any
-    entry is checked in this process, and what it must be trained for is trained. Each state is
-    written to the store: received, then queued, or rejected with the sentence that the BenchError
-    carries too; what is refused takes no state from an entry of its name that was taken in before.
+    Card, files and weights are checked without running its code. Then the contract checks of a
+    defense or an attack run in the sandbox, where the machine has one; with `allow_unsandboxed`
+    those of any submission run in this process, and missing weights are trained. Each state is
+    written to the store: received, then queued or rejected. A rejection does not change the state
+    of an accepted submission of the same name.
+
+    Raises BenchError with the reason of a rejection, UnavailableError where the submissions folder
+    cannot be written.
     """
-    path, loader = Path(path), submissions or submissions_folder()
-    with _incoming(loader) as incoming:
+    path, folder = Path(path), submissions or submissions_folder()
+    with _incoming(folder) as incoming:
         name = _name(path)
         try:
-            entry = _received(path, Path(incoming))
-            name = entry.card.name
-            _tell(store, name, "received")
-            _judge(entry, loader)
-            checked = _checked(entry, allow_unsandboxed)
+            submission = _received(path, Path(incoming))
+            name = submission.card.name
+            _record_state(store, name, "received")
+            _check_files(submission)
+            checked = _run_contract_checks(submission, allow_unsandboxed)
         except BenchError as error:
-            _tell(store, name, "rejected", str(error))
+            _record_state(store, name, "rejected", str(error))
             raise
-        folder = _taken_in(entry, loader)
-    store.submission(name, "queued")
-    return AcceptedSubmission(name, entry.card.kind, entry.digest, folder, checked)
+        place = _move_to(folder, submission)
+    store.record_submission_state(name, "queued")
+    return AcceptedSubmission(name, submission.card.kind, submission.digest, place, checked)
 
 
-def _incoming(loader: Path) -> TemporaryDirectory[str]:
-    """A folder beside the entry's later place: taking it in is then one rename."""
+def _incoming(folder: Path) -> TemporaryDirectory[str]:
+    """A temporary folder beside the later place, so that accepting is one rename."""
     try:
-        loader.mkdir(parents=True, exist_ok=True)
-        return TemporaryDirectory(prefix=".incoming-", dir=loader)
+        folder.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=".incoming-", dir=folder)
     except OSError as error:
         raise UnavailableError(
-            f"no entry can be kept in {loader}: {error.strerror}; run in another folder, or set "
-            "BENCH_SUBMISSIONS to one that can be written."
+            f"no submission can be stored in {folder}: {error.strerror}; run in another folder, or "
+            "set BENCH_SUBMISSIONS to one that can be written."
         ) from error
 
 
-def _tell(store: Store, name: str, state: str, reason: str = "") -> None:
-    """Write a state, unless another entry stands under that name."""
+def _record_state(store: Store, name: str, state: str, reason: str = "") -> None:
+    """Write a state, unless an accepted or reviewed submission has that name."""
     past = [step.state for e in store.submissions() if e.name == name for step in e.history]
-    stands = name in discovery.REVIEWED_SUBMISSIONS or set(past) - {"received", "rejected"}
-    if NAME_PATTERN.fullmatch(name) and not stands:
-        store.submission(name, state, reason)
+    accepted = name in discovery.REVIEWED_SUBMISSIONS or set(past) - {"received", "rejected"}
+    if NAME_PATTERN.fullmatch(name) and not accepted:
+        store.record_submission_state(name, state, reason)
 
 
 def _name(path: Path) -> str:
@@ -94,7 +97,7 @@ def _name(path: Path) -> str:
 
 
 def _received(path: Path, incoming: Path) -> Submission:
-    """A private copy, so that nothing changes between looking and taking."""
+    """A private copy of the submission, which nothing changes while it is checked."""
     try:
         if path.suffix == ".zip":
             return read_submission(unpack_archive(path, incoming))
@@ -104,96 +107,97 @@ def _received(path: Path, incoming: Path) -> Submission:
 
 
 def _copied(path: Path, incoming: Path) -> Submission:
-    entry = read_submission(path.resolve())
-    place = incoming / entry.card.name
+    original = read_submission(path.resolve())
+    place = incoming / original.card.name
     place.mkdir()
-    for file in entry.files:
-        shutil.copyfile(entry.folder / file, place / file, follow_symlinks=False)
+    for file in original.files:
+        shutil.copyfile(original.folder / file, place / file, follow_symlinks=False)
     copy = read_submission(place)
-    if copy.digest != entry.digest:
+    if copy.digest != original.digest:
         raise BenchError(f"{path} changed while it was copied; submit it again.")
     return copy
 
 
-def _judge(entry: Submission, loader: Path) -> None:
-    """Every rule that needs no line of it run, the cheap ones first."""
-    if AUTHOR in entry.card.authors:
-        raise BenchError(f"card.toml of {entry.card.name!r} still says {AUTHOR!r}; sign it.")
-    wrong = why_unsafe(entry.folder / "weights.safetensors") if entry.card.weights else ""
-    wrong = wrong or _hookless(entry) or _taken(entry, loader)
+def _check_files(submission: Submission) -> None:
+    """Apply every rule that needs no code of the submission to run, the cheap ones first."""
+    card = submission.card
+    if AUTHOR in card.authors:
+        raise BenchError(f"card.toml of {card.name!r} still names {AUTHOR!r}; write your name.")
+    wrong = why_unsafe(submission.folder / "weights.safetensors") if card.weights else ""
+    wrong = wrong or _why_no_hook(submission) or _why_name_taken(submission)
     if wrong:
         raise BenchError(wrong)
 
 
-def _checked(entry: Submission, allow_unsandboxed: bool) -> bool:
-    """Whether most laws could be held against it; BenchError where one is broken."""
+def _run_contract_checks(submission: Submission, allow_unsandboxed: bool) -> bool:
+    """Whether most checks could be run and passed; BenchError where one failed."""
+    kind, name = submission.card.kind, submission.card.name
     if allow_unsandboxed:
-        results = runner.run_checks(entry.folder, train=True)
-    elif entry.card.kind in adapter.OFFERED and not isolation.why_unavailable():
-        results = _behind_walls(entry)
+        results = runner.run_checks(submission.folder, train=True)
+    elif kind in adapter.SANDBOXED_KINDS and not isolation.why_unavailable():
+        results = _run_sandboxed_checks(submission)
     else:
         return False
     failed = [result for result in results if result.outcome is check.CheckOutcome.FAIL]
     if failed:
         reasons = " ".join(f"{result.check}: {result.sentence}" for result in failed[:3])
-        raise BenchError(f"{len(failed)} checks of {entry.card.name!r} fail. {reasons}")
-    held = [result.outcome for result in results if result.kind == entry.card.kind]
-    return held.count(check.CheckOutcome.PASS) > len(held) / 2
+        raise BenchError(f"{len(failed)} checks of {name!r} fail. {reasons}")
+    outcomes = [result.outcome for result in results if result.kind == kind]
+    return outcomes.count(check.CheckOutcome.PASS) > len(outcomes) / 2
 
 
-def _behind_walls(entry: Submission) -> list[check.CheckResult]:
-    """Every law of its kind, none of its code in this process."""
-    known = Registry.load(entry.folder / "no-submissions")
-    known.submissions[entry.card.name] = entry
-    adapter.isolate_submissions(known)
-    offer = known.find(entry.card.kind, entry.card.name)
-    return list(runner.check_registration(known, entry.card.kind, offer, train=True))
+def _run_sandboxed_checks(submission: Submission) -> list[check.CheckResult]:
+    """Run every check of its kind, its code in a sandbox worker."""
+    kind, name = submission.card.kind, submission.card.name
+    registry = Registry.without_submissions()
+    registry.submissions[name] = submission
+    adapter.isolate_submissions(registry)
+    return list(runner.check_registration(registry, kind, registry.find(kind, name), train=True))
 
 
-def _hookless(entry: Submission) -> str:
-    """Why plugin.py can offer nothing of the card's kind, judged from its text alone."""
-    hook = HOOK_OF_KIND[entry.card.kind]
+def _why_no_hook(submission: Submission) -> str:
+    """Why plugin.py cannot register the kind of its card, judged from its syntax tree alone."""
+    kind, name = submission.card.kind, submission.card.name
+    hook = HOOK_OF_KIND[kind]
     try:
-        tree = ast.parse((entry.folder / "plugin.py").read_bytes())
+        tree = ast.parse((submission.folder / "plugin.py").read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        # The last two where an expression is nested deeper than the parser goes.
-        return f"plugin.py of {entry.card.name!r} is no Python: {error_text(error)}."
+        # The last two where an expression is nested deeper than the parser can follow.
+        return f"plugin.py of {name!r} is not valid Python: {error_text(error)}."
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook]
     if not found:
-        return (
-            f"plugin.py of {entry.card.name!r} has no {hook}; {entry.card.kind}s are offered there."
-        )
+        return f"plugin.py of {name!r} has no {hook}; {kind}s are registered there."
     if not found[0].decorator_list:
-        return f"plugin.py of {entry.card.name!r} has {hook} without @hookimpl above it; mark it."
+        return f"plugin.py of {name!r} has {hook} without @hookimpl above it; add @hookimpl."
     return ""
 
 
-def _taken(entry: Submission, loader: Path) -> str:
-    """Whether something that is no submission bears the name, or its claims name no board."""
-    known, card = Registry.load(loader / ".nothing"), entry.card
-    if discovery.REVIEWED_SUBMISSIONS.get(card.name, entry.digest) != entry.digest:
-        return f"the entry {card.name!r} is reviewed and comes with bench; choose another name."
-    if card.name in getattr(known, f"{card.kind}s"):
+def _why_name_taken(submission: Submission) -> str:
+    """Why the name cannot be used; BenchError where a claim names an unknown threat model."""
+    registry, card = Registry.without_submissions(), submission.card
+    if discovery.REVIEWED_SUBMISSIONS.get(card.name, submission.digest) != submission.digest:
+        return f"the submission {card.name!r} ships with bench; choose another name."
+    if card.name in getattr(registry, f"{card.kind}s"):
         return f"the {card.kind} {card.name!r} is built in or installed; choose another name."
     for claim in card.claims:
-        known.find("threat", claim.threat)
+        registry.find("threat", claim.threat)
     return ""
 
 
-def _taken_in(entry: Submission, loader: Path) -> Path:
-    """Move the copy to its place; what stood there goes to `.older`, unless it is the same."""
-    place = loader / entry.card.name
+def _move_to(folder: Path, submission: Submission) -> Path:
+    """Move the copy into the submissions folder; another version there moves to `.older`."""
+    place = folder / submission.card.name
     if place.exists():
         before = _digest(place)
-        if before == entry.digest:
+        if before == submission.digest:
             return place
-        older = loader / OLDER / f"{entry.card.name}-{before[:16]}"
+        older = folder / OLDER / f"{submission.card.name}-{before[:16]}"
         older.parent.mkdir(exist_ok=True)
         if older.exists():
             shutil.rmtree(place)
         else:
             place.rename(older)
-    return entry.folder.rename(place)
+    return submission.folder.rename(place)
 
 
 def _digest(place: Path) -> str:

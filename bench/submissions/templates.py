@@ -1,4 +1,4 @@
-"""`bench new`: writes a plugin that already runs, to change line by line. No torch."""
+"""`bench new`: writes a plugin that runs and passes its checks, to start from. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.core.errors import BenchError, UnavailableError
 from bench.registry.submission import NAME_PATTERN, did_you_mean
 
 AUTHOR = "Your Name"
-"""Stands in a new card until its author writes another; `bench submit` asks for that."""
+"""Placeholder in a new card; `bench submit` rejects it."""
 
 ATTACK = '''"""{title}: an attack to start from. Say in one sentence what it does."""
 
@@ -21,13 +21,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.plugin import margin
-from bench.plugin import Access, Attack, Problem, hookimpl
+from bench.plugin import Access, Attack, Problem, hookimpl, margin
 
 
 @dataclass(frozen=True)
 class {class_name}:
-    """Climb the margin from a random start, in steps that shrink; stay inside ball and box."""
+    """Gradient ascent on the margin from a random start, with steps that shrink."""
 
     name = "{name}"
     needs = Access.GRADIENTS
@@ -38,19 +37,19 @@ class {class_name}:
     """First step length, in radii of the ball."""
 
     def start(self, problem: Problem) -> Tensor:
-        """A random point of the set; nothing is asked of the defense here."""
+        """A random point of the perturbation set; queries are not allowed here."""
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step uphill, back into the set. Each row keeps its own clock: `problem.t`."""
-        uphill = problem.gradient(adv, margin).gradient
+        """One ascent step and a projection; `problem.t` [n] counts the steps of each image."""
+        gradient = problem.gradient(adv, margin).gradient
         rate = self.rate * (1 - problem.t / self.steps)
-        return problem.ball.ascend(adv, uphill, rate, problem.x)
+        return problem.ball.ascend(adv, gradient, rate, problem.x)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Offer it with these parameters."""
+    """Register the attack with these parameters."""
     yield {class_name}()
 '''
 
@@ -74,24 +73,24 @@ class {class_name}(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Half the image, half its 3 x 3 mean; every image by itself."""
+        """Logits of the mean of each image and its 3 x 3 average."""
         blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-        answer: Tensor = self.classifier((images + blurred) / 2)
-        return answer
+        logits: Tensor = self.classifier((images + blurred) / 2)
+        return logits
 
 
 def build(loader: Loader) -> nn.Module:
-    """The undefended network behind the blur; `loader.weights(net, file)` loads your weights."""
+    """The undefended network on blurred images; `loader.weights(net, file)` loads your weights."""
     return {class_name}(loader.defense("undefended"))
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer it on the digits. Rounding would declare a `bpda`, dice `randomness`."""
-    yield Defense(name="{name}", build=build, summary="The undefended network behind a blur.")
+    """Register it. Rounding would need a `bpda`, random numbers `randomness`."""
+    yield Defense(name="{name}", build=build, summary="Classifies blurred images.")
 '''
 
-THREAT = '''"""{title}: rules to start from. Say in one sentence who attacks what."""
+THREAT = '''"""{title}: a threat model to start from. Say here what the attacker may do."""
 
 from __future__ import annotations
 
@@ -102,18 +101,18 @@ from bench.plugin import Access, Fraction, Linf, ThreatModel, hookimpl
 
 @hookimpl
 def bench_threat_models() -> Iterator[ThreatModel]:
-    """Declare the rules; every one of them is part of the board's id."""
+    """Register the threat model; each of its rules is part of its id."""
     yield ThreatModel(
         name="{name}",
         dataset="digits",
-        ball=Linf(Fraction(25, 255)),  # exact: a radius is a fraction, never 0.098
+        ball=Linf(Fraction(25, 255)),  # an exact fraction, not 0.098
         access=Access.GRADIENTS,
         required=("fgsm", "pgd"),
-        summary="Every pixel may change by 25/255; the attacker knows everything.",
+        summary="Each pixel may change by 25/255; white-box access.",
     )
 '''
 
-CARD = """# What lists show before a line of plugin.py is run.
+CARD = """# What lists show without running plugin.py.
 schema = 1
 kind = "{kind}"
 name = "{name}"
@@ -125,7 +124,7 @@ cite = ""  # arXiv:1412.6572, doi:10.1000/182 or https://...
 """
 
 CLAIM = """
-# One for each threat model under which you say what holds; the board shows it beside what we find.
+# One for each threat model under which you claim a robust accuracy; it is shown beside the result.
 # [[claims]]
 # threat = "digits-linf"
 # robust = 0.30
@@ -133,21 +132,21 @@ CLAIM = """
 
 README = """# {title}
 
-    bench check {name}          every promise of a {kind}, checked one by one
-    bench submit {name}         into the list of entries; the next run plays it
+    bench check {name}          run all contract checks of a {kind}
+    bench submit {name}         add it to the submissions; the next run evaluates it
 
-`{name}` stands for this folder's path. `plugin.py` is the {kind}, `card.toml` says what it is.
-Weights, where there are any, lie here as `weights.safetensors`, their SHA-256 in the card.
+`{name}` stands for the path of this folder. `plugin.py` holds the {kind}, `card.toml` its metadata.
+Weights belong into `weights.safetensors`, with their SHA-256 in the card.
 """
 
 TEMPLATES = {"attack": ATTACK, "defense": DEFENSE, "threat": THREAT}
 
 
 def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
-    """Write a plugin of this kind into `folder`/`name`; gives that path.
+    """Write a plugin of this kind into `folder`/`name`; returns that path.
 
-    BenchError for an unknown kind, a name that cards do not allow, and a folder that is there;
-    UnavailableError where none can be made.
+    Raises BenchError for an unknown kind, an invalid name and an existing folder, UnavailableError
+    where the folder cannot be written.
     """
     if kind not in TEMPLATES:
         raise BenchError(f"no template is named {kind!r}{did_you_mean(kind, list(TEMPLATES))}.")
@@ -158,10 +157,10 @@ def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
         )
     place = folder / name
     if place.exists():
-        raise BenchError(f"{place} is there already; choose another name or move it away.")
+        raise BenchError(f"{place} exists already; choose another name, or move it.")
     try:
         place.mkdir(parents=True)
-        for file, text in texts(kind, name).items():
+        for file, text in template_files(kind, name).items():
             (place / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UnavailableError(
@@ -170,8 +169,8 @@ def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
     return place
 
 
-def texts(kind: str, name: str) -> dict[str, str]:
-    """File name -> content of a new plugin."""
+def template_files(kind: str, name: str) -> dict[str, str]:
+    """The files of a new plugin: name -> content."""
     words = re.findall(r"[a-z0-9]+", name)
     title = " ".join(words).capitalize()
     class_name = "".join(word.capitalize() for word in words)
@@ -183,7 +182,7 @@ def texts(kind: str, name: str) -> dict[str, str]:
         "name": name,
         "title": title,
         "author": AUTHOR,
-        "class_name": class_name if free else f"Entry{class_name}",
+        "class_name": class_name if free else f"My{class_name}",
     }
     card = CARD + (CLAIM if kind == "defense" else "")
     parts = {"plugin.py": TEMPLATES[kind], "card.toml": card, "README.md": README}

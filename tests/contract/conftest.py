@@ -1,8 +1,6 @@
-"""The registry as installed, and an honest classifier."""
+"""Fixtures: the registry of built-in and installed plugins, and a small classifier."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +11,13 @@ from bench.registry.registry import Registry
 
 
 @pytest.fixture(scope="module")
-def world() -> Registry:
-    return Registry.load(Path("no-such-folder"))
+def registry() -> Registry:
+    return Registry.without_submissions()
 
 
 @pytest.fixture(scope="module")
-def classifier(world: Registry) -> RidgeClassifier:
-    """An honest classifier of digits, without any training."""
-    digits = datasets.load_dataset(world.datasets["digits"].value)
+def classifier(registry: Registry) -> RidgeClassifier:
+    """A classifier of digits, fitted in closed form."""
+    digits = datasets.load_dataset(registry.datasets["digits"].value)
     assert digits.train is not None
     return fitted_fixture(digits.train, 10, torch.zeros(1), torch.zeros(1)).model  # type: ignore[return-value]

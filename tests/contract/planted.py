@@ -1,4 +1,4 @@
-"""One law on one planted plugin."""
+"""Runs one check on one plugin made by a test."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 
 
-def found(
-    world: Registry, kind: str, value: Any, check: str, origin: str = "planted"
+def run_named_check(
+    registry: Registry, kind: str, value: Any, name: str, origin: str = "planted"
 ) -> CheckResult:
-    """One law on one planted plugin."""
+    """The result of the check `name` on a value that is registered under `kind` for it."""
     table = {
-        **getattr(world, f"{kind}s"),
+        **getattr(registry, f"{kind}s"),
         value.name: Registration(value, origin, "planted", "0" * 64),
     }
     changed: dict[str, Any] = {f"{kind}s": table}
-    registry = replace(world, **changed)
-    (law,) = (law for law in CHECKS[kind] if law.name == check)
-    return run_check(kind, value.name, law, FIXTURES[kind](registry, value))
+    extended = replace(registry, **changed)
+    (check,) = (check for check in CHECKS[kind] if check.name == name)
+    return run_check(kind, value.name, check, FIXTURES[kind](extended, value))
 
 
 def defense(build: Callable[[Loader], Any], **record: Any) -> Defense:
+    """A defense named `planted`."""
     return Defense("planted", build, **record)

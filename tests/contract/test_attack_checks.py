@@ -1,4 +1,4 @@
-"""Every law of attacks is turned red by a planted one, and an honest one is green."""
+"""Every check of attacks fails on an attack made to fail it, and passes on a correct one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.contract.check import CheckOutcome
 from bench.contract.runner import CHECKS
 from bench.plugin import Access, Linf, Problem, State, StopRule, cross_entropy
 from bench.registry.registry import Registry
-from tests.contract.planted import found
+from tests.contract.planted import run_named_check
 
 
 class Pair(NamedTuple):
@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 
 class Climb:
-    """An honest attack of eight steps; what goes wrong is put in its place."""
+    """A correct attack of eight steps; subclasses replace one part by a faulty one."""
 
     name = "planted"
     needs = Access.GRADIENTS
@@ -45,12 +45,12 @@ def gradient(problem: Problem, adv: Tensor) -> Tensor:
     return problem.gradient(adv, cross_entropy).gradient
 
 
-class American(Climb):
+class AmericanSpelling(Climb):
     minimizes = True
 
 
-class Overdone(Climb):
-    retire = StopRule.NEVER
+class PluralName(Climb):
+    stop_rules = StopRule.NEVER
 
 
 class Unprojected(Climb):
@@ -115,7 +115,7 @@ class Clock(Climb):
         return super().uphill(problem, adv) / (1 + problem.t.max())
 
 
-class Scribble(Climb):
+class WritesInputs(Climb):
     def start(self, problem: Problem) -> State:
         return problem.x.clone()
 
@@ -130,7 +130,7 @@ class InPlace(Climb):
         return super().step(problem, state)
 
 
-class Vandal(Climb):
+class WritesModel(Climb):
     def step(self, problem: Problem, state: State) -> State:
         problem.asked.module.bias.zero_()  # type: ignore[attr-defined]
         return super().step(problem, state)
@@ -142,7 +142,7 @@ class Seeding(Climb):
         return super().step(problem, state)
 
 
-class Remembering(Climb):
+class KeepsState(Climb):
     def __init__(self) -> None:
         self.count = 0
 
@@ -151,11 +151,11 @@ class Remembering(Climb):
         return super().step(problem, state)
 
 
-class Greedy(Climb):
+class UndeclaredAccess(Climb):
     needs = Access.LABELS
 
 
-class Peeking(Climb):
+class ReadsMaskedRows(Climb):
     def uphill(self, problem: Problem, adv: Tensor) -> Tensor:
         even = torch.arange(len(adv)) % 2 == 0
         found = problem.gradient(adv, cross_entropy, even).gradient
@@ -204,15 +204,15 @@ class Untyped(Climb):
     stop_rule = "first success"
 
 
-class Wishful(Climb):
+class UnknownGoal(Climb):
     goals = ("all",)
 
 
-class Endless(Climb):
+class WithoutDone(Climb):
     stop_rule = StopRule.CONVERGENCE
 
 
-class Bored(Climb):
+class WrongDone(Climb):
     stop_rule = StopRule.CONVERGENCE
 
     def done(self, state: State) -> Tensor:
@@ -224,19 +224,19 @@ class Nameless(Climb):
         self.loss = lambda logits, label: logits[:, 0]
 
 
-class Twoless(Climb):
+class NoRestartForTwoClasses(Climb):
     def restart_count(self, classes: int) -> int:
         return classes - 2
 
 
 ATTACKS: list[tuple[str, type[Climb]]] = [
     ("declarations-are-typed", Untyped),
-    ("declarations-are-typed", Wishful),
-    ("declarations-are-typed", Endless),
-    ("no-name-is-nearly-one-of-the-contract", American),
-    ("no-name-is-nearly-one-of-the-contract", Overdone),
+    ("declarations-are-typed", UnknownGoal),
+    ("declarations-are-typed", WithoutDone),
+    ("no-name-is-nearly-one-of-the-contract", AmericanSpelling),
+    ("no-name-is-nearly-one-of-the-contract", PluralName),
     ("parameters-have-a-digest", Nameless),
-    ("runs-are-counted-from-one", Twoless),
+    ("runs-are-counted-from-one", NoRestartForTwoClasses),
     ("start-asks-nothing", Asking),
     ("start-keeps-the-shape", Flattening),
     ("steps-keep-the-shape", Doubling),
@@ -251,31 +251,34 @@ ATTACKS: list[tuple[str, type[Climb]]] = [
     ("the-same-again", Global),
     ("rows-are-independent", Batch),
     ("late-rows-are-as-good", Clock),
-    ("inputs-are-left-alone", Scribble),
+    ("inputs-are-left-alone", WritesInputs),
     ("states-are-left-alone", InPlace),
-    ("model-is-left-alone", Vandal),
+    ("model-is-left-alone", WritesModel),
     ("global-random-state-is-left-alone", Seeding),
-    ("attack-is-left-alone", Remembering),
-    ("it-asks-only-what-it-declares", Greedy),
-    ("masked-rows-are-not-read", Peeking),
-    ("done-answers-for-each-row", Bored),
+    ("attack-is-left-alone", KeepsState),
+    ("it-asks-only-what-it-declares", UndeclaredAccess),
+    ("masked-rows-are-not-read", ReadsMaskedRows),
+    ("done-answers-for-each-row", WrongDone),
     ("it-breaks-something", Idle),
 ]
 
 
 @pytest.mark.parametrize(("check", "bad"), ATTACKS)
-def test_an_attack_that_breaks_a_law_turns_it_red(
-    world: Registry, check: str, bad: type[Climb]
+def test_a_check_fails_on_an_attack_made_to_fail_it(
+    registry: Registry, check: str, bad: type[Climb]
 ) -> None:
-    result = found(world, "attack", bad(), check)
+    result = run_named_check(registry, "attack", bad(), check)
     assert result.outcome is CheckOutcome.FAIL, result.sentence
     assert result.sentence.endswith(".")
 
 
-@pytest.mark.parametrize("check", [law.name for law in CHECKS["attack"]])
-def test_an_honest_attack_keeps_every_law(world: Registry, check: str) -> None:
-    assert found(world, "attack", Climb(), check).outcome is not CheckOutcome.FAIL
+@pytest.mark.parametrize("check", [check.name for check in CHECKS["attack"]])
+def test_a_correct_attack_fails_no_check(registry: Registry, check: str) -> None:
+    assert run_named_check(registry, "attack", Climb(), check).outcome is not CheckOutcome.FAIL
 
 
-def test_answers_to_the_rows_that_were_asked_for_may_be_used(world: Registry) -> None:
-    assert found(world, "attack", Masked(), "masked-rows-are-not-read").outcome is CheckOutcome.PASS
+def test_answers_for_the_rows_in_where_may_be_used(registry: Registry) -> None:
+    assert (
+        run_named_check(registry, "attack", Masked(), "masked-rows-are-not-read").outcome
+        is CheckOutcome.PASS
+    )

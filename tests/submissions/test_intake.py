@@ -1,4 +1,4 @@
-"""What comes in by `bench submit`, and each rule that keeps something out."""
+"""Intake of submissions: what is accepted, and each rule by which one is rejected."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from bench.registry.weights_file import why_unsafe
 from bench.sandbox import isolation
 from bench.store import Store
 from bench.submissions import archive, templates
-from bench.submissions.intake import take_in
+from bench.submissions.intake import accept_submission
 from tests.fixtures.planted_plugins import CARD
 
 GOOD = CARD.format(kind="attack", name="mine")
 
 
 @pytest.fixture(autouse=True)
-def no_walls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens behind walls is told in tests/sandbox; here no line of an entry is run."""
-    monkeypatch.setattr(isolation, "why_unavailable", lambda: "there are no walls in this test")
+def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a sandbox, so that no code of a submission is run; tests/sandbox has the rest."""
+    monkeypatch.setattr(isolation, "why_unavailable", lambda: "this test has no sandbox")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A new attack, signed."""
+    """A new attack with an author."""
     place = templates.write_template("attack", "mine", tmp_path / "work")
     sign(place)
     return place
@@ -58,114 +58,116 @@ def sign(place: Path) -> None:
 
 def states(store: Store, name: str = "mine") -> list[str]:
     return [
-        step.state for entry in store.submissions() if entry.name == name for step in entry.history
+        step.state for found in store.submissions() if found.name == name for step in found.history
     ]
 
 
-def test_an_entry_is_taken_in_and_queued(tmp_path: Path, store: Store, mine: Path) -> None:
-    taken = take_in(mine, store, tmp_path / "in")
+def test_a_submission_is_accepted_and_queued(tmp_path: Path, store: Store, mine: Path) -> None:
+    accepted = accept_submission(mine, store, tmp_path / "in")
     assert states(store) == ["received", "queued"]
-    assert taken.folder == tmp_path / "in" / "mine"
-    assert read_submission(taken.folder).digest == read_submission(mine).digest == taken.digest
+    assert accepted.folder == tmp_path / "in" / "mine"
+    assert (
+        read_submission(accepted.folder).digest == read_submission(mine).digest == accepted.digest
+    )
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["mine"]
 
 
-def test_what_was_taken_in_is_what_the_next_run_finds(
+def test_an_accepted_submission_is_found_by_the_next_run(
     tmp_path: Path, store: Store, mine: Path
 ) -> None:
-    take_in(mine, store, tmp_path / "in")
-    assert "mine" in Registry.load(tmp_path / "in").entries
+    accept_submission(mine, store, tmp_path / "in")
+    assert "mine" in Registry.load(tmp_path / "in").submissions
     assert "mine" in Registry.load(tmp_path / "in", allow_unsandboxed=True).attacks
 
 
-def test_no_line_of_an_entry_is_run_without_the_users_word(
+def test_no_code_of_a_submission_is_run_without_the_flag(
     tmp_path: Path, store: Store, mine: Path
 ) -> None:
     mark = tmp_path / "ran"
     plugin = mine / "plugin.py"
     plugin.write_text(plugin.read_text() + f"\nopen({str(mark)!r}, 'w').close()\n")
-    assert not take_in(mine, store, tmp_path / "in").checked
+    assert not accept_submission(mine, store, tmp_path / "in").checked
     assert not mark.exists()
-    assert take_in(mine, store, tmp_path / "in", allow_unsandboxed=True).checked
+    assert accept_submission(mine, store, tmp_path / "in", allow_unsandboxed=True).checked
     assert mark.exists()
 
 
-def test_an_entry_that_breaks_its_contract_is_rejected_with_the_sentence(
+def test_a_submission_that_fails_a_check_is_rejected_with_its_message(
     tmp_path: Path, store: Store, mine: Path
 ) -> None:
     plugin = mine / "plugin.py"
-    kept = "problem.ball.ascend(adv, uphill, rate, problem.x)"
+    kept = "problem.ball.ascend(adv, gradient, rate, problem.x)"
     assert kept in plugin.read_text()
-    plugin.write_text(plugin.read_text().replace(kept, "adv + uphill.sign()"))
+    plugin.write_text(plugin.read_text().replace(kept, "adv + gradient.sign()"))
     with pytest.raises(BenchError, match="iterates-stay-inside: step 1"):
-        take_in(mine, store, tmp_path / "in", allow_unsandboxed=True)
+        accept_submission(mine, store, tmp_path / "in", allow_unsandboxed=True)
     assert states(store) == ["received", "rejected"]
     assert "iterates-stay-inside" in store.submissions()[0].reason
     assert not (tmp_path / "in" / "mine").exists()
 
 
-def test_the_same_entry_again_changes_nothing(tmp_path: Path, store: Store, mine: Path) -> None:
-    one = take_in(mine, store, tmp_path / "in")
-    assert take_in(mine, store, tmp_path / "in") == one
+def test_submitting_the_same_files_again_changes_nothing(
+    tmp_path: Path, store: Store, mine: Path
+) -> None:
+    one = accept_submission(mine, store, tmp_path / "in")
+    assert accept_submission(mine, store, tmp_path / "in") == one
     assert not (tmp_path / "in" / ".older").exists()
 
 
-def test_a_newer_entry_replaces_and_the_older_is_kept(
+def test_a_newer_version_replaces_the_older_which_is_kept(
     tmp_path: Path, store: Store, mine: Path
 ) -> None:
-    first = take_in(mine, store, tmp_path / "in")
+    first = accept_submission(mine, store, tmp_path / "in")
     with (mine / "plugin.py").open("a") as file:
         file.write("# better\n")
-    second = take_in(mine, store, tmp_path / "in")
+    second = accept_submission(mine, store, tmp_path / "in")
     assert first.digest != second.digest == read_submission(second.folder).digest
     (older,) = (tmp_path / "in" / ".older").iterdir()
     assert older.name == f"mine-{first.digest[:16]}"
-    assert list(Registry.load(tmp_path / "in").entries) == ["mine"]
+    assert list(Registry.load(tmp_path / "in").submissions) == ["mine"]
 
 
-def test_an_unsigned_card_is_sent_back(tmp_path: Path, store: Store) -> None:
+def test_a_card_without_an_author_is_rejected(tmp_path: Path, store: Store) -> None:
     place = templates.write_template("attack", "mine", tmp_path / "work")
-    with pytest.raises(BenchError, match="sign it"):
-        take_in(place, store, tmp_path / "in")
+    with pytest.raises(BenchError, match="write your name"):
+        accept_submission(place, store, tmp_path / "in")
     assert states(store) == ["received", "rejected"]
 
 
-def test_a_built_in_name_is_taken(tmp_path: Path, store: Store) -> None:
+def test_a_built_in_name_is_rejected(tmp_path: Path, store: Store) -> None:
     place = templates.write_template("attack", "pgd", tmp_path / "work")
     sign(place)
     with pytest.raises(BenchError, match="'pgd' is built in or installed"):
-        take_in(place, store, tmp_path / "in")
+        accept_submission(place, store, tmp_path / "in")
 
 
-def test_a_claim_under_unknown_rules_is_answered_with_the_near_name(
-    tmp_path: Path, store: Store
-) -> None:
+def test_a_claim_under_an_unknown_threat_model_is_rejected(tmp_path: Path, store: Store) -> None:
     place = templates.write_template("defense", "mine", tmp_path / "work")
     sign(place)
     with (place / "card.toml").open("a") as file:
         file.write('[[claims]]\nthreat = "digits-linff"\nrobust = 0.3\n')
     with pytest.raises(BenchError, match="Did you mean 'digits-linf'"):
-        take_in(place, store, tmp_path / "in")
+        accept_submission(place, store, tmp_path / "in")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("def broken(:", "is no Python"),
-        ("x = 1", "has no bench_attacks; attacks are offered there"),
-        ("def bench_attacks():\n    return ()", "without @hookimpl above it; mark it"),
+        ("def broken(:", "is not valid Python"),
+        ("x = 1", "has no bench_attacks; attacks are registered there"),
+        ("def bench_attacks():\n    return ()", "without @hookimpl above it; add @hookimpl"),
     ],
 )
-def test_a_plugin_that_can_offer_nothing_is_sent_back_unread_by_the_interpreter(
+def test_a_plugin_that_cannot_register_anything_is_rejected_without_running_it(
     tmp_path: Path, store: Store, mine: Path, text: str, sentence: str
 ) -> None:
     (mine / "plugin.py").write_text(text)
     with pytest.raises(BenchError, match=sentence):
-        take_in(mine, store, tmp_path / "in")
+        accept_submission(mine, store, tmp_path / "in")
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "folder", "setuid", "stranger", "huge"])
-def test_an_entry_holds_plain_files_only(
+def test_a_submission_holds_plain_files_only(
     tmp_path: Path, store: Store, mine: Path, kind: str
 ) -> None:
     path = mine / "README.md"
@@ -185,7 +187,7 @@ def test_an_entry_holds_plain_files_only(
         case "huge":
             path.write_bytes(b"x" * ((1 << 20) + 1))
     with pytest.raises(BenchError, match=r"plain files only|may hold|at most"):
-        take_in(mine, store, tmp_path / "in")
+        accept_submission(mine, store, tmp_path / "in")
     assert states(store) == ["rejected"]
 
 
@@ -195,12 +197,12 @@ CARDS: list[tuple[str, str]] = [
     (GOOD.replace("schema = 1", "schema = 2"), "field 'schema' came as 2: Input should be 1"),
     (GOOD.replace("schema = 1", ""), "field 'schema' is missing"),
     (GOOD.replace('kind = "attack"', 'kind = "atack"'), "field 'kind' came as 'atack'"),
-    (GOOD.replace('title = "An entry"', "title = 7"), "field 'title' came as 7"),
-    (GOOD.replace("An entry", "x" * 201), "at most 200 characters"),
-    (GOOD.replace("An entry", "evil \\u202e txt"), r"cannot be seen \(U\+202E\)"),
-    (GOOD.replace("An entry", "bell \\u0007"), r"cannot be seen \(U\+0007\)"),
-    (GOOD.replace("An entry", "two\\nlines"), "holds a line break"),
-    (GOOD.replace("An entry", "e\\u0301"), "normal form NFC"),
+    (GOOD.replace('title = "A submission"', "title = 7"), "field 'title' came as 7"),
+    (GOOD.replace("A submission", "x" * 201), "at most 200 characters"),
+    (GOOD.replace("A submission", "evil \\u202e txt"), r"cannot be seen \(U\+202E\)"),
+    (GOOD.replace("A submission", "bell \\u0007"), r"cannot be seen \(U\+0007\)"),
+    (GOOD.replace("A submission", "two\\nlines"), "holds a line break"),
+    (GOOD.replace("A submission", "e\\u0301"), "normal form NFC"),
     (GOOD.replace('["Somebody"]', "[]"), "field 'authors'"),
     (GOOD + 'cite = "javascript:alert(1)"', "field 'cite' came as 'javascript"),
     (GOOD + 'weights = "abc"', "field 'weights'"),
@@ -210,14 +212,14 @@ CARDS: list[tuple[str, str]] = [
     ),
     (GOOD + '[[claims]]\nthreat = "a"\nrobust = "0.5"', r"claims\.0\.robust"),
     (GOOD + '[[claims]]\nthreat = "a"\nrobus = 0.5', r"Did you mean 'robust'"),
-    (GOOD.replace('"mine"', '"other"'), "name folder and card the same"),
+    (GOOD.replace('"mine"', '"other"'), "give the folder and the card the same name"),
     (GOOD.replace('"mine"', '"Mine"'), "1 to 64 of a-z"),
     ("not toml at all", "is not TOML in UTF-8"),
 ]
 
 
 @pytest.mark.parametrize(("text", "sentence"), CARDS)
-def test_a_bad_card_is_refused_by_field(text: str, sentence: str) -> None:
+def test_an_invalid_card_is_refused_with_the_field(text: str, sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
         parse_card(text.encode(), "mine")
 
@@ -227,14 +229,14 @@ def test_a_card_that_is_not_utf8_is_refused() -> None:
         parse_card(b"title = '\xff'", "mine")
 
 
-def test_a_good_card_is_read() -> None:
+def test_a_valid_card_is_read() -> None:
     card = parse_card(GOOD.encode(), "mine")
     assert (card.name, card.kind, card.authors, card.claims) == ("mine", "attack", ["Somebody"], [])
 
 
 @given(st.text(max_size=300))
-def test_no_title_brings_the_card_down(title: str) -> None:
-    text = GOOD.replace('"An entry"', json.dumps(title))
+def test_any_title_is_either_read_or_refused_with_a_message(title: str) -> None:
+    text = GOOD.replace('"A submission"', json.dumps(title))
     try:
         card = parse_card(text.encode("utf-8", "surrogatepass"), "mine")
     except BenchError as error:
@@ -246,7 +248,7 @@ def test_no_title_brings_the_card_down(title: str) -> None:
 
 @pytest.fixture
 def heavy(mine: Path) -> Path:
-    """The entry with weights, declared."""
+    """The submission with declared weights."""
     save_file({"weight": torch.ones(2, 3), "bias": torch.zeros(3)}, mine / "weights.safetensors")
     declare(mine)
     return mine
@@ -262,12 +264,12 @@ def declare(place: Path) -> None:
 def test_weights_come_with_the_digest_that_the_card_declares(
     tmp_path: Path, store: Store, heavy: Path
 ) -> None:
-    taken = take_in(heavy, store, tmp_path / "in")
-    assert (taken.folder / "weights.safetensors").exists()
+    accepted = accept_submission(heavy, store, tmp_path / "in")
+    assert (accepted.folder / "weights.safetensors").exists()
     with (heavy / "weights.safetensors").open("ab") as file:
         file.write(b" ")
     with pytest.raises(BenchError, match="declares weights"):
-        take_in(heavy, store, tmp_path / "in")
+        accept_submission(heavy, store, tmp_path / "in")
 
 
 def written(path: Path, header: object, body: bytes) -> Path:
@@ -286,15 +288,15 @@ WEIGHTS: list[tuple[str, object, bytes, str]] = [
     ("empty", None, b"", "announces a header"),
     ("short", None, b"\x00" * 4, "announces a header"),
     ("a pickle", None, b"\x80\x04\x95" + b"." * 100, "announces a header"),
-    ("no json", b"{'a'}", b"", "no JSON"),
-    ("a list", [], b"", "no table of tensors"),
-    ("deep", b"[" * 100_000, b"", "no JSON"),
+    ("no json", b"{'a'}", b"", "not JSON"),
+    ("a list", [], b"", "not a table of tensors"),
+    ("deep", b"[" * 100_000, b"", "not JSON"),
     ("twice", TWICE, b"\x00" * 4, "names the key 'a' twice"),
     ("giant", {"a": tensor([10**12], 0, 4)}, b"\x00" * 4, "bytes 0 to 4"),
     ("overlap", {"a": tensor([2], 0, 8), "b": tensor([1], 4, 8)}, b"\x00" * 8, "'b' the bytes 4"),
     ("hole", {"a": tensor([1], 4, 8)}, b"\x00" * 8, "bytes 4 to 8; from 0"),
-    ("truncated", {"a": tensor([2], 0, 8)}, b"\x00" * 4, "holds 4 bytes of numbers"),
-    ("tail", {"a": tensor([1], 0, 4)}, b"\x00" * 8, "its header tells of 4"),
+    ("truncated", {"a": tensor([2], 0, 8)}, b"\x00" * 4, "holds 4 bytes of values"),
+    ("tail", {"a": tensor([1], 0, 4)}, b"\x00" * 8, "its header describes 4"),
     ("negative", {"a": tensor([-1], 0, 4)}, b"\x00" * 4, "the shape"),
     ("truth", {"a": tensor([True], 0, 4)}, b"\x00" * 4, "the shape"),
     ("object", {"a": tensor([1], 0, 4, "OBJ")}, b"\x00" * 4, "as 'OBJ'"),
@@ -306,7 +308,7 @@ WEIGHTS: list[tuple[str, object, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "header", "body", "sentence"), WEIGHTS)
-def test_a_bad_weights_file_is_refused_by_name(
+def test_an_invalid_weights_file_is_refused(
     tmp_path: Path, name: str, header: object, body: bytes, sentence: str
 ) -> None:
     path = tmp_path / "weights.safetensors"
@@ -318,7 +320,7 @@ def test_a_bad_weights_file_is_refused_by_name(
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
-def test_an_honest_weights_file_is_sound(tmp_path: Path, kind: torch.dtype) -> None:
+def test_a_valid_weights_file_is_accepted(tmp_path: Path, kind: torch.dtype) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(3, 4, dtype=kind), "b": torch.zeros(0, dtype=kind)}, path)
     assert why_unsafe(path) == ""
@@ -330,11 +332,13 @@ def test_a_huge_float_is_finite(tmp_path: Path) -> None:
     assert why_unsafe(path) == ""
 
 
-def test_unsound_weights_keep_an_entry_out(tmp_path: Path, store: Store, heavy: Path) -> None:
+def test_a_submission_with_infinite_weights_is_rejected(
+    tmp_path: Path, store: Store, heavy: Path
+) -> None:
     save_file({"weight": torch.tensor([float("nan")])}, heavy / "weights.safetensors")
     declare(heavy)
     with pytest.raises(BenchError, match="not finite"):
-        take_in(heavy, store, tmp_path / "in")
+        accept_submission(heavy, store, tmp_path / "in")
 
 
 def zipped(path: Path, files: dict[str, bytes], mode: int = 0) -> Path:
@@ -348,38 +352,42 @@ def zipped(path: Path, files: dict[str, bytes], mode: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("top", ["", "mine/"])
-def test_a_zip_of_an_entry_comes_in_as_the_entry_does(
+def test_a_zip_is_accepted_like_the_folder_itself(
     tmp_path: Path, store: Store, mine: Path, top: str
 ) -> None:
     files = {f"{top}{p.name}": p.read_bytes() for p in mine.iterdir()}
-    taken = take_in(zipped(tmp_path / "mine.zip", files), store, tmp_path / "in")
-    assert taken.digest == read_submission(mine).digest
+    accepted = accept_submission(zipped(tmp_path / "mine.zip", files), store, tmp_path / "in")
+    assert accepted.digest == read_submission(mine).digest
     assert states(store) == ["received", "queued"]
 
 
 BLOCK = 1 << 20
 BOMB = b"\x00" * BLOCK
 ZIPS: list[tuple[dict[str, bytes], int, str]] = [
-    ({"../plugin.py": b""}, 0, "no plain relative name"),
-    ({"/plugin.py": b""}, 0, "no plain relative name"),
-    ({"mine//plugin.py": b""}, 0, "no plain relative name"),
-    ({"C:plugin.py": b""}, 0, "no plain relative name"),
-    ({"pluginé.py": b""}, 0, "no plain relative name"),
-    ({"a/b/plugin.py": b""}, 0, "no place in an entry"),
-    ({"mine/inner.zip": b""}, 0, "no place in an entry"),
-    ({"mine/plugin.py": b"", "mine/Plugin.py": b""}, 0, "no place in an entry"),
+    ({"../plugin.py": b""}, 0, "not a plain relative name"),
+    ({"/plugin.py": b""}, 0, "not a plain relative name"),
+    ({"mine//plugin.py": b""}, 0, "not a plain relative name"),
+    ({"C:plugin.py": b""}, 0, "not a plain relative name"),
+    ({"pluginé.py": b""}, 0, "not a plain relative name"),
+    ({"a/b/plugin.py": b""}, 0, "not allowed; a submission may hold"),
+    ({"mine/inner.zip": b""}, 0, "not allowed; a submission may hold"),
+    ({"mine/plugin.py": b"", "mine/Plugin.py": b""}, 0, "not allowed; a submission may hold"),
     ({"mine/plugin.py": b"", "yours/card.toml": b""}, 0, "holds 2 folders"),
     ({"mine/plugin.py": b"target"}, stat.S_IFLNK | 0o777, "a link or a device"),
     ({"mine/plugin.py": b""}, stat.S_IFIFO | 0o777, "a link or a device"),
     ({"mine/weights.safetensors": BOMB * 8}, 0, "unpacks to 8388608 bytes"),
     ({f"mine/{n}": b"" for n in range(17)}, 0, "holds 17 members"),
-    ({"mine/README.md": np.random.default_rng(0).bytes(BLOCK + 1)}, 0, "to more than it may"),
+    (
+        {"mine/README.md": np.random.default_rng(0).bytes(BLOCK + 1)},
+        0,
+        "to more bytes than allowed",
+    ),
     ({}, 0, "holds 0 folders"),
 ]
 
 
 @pytest.mark.parametrize(("files", "mode", "sentence"), ZIPS)
-def test_a_bad_zip_is_refused_by_rule(
+def test_a_zip_that_breaks_a_rule_is_refused(
     tmp_path: Path, files: dict[str, bytes], mode: int, sentence: str
 ) -> None:
     path = zipped(tmp_path / "mine.zip", files, mode)
@@ -388,7 +396,7 @@ def test_a_bad_zip_is_refused_by_rule(
     assert not (tmp_path / "plugin.py").exists()
 
 
-def test_a_zip_that_lies_about_its_size_is_stopped_while_it_streams(tmp_path: Path) -> None:
+def test_a_zip_with_a_false_size_is_stopped_while_it_is_unpacked(tmp_path: Path) -> None:
     path = zipped(tmp_path / "mine.zip", {"mine/plugin.py": BOMB + BOMB})
     content = path.read_bytes()
     lie = content.replace(struct.pack("<I", 2 << 20), struct.pack("<I", 100))
@@ -400,10 +408,10 @@ def test_a_zip_that_lies_about_its_size_is_stopped_while_it_streams(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"Rar!", b"\x1f\x8b\x08"])
-def test_what_is_no_zip_is_refused(tmp_path: Path, store: Store, content: bytes) -> None:
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path: Path, store: Store, content: bytes) -> None:
     (tmp_path / "mine.zip").write_bytes(content)
-    with pytest.raises(BenchError, match="is no zip file"):
-        take_in(tmp_path / "mine.zip", store, tmp_path / "in")
+    with pytest.raises(BenchError, match="is not a readable zip file"):
+        accept_submission(tmp_path / "mine.zip", store, tmp_path / "in")
     assert states(store) == ["rejected"]
 
 
@@ -412,17 +420,17 @@ def test_a_corrupt_zip_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[200:260] = b"x" * 60
     path.write_bytes(bytes(content))
-    with pytest.raises(BenchError, match="is no zip file"):
+    with pytest.raises(BenchError, match="is not a readable zip file"):
         archive.unpack_archive(path, tmp_path / "out")
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path, store: Store) -> None:
-    with pytest.raises(BenchError, match="is no folder"):
-        take_in(tmp_path / "nothing", store, tmp_path / "in")
+def test_a_missing_folder_is_refused(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(BenchError, match="is not a folder"):
+        accept_submission(tmp_path / "nothing", store, tmp_path / "in")
 
 
-def test_nothing_half_taken_is_left_behind(tmp_path: Path, store: Store) -> None:
+def test_a_rejected_submission_leaves_no_files(tmp_path: Path, store: Store) -> None:
     place = templates.write_template("attack", "mine", tmp_path / "work")
     with pytest.raises(BenchError):
-        take_in(place, store, tmp_path / "in")
+        accept_submission(place, store, tmp_path / "in")
     assert list((tmp_path / "in").iterdir()) == []
