@@ -164,7 +164,7 @@ class AttackFixture:
             self.attack, model_access, ModelAccess(model_access.module), problem.ball,
             problem.goal, budget,
             problem.x[few], problem.y[few], problem.target[few], problem.clean[few],
-            problem.wrong(problem.clean)[few], 0, ROWS,
+            problem.reaches_goal(problem.clean)[few], 0, ROWS,
         )  # fmt: skip
 
     def external_images(self, problem: BatchProblem) -> Tensor:

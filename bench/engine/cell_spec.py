@@ -1,4 +1,4 @@
-"""What goes into a cell and what comes out of it."""
+"""The inputs of a cell's evaluation, and the candidates that it yields."""
 
 from __future__ import annotations
 
@@ -21,50 +21,55 @@ from bench.threats.threat_model import Goal
 NOISE_GROUP = 64  # rows of a declared-random defense that share one random state
 
 Confirm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(items [n] int64, images [n, C, H, W]) -> [n] bool: does the referee's rule call these broken?"""
+"""(items [n] int64, images [n, C, H, W]) -> [n] bool: the referee's rule finds them broken."""
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """One cell, resolved: everything the engine needs to play it."""
+    """An evaluation cell, resolved to everything that the engine needs to run it.
+
+    An item is one example, or one example with one target class where the threat model has
+    several; n is the number of items.
+    """
 
     attack: Attack
     model_access: ModelAccess
-    """What the attack asks: the defense, or the source of a transfer attack."""
+    """The model that the attack queries: the defense, or the surrogate of a transfer attack."""
     defense: ModelAccess
-    """What the last looks ask."""
+    """The model that the final check queries."""
     ball: PerturbationSet
     goal: Goal
     budget: Budget
     x: Tensor
     """[n, C, H, W] clean images of all items."""
     y: Tensor
+    """[n] int64 labels."""
     target: Tensor
-    """[n] declared targets, -1 without."""
+    """[n] int64 declared target classes, -1 without."""
     clean_logits: Tensor
-    """[n, K] clean logits of the model that the attack asks."""
+    """[n, K] of the model that the attack queries."""
     reached_on_clean: Tensor
     """[n] bool: the goal is reached on the clean image."""
     seed: int
     slots: int = 256
     noise: SeededNoise | None = None
-    """Set for a declared-random defense: played in fixed groups without refill."""
+    """Set for a declared-random defense, which runs in fixed groups without refill."""
     example: Tensor | None = None
-    """[n] which example each item is, where its runs are items of their own."""
+    """[n] int64: the example of each item, where restarts are items of their own."""
     restart: Tensor | None = None
-    """[n] and which run of it."""
+    """[n] int64: the restart of each item, where restarts are items of their own."""
     heartbeat: Callable[[], None] = lambda: None
-    """Called every few steps: much may be played before the first item is handed on."""
+    """Called after every step, because the first candidates may come late."""
 
     def reaches_goal(self, answer: Tensor, items: Tensor) -> Tensor:
-        """[n] bool: the defense's whole answers for these items [n] reach the goal of the board."""
+        """[k] bool: answers [k, K] of the defense for the items [k] reach the goal."""
         targeted, rejects = self.goal.kind == "targeted", self.defense.rejects
         known = (self.target if targeted else self.y)[items]
         label = predicted_labels(answer, rejects=rejects)
         return reaches_goal(label, known, targeted=targeted, rejects=rejects)
 
     def largest_margin_first(self) -> list[int]:
-        """All items, those that are farthest from the goal on the clean image first."""
+        """All items, in order of their margin on the clean image, the largest first."""
         toward = self.target if self.goal.kind == "targeted" else self.y
         away = margin(self.clean_logits, toward)
         firm = away if self.goal.kind == "targeted" else -away
@@ -73,48 +78,52 @@ class CellSpec:
 
 
 class Candidates(NamedTuple):
-    """Finished items with what the attack brings to the referee: [n] each, but for the images."""
+    """One candidate for each finished item, for the referee; [n] each, except the images."""
 
     item: Tensor
-    """int64, as the other numbers."""
+    """[n] int64, as are the other numbers."""
     image: Tensor
     """[n, C, H, W]: the claimed success, else the last iterate."""
     forwards: Tensor
+    """[n]: queries."""
     gradients: Tensor
+    """[n]: gradient evaluations."""
     final_checks: Tensor
+    """[n]: queries made by the final check, which the attack is not charged for."""
     step: Tensor
-    """Of the claimed success; -1 without a claim."""
+    """[n]: step of the claimed success; -1 without a claim."""
     restart: Tensor
+    """[n]: restart of the claimed success; -1 without a claim."""
     distance: Tensor
-    """float64: of the nearest success outside the ball, where nothing is claimed; else infinite."""
+    """[n] float64: of the nearest success outside the ball where nothing is claimed, or inf."""
 
     @classmethod
-    def of_clean_images(cls, game: CellSpec, items: Sequence[int]) -> Candidates:
-        """These items, their goal reached on the clean image: broken at no cost."""
+    def of_clean_images(cls, spec: CellSpec, items: Sequence[int]) -> Candidates:
+        """Items whose goal is reached on the clean image: broken at no cost."""
         item = torch.tensor(items, dtype=torch.int64)
         zero = torch.zeros_like(item)
-        image = game.x[item.to(game.x.device)]
+        image = spec.x[item.to(spec.x.device)]
         return cls(item, image, zero, zero, zero, zero, zero, zero.double() + torch.inf)
 
 
 class NearestCandidates(NamedTuple):
-    """The nearest successes of rows, where the attack minimises: [m] each, but for the images."""
+    """The nearest success of each row of an attack that minimises its perturbation; [m] each."""
 
     image: Tensor
     """[m, C, H, W]."""
     distance: Tensor
-    """float64; infinite without any."""
+    """[m] float64; infinite without a success."""
     step: Tensor
     restart: Tensor
 
 
 class EndedRestarts(NamedTuple):
-    """Runs that ended unbroken: they wait for the look at their last iterates. [m] each."""
+    """Restarts that ended without a success and wait for the final check; [m] each."""
 
     item: Tensor
     restart: Tensor
     final: Tensor
-    """bool: the item has no run after this one."""
+    """[m] bool: the item has no later restart."""
     image: Tensor
     """[m, C, H, W]: the last iterate."""
     forwards: Tensor
@@ -123,14 +132,19 @@ class EndedRestarts(NamedTuple):
     nearest_image: Tensor
     """[m, C, H, W]: the nearest success before it, where the attack minimises."""
     nearest_distance: Tensor
-    """float64: of that; infinite without any."""
+    """[m] float64: of that success; infinite without any."""
     nearest_step: Tensor
     nearest_restart: Tensor
 
     def nearest(self, won: Tensor, distance: Tensor) -> NearestCandidates:
-        """The better of the last iterate, where it has `won` [m] bool, and what was before it.
+        """The nearer of the last iterate, where it succeeded, and the nearest success before it.
 
-        Without either it is the last iterate, of step -1.
+        Args:
+            won: [m] bool, the last iterate succeeded.
+            distance: [m] float64, of the last iterate.
+
+        Returns:
+            One success for each row; the last iterate at step -1 where there is none.
         """
         last = won & (distance < self.nearest_distance)
         none = self.nearest_distance.isinf() & ~last
@@ -155,6 +169,6 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 
 
 def select_rows(columns: Columns, rows: Tensor) -> Columns:
-    """These rows, [k] int64 or [n] bool, of every column."""
+    """The rows `rows`, [k] int64 or [n] bool, of every column."""
     part: Columns = map_state(lambda column: column[rows.to(column.device)], columns)
     return part

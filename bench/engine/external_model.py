@@ -113,7 +113,7 @@ class ExternalModel(nn.Module):
         return self
 
     @contextmanager
-    def about(self, rows: Tensor) -> Iterator[None]:
+    def for_rows(self, rows: Tensor) -> Iterator[None]:
         """While this lasts, the images asked about are those of `rows` [b], each once."""
         if len(torch.unique(rows)) != len(rows):
             raise PluginError(f"{self._name} named a row twice; each image is of a row of its own.")
@@ -167,7 +167,7 @@ class ExternalModel(nn.Module):
         if images.shape[0] != rows.shape[0]:
             raise PluginError(
                 f"{self._name} asked about {len(images)} images of {len(rows)} rows, and "
-                "nobody can tell whose they are; say so with model.about(rows), or set rows = 1."
+                "nobody can tell whose they are; say so with model.for_rows(rows), or set rows = 1."
             )
         return rows
 

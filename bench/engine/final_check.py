@@ -1,4 +1,7 @@
-"""Last looks: one harness forward for each run's last iterate, pooled into full batches."""
+"""The final check: one query of the last iterate of each ended restart, pooled into full batches.
+
+The last iterate of a restart is never queried by the attack itself.
+"""
 
 from __future__ import annotations
 
@@ -17,66 +20,70 @@ from bench.engine.cell_spec import (
 )
 from bench.engine.problem import pad_rows, padded_size
 
-POOL = 64  # last looks worth one forward
+POOL = 64  # pending restarts that are worth one forward
 
 
 class FinalCheck:
-    """Runs that ended unbroken, waiting to be looked at together; those of an item in order."""
+    """Pools restarts that ended without a success and queries their last iterates together.
 
-    def __init__(self, game: CellSpec, confirm: Confirm) -> None:
-        self.game, self.confirm = game, confirm
-        self.waiting: list[EndedRestarts] = []
+    The restarts of one item are pending in their own order.
+    """
+
+    def __init__(self, spec: CellSpec, confirm: Confirm) -> None:
+        self.spec, self.confirm = spec, confirm
+        self.pending: list[EndedRestarts] = []
 
     @property
     def full(self) -> bool:
-        """Enough for one forward."""
-        return sum(len(part.item) for part in self.waiting) >= POOL
+        """Whether enough restarts are pending for one forward."""
+        return sum(len(part.item) for part in self.pending) >= POOL
 
-    def holds(self, items: Tensor) -> bool:
-        """Whether one of these items [n] has an earlier run waiting."""
-        return any(bool(torch.isin(part.item, items).any()) for part in self.waiting)
+    def contains_any(self, items: Tensor) -> bool:
+        """Whether a restart of one of these items [k] is pending."""
+        return any(bool(torch.isin(part.item, items).any()) for part in self.pending)
 
-    def drop(self, items: Tensor) -> None:
-        """Forget these [n]."""
-        kept = (select_rows(part, ~torch.isin(part.item, items)) for part in self.waiting)
-        self.waiting = [part for part in kept if len(part.item)]
+    def discard(self, items: Tensor) -> None:
+        """Removes the pending restarts of these items [k]."""
+        kept = (select_rows(part, ~torch.isin(part.item, items)) for part in self.pending)
+        self.pending = [part for part in kept if len(part.item)]
 
-    def settle(self) -> tuple[Candidates, Tensor, NearestCandidates]:
-        """Look at all that wait; the earliest run that won counts.
+    def run(self) -> tuple[Candidates, Tensor, NearestCandidates]:
+        """Checks all pending restarts; of an item's restarts the first that succeeds counts.
 
         Returns:
-            The items whose verdict is known; then those [n] of a distance board with runs to
-            come whose nearest success is known, and that.
+            The candidates of items that are finished; then, for the goal `nearest` and items with
+            restarts to come, those [k] that have a nearest success, and that success.
         """
-        ended, self.waiting = concatenate(self.waiting), []
-        won, distance = self._look(ended)
+        ended, self.pending = concatenate(self.pending), []
+        won, distance = self._query(ended)
         nearest = ended.nearest(won, distance)
-        claims = self.game.goal.kind == "nearest"
-        over = first_of_each(ended.item, ended.final if claims else ended.final | won)
-        claimed = torch.ones_like(won) if claims else won
-        settled = Candidates(
+        keeps_nearest = self.spec.goal.kind == "nearest"
+        finished = first_of_each(ended.item, ended.final if keeps_nearest else ended.final | won)
+        claimed = torch.ones_like(won) if keeps_nearest else won
+        candidates = Candidates(
             item=ended.item, image=nearest.image,
             forwards=ended.forwards, gradients=ended.gradients, final_checks=ended.restart + 1,
-            step=torch.where(claimed, nearest.step, -1), restart=torch.where(claimed, nearest.restart, -1),
-            distance=nearest.distance,
+            step=torch.where(claimed, nearest.step, -1),
+            restart=torch.where(claimed, nearest.restart, -1), distance=nearest.distance,
         )  # fmt: skip
-        nearer = (claims & ~ended.final & ~nearest.distance.isinf()).nonzero()[:, 0]
-        return select_rows(settled, over), ended.item[nearer], select_rows(nearest, nearer)
+        nearer = (keeps_nearest & ~ended.final & ~nearest.distance.isinf()).nonzero()[:, 0]
+        return select_rows(candidates, finished), ended.item[nearer], select_rows(nearest, nearer)
 
-    def _look(self, ended: EndedRestarts) -> tuple[Tensor, Tensor]:
+    def _query(self, ended: EndedRestarts) -> tuple[Tensor, Tensor]:
+        """Success [m] bool and distance [m] of the last iterates."""
         images, count = ended.image, len(ended.item)
         items = ended.item.to(images.device)
-        x = self.game.x[items]
-        logits = self.game.defense.logits(pad_rows(images, padded_size(count)))[:count]
-        won = self.game.reaches_goal(logits, items) & self.game.ball.contains(images, x)
+        x = self.spec.x[items]
+        logits = self.spec.defense.logits(pad_rows(images, padded_size(count)))[:count]
+        won = self.spec.reaches_goal(logits, items) & self.spec.ball.contains(images, x)
         if won.any():
             claimed = won.nonzero()[:, 0]
             won[claimed] = self.confirm(items[claimed], images[claimed])
-        return won.cpu(), self.game.ball.distance(images, x).double().cpu()
+        return won.cpu(), self.spec.ball.distance(images, x).double().cpu()
 
 
 def first_of_each(item: Tensor, where: Tensor) -> Tensor:
-    """Of the places `where` [m] bool the first one of each item, in order."""
-    places = where.nonzero()[:, 0].numpy()
-    _, first = np.unique(item.numpy()[places], return_index=True)
-    return torch.from_numpy(places[np.sort(first)])
+    """Among the rows `where` [m] bool the first row of each item [m]; row numbers in order."""
+    rows = where.nonzero()[:, 0].numpy()
+    _, first = np.unique(item.numpy()[rows], return_index=True)
+    return torch.from_numpy(rows[np.sort(first)])

@@ -1,7 +1,7 @@
-"""The runs of a few items side by side: slots that would stay empty begin later runs early.
+"""Parallel restarts: slots that would stay empty begin later restarts of the same items early.
 
-An item's verdict, image and price are those of playing its runs one after another: its earliest
-run that wins counts, whatever a later one has done in the meantime.
+The outcome, image and cost of an item are those of running its restarts one after another: its
+first restart that succeeds counts, whatever later restarts have done in the meantime.
 """
 
 from __future__ import annotations
@@ -18,109 +18,109 @@ from bench.engine.problem import checked_restart_count
 from bench.engine.scheduler import Scheduler
 from bench.threats.access import Budget
 
-PIXELS = 2**26  # in all rows: so many are laid out at once
+MAX_RESTART_PIXELS = 2**26  # in all restarts of all items: the memory laid out at once
 
 
-def run_items(game: CellSpec, confirm: Confirm, items: Sequence[int]) -> Iterator[Candidates]:
-    """Play these items: their runs side by side where they leave slots empty, else in turn."""
-    runs = checked_restart_count(game.attack, game.clean_logits.shape[1])
-    size = len(items) * runs * game.x[:1].numel()
+def run_items(spec: CellSpec, confirm: Confirm, items: Sequence[int]) -> Iterator[Candidates]:
+    """Runs these items; their restarts in parallel where slots would stay empty, else in turn."""
+    restarts = checked_restart_count(spec.attack, spec.clean_logits.shape[1])
+    size = len(items) * restarts * spec.x[:1].numel()
     if (
-        runs == 1
+        restarts == 1
         or not items
-        or len(items) >= game.slots
-        or size > PIXELS
-        or not restarts_are_independent(game)
+        or len(items) >= spec.slots
+        or size > MAX_RESTART_PIXELS
+        or not restarts_are_independent(spec)
     ):
-        yield from Scheduler(game, confirm, items).play()
+        yield from Scheduler(spec, confirm, items).run()
         return
-    lost = set(game.reached_on_clean.nonzero()[:, 0].tolist())
-    yield from Scheduler(game, confirm, [item for item in items if item in lost]).play()
-    yield from run_restarts_in_parallel(
-        game, confirm, [item for item in items if item not in lost], runs
-    )
+    reached = set(spec.reached_on_clean.nonzero()[:, 0].tolist())
+    yield from Scheduler(spec, confirm, [item for item in items if item in reached]).run()
+    left = [item for item in items if item not in reached]
+    yield from run_restarts_in_parallel(spec, confirm, left, restarts)
 
 
-def restarts_are_independent(game: CellSpec) -> bool:
-    """Whether nothing but the nearest success is handed from one run of an item to its next."""
-    return game.noise is None and game.budget == Budget() and game.goal.kind != "nearest"
+def restarts_are_independent(spec: CellSpec) -> bool:
+    """Whether a restart depends on nothing that an earlier restart of its item has done."""
+    return spec.noise is None and spec.budget == Budget() and spec.goal.kind != "nearest"
 
 
 def run_restarts_in_parallel(
-    game: CellSpec, confirm: Confirm, items: Sequence[int], runs: int
+    spec: CellSpec, confirm: Confirm, items: Sequence[int], restarts: int
 ) -> Iterator[Candidates]:
-    """Every run of every item as a row of its own; all first runs begin before any second."""
+    """Runs each restart of each item as an item; all first restarts begin before any second."""
     if not items:
         return
-    example = torch.tensor(items, device=game.x.device).repeat_interleave(runs)
-    run = torch.arange(runs, device=game.x.device).repeat(len(items))
-    wide = replace(
-        game, x=game.x[example], y=game.y[example], target=game.target[example],
-        clean_logits=game.clean_logits[example], reached_on_clean=game.reached_on_clean[example], example=example, restart=run,
+    example = torch.tensor(items, device=spec.x.device).repeat_interleave(restarts)
+    restart = torch.arange(restarts, device=spec.x.device).repeat(len(items))
+    expanded = replace(
+        spec, x=spec.x[example], y=spec.y[example], target=spec.target[example],
+        clean_logits=spec.clean_logits[example],
+        reached_on_clean=spec.reached_on_clean[example], example=example, restart=restart,
     )  # fmt: skip
 
-    def upheld(rows: Tensor, images: Tensor) -> Tensor:
+    def confirm_restart(rows: Tensor, images: Tensor) -> Tensor:
+        """[k] bool: confirms images [k, C, H, W] of the restarts `rows` [k]."""
         return confirm(example[rows.to(example.device)], images)
 
-    order = run.argsort(stable=True).tolist()
-    race, known = Scheduler(wide, upheld, order), RestartResults.nothing(wide, len(items), runs)
-    for part in race.play():
-        known = known.joined(part)
-        yield from known.due(items)
+    order = restart.argsort(stable=True).tolist()
+    results = RestartResults.empty(expanded, len(items), restarts)
+    for part in Scheduler(expanded, confirm_restart, order).run():
+        results = results.with_candidates(part)
+        yield from results.completed(items)
 
 
 class RestartResults(NamedTuple):
-    """What is known of the runs of some items: [items, runs] each, and the attempts."""
+    """The candidates of the finished restarts of some items."""
 
-    place: Tensor
-    """Where the attempt of each run stands in `rows`; -1 before it is there."""
-    handed: Tensor
-    """[items] bool: handed on already."""
-    rows: Candidates
-    """One entry for each run that is over."""
+    row: Tensor
+    """[items, restarts] int64: row of each restart in `candidates`; -1 before it has finished."""
+    yielded: Tensor
+    """[items] bool: the item has been yielded."""
+    candidates: Candidates
+    """One row for each finished restart."""
 
     @classmethod
-    def nothing(cls, wide: CellSpec, items: int, runs: int) -> RestartResults:
-        """Before the first run is over."""
-        place = torch.full((items, runs), -1)
-        return cls(
-            place, torch.zeros(items, dtype=torch.bool), Candidates.of_clean_images(wide, [])
-        )
+    def empty(cls, expanded: CellSpec, items: int, restarts: int) -> RestartResults:
+        """The results before any restart has finished."""
+        row = torch.full((items, restarts), -1)
+        none = Candidates.of_clean_images(expanded, [])
+        return cls(row, torch.zeros(items, dtype=torch.bool), none)
 
-    def joined(self, part: Candidates) -> RestartResults:
-        """With these runs, too."""
-        rows = concatenate([self.rows, part])
-        place = self.place.clone()
-        place.view(-1)[rows.item] = torch.arange(len(rows.item))
-        return self._replace(place=place, rows=rows)
+    def with_candidates(self, part: Candidates) -> RestartResults:
+        """The results with the candidates of more restarts."""
+        candidates = concatenate([self.candidates, part])
+        row = self.row.clone()
+        row.view(-1)[candidates.item] = torch.arange(len(candidates.item))
+        return self._replace(row=row, candidates=candidates)
 
-    def due(self, items: Sequence[int]) -> Iterator[Candidates]:
-        """The items whose first winner, or last run, is known with all runs before it."""
-        runs = self.place.shape[1]
-        there = self.place >= 0
-        won = there & (self.rows.step[self.place.clamp_min(0)] >= 0)
-        last = torch.where(won.any(1), won.int().argmax(1), runs - 1)
-        counted = torch.arange(runs) <= last[:, None]
-        ready = (there | ~counted).all(1) & ~self.handed
+    def completed(self, items: Sequence[int]) -> Iterator[Candidates]:
+        """Yields the items whose first successful, or last, restart and all before it are done."""
+        restarts = self.row.shape[1]
+        done = self.row >= 0
+        won = done & (self.candidates.step[self.row.clamp_min(0)] >= 0)
+        last = torch.where(won.any(1), won.int().argmax(1), restarts - 1)
+        counted = torch.arange(restarts) <= last[:, None]
+        ready = (done | ~counted).all(1) & ~self.yielded
         if ready.any():
-            self.handed.logical_or_(ready)
+            self.yielded.logical_or_(ready)
             chosen = ready.nonzero()[:, 0]
-            yield self._gathered(items, chosen, last[chosen], counted[chosen], won[chosen].any(1))
+            yield self._combined(items, chosen, last[chosen], counted[chosen], won[chosen].any(1))
 
-    def _gathered(
+    def _combined(
         self, items: Sequence[int], chosen: Tensor, last: Tensor, counted: Tensor, won: Tensor
     ) -> Candidates:
-        """These items as one attempt each: the first run that won, or all of them."""
-        rows, place = self.rows, self.place[chosen].clamp_min(0)
-        end = place.gather(1, last[:, None])[:, 0]
-        far = rows.distance[place].masked_fill(~counted, torch.inf)
-        nearest = place.gather(1, far.argmin(1, keepdim=True))[:, 0]
-        shown = torch.where(won | far.isinf().all(1), end, nearest)
+        """One candidate for each chosen item, with the cost of the counted restarts."""
+        found, row = self.candidates, self.row[chosen].clamp_min(0)
+        end = row.gather(1, last[:, None])[:, 0]
+        distance = found.distance[row].masked_fill(~counted, torch.inf)
+        nearest = row.gather(1, distance.argmin(1, keepdim=True))[:, 0]
+        shown = torch.where(won | distance.isinf().all(1), end, nearest)
         return Candidates(
             item=torch.tensor(items)[chosen],
-            image=rows.image[shown.to(rows.image.device)],
-            forwards=(rows.forwards[place] * counted).sum(1),
-            gradients=(rows.gradients[place] * counted).sum(1),
-            final_checks=rows.final_checks[end], step=rows.step[end], restart=rows.restart[end],
-            distance=rows.distance[shown],
+            image=found.image[shown.to(found.image.device)],
+            forwards=(found.forwards[row] * counted).sum(1),
+            gradients=(found.gradients[row] * counted).sum(1),
+            final_checks=found.final_checks[end], step=found.step[end],
+            restart=found.restart[end], distance=found.distance[shown],
         )  # fmt: skip

@@ -66,7 +66,7 @@ class BatchProblem:
     def reset_keys(self) -> None:
         """Take up what follows from examples and runs after they have changed."""
         self._key: Tensor | None = None
-        self._rivals: Tensor | None = None
+        self._other_classes: Tensor | None = None
 
     @property
     def key(self) -> Tensor:
@@ -122,13 +122,13 @@ class BatchProblem:
         return self.clean
 
     @property
-    def rivals(self) -> Tensor:
+    def other_classes(self) -> Tensor:
         """[n, K - 1] other classes, the likeliest first; ties in class order."""
         self._reveal(Access.SCORES)
-        if self._rivals is None:
+        if self._other_classes is None:
             order = self.clean.argsort(dim=1, descending=True, stable=True)
-            self._rivals = order[order != self.y[:, None]].view(len(self.y), -1)
-        return self._rivals
+            self._other_classes = order[order != self.y[:, None]].view(len(self.y), -1)
+        return self._other_classes
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
         """One forward and one gradient for each row that plays."""
@@ -170,7 +170,7 @@ class BatchProblem:
         self.required_model_access.require(Access.LABELS)
         return self._ask(adv, where)[:, : self.classes].argmax(1)
 
-    def wrong(self, answer: Tensor) -> Tensor:
+    def reaches_goal(self, answer: Tensor) -> Tensor:
         """[n] bool: the goal of the board is reached by these logits [n, K] or labels [n].
 
         With a rejection score as column K only where it accepts, too.

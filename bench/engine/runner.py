@@ -1,8 +1,9 @@
-"""Plays a cell: fixed slots, retirement, refill, runs, pooled last looks; a generator of attempts.
+"""Runs the attack of a cell and yields its candidates.
 
-A row is one example in one run. Success is seen on the answer that the attack's own query got; a
-row leaves as soon as its verdict cannot change, and the next example takes its slot. Nothing an
-example gets depends on its slot, on its companions or on when the others leave.
+Each slot runs one example in one restart. Success is seen on the answers that the attack's own
+queries get; an item leaves its slot as soon as its outcome is known, and the next item takes the
+slot. No result of an example depends on its slot, on the other examples in the batch, or on when
+they leave.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bench.plugin import Traits
 
 
 def run_attack(
-    game: CellSpec,
+    spec: CellSpec,
     confirm: Confirm,
     *,
     finished: Sequence[int] = (),
@@ -26,38 +27,35 @@ def run_attack(
     exact: CellSpec | None = None,
     on_audit: Callable[[PrecisionAudit], None] = lambda audit: None,
 ) -> Iterator[Candidates]:
-    """Play every item that is not finished.
+    """Runs the attack on every item that is not finished.
 
     Args:
-        game: the cell.
-        confirm: the referee's rule, asked before a row is retired as won.
-        finished: items that are not to be played again.
-        order: the order in which items are taken up; results do not depend on it. By default
-            the firmest clean answers come first: what plays longest must not begin last.
-        exact: the same cell in float32, where `game` is played in low precision: its survivors
-            are audited by sample.
-        heard: is told what such an audit said.
+        spec: the cell.
+        confirm: the referee's rule, applied before an item is retired as broken.
+        finished: items that are not run again.
+        order: the order in which items take slots; results do not depend on it. By default
+            items with the largest clean margin come first, because they take the longest.
+        exact: the same cell in float32 where `spec` is in low precision: a sample of its
+            survivors is run again in `exact`.
+        on_audit: called with the result of that audit.
 
     Yields:
         Each item exactly once, in chunks.
     """
     skip = set(finished)
-    items = [
-        item
-        for item in (game.largest_margin_first() if order is None else order)
-        if item not in skip
-    ]
-    if Traits.is_external(game.attack):
-        yield from run_external(game, game.attack, confirm, set(items))
+    order = spec.largest_margin_first() if order is None else order
+    items = [item for item in order if item not in skip]
+    if Traits.is_external(spec.attack):
+        yield from run_external(spec, spec.attack, confirm, set(items))
         return
     if exact is not None:
-        yield from run_audited(game, exact, confirm, items, on_audit)
+        yield from run_audited(spec, exact, confirm, items, on_audit)
         return
-    if game.noise is None:
-        yield from run_items(game, confirm, items)
+    if spec.noise is None:
+        yield from run_items(spec, confirm, items)
         return
-    # A group is played whole: its random draws belong to all of its rows.
+    # A noise group runs whole, because its random draws belong to all of its rows.
     for group in sorted({item // NOISE_GROUP for item in items}):
-        game.noise.begin(group)
-        rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(game.x)))
-        yield from Scheduler(game, confirm, list(rows)).play()
+        spec.noise.begin(group)
+        rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(spec.x)))
+        yield from Scheduler(spec, confirm, list(rows)).run()

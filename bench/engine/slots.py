@@ -1,76 +1,134 @@
-"""What is known of the row in each slot, beside what the attack knows of it."""
+"""The slot array: which item and restart occupies each slot, and how many steps it has made."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench.engine.problem import BatchProblem
 from bench.threats.norms import per_row
 
-Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
-"""Slots by number, on the host."""
+HostArray: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""[k] int64 on the host."""
+HostMask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
+"""[n] bool on the host."""
+EMPTY = -1  # item number of an empty slot
 
 
-@dataclass
-class Slots:
-    """One entry a slot, on the device: images [n, C, H, W], the rest [n]."""
+class SlotArray:
+    """Item, restart and step count of each slot, on the host and on the device.
 
-    playing: Tensor
-    """A row sits here."""
-    found: Tensor
-    """It has a success that waits for its confirmation."""
-    ended: Tensor
-    """Its run has converged."""
-    best: Tensor
-    """The first success, or the nearest where the attack minimises."""
-    distance: Tensor
-    """Of `best`, for an attack that minimises; infinite without any."""
-    hit_step: Tensor
-    hit_run: Tensor
-    hit_forwards: Tensor
-    hit_gradients: Tensor
-    last: Tensor
-    """The iterate at which the run converged."""
-    last_step: Tensor
+    The host copies are `item` (`EMPTY` where no item is), `restart` and `step`, [n] int64 each. The
+    device copies of restart, step and occupancy are `problem.restart`, `problem.t` and
+    `problem.active`, which attacks and the ledger read. Only the methods of this class change
+    either copy, and each changes both. A slot is active from `begin` until its restart converges
+    or the slot is cleared; a converged slot stays occupied until it is settled.
 
-    @classmethod
-    def empty(cls, x: Tensor) -> Slots:
-        """Nobody sits anywhere; `x` [n, C, H, W] gives sizes and device."""
-        number = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        no = number > 0
-        far = torch.full_like(number, math.inf, dtype=torch.float32)
-        return cls(
-            playing=no, found=no.clone(), ended=no.clone(), best=x.clone(), distance=far,
-            hit_step=number - 1, hit_run=number - 1, hit_forwards=number,
-            hit_gradients=number.clone(), last=x.clone(), last_step=number.clone(),
-        )  # fmt: skip
+    Args:
+        problem: the rows in the slots, [n] of them; all slots are empty at first.
+    """
 
-    def forget(self, where: Tensor) -> None:
-        """Nothing is found in these slots: a new row sits down, or its claim did not stand."""
-        self.found[where] = False
-        self.distance[where] = math.inf
+    def __init__(self, problem: BatchProblem) -> None:
+        count, device = len(problem.x), problem.x.device
+        self.problem = problem
+        self.item = np.full(count, EMPTY, dtype=np.int64)
+        self.restart = np.zeros(count, dtype=np.int64)
+        self.step = np.zeros(count, dtype=np.int64)
+        self.converged = torch.zeros(count, dtype=torch.bool, device=device)
+        """[n] bool: the restart in the slot has ended before its last step."""
+        self.last_image = problem.x.clone()
+        """[n, C, H, W]: the iterate at which it ended."""
+        self.last_step = torch.zeros(count, dtype=torch.int64, device=device)
+        """[n] int64: the steps made by then."""
+        problem.active = self.converged.clone()
 
-    def begin(self, where: Tensor) -> None:
-        """A run begins in these slots."""
-        self.playing[where] = True
-        self.ended[where] = False
+    def __len__(self) -> int:
+        return len(self.item)
 
-    def converge(self, where: Tensor, adv: Tensor, step: Tensor) -> None:
-        """The runs of these rows [n] bool are over; `adv` and `step` are where they stand."""
-        self.last = torch.where(per_row(where, adv), adv, self.last)
-        self.last_step = torch.where(where, step, self.last_step)
-        self.ended = self.ended | where
+    @property
+    def occupied(self) -> HostMask:
+        """[n] bool on the host: an item is in the slot."""
+        occupied: HostMask = self.item != EMPTY
+        return occupied
 
-    def kept(self, where: Tensor) -> Slots:
-        """These slots only."""
-        return Slots(*(getattr(self, field.name)[where] for field in fields(self)))
+    @property
+    def device_occupied(self) -> Tensor:
+        """[n] bool on the device: an item is in the slot, active or converged."""
+        return self.problem.active | self.converged
+
+    @property
+    def count(self) -> int:
+        """The number of occupied slots."""
+        return int(self.occupied.sum())
+
+    def on_device(self, values: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:
+        """A host array [k] as a tensor [k] on the device of the problem."""
+        return torch.from_numpy(values).to(self.problem.x.device)
+
+    def empty(self, most: int) -> HostArray:
+        """The first empty slots, at most so many."""
+        return np.flatnonzero(~self.occupied)[:most]
+
+    def holding(self, items: Tensor) -> HostArray:
+        """The slots that hold one of these items [k] int64, in slot order."""
+        occupied = np.flatnonzero(self.occupied)
+        return occupied[np.isin(self.item[occupied], items.numpy())]
+
+    def holding_each(self, items: Tensor) -> HostArray:
+        """The slot of each of these items [k] int64, all of which are in a slot."""
+        slot = {item: slot for slot, item in enumerate(self.item.tolist())}
+        return np.array([slot[item] for item in items.tolist()])
+
+    def begin(self, slots: HostArray, item: HostArray, restart: HostArray) -> None:
+        """Begins a restart of an item at step 0 in each of these slots; [k] each."""
+        self.item[slots], self.restart[slots], self.step[slots] = item, restart, 0
+        where, problem = self.on_device(slots), self.problem
+        problem.t[where] = 0
+        problem.restart[where] = self.on_device(restart)
+        problem.active[where] = True
+        self.converged[where] = False
+        problem.reset_keys()
+
+    def tick(self) -> None:
+        """Counts one step in every occupied slot."""
+        self.step += self.occupied
+        self.problem.t = self.problem.t + self.device_occupied
+
+    def advance(self, where: Tensor, steps: Tensor) -> None:
+        """Counts `steps` [k] int64 steps in the slots `where` [k] int64."""
+        self.problem.t = self.problem.t.index_add(0, where, steps)
+        self.step[where.cpu().numpy()] += steps.cpu().numpy()
+
+    def converge(self, where: Tensor, images: Tensor) -> None:
+        """Ends the restarts in the slots `where` [n] bool at `images` [n, C, H, W]."""
+        self.last_image = torch.where(per_row(where, images), images, self.last_image)
+        self.last_step = torch.where(where, self.problem.t, self.last_step)
+        self.converged = self.converged | where
+        self.problem.active = self.problem.active & ~where
+
+    def clear(self, slots: HostArray) -> None:
+        """Empties these slots [k]."""
+        if len(slots):
+            self.item[slots], self.step[slots] = EMPTY, 0
+            where = self.on_device(slots)
+            self.problem.active[where] = False
+            self.problem.t[where] = 0
+            self.converged[where] = False
+
+    def keep(self, slots: HostArray) -> Tensor:
+        """Keeps only these slots [k]; returns them as a tensor [k] int64 on the device."""
+        self.item, self.restart = self.item[slots], self.restart[slots]
+        self.step = self.step[slots]
+        where = self.on_device(slots)
+        self.problem.keep(where)
+        self.converged, self.last_image = self.converged[where], self.last_image[where]
+        self.last_step = self.last_step[where]
+        return where
 
 
-def numbers(where: Tensor) -> Places:
-    """The numbers of the slots `where` [n] bool."""
+def slot_indices(where: Tensor) -> HostArray:
+    """The indices [k] int64, on the host, of the slots `where` [n] bool."""
     return where.nonzero()[:, 0].cpu().numpy()

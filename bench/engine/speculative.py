@@ -1,9 +1,9 @@
-"""Questions asked ahead: what changes nothing makes a row's next question known.
+"""Speculative queries: several steps of a random search in one batch.
 
-A random search keeps its image until a proposal is better, and its draws are keyed by the step. So
-every question of a row up to the next that is accepted is known at once. They are asked in one
-batch, those that were answered before are not asked again; the row goes on behind the first that
-changed it or reached the goal, and pays for as many as it would have asked one by one.
+A random search keeps its image until a proposal is better, and its random numbers are keyed by the
+step. So all queries of a row up to its next change are known in advance. They are evaluated in one
+batch; the row continues after the first query that changed it or reached the goal, and is charged
+for the queries up to that one, as if they had been made one by one.
 """
 
 from __future__ import annotations
@@ -22,143 +22,153 @@ from bench.engine.query_cache import QueryCache
 from bench.plugin import State, StopRule, Traits
 from bench.threats.access import Budget
 
-FAR = 16  # full batches in a wide one at most: an attack's own arithmetic is cheaper in large ones
-PIXELS = 2**23  # of one wide batch at most, where that is more than a full batch has
-CARE = 0.25  # of the questions expected before a row's next change: those behind it are in vain
-GAIN = 1.25  # questions for each row at least: for fewer a plain step is cheaper
-MEMORY = 0.9  # weight of the past in the running share of questions that change their row
+MAX_BATCHES = 16  # full batches in one speculative batch; an attack's own arithmetic gains from it
+MAX_PIXELS = 2**23  # of one speculative batch, where that is more than a full batch has
+EXPECTED_SHARE = 0.25  # of the queries expected before a row's next change; later ones are wasted
+MIN_GAIN = 1.25  # queries for each row; for fewer a plain step is cheaper
+DECAY = 0.9  # weight of the past in the running share of queries that change their row
 UnchangedRule = Callable[[State, State], Tensor]
-"""(state before a step, state after it) -> [n] bool: the step has changed nothing."""
+"""(state before a step, state after it) -> [n] bool: the step left the row unchanged."""
 
 
 class SpeculativeStep(NamedTuple):
-    """Where one wide batch has brought its rows."""
+    """The steps made with one speculative batch: one entry for each of m rows."""
 
-    made: Tensor
-    """[m] int64: how many of its questions each row has made."""
-    won: Tensor
-    """[m] bool: the last of them reached the goal."""
-    adv: Tensor
-    """[m, C, H, W]: that question."""
-    answer: Tensor
-    """[m, K]: and what was answered."""
+    steps: Tensor
+    """[m] int64: the steps that the row has made."""
+    success: Tensor
+    """[m] bool: the query of the last step reached the goal."""
+    images: Tensor
+    """[m, C, H, W]: the image of that query."""
+    logits: Tensor
+    """[m, K]: its answer."""
     state: State
-    """Of all rows, those behind it."""
+    """The state of all rows after these steps."""
 
 
 class SpeculativeBatch(NamedTuple):
-    """A batch in which rows stand several times, once for each question: [p] places."""
+    """A batch of p places in which each of m rows stands several times, once for each query."""
 
-    rows: BatchProblem
+    problem: BatchProblem
+    """[p] rows."""
     where: Tensor
-    """[m]: the slots that it repeats, one after another, again and again."""
-    who: Tensor
-    """[p]: which slot each place repeats."""
+    """[m] int64: the slots of the rows; place i belongs to row i modulo m."""
+    slot: Tensor
+    """[p] int64: the slot of each place."""
     row: Tensor
-    """[p]: and which of the m."""
-    ahead: Tensor
-    """[p]: how many questions after the next."""
+    """[p] int64: the row of each place."""
+    offset: Tensor
+    """[p] int64: how many steps after the row's next step."""
     last: Tensor
-    """[m]: of the last place of each."""
-    offers: list[tuple[Tensor, Tensor]]
-    """What was asked, and the answers."""
+    """[m] int64: the largest offset of each row."""
+    queries: list[tuple[Tensor, Tensor]]
+    """Images [p, C, H, W] and logits [p, K] of each query that the step makes."""
 
     @classmethod
     def of(
-        cls, rows: BatchProblem, door: ModelAccess, where: Tensor, places: int
+        cls, problem: BatchProblem, model_access: ModelAccess, where: Tensor, places: int
     ) -> SpeculativeBatch:
-        """`where` [m] in `places`."""
+        """A batch of `places` places for the slots `where` [m] int64."""
         place = torch.arange(places, device=where.device)
-        row, ahead = place % len(where), place // len(where)
-        offers = list[tuple[Tensor, Tensor]]()
-        wide = rows.select(where[row], door)
-        wide.on_query = lambda adv, answer, _: offers.append((adv, answer))
+        row, offset = place % len(where), place // len(where)
+        queries = list[tuple[Tensor, Tensor]]()
+        repeated = problem.select(where[row], model_access)
+        repeated.on_query = lambda images, logits, _: queries.append((images, logits))
         last = (places - 1 - place[: len(where)]) // len(where)
-        return cls(wide, where, where[row], row, ahead, last, offers)
+        return cls(repeated, where, where[row], row, offset, last, queries)
 
 
 class SpeculativeQueries:
-    """Decides how far ahead rows ask, and asks."""
+    """Decides how many steps to evaluate at once, and evaluates them."""
 
-    def __init__(self, game: CellSpec) -> None:
-        self.attack, self.slots, self.stays = game.attack, game.slots, unchanged_rule(game)
-        self.door = QueryCache.wrap(game.model_access, game.slots)
-        self.most = max(game.slots, min(FAR * game.slots, PIXELS // game.x[0].numel()))
-        """Places of one wide batch."""
-        self.wide: SpeculativeBatch | None = None
-        self.moving = 1.0
-        """The share of late steps that have changed their row."""
+    def __init__(self, spec: CellSpec) -> None:
+        self.attack, self.slots, self.unchanged = spec.attack, spec.slots, unchanged_rule(spec)
+        self.model_access = QueryCache.wrap(spec.model_access, spec.slots)
+        fitting = min(MAX_BATCHES * spec.slots, MAX_PIXELS // spec.x[0].numel())
+        self.max_rows = max(spec.slots, fitting)
+        """Rows of one speculative batch at most."""
+        self.batch: SpeculativeBatch | None = None
+        self.changed_share = 1.0
+        """Running share of steps that changed their row."""
 
-    def places(self, playing: int, size: int) -> int:
-        """Rows of a wide batch for so many that play in a table of `size`; 0: a step will do."""
-        if self.stays is None or not playing:
+    def batch_rows(self, occupied: int, slots: int) -> int:
+        """Rows of a speculative batch for `occupied` of `slots` slots; 0: make a plain step."""
+        if self.unchanged is None or not occupied:
             return 0
-        known = playing / self.moving
-        wanted = max(min(self.slots, known), min(self.most, CARE * known))
-        places = max(size, int(wanted) // BATCH_UNIT * BATCH_UNIT)
-        return places if places >= GAIN * playing else 0
+        expected = occupied / self.changed_share
+        wanted = max(min(self.slots, expected), min(self.max_rows, EXPECTED_SHARE * expected))
+        rows = max(slots, int(wanted) // BATCH_UNIT * BATCH_UNIT)
+        return rows if rows >= MIN_GAIN * occupied else 0
 
-    def learn(self, before: State, after: State, playing: Tensor) -> None:
-        """How many of the rows `playing` [n] bool a step has changed."""
-        if self.stays is not None:
-            moved = playing & ~self.stays(before, after)
-            self._heard(int(moved.sum()), int(playing.sum()))
+    def record_step(self, before: State, after: State, active: Tensor) -> None:
+        """Records the share of the rows `active` [n] bool that a plain step has changed."""
+        if self.unchanged is not None:
+            changed = active & ~self.unchanged(before, after)
+            self._record(int(changed.sum()), int(active.sum()))
 
-    def _heard(self, moved: int, made: int) -> None:
-        share = MEMORY * self.moving + (1 - MEMORY) * moved / max(made, 1)
-        self.moving = max(share, 1 / (FAR * self.slots))
+    def _record(self, changed: int, made: int) -> None:
+        share = DECAY * self.changed_share + (1 - DECAY) * changed / max(made, 1)
+        self.changed_share = max(share, 1 / (MAX_BATCHES * self.slots))
 
-    def leap(self, rows: BatchProblem, state: State, where: Tensor, places: int) -> SpeculativeStep:
-        """Ask the next questions of the rows `where` [m], `places` in all."""
-        if self.stays is None:
-            raise PluginError(f"{self.attack.name} does not say which rows a step leaves alone.")
-        wide = self._spread(rows, where, places)
-        left = self.attack.steps - 1 - rows.t[where]
-        wide.rows.t = (rows.t[wide.who] + wide.ahead).clamp_max(self.attack.steps - 1)
-        before = map_state(lambda field: field[wide.who], state)
-        wide.offers.clear()
-        after = self.attack.step(wide.rows, before)
-        adv, answer = self._only(wide.offers)
-        moved, won = ~self.stays(before, after), wide.rows.wrong(answer)
-        stop = torch.where(moved | won, wide.ahead, places)
-        last = torch.minimum(wide.last, left).scatter_reduce(0, wide.row, stop, "amin")
-        end = last * len(where) + wide.row[: len(where)]
-        self._heard(int(moved[end].sum()), int(last.sum()) + len(where))
+    def advance(
+        self, problem: BatchProblem, state: State, where: Tensor, places: int
+    ) -> SpeculativeStep:
+        """Evaluates the next queries of the slots `where` [m] int64, `places` queries in all.
 
-        def settled(all_rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        Raises:
+            PluginError: the attack makes another number of queries than one in a step.
+        """
+        if self.unchanged is None:
+            raise PluginError(f"{self.attack.name} does not declare which rows a step changes.")
+        batch = self._batch(problem, where, places)
+        steps_left = self.attack.steps - 1 - problem.t[where]
+        t = problem.t[batch.slot] + batch.offset
+        batch.problem.t = t.clamp_max(self.attack.steps - 1)
+        before = map_state(lambda field: field[batch.slot], state)
+        batch.queries.clear()
+        after = self.attack.step(batch.problem, before)
+        images, logits = self._only_query(batch.queries)
+        changed, success = ~self.unchanged(before, after), batch.problem.reaches_goal(logits)
+        stop = torch.where(changed | success, batch.offset, places)
+        last = torch.minimum(batch.last, steps_left).scatter_reduce(0, batch.row, stop, "amin")
+        end = last * len(where) + batch.row[: len(where)]
+        self._record(int(changed[end].sum()), int(last.sum()) + len(where))
+
+        def at_end(all_rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
+            """A field [n, ...] of the state, with the rows `where` as after their last step."""
             return all_rows if new is old else all_rows.index_copy(0, where, new[end])
 
-        state = map_state(settled, state, before, after)
-        return SpeculativeStep(last + 1, won[end], adv[end], answer[end], state)
+        state = map_state(at_end, state, before, after)
+        return SpeculativeStep(last + 1, success[end], images[end], logits[end], state)
 
-    def forget(self) -> None:
-        """Other rows sit in the slots."""
-        self.wide = None
+    def reset(self) -> None:
+        """Forgets the batch layout, because the slots hold other rows now."""
+        self.batch = None
 
-    def _spread(self, rows: BatchProblem, where: Tensor, places: int) -> SpeculativeBatch:
-        old = self.wide
+    def _batch(self, problem: BatchProblem, where: Tensor, places: int) -> SpeculativeBatch:
+        old = self.batch
         if old is None or len(old.row) != places or not torch.equal(old.where, where):
-            self.wide = old = SpeculativeBatch.of(rows, self.door, where, places)
+            self.batch = old = SpeculativeBatch.of(problem, self.model_access, where, places)
         return old
 
-    def _only(self, offers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        if len(offers) != 1:
+    def _only_query(self, queries: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if len(queries) != 1:
             raise PluginError(
-                f"{self.attack.name} asked {len(offers)} questions in a step; "
-                "an attack that declares stays asks one."
+                f"{self.attack.name} made {len(queries)} queries in a step; "
+                "an attack that defines stays makes one query a step."
             )
-        return offers[0]
+        return queries[0]
 
 
-def unchanged_rule(game: CellSpec) -> UnchangedRule | None:
-    """The attack's word on which rows a step has left alone; None where it may not be used.
+def unchanged_rule(spec: CellSpec) -> UnchangedRule | None:
+    """The attack's `stays`, or None where speculative queries would change the results.
 
-    A budget may end between two questions, a random defense must not be asked more often
-    than it was, and only a first success ends a row at once.
+    A budget may end between two queries, a random defense must not be queried more often, and only
+    a first success ends a row at once.
     """
-    attack: Any = game.attack
+    attack: Any = spec.attack
     stays: UnchangedRule | None = getattr(attack, "stays", None)
     traits = Traits.of(attack)
-    plain = game.noise is None and game.model_access.draws == 1 and game.budget == Budget()
-    ends = traits.stop_rule is StopRule.FIRST_SUCCESS and not traits.minimises
-    return stays if plain and ends and game.goal.kind != "nearest" else None
+    plain = spec.noise is None and spec.model_access.draws == 1 and spec.budget == Budget()
+    first_success = traits.stop_rule is StopRule.FIRST_SUCCESS and not traits.minimises
+    return stays if plain and first_success and spec.goal.kind != "nearest" else None

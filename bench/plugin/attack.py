@@ -79,7 +79,7 @@ class Problem(RandomNumbers, Protocol):
         """[n, K] of the clean images; needs scores. Costs nothing: the clean pass is shared."""
 
     @property
-    def rivals(self) -> Tensor:
+    def other_classes(self) -> Tensor:
         """[n, K - 1]: the other classes, the likeliest on the clean image first; needs scores."""
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
@@ -104,7 +104,7 @@ class Problem(RandomNumbers, Protocol):
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """[n] int64; one forward a row."""
 
-    def wrong(self, answer: Tensor) -> Tensor:
+    def reaches_goal(self, answer: Tensor) -> Tensor:
         """[n] bool: do these logits [n, K] or labels [n] reach the goal of the board?"""
 
     def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:

@@ -27,7 +27,7 @@ class Model(Protocol):
         One row a problem: all b images are that row's. Else b is the number of rows, in order.
         """
 
-    def about(self, rows: Tensor) -> AbstractContextManager[None]:
+    def for_rows(self, rows: Tensor) -> AbstractContextManager[None]:
         """While this lasts, the images asked about are those of `rows` [b] int64, each once."""
 
 

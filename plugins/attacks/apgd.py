@@ -117,7 +117,7 @@ class APGD:
 
     def _loss_function(self, problem: Problem) -> Loss:
         if self.loss == "targeted dlr":
-            return targeted_dlr(select_column(problem.rivals, problem.restart))
+            return targeted_dlr(select_column(problem.other_classes, problem.restart))
         return dlr if self.loss == "dlr" else cross_entropy
 
     def _next_iterate(

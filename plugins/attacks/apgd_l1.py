@@ -138,7 +138,7 @@ class SparseAPGD:
 
     def _loss_function(self, problem: Problem) -> Loss:
         if self.is_targeted:
-            return targeted_dlr(select_column(problem.rivals, problem.restart))
+            return targeted_dlr(select_column(problem.other_classes, problem.restart))
         return cross_entropy
 
     def _projected(self, problem: Problem, moved: Tensor) -> tuple[Tensor, Tensor]:

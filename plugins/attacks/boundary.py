@@ -70,7 +70,7 @@ class Boundary:
         walk = torch.where(per_image(turn), spherical_proposal(problem, adv, around), nearer)
         query = torch.where(per_image(found), walk, noise(problem))
         querying = found | (problem.t < self.starts)
-        wrong = problem.wrong(problem.labels(query, querying)) & querying
+        wrong = problem.reaches_goal(problem.labels(query, querying)) & querying
         around = torch.where(found & turn, adapted(around, wrong, SPHERICAL_SUCCESS), around)
         inward = torch.where(
             found & ~turn, adapted(inward, wrong, SOURCE_SUCCESS), inward

@@ -117,7 +117,7 @@ class CarliniWagner:
         """The state after a query: images [n, C, H, W] that succeed and are nearer replace the
         best.
         """
-        success = problem.wrong(answer.logits) & (answer.loss >= self.kappa)
+        success = problem.reaches_goal(answer.logits) & (answer.loss >= self.kappa)
         distance = problem.ball.distance(image, problem.x)
         nearer = success & (distance < state.distance)
         return state._replace(

@@ -72,9 +72,9 @@ class DeepFool:
     def step(self, problem: Problem, state: State) -> State:
         """Linearise the boundaries, step over the nearest one, and query the image reached."""
         adv, change, crossed = state
-        rivals = problem.rivals[:, : self.candidates - 1]
+        rivals = problem.other_classes[:, : self.candidates - 1]
         slopes, logits = problem.jacobian(adv, rivals, ~crossed, minus=problem.y)
-        walking = ~crossed & ~problem.wrong(logits)
+        walking = ~crossed & ~problem.reaches_goal(logits)
         gaps = logits.gather(1, rivals) - select_column(logits, problem.y)[:, None]
         change = change + step_onto(
             problem.ball, adv, nearest_boundary(problem.ball, adv, slopes, gaps)
@@ -82,7 +82,7 @@ class DeepFool:
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)
         answer = problem.logits(beyond, walking)
-        wrong = walking & problem.wrong(answer)
+        wrong = walking & problem.reaches_goal(answer)
         span = Segment(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
         moves = per_image(walking)
         return State(
@@ -101,7 +101,9 @@ class DeepFool:
         for _ in range(self.search):
             image = current.crossing(self.lean)
             logits = problem.logits(image, where)
-            current = current.narrowed(image, margin(logits, problem.y), problem.wrong(logits))
+            current = current.narrowed(
+                image, margin(logits, problem.y), problem.reaches_goal(logits)
+            )
         return torch.where(per_image(where), current.outer, span.outer)
 
 

@@ -100,7 +100,7 @@ class FAB:
         span = Segment(state.point, state.inner_margin, state.adv, state.outer_margin)
         query = torch.where(per_image(walking), ahead, span.crossing(self.lean))
         answer = problem.logits(query, walking | state.distance.isfinite())
-        success = problem.wrong(answer)
+        success = problem.reaches_goal(answer)
         excess = margin(answer, problem.y)
         back = problem.x + self.beta * (query - problem.x)
         onward = torch.where(per_image(walking), back, state.point)
@@ -111,11 +111,11 @@ class FAB:
 
     def _boundary(self, problem: Problem, point: Tensor, where: Tensor) -> LinearBoundary:
         if self.targeted:
-            target = select_column(problem.rivals, problem.restart)
+            target = select_column(problem.other_classes, problem.restart)
             slope, gap, _ = problem.gradient(point, margin_to(target), where)
             return LinearBoundary(slope, gap)
-        slopes, logits = problem.jacobian(point, problem.rivals, where, minus=problem.y)
-        gaps = logits.gather(1, problem.rivals) - select_column(logits, problem.y)[:, None]
+        slopes, logits = problem.jacobian(point, problem.other_classes, where, minus=problem.y)
+        gaps = logits.gather(1, problem.other_classes) - select_column(logits, problem.y)[:, None]
         return nearest_boundary(problem.ball, point, slopes, gaps)
 
     def _next_query(self, problem: Problem, point: Tensor, border: LinearBoundary) -> Tensor:

@@ -38,7 +38,7 @@ class TargetedFGSM:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """The end of the step [n, C, H, W]."""
-        target = select_column(problem.rivals, problem.restart)
+        target = select_column(problem.other_classes, problem.restart)
         gradient = problem.gradient(adv, lambda logits, _: -cross_entropy(logits, target)).gradient
         return problem.ball.ascend(problem.x, gradient, 1, problem.x)
 

@@ -41,7 +41,7 @@ class MarginPGD:
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
         """One step towards the target class, projected onto the set; [n, C, H, W]."""
-        loss = margin_to(select_column(problem.rivals, problem.restart))
+        loss = margin_to(select_column(problem.other_classes, problem.restart))
         gradient = problem.gradient(adv, loss).gradient
         return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 

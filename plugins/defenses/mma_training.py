@@ -105,7 +105,7 @@ class BoundaryPGD:
 
     def _bisect(self, problem: Problem, state: State, where: Tensor) -> State:
         middle = torch.where(problem.t == self.climb, 1, (state.low + state.high) / 2)
-        wrong = problem.wrong(problem.labels(interpolate(problem.x, state.endpoint, middle), where))
+        wrong = problem.reaches_goal(problem.labels(interpolate(problem.x, state.endpoint, middle), where))
         low, high = torch.where(wrong, state.low, middle), torch.where(wrong, middle, state.high)
         return state._replace(adv=interpolate(problem.x, state.endpoint, high), low=low, high=high)
 

@@ -44,7 +44,7 @@ class Foolbox(LibraryAttack):
         rows = found.nonzero()[:, 0]
         images = problem.x.clone()
         if len(rows):
-            with problem.model.about(rows):
+            with problem.model.for_rows(rows):
                 x, y = problem.x[rows], problem.y[rows]
                 images[rows] = self.attack_rows(problem, x, y, starting_points=start[rows])
         return images
@@ -73,7 +73,7 @@ def starting_points(problem: ExternalProblem, tries: int) -> tuple[Tensor, Tenso
         if not len(rows):
             break
         query = noise(problem, draw)[rows]
-        with problem.model.about(rows):
+        with problem.model.for_rows(rows):
             wrong = problem.model(query).argmax(1) != problem.y[rows]
         start[rows[wrong]] = query[wrong]
         found[rows[wrong]] = True

@@ -191,7 +191,7 @@ def test_one_row_pays_for_all_its_images() -> None:
 def test_rows_named_pay_for_themselves() -> None:
     def some(problem: ExternalProblem) -> Tensor:
         rows = torch.tensor([9, 2])
-        with problem.model.about(rows):
+        with problem.model.for_rows(rows):
             problem.model(problem.x[rows])
         problem.model(problem.x)
         return problem.x
@@ -487,7 +487,7 @@ def test_a_question_outside_the_ball_is_no_success() -> None:
         (lambda p: p.model(p.x[0]), r"asked with images \[1, 8, 8\]; \[rows, 1, 8, 8\] is expec"),
         (lambda p: p.model(p.x[:5]), "asked about 5 images of 32 rows, and nobody can tell whose"),
         (lambda p: exit("I am done"), "whole failed in its own run: SystemExit: I am done"),
-        (lambda p: p.model.about(torch.tensor([1, 1])).__enter__(), "named a row twice"),
+        (lambda p: p.model.for_rows(torch.tensor([1, 1])).__enter__(), "named a row twice"),
     ],
 )  # fmt: skip
 def test_every_mistake_gets_a_sentence(run: Run, sentence: str) -> None:
@@ -578,15 +578,12 @@ def test_a_run_of_its_own_is_never_given_a_faster_form() -> None:
     """A library may keep an answer, or walk its graph twice."""
     found = Registry.load()
     dataset = found.datasets["digits"].value
-    build_trained(found, "undefended", dataset)
-    defense, few = (
-        found.find("defense", "undefended").value,
-        datasets.first_examples(dataset, BATCH_UNIT),
-    )
-    setting = RunSettings(torch.device("cpu"), numeric=Numeric.FAST)
-    arena = BuiltDefense(found, defense, dataset, few, setting, 0)
+    builder = build_trained(found, "undefended", dataset)
+    settings = RunSettings(torch.device("cpu"), numeric=Numeric.FAST)
+    built = BuiltDefense(builder, datasets.first_examples(dataset, BATCH_UNIT), settings, 0)
     threat = found.find("threat", "digits-linf").value
-    assert arena.quick.applied
-    assert arena.game(threat, attack(climb), None).model_access.module is arena.module
+    assert built.fast_model.applied
+    assert built.cell_spec(threat, attack(climb), None).model_access.module is built.module
     stepwise = found.find("attack", "pgd").value
-    assert arena.game(threat, stepwise, None).model_access.module is arena.quick.module
+    stepwise_module = built.cell_spec(threat, stepwise, None).model_access.module
+    assert stepwise_module is built.fast_model.module

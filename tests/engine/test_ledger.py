@@ -179,8 +179,8 @@ def _fixed(game: CellSpec, rows: Tensor, model: ModelAccess) -> Tensor:
     adv = game.attack.start(problem.at_start(torch.arange(128)))
     ever = game.reached_on_clean[where].clone()
     for _ in range(game.attack.steps):
-        ever |= problem.wrong(model.logits(adv))
+        ever |= problem.reaches_goal(model.logits(adv))
         adv = game.attack.step(problem, adv)
         problem.t = problem.t + 1
-    ever |= problem.wrong(model.logits(adv))
+    ever |= problem.reaches_goal(model.logits(adv))
     return ever[: len(rows)]

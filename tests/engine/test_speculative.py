@@ -88,8 +88,8 @@ def test_a_leap_is_of_few_batches_and_of_one_where_images_are_large(
 ) -> None:
     game = replace(SingleRun(Square()).spec(64), x=torch.zeros(1, 3, pixels, pixels))
     ahead = SpeculativeQueries(game)
-    ahead.moving = 1e-6
-    assert ahead.places(20, 32) == batches * 64
+    ahead.changed_share = 1e-6
+    assert ahead.batch_rows(20, 32) == batches * 64
 
 
 def test_a_refused_claim_goes_on_alike() -> None:
@@ -126,7 +126,7 @@ class Twice(Square):
 
 
 def test_an_attack_that_asks_twice_in_a_step_is_told() -> None:
-    with pytest.raises(PluginError, match="asked 2 questions in a step"):
+    with pytest.raises(PluginError, match="made 2 queries in a step"):
         SingleRun(Twice(steps=60), LINF, count=20).run(64)
 
 

@@ -194,7 +194,7 @@ class Spy:
         self.widths.append(problem.jacobian(adv, own).logits.shape[1])
         self.widths.append(problem.logits(adv).shape[1])
         self.widths.append(problem.clean_logits.shape[1])
-        assert problem.rivals.shape[1] == problem.classes - 1 == 1
+        assert problem.other_classes.shape[1] == problem.classes - 1 == 1
         assert problem.labels(adv).max() < problem.classes
         return adv
 

@@ -258,8 +258,8 @@ def test_a_start_asks_nothing_of_the_defense(tmp_path: Path) -> None:
 def test_clean_logits_are_shown_where_scores_are(tmp_path: Path) -> None:
     source = OWN.replace(
         "return State(problem.ball",
-        "assert (problem.clean_logits.argmax(1) != problem.rivals[:, 0]).any()\n"
-        "        assert problem.rivals.shape == (len(problem.x), 9)\n        "
+        "assert (problem.clean_logits.argmax(1) != problem.other_classes[:, 0]).any()\n"
+        "        assert problem.other_classes.shape == (len(problem.x), 9)\n        "
         "return State(problem.ball",
     )
     inside, here = pair(tmp_path, source)
@@ -351,7 +351,10 @@ def test_submit_and_run_need_no_word_for_either_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    attack, defense = write_submission(tmp_path, OWN, "own", kind="attack"), write_submission(tmp_path, PLAIN, "net")
+    attack, defense = (
+        write_submission(tmp_path, OWN, "own", kind="attack"),
+        write_submission(tmp_path, PLAIN, "net"),
+    )
     url = f"sqlite:///{tmp_path / 'b.db'}"
     with Store.open(url) as store:
         assert accept_submission(attack, store).checked

@@ -104,7 +104,7 @@ def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_point(
     rows = rows_of(attack, small_cnn(), x, y, ball)
     path = list(climb(attack, rows))
     assert all((after.best_loss >= before.best_loss).all() for before, after in pairwise(path[1:]))
-    loss = {"apgd-ce": cross_entropy, "apgd-dlr": dlr, "apgd-t": targeted_dlr(rows.rivals[:, 0])}
+    loss = {"apgd-ce": cross_entropy, "apgd-dlr": dlr, "apgd-t": targeted_dlr(rows.other_classes[:, 0])}
     for state in path[1:]:
         height = loss[attack.name](ModelAccess(small_cnn()).logits(state.best), y)
         assert torch.allclose(state.best_loss, height, rtol=1e-4, atol=1e-5)
@@ -311,7 +311,7 @@ def test_each_run_climbs_towards_its_own_rival() -> None:
     for run in range(9):
         rows = rows_of(RIVALS, small_cnn(), x, y, ball, restart=torch.full_like(y, run))
         *_, end = climb(RIVALS, rows)
-        ratio = targeted_dlr(rows.rivals[:, run])
+        ratio = targeted_dlr(rows.other_classes[:, run])
         risen = ratio(ModelAccess(small_cnn()).logits(end.best), y) > ratio(before, y)
         assert risen.float().mean() > 0.95
 

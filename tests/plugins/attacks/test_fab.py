@@ -141,7 +141,7 @@ def test_each_run_of_the_targeted_form_ends_at_its_own_rival() -> None:
         reached = ModelAccess(model).logits(state.adv).argmax(1)
         assert state.distance.isfinite().float().mean() > 0.9
         for column, rival in enumerate((0, 4)):
-            share[row, column] = (reached == rows.rivals[:, rival]).float().mean()
+            share[row, column] = (reached == rows.other_classes[:, rival]).float().mean()
     assert share[0, 0] > share[1, 0] + 0.2
     assert share[1, 1] > share[0, 1] + 0.2
 

@@ -176,7 +176,7 @@ def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
     before = ModelAccess(model).logits(x).softmax(1)
     for run in range(9):
         rows = rows_of(attack, model, x, y, Linf(Fraction(2, 255)), restart=torch.full_like(y, run))
-        rival = rows.rivals[:, run : run + 1]
+        rival = rows.other_classes[:, run : run + 1]
         after = ModelAccess(model).logits(last_iterate(attack, rows)).softmax(1)
         assert (after.gather(1, rival) > before.gather(1, rival)).float().mean() > 0.9
 
