@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.plugin import PerturbationSet, per_image, select_column
+from bench.plugin import PerturbationSet, per_row, select_column
 
 
 class LinearBoundary(NamedTuple):
@@ -40,10 +40,10 @@ def step_onto(ball: PerturbationSet, point: Tensor, border: LinearBoundary) -> T
 
     `point` is [n, C, H, W].
     """
-    across = per_image(-border.gap.sign()) * border.slope
+    across = per_row(-border.gap.sign()) * border.slope
     direction = ball.steepest(across, point)
     dual = dual_norm(across, direction)
-    return per_image(torch.where(dual > 0, border.gap.abs() / dual, 0)) * direction
+    return per_row(torch.where(dual > 0, border.gap.abs() / dual, 0)) * direction
 
 
 def dual_norm(slope: Tensor, direction: Tensor) -> Tensor:
@@ -75,14 +75,14 @@ class Segment(NamedTuple):
             (self.inner_margin / (self.inner_margin - self.outer_margin)).nan_to_num(1).clamp(0, 1)
         )
         share = share + lean * (1 - share)
-        return (self.inner + per_image(share) * (self.outer - self.inner)).clamp(0, 1)
+        return (self.inner + per_row(share) * (self.outer - self.inner)).clamp(0, 1)
 
     def narrowed(self, image: Tensor, margin: Tensor, wrong: Tensor) -> Segment:
         """The part that still crosses the boundary, once `image` [n, C, H, W] is queried.
 
         `margin` [n] and `wrong` [n] bool are the result of that query.
         """
-        rows = per_image(wrong)
+        rows = per_row(wrong)
         return Segment(
             torch.where(rows, self.inner, image),
             torch.where(wrong, self.inner_margin, margin),

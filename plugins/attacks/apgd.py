@@ -22,7 +22,7 @@ from bench.plugin import (
     hookimpl,
     margin,
     margin_to,
-    per_image,
+    per_row,
     select_column,
 )
 
@@ -100,7 +100,7 @@ class APGD:
         window = checkpoint_intervals(self.steps, problem.t.device)[problem.t]
         stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
         halve = (window > 0) & ((state.increases < self.rho * window) | stuck)
-        back = per_image(halve)
+        back = per_row(halve)
         adv = torch.where(back, state.best, state.adv)
         slope = torch.where(back, state.best_gradient, answer.gradient)
         rate = torch.where(halve, state.rate / 2, state.rate)
@@ -126,7 +126,7 @@ class APGD:
         """One step of `rate` [n] radii along the slope, with momentum from the second step on."""
         ball, x = problem.ball, problem.x
         ahead = ball.ascend(adv, slope, rate, x)
-        share = per_image(torch.where(problem.t == 0, 1, 1 - self.momentum))
+        share = per_row(torch.where(problem.t == 0, 1, 1 - self.momentum))
         # At the first step `previous` is `adv` itself, so there is no momentum yet.
         moved = torch.lerp(adv, ahead, share)
         moved.add_(adv - previous, alpha=self.momentum)
@@ -136,7 +136,7 @@ class APGD:
 def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
     """The state with the loss [n] and the gradient [n, C, H, W] at `adv` taken into account."""
     higher = loss > state.best_loss
-    here = per_image(higher)
+    here = per_row(higher)
     best = torch.where(here, state.adv, state.best)
     slope = torch.where(here, gradient, state.best_gradient)
     height = torch.where(higher, loss, state.best_loss)

@@ -22,7 +22,7 @@ from bench.plugin import (
     Problem,
     cross_entropy,
     hookimpl,
-    per_image,
+    per_row,
     select_column,
 )
 from plugins.attacks.apgd import targeted_dlr
@@ -119,8 +119,8 @@ class SparseAPGD:
         answer = problem.gradient(state.point, self._loss_function(problem))
         now = at_step(schedule(self.steps, problem.t.device), problem.t)
         better = now.first | (answer.loss > state.best_loss)
-        best = torch.where(per_image(better), state.point, state.best)
-        slope = torch.where(per_image(better), answer.gradient, state.best_gradient)
+        best = torch.where(per_row(better), state.point, state.best)
+        slope = torch.where(per_row(better), answer.gradient, state.best_gradient)
         count = (best != problem.x).flatten(1).sum(1)
         sparser = now.check & ~now.first & (count < PROGRESS * state.changed)
         shrunk = torch.where(
@@ -128,11 +128,11 @@ class SparseAPGD:
         )
         rate = torch.where(sparser | now.first, 1, shrunk)
         changed = torch.where(now.check, count, state.changed)
-        back = per_image(sparser)
+        back = per_row(sparser)
         point = torch.where(back, best, state.point)
         direction = sparse_direction(torch.where(back, slope, answer.gradient), point, changed)
         size = problem.ball.radius * now.radii * rate
-        moved = torch.where(per_image(now.last), best, point + per_image(size) * direction)
+        moved = torch.where(per_row(now.last), best, point + per_row(size) * direction)
         height = torch.where(better, answer.loss, state.best_loss)
         return State(*self._projected(problem, moved), best, slope, height, changed, rate)
 
@@ -143,7 +143,7 @@ class SparseAPGD:
 
     def _projected(self, problem: Problem, moved: Tensor) -> tuple[Tensor, Tensor]:
         """The image in the declared ball, and the point in the ball of the row's next step."""
-        phase = per_image(schedule(self.steps, problem.t.device).phase[problem.t + 1])
+        phase = per_row(schedule(self.steps, problem.t.device).phase[problem.t + 1])
         adv = point = problem.ball.project(moved, problem.x)
         for place, radii in enumerate(RADII[:-1]):
             wide = problem.ball.scaled(radii).project(moved, problem.x)

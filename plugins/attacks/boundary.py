@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, Attack, Problem, StopRule, hookimpl, per_image
+from bench.plugin import Access, Attack, Problem, StopRule, hookimpl, per_row
 
 SPHERICAL_SUCCESS, SOURCE_SUCCESS = (
     0.3,
@@ -66,16 +66,16 @@ class Boundary:
         """Query one image of each row: noise, a point along the sphere, or a point nearer to x."""
         adv, found, around, inward, _ = state
         turn = problem.t % 2 == 0
-        nearer = problem.x + per_image(1 - inward) * (adv - problem.x)
-        walk = torch.where(per_image(turn), spherical_proposal(problem, adv, around), nearer)
-        query = torch.where(per_image(found), walk, noise(problem))
+        nearer = problem.x + per_row(1 - inward) * (adv - problem.x)
+        walk = torch.where(per_row(turn), spherical_proposal(problem, adv, around), nearer)
+        query = torch.where(per_row(found), walk, noise(problem))
         querying = found | (problem.t < self.starts)
         wrong = problem.reaches_goal(problem.labels(query, querying)) & querying
         around = torch.where(found & turn, adapted(around, wrong, SPHERICAL_SUCCESS), around)
         inward = torch.where(
             found & ~turn, adapted(inward, wrong, SOURCE_SUCCESS), inward
         ).clamp_max(0.5)
-        adv = torch.where(per_image(wrong), query, adv)
+        adv = torch.where(per_row(wrong), query, adv)
         return State(adv, found | wrong, around, inward, given_up=~querying)
 
     def done(self, state: State) -> Tensor:
@@ -100,11 +100,11 @@ def spherical_proposal(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
     change, old = adv - x, ball.distance(adv, x)
     push = problem.normal("push", tuple(x.shape[1:]))
     along = (push * change).flatten(1).sum(1) / change.square().flatten(1).sum(1).clamp_min(1e-12)
-    push = push - per_image(along) * change
+    push = push - per_row(along) * change
     length = push.square().flatten(1).sum(1).sqrt().clamp_min(1e-12)
-    moved = (adv + per_image(around * old / length) * push).clamp(0, 1)
+    moved = (adv + per_row(around * old / length) * push).clamp(0, 1)
     back = (old / ball.distance(moved, x).clamp_min(1e-12)).clamp_max(1)
-    return x + per_image(back) * (moved - x)
+    return x + per_row(back) * (moved - x)
 
 
 def noise(problem: Problem) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, Attack, Gradient, Problem, StopRule, hookimpl, margin, per_image
+from bench.plugin import Access, Attack, Gradient, Problem, StopRule, hookimpl, margin, per_row
 
 BOX_SHARE = 0.9999  # of the way to the edge of the box, where artanh is infinite
 BETA_1, BETA_2 = 0.9, 0.999  # of Adam's two running means
@@ -99,7 +99,7 @@ class CarliniWagner:
         state = self.with_best(problem, state, image, answer)
         change = image - (1 + origin.tanh()) / 2
         objective = change.square().flatten(1).sum(1) - state.constant * answer.loss
-        slope = 2 * change - per_image(state.constant) * answer.gradient
+        slope = 2 * change - per_row(state.constant) * answer.gradient
         return self.end_converged_rounds(
             self.adam_step(state, 2 * image * (1 - image) * slope), objective
         )
@@ -114,14 +114,12 @@ class CarliniWagner:
         return margin(logits, label).clamp_max(self.kappa)
 
     def with_best(self, problem: Problem, state: State, image: Tensor, answer: Gradient) -> State:
-        """The state after a query: images [n, C, H, W] that succeed and are nearer replace the
-        best.
-        """
+        """The state after a query: images [n, C, H, W] that succeed closer by become the best."""
         success = problem.reaches_goal(answer.logits) & (answer.loss >= self.kappa)
         distance = problem.ball.distance(image, problem.x)
         nearer = success & (distance < state.distance)
         return state._replace(
-            adv=torch.where(per_image(nearer), image, state.adv),
+            adv=torch.where(per_row(nearer), image, state.adv),
             distance=torch.where(nearer, distance, state.distance),
             succeeded=state.succeeded | success,
         )
@@ -132,8 +130,8 @@ class CarliniWagner:
         mean = BETA_1 * state.mean + (1 - BETA_1) * slope
         square = BETA_2 * state.square + (1 - BETA_2) * slope.square()
         first, second = (-torch.expm1(count * math.log(b)) for b in (BETA_1, BETA_2))
-        size = (square / per_image(second)).sqrt() + 1e-8
-        w = state.w - self.rate * (mean / per_image(first)) / size
+        size = (square / per_row(second)).sqrt() + 1e-8
+        w = state.w - self.rate * (mean / per_row(first)) / size
         return state._replace(w=w, mean=mean, square=square)
 
     def end_converged_rounds(self, state: State, objective: Tensor) -> State:
@@ -169,7 +167,7 @@ def tanh_space(x: Tensor) -> Tensor:
 def begin_rounds(state: State, origin: Tensor) -> State:
     """Start a round with a new Adam state at w `origin` [n, C, H, W], where `round_step` is 0."""
     fresh = state.round_step == 0
-    rows = per_image(fresh)
+    rows = per_row(fresh)
     return state._replace(
         w=torch.where(rows, origin, state.w),
         mean=state.mean.masked_fill(rows, 0),

@@ -19,7 +19,7 @@ from bench.plugin import (
     StopRule,
     hookimpl,
     margin,
-    per_image,
+    per_row,
     select_column,
 )
 from plugins.attacks._decision_boundary import Segment, nearest_boundary, step_onto
@@ -84,7 +84,7 @@ class DeepFool:
         answer = problem.logits(beyond, walking)
         wrong = walking & problem.reaches_goal(answer)
         span = Segment(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
-        moves = per_image(walking)
+        moves = per_row(walking)
         return State(
             torch.where(moves, self._secant_search(problem, span, wrong), adv),
             torch.where(moves, change, state.change),
@@ -104,7 +104,7 @@ class DeepFool:
             current = current.narrowed(
                 image, margin(logits, problem.y), problem.reaches_goal(logits)
             )
-        return torch.where(per_image(where), current.outer, span.outer)
+        return torch.where(per_row(where), current.outer, span.outer)
 
 
 @hookimpl

@@ -19,7 +19,7 @@ from bench.plugin import (
     hookimpl,
     margin,
     margin_to,
-    per_image,
+    per_row,
     select_column,
 )
 from plugins.attacks._decision_boundary import LinearBoundary, Segment, nearest_boundary
@@ -98,14 +98,14 @@ class FAB:
             problem, state.point, self._boundary(problem, state.point, walking)
         )
         span = Segment(state.point, state.inner_margin, state.adv, state.outer_margin)
-        query = torch.where(per_image(walking), ahead, span.crossing(self.lean))
+        query = torch.where(per_row(walking), ahead, span.crossing(self.lean))
         answer = problem.logits(query, walking | state.distance.isfinite())
         success = problem.reaches_goal(answer)
         excess = margin(answer, problem.y)
         back = problem.x + self.beta * (query - problem.x)
-        onward = torch.where(per_image(walking), back, state.point)
+        onward = torch.where(per_row(walking), back, state.point)
         return with_nearest(problem, state, query, success, excess)._replace(
-            point=torch.where(per_image(success), onward, query),
+            point=torch.where(per_row(success), onward, query),
             inner_margin=torch.where(success, state.inner_margin, excess),
         )
 
@@ -125,7 +125,7 @@ class FAB:
         here = torch.cat([point, x])
         there = ball.onto(border.slope.repeat(2, 1, 1, 1), torch.cat([-border.gap, missing]), here)
         near, far = ball.distance(there, here).clamp_min(MIN_DISTANCE).chunk(2)
-        pull = per_image((near / (near + far)).clamp_max(self.alpha))
+        pull = per_row((near / (near + far)).clamp_max(self.alpha))
         beyond, origin = (here + self.eta * (there - here)).chunk(2)
         return ((1 - pull) * beyond + pull * origin).clamp(0, 1)
 
@@ -140,7 +140,7 @@ def with_nearest(
     distance = problem.ball.distance(query, problem.x)
     nearer = success & (distance < state.distance)
     return state._replace(
-        adv=torch.where(per_image(nearer), query, state.adv),
+        adv=torch.where(per_row(nearer), query, state.adv),
         distance=torch.where(nearer, distance, state.distance),
         outer_margin=torch.where(nearer, excess, state.outer_margin),
     )
@@ -150,7 +150,7 @@ def begin_search(problem: Problem, state: State, where: Tensor) -> State:
     """Begin the secant search in rows `where` [n] bool, from the clean image as the correct end."""
     depth = margin(problem.clean_logits, problem.y)
     return state._replace(
-        point=torch.where(per_image(where), problem.x, state.point),
+        point=torch.where(per_row(where), problem.x, state.point),
         inner_margin=torch.where(where, depth, state.inner_margin),
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, per_image
+from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, per_row
 
 
 class State(NamedTuple):
@@ -49,7 +49,7 @@ class MomentumFGSM:
 def l1_normalized(gradient: Tensor) -> Tensor:
     """g / |g|_1 [n, C, H, W]; zero where the gradient is zero."""
     length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return gradient / per_image(length)
+    return gradient / per_row(length)
 
 
 @hookimpl

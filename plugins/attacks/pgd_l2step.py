@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.plugin import L2, Access, Attack, Fraction, Problem, cross_entropy, hookimpl, per_image
+from bench.plugin import L2, Access, Attack, Fraction, Problem, cross_entropy, hookimpl, per_row
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class UnsignedPGD:
         ball, sphere = problem.ball, L2(Fraction(1))
         gradient = problem.gradient(adv, cross_entropy).gradient
         length = ball.steepest(gradient, adv).flatten(1).norm(dim=1)
-        direction = per_image(length) * sphere.steepest(gradient, adv)
+        direction = per_row(length) * sphere.steepest(gradient, adv)
         return ball.project(adv + self.rate * ball.radius * direction, problem.x)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
+from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_row
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 SCHEDULE_STEPS = 10000  # steps of the schedule in which HALVINGS are counted
@@ -76,7 +76,7 @@ class Square:
         """Query the stripes first, then a candidate with one changed square."""
         query = self.candidate(problem, state)
         new_margin = margin(problem.logits(query), problem.y)
-        better = per_image(new_margin > state.margin)
+        better = per_row(new_margin > state.margin)
         adv = torch.where(better, query, state.adv)
         return state._replace(adv=adv, margin=torch.fmax(new_margin, state.margin))
 
@@ -93,7 +93,7 @@ class Square:
         place, up = draw_proposal(problem)
         inside = square_mask(place, self.side(problem), *adv.shape[2:])
         changes = torch.where(up, high, low).ne(adv).logical_and_(inside)
-        up = up.logical_xor_(per_image(~changes.flatten(1).any(1)))
+        up = up.logical_xor_(per_row(~changes.flatten(1).any(1)))
         return torch.where(inside, torch.where(up, high, low), adv)
 
     def side(self, problem: Problem) -> Tensor:

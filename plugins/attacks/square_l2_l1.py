@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
+from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_row
 from plugins.attacks.square import BITS, FRACTION, area_shares, random_bits, random_offset
 
 TILES = 5  # along the shorter side of the first image
@@ -57,12 +57,12 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True)
 class SquareL2L1:
-    """Clear one window's change and add its budget to another window (arXiv:1912.00049).
+    """Square attack in L2 or L1: move budget between two windows (arXiv:1912.00049).
 
     In the target window the change becomes, channel by channel, (+-eta + delta / |delta|), scaled
     to the norm of both windows and of the unspent budget; eta is a positive pyramid beside a
-    negative one. In L2 the image is then extended to the radius or to the corner of the box; in L1
-    it is projected.
+    negative one. The change of the source window is removed. In L2 the image is then extended to
+    the radius or to the corner of the box; in L1 it is projected.
     """
 
     name: str
@@ -88,7 +88,7 @@ class SquareL2L1:
         return (f"L{self.power}",)
 
     def start(self, problem: Problem) -> State:
-        """Tiles of patterns over the whole image, with one random sign for each tile and channel."""
+        """Tiles of patterns over the image, with one random sign for each tile and channel."""
         x, edge = problem.x, max(1, min(problem.x.shape[2:]) // TILES)
         down, across = (torch.arange(length, device=x.device) for length in x.shape[2:])
         tiles = (-(-x.shape[2] // edge), -(-x.shape[3] // edge))
@@ -102,9 +102,9 @@ class SquareL2L1:
     def step(self, problem: Problem, state: State) -> State:
         """Query the tiles first, then the best image with budget moved to a new window."""
         moved = self.projected(problem, self.moved_budget(problem, state.adv - problem.x))
-        query = torch.where(per_image(problem.t == 0), state.adv, moved)
+        query = torch.where(per_row(problem.t == 0), state.adv, moved)
         new_margin = margin(problem.logits(query), problem.y)
-        adv = torch.where(per_image(new_margin > state.margin), query, state.adv)
+        adv = torch.where(per_row(new_margin > state.margin), query, state.adv)
         return State(adv, torch.fmax(new_margin, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_image
+from bench.plugin import Access, Attack, Problem, hookimpl, margin, per_row
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Unbounded:
 
     def start(self, problem: Problem) -> Tensor:
         """The clean images [n, C, H, W], then random points."""
-        first = per_image(problem.restart == 0)
+        first = per_row(problem.restart == 0)
         return torch.where(first, problem.x, problem.ball.sample(problem.x, problem))
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""What a module writes over: a traced graph alone would show each such step as a new value."""
+"""Traces in-place operations of a module, and finds values that are read after being overwritten.
+
+A graph traced by torch.fx alone shows each in-place operation as a new value.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,22 @@ from torch import fx, nn
 
 WRITES = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 VIEWS = {nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, torch.flatten, "flatten"}
-"""What may answer, in eval mode, with the very memory that it was given."""
+"""Operations whose output may share the memory of their input in eval mode."""
 
 
 class Tracer(fx.Tracer):
-    """Records a sum in place as such, where fx's own would record a sum."""
+    """A torch.fx tracer that records in-place arithmetic as such."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """What stands for the node's value while the module runs."""
+        """The proxy for a node's value during tracing."""
         return InPlaceProxy(node, self)
 
 
 def graph_method(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    """The method of a proxy that puts this function of two values into the graph."""
+    """A method of a proxy that adds a call of `function` with two values to the graph."""
 
     def method(first: fx.Proxy, second: Any) -> fx.Proxy:
+        """Add the call to the graph."""
         made: fx.Proxy = first.tracer.create_proxy("call_function", function, (first, second), {})
         return made
 
@@ -33,7 +37,7 @@ def graph_method(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any
 
 
 class InPlaceProxy(fx.Proxy):
-    """A proxy with the four assignments in place that a reader knows."""
+    """A proxy that supports the four in-place arithmetic operators."""
 
     __iadd__ = graph_method(operator.iadd)
     __isub__ = graph_method(operator.isub)
@@ -42,19 +46,19 @@ class InPlaceProxy(fx.Proxy):
 
 
 def reads_overwritten_values(module: nn.Module, graph: fx.Graph) -> bool:
-    """Whether a value is read, if only by the images' owner, after a step wrote over its memory."""
+    """Whether a value or the input is read after an operation has overwritten its memory."""
     memory: dict[fx.Node, fx.Node] = {}
-    """Each node's first tenant of the memory that it lies in."""
-    lost: set[fx.Node] = set()
+    """The node that first used each node's memory."""
+    overwritten: set[fx.Node] = set()
     for node in graph.nodes:
-        if not lost.isdisjoint(node.all_input_nodes):
+        if not overwritten.isdisjoint(node.all_input_nodes):
             return True
         writes, views = is_in_place(module, node), operation_of(module, node) in VIEWS
         memory[node] = memory[node.all_input_nodes[0]] if writes or views else node
         if writes:
-            tenants = {other for other, first in memory.items() if first is memory[node]}
-            lost |= tenants - {node}
-    return any(node.op == "placeholder" for node in lost)
+            aliases = {other for other, first in memory.items() if first is memory[node]}
+            overwritten |= aliases - {node}
+    return any(node.op == "placeholder" for node in overwritten)
 
 
 def operation_of(module: nn.Module, node: fx.Node) -> Any:
@@ -63,7 +67,7 @@ def operation_of(module: nn.Module, node: fx.Node) -> Any:
 
 
 def is_in_place(module: nn.Module, node: fx.Node) -> bool:
-    """Whether a node's value takes the place of its first input."""
+    """Whether a node writes its value into the memory of its first input."""
     if node.op == "call_module":
         layer = layer_of(module, node)
         return isinstance(layer, nn.ReLU) and layer.inplace

@@ -1,7 +1,7 @@
-"""A module read as a graph of affine maps, ReLUs, maxima and sums, for whoever bounds its answers.
+"""Reads a module as a graph of affine maps, ReLUs, max pools and sums, for the certifiers.
 
-All arithmetic is in float64. Boxes hold the values that the exact network takes and those that
-float32 makes of them, so that a certificate covers what is really deployed.
+All arithmetic is in float64. A box encloses the values of the exact network and those of its
+float32 evaluation, so that a certificate covers the deployed model.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ ROUNDING = 2.0**-24  # the unit roundoff of float32
 
 
 TRACE_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
-"""What a forward raises that looks into its numbers, where it is shown symbols instead."""
+"""Raised by a forward that inspects its numbers, when it is traced with symbols instead."""
 
 
 class UnsupportedModelError(Exception):
-    """One sentence: what stands in the module that nobody here can bound."""
+    """A part of the model that no certifier here can bound; its message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """h [n, ...] -> A h + b."""
+    """An affine map h [n, ...] -> A h + b."""
 
     apply: Map
     apply_absolute: Map
-    """h -> |A| h, entry by entry."""
+    """h -> |A| h, with |A| taken entry by entry."""
     terms: int
-    """The longest sum in it: so many roundings of float32 at most."""
+    """The length of the longest sum: an upper bound on the number of float32 roundings."""
     transpose: Callable[[Tensor, torch.Size], Tensor] | None = None
-    """(v [m, ...], shape of one h) -> A^T v; None: autograd finds it."""
+    """(v [m, ...], shape of one h) -> A^T v; None: computed by autograd."""
     spectral: Callable[[torch.Size], float] | None = None
-    """Shape of one h -> an upper bound of ||A||_2, where the entries alone say less."""
+    """Shape of one h -> an upper bound of ||A||_2, for layers where the entries alone give a larger
+    one."""
 
     def offset(self, like: Tensor) -> Tensor:
-        """b, for one h of that shape [1, ...]."""
+        """b [1, ...], for one h of that shape."""
         return self.apply(torch.zeros_like(like))
 
     def apply_transpose(self, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -68,21 +69,21 @@ class ReLU:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Maxima over windows: rises with every input, and rounds nothing."""
+    """Maxima over windows: increasing in every input, and free of rounding."""
 
     apply: Map
 
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum of two steps."""
+    """The sum of the values of two steps."""
 
 
 Op: TypeAlias = Affine | ReLU | MaxPool | Sum
 
 
 class Step(NamedTuple):
-    """One operation, and the steps whose values it takes; -1 stands for the images."""
+    """One operation and the indices of the steps whose values it takes; -1 is the images."""
 
     op: Op
     inputs: tuple[int, ...]
@@ -90,7 +91,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """Steps in an order in which they can be computed; the last one gives the logits."""
+    """Steps in an order of evaluation; the last one gives the logits."""
 
     steps: tuple[Step, ...]
 
@@ -105,18 +106,18 @@ class Box(NamedTuple):
     lower: Tensor
     upper: Tensor
     rounding: Tensor | None = None
-    """[n, ...]: how far float32 may carry h from what its step makes; None: it does not round."""
+    """[n, ...]: how far float32 may move h from the result of its step; None: it does not round."""
 
     def magnitude(self) -> Tensor:
-        """The largest |h|."""
+        """The largest |h| [n, ...]."""
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
 
 def propagate(op: Op, boxes: list[Box]) -> Box:
-    """A box around all values of one step, float32's among them, from boxes around its inputs.
+    """A box around all values of one step, in float32 too, from boxes around its inputs.
 
-    Higham: a sum of m products strays by at most m u / (1 - m u) times the sum of their sizes, in
-    any order of summing.
+    By Higham a sum of m products has an error of at most m u / (1 - m u) times the sum of the
+    absolute values, in any order of summation.
     """
     first, size = boxes[0], boxes[0].magnitude()
     if isinstance(op, Affine):
@@ -137,9 +138,10 @@ Refine: TypeAlias = Callable[[list[Box], Step], Box]
 
 
 def propagate_boxes(network: Network, images: Box, refine: Refine | None = None) -> list[Box]:
-    """A box around the images, then one around the values of every step: c' = A c + b, r' = |A| r.
+    """Interval bound propagation: a box around the images, then one around each step's values.
 
-    `refine` is asked for a smaller box in front of every ReLU. Box i + 1 belongs to step i.
+    An affine step maps centre and radius to c' = A c + b and r' = |A| r. `refine` returns a smaller
+    box in front of a ReLU. Box i + 1 belongs to step i.
     """
     boxes = [images]
     for step in network.steps:
@@ -150,14 +152,17 @@ def propagate_boxes(network: Network, images: Box, refine: Refine | None = None)
 
 
 def inputs_of(step: Step, boxes: list[Box]) -> list[Box]:
-    """The boxes of what a step takes."""
+    """The boxes of the values that a step takes."""
     return [boxes[place + 1] for place in step.inputs]
 
 
 def read_network(module: nn.Module) -> Network:
-    """The graph of a module in eval mode; UnreadableError says what cannot be bounded."""
+    """The graph of a module in eval mode.
+
+    Raises UnsupportedModelError where part of it cannot be bounded.
+    """
     if any(map(has_hooks, module.modules())):
-        raise UnsupportedModelError("the model has hooks, which no certificate looks into")
+        raise UnsupportedModelError("the model has hooks, which no certifier reads")
     try:
         graph = Tracer().trace(module)
     except TRACE_ERRORS as error:
@@ -166,17 +171,17 @@ def read_network(module: nn.Module) -> Network:
         ) from error
     network = GraphReader(module).read(graph)
     if reads_overwritten_values(module, graph):
-        raise UnsupportedModelError("the model reads a value again that it wrote over in place")
+        raise UnsupportedModelError("the model reads a value after overwriting it in place")
     return network
 
 
 def has_hooks(part: nn.Module) -> bool:
-    """Whether a module has hooks, or a forward that replaces its type's."""
+    """Whether a module has hooks, or a forward other than that of its type."""
     return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 class GraphReader:
-    """Turns the nodes of a traced graph into steps."""
+    """Converts the nodes of a traced graph into steps."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -185,7 +190,10 @@ class GraphReader:
         """Which step gives a node's value; -1 for the images."""
 
     def read(self, graph: fx.Graph) -> Network:
-        """All nodes, in order."""
+        """The network of all nodes, in order.
+
+        Raises UnsupportedModelError where one of them cannot be bounded.
+        """
         for node in graph.nodes:
             if node.op == "placeholder":
                 self.place[node] = -1
@@ -193,11 +201,11 @@ class GraphReader:
                 return self._ended(node.args[0])
             elif node.op != "get_attr":
                 self._add(node)
-        raise UnsupportedModelError("the model gives no answer")
+        raise UnsupportedModelError("the model has no output")
 
     def _ended(self, answer: Any) -> Network:
         if not isinstance(answer, fx.Node) or self.place.get(answer, -1) != len(self.steps) - 1:
-            raise UnsupportedModelError("the model answers with something else than its last layer")
+            raise UnsupportedModelError("the model's output is not that of its last layer")
         return Network(tuple(self.steps))
 
     def _add(self, node: fx.Node) -> None:
@@ -206,7 +214,9 @@ class GraphReader:
             self.place[a] for a in node.args if isinstance(a, fx.Node) and a in self.place
         )
         if len(inputs) != (2 if isinstance(ops[0], Sum) else 1):
-            raise UnsupportedModelError(f"{node.target} takes {len(inputs)} computed values")
+            raise UnsupportedModelError(
+                f"{node.target} takes {len(inputs)} computed values, which no certifier bounds"
+            )
         for op in ops:
             self.steps.append(Step(op, inputs))
             inputs = (len(self.steps) - 1,)
@@ -216,7 +226,7 @@ class GraphReader:
         layer = self.module.get_submodule(str(node.target))
         make = LAYERS.get(type(layer))
         if make is None:
-            raise UnsupportedModelError(f"the model holds {type(layer).__name__}")
+            raise UnsupportedModelError(f"the model has a layer {type(layer).__name__}")
         return make(layer)
 
     def _function(self, node: fx.Node) -> list[Op]:
@@ -229,7 +239,7 @@ class GraphReader:
         return [make(*(self._value(arg) for arg in node.args))]
 
     def _value(self, arg: Any) -> Any:
-        """None for what is computed, else the constant itself."""
+        """None for a computed value, else the constant itself."""
         if not isinstance(arg, fx.Node):
             return arg
         if arg.op != "get_attr":
@@ -239,7 +249,7 @@ class GraphReader:
 
 
 def averaging(apply: Map) -> Affine:
-    """A map that moves numbers about, or averages them: its own size."""
+    """A map that reorders or averages its input, for which |A| = A."""
     return Affine(apply, apply, 0)
 
 
@@ -259,7 +269,7 @@ def linear(layer: nn.Linear) -> list[Op]:
 
 
 def convolution(layer: nn.Conv2d) -> list[Op]:
-    """A convolution with zeros around the image."""
+    """A convolution with zero padding. Raises UnsupportedModelError for other padding."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise UnsupportedModelError(f"the model pads by {layer.padding_mode} {layer.padding}")
     weight = layer.weight.detach().double()
@@ -267,6 +277,7 @@ def convolution(layer: nn.Conv2d) -> list[Op]:
     shape = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def transpose(v: Tensor, one: torch.Size) -> Tensor:
+        """A^T v for v [m, ...]; `one` is the shape of one input."""
         found: Tensor = conv2d_input((len(v), *one), weight, v, *shape)  # type: ignore[no-untyped-call]
         return found
 
@@ -282,9 +293,12 @@ def convolution(layer: nn.Conv2d) -> list[Op]:
 
 
 def batch_norm(layer: nn.BatchNorm2d) -> list[Op]:
-    """(h - mean) / sqrt(variance + eps) * gain + bias, with the statistics of training."""
+    """(h - mean) / sqrt(variance + eps) * gain + bias, with the running statistics.
+
+    Raises UnsupportedModelError where the layer has none.
+    """
     if layer.running_mean is None or layer.running_var is None:
-        raise UnsupportedModelError("the model normalises by the batch at hand")
+        raise UnsupportedModelError("the model normalises by batch statistics")
     mean, variance = layer.running_mean.double(), layer.running_var.double()
     scale = (variance + layer.eps).rsqrt()
     if layer.affine:
@@ -295,12 +309,12 @@ def batch_norm(layer: nn.BatchNorm2d) -> list[Op]:
 
 
 def shift(constant: Tensor | float) -> Affine:
-    """h + c."""
+    """h [n, ...] -> h + c."""
     return Affine(lambda h: h + constant, lambda h: h, 2)
 
 
 def scale_by(factor: Tensor, shift: Tensor | float = 0.0) -> Affine:
-    """s h + c; the factor itself may come of a few roundings."""
+    """h [n, ...] -> s h + c; the factor itself may be the result of a few roundings."""
     return Affine(lambda h: h * factor + shift, lambda h: h * factor.abs(), 6)
 
 
@@ -312,12 +326,12 @@ def average_pool(layer: nn.AvgPool2d) -> list[Op]:
 
 
 def identity(layer: nn.Module) -> list[Op]:
-    """What only moves numbers about, or does nothing in eval mode."""
+    """A layer that only reorders its input, or does nothing in eval mode."""
     return [averaging(layer)]
 
 
 def flatten(_: None, start: int = 0, end: int = -1) -> Affine:
-    """[n, ...] to [n, d]."""
+    """[n, ...] to [n, d]. Raises UnsupportedModelError for other axes."""
     if (start, end) != (1, -1):
         raise UnsupportedModelError(f"the model flattens from axis {start} to {end}")
     return averaging(lambda h: h.flatten(1))
@@ -331,29 +345,29 @@ def add(first: Any, second: Any) -> Op:
 
 
 def subtract(first: Any, second: Any) -> Op:
-    """A step less a constant."""
+    """A step less a constant. Raises UnsupportedModelError for any other difference."""
     if first is not None or second is None:
-        raise UnsupportedModelError("the model subtracts what it computed")
+        raise UnsupportedModelError("the model subtracts a computed value from a constant")
     return shift(-second)
 
 
 def multiply(first: Any, second: Any) -> Op:
-    """A step times a constant."""
+    """A step times a constant. Raises UnsupportedModelError for a product of two steps."""
     factor = second if first is None else first
     if factor is None:
-        raise UnsupportedModelError("the model multiplies two things that it computed")
+        raise UnsupportedModelError("the model multiplies two computed values")
     return scale_by(torch.as_tensor(factor, dtype=torch.float64))
 
 
 def divide(first: Any, second: Any) -> Op:
-    """A step over a constant."""
+    """A step over a constant. Raises UnsupportedModelError for any other quotient."""
     if first is not None or second is None:
-        raise UnsupportedModelError("the model divides by what it computed")
+        raise UnsupportedModelError("the model divides by a computed value")
     return scale_by(1 / torch.as_tensor(second, dtype=torch.float64))
 
 
 def relu(_: None) -> Op:
-    """relu."""
+    """ReLU."""
     return ReLU()
 
 
@@ -386,4 +400,4 @@ FUNCTIONS: dict[Any, Callable[..., Op]] = {
     "relu": relu,
     "flatten": flatten,
 }
-"""By function, or by the name of a tensor's method."""
+"""By function, or by the name of a tensor method."""

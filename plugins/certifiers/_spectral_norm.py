@@ -1,27 +1,28 @@
-"""The largest factor by which a layer stretches a vector in L2: exact, or bounded from above."""
+"""Upper bounds of the spectral norm of matrices and convolutions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-MAX_CHANNELS = 256  # per group: beyond, the many singular values of a kernel cost minutes
-SLACK = 1 + 1e-9  # over what the decomposition's own rounding may lose
+MAX_CHANNELS = 256  # per group: with more, the singular values of a kernel take minutes
+SLACK = 1 + 1e-9  # covers the rounding of the decomposition
 
 
 def matrix_norm(weight: Tensor) -> float:
-    """||W||_2, the largest singular value."""
+    """||W||_2 of W [K, d], the largest singular value."""
     return float(torch.linalg.matrix_norm(weight, 2)) * SLACK
 
 
 def convolution_norm(
     weight: Tensor, dilation: tuple[int, ...], groups: int, shape: torch.Size
 ) -> float:
-    """An upper bound of ||A||_2 for a convolution with zeros around images [C, H, W].
+    """An upper bound of ||A||_2 for a convolution with zero padding on images [C, H, W].
 
-    A is part of the circular convolution on a torus so large that nothing meets around it, whose
-    singular values are those of the kernel's Fourier matrices (arXiv:1805.10408); a stride only
-    leaves out rows. Infinite where there are too many channels to look.
+    A is part of the circular convolution on a torus so large that no kernel wraps around, whose
+    singular values are those of the kernel's Fourier matrices (arXiv:1805.10408). A stride only
+    removes rows. `weight` is [out, in, h, w]. Infinite where there are more than MAX_CHANNELS
+    channels.
     """
     if min(len(weight) // groups, weight.shape[1]) > MAX_CHANNELS:
         return torch.inf

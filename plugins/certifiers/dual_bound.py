@@ -1,7 +1,7 @@
-"""The dual of the convex outer polytope: a proof from one backward pass, without a solver.
+"""Dual bound of the convex outer polytope: a certificate from one backward pass.
 
-Wong and Kolter 2018, arXiv:1711.00851. Every ReLU that may switch is replaced by the triangle
-above it; any dual point of the resulting linear program gives a bound, and the one below is theirs.
+Wong and Kolter 2018, arXiv:1711.00851. Each ReLU with an open sign is relaxed to its convex hull, a
+triangle. Any dual point of the resulting linear program gives a bound; the one below is theirs.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from plugins.certifiers.interval import (
     why_unsupported,
 )
 
-MAX_VALUES = 1 << 20  # of one layer, in one backward pass
+MAX_VALUES = 1 << 20  # of one layer in one backward pass
 
 
 class DualBound:
-    """Certifies x when the dual bound keeps every rival's logit under the label's.
+    """Certifies x where the dual bound keeps every other logit below the label's.
 
     The inputs of the ReLUs are bounded in the same way, layer by layer, where their signs are open.
-    Where a larger share of a layer than `reach` is open, an example keeps its interval bounds: it
-    would hardly be certified, and the time goes to those that may be.
+    Where a larger share of a layer than `reach` is open, an example keeps its interval bounds,
+    because it would hardly be certified.
     """
 
     name = "dual-bound"
@@ -54,52 +54,53 @@ class DualBound:
         self.reach = reach
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """A sentence where the module holds what has no linear relaxation here."""
+        """Why the module has no linear relaxation here; empty where it has one."""
         sentence = why_unsupported(self.name, module)
         if not sentence and read_network(module).count(MaxPool):
-            return f"the model takes maxima over windows; {self.name} has no triangle for them."
+            return f"the model has max pooling; {self.name} has no relaxation for it."
         return sentence
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box."""
+        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
         return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         boxes = propagate_boxes(network, perturbation_box(x, ball))
-        held = (interval_margins(network, boxes, y) > 0).all(1)
-        rest = (~held).nonzero()[:, 0]
+        certified = (interval_margins(network, boxes, y) > 0).all(1)
+        rest = (~certified).nonzero()[:, 0]
         if len(rest):
-            held[rest] = self._proved(network, x[rest], y[rest], ball)
-        return held
+            certified[rest] = self._dual(network, x[rest], y[rest], ball)
+        return certified
 
-    def _proved(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+    def _dual(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
         region = Region(x.double(), ball)
         boxes = refined_boxes(network, region, self.reach)
         return (dual_margins(network, boxes, region, y) > 0).all(1)
 
 
 class Region(NamedTuple):
-    """The images that are allowed: ball and pixel box around each x [n, C, H, W], in float64."""
+    """The allowed images: ball and pixel box around each x, in float64."""
 
     x: Tensor
+    """[n, C, H, W]."""
     ball: PerturbationSet
 
     @property
     def box(self) -> Box:
-        """Around it, the referee's tolerance included."""
+        """The box around the region, the referee's tolerance included."""
         return perturbation_box(self.x, self.ball)
 
     @property
     def is_box(self) -> bool:
-        """Is every corner of that box allowed? Then intervals are exact up to the first ReLU."""
+        """Whether every corner of that box is allowed; then intervals are exact up to a ReLU."""
         up, down = self.x + self.ball.radius, self.x - self.ball.radius
         corner = torch.where(self.x < 0.5, up, down).clamp(0, 1)
         return bool(self.ball.contains(corner, self.x).all())
 
     def extremes(self, weight: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the largest <weight, image> for weights [m, C, H, W] of rows [m]."""
+        """The least and largest <weight, image> [m], for weights [m, C, H, W] of rows [m]."""
         x = self.x[row]
-        # An image that the tolerance lets in lies that near to one that ball and box hold.
+        # An image within the tolerance is this close to one inside ball and box.
         spare = self.ball.tolerance(x[0].numel()) * weight.flatten(1).abs().sum(1)
         low = (weight * self.ball.farthest(-weight, x)).flatten(1).sum(1)
         high = (weight * self.ball.farthest(weight, x)).flatten(1).sum(1)
@@ -107,7 +108,7 @@ class Region(NamedTuple):
 
 
 def dual_margins(network: Network, boxes: list[Box], region: Region, y: Tensor) -> Tensor:
-    """[n, K - 1] float64: dual lower bounds of z_y - z_k."""
+    """Dual lower bounds [n, K - 1] float64 of z_y - z_k, for labels y [n]."""
     slopes = margin_weights(y, boxes[-1].lower.shape[1])
     row = torch.arange(len(y), device=y.device).repeat_interleave(slopes.shape[1])
     at = len(network.steps) - 1
@@ -115,10 +116,11 @@ def dual_margins(network: Network, boxes: list[Box], region: Region, y: Tensor) 
 
 
 def refined_boxes(network: Network, region: Region, reach: float) -> list[Box]:
-    """Boxes around every step, those in front of ReLUs tightened by their own dual bounds."""
+    """Boxes around every step; those in front of ReLUs are tightened by their own dual bounds."""
     plain = region.is_box
 
     def refine(boxes: list[Box], step: Step) -> Box:
+        """The tightened box in front of a ReLU."""
         at = step.inputs[0]
         seen = any(isinstance(earlier.op, ReLU) for earlier in network.steps[: at + 1])
         return (
@@ -131,15 +133,15 @@ def refined_boxes(network: Network, region: Region, reach: float) -> list[Box]:
 
 
 def tightened_box(network: Network, boxes: list[Box], region: Region, at: int, reach: float) -> Box:
-    """The box of one step, met with the dual bounds of its units whose sign is open."""
+    """The box of one step, intersected with the dual bounds of its units with an open sign."""
     lower, upper = (side.flatten(1).clone() for side in boxes[at + 1][:2])
     open_ = (lower < 0) & (upper > 0)
     open_ &= open_.double().mean(1, keepdim=True) <= reach
     row, unit = open_.nonzero(as_tuple=True)
     shape = boxes[at + 1].lower.shape[1:]
-    side_by_side = units_per_pass(boxes)
-    for first in range(0, len(row), side_by_side):
-        here = row[first : first + side_by_side], unit[first : first + side_by_side]
+    per_pass = units_per_pass(boxes)
+    for first in range(0, len(row), per_pass):
+        here = row[first : first + per_pass], unit[first : first + per_pass]
         slope = F.one_hot(here[1], lower.shape[1]).to(lower.dtype).view(-1, *shape)
         found = dual_bounds(network, boxes, region, at, slope, here[0])
         lower[here] = torch.maximum(lower[here], found.lower)
@@ -148,17 +150,17 @@ def tightened_box(network: Network, boxes: list[Box], region: Region, at: int, r
 
 
 def units_per_pass(boxes: list[Box]) -> int:
-    """How many backward passes fit side by side."""
+    """How many units fit into one backward pass."""
     return max(1, MAX_VALUES // max(box.lower[0].numel() for box in boxes))
 
 
 def dual_bounds(
     network: Network, boxes: list[Box], region: Region, at: int, slope: Tensor, row: Tensor
 ) -> Box:
-    """Bounds [m] of <slope, step `at`> over the regions of rows [m]; slope is [m, ...].
+    """Bounds [m] of <slope, step `at`> over the regions of rows [m]; `slope` is [m, ...].
 
-    Going back, W^T for a layer, and for a ReLU on [l, u] the slope d = u / (u - l) of its triangle:
-    d z <= max(z, 0) <= d (z - l) where l < 0 < u; elsewhere d is 1 above and 0 below.
+    The backward pass applies A^T for a layer. A ReLU on [l, u] has the slope d = u / (u - l) of its
+    triangle, d z <= max(z, 0) <= d (z - l), where l < 0 < u; elsewhere d is 1 above and 0 below.
     """
     pending = {at: slope}
     low = high = slope.new_zeros(len(slope))
@@ -187,7 +189,7 @@ def dual_bounds(
 
 
 def relu_relaxation(weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight on a ReLU's input, and what its upper side adds: w d, and -w d l."""
+    """The weight on a ReLU's input and the constant of its upper side: w d and -w d l, [m, ...]."""
     low, high = low.clamp_max(0), high.clamp_min(0)
     slope = high / (high - low).clamp_min(torch.finfo(high.dtype).tiny)
     weight = weight * slope
@@ -196,5 +198,5 @@ def relu_relaxation(weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, 
 
 @hookimpl
 def bench_certifiers() -> Iterator[Certifier]:
-    """Offer the dual bound."""
+    """Register the dual bound."""
     yield DualBound()

@@ -1,4 +1,7 @@
-"""Interval bounds: push the box of allowed images through the network, one layer at a time."""
+"""Interval bounds: the box of allowed images is propagated through the network layer by layer.
+
+Gowal et al. 2018, arXiv:1810.12715.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ ROWS = 64  # examples bounded at a time
 
 
 class Intervals:
-    """Certifies x when interval bounds keep every rival's logit under the label's.
+    """Certifies x where interval bounds keep every other logit below the label's.
 
-    c' = A c + b and r' = |A| r for an affine layer, monotone layers corner by corner; the gaps
-    z_y - z_k are bounded through the last layer at once. For one linear layer that is exact.
-    Any norm's ball lies in the box of its radius, so that the box speaks for all of them.
+    c' = A c + b and r' = |A| r for an affine layer, and monotone layers map the corners. The
+    margins z_y - z_k are bounded through the last layer at once, which is exact for one linear
+    layer. The ball of any norm is inside the box of its radius, so the box covers all of them.
     """
 
     name = "intervals"
@@ -37,11 +40,11 @@ class Intervals:
     summary = "Interval bounds, layer by layer (IBP), over ball and box."
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """A sentence where the module holds what cannot be bounded."""
+        """Why the module cannot be bounded; empty where it can."""
         return why_unsupported(self.name, module)
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box."""
+        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
         return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
@@ -55,7 +58,10 @@ Part = Callable[[Network, Tensor, Tensor, PerturbationSet], Tensor]
 def certify_in_batches(
     certify: Part, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet
 ) -> Tensor:
-    """[n] bool: some rows at a time; nothing is certified of a module that answers otherwise."""
+    """[n] bool for x [n, C, H, W], some rows at a time.
+
+    False for an example whose logits in the module differ from those of the network that was read.
+    """
     network = read_network(module)
     found = []
     for images, label in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
@@ -64,23 +70,29 @@ def certify_in_batches(
 
 
 def why_unsupported(name: str, module: nn.Module) -> str:
-    """Why the module cannot be read; empty when it can."""
+    """Why the module cannot be read; empty where it can."""
     try:
         read_network(module)
     except UnsupportedModelError as error:
-        return f"{error}; {name} reads feed-forward networks of ReLUs."
+        return f"{error}; {name} reads feed-forward ReLU networks."
     return ""
 
 
 def perturbation_box(x: Tensor, ball: PerturbationSet) -> Box:
-    """The smallest box that holds every image of ball and box, the referee's tolerance included."""
+    """The smallest box around every image of ball and box, for x [n, C, H, W].
+
+    It includes the referee's tolerance.
+    """
     reach = ball.radius + ball.tolerance(x[0].numel())
     exact = x.double()
     return Box((exact - reach).clamp(0, 1), (exact + reach).clamp(0, 1))
 
 
 def matches_model(module: nn.Module, network: Network, x: Tensor) -> Tensor:
-    """[n] bool: the module answers as the network that was read, up to float32's rounding."""
+    """[n] bool: the module's logits equal those of the network that was read, up to rounding.
+
+    `x` is [n, C, H, W].
+    """
     with torch.no_grad():
         answer: Tensor = module(x).double()
     due = propagate_boxes(network, Box(x.double(), x.double()))[-1]
@@ -88,32 +100,35 @@ def matches_model(module: nn.Module, network: Network, x: Tensor) -> Tensor:
 
 
 def other_classes(y: Tensor, classes: int) -> Tensor:
-    """[n, K - 1]: the other classes."""
+    """[n, K - 1]: the classes other than the label y [n]."""
     other = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
     return other + (other >= y[:, None])
 
 
 def margin_weights(y: Tensor, classes: int) -> Tensor:
-    """[n, K - 1, K]: the weights of the logits in z_y - z_k, for each rival k."""
+    """The weights [n, K - 1, K] of the logits in z_y - z_k, for each class k other than y [n]."""
     own = F.one_hot(y, classes)[:, None]
     return (own - F.one_hot(other_classes(y, classes), classes)).double()
 
 
 class LinearMargins(NamedTuple):
-    """The gaps z_y - z_k as <weight, h> + constant over what the last layer takes, +- spare."""
+    """The margins z_y - z_k as <weight, h> + constant, +- spare; h is the last layer's input."""
 
     weight: Tensor
     """[n, K - 1, d]."""
     box: Box
-    """Around h."""
+    """Box around h."""
     constant: Tensor
     """[n, K - 1]."""
     spare: Tensor
-    """[n, K - 1]: what float32 may make of the last layer."""
+    """[n, K - 1]: the float32 rounding of the last layer."""
 
 
 def last_layer_margins(network: Network, boxes: list[Box], y: Tensor) -> LinearMargins:
-    """The gap goes through an affine last layer with its two logits at once."""
+    """The margins for labels y [n] as linear functions of the last layer's input.
+
+    An affine last layer is applied to the difference of two logits at once.
+    """
     slopes = margin_weights(y, boxes[-1].lower.shape[1])
     step = network.steps[-1]
     if not isinstance(step.op, Affine):
@@ -137,5 +152,5 @@ def interval_margins(network: Network, boxes: list[Box], y: Tensor) -> Tensor:
 
 @hookimpl
 def bench_certifiers() -> Iterator[Certifier]:
-    """Offer interval bounds."""
+    """Register interval bounds."""
     yield Intervals()

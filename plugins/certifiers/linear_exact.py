@@ -1,4 +1,4 @@
-"""Exact robustness of softmax regression: the worst image of ball and box is in closed form."""
+"""Exact robustness of linear models: the worst image of ball and box in closed form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LINEAR_LAYERS = (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear)
 
 
 class LinearExact:
-    """Certifies x when no rival k reaches the label's logit anywhere in ball and box.
+    """Certifies x where no other class reaches the label's logit anywhere in ball and box.
 
-    The gap z_k - z_y is linear in the image, so its maximum stands at `ball.farthest`, and the
-    largest over the rivals decides: where the box is inactive that is |gap| / ||w||_dual > eps.
-    Examples nearer to the edge than float32 can tell are left uncertified, and so are those that
-    the module itself does not answer by W x + b.
+    The margin z_k - z_y is linear in the image, so its maximum is at `ball.farthest`, and the
+    largest over the other classes decides. Where the box is inactive that is |margin| / ||w||_dual
+    > eps (arXiv:1511.04599). Examples nearer to the edge than float32 resolves are not certified,
+    and neither are those whose logits in the module differ from W x + b.
     """
 
     name = "linear-exact"
@@ -29,11 +29,11 @@ class LinearExact:
     summary = "Worst case of a linear model over ball and box, for every rival class."
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """A sentence for anything but one linear layer."""
+        """Why the model is not one linear layer; empty where it is."""
         parts = [part for _, part in module.named_modules(remove_duplicate=False)]
-        strange = sorted({type(part).__name__ for part in parts if type(part) not in LINEAR_LAYERS})
-        if strange:
-            return f"the model holds {', '.join(strange)}; linear-exact reads one linear layer."
+        unknown = sorted({type(part).__name__ for part in parts if type(part) not in LINEAR_LAYERS})
+        if unknown:
+            return f"the model has {', '.join(unknown)}; linear-exact reads one linear layer."
         layers = sum(isinstance(part, nn.Linear) for part in parts)
         if layers != 1:
             return f"the model has {layers} linear layers; linear-exact reads exactly one."
@@ -44,18 +44,18 @@ class LinearExact:
         return ""
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box."""
+        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
         weight, bias = weight_and_bias(module)
-        room = rounding_bound(weight, bias) + ball.tolerance(x[0].numel()) * 2 * largest_row_norm(
+        slack = rounding_bound(weight, bias) + ball.tolerance(x[0].numel()) * 2 * largest_row_norm(
             weight
         )
-        return (worst_margin(module, x, y, ball) < -room) & matches_model(
+        return (worst_margin(module, x, y, ball) < -slack) & matches_model(
             module, read_network(module), x
         )
 
 
 def worst_margin(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-    """[n] float64: max over k != y and over x' in ball and box of z_k(x') - z_y(x')."""
+    """max over k != y and allowed x' of z_k(x') - z_y(x') [n] float64; x is [n, C, H, W]."""
     weight, bias = weight_and_bias(module)
     x = x.double()
     gaps = []
@@ -75,17 +75,20 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def largest_row_norm(weight: Tensor) -> float:
-    """The largest ||w_k||_1: a change of any norm tol moves no logit by more than tol times it."""
+    """The largest ||w_k||_1 of W [K, d].
+
+    A change of norm tol, in any norm, moves no logit by more than tol times it.
+    """
     return float(weight.abs().sum(1).amax())
 
 
 def rounding_bound(weight: Tensor, bias: Tensor) -> float:
-    """How far float32 may carry a gap of two logits of an image in [0, 1]: Higham's bound."""
+    """Higham's bound on the float32 error of a difference of logits, for W [K, d] and b [K]."""
     terms = weight.shape[1] + 1
     return 2 * terms * 2.0**-24 * (largest_row_norm(weight) + float(bias.abs().amax()))
 
 
 @hookimpl
 def bench_certifiers() -> Iterator[Certifier]:
-    """Offer the exact answer for linear models."""
+    """Register the exact certifier for linear models."""
     yield LinearExact()

@@ -1,4 +1,4 @@
-"""Lipschitz margins: no answer moves faster than the product of its layers' norms allows."""
+"""Lipschitz margin: certifies by the product of the layers' operator norms."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ from plugins.certifiers.interval import (
 
 
 class LipschitzMargin:
-    """Certifies x when every gap z_y - z_k is larger than it can shrink within the radius.
+    """Certifies x where every margin z_y - z_k exceeds its largest decrease within the radius.
 
-    With h what the last layer W takes, |gap(x') - gap(x)| <= ||w_y - w_k||_q ||h(x') - h(x)||_p,
-    and h is Lipschitz with the product of the other layers' norms (their sums, along both ways of
-    a residual block). At least margin / (sqrt(2) L), the usual radius; exact for one layer.
+    With h the input of the last layer W, |margin(x') - margin(x)| <= ||w_y - w_k||_q ||h(x') -
+    h(x)||_p, and the Lipschitz constant of h is the product of the other layers' norms (their sum
+    over the two branches of a residual block). The certified radius is at least margin / (sqrt(2)
+    L) (Tsuzuku et al. 2018, arXiv:1802.04034), and exact for one layer.
     """
 
     name = "lipschitz-margin"
@@ -42,21 +43,22 @@ class LipschitzMargin:
     summary = "Margin over the product of the layers' norms."
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """A sentence for unknown norms, maxima over windows, and no linear layer at the end."""
+        """Why it cannot certify: another norm, max pooling, or a last layer that is not linear."""
         if ball.name not in ORDERS:
-            return f"the norm is {ball.name}; {self.name} knows {', '.join(ORDERS)}."
+            return f"the norm is {ball.name}; {self.name} takes {', '.join(ORDERS)}."
         sentence = why_unsupported(self.name, module)
         if sentence:
             return sentence
         network = read_network(module)
         if network.count(MaxPool):
-            return f"the model takes maxima over windows; {self.name} has no norm for them."
+            return f"the model has max pooling; {self.name} has no operator norm for it."
         last = network.steps[-1].op if network.steps else None
-        linear = isinstance(last, Affine)
-        return "" if linear else f"the model ends in no linear layer; {self.name} needs one."
+        if isinstance(last, Affine):
+            return ""
+        return f"the model's last layer is not linear; {self.name} needs one that is."
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box."""
+        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
         return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
@@ -73,14 +75,17 @@ ORDERS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
 def margin_change(
     network: Network, boxes: list[Box], y: Tensor, reach: float, order: float
 ) -> Tensor:
-    """[n, K - 1]: by how much each gap may shrink within reach, float32's rounding included."""
+    """[n, K - 1]: the largest decrease of each margin within reach, float32 rounding included.
+
+    `y` [n] are the labels.
+    """
     last = last_layer_margins(network, boxes, y)
-    steepness: Tensor = torch.linalg.vector_norm(last.weight, dual_order(order), dim=2)
-    return steepness * feature_change(network, boxes, reach, order)[:, None] + last.spare
+    weight_norm: Tensor = torch.linalg.vector_norm(last.weight, dual_order(order), dim=2)
+    return weight_norm * feature_change(network, boxes, reach, order)[:, None] + last.spare
 
 
 def feature_change(network: Network, boxes: list[Box], reach: float, order: float) -> Tensor:
-    """[n]: how far what the last layer takes may move, in the norm of that order."""
+    """[n]: the largest change of the last layer's input, in the norm of that order."""
     gain = lipschitz_constants(network, boxes, order)
     moved = boxes[0].lower.new_full((len(boxes[0].lower),), gain[-1] * reach)
     for place, box in enumerate(boxes[1:-1]):
@@ -91,7 +96,7 @@ def feature_change(network: Network, boxes: list[Box], reach: float, order: floa
 
 
 def lipschitz_constants(network: Network, boxes: list[Box], order: float) -> dict[int, float]:
-    """Lipschitz constants from each step's value (-1: the images) to what the last layer takes."""
+    """Lipschitz constants from each step's value (-1: the images) to the last layer's input."""
     (end,) = network.steps[-1].inputs
     gain = {end: 1.0}
     for place in range(end, -1, -1):
@@ -104,7 +109,7 @@ def lipschitz_constants(network: Network, boxes: list[Box], order: float) -> dic
 
 
 def operator_norm(step: Step, boxes: list[Box], order: float) -> float:
-    """The operator norm of one step, or a bound from above; ReLUs and sums have 1 on each way."""
+    """The operator norm of one step, or an upper bound: 1 for a ReLU and each branch of a sum."""
     if not isinstance(step.op, Affine):
         return 1.0
     (box,) = inputs_of(step, boxes)
@@ -112,12 +117,12 @@ def operator_norm(step: Step, boxes: list[Box], order: float) -> float:
 
 
 def norm_inf(op: Affine, ones: Tensor) -> float:
-    """||A||_inf = max_i sum_j |a_ij|."""
+    """||A||_inf = max_i sum_j |a_ij|; `ones` [1, ...] has the shape of one input."""
     return float(op.apply_absolute(ones).amax())
 
 
 def norm_1(op: Affine, ones: Tensor) -> float:
-    """||A||_1 = max_j sum_i |a_ij|: the slope of the sum of |A| h."""
+    """||A||_1 = max_j sum_i |a_ij|, the gradient of the sum of |A| h; `ones` is [1, ...]."""
     leaf = ones.clone().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(op.apply_absolute(leaf).sum(), leaf)
@@ -125,7 +130,7 @@ def norm_1(op: Affine, ones: Tensor) -> float:
 
 
 def norm_2(op: Affine, ones: Tensor) -> float:
-    """||A||_2 <= sqrt(||A||_1 ||A||_inf), or what the layer itself knows."""
+    """||A||_2 <= sqrt(||A||_1 ||A||_inf), or the layer's own bound; `ones` is [1, ...]."""
     bound = math.sqrt(norm_inf(op, ones) * norm_1(op, ones))
     return bound if op.spectral is None else min(bound, op.spectral(ones.shape[1:]))
 
@@ -135,15 +140,15 @@ NORMS: dict[float, Callable[[Affine, Tensor], float]] = {
     2.0: norm_2,
     math.inf: norm_inf,
 }
-"""Order p -> the norm of A from p to p."""
+"""Order p -> the operator norm of A from p to p."""
 
 
 def dual_order(order: float) -> float:
-    """1 / p + 1 / q = 1."""
+    """The q with 1 / p + 1 / q = 1."""
     return {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[order]
 
 
 @hookimpl
 def bench_certifiers() -> Iterator[Certifier]:
-    """Offer the margin over the product of norms."""
+    """Register the Lipschitz margin."""
     yield LipschitzMargin()

@@ -1,6 +1,6 @@
-"""PixelDP: noise that hides a change of the image from the answer, as it hides a person in data.
+"""PixelDP: a certificate from differential privacy of a vote under Gaussian noise.
 
-Lecuyer et al. 2019, arXiv:1802.03471. The proof is statistical, with the declared `error`.
+Lecuyer et al. 2019, arXiv:1802.03471. The certificate is statistical, with the declared `error`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ DELTA = 0.05
 
 
 class PixelDP:
-    """Certifies x when (epsilon, delta)-privacy keeps the label's expected vote above all others.
+    """Certifies x where (epsilon, delta)-privacy keeps the label's expected vote above all others.
 
-    Gaussian noise makes a vote (epsilon, delta)-private for changes of length eps with
-    epsilon = eps sqrt(2 ln(1.25 / delta)) / sigma <= 1. Then every expected vote obeys
-    E(x') <= e^epsilon E(x) + delta, so that the label keeps the lead over k if
-    E_low(y) > e^(2 epsilon) E_high(k) + (1 + e^epsilon) delta. Clopper and Pearson's limits share
-    alpha over the classes; the lead must be one that finitely many votes lose with probability
-    alpha at most (Hoeffding).
+    Gaussian noise makes a vote (epsilon, delta)-private for changes of length eps with epsilon =
+    eps sqrt(2 ln(1.25 / delta)) / sigma <= 1. Then every expected vote obeys E(x') <= e^epsilon
+    E(x) + delta, so the label keeps its lead over k if E_low(y) > e^(2 epsilon) E_high(k) + (1 +
+    e^epsilon) delta. The Clopper-Pearson limits share alpha among the classes. The lead must be
+    large enough that finitely many votes lose it with probability at most alpha (Hoeffding).
     """
 
     name = "pixeldp"
@@ -45,19 +44,24 @@ class PixelDP:
         self.draws, self.error, self.delta = draws, alpha, delta
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """A sentence for what does not vote under noise, other norms, and too large a radius."""
+        """Why it cannot certify: no vote under noise, a norm other than L2, or a large radius."""
         sentence = why_unsupported(self.name, module, ball)
         if sentence or not isinstance(module, Smoothed):
             return sentence
         reach = privacy_epsilon(ball.radius, module.sigma, self.delta)
         if reach <= 1:
             return ""
-        return f"epsilon is {reach:.2f} at radius {ball.eps}; {self.name} proves nothing above 1."
+        return f"epsilon is {reach:.2f} at radius {ball.eps}; {self.name} needs 1 or less."
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box, each with probability 1 - error."""
+        """[n] bool: the label of x [n, C, H, W] holds everywhere, each with probability 1 - error.
+
+        Raises TypeError for a model that is no vote under Gaussian noise.
+        """
         if not isinstance(module, Smoothed):
-            raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
+            raise TypeError(
+                f"{self.name} needs a vote under Gaussian noise, not {type(module).__name__}."
+            )
         reach = ball.radius + ball.tolerance(x[0].numel())
         epsilon = privacy_epsilon(reach, module.sigma, self.delta)
         found = class_counts(module, x, self.draws)
@@ -71,16 +75,16 @@ class PixelDP:
 
 
 def privacy_epsilon(reach: float, sigma: float, delta: float) -> float:
-    """The epsilon of the Gaussian mechanism for a change of that L2 length."""
+    """The epsilon of the Gaussian mechanism for a change of L2 length `reach`."""
     return reach * math.sqrt(2 * math.log(1.25 / delta)) / sigma
 
 
 def certified_lead(
     votes: list[int], label: int, epsilon: float, delta: float, alpha: float
 ) -> float:
-    """The least lead of the label's expected vote over any other, anywhere within the radius.
+    """The smallest lead of the label's expected vote over any other, within the radius.
 
-    Minus infinity where epsilon > 1: the Gaussian mechanism promises nothing there.
+    Minus infinity where epsilon > 1, for which the Gaussian mechanism gives no guarantee.
     """
     if epsilon > 1:
         return -math.inf
@@ -94,11 +98,11 @@ def certified_lead(
 
 
 def lead_after_change(own: float, other: float, epsilon: float, delta: float) -> float:
-    """What privacy keeps of a lead of expected votes; positive exactly on the paper's condition."""
+    """The lead of expected votes that is left after a change; positive on the paper's condition."""
     return math.exp(-epsilon) * (own - delta) - (math.exp(epsilon) * other + delta)
 
 
 @hookimpl
 def bench_certifiers() -> Iterator[Certifier]:
-    """Offer PixelDP with the noise on the image."""
+    """Register PixelDP with the noise on the image."""
     yield PixelDP()

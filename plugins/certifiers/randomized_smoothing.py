@@ -1,7 +1,7 @@
-"""Randomised smoothing: how far a vote under Gaussian noise stays what it is, with a known error.
+"""Randomized smoothing: a statistical certificate for a vote under Gaussian noise, in L2.
 
-Cohen, Rosenfeld and Kolter 2019, arXiv:1902.02918. The proof is statistical: each one may be wrong
-with the declared probability `error`.
+Cohen, Rosenfeld and Kolter 2019, arXiv:1902.02918. Each certificate is wrong with at most the
+declared probability `error`.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from plugins.defenses.randomized_smoothing import Smoothed
 
 DRAWS = 2000
 ALPHA = 0.001
-COPIES_PER_PASS = 32  # noisy copies of an image that are drawn together
+COPIES_PER_PASS = 32  # noisy copies of an image in one forward pass
 ROWS = 64
 NORMAL = NormalDist()
 
 
 class Smoothing:
-    """Certifies x when the vote of the label survives every change of length eps.
+    """Certifies x where the vote for the label survives every change of length eps.
 
-    If the classifier names y under noise with probability p on x, then it does so with at least
-    Phi(Phi^-1(p) - eps / sigma) anywhere within eps. p is bounded from below by Clopper and
-    Pearson's limit at confidence 1 - alpha; the label is given, so no first look has to guess it.
-    Because the defense votes with finitely many looks, that probability must be so large that a
-    vote at any such image is lost with probability alpha at most. Otherwise it abstains.
+    If the classifier predicts y under noise with probability p at x, it does so with at least
+    Phi(Phi^-1(p) - eps / sigma) anywhere within eps. p is bounded from below by the Clopper-Pearson
+    limit at confidence 1 - alpha; the label is given, so no draws are spent on guessing it. Because
+    the defense votes with finitely many draws, that probability must be so large that a vote at any
+    such image is lost with probability at most alpha. Otherwise x is not certified.
     """
 
     name = "smoothing"
@@ -52,13 +52,18 @@ class Smoothing:
         self.draws, self.error = draws, alpha
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """A sentence for what does not vote under noise, and for other norms than L2."""
+        """Why it cannot certify: no vote under Gaussian noise, or a norm other than L2."""
         return why_unsupported(self.name, module, ball)
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box, each with probability 1 - error."""
+        """[n] bool: the label of x [n, C, H, W] holds everywhere, each with probability 1 - error.
+
+        Raises TypeError for a model that is no vote under Gaussian noise.
+        """
         if not isinstance(module, Smoothed):
-            raise TypeError(f"{self.name} came with {type(module).__name__}; it needs a vote.")
+            raise TypeError(
+                f"{self.name} needs a vote under Gaussian noise, not {type(module).__name__}."
+            )
         reach = ball.radius + ball.tolerance(x[0].numel())
         due = reach / module.sigma + NORMAL.inv_cdf(required_probability(module.votes, self.error))
         hits = select_column(class_counts(module, x, self.draws), y).tolist()
@@ -67,10 +72,10 @@ class Smoothing:
 
 
 def why_unsupported(name: str, module: nn.Module, ball: PerturbationSet) -> str:
-    """Why a vote under Gaussian noise proves nothing here; empty when it can."""
+    """Why a vote under Gaussian noise certifies nothing here; empty where it can."""
     if type(module) is not Smoothed:
-        return f"the model does not vote under Gaussian noise; {name} needs a smoothed one."
-    return "" if ball.name == "L2" else f"the norm is {ball.name}; {name} proves radii in L2."
+        return f"the model is no vote under Gaussian noise; {name} needs one."
+    return "" if ball.name == "L2" else f"the norm is {ball.name}; {name} certifies radii in L2."
 
 
 def certified_radius(hits: int, draws: int, sigma: float, alpha: float) -> float:
@@ -79,37 +84,37 @@ def certified_radius(hits: int, draws: int, sigma: float, alpha: float) -> float
 
 
 def lower_limit(hits: int, draws: int, alpha: float) -> float:
-    """Clopper and Pearson's one-sided limit: p lies below it with probability alpha at most."""
+    """The one-sided Clopper-Pearson limit: p is below it with probability at most alpha."""
     return cached_limits(hits, draws, 1 - 2 * alpha).low
 
 
 def required_probability(votes: int, alpha: float) -> float:
-    """The least p at which a class misses the majority of the votes with probability alpha."""
+    """The smallest p at which a class loses the vote with probability at most alpha."""
     return cached_limits(votes // 2, votes, 1 - 2 * alpha).high
 
 
 cached_limits = cache(clopper_pearson)
-"""The same counts come again and again: for most examples nearly all draws agree."""
+"""Cached, because for most examples nearly all draws agree and the same counts recur."""
 
 
 def quantile(p: float) -> float:
-    """Phi^-1, minus infinity at 0."""
+    """Phi^-1(p), minus infinity at 0."""
     return NORMAL.inv_cdf(p) if p > 0 else -float("inf")
 
 
 def class_counts(module: Smoothed, x: Tensor, draws: int) -> Tensor:
-    """[n, K] int64: how often the classifier names each class under the noise.
+    """[n, K] int64: how often the classifier predicts each class of x [n, C, H, W] under the noise.
 
-    An image's noise is keyed by its own pixels and by the module's numbers: nothing depends on
-    what stands beside it, and no weights can have been made for the draws that they will meet.
-    Draws that are written into a module's code, which is not part of the key, are not excluded.
+    The noise of an image is keyed by its own pixels and by the module's parameters and buffers, so
+    it depends on no other image, and no weights can be fitted to the draws in advance. Draws that
+    are written into a module's code, which is not part of the key, are not excluded.
     """
     state = model_digest(module)
     return torch.cat([_batch_counts(module, part, draws, state) for part in torch.split(x, ROWS)])
 
 
 def model_digest(module: nn.Module) -> bytes:
-    """A digest of all parameters and buffers, saved or not, by name."""
+    """SHA-256 of all parameters and buffers by name, also of those that no weights file holds."""
     sha = hashlib.sha256()
     for name, value in sorted((*module.named_parameters(), *module.named_buffers())):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
@@ -142,5 +147,5 @@ def _key(state: bytes, image: Tensor) -> int:
 
 @hookimpl
 def bench_certifiers() -> Iterator[Certifier]:
-    """Offer smoothing with 2000 draws, wrong in one proof of a thousand at most."""
+    """Register smoothing with 2000 draws and an error of 0.001."""
     yield Smoothing()

@@ -1,4 +1,4 @@
-"""The fixed order of test images: a keyed shuffle in which every class has its turn."""
+"""The fixed order of test images: a keyed shuffle that alternates between the classes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bench.plugin import example_key
 
 
 def balanced_order(labels: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
-    """[n] a permutation: the first of each class, the second of each class, and so on.
+    """A permutation [n] of the examples: the first of each class, the second of each class, ...
 
-    Which image is a class's first, and in which order the classes come, follows from `name`
-    alone. Any beginning of the list holds the classes in equal numbers, up to one, as long as
-    every class has images left.
+    `name` alone determines which image is a class's first and in which order the classes come. Any
+    beginning of the list has equal numbers of each class, up to one, while every class has images
+    left.
     """
     count = len(labels)
     example = torch.arange(count)

@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 pixels: they come with scikit-learn, so nothing is downloaded."""
+"""The digits data set of scikit-learn: 8 x 8 handwritten digits, no download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ TEST = 500
 
 def read(folder: Path | None) -> Images:
     """All 1797 images; the grey level k of 0..16 becomes the pixel round(255 k / 16)."""
-    from sklearn.datasets import load_digits  # seconds of import time that a list does not need
+    from sklearn.datasets import (
+        load_digits,
+    )  # imported here: it takes seconds, and listing does not need it
 
     bunch = load_digits()
     pixels = np.rint(255 * bunch.images / 16).astype(np.uint8)[:, None]
@@ -32,7 +34,7 @@ def read(folder: Path | None) -> Images:
 
 @hookimpl
 def bench_datasets() -> Iterator[Dataset]:
-    """Offer the digits."""
+    """Register the digits."""
     yield Dataset(
         name="digits",
         classes=tuple("0123456789"),
@@ -42,5 +44,5 @@ def bench_datasets() -> Iterator[Dataset]:
         digest="bebe84fa20ae36890c493490152db2933fa85b9c81d99b6ef275e8938c7bc035",
         train_digest="8d4d6d84400f2abcda293e6f961e6f98e30737f2c0938f7ef5f751b48a432b00",
         cite="https://archive.ics.uci.edu/dataset/80",
-        summary="1797 handwritten digits, 8 x 8 grey levels, embedded in scikit-learn.",
+        summary="1797 handwritten digits, 8 x 8 grey levels, included in scikit-learn.",
     )

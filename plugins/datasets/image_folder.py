@@ -1,4 +1,4 @@
-"""A folder of photographs with one subfolder a class, as ImageNet's validation images lie."""
+"""An image folder with one subfolder for each class, such as ImageNet's validation images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EXAMPLES = 1000
 
 
 def image_folder(path: Path, size: int = SIZE, examples: int = EXAMPLES) -> Dataset:
-    """A data set of the first `examples` images of the fixed order, `size` pixels a side.
+    """A data set of the first `examples` images of the fixed order, each of `size` x `size`.
 
     The classes are the subfolders in alphabetical order. The shorter side is scaled to 8/7 of
-    `size` and the middle is cut out. There is no training half. FileNotFoundError where `path`
-    holds no subfolder with images.
+    `size` and the centre is cropped. There is no training half. Raises FileNotFoundError where
+    `path` has no subfolder with images.
     """
     found = folder_index(path)
     return Dataset(
@@ -36,29 +36,31 @@ def image_folder(path: Path, size: int = SIZE, examples: int = EXAMPLES) -> Data
 
 
 def read(path: Path, size: int, examples: int, folder: Path | None) -> Images:
-    """Decode the first images of the fixed order; `folder` is not needed."""
-    from torchvision.transforms import v2  # see listed
+    """Decode the first images of the fixed order; the data folder `folder` is not needed."""
+    from torchvision.transforms import v2  # imported here, as in folder_index
 
     found = folder_index(path)
-    middle = v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size)])
+    crop = v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size)])
     labels = np.asarray(found.targets, dtype=np.int64)
     order = balanced_order(labels, "image-folder")[:examples]
-    images = [np.asarray(middle(found.loader(found.samples[i][0]))) for i in order]
+    images = [np.asarray(crop(found.loader(found.samples[i][0]))) for i in order]
     return Images(None, Split(np.stack(images).transpose(0, 3, 1, 2).copy(), labels[order]), order)
 
 
 def folder_index(path: Path) -> Any:
-    """The folder as torchvision lists it; nothing is decoded."""
-    from torchvision.datasets import ImageFolder  # seconds of import time that a list does not need
+    """The index of the folder by torchvision; no image is decoded."""
+    from torchvision.datasets import (
+        ImageFolder,
+    )  # imported here: it takes seconds, and listing does not need it
 
     return ImageFolder(path)
 
 
 @hookimpl
 def bench_datasets() -> Iterator[Dataset]:
-    """Offer the folder that BENCH_IMAGE_FOLDER names, if it names one.
+    """Register the folder that BENCH_IMAGE_FOLDER names, where it is set.
 
-    BENCH_IMAGE_SIZE is the side in pixels, BENCH_IMAGE_EXAMPLES how many images are read.
+    BENCH_IMAGE_SIZE is the side in pixels, BENCH_IMAGE_EXAMPLES the number of images.
     """
     path = os.environ.get("BENCH_IMAGE_FOLDER")
     if path:

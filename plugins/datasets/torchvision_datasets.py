@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: torchvision's files, found or downloaded."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 from torchvision's files or downloads."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Source:
 
 
 def read(source: Source, folder: Path | None) -> Images:
-    """The test half in its fixed order, and the training half where it is there.
+    """The test half in its fixed order, and the training half where its files are present.
 
-    Whatever is missing is downloaded into `folder`; the test half alone will do.
-    FileNotFoundError says why neither worked.
+    Where the data set's folder is missing, it is downloaded into `folder`. The test half alone is
+    enough. Raises FileNotFoundError where neither works.
     """
     if folder is None:
-        raise FileNotFoundError("it needs a data folder; set BENCH_DATA to one.")
+        raise FileNotFoundError("the data set needs a data folder; set BENCH_DATA to one.")
     if not (folder / source.place).exists():
         download(source, folder)
     test = read_split(source, folder, train=False)
     if test is None:
         raise FileNotFoundError(
-            f"{folder / source.place} is there without an intact test half; delete that folder to "
+            f"{folder / source.place} has no intact test half; delete that folder to "
             "have it downloaded again."
         )
     train = read_split(source, folder, train=True)
@@ -48,7 +48,7 @@ def read(source: Source, folder: Path | None) -> Images:
 
 
 def read_split(source: Source, folder: Path, *, train: bool) -> Split | None:
-    """One half as torchvision reads it; None where its files are not there."""
+    """One half as torchvision reads it; None where its files are missing."""
     try:
         found = split_class(source, train=train)(folder, train=train)
     except RuntimeError:
@@ -59,49 +59,55 @@ def read_split(source: Source, folder: Path, *, train: bool) -> Split | None:
 
 
 def split_class(source: Source, *, train: bool) -> Any:
-    """The torchvision class, insisting on the files of one half only."""
+    """The torchvision class, changed to require the files of one half only."""
     kind = dataset_class(source)
     if hasattr(kind, "resources"):  # images and labels of the training half, then of the test half
         wanted = {"resources": kind.resources[:2] if train else kind.resources[2:]}
     else:
         wanted = {"test_list" if train else "train_list": []}
-    # The name stays: torchvision makes the folder of it.
+    # The name is kept: torchvision derives the folder from it.
     return type(kind.__name__, (kind,), wanted)
 
 
 def dataset_class(source: Source) -> Any:
-    """The torchvision class."""
-    from torchvision import datasets  # seconds of import time that a list does not need
+    """The class in torchvision.datasets."""
+    from torchvision import (
+        datasets,
+    )  # imported here: it takes seconds, and listing does not need it
 
     return getattr(datasets, source.kind)
 
 
 def download(source: Source, folder: Path) -> None:
-    """Into a room beside it, then all at once: a kill leaves no half-written data set."""
+    """Download into a temporary folder, then rename it.
+
+    An interrupted download therefore leaves no data set behind. Raises FileNotFoundError where the
+    download fails.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".download-") as room:
-            dataset_class(source)(room, download=True)
+        with TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            dataset_class(source)(temporary, download=True)
             if not (folder / source.place).exists():
-                (Path(room) / source.place).rename(folder / source.place)
+                (Path(temporary) / source.place).rename(folder / source.place)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise FileNotFoundError(
-            f"it is not in {folder}, and the download failed ({reason}); go online, or set "
-            f"BENCH_DATA to a folder that holds torchvision's {source.place}."
+            f"no data set in {folder}, and the download failed ({reason}); go online, or set "
+            f"BENCH_DATA to a folder that contains torchvision's {source.place}."
         ) from error
 
 
 NUMERALS = tuple("0123456789")
-CLOTHES = (
+CLOTHING = (
     "t-shirt", "trouser", "pullover", "dress", "coat",
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-THINGS = (
+CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-FINE = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
-bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+CIFAR100_CLASSES = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
+bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
 crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
 lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
 oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
@@ -112,7 +118,7 @@ tulip turtle wardrobe whale willow_tree wolf woman worm"""
 
 @hookimpl
 def bench_datasets() -> Iterator[Dataset]:
-    """Offer the four; their files are looked for when a cell needs them."""
+    """Register the four; their files are read when an evaluation needs them."""
     yield Dataset(
         name="mnist",
         classes=NUMERALS,
@@ -127,7 +133,7 @@ def bench_datasets() -> Iterator[Dataset]:
     )
     yield Dataset(
         name="fashion-mnist",
-        classes=CLOTHES,
+        classes=CLOTHING,
         shape=(1, 28, 28),
         load=partial(read, Source("fashion-mnist", "FashionMNIST", "FashionMNIST")),
         test_size=10_000,
@@ -139,7 +145,7 @@ def bench_datasets() -> Iterator[Dataset]:
     )
     yield Dataset(
         name="cifar10",
-        classes=THINGS,
+        classes=CIFAR10_CLASSES,
         shape=(3, 32, 32),
         load=partial(read, Source("cifar10", "CIFAR10", "cifar-10-batches-py")),
         test_size=10_000,
@@ -151,7 +157,7 @@ def bench_datasets() -> Iterator[Dataset]:
     )
     yield Dataset(
         name="cifar100",
-        classes=tuple(FINE.split()),
+        classes=tuple(CIFAR100_CLASSES.split()),
         shape=(3, 32, 32),
         load=partial(read, Source("cifar100", "CIFAR100", "cifar-100-python")),
         test_size=10_000,

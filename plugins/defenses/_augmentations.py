@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.plugin import per_image
+from bench.plugin import per_row
 
 
 def random_flip(images: Tensor) -> Tensor:
     """Left and right exchanged with probability one half."""
     exchanged = torch.rand(len(images), device=images.device) < 0.5
-    return torch.where(per_image(exchanged), images.flip(3), images)
+    return torch.where(per_row(exchanged), images.flip(3), images)
 
 
 def random_shift(images: Tensor, reach: int) -> Tensor:

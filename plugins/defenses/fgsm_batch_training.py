@@ -17,7 +17,7 @@ from bench.plugin import (
     TrainingBatch,
     cross_entropy,
     hookimpl,
-    per_image,
+    per_row,
 )
 from plugins.defenses._cnn import cnn, trained
 
@@ -39,7 +39,7 @@ def weighted_loss(batch: TrainingBatch, weight: float, share: float, eps: float)
 def random_length_step(x: Tensor, adv: Tensor, eps: float) -> Tensor:
     """The signed step from x towards adv, its length eps |N(0, 1/4)|, never above eps."""
     share = nn.init.trunc_normal_(x.new_empty(len(x)), mean=0.0, std=0.5, a=0.0, b=1.0)
-    return (x + per_image(share * eps) * (adv - x).sign()).clamp(0, 1)
+    return (x + per_row(share * eps) * (adv - x).sign()).clamp(0, 1)
 
 
 @hookimpl

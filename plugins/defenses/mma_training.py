@@ -22,7 +22,7 @@ from bench.plugin import (
     TrainingBatch,
     cross_entropy,
     hookimpl,
-    per_image,
+    per_row,
 )
 from plugins.defenses._cnn import cnn, trained
 
@@ -90,7 +90,7 @@ class BoundaryPGD:
         climbing = problem.t < self.climb
         climbed = self._pgd_step(problem, state, climbing) if climbing.any() else state
         cut = state if climbing.all() else self._bisect(problem, state, ~climbing)
-        moves = per_image(climbing)
+        moves = per_row(climbing)
         return State(
             torch.where(moves, climbed.adv, cut.adv),
             torch.where(moves, climbed.endpoint, cut.endpoint),
@@ -105,14 +105,16 @@ class BoundaryPGD:
 
     def _bisect(self, problem: Problem, state: State, where: Tensor) -> State:
         middle = torch.where(problem.t == self.climb, 1, (state.low + state.high) / 2)
-        wrong = problem.reaches_goal(problem.labels(interpolate(problem.x, state.endpoint, middle), where))
+        wrong = problem.reaches_goal(
+            problem.labels(interpolate(problem.x, state.endpoint, middle), where)
+        )
         low, high = torch.where(wrong, state.low, middle), torch.where(wrong, middle, state.high)
         return state._replace(adv=interpolate(problem.x, state.endpoint, high), low=low, high=high)
 
 
 def interpolate(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """x + share (end - x) in the box; share is [n]."""
-    return (x + per_image(share) * (end - x)).clamp(0, 1)
+    return (x + per_row(share) * (end - x)).clamp(0, 1)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""What the diagnostics share: quiet random state, and the gradient that a module really gives."""
+"""Helpers of the diagnostics: a seeded random state, logits, and gradients of a model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 @contextmanager
 def seeded_random_state(x: Tensor) -> Iterator[None]:
-    """A seeded random state for modules that draw; the caller's is back afterwards."""
+    """Seed torch's random state on the device of x [n, C, H, W], and restore it afterwards."""
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         yield
 
 
 def input_gradient(module: nn.Module, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient [n, C, H, W] of value(logits) [n]; zero where no graph leads back to x."""
+    """The gradient [n, C, H, W] of value(logits) [n] at x; zero where there is no graph to x."""
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         total = value(module(leaf)).sum()
@@ -29,7 +29,7 @@ def input_gradient(module: nn.Module, x: Tensor, value: Callable[[Tensor], Tenso
 
 
 def logits_of(module: nn.Module, x: Tensor) -> Tensor:
-    """Logits [n, K] without a graph."""
+    """Logits [n, K] of x [n, C, H, W], without a graph."""
     with torch.no_grad():
         logits: Tensor = module(x)
     return logits

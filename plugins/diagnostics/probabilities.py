@@ -1,4 +1,7 @@
-"""Probabilities: an output after softmax starves every loss that expects logits."""
+"""Probability diagnostic: finds models that return probabilities instead of logits.
+
+After a softmax the losses of attacks that expect logits have tiny gradients.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,22 @@ NEAR = 1e-3
 
 
 class Probabilities:
-    """Whether every answer is a distribution: entries in [0, 1] that sum to 1."""
+    """Whether every output is a distribution: entries in [0, 1] that sum to 1."""
 
     name = "probabilities"
     cite = "arXiv:2003.01690"
     summary = "Raised when the output looks like softmax instead of logits."
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
-        """One forward."""
+        """The finding and the range of the outputs, for images x [n, C, H, W]."""
         with seeded_random_state(x):
             output = logits_of(module, x)
         low, high = float(output.min()), float(output.max())
         off = float((output.sum(1) - 1).abs().max())
         if low >= 0 and high <= 1 + NEAR and off <= NEAR:
-            sentence = f"all outputs lie in [{low:.2g}, {high:.2g}] and sum to 1; give logits."
+            sentence = (
+                f"all outputs lie in [{low:.2g}, {high:.2g}] and sum to 1; return logits instead."
+            )
             return Evidence(Finding.RAISED, sentence)
         sentence = f"outputs lie in [{low:.2g}, {high:.2g}], their sums up to {off:.2g} from 1."
         return Evidence(Finding.CLEAR, sentence)
@@ -34,5 +39,5 @@ class Probabilities:
 
 @hookimpl
 def bench_diagnostics() -> Iterator[Diagnostic]:
-    """Offer the look at the output."""
+    """Register the check of the output."""
     yield Probabilities()

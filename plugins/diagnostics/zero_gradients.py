@@ -1,4 +1,4 @@
-"""Zero gradients: a white-box attack has nothing to climb, which is no robustness."""
+"""Zero-gradient diagnostic: counts images at which a white-box attack has no gradient to follow."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ZeroGradients:
 
     name = "zero-gradients"
     cite = "arXiv:1802.00420"
-    summary = f"Raised above {LIMIT:.0%} of the images; the module itself, without its stand-in."
+    summary = f"Raised above {LIMIT:.0%} of the images; the model's own gradient, not BPDA."
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
-        """One gradient an image."""
+        """The finding and the number of such images, for x [n, C, H, W]."""
         with seeded_random_state(x):
             gradient = input_gradient(module, x, lambda logits: cross_entropy(logits, y)).flatten(1)
         useless = (gradient == 0).all(1) | ~torch.isfinite(gradient).all(1)
@@ -29,11 +29,15 @@ class ZeroGradients:
         found = f"the gradient of the cross-entropy is zero or not finite on {count} of {len(x)}"
         if share <= LIMIT:
             return Evidence(Finding.CLEAR, f"{found} images.")
-        way_out = "attacks use the declared bpda" if defense.bpda else "no bpda is declared"
+        way_out = (
+            "attacks use the declared BPDA approximation"
+            if defense.bpda
+            else "no BPDA approximation is declared"
+        )
         return Evidence(Finding.RAISED, f"{found} images, more than {LIMIT:.0%}; {way_out}.")
 
 
 @hookimpl
 def bench_diagnostics() -> Iterator[Diagnostic]:
-    """Offer the count of zero gradients."""
+    """Register the count of zero gradients."""
     yield ZeroGradients()

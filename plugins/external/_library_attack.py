@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.plugin import Access, ExternalAttack, ExternalProblem, MissingLibrary, per_image
+from bench.plugin import Access, ExternalAttack, ExternalProblem, MissingLibrary, per_row
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ def valid_images(problem: ExternalProblem, images: Tensor, *, project: bool) -> 
     libraries round differently in their clipping, or do not clip.
     """
     finite = images.flatten(1).isfinite().all(1)
-    images = torch.where(per_image(finite), images, problem.x)
+    images = torch.where(per_row(finite), images, problem.x)
     return problem.ball.project(images, problem.x) if project else images

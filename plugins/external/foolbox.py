@@ -16,7 +16,7 @@ from bench.plugin import (
     ExternalProblem,
     MissingLibrary,
     hookimpl,
-    per_image,
+    per_row,
 )
 from plugins.external._library_attack import LibraryAttack, registered, version
 
@@ -87,7 +87,7 @@ def noise(problem: ExternalProblem, draw: int) -> Tensor:
     """
     grain = problem.uniform(f"grain {draw}", tuple(problem.x.shape[1:])) - 0.5
     grey, contrast = problem.uniform(f"look {draw}", (2,)).unbind(1)
-    return (per_image(grey) + 4 * per_image(contrast) * grain).clamp(0, 1)
+    return (per_row(grey) + 4 * per_row(contrast) * grain).clamp(0, 1)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The boards of the embedded digits: one attacker each, from every gradient to labels alone."""
+"""Threat models of the digits data set: white-box in three norms, labels only, diagnostic."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from bench.plugin import L1, L2, Access, Budget, Fraction, Goal, Linf, ThreatModel, hookimpl
 
 EPS = Fraction(51, 255)
-"""A fifth of the way from black to white."""
+"""A fifth of the range of a pixel."""
 
 
 @hookimpl
 def bench_threat_models() -> Iterator[ThreatModel]:
-    """Declare the ranked boards first, then those that are evidence only."""
+    """Register the ranked threat models first, then those that serve as evidence only."""
     yield ThreatModel(
         "digits-linf",
         "digits",
         Linf(EPS),
         required=("random", "fgsm", "bim", "pgd", "pgd-margin", "transfer", "joint-pgd"),
         order=1,
-        summary="Every pixel may change by 51/255; the attacker knows everything.",
+        summary="Every pixel may change by 51/255; white-box.",
     )
     yield ThreatModel(
         "digits-l2",
@@ -27,7 +27,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         L2(Fraction(1)),
         required=("random", "fgm-l2", "pgd", "pgd-margin"),
         order=2,
-        summary="Changes of Euclidean length 1; the attacker knows everything.",
+        summary="Changes of Euclidean length 1; white-box.",
     )
     yield ThreatModel(
         "digits-l1",
@@ -35,7 +35,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         L1(Fraction(2)),
         required=("random", "fgm-l1", "pgd", "pgd-margin"),
         order=3,
-        summary="Changes that sum to 2 pixels; the attacker knows everything.",
+        summary="Absolute changes that sum to 2 pixels; white-box.",
     )
     yield ThreatModel(
         "digits-labels",
@@ -45,13 +45,13 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         budget=Budget(queries=1000),
         required=("boundary",),
         order=4,
-        summary="Changes of Euclidean length 1; the attacker sees 1000 labels an image, no more.",
+        summary="Changes of Euclidean length 1; labels only, 1000 queries an image.",
     )
     yield from evidence()
 
 
 def evidence() -> Iterator[ThreatModel]:
-    """The boards that rank nobody: what they show is read beside a rank."""
+    """Threat models without a ranking; their results are shown beside the ranking of the others."""
     yield ThreatModel(
         "digits-targeted",
         "digits",
@@ -60,7 +60,7 @@ def evidence() -> Iterator[ThreatModel]:
         required=("pgd",),
         ranked=False,
         order=5,
-        summary="Every pixel may change by 51/255, and the answer must become the next digit.",
+        summary="Every pixel may change by 51/255; the target is the next digit; white-box.",
     )
     yield ThreatModel(
         "digits-nearest",
@@ -70,7 +70,7 @@ def evidence() -> Iterator[ThreatModel]:
         required=("deepfool",),
         ranked=False,
         order=6,
-        summary="How far the nearest wrong answer is; the radius 8 holds every image there is.",
+        summary="Distance of the nearest adversarial example; radius 8 covers every image.",
     )
     yield ThreatModel(
         "digits-box",
@@ -79,5 +79,5 @@ def evidence() -> Iterator[ThreatModel]:
         required=("unbounded",),
         ranked=False,
         order=7,
-        summary="Any image at all: who still seems robust here hides its gradients.",
+        summary="Any image in the pixel box: apparent robustness here indicates masked gradients.",
     )
