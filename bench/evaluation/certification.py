@@ -1,4 +1,4 @@
-"""Asks the certifiers what they can prove of a built defense, once for each board."""
+"""Runs the certifiers on a built defense, once per threat model and certifier version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench.core.errors import PLUGIN_EXCEPTIONS, PluginError
 from bench.evaluation.built_defense import BuiltDefense
-from bench.evaluation.events import Event, Listener
+from bench.evaluation.events import Listener, RunNotice
 from bench.evaluation.failures import failure_of
 from bench.plugin import Certifier, ThreatModel
 from bench.registry.registry import Registry
@@ -17,62 +17,72 @@ from bench.store import CertificateRow, Store
 def run_certifiers(
     store: Store,
     registry: Registry,
-    arena: BuiltDefense,
+    built: BuiltDefense,
     threat: ThreatModel,
     which: str,
     listener: Listener,
 ) -> None:
-    """Ask every certifier that speaks of this defense; one that fails proves nothing.
+    """Record the certificates of every applicable certifier; one that fails records none.
 
     Args:
-        store: gets the proofs; what it has of a certifier as it stands is not asked again.
-        registry: where the certifiers are.
-        arena: the defense.
-        threat: the board; only untargeted ones have certificates.
+        store: receives the certificates; certifiers whose certificates it has do not run again.
+        registry: where the certifiers are registered.
+        built: the defense.
+        threat: the threat model; only untargeted ones have certificates.
         which: `none`, `quick` or `all`.
-        listener: hears of certifiers that failed.
+        listener: receives a notice for each certifier that fails.
     """
     if threat.goal.kind != "untargeted":
         return
-    known = store.certificates(threat.id, arena.examples.digest)
-    proved = {(p.defense_digest, p.certifier, p.certifier_digest) for p in known}
-    for name, offer in registry.certifiers.items():
-        if (arena.digest, name, offer.source) in proved or not is_selected(offer.value, which):
+    known = store.certificates(threat.id, built.examples.digest)
+    recorded = {(row.defense_digest, row.certifier, row.certifier_digest) for row in known}
+    for name, registration in registry.certifiers.items():
+        certifier, source = registration.value, registration.source
+        if (built.digest, name, source) in recorded or not is_selected(certifier, which):
             continue
         try:
-            held = certificates_of(offer.value, arena, threat)
+            certified = certificates_of(certifier, built, threat)
         except PLUGIN_EXCEPTIONS as error:
-            said = f"{name} proves nothing of {arena.defense.name}: {failure_of(error).reason}"
-            listener(Event("odd", said))
+            reason = failure_of(error).reason
+            listener(RunNotice(f"{name} gives no certificates for {built.defense.name}: {reason}"))
             continue
-        if held is not None:
-            whose = (arena.defense.name, arena.digest, name, offer.source)
-            found = CertificateRow(*whose, offer.value.exact, held.cpu().numpy())
-            store.certify(threat.id, arena.examples.digest, found)
+        if certified is not None:
+            names = (built.defense.name, built.digest, name, source)
+            row = CertificateRow(*names, certifier.exact, certified.cpu().numpy())
+            store.record_certificate(threat.id, built.examples.digest, row)
 
 
-def is_selected(tool: Certifier, which: str) -> bool:
-    """Whether a certifier is among those that were asked for."""
-    return which == "all" or (which == "quick" and getattr(tool, "quick", True))
+def is_selected(certifier: Certifier, which: str) -> bool:
+    """Whether `--certify none`, `quick` or `all` includes a certifier."""
+    return which == "all" or (which == "quick" and getattr(certifier, "quick", True))
 
 
-def why_not_certifiable(tool: Certifier, arena: BuiltDefense, threat: ThreatModel) -> str:
-    """Why a certifier cannot speak of this defense under this threat model; empty when it can."""
-    if arena.rejects:
-        return f"{arena.defense.name} rejects images: a proof about its logits says nothing of that"
-    return tool.refuses(arena.module, threat.ball)
-
-
-def certificates_of(tool: Certifier, arena: BuiltDefense, threat: ThreatModel) -> Tensor | None:
-    """[n] bool: which examples a certifier has a proof for; None where it refuses."""
-    device = arena.setting.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.manual_seed(arena.seed)
-        if why_not_certifiable(tool, arena, threat):
-            return None
-        held = tool.certify(arena.module, arena.x, arena.y, threat.ball)
-    if held.dtype is not torch.bool or held.shape != arena.y.shape:
-        raise PluginError(
-            f"{tool.name} gave {held.dtype} {list(held.shape)}; bool {list(arena.y.shape)} is due."
+def why_not_certifiable(certifier: Certifier, built: BuiltDefense, threat: ThreatModel) -> str:
+    """Why a certifier does not apply to a defense under a threat model; empty when it does."""
+    if built.rejects:
+        return (
+            f"{built.defense.name} rejects images: a certificate for its logits does not cover the "
+            "rejection."
         )
-    return held
+    return certifier.refuses(built.module, threat.ball)
+
+
+def certificates_of(
+    certifier: Certifier, built: BuiltDefense, threat: ThreatModel
+) -> Tensor | None:
+    """[n] bool: which examples are certified robust; None where the certifier does not apply.
+
+    Raises PluginError where the certifier returns another type or shape.
+    """
+    device = built.settings.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.random.manual_seed(built.seed)
+        if why_not_certifiable(certifier, built, threat):
+            return None
+        certified = certifier.certify(built.module, built.x, built.y, threat.ball)
+    if certified.dtype is not torch.bool or certified.shape != built.y.shape:
+        raise PluginError(
+            f"{certifier.name} gave {certified.dtype} {list(certified.shape)}; "
+            f"bool {list(built.y.shape)} was expected."
+        )
+    return certified

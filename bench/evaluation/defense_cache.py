@@ -15,7 +15,7 @@ from bench.evaluation import plan
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
 from bench.evaluation.events import (
     Listener,
-    Notice,
+    RunNotice,
     TrainingElsewhere,
     TrainingProgress,
     ignore_event,
@@ -133,14 +133,14 @@ class RecordedDefenseCache(DefenseCache):
     def record_digest(self, defense: Defense, dataset: Dataset, digest: str) -> None:
         """Record the digest of a defense on a data set; cells of other digests are outdated."""
         known = self.digests().get(defense.name, {}) | {dataset.name: digest}
-        self.store.declare([self.registry.defense_card(defense.name, known)])
+        self.store.record_cards([self.registry.defense_card(defense.name, known)])
 
     def _build(self, defense: Defense, dataset: Dataset, count: int) -> BuiltDefense:
         built = super()._build(defense, dataset, count)
         self.record_digest(defense, dataset, built.digest)
         if self.settings.numeric is not Numeric.FLOAT32:
             for note in built.fast_model.notes:
-                self.listener(Notice(f"{defense.name} on {dataset.name}, {note}"))
+                self.listener(RunNotice(f"{defense.name} on {dataset.name}, {note}"))
         return built
 
     def _train(self, need: NeedsTraining, dataset: Dataset) -> None:

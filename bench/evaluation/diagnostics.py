@@ -1,4 +1,4 @@
-"""Asks the diagnostics what they see in a built defense, once for each set of examples."""
+"""Runs the diagnostics on a built defense, once per set of examples and diagnostic version."""
 
 from __future__ import annotations
 
@@ -6,46 +6,45 @@ import torch
 
 from bench.core.errors import PLUGIN_EXCEPTIONS
 from bench.evaluation.built_defense import BuiltDefense
-from bench.evaluation.events import Event, Listener
+from bench.evaluation.events import Listener, RunNotice
 from bench.evaluation.failures import failure_of
 from bench.plugin import Diagnostic, Evidence, Finding
 from bench.registry.registry import Registry
-from bench.store import EvidenceRow as Note
-from bench.store import Store
+from bench.store import EvidenceRow, Store
 
-LOOKED_AT = 64  # clean images
+DIAGNOSTIC_IMAGES = 64  # clean images that a diagnostic receives
 
 
 def run_diagnostics(
-    store: Store, registry: Registry, arena: BuiltDefense, listener: Listener
+    store: Store, registry: Registry, built: BuiltDefense, listener: Listener
 ) -> None:
-    """Note what every diagnostic finds; one that fails has tested nothing, and it is said.
+    """Record the finding of every diagnostic; one that fails is recorded as not tested.
 
     Args:
-        store: gets the findings; what it has of a diagnostic as it stands is not asked again.
-        registry: where the diagnostics are.
-        arena: the defense.
-        listener: hears of diagnostics that failed.
+        store: receives the findings; diagnostics whose finding it has do not run again.
+        registry: where the diagnostics are registered.
+        built: the defense.
+        listener: receives a notice for each diagnostic that fails.
     """
-    known = store.evidence(arena.digest, arena.examples.digest)
-    noted = {(note.diagnostic, note.source) for note in known}
-    for name, offer in registry.diagnostics.items():
-        if (name, offer.source) in noted:
+    known = store.evidence(built.digest, built.examples.digest)
+    recorded = {(row.diagnostic, row.source) for row in known}
+    for name, registration in registry.diagnostics.items():
+        if (name, registration.source) in recorded:
             continue
         try:
-            finding, sentence = evidence_of(offer.value, arena)
+            finding, sentence = evidence_of(registration.value, built)
         except PLUGIN_EXCEPTIONS as error:
             finding, sentence = Finding.NOT_TESTED, f"It failed: {failure_of(error).reason}"
-            listener(Event("odd", f"{name} tells nothing of {arena.defense.name}. {sentence}"))
-        whose = (arena.defense.name, arena.digest, arena.examples.digest)
-        store.note(*whose, Note(name, str(finding), sentence, offer.source))
+            listener(RunNotice(f"{name} gives no finding for {built.defense.name}. {sentence}"))
+        names = (built.defense.name, built.digest, built.examples.digest)
+        store.record_evidence(*names, EvidenceRow(name, str(finding), sentence, registration.source))
 
 
-def evidence_of(tool: Diagnostic, arena: BuiltDefense) -> Evidence:
-    """What one diagnostic finds; it draws the same on every run."""
-    device = arena.setting.device
+def evidence_of(diagnostic: Diagnostic, built: BuiltDefense) -> Evidence:
+    """The finding of one diagnostic; its random draws are the same on every run."""
+    device = built.settings.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.manual_seed(arena.seed)
-        images, labels = arena.x[:LOOKED_AT], arena.y[:LOOKED_AT]
-        found = tool.examine(arena.classifier, images, labels, arena.defense)
+        torch.random.manual_seed(built.seed)
+        images, labels = built.x[:DIAGNOSTIC_IMAGES], built.y[:DIAGNOSTIC_IMAGES]
+        found = diagnostic.examine(built.classifier, images, labels, built.defense)
     return Evidence(Finding(found.finding), str(found.sentence))

@@ -24,7 +24,7 @@ class SubmissionStates:
             submitted = bool(name) and self.registry.find(kind, name).origin == "submission"
             if submitted and name not in self.running:
                 self.running[name] = kind
-                self.store.submission(name, "running")
+                self.store.record_submission_state(name, "running")
 
     def end(self, cells: Iterable[Cell]) -> None:
         """Record `finished` after the run, or `failed` with the first reason."""
@@ -38,11 +38,11 @@ class SubmissionStates:
             # A threat model has failed only if every cell has: others fail by attack or defense.
             excused = kind == "threat" and len(reasons) < len(mine)
             if reasons and not excused:
-                self.store.submission(name, "failed", reasons[0])
+                self.store.record_submission_state(name, "failed", reasons[0])
             else:
-                self.store.submission(name, "finished")
+                self.store.record_submission_state(name, "finished")
 
     def halt(self) -> None:
         """Record `queued` after an interrupt: the next run continues."""
         for name in sorted(self.running):
-            self.store.submission(name, "queued")
+            self.store.record_submission_state(name, "queued")

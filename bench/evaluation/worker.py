@@ -1,13 +1,13 @@
-"""Plays what is open: trains what must be trained, leases cells, records, resumes.
+"""Evaluates a selection: leases cells, runs their attacks, records outcomes, resumes.
 
-The database is the source of truth. Any number of workers may run this on one database: each cell
-and each training belongs to one lease, and whoever dies gives its lease back.
+The database holds the state of a run. Any number of workers may evaluate one database: each cell
+and each training belongs to one lease, and the lease of a dead worker runs out.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -19,234 +19,256 @@ from bench.core.cells import Cell, CellState, Culprit, Failure
 from bench.core.errors import PLUGIN_EXCEPTIONS
 from bench.core.isolation import Isolation
 from bench.core.outcomes import Chunk, Verdict
-from bench.engine.precision_audit import PrecisionAudit
-from bench.engine.runner import run_attack
 from bench.evaluation import plan
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
+from bench.evaluation.cell_player import CellPlayer
 from bench.evaluation.certification import run_certifiers
-from bench.evaluation.defense_cache import DefenseCache, TrainedElsewhere
+from bench.evaluation.defense_cache import (
+    POLL_SECONDS,
+    RecordedDefenseCache,
+    TrainedElsewhereError,
+)
 from bench.evaluation.diagnostics import run_diagnostics
-from bench.evaluation.events import Event, Listener, bad_answers, fallen, refused_offers
+from bench.evaluation.events import (
+    CellFailed,
+    CellFinished,
+    CellStarted,
+    ChunkRecorded,
+    DefenseFailed,
+    LeaseLost,
+    Listener,
+    ignore_event,
+    no_finite_logits,
+    refused_candidates,
+)
 from bench.evaluation.failures import failure_of
 from bench.evaluation.plan import PlannedPair, Selection
 from bench.evaluation.submission_states import SubmissionStates
 from bench.plugin import Defense, ThreatModel
-from bench.referee.referee import KEPT_IMAGES, clean_outcomes, judge
+from bench.referee.referee import clean_outcomes
 from bench.registry.registry import Registry
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, process_id
 
-POLL = 0.2  # seconds between looks at work that somebody else holds
-
 
 class CellTask(NamedTuple):
-    """One cell, and who meets in it."""
+    """A cell with all that is needed to evaluate it."""
 
     cell: Cell
     pair: PlannedPair
-    arena: BuiltDefense
-    source: BuiltDefense | None = None
-    """The surrogate that a transfer attack asks."""
+    defense: BuiltDefense
+    surrogate: BuiltDefense | None = None
+    """The surrogate model of a transfer attack; None for other attacks."""
     failure: Failure | None = None
-    """Why it cannot be played."""
+    """Why the cell cannot be evaluated; None where it can."""
 
 
 @dataclass
-class Worker:
-    """One process's way through the matrix."""
+class MatrixWorker:
+    """Evaluates the cells of a selection in one process, defense by defense."""
 
     registry: Registry
     store: Store
     selection: Selection
-    setting: RunSettings
-    keep: str = "sample"
-    """Which images are kept: `none`, `sample` or `all`."""
+    settings: RunSettings
+    player: CellPlayer = field(default_factory=CellPlayer)
     certifiers: str = "quick"
-    """Which certifiers are asked: `none`, `quick` or `all`."""
-    order: Callable[[int], list[int] | None] = lambda count: None
-    """The order in which a cell's items are taken up; verdicts do not depend on it."""
-    listener: Listener = lambda event: None
+    """Which certifiers run: `none`, `quick` or `all`."""
+    listener: Listener = ignore_event
     owner: str = field(default_factory=process_id)
-    halted: list[PlannedPair] = field(default_factory=list)
-    """Pairs of the cascades whose next cell waits for one in other hands."""
-    later: list[PlannedPair] = field(default_factory=list)
-    """Pairs of the boards that need a training in other hands."""
-    began: float | None = None
-    """When the run began, by the store's clock: what fails from then on has failed for all."""
+    run_began: float | None = None
+    """Start of the run by the store's clock: a cell that failed since is not tried again."""
 
     def __post_init__(self) -> None:
-        self.began = self.store.clock() if self.began is None else self.began
-        self.entrants = SubmissionStates(self.registry, self.store)
-        self.builder = DefenseCache(
-            self.registry, self.store, self.selection, self.setting, self.owner, self.listener
-        )
+        self.run_began = self.store.clock() if self.run_began is None else self.run_began
+        self.player = replace(self.player, listener=self.listener)
+        self.submission_states = SubmissionStates(self.registry, self.store)
+        self.defenses = RecordedDefenseCache(
+            registry=self.registry, store=self.store, selection=self.selection,
+            settings=self.settings, owner=self.owner, listener=self.listener,
+        )  # fmt: skip
+        self.interrupted_cascades: list[PlannedPair] = []
+        """Pairs of cascades whose next cell another worker evaluates."""
+        self.postponed: list[PlannedPair] = []
+        """Pairs that need a defense that another worker trains."""
 
     def run(self) -> list[Cell]:
-        """Play the selection to its end; the cells it holds, in order."""
+        """Evaluate the selection to its end; returns its cells in order."""
         try:
-            cells = self._all()
+            cells = self._evaluate_selection()
         except KeyboardInterrupt:
-            self.entrants.halt()
+            self.submission_states.halt()
             raise
-        self.entrants.end(cells)
+        self.submission_states.end(cells)
         return cells
 
-    def _all(self) -> list[Cell]:
+    def _evaluate_selection(self) -> list[Cell]:
         pairs = plan.plan_pairs(self.registry, self.selection)
-        self.store.declare(self.registry.cards(self.builder.digests()))
+        self.store.record_cards(self.registry.cards(self.defenses.digests()))
         cells: list[Cell] = []
         while pairs:
             for defense, group in _by_defense(pairs):
-                cells += self._defense(defense, group)
-            self.builder.patient = True
-            if not self.later:
+                cells += self._evaluate_defense(defense, group)
+            self.defenses.wait_for_training = True
+            if not self.postponed:
                 self._wait_for_others(cells)
-            pairs, self.later, self.halted = [*self.later, *self.halted], [], []
+            pairs = [*self.postponed, *self.interrupted_cascades]
+            self.postponed, self.interrupted_cascades = [], []
         return cells
 
-    def _defense(self, defense: Defense, pairs: list[PlannedPair]) -> list[Cell]:
-        """All cells of one defense, so that it is built once."""
-        planned = []
+    def _evaluate_defense(self, defense: Defense, pairs: list[PlannedPair]) -> list[Cell]:
+        """All cells of one defense, which is built once and then dropped."""
+        cells = []
         for threat in dict.fromkeys(pair.threat for pair in pairs):
             part = [pair for pair in pairs if pair.threat is threat]
             try:
-                planned += self._board(threat, defense, part)
-            except TrainedElsewhere:
-                self.later += part
-        self.builder.arenas.clear()
-        return planned
-
-    def _board(self, threat: ThreatModel, defense: Defense, pairs: list[PlannedPair]) -> list[Cell]:
-        """Plan and play the cells of one defense on one board."""
-        try:
-            arena = self.builder.arena(defense, threat)
-        except TrainedElsewhere:
-            raise
-        except PLUGIN_EXCEPTIONS as error:
-            return self._closed(self.builder.unbuilt(pairs), pairs, failure_of(error))
-        clean = self._clean(arena)
-        failure = _failure(clean)
-        if failure is not None:
-            return self._closed([self._seat(p, arena).cell for p in pairs], pairs, failure)
-        if clean.state is CellState.DONE:
-            run_diagnostics(self.store, self.registry, arena, self.listener)
-        run_certifiers(self.store, self.registry, arena, threat, self.certifiers, self.listener)
-        if self.selection.mode == "rank":
-            return self._cascade(pairs, arena)
-        seats = [self._seat(pair, arena) for pair in pairs]
-        cells = [seat.cell for seat in seats]
-        self._plan(cells, pairs)
-        for seat in seats:
-            if not seat.pair.reason:
-                self._cell(seat)
+                cells += self._evaluate_threat_model(threat, defense, part)
+            except TrainedElsewhereError:
+                self.postponed += part
+        self.defenses.built.clear()
         return cells
 
-    def _seat(self, pair: PlannedPair, arena: BuiltDefense) -> CellTask:
-        """The cell of a pair; where its source cannot be built, it alone has failed."""
-        mode = self.selection.mode
+    def _evaluate_threat_model(
+        self, threat: ThreatModel, defense: Defense, pairs: list[PlannedPair]
+    ) -> list[Cell]:
+        """Plan and evaluate the cells of one defense under one threat model."""
         try:
-            source = self.builder.source(pair)
-        except TrainedElsewhere:
+            built = self.defenses.defense(defense, threat)
+        except TrainedElsewhereError:
             raise
         except PLUGIN_EXCEPTIONS as error:
-            cell = arena.cell(pair.threat, pair.attack, mode, None)
+            return self._fail_all(self.defenses.unbuilt_cells(pairs), pairs, failure_of(error))
+        clean = self._evaluate_clean_cell(built)
+        failure = _failure(clean)
+        if failure is not None:
+            return self._fail_all([self._task(p, built).cell for p in pairs], pairs, failure)
+        if clean.state is CellState.DONE:
+            run_diagnostics(self.store, self.registry, built, self.listener)
+        run_certifiers(self.store, self.registry, built, threat, self.certifiers, self.listener)
+        if self.selection.mode == "rank":
+            return self._evaluate_cascade(pairs, built)
+        tasks = [self._task(pair, built) for pair in pairs]
+        cells = [task.cell for task in tasks]
+        self._plan(cells, pairs)
+        for task in tasks:
+            if not task.pair.reason:
+                self._evaluate_cell(task)
+        return cells
+
+    def _task(self, pair: PlannedPair, built: BuiltDefense) -> CellTask:
+        """The cell of a pair; it fails alone where its surrogate model cannot be built."""
+        mode = self.selection.mode
+        try:
+            surrogate = self.defenses.surrogate(pair)
+        except TrainedElsewhereError:
+            raise
+        except PLUGIN_EXCEPTIONS as error:
+            cell = built.cell(pair.threat, pair.attack, mode, None)
             cell = replace(cell, source_digest=f"unbuilt {pair.defense.surrogate}")
-            return CellTask(cell, pair, arena, failure=failure_of(error))
-        return CellTask(arena.cell(pair.threat, pair.attack, mode, source), pair, arena, source)
+            return CellTask(cell, pair, built, failure=failure_of(error))
+        cell = built.cell(pair.threat, pair.attack, mode, surrogate)
+        return CellTask(cell, pair, built, surrogate)
 
     def _plan(self, cells: list[Cell], pairs: list[PlannedPair]) -> None:
         states = [CellState.NOT_APPLICABLE if p.reason else CellState.MISSING for p in pairs]
         planned = [
-            PlannedCell(cell, state, pair.reason, pair.required, self._tier(pair))
+            PlannedCell(cell, state, pair.reason, pair.required, self._isolation(pair))
             for cell, state, pair in zip(cells, states, pairs, strict=True)
         ]
-        self.store.plan(planned, since=self.began)
+        self.store.plan(planned, since=self.run_began)
 
-    def _cascade(self, pairs: list[PlannedPair], arena: BuiltDefense) -> list[Cell]:
-        """Attack after attack, each against what those before it left standing."""
+    def _evaluate_cascade(self, pairs: list[PlannedPair], built: BuiltDefense) -> list[Cell]:
+        """Attack after attack, each on the examples that the earlier ones have not broken."""
         cells: list[Cell] = []
-        before, left = "", None
+        before, remaining = "", None
         for pair in pairs:
-            seat = self._seat(pair, arena)
-            cell = seat.cell
+            task = self._task(pair, built)
+            cell = task.cell
             if not pair.reason:
-                cell = replace(cell, before=before, items=cell.items if left is None else left)
+                items = cell.items if remaining is None else remaining
+                cell = replace(cell, before=before, items=items)
             cells.append(cell)
             self._plan([cell], [pair])
             if pair.reason:
                 continue
-            self._cell(seat._replace(cell=cell))
+            self._evaluate_cell(task._replace(cell=cell))
             state = self._row(cell).state
             if state in (CellState.RUNNING, CellState.MISSING):
-                self.halted += pairs
+                self.interrupted_cascades += pairs
                 break
             if state is CellState.DONE:
-                before, left = cell.key, len(self.store.outcomes(cell.key).survivors())
+                before = cell.key
+                remaining = len(self.store.outcomes(cell.key).survivors())
         return cells
 
     def _row(self, cell: Cell) -> CellRow:
         rows = self.store.cells(examples=cell.examples, mode=cell.mode)
         return next(row for row in rows if row.key == cell.key)
 
-    def _tier(self, pair: PlannedPair) -> str:
+    def _isolation(self, pair: PlannedPair) -> str:
         """Isolation of a cell: the less isolated of its defense and its attack."""
         named = (("defense", pair.defense.name), ("attack", pair.attack.name))
         found = [self.registry.find(kind, name).isolation for kind, name in named]
         return max(found, key=list(Isolation).index).value
 
-    def _closed(self, cells: list[Cell], pairs: list[PlannedPair], failure: Failure) -> list[Cell]:
-        """Cells of one defense, none of which can be played: they fail with the reason."""
+    def _fail_all(
+        self, cells: list[Cell], pairs: list[PlannedPair], failure: Failure
+    ) -> list[Cell]:
+        """Plan the cells of one defense and record for each open one why it has no figure."""
         self._plan(cells, pairs)
-        closed = [self._close(cell, failure) for cell in cells]
-        if any(closed):
-            self.listener(Event("failed", f"{pairs[0].defense.name}: {failure.reason}"))
+        failed = [self._fail_open_cell(cell, failure) for cell in cells]
+        if any(failed):
+            self.listener(DefenseFailed(pairs[0].defense.name, failure.reason))
         return cells
 
-    def _close(self, cell: Cell, failure: Failure) -> bool:
-        """Whether the cell was open and has failed now, nothing played."""
+    def _fail_open_cell(self, cell: Cell, failure: Failure) -> bool:
+        """Record a failure without evaluating the cell; whether it was open."""
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return False
-        self.entrants.begin(cell)
-        return self._fail(cell, lease, failure)
+        self.submission_states.begin(cell)
+        return self._record_failure(cell, lease, failure)
 
-    def _close_aloud(self, cell: Cell, failure: Failure) -> None:
-        if self._close(cell, failure):
-            self.listener(Event("failed", failure.reason, cell))
+    def _fail_and_report(self, cell: Cell, failure: Failure) -> None:
+        if self._fail_open_cell(cell, failure):
+            self.listener(CellFailed(cell, failure.reason))
 
-    def _clean(self, arena: BuiltDefense) -> CellRow:
-        """The clean pass, once for each set of examples; without it no attack can be judged."""
-        cell = arena.clean_cell()
-        tier = self.registry.find("defense", arena.defense.name).isolation.value
-        self.store.plan([PlannedCell(cell, required=True, tier=tier)], since=self.began)
+    def _evaluate_clean_cell(self, built: BuiltDefense) -> CellRow:
+        """The clean pass, once per set of examples; without it no attack can be judged."""
+        cell = built.clean_cell()
+        isolation = self.registry.find("defense", built.defense.name).isolation.value
+        planned = PlannedCell(cell, required=True, tier=isolation)
+        self.store.plan([planned], since=self.run_began)
         lease = self.store.lease(cell.key, self.owner)
-        if lease is not None and self._held(cell, lease, lambda: self._cleaned(arena, lease)):
-            mute = int((arena.clean.label < 0).sum())
-            if mute:
-                self.listener(Event("odd", bad_answers(arena.defense.name, mute, len(arena.y))))
+        if lease is not None and self._finish(
+            cell, lease, lambda: self._record_clean(built, lease)
+        ):
+            without_answer = int((built.clean.label < 0).sum())
+            if without_answer:
+                name = built.defense.name
+                self.listener(no_finite_logits(name, without_answer, len(built.y)))
         return self._row(cell)
 
-    def _cleaned(self, arena: BuiltDefense, lease: Lease) -> None:
-        arena.know(self.store.beats(lease))
+    def _record_clean(self, built: BuiltDefense, lease: Lease) -> None:
+        clean = built.clean_pass(self.store.heartbeats(lease))
         if len(self.store.finished_items(lease.key)) == 0:
-            outcomes = clean_outcomes(arena.clean, arena.y)
-            self.store.record(lease, Chunk(outcomes, 0.0))
+            self.store.record(lease, Chunk(clean_outcomes(clean, built.y), 0.0))
 
-    def _cell(self, seat: CellTask) -> None:
-        """Play one cell, if it is open."""
-        cell = seat.cell
-        if seat.failure is not None:
-            self._close_aloud(cell, seat.failure)
+    def _evaluate_cell(self, task: CellTask) -> None:
+        """Evaluate one cell if it is open."""
+        cell = task.cell
+        if task.failure is not None:
+            self._fail_and_report(cell, task.failure)
             return
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return
-        if self._held(cell, lease, lambda: self._played(seat, lease)):
-            self._judged(cell)
+        if self._finish(cell, lease, lambda: self._record_chunks(task, lease)):
+            self._report_finished(cell)
         elif (failure := _failure(self._row(cell))) is not None:
-            self.listener(Event("failed", failure.reason, cell))
+            self.listener(CellFailed(cell, failure.reason))
 
-    def _held(self, cell: Cell, lease: Lease, work: Callable[[], None]) -> bool:
-        """Do the work of a cell under its lease: whether it is finished now."""
+    def _finish(self, cell: Cell, lease: Lease, work: Callable[[], None]) -> bool:
+        """Do the work of a leased cell and mark it done; whether that succeeded."""
         try:
             work()
             self.store.finish(lease)
@@ -254,84 +276,54 @@ class Worker:
             with suppress(LeaseLostError):
                 self.store.release(lease)
             raise
-        except BaseException as error:  # a plugin may raise even what ends programs
+        except BaseException as error:  # a plugin may raise even SystemExit or GeneratorExit
             failure = failure_of(error)
             if isinstance(error, LeaseLostError) and failure.culprit is not Culprit.PLUGIN:
-                self.listener(Event("wait", str(error), cell))
+                self.listener(LeaseLost(cell, str(error)))
             else:
-                self._fail(cell, lease, failure)
+                self._record_failure(cell, lease, failure)
         else:
             return True
         return False
 
-    def _fail(self, cell: Cell, lease: Lease, failure: Failure) -> bool:
-        """Whether the cell is closed without a figure; else somebody else has it."""
+    def _record_failure(self, cell: Cell, lease: Lease, failure: Failure) -> bool:
+        """Record why a cell has no figure; False where another worker has taken it over."""
         try:
             self.store.fail(lease, failure)
         except LeaseLostError as error:
-            self.listener(Event("wait", str(error), cell))
+            self.listener(LeaseLost(cell, str(error)))
             return False
         return True
 
-    def _played(self, seat: CellTask, lease: Lease) -> None:
-        """Every item of a cell that is not there yet, chunk by chunk."""
-        cell = seat.cell
-        self.entrants.begin(cell)
+    def _record_chunks(self, task: CellTask, lease: Lease) -> None:
+        """Evaluate the unfinished items of a cell and record them, chunk by chunk."""
+        cell, device = task.cell, self.settings.device
+        self.submission_states.begin(cell)
         finished = self.store.finished_items(cell.key).tolist()
-        self.listener(Event("cell", cell=cell, items=len(finished)))
-        met = self.store.outcomes(cell.before).survivors() if cell.before else None
-        with torch.random.fork_rng(_cuda(self.setting.device)):
-            beat = self.store.beats(lease)
-            for chunk in self.chunks(seat.pair, seat.arena, seat.source, finished, met, beat):
+        self.listener(CellStarted(cell, len(finished)))
+        included = self.store.outcomes(cell.before).survivors() if cell.before else None
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            chunks = self.player.chunks(
+                task.pair, task.defense, task.surrogate,
+                finished=finished, included=included, heartbeat=self.store.heartbeats(lease),
+            )  # fmt: skip
+            for chunk in chunks:
                 self.store.record(lease, chunk)
-                self.listener(Event("chunk", cell=cell, items=len(chunk.outcomes.item)))
+                self.listener(ChunkRecorded(cell, len(chunk.outcomes.item)))
 
-    def chunks(
-        self, pair: PlannedPair, arena: BuiltDefense, source: BuiltDefense | None,
-        finished: Sequence[int] = (),
-        met: Sequence[int] | None = None, beat: Callable[[], None] = lambda: None,
-    ) -> Iterator[Chunk]:  # fmt: skip
-        """The heart: the engine's attempts through the referee's hands.
-
-        `met` are the items of a cell of a cascade (None: all); the others are spared. `beat` is
-        called between the groups of a clean pass and every few steps.
-        """
-        for built in (arena, source):
-            if built is not None:
-                built.know(beat)
-        threat, attack = pair.threat, pair.attack
-        referee, answers = arena.referee(threat, attack), arena.answers(threat)
-        game = replace(arena.game(threat, attack, source), heartbeat=beat)
-        spared = set() if met is None else set(range(len(game.x))) - set(met)
-        exact = None
-        if arena.form(threat, attack).low_precision:
-            exact = replace(arena.game(threat, attack, source, exact=True), heartbeat=beat)
-        attempts = run_attack(
-            game, referee.confirm, finished=[*finished, *spared], order=self.order(len(game.x)),
-            exact=exact, on_audit=lambda audit: self._heard(pair, audit),
-        )  # fmt: skip
-        sample = () if self.keep == "none" else range(KEPT_IMAGES)
-        judged = judge(attempts, referee, answers, keep=sample, keep_all=self.keep == "all")
-        # A declared-random defense plays whole groups: the spared among them are not recorded.
-        return (chunk.without(spared) for chunk in judged) if spared else judged
-
-    def _heard(self, pair: PlannedPair, audit: PrecisionAudit) -> None:
-        if audit.broken:
-            self.listener(Event("odd", fallen(pair, audit)))
-
-    def _judged(self, cell: Cell) -> None:
+    def _report_finished(self, cell: Cell) -> None:
         outcomes = self.store.outcomes(cell.key)
-        outside = outcomes.verdict > Verdict.BROKEN
-        if outside.any():
-            worst = float(outcomes.distance[outside].max())
-            self.listener(Event("odd", refused_offers(cell, int(outside.sum()), worst)))
-        held = int((outcomes.verdict != Verdict.BROKEN).sum())
-        robust = statistics.count_interval(held, cell.items)
+        refused = outcomes.verdict > Verdict.BROKEN
+        if refused.any():
+            largest = float(outcomes.distance[refused].max())
+            self.listener(refused_candidates(cell, int(refused.sum()), largest))
+        unbroken = int((outcomes.verdict != Verdict.BROKEN).sum())
+        robust = statistics.count_interval(unbroken, cell.items)
         self.registry.notify_cell_judged(cell, robust)
-        self.listener(Event("done", f"{robust.k}/{robust.n}", cell))
+        self.listener(CellFinished(cell, robust))
 
     def _wait_for_others(self, cells: list[Cell]) -> None:
-        """Cells in other hands: wait until they are closed, or take over what was left open."""
+        """Wait for cells that other workers hold; evaluate those that they leave open."""
         mine = {cell.key for cell in cells}
         while True:
             rows = [row for row in self.store.cells() if row.key in mine]
@@ -340,7 +332,7 @@ class Worker:
             if not running and not missing:
                 return
             self._take_over([row.cell for row in [*running, *missing]])
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
 
     def _take_over(self, cells: list[Cell]) -> None:
         pairs = {
@@ -350,22 +342,22 @@ class Worker:
         for cell in cells:
             pair = pairs[cell.threat, cell.defense, cell.attack]
             try:
-                seat = self._seat(pair, self.builder.arena(pair.defense, pair.threat))
+                task = self._task(pair, self.defenses.defense(pair.defense, pair.threat))
             except PLUGIN_EXCEPTIONS as error:
-                self._close_aloud(cell, failure_of(error))
+                self._fail_and_report(cell, failure_of(error))
             else:
-                self._cell(_again(cell, seat))
+                self._evaluate_cell(_as_planned(cell, task))
 
 
-def _again(cell: Cell, seat: CellTask) -> CellTask:
-    """The seat of a cell that was planned before; it fails where its key would be another now."""
-    now = replace(seat.cell, before=cell.before, items=cell.items)
-    if seat.failure is None and now.key != cell.key:
+def _as_planned(cell: Cell, task: CellTask) -> CellTask:
+    """The task of a cell that was planned before; a failure where its key has changed since."""
+    now = replace(task.cell, before=cell.before, items=cell.items)
+    if task.failure is None and now.key != cell.key:
         changed = (
             f"{cell.defense} or its surrogate has changed since this cell was planned; run again."
         )
-        return CellTask(cell, seat.pair, seat.arena, failure=Failure(Culprit.USER, changed))
-    return seat._replace(cell=cell)
+        return CellTask(cell, task.pair, task.defense, failure=Failure(Culprit.USER, changed))
+    return task._replace(cell=cell)
 
 
 def _failure(row: CellRow) -> Failure | None:
@@ -379,7 +371,3 @@ def _by_defense(pairs: list[PlannedPair]) -> Iterator[tuple[Defense, list[Planne
     for name in dict.fromkeys(pair.defense.name for pair in pairs):
         group = [pair for pair in pairs if pair.defense.name == name]
         yield group[0].defense, group
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

@@ -145,8 +145,8 @@ def _pixels(store: Store, cell: CellRow) -> tuple[npt.NDArray[np.int64], npt.NDA
     kept = store.images(cell.key)
     if not kept:
         raise BenchError(
-            f"no image of {cell.cell.attack} against {cell.cell.defense} was kept; play it into a new"
-            " database with `bench run --keep-images all`."
+            f"no image of {cell.cell.attack} against {cell.cell.defense} was kept; evaluate it into"
+            " a new database with `bench run --keep-images all`."
         )
     return np.array([image.item for image in kept]), np.stack([k.adversarial for k in kept])
 
@@ -155,8 +155,8 @@ def _about_images(cell: CellRow, n: int) -> str:
     if n == cell.cell.items:
         return f"{n} images: every item of {cell.cell.attack} against {cell.cell.defense}."
     return (
-        f"{n} of {cell.cell.items} images of {cell.cell.attack} against {cell.cell.defense}: incomplete; only"
-        " `bench run --keep-images all` keeps every one."
+        f"{n} of {cell.cell.items} images of {cell.cell.attack} against {cell.cell.defense}:"
+        " incomplete; only `bench run --keep-images all` keeps every one."
     )
 
 

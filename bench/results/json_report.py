@@ -49,7 +49,7 @@ def json_report(
 def _attacks(battery: Suite | None, board: Leaderboard) -> tuple[str, ...]:
     if battery is None:
         return ()
-    return battery.on(board.name, board.set["name"], board.access, board.goal["kind"])
+    return battery.attacks_for(board.name, board.set["name"], board.access, board.goal["kind"])
 
 
 def _together(standing: DefenseResult, attacks: Sequence[str]) -> dict[str, Any] | None:

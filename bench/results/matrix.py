@@ -144,4 +144,5 @@ def _robust(board: Leaderboard, standing: DefenseResult, attack: str) -> Count |
 
 
 def _sum(done: Sequence[CellRow], name: str) -> int | None:
-    return sum(getattr(row, name) for row in done) if done else None
+    figures = [row.figures for row in done if row.figures is not None]
+    return sum(getattr(one, name) for one in figures) if figures else None

@@ -1,4 +1,4 @@
-"""The store: planned cells, leases, per-example outcomes, images and evidence in one database."""
+"""The store: planned cells, leases, outcomes per example, images and evidence in one database."""
 
 from bench.store.process_id import process_id
 from bench.store.records import (

@@ -1,4 +1,4 @@
-"""Cells: planned once by their key, and listed as they stand."""
+"""Cells: planned once by their key, and listed with their state."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from bench.core.cells import Cell, CellState, Culprit
 from bench.core.errors import BenchError
+from bench.store import leases
 from bench.store.database import insert_new
-from bench.store.records import CellRow, PlannedCell
+from bench.store.records import CellFigures, CellRow, PlannedCell
 from bench.store.tables import CELLS
 
 _PLANNABLE = (CellState.MISSING, CellState.SKIPPED, CellState.NOT_APPLICABLE)
 _KEPT = (CellState.RUNNING, CellState.DONE)
 _CELL = [field.name for field in fields(Cell)]
-_STATE = [field.name for field in fields(CellRow) if field.name != "cell"]
-_COLUMNS = [CELLS.c[name] for name in (*_CELL, *_STATE)]
+_FIGURES = [field.name for field in fields(CellFigures)]
+_STATE = [field.name for field in fields(CellRow) if field.name not in ("cell", "figures")]
+_COLUMNS = [CELLS.c[name] for name in (*_CELL, *_STATE, *_FIGURES)]
 _BATCH = 500
-_UNPLAYED: dict[str, object] = {
+_NEW: dict[str, object] = {
     "culprit": None,
     "owner": "",
     "fence": 0,
@@ -35,13 +37,16 @@ _UNPLAYED: dict[str, object] = {
 def plan(
     connection: Connection,
     planned: Iterable[PlannedCell],
-    moment: float,
+    *,
     since: float | None = None,
 ) -> None:
-    """Add what is new, reopen what was skipped or failed; running and done cells stay.
+    """Add cells by their key, once. Running and done cells only take over new names.
 
-    So does, planned as missing, what has failed after `since`.
+    A skipped or failed cell is opened again, unless it failed after `since` (Unix time by `clock`).
+    Raises BenchError where a cell is planned in another state than missing, skipped or not
+    applicable, or two different cells have the same key.
     """
+    moment = leases.clock(connection)
     wanted = _by_key(planned)
     known = _known(connection, list(wanted))
     fresh = {key: plan for key, plan in wanted.items() if key not in known}
@@ -54,10 +59,16 @@ def plan(
             _reopen(connection, key, plan, moment, since)
 
 
-def listed(
-    connection: Connection, threat: str | None, examples: str | None, mode: str | None
+def list_cells(
+    connection: Connection,
+    threat: str | None = None,
+    examples: str | None = None,
+    mode: str | None = None,
 ) -> list[CellRow]:
-    """The cells of a board, or all of them; by defense, then attack, then seed."""
+    """The cells with this threat name, examples digest and mode; None matches all.
+
+    They are ordered by threat model, defense, attack and seed.
+    """
     query = select(*_COLUMNS).order_by(
         CELLS.c.threat, CELLS.c.defense, CELLS.c.attack, CELLS.c.seed, CELLS.c.key
     )
@@ -72,24 +83,32 @@ def _cell_row(row: RowMapping) -> CellRow:
         "state": CellState(row["state"]),
         "culprit": Culprit(row["culprit"]) if row["culprit"] else None,
     }
-    return CellRow(cell=Cell(**{name: row[name] for name in _CELL}), **state)
+    figures = {name: row[name] for name in _FIGURES}
+    return CellRow(
+        cell=Cell(**{name: row[name] for name in _CELL}),
+        figures=None if row["robust"] is None else CellFigures(**figures),
+        **state,
+    )
 
 
 def _by_key(planned: Iterable[PlannedCell]) -> dict[str, PlannedCell]:
     wanted: dict[str, PlannedCell] = {}
     for plan in planned:
         if plan.state not in _PLANNABLE:
-            raise BenchError(f"a cell was planned as {plan.state}: plan it as missing or skipped.")
+            raise BenchError(
+                f"a cell was planned as {plan.state}: plan it as missing, skipped or"
+                " not applicable."
+            )
         first = wanted.setdefault(plan.cell.key, plan)
         if asdict(first.cell) != asdict(plan.cell):
             raise BenchError(
-                f"{_named(first)} and {_named(plan)} have one and the same key: their digests"
-                " must tell them apart."
+                f"{_cell_name(first)} and {_cell_name(plan)} have the same key: their digests"
+                " must differ."
             )
     return wanted
 
 
-def _named(plan: PlannedCell) -> str:
+def _cell_name(plan: PlannedCell) -> str:
     return f"{plan.cell.attack!r} against {plan.cell.defense!r} on {plan.cell.threat!r}"
 
 
@@ -104,9 +123,9 @@ def _known(connection: Connection, keys: Sequence[str]) -> dict[str, list[object
 
 
 def _row(key: str, plan: PlannedCell, moment: float) -> dict[str, object]:
-    told = {"state": plan.state, "reason": plan.reason, "required": plan.required}
+    stated = {"state": plan.state, "reason": plan.reason, "required": plan.required}
     stamp = {"key": key, "tier": plan.tier, "updated": moment}
-    return asdict(plan.cell) | _UNPLAYED | told | stamp
+    return asdict(plan.cell) | _NEW | stated | stamp
 
 
 def _rename(connection: Connection, key: str, plan: PlannedCell) -> None:
@@ -118,8 +137,8 @@ def _rename(connection: Connection, key: str, plan: PlannedCell) -> None:
 def _reopen(
     connection: Connection, key: str, plan: PlannedCell, moment: float, since: float | None
 ) -> None:
-    told = {"state": plan.state, "reason": plan.reason, "tier": plan.tier, "updated": moment}
-    open_to_it = (CELLS.c.key == key) & CELLS.c.state.not_in(_KEPT)
+    stated = {"state": plan.state, "reason": plan.reason, "tier": plan.tier, "updated": moment}
+    reopened = (CELLS.c.key == key) & CELLS.c.state.not_in(_KEPT)
     if since is not None and plan.state is CellState.MISSING:
-        open_to_it &= (CELLS.c.state != CellState.FAILED) | (CELLS.c.updated <= since)
-    connection.execute(update(CELLS).where(open_to_it).values(**told, culprit=None, attempts=0))
+        reopened &= (CELLS.c.state != CellState.FAILED) | (CELLS.c.updated <= since)
+    connection.execute(update(CELLS).where(reopened).values(**stated, culprit=None, attempts=0))

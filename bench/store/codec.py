@@ -1,7 +1,7 @@
 """Outcomes as compact bytes: little-endian columns, bits packed, bytes shuffled, then zlib.
 
-Formats: 1 (first), a uint32 count, then the columns of `records.Outcomes` in their order without
-the last; 2 (rejection scores), all of them. Where no image has a score the first is still written.
+Formats: 1 is a uint32 count, then the columns of `Outcomes` in their order without the last; 2 has
+all columns. Format 1 is written where no image has a rejection score.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST, SCORED = 1, 2
 
 
 def pack(outcomes: Outcomes) -> bytes:
-    """The bytes of one chunk; BenchError where columns differ in length or in type."""
+    """The bytes of one chunk; raises BenchError where a column has a wrong length or type."""
     count = len(outcomes.item)
     columns = []
     for name, kind in zip(outcomes._fields, OUTCOME_DTYPES, strict=True):
@@ -29,7 +29,7 @@ def pack(outcomes: Outcomes) -> bytes:
                 f"the outcomes' {name} came as {column.dtype}{list(column.shape)}, expected"
                 f" {np.dtype(kind)}[{count}]: give every column one entry an item."
             )
-        columns.append(_squeeze(column))
+        columns.append(_column_bytes(column))
     scored = bool((outcomes.rejection != -np.inf).any())
     kept = columns if scored else columns[:-1]
     format_ = SCORED if scored else FIRST
@@ -37,14 +37,17 @@ def pack(outcomes: Outcomes) -> bytes:
 
 
 def unpack(blob: bytes) -> Outcomes:
-    """What `pack` was given, bit for bit."""
+    """The outcomes that `pack` was given, bit for bit.
+
+    Raises BenchError where the bytes are damaged, and UnavailableError for an unknown format.
+    """
     payload = _inflate(blob)
     (count,) = struct.unpack_from("<I", payload)
     offset, columns = 4, []
     kinds = OUTCOME_DTYPES if blob[0] == SCORED else OUTCOME_DTYPES[:-1]
     for kind in map(np.dtype, kinds):
         size = -(-count // 8) if kind == np.bool_ else count * kind.itemsize
-        columns.append(_expand(payload[offset : offset + size], kind, count))
+        columns.append(_column(payload[offset : offset + size], kind, count))
         offset += size
     if offset != len(payload):
         raise BenchError(f"a chunk of {count} outcomes has {len(payload)} bytes, not {offset}.")
@@ -54,24 +57,24 @@ def unpack(blob: bytes) -> Outcomes:
 
 
 def unpack_items(blob: bytes) -> npt.NDArray[np.int32]:
-    """Only the item ids, which are the first column."""
+    """The items [n] alone, which are the first column."""
     payload = _inflate(blob)
     (count,) = struct.unpack_from("<I", payload)
-    return _expand(payload[4 : 4 + 4 * count], np.dtype(np.int32), count).astype(np.int32)
+    return _column(payload[4 : 4 + 4 * count], np.dtype(np.int32), count).astype(np.int32)
 
 
 def pack_bits(flags: npt.NDArray[np.bool_]) -> bytes:
-    """Eight flags a byte, the first one in the lowest bit."""
+    """Flags [n] as bytes, eight per byte, the first one in the lowest bit."""
     return np.packbits(flags, bitorder="little").tobytes()
 
 
 def unpack_bits(blob: bytes, count: int) -> npt.NDArray[np.bool_]:
-    """What `pack_bits` was given."""
+    """The flags [count] that `pack_bits` was given."""
     bits = np.unpackbits(np.frombuffer(blob, np.uint8), count=count, bitorder="little")
     return bits.astype(np.bool_)
 
 
-def _squeeze(column: npt.NDArray[np.generic]) -> bytes:
+def _column_bytes(column: npt.NDArray[np.generic]) -> bytes:
     if column.dtype == np.bool_:
         return pack_bits(column.astype(np.bool_))
     little = np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<"))
@@ -79,10 +82,10 @@ def _squeeze(column: npt.NDArray[np.generic]) -> bytes:
     return little.view(np.uint8).reshape(len(column), column.dtype.itemsize).T.tobytes()
 
 
-def _expand(squeezed: bytes, kind: np.dtype[np.generic], count: int) -> npt.NDArray[np.generic]:
+def _column(stored: bytes, kind: np.dtype[np.generic], count: int) -> npt.NDArray[np.generic]:
     if kind == np.bool_:
-        return unpack_bits(squeezed, count)
-    shuffled = np.frombuffer(squeezed, np.uint8).reshape(kind.itemsize, count)
+        return unpack_bits(stored, count)
+    shuffled = np.frombuffer(stored, np.uint8).reshape(kind.itemsize, count)
     little = np.ascontiguousarray(shuffled.T).view(kind.newbyteorder("<")).reshape(count)
     return little.astype(kind, copy=False)
 

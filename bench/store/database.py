@@ -1,4 +1,4 @@
-"""One door to the database: engines with the right guarantees, failures as sentences."""
+"""Connections to the database: engines with explicit transactions, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from bench.core.errors import BenchError, UnavailableError
 
 DEFAULT = "sqlite:///bench.db"
 BUSY_SECONDS = 30
-"""How long a writer waits for another one."""
+"""How long a writer waits for the lock of another one."""
 
 _EXPLICIT = {"timeout": BUSY_SECONDS, "isolation_level": None}
-"""Transactions begin where we say so, not where Python's driver guesses."""
+"""Turns off the implicit transactions of Python's SQLite driver."""
 
 _CAUSES = (
     ("unable to open", "the file cannot be opened: give a path in a folder that can be written"),
     ("not a database", "the file is not a database: give another path"),
     ("readonly", "the file cannot be written: change its permissions, or choose another path"),
-    ("is full", "the disk is full: what was recorded is safe, free some space and run again"),
+    ("is full", "the disk is full: recorded outcomes are safe, free some space and run again"),
     ("disk i/o", "the disk failed: run `bench db check`, then continue from a backup if needed"),
     ("malformed", "the file is damaged: continue from a backup, see `bench db check`"),
     ("locked", f"another process held it for {BUSY_SECONDS} seconds: wait for it and run again"),
@@ -36,8 +36,11 @@ _CAUSES = (
 )
 
 
-def resolve(url: str | None) -> URL:
-    """The database asked for, else $BENCH_DB, else bench.db in the current folder."""
+def resolve_url(url: str | None) -> URL:
+    """The database URL: `url`, else $BENCH_DB, else bench.db in the current folder.
+
+    Raises BenchError where it names neither a SQLite file nor a PostgreSQL database.
+    """
     text = url or os.environ.get("BENCH_DB") or DEFAULT
     try:
         parsed = make_url(text)
@@ -51,24 +54,24 @@ def resolve(url: str | None) -> URL:
     if parsed.get_backend_name() != "sqlite" or parsed.query:
         raise BenchError(f"{text!r} is neither a plain sqlite:/// nor a postgresql:// URL.")
     if parsed.database in (None, "", ":memory:"):
-        raise BenchError(f"{text!r} lives in memory and would be lost: name a file.")
+        raise BenchError(f"{text!r} is a database in memory and would be lost: name a file.")
     return parsed.set(database=str(Path(str(parsed.database)).expanduser().absolute()))
 
 
-def file_of(url: URL) -> Path | None:
+def sqlite_file(url: URL) -> Path | None:
     """The SQLite file; None on a server."""
     return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
 
 
-def shown(url: URL) -> str:
-    """The database as a sentence names it, without a password."""
-    path = file_of(url)
+def url_text(url: URL) -> str:
+    """The database as messages name it, without a password."""
+    path = sqlite_file(url)
     return str(path) if path else url.render_as_string(hide_password=True)
 
 
 def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True) -> Engine:
-    """An engine whose transactions are explicit; nothing is connected yet."""
-    path = file_of(url)
+    """An engine with explicit transactions, not connected yet."""
+    path = sqlite_file(url)
     if path is None:
         return _server_engine(url)
     engine = _reading_engine(url, path) if read_only else create_engine(url, connect_args=_EXPLICIT)
@@ -89,7 +92,7 @@ def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True)
 
 
 def reader_of(engine: Engine) -> Engine:
-    """The same pool for queries that see one moment and take no write lock."""
+    """The same pool for transactions that read one snapshot and take no write lock."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(reading=True)
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -105,27 +108,30 @@ def upsert(connection: Connection, table: Table, values: Mapping[str, object]) -
 
 
 def insert_new(connection: Connection, table: Table, rows: list[dict[str, object]]) -> None:
-    """Insert the rows whose primary key is not there yet."""
+    """Insert the rows whose primary key is new."""
     if rows:
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
         connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
 
 
 @contextmanager
-def spoken(url: URL) -> Iterator[None]:
-    """Turn what a database says of its surroundings into one sentence."""
+def explain_errors(url: URL) -> Iterator[None]:
+    """Turns a known error of the database driver into UnavailableError with a remedy."""
     try:
         yield
     except (DatabaseError, InterfaceError) as error:
-        said = str(error.orig).strip().lower()
+        message = str(error.orig).strip().lower()
         for mark, sentence in _CAUSES:
-            if mark in said:
-                raise UnavailableError(f"{shown(url)}: {sentence}.") from error
+            if mark in message:
+                raise UnavailableError(f"{url_text(url)}: {sentence}.") from error
         raise
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """A consistent copy of a SQLite database in use, by the online backup API; all or nothing."""
+    """Copy a SQLite database in use with the online backup API, all or nothing.
+
+    Raises UnavailableError where the copy cannot be written.
+    """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with (
@@ -149,8 +155,8 @@ def _reading_engine(url: URL, path: Path) -> Engine:
         return create_engine(url, connect_args=_EXPLICIT)
 
     def connect() -> sqlite3.Connection:
-        # WAL needs a file beside the database even to read, unless nobody writes: then the file
-        # may be taken as it is. Asked for each connection, as a writer may come any time.
+        # Reading in WAL mode needs a file beside the database, except where no process writes: then
+        # the file may be opened as immutable. Checked for each connection: a writer may start.
         writing = path.with_name(f"{path.name}-wal").exists()
         uri = f"file:{quote(str(path))}?mode=ro" + ("" if writing else "&immutable=1")
         return sqlite3.connect(

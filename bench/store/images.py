@@ -1,4 +1,4 @@
-"""Images: a sample for the pages in the database, exact ones as content-addressed files."""
+"""Images: a sample for the leaderboard in the database, exact ones as content-addressed files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Pixel = TypeVar("Pixel", np.uint8, np.float32)
 Exact = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 
-def keep(connection: Connection, key: str, kept: tuple[KeptImage, ...]) -> None:
-    """Add images of a chunk to its cell."""
+def add_images(connection: Connection, key: str, kept: tuple[KeptImage, ...]) -> None:
+    """Add images of a chunk to its cell; raises BenchError where two shapes differ."""
     if kept:
         connection.execute(insert(IMAGES), [_row(key, image) for image in kept])
 
 
-def kept(connection: Connection, key: str) -> list[KeptImage]:
-    """The images kept of a cell, in item order."""
+def images(connection: Connection, key: str) -> list[KeptImage]:
+    """The sample of images recorded for a cell, in item order."""
     query = select(IMAGES).where(IMAGES.c.cell == key).order_by(IMAGES.c.item)
     return [
         KeptImage(
@@ -49,7 +49,11 @@ def kept(connection: Connection, key: str) -> list[KeptImage]:
 
 
 def write_exact(folder: Path, exact: Exact) -> str:
-    """Put images into a file named after its content; it is on the disk when this returns."""
+    """Write images to a file named by its SHA-256, synced to disk; returns the digest.
+
+    `exact` is items [n] and images [n, C, H, W]. Raises BenchError where their types or lengths are
+    wrong, and UnavailableError where the file cannot be written.
+    """
     from safetensors.numpy import save
 
     item, adv = exact
@@ -71,7 +75,10 @@ def write_exact(folder: Path, exact: Exact) -> str:
 
 
 def read_exact(connection: Connection, folder: Path, key: str) -> Exact | None:
-    """All exact images of a cell in item order; None where none were kept."""
+    """Items [n] and exact images [n, C, H, W] of a cell in item order; None where there are none.
+
+    Raises BenchError where a file was altered or is missing.
+    """
     from safetensors.numpy import load
 
     parts = []
@@ -88,7 +95,7 @@ def read_exact(connection: Connection, folder: Path, key: str) -> Exact | None:
 
 
 def files_of(connection: Connection, key: str | None = None) -> list[str]:
-    """The digests of exact images that a cell, or any cell, refers to."""
+    """The digests of the files of exact images of a cell; None: of all cells."""
     query = select(CHUNKS.c.exact).where(CHUNKS.c.exact != "").order_by(CHUNKS.c.start)
     if key is not None:
         query = query.where(CHUNKS.c.cell == key)
@@ -96,7 +103,7 @@ def files_of(connection: Connection, key: str | None = None) -> list[str]:
 
 
 def path_of(folder: Path, digest: str) -> Path:
-    """Where the file with this content lies."""
+    """Path of the file with this digest."""
     return folder / digest[:2] / f"{digest}.safetensors"
 
 
@@ -104,7 +111,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BenchError(f"{path} is missing: put it back, or play the cell again.") from error
+        raise BenchError(f"{path} is missing: restore it, or evaluate the cell again.") from error
 
 
 def _write_durably(path: Path, content: bytes) -> None:
@@ -122,7 +129,7 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename is only safe from a power failure once the folder itself is on the disk.
+    # After a power failure a rename is lost unless the folder itself was synced.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

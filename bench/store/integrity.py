@@ -1,9 +1,10 @@
-"""The check of a database: every promise that can be tested without playing a cell again."""
+"""Integrity check of a database, without evaluating a cell again."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from sqlalchemy import Row, select
@@ -12,35 +13,36 @@ from sqlalchemy.engine import Connection
 from bench.core.cells import CellState
 from bench.core.errors import BenchError
 from bench.store import images, outcomes
+from bench.store.records import CellFigures
 from bench.store.tables import CELLS, CHUNKS
 
 
 def problems(connection: Connection, folder: Path) -> list[str]:
-    """One sentence for each broken promise; empty where all hold."""
-    found = [*_of_the_file(connection)]
+    """One sentence for each fault of the database or its files; empty where there is none."""
+    found = [*_file_faults(connection)]
     if found:
         return found
     for row in connection.execute(select(CELLS).order_by(CELLS.c.key)).all():
-        found += _of_a_cell(connection, row)
-    return [*found, *_of_files(connection, folder)]
+        found += _cell_faults(connection, row)
+    return [*found, *_image_faults(connection, folder)]
 
 
-def _of_the_file(connection: Connection) -> Iterator[str]:
+def _file_faults(connection: Connection) -> Iterator[str]:
     if connection.dialect.name != "sqlite":
         return
-    for (told,) in connection.exec_driver_sql("PRAGMA integrity_check"):
-        if told != "ok":
-            yield f"the database file is damaged: {told}."
+    for (message,) in connection.exec_driver_sql("PRAGMA integrity_check"):
+        if message != "ok":
+            yield f"the database file is damaged: {message}."
     for table, rowid, other, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
-        yield f"row {rowid} of {table} refers to a row of {other} that is not there."
+        yield f"row {rowid} of {table} refers to a missing row of {other}."
 
 
-def _of_a_cell(connection: Connection, row: Row[tuple[object, ...]]) -> Iterator[str]:
+def _cell_faults(connection: Connection, row: Row[tuple[object, ...]]) -> Iterator[str]:
     name = f"cell {row.key[:12]} ({row.attack} against {row.defense} on {row.threat})"
     chunks = connection.execute(select(CHUNKS).where(CHUNKS.c.cell == row.key)).all()
     altered = [c for c in chunks if hashlib.sha256(c.outcomes).hexdigest() != c.digest]
     if altered:
-        yield f"{name} has {len(altered)} altered chunks of outcomes: play it again."
+        yield f"{name} has {len(altered)} altered chunks of outcomes: evaluate it again."
         return
     try:
         found = outcomes.outcomes(connection, row.key)
@@ -52,38 +54,38 @@ def _of_a_cell(connection: Connection, row: Row[tuple[object, ...]]) -> Iterator
     if len(set(found.item.tolist())) != len(found.item):
         yield f"{name} has an item twice."
     if row.before:
-        yield from _of_a_cascade(connection, name, row, set(found.item.tolist()))
+        yield from _cascade_faults(connection, name, row, set(found.item.tolist()))
     if row.state == CellState.DONE:
-        yield from _of_figures(connection, name, row, outcomes.summary(found))
+        yield from _figure_faults(connection, name, row, outcomes.cell_figures(found))
 
 
-def _of_a_cascade(
+def _cascade_faults(
     connection: Connection, name: str, row: Row[tuple[object, ...]], met: set[int]
 ) -> Iterator[str]:
-    """A cell of a cascade meets the survivors of the cell before it: all of them, nobody else."""
-    asked = select(CELLS.c.state).where(CELLS.c.key == row.before)
-    if connection.execute(asked).scalar() != CellState.DONE:
-        yield f"{name} follows cell {row.before[:12]}, which is not there or not done."
+    """Faults of a cell in a cascade: its items must be the survivors of the cell before it."""
+    query = select(CELLS.c.state).where(CELLS.c.key == row.before)
+    if connection.execute(query).scalar() != CellState.DONE:
+        yield f"{name} follows cell {row.before[:12]}, which is missing or not done."
         return
     left = set(outcomes.outcomes(connection, row.before).survivors())
     if not met <= left or row.items != len(left):
-        yield f"{name} meets others than the survivors of cell {row.before[:12]}."
+        yield f"{name} has other items than the survivors of cell {row.before[:12]}."
 
 
-def _of_figures(
+def _figure_faults(
     connection: Connection,
     name: str,
     row: Row[tuple[object, ...]],
-    figures: dict[str, int | float | None],
+    figures: CellFigures,
 ) -> Iterator[str]:
-    edited = [figure for figure, value in figures.items() if row._mapping[figure] != value]
+    edited = [figure for figure, value in asdict(figures).items() if row._mapping[figure] != value]
     if edited:
-        yield f"{name} shows {', '.join(edited)} that its outcomes do not give."
+        yield f"{name} has {', '.join(edited)} that its outcomes do not give."
     elif outcomes.seal(connection, row.key, figures) != row.seal:
-        yield f"{name} does not match its seal: its outcomes were changed by hand."
+        yield f"{name} does not match its seal: its outcomes were changed."
 
 
-def _of_files(connection: Connection, folder: Path) -> Iterator[str]:
+def _image_faults(connection: Connection, folder: Path) -> Iterator[str]:
     for digest in sorted(set(images.files_of(connection))):
         path = images.path_of(folder, digest)
         if not path.exists():

@@ -1,6 +1,7 @@
-"""Leases: one writer a key. The fence gives safety; the clock only says who may try next.
+"""Leases: one writer per key.
 
-Where an owner is seen to run, or to run no more, the clock is not asked.
+The fence prevents writes of an expired lease; the clock only decides when another worker may take
+over. The lease of a process of this host lasts as long as the process runs.
 """
 
 from __future__ import annotations
@@ -18,38 +19,42 @@ from bench.store.records import Lease, LeaseLostError
 from bench.store.tables import CELLS, TASKS
 
 LEASE_SECONDS = 60.0
-BEAT = 5.0  # seconds between extensions where nothing is committed
-PATIENCE = 3
-"""Attempts that may end without one committed outcome before a cell counts as poisoned."""
+HEARTBEAT_SECONDS = 5.0  # between extensions where nothing is committed
+MAX_ATTEMPTS = 3
+"""Attempts that may end without one committed outcome before the cell fails."""
 
 POISONED = Failure(
     Culprit.INFRASTRUCTURE,
-    f"poisoned: {PATIENCE} attempts died or fell silent before they committed an outcome, read"
-    " their last lines and run the cell again when the cause is gone.",
+    f"poisoned: {MAX_ATTEMPTS} attempts ended or stopped responding before they committed an"
+    " outcome; read their last lines and run the cell again when the cause is removed.",
 )
 
 
-def now(connection: Connection) -> float:
-    """Unix time; the server's where workers on several hosts share one."""
+def clock(connection: Connection) -> float:
+    """Unix time as cells are stamped with it: the database server's, where there is one."""
     if connection.dialect.name == "postgresql":
         stamp = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())"))
         return float(stamp.scalar_one())
     return time.time()
 
 
-def take_cell(connection: Connection, key: str, owner: str) -> Lease | None:
-    """Lease a missing cell, or one whose owner is dead or late; None where it is not open."""
+def lease(connection: Connection, key: str, owner: str) -> Lease | None:
+    """Lease a cell for 60 seconds; None where it is not open.
+
+    A cell is open where it is missing, or running with an owner that no longer runs on this host
+    or whose lease has expired.
+    """
     row = _locked(connection, CELLS, key)
     if row is None or not _is_open(connection, row, owner):
         return None
-    if row.state == CellState.RUNNING and row.attempts >= PATIENCE:
+    if row.state == CellState.RUNNING and row.attempts >= MAX_ATTEMPTS:
         fail(connection, Lease(key, row.owner, row.fence), POISONED)
         return None
     return _take(connection, CELLS, row, owner)
 
 
-def take_task(connection: Connection, name: str, owner: str) -> Lease | None:
-    """Lease a piece of work that has no outcomes, known or new; None where it is not open."""
+def lease_task(connection: Connection, name: str, owner: str) -> Lease | None:
+    """Lease a task without outcomes, such as a training; None where it is done or leased."""
     fresh = {"key": name, "state": CellState.MISSING, "reason": "", "owner": "", "fence": 0}
     insert_new(connection, TASKS, [fresh | {"lease_until": 0.0, "attempts": 0, "updated": 0.0}])
     row = _locked(connection, TASKS, name)
@@ -65,27 +70,37 @@ def task_done(connection: Connection, name: str) -> bool:
 
 
 def extend(connection: Connection, lease: Lease, changes: Mapping[str, object]) -> None:
-    """Make the lease last from now, and change its row; LeaseLostError where it is lost."""
-    moment = now(connection)
+    """Extend the lease and change its row; raises LeaseLostError where it is lost."""
+    moment = clock(connection)
     _write(connection, lease, {"lease_until": moment + LEASE_SECONDS, "updated": moment, **changes})
 
 
-def give_back(connection: Connection, lease: Lease) -> None:
-    """Open the key again. An attempt that was stopped on purpose does not count as one."""
+def release(connection: Connection, lease: Lease) -> None:
+    """Give an unfinished cell or task back; recorded outcomes stay, the attempt is not counted."""
     attempts = _table(lease).c.attempts
     fewer = case((attempts > 0, attempts - 1), else_=0)
     _end(connection, lease, {"state": CellState.MISSING, "owner": "", "attempts": fewer})
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> None:
-    """Close the key without a figure."""
+    """Close a cell or task without a figure; planned again, it is open again."""
     reason, culprit = failure.reason.replace("\0", ""), failure.culprit.value
     _end(connection, lease, {"state": CellState.FAILED, "reason": reason, "culprit": culprit})
 
 
 def done(connection: Connection, lease: Lease, figures: Mapping[str, object]) -> None:
-    """Close the key with its figures."""
+    """Close a cell with its figures."""
     _end(connection, lease, {"state": CellState.DONE, "reason": "", "culprit": None, **figures})
+
+
+def heartbeat(connection: Connection, lease: Lease) -> None:
+    """Extend a lease; raises LeaseLostError where it is lost."""
+    extend(connection, lease, {})
+
+
+def finish_task(connection: Connection, lease: Lease) -> None:
+    """Mark a task as done; raises LeaseLostError where its lease is lost."""
+    done(connection, lease, {})
 
 
 def _table(lease: Lease) -> Table:
@@ -93,25 +108,26 @@ def _table(lease: Lease) -> Table:
 
 
 def _locked(connection: Connection, table: Table, key: str) -> Row[tuple[object, ...]] | None:
-    asked = select(table).where(table.c.key == key).with_for_update(skip_locked=True)
-    return connection.execute(asked).first()
+    query = select(table).where(table.c.key == key).with_for_update(skip_locked=True)
+    return connection.execute(query).first()
 
 
 def _is_open(
-    connection: Connection, row: Row[tuple[object, ...]], asker: str, *, retry: bool = False
+    connection: Connection, row: Row[tuple[object, ...]], owner: str, *, retry: bool = False
 ) -> bool:
     if row.state == CellState.RUNNING:
-        return is_gone(row.owner) or (row.lease_until <= now(connection) and _left(row, asker))
+        expired = row.lease_until <= clock(connection)
+        return is_gone(row.owner) or (expired and _may_take_over(row, owner))
     return row.state == CellState.MISSING or (retry and row.state == CellState.FAILED)
 
 
-def _left(row: Row[tuple[object, ...]], asker: str) -> bool:
-    """Whether a late lease may be taken: an owner who is seen to live on this host is slow."""
-    return row.owner == asker or not is_alive(row.owner)
+def _may_take_over(row: Row[tuple[object, ...]], owner: str) -> bool:
+    """Whether an expired lease may be taken: not from a process that runs on this host."""
+    return row.owner == owner or not is_alive(row.owner)
 
 
 def _take(connection: Connection, table: Table, row: Row[tuple[object, ...]], owner: str) -> Lease:
-    moment = now(connection)
+    moment = clock(connection)
     values = {
         "state": CellState.RUNNING,
         "owner": owner,
@@ -125,7 +141,7 @@ def _take(connection: Connection, table: Table, row: Row[tuple[object, ...]], ow
 
 
 def _end(connection: Connection, lease: Lease, changes: Mapping[str, object]) -> None:
-    stamp = {"lease_until": 0.0, "updated": now(connection)}
+    stamp = {"lease_until": 0.0, "updated": clock(connection)}
     _write(connection, lease, {**stamp, **changes})
 
 
@@ -140,5 +156,5 @@ def _write(connection: Connection, lease: Lease, changes: Mapping[str, object]) 
     if connection.execute(update(table).where(ours).values(dict(changes))).rowcount != 1:
         raise LeaseLostError(
             f"the lease of {lease.key[:12]} (fence {lease.fence}) is lost: another worker may"
-            " hold it, nothing was written; lease it again."
+            " hold it and nothing was written; lease it again."
         )

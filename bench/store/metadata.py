@@ -1,11 +1,12 @@
-"""What is told beside the cells: cards, example sets, evidence, certificates, submissions."""
+"""Records beside the cells: cards, example sets, evidence, certificates, submissions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Row, insert, select
 from sqlalchemy.engine import Connection
 
@@ -14,6 +15,7 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical
 from bench.store.codec import pack_bits, unpack_bits
 from bench.store.database import insert_new, upsert
+from bench.store.leases import clock
 from bench.store.records import (
     CertificateRow,
     EvidenceRow,
@@ -26,8 +28,8 @@ from bench.store.tables import CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, SUBMISSI
 SUBMISSION_STATES = ("received", "rejected", "queued", "running", "finished", "failed")
 
 
-def declare(connection: Connection, cards: Iterable[Card]) -> None:
-    """Make these the current cards of their plugins."""
+def record_cards(connection: Connection, cards: Iterable[Card]) -> None:
+    """Make these the current cards of their plugins, by kind and name."""
     for card in cards:
         values = {
             "kind": card.kind,
@@ -49,51 +51,62 @@ def cards(connection: Connection, model: type[CardT]) -> list[CardT]:
     return [read_card(model, {**row, "detail": json.loads(row["detail"])}) for row in rows]
 
 
-def keep_examples(connection: Connection, examples: ExamplesRow) -> None:
-    """Keep a set of examples; the digest says that a second time is the same."""
-    if examples.labels.shape != (examples.n,):
-        raise BenchError(
-            f"{examples.n} examples came with labels {list(examples.labels.shape)}: give one each."
-        )
+def keep_examples(
+    connection: Connection,
+    digest: str,
+    dataset: str,
+    n: int,
+    labels: npt.NDArray[np.int16],
+    classes: Sequence[str],
+    shape: Sequence[int],
+) -> None:
+    """Record the labels [n] of a set of examples once; `shape` is [C, H, W].
+
+    Raises BenchError where the number of labels is not n.
+    """
+    if labels.shape != (n,):
+        raise BenchError(f"{n} examples came with labels {list(labels.shape)}: give one each.")
     values = {
-        "digest": examples.digest,
-        "dataset": examples.dataset,
-        "n": examples.n,
-        "labels": np.ascontiguousarray(examples.labels, "<i2").tobytes(),
-        "classes": canonical(list(examples.classes)),
-        "shape": canonical(list(examples.shape)),
+        "digest": digest,
+        "dataset": dataset,
+        "n": n,
+        "labels": np.ascontiguousarray(labels, "<i2").tobytes(),
+        "classes": canonical(list(classes)),
+        "shape": canonical(list(shape)),
     }
     insert_new(connection, EXAMPLES, [values])
 
 
 def examples(connection: Connection, digest: str) -> ExamplesRow:
-    """A set of examples by its digest."""
+    """A set of examples by its digest; raises BenchError where it is unknown."""
     row = connection.execute(select(EXAMPLES).where(EXAMPLES.c.digest == digest)).first()
     if row is None:
-        raise BenchError(f"no examples {digest[:12]} in this database: `bench run` keeps them.")
+        raise BenchError(f"no examples {digest[:12]} in this database: `bench run` records them.")
     labels = np.frombuffer(row.labels, "<i2").astype(np.int16)
     names, shape = tuple(json.loads(row.classes)), tuple(json.loads(row.shape))
     return ExamplesRow(row.digest, row.dataset, row.n, labels, names, shape)
 
 
-def note(
+def record_evidence(
     connection: Connection, defense: str, defense_digest: str, examples: str, evidence: EvidenceRow
 ) -> None:
-    """Keep what a diagnostic found; its newest finding stands."""
+    """Record the finding of a diagnostic on a defense; the newest replaces older ones."""
     values = {"defense": defense, "defense_digest": defense_digest, "examples": examples}
     upsert(connection, EVIDENCE, values | evidence._asdict())
 
 
 def evidence(connection: Connection, defense_digest: str, examples: str) -> list[EvidenceRow]:
-    """What the diagnostics found, by their names."""
+    """The findings of the diagnostics on a defense, by their names."""
     columns = [EVIDENCE.c[name] for name in EvidenceRow._fields]
     about = (EVIDENCE.c.defense_digest == defense_digest) & (EVIDENCE.c.examples == examples)
     query = select(*columns).where(about).order_by(EVIDENCE.c.diagnostic)
     return [EvidenceRow(*row) for row in connection.execute(query)]
 
 
-def certify(connection: Connection, threat_id: str, examples: str, found: CertificateRow) -> None:
-    """Keep a certifier's answer; its newest one stands."""
+def record_certificate(
+    connection: Connection, threat_id: str, examples: str, found: CertificateRow
+) -> None:
+    """Record a certifier's certificates of a defense; the newest replace older ones."""
     values = found._asdict() | {
         "threat_id": threat_id,
         "examples": examples,
@@ -104,28 +117,30 @@ def certify(connection: Connection, threat_id: str, examples: str, found: Certif
 
 
 def certificates(connection: Connection, threat_id: str, examples: str) -> list[CertificateRow]:
-    """All certificates of a board, by defense and certifier."""
+    """All certificates under a threat model on these examples, by defense and certifier."""
     table = CERTIFICATES
-    board = (table.c.threat_id == threat_id) & (table.c.examples == examples)
-    query = select(table).where(board).order_by(table.c.defense, table.c.certifier)
+    wanted = (table.c.threat_id == threat_id) & (table.c.examples == examples)
+    query = select(table).where(wanted).order_by(table.c.defense, table.c.certifier)
     return [_certificate(row) for row in connection.execute(query)]
 
 
-def step(connection: Connection, name: str, state: str, reason: str, moment: float) -> None:
-    """Append a submission's new state."""
+def record_submission_state(
+    connection: Connection, name: str, state: str, reason: str = ""
+) -> None:
+    """Append a submission's new state, with the time; raises BenchError for an unknown state."""
     if state not in SUBMISSION_STATES:
         raise BenchError(
             f"{state!r} is no submission state: one of {', '.join(SUBMISSION_STATES)}."
         )
-    values = {"name": name, "state": state, "reason": reason, "at": moment}
+    values = {"name": name, "state": state, "reason": reason, "at": clock(connection)}
     connection.execute(insert(SUBMISSIONS).values(values))
 
 
 def submissions(connection: Connection) -> list[SubmissionRow]:
-    """Every submission as it stands, the most recently changed first."""
+    """Every submission with its state and history, the most recently changed first."""
     steps: dict[str, list[SubmissionStep]] = {}
     for row in connection.execute(select(SUBMISSIONS).order_by(SUBMISSIONS.c.step)):
-        # Taken out and put back: the last name changed comes to stand last.
+        # Removed and inserted again, so that the submission that changed last comes last.
         past = steps.pop(row.name, [])
         steps[row.name] = [*past, SubmissionStep(row.state, row.reason, row.at)]
     return [SubmissionRow(name, *past[-1], tuple(past)) for name, past in reversed(steps.items())]
@@ -133,5 +148,5 @@ def submissions(connection: Connection) -> list[SubmissionRow]:
 
 def _certificate(row: Row[tuple[object, ...]]) -> CertificateRow:
     certified = unpack_bits(row.certified, row.n)
-    whose = (row.defense, row.defense_digest, row.certifier, row.certifier_digest)
-    return CertificateRow(*whose, row.exact, certified)
+    names = (row.defense, row.defense_digest, row.certifier, row.certifier_digest)
+    return CertificateRow(*names, row.exact, certified)

@@ -1,4 +1,4 @@
-"""Which revision a database has, and how it comes to the newest one: all or nothing."""
+"""The revision of a database, and its upgrade to the newest one, all or nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL, Connection
 
 from bench.core.errors import UnavailableError
-from bench.store.database import copy_file, file_of, open_engine, shown
+from bench.store.database import copy_file, open_engine, sqlite_file, url_text
 from bench.store.tables import REVISIONS
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -17,23 +17,26 @@ _LOCK = 0x6761756E
 
 
 def found_in(connection: Connection, url: URL) -> str | None:
-    """The revision of a database; None where it has none of our tables."""
+    """The revision of a database; None where it is empty.
+
+    Raises UnavailableError where the database belongs to another program.
+    """
     tables = set(inspect(connection).get_table_names())
     if "alembic_version" in tables:
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     if tables and connection.dialect.name == "sqlite":
         raise UnavailableError(
-            f"{shown(url)} belongs to another program (it has a table"
+            f"{url_text(url)} belongs to another program (it has a table"
             f" {min(tables)!r}): give another path."
         )
     return None
 
 
 def refuse_newer(url: URL, revision: str | None, known: tuple[str, ...] = REVISIONS) -> None:
-    """UnavailableError where a newer program wrote the database."""
+    """Raises UnavailableError where a newer program wrote the database."""
     if revision is not None and revision not in known:
         raise UnavailableError(
-            f"{shown(url)} has revision {revision}, this program knows up to {known[-1]}:"
+            f"{url_text(url)} has revision {revision}, this program knows up to {known[-1]}:"
             " update gauntlet-bench, or name another database."
         )
 
@@ -43,9 +46,10 @@ def upgrade(
 ) -> Path | None:
     """Create the tables or bring them to the newest revision, in one explicit transaction.
 
-    A SQLite file that holds something is copied first. Returns that copy, if one was made.
+    A SQLite file with tables is copied first; returns the path of that copy, if one was made.
+    Raises UnavailableError where the database cannot be upgraded; it is then unchanged.
     """
-    # Moving a table to a new shape drops the old one; references are checked at the end instead.
+    # A migration may drop and create a table, so references are checked at the end instead.
     engine = open_engine(url, foreign_keys=False)
     try:
         with engine.begin() as connection:
@@ -64,7 +68,7 @@ def upgrade(
 
 
 def _backup(url: URL, revision: str | None) -> Path | None:
-    path = file_of(url)
+    path = sqlite_file(url)
     if path is None or revision is None:
         return None
     target = path.with_name(f"{path.name}.{revision}.backup")
@@ -87,6 +91,6 @@ def _refuse_dangling(connection: Connection) -> None:
         dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if dangling is not None:
             raise UnavailableError(
-                f"{shown(connection.engine.url)} has a row of {dangling[0]!r} that refers to"
-                " nothing: it was left as it was; run `bench db check`."
+                f"{url_text(connection.engine.url)} has a row of {dangling[0]!r} that refers to"
+                " a missing row: the database was not changed; run `bench db check`."
             )

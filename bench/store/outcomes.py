@@ -1,9 +1,9 @@
-"""Verdicts: chunks of outcomes are appended, never changed, and summed up once."""
+"""Outcomes: chunks are appended and never changed; a finished cell gets its figures."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,16 @@ from bench.core.hashing import canonical
 from bench.core.outcomes import Chunk, Outcomes, Verdict
 from bench.store import images, leases
 from bench.store.codec import pack, unpack, unpack_items
-from bench.store.records import Lease
+from bench.store.records import CellFigures, Lease
 from bench.store.tables import CELLS, CHUNKS
 
 
 def append(connection: Connection, lease: Lease, chunk: Chunk, exact: str) -> None:
-    """Add a chunk and extend the lease, both or neither; `exact` names the file of its images."""
+    """Add a chunk and extend the lease, both or neither; `exact` names the file of its images.
+
+    Raises LeaseLostError where the lease is lost, and BenchError where an item is already recorded
+    or the cell would get more outcomes than it has items.
+    """
     item = chunk.outcomes.item
     progress: dict[str, object] = {"seconds": CELLS.c.seconds + chunk.seconds}
     if len(item):
@@ -47,11 +51,14 @@ def append(connection: Connection, lease: Lease, chunk: Chunk, exact: str) -> No
         "outcomes": blob,
     }
     connection.execute(insert(CHUNKS).values(values))
-    images.keep(connection, lease.key, chunk.images)
+    images.add_images(connection, lease.key, chunk.images)
 
 
 def finish(connection: Connection, lease: Lease) -> None:
-    """Close a complete cell with the figures of its outcomes."""
+    """Close a cell with the figures of its outcomes.
+
+    Raises BenchError while outcomes are missing, and LeaseLostError where the lease is lost.
+    """
     leases.extend(connection, lease, {})
     row = connection.execute(select(CELLS).where(CELLS.c.key == lease.key)).one()
     if row.items_done != row.items:
@@ -59,40 +66,42 @@ def finish(connection: Connection, lease: Lease) -> None:
             f"{lease.key[:12]} has {row.items_done} of {row.items} outcomes: record the rest"
             " before it is finished."
         )
-    figures = summary(outcomes(connection, lease.key))
-    leases.done(connection, lease, {**figures, "seal": seal(connection, lease.key, figures)})
+    figures = cell_figures(outcomes(connection, lease.key))
+    leases.done(
+        connection, lease, {**asdict(figures), "seal": seal(connection, lease.key, figures)}
+    )
 
 
 def outcomes(connection: Connection, key: str) -> Outcomes:
-    """Everything recorded for a cell, in item order."""
+    """The outcomes recorded for a cell, in item order; empty columns where there are none."""
     return Outcomes.concatenate([unpack(blob) for blob in _blobs(connection, key)])
 
 
-def items(connection: Connection, key: str) -> npt.NDArray[np.int32]:
-    """The items recorded for a cell, in rising order."""
+def finished_items(connection: Connection, key: str) -> npt.NDArray[np.int32]:
+    """The items [n] recorded for a cell, in rising order."""
     parts = [unpack_items(blob) for blob in _blobs(connection, key)]
     return np.sort(np.concatenate([np.zeros(0, np.int32), *parts]))
 
 
-def summary(found: Outcomes) -> dict[str, int | float | None]:
+def cell_figures(found: Outcomes) -> CellFigures:
     """The figures of a finished cell."""
     broken = found.verdict == Verdict.BROKEN
-    return {
-        "robust": int((~broken).sum()),
-        "out_of_ball": int((found.verdict >= Verdict.OUT_OF_BALL).sum()),
-        "fragile": int((broken & found.fragile).sum()),
-        "broken_8bit": int((broken & found.eight_bit).sum()),
-        "forwards": int(found.forwards.sum(dtype=np.int64)),
-        "gradients": int(found.gradients.sum(dtype=np.int64)),
-        "looks": int(found.looks.sum(dtype=np.int64)),
-        "max_distance": float(found.distance[broken].max()) if broken.any() else None,
-    }
+    return CellFigures(
+        robust=int((~broken).sum()),
+        out_of_ball=int((found.verdict >= Verdict.OUT_OF_BALL).sum()),
+        fragile=int((broken & found.fragile).sum()),
+        broken_8bit=int((broken & found.eight_bit).sum()),
+        forwards=int(found.forwards.sum(dtype=np.int64)),
+        gradients=int(found.gradients.sum(dtype=np.int64)),
+        looks=int(found.looks.sum(dtype=np.int64)),
+        max_distance=float(found.distance[broken].max()) if broken.any() else None,
+    )
 
 
-def seal(connection: Connection, key: str, figures: Mapping[str, object]) -> str:
-    """A digest over a cell's key, chunks and figures: an edit by hand breaks it."""
+def seal(connection: Connection, key: str, figures: CellFigures) -> str:
+    """A digest over a cell's key, chunks and figures, which an edit of them does not match."""
     query = select(CHUNKS.c.digest).where(CHUNKS.c.cell == key).order_by(CHUNKS.c.start)
-    written = {name: repr(value) for name, value in figures.items()}
+    written = {name: repr(value) for name, value in asdict(figures).items()}
     content = canonical([key, list(connection.execute(query).scalars()), written])
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -111,6 +120,6 @@ def _refuse_known(connection: Connection, key: str, item: npt.NDArray[np.int32])
     if len(np.unique(item)) != len(item) or len(again):
         twice = again[0] if len(again) else np.sort(item)[:-1][np.diff(np.sort(item)) == 0][0]
         raise BenchError(
-            f"item {twice} of {key[:12]} came twice: record each item once, skip those of"
-            " `finished_items`."
+            f"item {twice} of {key[:12]} is already recorded: record each item once, and skip those"
+            " of `finished_items`."
         )

@@ -1,4 +1,4 @@
-"""What the store is given and what it answers: frozen records."""
+"""Frozen records that the store takes and returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.core.errors import BenchError
 
 
 class LeaseLostError(BenchError):
-    """Somebody else holds the cell now; nothing of this attempt was written."""
+    """Raised where another worker holds the lease; nothing was written."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Lease:
     key: str
     owner: str
     fence: int
-    """Rises with every lease of the key: a forgotten worker can never write again."""
+    """Rises with every lease of the key, so that a worker with an expired lease cannot write."""
     task: bool = False
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell of the matrix, to be played or with the reason why not."""
+    """A cell of the matrix, to be evaluated or with the reason why not."""
 
     cell: Cell
     state: CellState = CellState.MISSING
@@ -37,39 +37,49 @@ class PlannedCell:
     reason: str = ""
     required: bool = False
     tier: str = "in-process"
-    """How far a stranger's code is locked in."""
+    """Isolation of the plugins' code."""
+
+
+@dataclass(frozen=True)
+class CellFigures:
+    """The figures of a finished cell, each over all its items."""
+
+    robust: int
+    """Items that no verified adversarial example broke; refused candidates count as unbroken."""
+    out_of_ball: int
+    """Items whose candidate the referee refused: outside the set or the box, or not finite."""
+    fragile: int
+    """Broken items whose margin is under 1e-4 of the logit scale."""
+    broken_8bit: int
+    """Items still broken after rounding to 8 bits."""
+    forwards: int
+    """Queries of the attack."""
+    gradients: int
+    """Gradient evaluations of the attack."""
+    looks: int
+    """Forward passes of the harness's own final checks."""
+    max_distance: float | None
+    """Largest distance among broken items, in the norm of the set; None where none broke."""
 
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell with its state. Figures are None until the cell is done."""
+    """One cell with its state."""
 
     cell: Cell
     """As it was planned."""
     key: str
     state: CellState
     reason: str
-    """Why the cell has no figure; empty where it has one."""
+    """Why the cell has no figures; empty where it has them."""
     culprit: Culprit | None
     required: bool
     tier: str
     items_done: int
-    robust: int | None
-    """Items that no verified adversarial example of this attack broke, refused ones included."""
-    out_of_ball: int | None
-    """Items whose candidate the referee refused: outside the set or the box, or not finite."""
-    fragile: int | None
-    """Broken items whose margin is under 1e-4 of the logit scale."""
-    broken_8bit: int | None
-    """Items still broken after rounding to 8 bits."""
-    forwards: int | None
-    gradients: int | None
-    looks: int | None
-    """Forward passes of the harness's own final checks."""
+    figures: CellFigures | None
+    """None until the cell is done."""
     seconds: float
     """CPU seconds so far."""
-    max_distance: float | None
-    """Largest distance among broken items, in the norm of the set; None where none broke."""
     updated: float
     """Unix time of the last change."""
     owner: str
@@ -89,26 +99,27 @@ class ExamplesRow:
 
 
 class EvidenceRow(NamedTuple):
-    """What one diagnostic found."""
+    """The finding of one diagnostic."""
 
     diagnostic: str
     finding: str
     sentence: str
     source: str
-    """Digest of the diagnostic's source when it was asked."""
+    """Digest of the diagnostic's source when it ran."""
 
 
 class CertificateRow(NamedTuple):
-    """For which examples of a defense a certifier has a proof."""
+    """The examples of a defense that a certifier certified."""
 
     defense: str
     defense_digest: str
     certifier: str
     certifier_digest: str
-    """Of its source when it was asked."""
+    """Digest of the certifier's source when it ran."""
     exact: bool
-    """True where the proof holds with certainty, False where it is statistical."""
+    """Whether every example without a certificate can be broken."""
     certified: npt.NDArray[np.bool_]
+    """[n]."""
 
 
 class SubmissionStep(NamedTuple):
@@ -121,7 +132,7 @@ class SubmissionStep(NamedTuple):
 
 
 class SubmissionRow(NamedTuple):
-    """A submission's newest state, and how it came there."""
+    """A submission's newest state, with its history."""
 
     name: str
     state: str

@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them."""
+"""The tables as the newest migration leaves them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from sqlalchemy import (
 )
 
 from bench.core.cells import Cell
+from bench.store.records import CellFigures
 
 REVISIONS = ("0001", "0002", "0003", "0004")
-"""Every revision this program knows, oldest first; the last one is what it writes."""
+"""Every known revision, oldest first; the last one is written."""
 
 METADATA = MetaData()
 
 
 def _leased() -> list[Column[object]]:
-    """The columns of whatever can be leased."""
+    """The columns of a table whose rows can be leased."""
     return [
         Column("key", Text, primary_key=True),
         Column("state", Text, nullable=False),
@@ -41,15 +42,17 @@ def _leased() -> list[Column[object]]:
     ]
 
 
-_SQL_TYPES = {str: Text, int: Integer}
+_SQL_TYPES = {str: Text, int: Integer, float | None: Double}
+_BIG = ("seed", "forwards", "gradients", "looks")
+"""Integer columns of 64 bits."""
 
 
-def _inputs() -> list[Column[object]]:
-    """One column for each field of a cell."""
+def _columns_of(record: type, *, nullable: bool) -> list[Column[object]]:
+    """One column for each field of a record."""
     columns: list[Column[object]] = []
-    for name, kind in get_type_hints(Cell).items():
-        type_ = BigInteger if name == "seed" else _SQL_TYPES[kind]
-        columns.append(Column(name, type_, nullable=False, server_default=_ADDED.get(name)))
+    for name, kind in get_type_hints(record).items():
+        type_ = BigInteger if name in _BIG else _SQL_TYPES[kind]
+        columns.append(Column(name, type_, nullable=nullable, server_default=_ADDED.get(name)))
     return columns
 
 
@@ -83,19 +86,12 @@ CELLS = Table(
     "cells",
     METADATA,
     *_leased(),
-    *_inputs(),
+    *_columns_of(Cell, nullable=False),
     Column("required", Boolean, nullable=False),
     Column("tier", Text, nullable=False),
     Column("items_done", Integer, nullable=False),
     Column("seconds", Double, nullable=False),
-    Column("robust", Integer),
-    Column("out_of_ball", Integer),
-    Column("fragile", Integer),
-    Column("broken_8bit", Integer),
-    Column("forwards", BigInteger),
-    Column("gradients", BigInteger),
-    Column("looks", BigInteger),
-    Column("max_distance", Double),
+    *_columns_of(CellFigures, nullable=True),
     Column("seal", Text, nullable=False),
     Index("cells_of_a_board", "threat", "examples", "mode"),
 )

@@ -12,7 +12,7 @@ from bench.plugin import Dataset
 from bench.registry.registry import Registry
 from bench.store import LeaseLostError, Store
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
-from bench.training.loop import EpochListener, train_defense
+from bench.training.loop import EpochListener, train_weights
 from bench.training.state import format_epoch
 
 
@@ -27,7 +27,7 @@ def train_with_teacher(
     progress: EpochListener | None = None,
     heartbeat: Callable[[], None] | None = None,
 ) -> str:
-    """Train a defense, and before it what its teacher lacks; arguments as `train_defense`."""
+    """Train a defense, and before it what its teacher lacks; arguments as `train_weights`."""
     builder = DefenseBuilder(registry, name, dataset, folder)
     while True:
         try:
@@ -38,7 +38,7 @@ def train_with_teacher(
                 folder=folder, device=device, mixed=mixed, progress=progress, heartbeat=heartbeat,
             )  # fmt: skip
         else:
-            return train_defense(
+            return train_weights(
                 registry, name, dataset, teacher=teacher,
                 folder=folder, device=device, mixed=mixed, progress=progress, heartbeat=heartbeat,
             )  # fmt: skip
@@ -89,7 +89,7 @@ def train_once(
         return False
     try:
         train_with_teacher(
-            registry, need.name, dataset, device=device, heartbeat=store.beats(lease),
+            registry, need.name, dataset, device=device, heartbeat=store.heartbeats(lease),
             progress=lambda epoch: report(f"{need.name}: {format_epoch(epoch)}"),
         )  # fmt: skip
         store.finish_task(lease)

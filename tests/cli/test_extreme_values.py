@@ -6,7 +6,7 @@ import pytest
 
 from bench.cli.serve import serve
 from bench.core.errors import BenchError, UnavailableError
-from bench.store.database import resolve
+from bench.store.database import resolve_url
 from tests.cli.test_user_errors import SMALL, Shell, shell, states
 
 __all__ = ["shell"]
@@ -37,6 +37,6 @@ def test_a_port_that_no_machine_has_is_refused(shell: Shell, port: int) -> None:
 @pytest.mark.parametrize("url", ["postgresql://h:abc/x", "postgresql://[::1/x"])
 def test_an_address_that_is_none_is_refused(shell: Shell, url: str) -> None:
     with pytest.raises(BenchError, match="is not a database URL"):
-        resolve(url)
+        resolve_url(url)
     code, _, err = shell.run("report", "--db", url)
     assert code == 2 and "is not a database URL: write sqlite:///bench.db or" in err

@@ -1,4 +1,4 @@
-"""Rank mode: a cascade breaks whom the full matrix breaks, for less, whatever befalls the run."""
+"""Rank mode: a cascade breaks the same examples as full mode, with fewer gradient evaluations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bench.core.cells import CLEAN, CellState
 from bench.core.errors import BenchError
 from bench.core.outcomes import Outcomes, Verdict
 from bench.evaluation import cascade
-from bench.evaluation.events import Event
+from bench.evaluation.cell_player import CellPlayer
+from bench.evaluation.events import ChunkRecorded, Event
 from bench.evaluation.launcher import MatrixRun, make_worker
 from bench.evaluation.plan import Selection
 from bench.evaluation.reproduce import reproduce
-from bench.evaluation.worker import Worker
 from bench.plugin import Access, StopRule
 from bench.registry.registry import Registry
 from bench.results import json_report
@@ -42,7 +42,7 @@ SELECTION = Selection(
 
 
 @pytest.fixture(autouse=True)
-def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+def repository_submissions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
 
 
@@ -52,7 +52,7 @@ def matrix_run(folder: Path, **changes: Any) -> MatrixRun:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
-    """Both modes in one database, every image kept."""
+    """Both modes in one database, every adversarial image kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
         rank = matrix_run(tmp_path_factory.mktemp("both"), batch=64, keep_images="all")
@@ -77,7 +77,7 @@ def broken(found: Outcomes) -> set[int]:
 
 
 def pairs(url: str | None) -> Iterator[tuple[Store, CellRow, CellRow]]:
-    """Each cell of the cascades, beside the whole one."""
+    """Each cell of the cascades with the cell of full mode."""
     with Store.open(url, read_only=True) as store:
         full, rank = cells(store, "full"), cells(store, "rank")
         assert set(full) == set(rank) and len(rank) == 17
@@ -85,7 +85,7 @@ def pairs(url: str | None) -> Iterator[tuple[Store, CellRow, CellRow]]:
             yield store, row, full[pair]
 
 
-def test_what_breaks_in_a_cascade_breaks_in_full_by_the_same_pixels(played: MatrixRun) -> None:
+def test_a_cascade_has_the_outcomes_and_images_of_full_mode(played: MatrixRun) -> None:
     for store, rank, full in pairs(played.url):
         mine, whole = store.outcomes(rank.key), store.outcomes(full.key)
         same = np.isin(whole.item, mine.item)
@@ -98,16 +98,16 @@ def test_what_breaks_in_a_cascade_breaks_in_full_by_the_same_pixels(played: Matr
 
 
 def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: MatrixRun) -> None:
-    fallen: dict[tuple[str, str], set[int]] = {}
+    union: dict[tuple[str, str], set[int]] = {}
     spent = {"rank": 0, "full": 0}
     for store, rank, full in pairs(played.url):
         for row in (rank, full):
-            fallen.setdefault((row.cell.defense, row.cell.mode), set()).update(
+            union.setdefault((row.cell.defense, row.cell.mode), set()).update(
                 broken(store.outcomes(row.key))
             )
-            spent[row.cell.mode] += row.gradients or 0
+            spent[row.cell.mode] += row.figures.gradients if row.figures else 0
     for name in SELECTION.defenses:
-        assert fallen[name, "rank"] == fallen[name, "full"]
+        assert union[name, "rank"] == union[name, "full"]
     assert spent["rank"] < 0.5 * spent["full"], spent
     with Store.open(played.url, read_only=True) as store:
         rows = [
@@ -119,7 +119,9 @@ def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: 
     assert [r["robust_required"] for r in rows[0]] == [r["robust_required"] for r in rows[1]]
 
 
-def test_each_cell_meets_exactly_the_survivors_of_the_one_before(played: MatrixRun) -> None:
+def test_each_cell_runs_on_exactly_the_examples_that_the_one_before_left_unbroken(
+    played: MatrixRun,
+) -> None:
     with Store.open(played.url, read_only=True) as store:
         rank = cells(store, "rank")
         for name in SELECTION.defenses:
@@ -132,18 +134,20 @@ def test_each_cell_meets_exactly_the_survivors_of_the_one_before(played: MatrixR
                 before, left = row.key, found.survivors()
 
 
-def test_the_check_of_the_database_knows_who_may_be_met(played: MatrixRun, tmp_path: Path) -> None:
+def test_the_integrity_check_compares_a_cell_with_the_one_before(
+    played: MatrixRun, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy.db"
     with Store.open(played.url, read_only=True) as store:
         assert store.check() == []
         rank = cells(store, "rank")
         store.backup(copy)
     victim, other = rank["linear", "pgd"].key, rank["linear", "fgsm"].key
-    for value, said in ((other, "others than the survivors"), ("nobody", "is not there")):
+    for value, sentence in ((other, "others than the survivors"), ("nobody", "is not there")):
         with closing(sqlite3.connect(copy)) as connection, connection:
             connection.execute("UPDATE cells SET before = ? WHERE key = ?", (value, victim))
         with Store.open(f"sqlite:///{copy}", read_only=True) as store:
-            assert any(said in problem for problem in store.check())
+            assert any(sentence in problem for problem in store.check())
 
 
 @pytest.mark.parametrize(
@@ -160,13 +164,13 @@ def test_batch_and_workers_change_no_verdict(
 def test_the_order_of_the_items_changes_no_verdict(played: MatrixRun, tmp_path: Path) -> None:
     shuffled, generator = matrix_run(tmp_path), np.random.default_rng(0)
     with Store.open(shuffled.url) as store:
-        hand = make_worker(shuffled, store, Registry.load(), lambda event: None)
-        hand.order = lambda count: generator.permutation(count).tolist()
-        hand.run()
+        worker = make_worker(shuffled, store, Registry.load(), lambda event: None)
+        worker.player.order = lambda count: generator.permutation(count).tolist()
+        worker.run()
     assert digest(shuffled.url) == digest(played.url)
 
 
-def test_a_run_that_is_interrupted_everywhere_comes_to_the_same_report(
+def test_a_run_that_is_interrupted_in_every_cell_gives_the_same_report(
     played: MatrixRun, tmp_path: Path
 ) -> None:
     stopped = matrix_run(tmp_path)
@@ -174,7 +178,7 @@ def test_a_run_that_is_interrupted_everywhere_comes_to_the_same_report(
 
     def interrupt(event: Event) -> None:
         """Stop in each cell, after its first chunk."""
-        if event.cell is not None and event.kind == "chunk" and event.cell.key not in seen:
+        if isinstance(event, ChunkRecorded) and event.cell.key not in seen:
             seen.add(event.cell.key)
             raise KeyboardInterrupt
 
@@ -189,8 +193,8 @@ def test_a_run_that_is_interrupted_everywhere_comes_to_the_same_report(
     assert digest(stopped.url) == digest(played.url)
 
 
-def play(url: str) -> None:
-    """A whole run, in a process that somebody will kill."""
+def run_all(url: str) -> None:
+    """A whole run in a process that will be killed."""
     with Store.open(url) as store:
         make_worker(MatrixRun(SELECTION, url), store, Registry.load(), lambda event: None).run()
 
@@ -201,7 +205,7 @@ def test_kill_9_changes_no_report(played: MatrixRun, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.evaluation.test_cascade"])
     for delay in (2.0, 3.0, 4.5):
-        process = context.Process(target=play, args=(killed.url,))
+        process = context.Process(target=run_all, args=(killed.url,))
         process.start()
         process.join(delay)
         process.kill()
@@ -210,7 +214,7 @@ def test_kill_9_changes_no_report(played: MatrixRun, tmp_path: Path) -> None:
     assert digest(killed.url) == digest(played.url)
 
 
-def test_a_finished_cascade_is_not_played_again(played: MatrixRun) -> None:
+def test_a_finished_cascade_is_not_evaluated_again(played: MatrixRun) -> None:
     with Store.open(played.url, read_only=True) as store:
         before = {row.key: row.updated for row in store.cells()}
     assert played.run() == 0
@@ -218,19 +222,19 @@ def test_a_finished_cascade_is_not_played_again(played: MatrixRun) -> None:
         assert {row.key: row.updated for row in store.cells()} == before
 
 
-def test_an_attack_that_fails_breaks_nobody_and_can_be_made_up_for(
+def test_an_attack_that_fails_breaks_no_example_and_is_tried_again_by_the_next_run(
     played: MatrixRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",)))
-    whole = Worker.chunks
+    whole = CellPlayer.chunks
 
-    def chunks(self: Worker, pair: Any, *rest: Any, **more: Any) -> Any:
+    def chunks(self: CellPlayer, pair: Any, *rest: Any, **more: Any) -> Any:
         if pair.attack.name == "bim":
-            raise ValueError("no luck today")
+            raise ValueError("the attack failed")
         return whole(self, pair, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "chunks", chunks)
+        patch.setattr(CellPlayer, "chunks", chunks)
         assert one.run() == 1
     with Store.open(one.url, read_only=True) as store:
         rank = cells(store, "rank")
@@ -245,7 +249,7 @@ def test_an_attack_that_fails_breaks_nobody_and_can_be_made_up_for(
     assert {line["state"] for line in one.plan()} == {"done"}
 
 
-def test_an_attack_that_retires_nobody_early_meets_survivors_too(
+def test_an_attack_that_never_stops_early_runs_on_the_unbroken_examples_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(UnsignedPGD, "stop_rule", StopRule.NEVER, raising=False)
@@ -254,22 +258,22 @@ def test_an_attack_that_retires_nobody_early_meets_survivors_too(
     full = replace(rank, selection=replace(rank.selection, mode="full"))
     assert full.run() == rank.run() == 0
     with Store.open(rank.url, read_only=True) as store:
-        fallen = [
+        union = [
             set[int]().union(
                 *(broken(store.outcomes(row.key)) for row in cells(store, mode).values())
             )
             for mode in ("full", "rank")
         ]
-    assert fallen[0] == fallen[1]
+    assert union[0] == union[1]
 
 
-def test_the_modes_stay_apart(played: MatrixRun, tmp_path: Path) -> None:
+def test_the_two_modes_have_separate_reports(played: MatrixRun, tmp_path: Path) -> None:
     with Store.open(played.url, read_only=True) as store:
         full, rank = (json_report.json_report(store, None, mode) for mode in ("full", "rank"))
     assert (full["mode"], rank["mode"]) == ("full", "rank")
     assert {square["robust"]["n"] for square in full["matrix"] if square["robust"]} == {96}
-    met = [square["robust"]["n"] for square in rank["matrix"] if square["robust"]]
-    assert max(met) == 96 and min(met) < 10
+    counts = [square["robust"]["n"] for square in rank["matrix"] if square["robust"]]
+    assert max(counts) == 96 and min(counts) < 10
     assert {row["strongest"] for row in rank["ranking"]} == {None}
     only = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",)))
     assert only.run() == 0
@@ -290,17 +294,17 @@ def test_a_cell_of_a_cascade_can_be_reproduced(played: MatrixRun) -> None:
         assert result["same"], result["sentence"]
 
 
-def test_a_board_of_distances_has_no_cascade(tmp_path: Path) -> None:
+def test_a_threat_model_of_nearest_examples_has_no_rank_mode(tmp_path: Path) -> None:
     named = matrix_run(tmp_path, selection=replace(SELECTION, threats=("digits-nearest",)))
-    with pytest.raises(BenchError, match="digits-nearest keeps the nearest success"):
+    with pytest.raises(BenchError, match="digits-nearest keeps the nearest adversarial example"):
         named.plan()
     default = matrix_run(tmp_path, selection=replace(SELECTION, threats=("all",), attacks=("pgd",)))
-    boards = {row["threat"] for row in default.plan()}
-    assert "digits-linf" in boards and "digits-nearest" not in boards
+    threats = {row["threat"] for row in default.plan()}
+    assert "digits-linf" in threats and "digits-nearest" not in threats
 
 
-class Stranger:
-    """An attack that no table knows."""
+class UnlistedAttack:
+    """An attack that no table of the cascade lists."""
 
     def __init__(self, name: str, needs: Access, steps: int, runs: int = 1) -> None:
         self.name, self.needs, self.steps, self._runs = name, needs, steps, runs
@@ -314,16 +318,16 @@ class Stranger:
     step = start
 
 
-def test_the_order_is_gradients_first_then_the_cheapest() -> None:
-    known = [offer.value for offer in Registry.load().attacks.values()]
-    strangers = [
-        Stranger("long", Access.GRADIENTS, 100),
-        Stranger("runs", Access.GRADIENTS, 30, runs=3),
-        Stranger("blind", Access.LABELS, 1),
+def test_gradient_attacks_come_first_then_the_cheapest() -> None:
+    known = [registration.value for registration in Registry.load().attacks.values()]
+    unlisted = [
+        UnlistedAttack("long", Access.GRADIENTS, 100),
+        UnlistedAttack("runs", Access.GRADIENTS, 30, runs=3),
+        UnlistedAttack("blind", Access.LABELS, 1),
     ]
-    names = [attack.name for attack in cascade.cascade_order([*strangers, *known], 10)]  # type: ignore[list-item]
+    names = [attack.name for attack in cascade.cascade_order([*unlisted, *known], 10)]  # type: ignore[list-item]
     assert names[0] == "fgsm"
-    assert names == [a.name for a in cascade.cascade_order([*known[::-1], *strangers], 10)]  # type: ignore[list-item]
+    assert names == [a.name for a in cascade.cascade_order([*known[::-1], *unlisted], 10)]  # type: ignore[list-item]
     last = max(names.index(name) for name in cascade.FIRST if name in names)
     assert last < names.index("runs") < names.index("long")
     assert names.index("long") < names.index("random") < names.index("blind")

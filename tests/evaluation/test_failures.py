@@ -1,4 +1,4 @@
-"""Whose mistake it is: what a plugin raises is its own, by whatever name."""
+"""Failures: an exception is the fault of the code that raised it, whatever its type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from bench.core.cells import Culprit, Failure
 from bench.core.errors import UnavailableError
-from bench.evaluation import failures as blaming
+from bench.evaluation import failures
 from bench.evaluation.failures import failure_of
 from bench.registry.loader import module_from_source
 from bench.registry.submission import did_you_mean
@@ -25,7 +25,7 @@ Make = Callable[[str], ModuleType]
 
 
 def failed(function: Callable[[], object]) -> Failure:
-    """What is said of the exception."""
+    """The failure recorded for the exception that `function` raises."""
     try:
         function()
     except BaseException as error:
@@ -35,7 +35,7 @@ def failed(function: Callable[[], object]) -> Failure:
 
 @pytest.fixture
 def submitted(tmp_path: Path) -> Make:
-    """A submission whose function `go` does this."""
+    """Make a submission whose function `go` executes a statement."""
 
     def make(statement: str) -> ModuleType:
         path = tmp_path / "plugin.py"
@@ -46,37 +46,39 @@ def submitted(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """The same in a subpackage of an installed plugin."""
+    """Make an installed plugin with that function in a subpackage."""
 
     def make(statement: str) -> ModuleType:
         folder = tmp_path / "lib" / "site-packages"
-        net = folder / "stranger_blamed" / "net"
+        net = folder / "installed_plugin" / "net"
         net.mkdir(parents=True)
         (net.parent / "__init__.py").write_text("")
-        (net.parent / "entry.py").write_text("from stranger_blamed.net import go\n")
+        (net.parent / "entry.py").write_text("from installed_plugin.net import go\n")
         (net / "__init__.py").write_text(f"{HEAD}def go():\n    {statement}\n")
         monkeypatch.syspath_prepend(folder)
-        point = EntryPoint("stranger", "stranger_blamed.entry", "bench")
-        monkeypatch.setattr(blaming, "entry_points", lambda group: [point], raising=False)
-        for name in [name for name in sys.modules if name.startswith("stranger_blamed")]:
+        point = EntryPoint("plugin", "installed_plugin.entry", "bench")
+        monkeypatch.setattr(failures, "entry_points", lambda group: [point], raising=False)
+        for name in [name for name in sys.modules if name.startswith("installed_plugin")]:
             monkeypatch.delitem(sys.modules, name)
-        return import_module("stranger_blamed.entry")
+        return import_module("installed_plugin.entry")
 
     return make
 
 
-FORGED = (
+HARNESS_ERRORS = (
     "raise MemoryError()", "raise MemoryError('CUDA out of memory')",
     "raise torch.OutOfMemoryError('CUDA out of memory')", "raise UnavailableError('no weights')",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("door", ["submitted", "installed"])
-@pytest.mark.parametrize("statement", [*FORGED, "{}['a']", "json.loads('{')", "torch.eye(-1)"])
-def test_what_a_plugin_raises_is_its_own(
-    request: pytest.FixtureRequest, door: str, statement: str
+@pytest.mark.parametrize("origin", ["submitted", "installed"])
+@pytest.mark.parametrize(
+    "statement", [*HARNESS_ERRORS, "{}['a']", "json.loads('{')", "torch.eye(-1)"]
+)
+def test_what_a_plugin_raises_is_its_fault(
+    request: pytest.FixtureRequest, origin: str, statement: str
 ) -> None:
-    make: Make = request.getfixturevalue(door)
+    make: Make = request.getfixturevalue(origin)
     module = make(statement)
     found = failed(module.go)
     assert found.culprit is Culprit.PLUGIN
@@ -85,17 +87,17 @@ def test_what_a_plugin_raises_is_its_own(
     assert found.reason.endswith(".") and not found.reason.endswith(": .")
 
 
-@pytest.mark.parametrize("door", ["submitted", "installed"])
-def test_memory_that_really_ran_out_is_nobodys_mistake(
-    request: pytest.FixtureRequest, door: str
+@pytest.mark.parametrize("origin", ["submitted", "installed"])
+def test_memory_that_ran_out_is_the_infrastructures_fault(
+    request: pytest.FixtureRequest, origin: str
 ) -> None:
-    make: Make = request.getfixturevalue(door)
+    make: Make = request.getfixturevalue(origin)
     found = failed(make("bytearray(2**62)").go)
     assert found.culprit is Culprit.INFRASTRUCTURE
     assert "memory ran out" in found.reason
 
 
-def test_memory_that_ran_out_inside_torch_is_nobodys_mistake(submitted: Make) -> None:
+def test_memory_that_ran_out_inside_torch_is_the_infrastructures_fault(submitted: Make) -> None:
     library: dict[str, Callable[[], object]] = {}
     content = "import torch\ndef full():\n    raise torch.OutOfMemoryError('CUDA out of memory')\n"
     exec(compile(content, str(Path(torch.__file__).parent / "planted.py"), "exec"), library)
@@ -104,18 +106,18 @@ def test_memory_that_ran_out_inside_torch_is_nobodys_mistake(submitted: Make) ->
     assert failed(module.go).culprit is Culprit.INFRASTRUCTURE
 
 
-def test_what_the_house_says_to_its_user_stays_so() -> None:
+def test_an_error_of_the_harness_for_its_user_keeps_its_sentence() -> None:
     def missing() -> None:
         raise UnavailableError("there is no database")
 
-    code = missing.__code__.replace(co_filename=str(blaming.HARNESS / "store" / "store.py"))
+    code = missing.__code__.replace(co_filename=str(failures.HARNESS_FOLDER / "store" / "store.py"))
     missing.__code__ = code
     assert failed(missing) == Failure(Culprit.USER, "there is no database.")
 
 
-def test_what_the_house_gets_wrong_is_its_own() -> None:
+def test_an_error_inside_the_harness_is_its_fault() -> None:
     assert failed(lambda: did_you_mean(3, ["a"])).culprit is Culprit.HARNESS  # type: ignore[arg-type]
 
 
-def test_a_library_that_is_no_plugin_is_not_to_blame() -> None:
+def test_an_error_inside_a_library_is_its_callers_fault() -> None:
     assert failed(lambda: json.loads("{")).reason.startswith("JSONDecodeError in test_failures.py")

@@ -1,4 +1,4 @@
-"""Whole runs: the same board whatever batch, order, workers or kill."""
+"""Whole runs: the same outcomes for any batch size, item order, number of workers, or kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ import pytest
 from bench.core.cells import CLEAN, CellState
 from bench.core.errors import BenchError
 from bench.core.outcomes import Outcomes
-from bench.evaluation.events import Event
+from bench.evaluation.events import (
+    CellFinished,
+    ChunkRecorded,
+    Event,
+    TrainingElsewhere,
+)
 from bench.evaluation.launcher import MatrixRun, make_worker
 from bench.evaluation.plan import Selection
 from bench.evaluation.reproduce import reproduce
@@ -42,7 +47,7 @@ KILLS = 20
 
 
 @pytest.fixture(autouse=True)
-def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+def repository_submissions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
 
 
@@ -66,7 +71,7 @@ def rows(url: str | None) -> list[CellRow]:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
-    """The mini matrix, played once at batch 64."""
+    """The small matrix, evaluated once with batches of 64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
         whole = matrix_run(tmp_path_factory.mktemp("whole") / "bench.db", batch=64)
@@ -75,19 +80,19 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
 
 
 @pytest.mark.parametrize("batch", [7, 32, 512])
-def test_the_batch_changes_no_verdict(played: MatrixRun, tmp_path: Path, batch: int) -> None:
+def test_the_batch_size_changes_no_verdict(played: MatrixRun, tmp_path: Path, batch: int) -> None:
     other = matrix_run(tmp_path / "bench.db", batch=batch)
     assert other.run() == 0
     assert digest(other.url) == digest(played.url)
 
 
-def test_the_order_changes_no_verdict(played: MatrixRun, tmp_path: Path) -> None:
+def test_the_item_order_changes_no_verdict(played: MatrixRun, tmp_path: Path) -> None:
     shuffled = matrix_run(tmp_path / "bench.db")
     generator = np.random.default_rng(0)
     with Store.open(shuffled.url) as store:
-        hand = make_worker(shuffled, store, Registry.load(), lambda event: None)
-        hand.order = lambda count: generator.permutation(count).tolist()
-        hand.run()
+        worker = make_worker(shuffled, store, Registry.load(), lambda event: None)
+        worker.player.order = lambda count: generator.permutation(count).tolist()
+        worker.run()
     assert digest(shuffled.url) == digest(played.url)
 
 
@@ -99,21 +104,21 @@ def test_two_workers_share_the_matrix(played: MatrixRun, tmp_path: Path) -> None
     assert len(owners) == 2
 
 
-def test_an_interrupted_run_goes_on_in_the_middle_of_a_cell(
+def test_an_interrupted_run_resumes_in_the_middle_of_a_cell(
     played: MatrixRun, tmp_path: Path
 ) -> None:
     stopped = matrix_run(tmp_path / "bench.db")
-    halves: list[str] = []
+    interrupted: list[str] = []
 
     def interrupt(event: Event) -> None:
-        if event.kind == "chunk" and event.cell is not None and event.items < event.cell.items:
-            halves.append(event.cell.key)
+        if isinstance(event, ChunkRecorded) and event.items < event.cell.items:
+            interrupted.append(event.cell.key)
             raise KeyboardInterrupt
 
     with Store.open(stopped.url) as store:
         with pytest.raises(KeyboardInterrupt):
             make_worker(stopped, store, Registry.load(), interrupt).run()
-        (row,) = [row for row in store.cells() if row.key == halves[0]]
+        (row,) = [row for row in store.cells() if row.key == interrupted[0]]
         assert row.state is CellState.MISSING and 0 < row.items_done < row.cell.items
     assert stopped.run() == 0
     assert digest(stopped.url) == digest(played.url)
@@ -138,35 +143,37 @@ def start(url: str | None) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_two_runs_on_one_database_play_each_cell_once(played: MatrixRun, tmp_path: Path) -> None:
+def test_two_runs_on_one_database_evaluate_each_cell_once(
+    played: MatrixRun, tmp_path: Path
+) -> None:
     url = f"sqlite:///{tmp_path}/bench.db"
     both = [start(url), start(url)]
     errors = [process.communicate()[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert digest(url) == digest(played.url)
-    done = [line for text in errors for line in text.splitlines() if ": held " in line]
+    done = [line for text in errors for line in text.splitlines() if ": robust " in line]
     cells = [line.split("] ", 1)[1] for line in done]
     assert len(cells) == len(set(cells)) == len(rows(url)) - 1  # one is not applicable
 
 
-def play(url: str, listener: Connection) -> None:
-    """A whole run, in a process that somebody will kill."""
+def run_and_send(url: str, events: Connection) -> None:
+    """A whole run in a process that will be killed; sends the name of each event."""
     with Store.open(url) as store:
-        tell = lambda event: listener.send(event.kind)  # noqa: E731
-        make_worker(MatrixRun(SELECTION, url), store, Registry.load(), tell).run()
+        send = lambda event: events.send(type(event).__name__)  # noqa: E731
+        make_worker(MatrixRun(SELECTION, url), store, Registry.load(), send).run()
 
 
 def killed_after(count: int, delay: float, url: str) -> None:
-    """Start a run and kill -9 it, so many events and seconds later."""
+    """Start a run and kill -9 it after `count` events and `delay` seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.evaluation.test_launcher"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=play, args=(url, theirs))
+    process = context.Process(target=run_and_send, args=(url, theirs))
     process.start()
     theirs.close()
     with contextlib.suppress(EOFError):
         for _ in range(count):
-            assert ours.poll(60), "the run stands still"
+            assert ours.poll(60), "no event within a minute"
             ours.recv()
     time.sleep(delay)
     process.kill()
@@ -174,15 +181,13 @@ def killed_after(count: int, delay: float, url: str) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_nothing_and_play_nothing_twice(
-    played: MatrixRun, tmp_path: Path
-) -> None:
-    """kill -9 at random moments; every outcome that was there before is there after, unchanged."""
+def test_twenty_kills_lose_no_outcome_and_change_none(played: MatrixRun, tmp_path: Path) -> None:
+    """kill -9 at random moments: every recorded outcome is still there, unchanged."""
     url = f"sqlite:///{tmp_path}/bench.db"
-    dice = random.Random(0)
+    generator = random.Random(0)
     seen: dict[str, Outcomes] = {}
     for _ in range(KILLS):
-        killed_after(dice.randint(2, 5), dice.random() / 10, url)
+        killed_after(generator.randint(2, 5), generator.random() / 10, url)
         with Store.open(url) as store:
             found = {row.key: store.outcomes(row.key) for row in store.cells()}
         for key, before in seen.items():
@@ -195,7 +200,7 @@ def test_twenty_kills_lose_nothing_and_play_nothing_twice(
     assert digest(url) == digest(played.url)
 
 
-def test_a_finished_matrix_is_not_played_again(played: MatrixRun) -> None:
+def test_a_finished_matrix_is_not_evaluated_again(played: MatrixRun) -> None:
     before = {row.key: row.updated for row in rows(played.url)}
     assert played.run() == 0
     assert {row.key: row.updated for row in rows(played.url)} == before
@@ -216,7 +221,7 @@ def test_a_finished_cell_can_be_reproduced(played: MatrixRun) -> None:
         reproduce("zz", played.url, "cpu", allow_unsandboxed=False)
 
 
-def test_the_plan_tells_why_a_pair_may_not_meet(played: MatrixRun) -> None:
+def test_the_plan_shows_why_an_attack_does_not_apply(played: MatrixRun) -> None:
     plan = {(row["attack"], row["defense"]): row for row in played.plan()}
     assert len(plan) == 20
     assert plan["transfer", "undefended"]["state"] == "not applicable"
@@ -225,32 +230,32 @@ def test_the_plan_tells_why_a_pair_may_not_meet(played: MatrixRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "who"),
+    ("certify", "expected"),
     [("none", set()), ("quick", {"intervals"}), ("all", {"intervals", "dual-bound"})],
 )
-def test_only_the_certifiers_that_were_asked_for_prove(
-    asked: str, who: set[str], tmp_path: Path
-) -> None:
+def test_only_the_selected_certifiers_run(certify: str, expected: set[str], tmp_path: Path) -> None:
     only = replace(SELECTION, defenses=("linear",), attacks=("fgsm",), examples=32)
-    alone = replace(matrix_run(tmp_path / "bench.db", selection=only), certify=asked)
+    alone = replace(matrix_run(tmp_path / "bench.db", selection=only), certify=certify)
     assert alone.run() == 0
     with Store.open(alone.url, read_only=True) as store:
         (row, *_) = [row for row in store.cells("digits-linf") if row.cell.attack == "fgsm"]
         names = {
             proof.certifier for proof in store.certificates(row.cell.threat_id, row.cell.examples)
         }
-    assert names & {"intervals", "dual-bound"} == who
+    assert names & {"intervals", "dual-bound"} == expected
 
 
 @pytest.mark.parametrize(
-    ("option", "came"), [("numeric", "half"), ("certify", "some"), ("keep_images", "few")]
+    ("option", "value"), [("numeric", "half"), ("certify", "some"), ("keep_images", "few")]
 )
-def test_an_unknown_choice_is_one_sentence(option: str, came: str, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=f"--{option.replace('_', '-')} came as '{came}'; use one"):
-        replace(matrix_run(tmp_path / "bench.db"), **{option: came})  # type: ignore[arg-type]
+def test_an_unknown_value_of_an_option_is_an_error(option: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        BenchError, match=f"--{option.replace('_', '-')} came as '{value}'; use one"
+    ):
+        replace(matrix_run(tmp_path / "bench.db"), **{option: value})  # type: ignore[arg-type]
 
 
-def test_the_certificate_is_exact_and_margin_pgd_reaches_it(tmp_path: Path) -> None:
+def test_margin_pgd_breaks_exactly_what_the_exact_certificate_leaves_open(tmp_path: Path) -> None:
     only = replace(SELECTION, defenses=("linear",), attacks=("pgd", "pgd-margin"))
     alone = matrix_run(tmp_path / "bench.db", selection=only)
     assert alone.run() == 0
@@ -258,58 +263,58 @@ def test_the_certificate_is_exact_and_margin_pgd_reaches_it(tmp_path: Path) -> N
         cells = {row.cell.attack: row for row in store.cells("digits-linf")}
         known = store.certificates(cells["pgd"].cell.threat_id, cells["pgd"].cell.examples)
         proof = next(proof for proof in known if proof.certifier == "linear-exact")
-        held = store.outcomes(cells["pgd-margin"].key).verdict != 1
+        robust = store.outcomes(cells["pgd-margin"].key).verdict != 1
         other = store.outcomes(cells["pgd"].key).verdict != 1
-    assert proof.exact and np.array_equal(held, proof.certified)
+    assert proof.exact and np.array_equal(robust, proof.certified)
     assert {"intervals", "lipschitz-margin"} <= {found.certifier for found in known}
     for found in known:
-        assert not (found.certified & ~(held & other)).any(), found.certifier
+        assert not (found.certified & ~(robust & other)).any(), found.certifier
 
 
 @pytest.mark.parametrize("attack", ["pgd", "foolbox-fmn-linf"])
-def test_a_lease_lasts_while_nothing_can_be_committed_yet(
+def test_a_lease_is_extended_while_no_outcome_can_be_recorded_yet(
     attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if attack.startswith("foolbox"):
         pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
-    words: list[str] = []
+    calls: list[str] = []
     for name in ("heartbeat", "record"):
         whole = getattr(Store, name)
 
-        def heard(store: Store, *rest: Any, name: str = name, whole: Any = whole) -> None:
-            words.append(name)
+        def recorded(store: Store, *rest: Any, name: str = name, whole: Any = whole) -> None:
+            calls.append(name)
             whole(store, *rest)
 
-        monkeypatch.setattr(Store, name, heard)
+        monkeypatch.setattr(Store, name, recorded)
     monkeypatch.setattr(leases, "BEAT", 0.0)
     one = replace(SELECTION, defenses=("gaussian-noise",), attacks=(attack,), examples=64)
     assert matrix_run(tmp_path / "bench.db", selection=one).run() == 0
-    # The clean pass is committed at once, then the only group of the cell.
-    assert words[0] == "record" == words[-1] and words.count("record") == 2
-    assert words.count("heartbeat") >= 40 / 4
+    # The clean pass is recorded at once, then the only group of the cell.
+    assert calls[0] == "record" == calls[-1] and calls.count("record") == 2
+    assert calls.count("heartbeat") >= 40 / 4
 
 
-def test_a_lease_lasts_through_a_clean_pass(
+def test_a_lease_is_extended_during_a_clean_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four groups of the defense's, and of the surrogate's that nobody has asked before."""
-    words: list[str] = []
+    """Four groups of the defense, and four of the surrogate model."""
+    calls: list[str] = []
     for owner, name, word in ((FreshModel, "_group", "group"), (Store, "heartbeat", "beat")):
         whole = getattr(owner, name)
 
-        def heard(*rest: Any, word: str = word, whole: Any = whole) -> Any:
-            words.append(word)
+        def recorded(*rest: Any, word: str = word, whole: Any = whole) -> Any:
+            calls.append(word)
             return whole(*rest)
 
-        monkeypatch.setattr(owner, name, heard)
+        monkeypatch.setattr(owner, name, recorded)
     monkeypatch.setattr(leases, "BEAT", 0.0)
     one = replace(SELECTION, defenses=("linear",), attacks=("transfer",), examples=256)
     assert matrix_run(tmp_path / "bench.db", selection=one).run() == 0
-    assert " ".join(words).startswith("group beat group beat group beat group")
-    assert " ".join(words).count("group beat group beat group beat group") >= 2
+    assert " ".join(calls).startswith("group beat group beat group beat group")
+    assert " ".join(calls).count("group beat group beat group beat group") >= 2
 
 
-def test_whoever_finds_a_training_in_other_hands_plays_something_else_meanwhile(
+def test_while_another_worker_trains_a_defense_the_other_defenses_are_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -317,6 +322,7 @@ def test_whoever_finds_a_training_in_other_hands_plays_something_else_meanwhile(
     one = replace(SELECTION, defenses=names, attacks=("fgsm",), examples=32)
     here = matrix_run(tmp_path / "bench.db", selection=one)
     order: list[tuple[str, str]] = []
+    waiting = ("waiting", "cnn-dropout")
     with Store.open(here.url) as store:
         registry = Registry.load()
         with pytest.raises(NeedsTraining) as need:
@@ -326,15 +332,16 @@ def test_whoever_finds_a_training_in_other_hands_plays_something_else_meanwhile(
         other = store.lease_task(f"train:{need.value.recipe}", "17@another-host#12345")
         assert other is not None
 
-        def heard(event: Event) -> None:
-            if event.kind == "wait" and order.count(("wait", "")) == 1:
-                store.release(other)
-            order.append((event.kind, event.cell.defense if event.cell else ""))
+        def listen(event: Event) -> None:
+            if isinstance(event, TrainingElsewhere):
+                if order.count(waiting) == 1:
+                    store.release(other)
+                order.append(waiting)
+            if isinstance(event, CellFinished):
+                order.append(("finished", event.cell.defense))
 
-        make_worker(here, store, registry, heard).run()
+        make_worker(here, store, registry, listen).run()
         assert {row.state for row in store.cells()} == {CellState.DONE}
-    played = [name for kind, name in order if kind == "done"]
-    assert played == ["linear", "cnn-dropout"]
-    # Asked once and put off; asked again when nothing else was left.
-    assert order.index(("wait", "")) < order.index(("done", "linear"))
-    assert order.count(("wait", "")) == 2
+    # Postponed at first; waited for when nothing else was left.
+    finished = [("finished", "linear"), ("finished", "cnn-dropout")]
+    assert order == [waiting, finished[0], waiting, finished[1]]

@@ -1,4 +1,4 @@
-"""The allocator keeps what a batch has used."""
+"""Malloc thresholds: freed batch buffers stay with the process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from bench.evaluation.malloc import raise_thresholds
 
-PAGES = 2**22 * 4 // 4096  # of all layers
+PAGES = 2**22 * 4 // 4096  # memory pages of all layers together
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_batch_after_batch_faults_nothing_in() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this allocator has no mallopt")
+def test_further_batches_cause_no_page_faults() -> None:
     import resource
 
     assert raise_thresholds()

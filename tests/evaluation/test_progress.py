@@ -1,4 +1,4 @@
-"""What a run shows: a line a cell where nobody watches, and an honest guess of what is left."""
+"""The progress display: one line per cell without a terminal, and the expected time left."""
 
 from __future__ import annotations
 
@@ -7,49 +7,76 @@ from dataclasses import replace
 import pytest
 
 from bench.core.cells import Cell
-from bench.evaluation.events import Event
-from bench.evaluation.progress import UNKNOWN, CostEstimates, ProgressDisplay
+from bench.core.statistics import count_interval
+from bench.evaluation.events import (
+    CellFailed,
+    CellFinished,
+    CellStarted,
+    ChunkRecorded,
+    DefenseFailed,
+    LeaseLost,
+    PluginProblem,
+    RunNotice,
+    TrainingElsewhere,
+    TrainingProgress,
+)
+from bench.evaluation.progress import UNKNOWN_COST, CostEstimates, ProgressDisplay
 
-CELL = Cell("board", "shield", "sword", "id", "d", "a", "e", items=100)
-NAMES = [("board", "sword", "shield"), ("board", "bow", "shield"), ("board", "bow", "wall")]
+CELL = Cell("threat", "smoothing", "pgd", "id", "d", "a", "e", items=100)
+NAMES = [
+    ("threat", "pgd", "smoothing"),
+    ("threat", "fab", "smoothing"),
+    ("threat", "fab", "distillation"),
+]
+FORTY = count_interval(40, 100)
 
 
-def test_costs_are_those_of_the_pair_then_of_the_attack_then_a_guess() -> None:
+def test_a_cost_is_the_pairs_median_then_the_attacks_then_a_default() -> None:
     costs = CostEstimates([])
-    assert costs.of("bow", "wall") == UNKNOWN
-    costs.learn("bow", "shield", 2.0)
-    costs.learn("bow", "gate", 4.0)
-    assert costs.of("bow", "shield") == 2.0
-    assert costs.of("bow", "wall") == 3.0
+    assert costs.estimate("fab", "distillation") == UNKNOWN_COST
+    costs.add("fab", "smoothing", 2.0)
+    costs.add("fab", "undefended", 4.0)
+    assert costs.estimate("fab", "smoothing") == 2.0
+    assert costs.estimate("fab", "distillation") == 3.0
 
 
-def test_a_log_has_one_line_a_cell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_each_result_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressDisplay(NAMES, CostEstimates([])) as show:
-        show(Event("cell", cell=CELL))
-        show(Event("chunk", cell=CELL, items=64))
-        show(Event("done", "40/100", CELL))
-        show(Event("failed", "it broke.", replace(CELL, attack="bow")))
-        show(Event("odd", "[red]careful[/red]"))
+        show(CellStarted(CELL))
+        show(ChunkRecorded(CELL, 64))
+        show(CellFinished(CELL, FORTY))
+        show(CellFailed(replace(CELL, attack="fab"), "it broke."))
+        show(RunNotice("[red]careful[/red]"))
+        show(LeaseLost(CELL, "the lease is lost"))
+        show(PluginProblem("refused: no hook"))
+        show(TrainingProgress("linear: epoch 1/2"))
+        show(TrainingElsewhere("linear"))
+        show(DefenseFailed("distillation", "no such layer."))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "[1/3] board · sword · shield: held 40/100",
-        "[2/3] board · bow · shield: FAILED: it broke.",
+        "[1/3] threat · pgd · smoothing: robust 40/100",
+        "[2/3] threat · fab · smoothing: FAILED: it broke.",
         "[red]careful[/red]",
+        "the lease is lost",
+        "refused: no hook",
+        "linear: epoch 1/2",
+        "linear is being trained by another worker",
+        "distillation: no such layer.",
     ]
 
 
-def test_what_is_left_is_the_sum_over_open_cells() -> None:
+def test_the_time_left_is_the_sum_over_open_cells() -> None:
     costs = CostEstimates([])
-    costs.learn("bow", "shield", 1.0)
-    costs.learn("bow", "wall", 3.0)
+    costs.add("fab", "smoothing", 1.0)
+    costs.add("fab", "distillation", 3.0)
     show = ProgressDisplay(NAMES, costs, quiet=True)
-    show(Event("cell", cell=CELL))
-    show(Event("done", "", CELL))
-    assert show._left() == "about 6:40 left"
+    show(CellStarted(CELL))
+    show(CellFinished(CELL, FORTY))
+    assert show._time_left() == "about 6:40 left"
 
 
-def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressDisplay(NAMES, CostEstimates([]), quiet=True) as show:
-        show(Event("done", "40/100", CELL))
+        show(CellFinished(CELL, FORTY))
     assert capsys.readouterr() == ("", "")

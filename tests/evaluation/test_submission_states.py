@@ -1,4 +1,4 @@
-"""The states of submissions in play, whatever their kind."""
+"""The states of submissions of every kind during a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bench.core.cells import Cell, Culprit, Failure
 from bench.evaluation.submission_states import SubmissionStates
 from bench.registry.registry import Registry
 from bench.store import PlannedCell, Store
-from tests.fixtures.planted_plugins import ATTACK, entry
+from tests.fixtures.planted_plugins import ATTACK, write_submission
 
 THREAT = """
 @hookimpl
 def bench_threat_models():
-    yield ThreatModel("board", "digits", Linf(Fraction(1, 10)))
+    yield ThreatModel("submitted-threat", "digits", Linf(Fraction(1, 10)))
 """
 
 
@@ -28,10 +28,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """With an attack and a threat model that were submitted."""
+    """A registry with a submitted attack and a submitted threat model."""
     folder = tmp_path_factory.mktemp("in")
-    entry(folder, "nudge", ATTACK.format(name="nudge"))
-    entry(folder, "board", THREAT, kind="threat")
+    write_submission(folder, "nudge", ATTACK.format(name="nudge"))
+    write_submission(folder, "submitted-threat", THREAT, kind="threat")
     found = Registry.load(folder, allow_unsandboxed=True)
     assert found.problems == []
     return found
@@ -41,40 +41,40 @@ def cell(threat: str, attack: str) -> Cell:
     return Cell(threat, "linear", attack, threat, "d" * 64, attack, "e" * 64, 1)
 
 
-def told(store: Store) -> dict[str, list[str]]:
+def recorded_states(store: Store) -> dict[str, list[str]]:
     return {entry.name: [step.state for step in entry.history] for entry in store.submissions()}
 
 
-def test_a_threat_model_that_is_played_runs_and_finishes(store: Store, registry: Registry) -> None:
-    entrants = SubmissionStates(registry, store)
-    cells = [cell("board", "nudge"), cell("board", "fgsm"), cell("", "fgsm")]
+def test_a_threat_model_whose_cells_finish_is_finished(store: Store, registry: Registry) -> None:
+    states = SubmissionStates(registry, store)
+    cells = [cell("submitted-threat", "nudge"), cell("submitted-threat", "fgsm"), cell("", "fgsm")]
     for each in cells:
-        entrants.begin(each)
-    entrants.end(cells)
-    states = ["running", "finished"]
-    assert told(store) == {"board": states, "nudge": states}
+        states.begin(each)
+    states.end(cells)
+    expected = ["running", "finished"]
+    assert recorded_states(store) == {"submitted-threat": expected, "nudge": expected}
 
 
-@pytest.mark.parametrize(("failed", "states"), [(1, "finished"), (2, "failed")])
-def test_a_threat_model_fails_only_where_every_cell_does(
-    store: Store, registry: Registry, failed: int, states: str
+@pytest.mark.parametrize(("failed", "expected"), [(1, "finished"), (2, "failed")])
+def test_a_threat_model_has_failed_only_where_every_cell_has(
+    store: Store, registry: Registry, failed: int, expected: str
 ) -> None:
-    entrants = SubmissionStates(registry, store)
-    cells = [cell("board", "fgsm"), cell("board", "pgd")]
+    states = SubmissionStates(registry, store)
+    cells = [cell("submitted-threat", "fgsm"), cell("submitted-threat", "pgd")]
     store.plan(PlannedCell(each) for each in cells)
     for each in cells:
-        entrants.begin(each)
+        states.begin(each)
     for each in cells[:failed]:
         lease = store.lease(each.key, "somebody")
         assert lease is not None
         store.fail(lease, Failure(Culprit.PLUGIN, "It broke."))
-    entrants.end(cells)
-    assert told(store) == {"board": ["running", states]}
+    states.end(cells)
+    assert recorded_states(store) == {"submitted-threat": ["running", expected]}
 
 
-def test_what_an_interrupt_stops_is_queued_again(store: Store, registry: Registry) -> None:
-    entrants = SubmissionStates(registry, store)
-    entrants.begin(cell("board", "nudge"))
-    entrants.halt()
-    states = ["running", "queued"]
-    assert told(store) == {"board": states, "nudge": states}
+def test_after_an_interrupt_submissions_are_queued_again(store: Store, registry: Registry) -> None:
+    states = SubmissionStates(registry, store)
+    states.begin(cell("submitted-threat", "nudge"))
+    states.halt()
+    expected = ["running", "queued"]
+    assert recorded_states(store) == {"submitted-threat": expected, "nudge": expected}

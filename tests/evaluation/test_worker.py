@@ -1,4 +1,4 @@
-"""The worker: what fails stays where it failed, and whoever waits goes on."""
+"""The worker: a failure stays in its cell, and cells of other workers are waited for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from bench.core.cells import CLEAN, CellState, Culprit
 from bench.core.outcomes import Outcomes
 from bench.engine.external_model import AttackStopped
-from bench.evaluation import plan, worker
+from bench.evaluation import plan
+from bench.evaluation import worker as worker_module
 from bench.evaluation.built_defense import RunSettings
-from bench.evaluation.events import Event
-from bench.evaluation.launcher import MatrixRun, run_member
+from bench.evaluation.events import Event, LeaseLost
+from bench.evaluation.launcher import MatrixRun, run_worker_process
 from bench.evaluation.plan import Selection
-from bench.evaluation.worker import CellTask, Worker
+from bench.evaluation.worker import CellTask, MatrixWorker
 from bench.plugin import Access, Defense, Evidence, Loader, Problem
+from bench.referee.referee import clean_outcomes
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.results.current_cells import current_cells
@@ -36,7 +38,7 @@ from tests.store.chunks import AWAY
 SELECTION = Selection(("digits-linf",), ("linear",), ("random", "fgsm"), examples=32)
 DONE, FAILED = CellState.DONE, CellState.FAILED
 THIRD = "18@third-host#12345"
-"""A worker of whom nobody here sees whether it lives."""
+"""A worker on another host, whose process cannot be looked up here."""
 
 
 @pytest.fixture
@@ -50,46 +52,47 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def hand(registry: Registry, store: Store, **changes: Any) -> Worker:
-    setting = RunSettings(torch.device("cpu"), 32)
-    return replace(Worker(registry, store, SELECTION, setting, certifiers="none"), **changes)
+def make(registry: Registry, store: Store, **changes: Any) -> MatrixWorker:
+    settings = RunSettings(torch.device("cpu"), 32)
+    options = {"selection": SELECTION, "certifiers": "none", **changes}
+    return MatrixWorker(registry, store, settings=settings, **options)
 
 
-class Moody(nn.Module):
-    """A network that answers, until somebody spoils its mood."""
+class SometimesFailing(nn.Module):
+    """A network that raises an error while `fails` is set."""
 
-    spoilt = False
-    asked = 0
+    fails = False
+    calls = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """The first ten pixels."""
-        Moody.asked += 1
-        if Moody.spoilt:
-            raise ValueError("not in the mood")
+        SometimesFailing.calls += 1
+        if SometimesFailing.fails:
+            raise ValueError("failing as set")
         return images.flatten(1)[:, :10]
 
 
-def moody(loader: Loader) -> nn.Module:
-    return Moody()
+def sometimes_failing(loader: Loader) -> nn.Module:
+    return SometimesFailing()
 
 
 def unbuildable(loader: Loader) -> nn.Module:
     raise ValueError("no such layer")
 
 
-class Hook:
-    """A diagnostic and an attack that does what the test wants, when it is asked."""
+class Calling:
+    """A diagnostic and an attack that calls a function of the test."""
 
-    name = "hook"
+    name = "calling"
     needs = Access.LABELS
     steps = 1
 
-    def __init__(self, act: Callable[[], None]) -> None:
-        self.act = act
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
 
     def examine(self, *_: Any) -> Evidence:
-        """What diagnostics are asked."""
-        self.act()
+        """Call the function, then fail as a diagnostic."""
+        self.function()
         raise KeyError("oops")
 
     def start(self, problem: Problem) -> Tensor:
@@ -97,17 +100,17 @@ class Hook:
         return problem.x
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """Nothing changes."""
-        self.act()
+        """Call the function; the iterate stays."""
+        self.function()
         return adv
 
 
-def offered(value: Any) -> Registration[Any]:
+def registered(value: Any) -> Registration[Any]:
     return Registration(value, "entry-point", "tests", "0" * 64)
 
 
-def taken_over(store: Store, attack: str) -> Lease:
-    """The lease of a cell as another host takes it once the clock has run out."""
+def take_over(store: Store, attack: str) -> Lease:
+    """Let a lease run out and take the cell over from another host."""
     key = rows(store)[attack].key
     with store._engine.begin() as connection:
         connection.execute(update(CELLS).where(CELLS.c.key == key).values(lease_until=0.0))
@@ -117,162 +120,134 @@ def taken_over(store: Store, attack: str) -> Lease:
 
 
 def rows(store: Store) -> dict[str, CellRow]:
-    """By attack."""
+    """Attack -> cell."""
     return {row.cell.attack: row for row in store.cells()}
 
 
-def test_a_worker_that_has_not_run_plays_a_single_cell(registry: Registry, store: Store) -> None:
-    alone = hand(registry, store)
+def test_a_worker_evaluates_a_single_cell(registry: Registry, store: Store) -> None:
+    worker = make(registry, store)
     pair = next(p for p in plan.plan_pairs(registry, SELECTION) if p.attack.name == "fgsm")
-    arena, source = alone.builder.seats(pair)
-    cell = arena.cell(pair.threat, pair.attack, "full", source)
+    built = worker.defenses.defense(pair.defense, pair.threat)
+    cell = built.cell(pair.threat, pair.attack, "full", None)
     store.plan([PlannedCell(cell)])
-    alone._cell(CellTask(cell, pair, arena, source))
+    worker._evaluate_cell(CellTask(cell, pair, built))
     assert rows(store)["fgsm"].state is DONE
 
 
-def test_a_diagnostic_that_fails_has_tested_nothing_and_spoils_nothing(
-    registry: Registry, store: Store
-) -> None:
-    heard: list[Event] = []
-    registry.diagnostics["hook"] = offered(Hook(lambda: None))
-    hand(registry, store, listener=heard.append).run()
-    assert {row.state for row in store.cells()} == {DONE}
-    (said,) = [event.text for event in heard if event.kind == "odd"]
-    assert said.startswith("hook tells nothing of linear. It failed: KeyError in test_worker.py")
-    clean = rows(store)[CLEAN]
-    notes = {
-        note.diagnostic: note
-        for note in store.evidence(clean.cell.defense_digest, clean.cell.examples)
-    }
-    assert set(notes) == set(registry.diagnostics)
-    assert (notes["hook"].finding, notes["hook"].sentence in said) == ("not tested", True)
-    assert {note.finding for name, note in notes.items() if name != "hook"} != {"not tested"}
-
-
-def test_a_clean_pass_that_fails_takes_no_finished_result_away(
+def test_a_clean_pass_that_fails_keeps_finished_results(
     registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.defenses["moody"] = offered(Defense("moody", moody))
-    asked = replace(SELECTION, defenses=("moody",))
-    hand(registry, store, selection=asked).run()
+    registry.defenses["sometimes-failing"] = registered(
+        Defense("sometimes-failing", sometimes_failing)
+    )
+    selection = replace(SELECTION, defenses=("sometimes-failing",))
+    make(registry, store, selection=selection).run()
     before = {row.key for row in current_cells(store)}
     assert len(before) == 3
-    monkeypatch.setattr(Moody, "spoilt", True)
-    hand(registry, store, selection=replace(asked, examples=48)).run()
+    monkeypatch.setattr(SometimesFailing, "fails", True)
+    make(registry, store, selection=replace(selection, examples=48)).run()
     assert before < {row.key for row in current_cells(store)}
     fresh = [row for row in store.cells() if row.key not in before]
     assert {row.state for row in fresh} == {FAILED} and len(fresh) == 3
     assert {row.culprit for row in fresh} == {Culprit.PLUGIN}
-    assert len({row.reason for row in fresh}) == 1 and "not in the mood" in fresh[0].reason
-    monkeypatch.setattr(Moody, "spoilt", False)
-    hand(registry, store, selection=replace(asked, examples=48)).run()
+    assert len({row.reason for row in fresh}) == 1 and "failing as set" in fresh[0].reason
+    monkeypatch.setattr(SometimesFailing, "fails", False)
+    make(registry, store, selection=replace(selection, examples=48)).run()
     assert {row.state for row in store.cells()} == {DONE}
 
 
-def test_a_diagnostic_is_asked_again_when_its_code_has_changed_and_only_then(
-    registry: Registry, store: Store
-) -> None:
-    asked: list[str] = []
-    for source in ("0" * 64, "0" * 64, "1" * 64):
-        tool = Hook(lambda source=source: asked.append(source))  # type: ignore[misc]
-        registry.diagnostics["hook"] = replace(offered(tool), source=source)
-        hand(registry, store).run()
-    assert asked == ["0" * 64, "1" * 64], "the clean pass had long been made the third time"
-    clean = rows(store)[CLEAN]
-    notes = store.evidence(clean.cell.defense_digest, clean.cell.examples)
-    assert [note.source for note in notes if note.diagnostic == "hook"] == ["1" * 64]
-
-
-def test_a_clean_pass_that_another_has_taken_over_fails_nothing(
+def test_a_clean_pass_that_another_worker_takes_over_fails_no_cell(
     registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[Event] = []
+    events: list[Event] = []
     others: list[Lease] = []
-    judged = worker.clean_outcomes
 
-    def slow(*whose: Any) -> Outcomes:
-        others.append(taken_over(store, CLEAN))
-        return judged(*whose)
+    def slow(*given: Any) -> Outcomes:
+        others.append(take_over(store, CLEAN))
+        return clean_outcomes(*given)
 
-    monkeypatch.setattr(worker, "clean_outcomes", slow)
-    hand(registry, store, listener=heard.append, owner=THIRD).run()
+    monkeypatch.setattr(worker_module, "clean_outcomes", slow)
+    make(registry, store, listener=events.append, owner=THIRD).run()
     found = rows(store)
     assert (found["random"].state, found["fgsm"].state) == (DONE, DONE)
     assert (found[CLEAN].state, found[CLEAN].owner) == (CellState.RUNNING, AWAY)
-    assert any(event.kind == "wait" and "is lost" in event.text for event in heard)
+    assert any(isinstance(e, LeaseLost) and "is lost" in e.reason for e in events)
     assert not store.evidence(found[CLEAN].cell.defense_digest, found[CLEAN].cell.examples)
 
 
 @pytest.mark.parametrize("error", [LeaseLostError("gone"), AttackStopped(), GeneratorExit()])
-def test_whatever_a_plugin_raises_fails_its_cell_alone(
+def test_any_exception_of_a_plugin_fails_its_cell_alone(
     registry: Registry, store: Store, error: BaseException
 ) -> None:
-    def act() -> None:
+    def fail() -> None:
         raise error
 
-    registry.attacks["hook"] = offered(Hook(act))
-    selection = replace(SELECTION, attacks=("hook", "fgsm"))
-    hand(registry, store, selection=selection).run()
+    registry.attacks["calling"] = registered(Calling(fail))
+    selection = replace(SELECTION, attacks=("calling", "fgsm"))
+    make(registry, store, selection=selection).run()
     found = rows(store)
-    assert (found["hook"].state, found["hook"].culprit) == (FAILED, Culprit.PLUGIN)
+    assert (found["calling"].state, found["calling"].culprit) == (FAILED, Culprit.PLUGIN)
     assert found["fgsm"].state is DONE
 
 
-def test_an_interrupt_queues_what_was_submitted_and_gives_the_cell_back(
+def test_an_interrupt_queues_submissions_and_releases_the_cell(
     registry: Registry, store: Store
 ) -> None:
-    def act() -> None:
+    def fail() -> None:
         raise KeyboardInterrupt
 
-    registry.attacks["hook"] = replace(offered(Hook(act)), origin="submission")
+    registry.attacks["calling"] = replace(registered(Calling(fail)), origin="submission")
     with pytest.raises(KeyboardInterrupt):
-        hand(registry, store, selection=replace(SELECTION, attacks=("hook",))).run()
-    (told,) = store.submissions()
-    assert [step.state for step in told.history] == ["running", "queued"]
-    assert rows(store)["hook"].state is CellState.MISSING
+        make(registry, store, selection=replace(SELECTION, attacks=("calling",))).run()
+    (submission,) = store.submissions()
+    assert [step.state for step in submission.history] == ["running", "queued"]
+    assert rows(store)["calling"].state is CellState.MISSING
 
 
-def test_a_cell_that_another_has_taken_over_is_not_failed_from_here(
+def test_a_cell_that_another_worker_has_taken_over_is_not_failed_here(
     registry: Registry, store: Store
 ) -> None:
     others: list[Lease] = []
 
-    def stumble() -> None:
+    def fail() -> None:
         if not others:
-            others.append(taken_over(store, "hook"))
-            raise ValueError("stumbled")
+            others.append(take_over(store, "calling"))
+            raise ValueError("failed")
 
-    def heard(event: Event) -> None:
-        if event.kind == "wait":
+    def listen(event: Event) -> None:
+        if isinstance(event, LeaseLost):
             store.release(others[0])
 
-    registry.attacks["hook"] = offered(Hook(stumble))
-    asked = replace(SELECTION, attacks=("hook",))
-    hand(registry, store, selection=asked, listener=heard, owner=THIRD).run()
-    assert len(others) == 1 and rows(store)["hook"].state is DONE
+    registry.attacks["calling"] = registered(Calling(fail))
+    selection = replace(SELECTION, attacks=("calling",))
+    make(registry, store, selection=selection, listener=listen, owner=THIRD).run()
+    assert len(others) == 1 and rows(store)["calling"].state is DONE
 
 
 @pytest.mark.parametrize("mode", ["full", "rank"])
-def test_a_twin_that_cannot_be_built_stops_the_transfer_alone(
+def test_a_surrogate_that_cannot_be_built_fails_the_transfer_attack_alone(
     mode: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Registry, "load", lambda **_: registry)
-    registry.defenses["torn"] = offered(Defense("torn", unbuildable))
-    registry.defenses["moody"] = offered(Defense("moody", moody, surrogate="torn"))
-    asked = replace(SELECTION, defenses=("moody",), attacks=("fgsm", "transfer", "pgd"), mode=mode)
-    matrix_run = MatrixRun(asked, f"sqlite:///{tmp_path / 'bench.db'}", quiet=True)
+    registry.defenses["unbuildable"] = registered(Defense("unbuildable", unbuildable))
+    registry.defenses["sometimes-failing"] = registered(
+        Defense("sometimes-failing", sometimes_failing, surrogate="unbuildable")
+    )
+    selection = replace(
+        SELECTION, defenses=("sometimes-failing",), attacks=("fgsm", "transfer", "pgd"), mode=mode
+    )
+    matrix_run = MatrixRun(selection, f"sqlite:///{tmp_path / 'bench.db'}", quiet=True)
     assert matrix_run.run() == 1
     states = {line["attack"]: line["state"] for line in matrix_run.plan()}
     assert states == {"fgsm": "done", "transfer": "failed", "pgd": "done"}
     with Store.open(matrix_run.url, read_only=True) as store:
         assert "no such layer" in rows(store)["transfer"].reason
-    registry.defenses["torn"] = offered(Defense("torn", moody))
+    registry.defenses["unbuildable"] = registered(Defense("unbuildable", sometimes_failing))
     assert matrix_run.run() == 0
     assert {line["state"] for line in matrix_run.plan()} == {"done"}
 
 
-def test_a_training_that_another_has_taken_over_is_left_to_it(
+def test_a_training_that_another_worker_takes_over_is_left_to_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -294,82 +269,82 @@ def test_a_training_that_another_has_taken_over_is_left_to_it(
     store.heartbeat(others[0])
 
 
-def test_whoever_waits_closes_what_cannot_be_built_and_goes_on(
+def test_a_waiting_worker_fails_open_cells_of_a_defense_that_cannot_be_built(
     registry: Registry, store: Store
 ) -> None:
-    registry.defenses["torn"] = offered(Defense("torn", unbuildable))
-    waiting = hand(registry, store, selection=replace(SELECTION, defenses=("linear", "torn")))
-    cells = waiting.run()
-    torn = [cell for cell in cells if cell.defense == "torn"]
-    store.plan(PlannedCell(cell) for cell in torn)  # another run has come to it meanwhile
-    waiting._wait_for_others(cells)
+    registry.defenses["unbuildable"] = registered(Defense("unbuildable", unbuildable))
+    worker = make(registry, store, selection=replace(SELECTION, defenses=("linear", "unbuildable")))
+    cells = worker.run()
+    unbuilt = [cell for cell in cells if cell.defense == "unbuildable"]
+    store.plan(PlannedCell(cell) for cell in unbuilt)  # as another run does meanwhile
+    worker._wait_for_others(cells)
     found = {row.key: row for row in store.cells()}
-    assert {found[cell.key].state for cell in torn} == {FAILED}
-    assert all("no such layer" in found[cell.key].reason for cell in torn)
+    assert {found[cell.key].state for cell in unbuilt} == {FAILED}
+    assert all("no such layer" in found[cell.key].reason for cell in unbuilt)
 
 
-def test_nothing_is_played_under_a_key_that_is_no_longer_its_own(
-    registry: Registry, store: Store
-) -> None:
-    waiting = hand(registry, store)
-    (cell, _) = waiting.run()
+def test_no_cell_is_evaluated_under_an_outdated_key(registry: Registry, store: Store) -> None:
+    worker = make(registry, store)
+    (cell, _) = worker.run()
     older = replace(cell, defense_digest="other weights")
     store.plan([PlannedCell(older)])
-    waiting._wait_for_others([older])
+    worker._wait_for_others([older])
     row = next(row for row in store.cells() if row.key == older.key)
     assert (row.state, row.items_done, row.culprit) == (FAILED, 0, Culprit.USER)
     assert row.reason.startswith("linear or its surrogate has changed since this cell was planned")
 
 
 @pytest.mark.parametrize("mode", ["full", "rank"])
-def test_what_fails_is_played_once_in_a_run_however_many_work_on_it(
+def test_a_failing_cell_is_tried_once_per_run_by_any_number_of_workers(
     mode: str, registry: Registry, store: Store
 ) -> None:
-    plays: list[str] = []
+    calls: list[str] = []
 
-    def stumble() -> None:
-        plays.append("hook")
-        raise ValueError("stumbled")
+    def fail() -> None:
+        calls.append("calling")
+        raise ValueError("failed")
 
-    registry.attacks["hook"] = offered(Hook(stumble))
-    asked = replace(SELECTION, attacks=("hook", "fgsm"), mode=mode)
+    registry.attacks["calling"] = registered(Calling(fail))
+    selection = replace(SELECTION, attacks=("calling", "fgsm"), mode=mode)
     began = store.clock()
     for owner in ("one", "two", "three"):
-        hand(registry, store, selection=asked, owner=owner, began=began).run()
-    assert len(plays) == 1 and rows(store)["hook"].state is FAILED
-    hand(registry, store, selection=asked).run()
-    assert len(plays) == 2, "a run of its own tries again"
+        make(registry, store, selection=selection, owner=owner, run_began=began).run()
+    assert len(calls) == 1 and rows(store)["calling"].state is FAILED
+    make(registry, store, selection=selection).run()
+    assert len(calls) == 2, "another run tries again"
 
 
-def test_a_clean_pass_that_fails_is_made_once_in_a_run(
+def test_a_failing_clean_pass_is_tried_once_per_run(
     registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two boards stand on it; both say why they have no figure."""
-    monkeypatch.setattr(Moody, "spoilt", True)
-    monkeypatch.setattr(Moody, "asked", 0)
-    registry.defenses["moody"] = offered(Defense("moody", moody))
-    boards = replace(SELECTION, threats=("digits-linf", "digits-l2"), defenses=("moody",))
-    hand(registry, store, selection=replace(boards, attacks=("random",))).run()
-    assert Moody.asked == 1
+    """Two threat models share it; the cells of both record its failure."""
+    monkeypatch.setattr(SometimesFailing, "fails", True)
+    monkeypatch.setattr(SometimesFailing, "calls", 0)
+    registry.defenses["sometimes-failing"] = registered(
+        Defense("sometimes-failing", sometimes_failing)
+    )
+    both = replace(SELECTION, threats=("digits-linf", "digits-l2"), defenses=("sometimes-failing",))
+    make(registry, store, selection=replace(both, attacks=("random",))).run()
+    assert SometimesFailing.calls == 1
     assert [row.state for row in store.cells()] == [FAILED] * 3
 
 
-def test_the_processes_of_a_campaign_are_one_run(
+def test_worker_processes_of_a_run_share_its_start(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plays: list[str] = []
+    calls: list[str] = []
 
-    def stumble() -> None:
-        plays.append("hook")
-        raise ValueError("stumbled")
+    def fail() -> None:
+        calls.append("calling")
+        raise ValueError("failed")
 
     monkeypatch.setattr(Registry, "load", lambda **_: registry)
-    registry.attacks["hook"] = offered(Hook(stumble))
-    asked = replace(SELECTION, attacks=("hook",))
-    whole = MatrixRun(asked, f"sqlite:///{tmp_path / 'bench.db'}", quiet=True)
+    registry.attacks["calling"] = registered(Calling(fail))
+    selection = replace(SELECTION, attacks=("calling",))
+    whole = MatrixRun(selection, f"sqlite:///{tmp_path / 'bench.db'}", quiet=True)
     events: Any = Queue()
     with Store.open(whole.url) as store:
         began = store.clock()
     for rank in range(2):
-        run_member(whole, rank, events, began)
-    assert len(plays) == 1
+        run_worker_process(whole, rank, events, began)
+    assert len(calls) == 1

@@ -221,7 +221,7 @@ def _play(store: Store, cell: Cell, found: Outcomes, images: tuple[KeptImage, ..
 def fill(store: Store) -> None:
     """Play, fail, skip and leave open what the pages must tell apart."""
     digits = _digits()
-    store.declare(cards())
+    store.record_cards(cards())
     classes = tuple(map(str, range(10)))
     store.keep_examples(SET, "digits", N, digits.labels, classes, (1, 8, 8))
     for number, (name, (strength, _)) in enumerate(DEFENSES.items()):
@@ -294,7 +294,7 @@ def _say_more(store: Store) -> None:
         zero = 31 if finding == "raised" else 0
         sentence = f"the gradient is zero on {zero} of 32 images"
         found = EvidenceRow("gradient-check", finding, sentence, "")
-        store.note(name, digest(["defense", name]), SET, found)
+        store.record_evidence(name, digest(["defense", name]), SET, found)
     proven = np.random.default_rng(1).uniform(size=N) < 0.3
     linf = THREATS[0][0]
     known = store.cells(threat="digits-linf", mode="full")
@@ -308,15 +308,15 @@ def _say_more(store: Store) -> None:
     proven &= store.outcomes(square).verdict == Verdict.ROBUST
     whose = ("lipschitz-margin", digest(["defense", "lipschitz-margin"]))
     by = ("margin-bound", digest(["certifier", "margin-bound"]))
-    store.certify(linf.id, SET, CertificateRow(*whose, *by, exact=True, certified=proven))
-    store.submission("careful-entry", "received")
-    store.submission("careful-entry", "queued")
-    store.submission("careful-entry", "running")
-    store.submission("careful-entry", "finished")
-    store.submission(HOSTILE, "received")
-    store.submission(HOSTILE, "rejected", f"card.toml: {HOSTILE} is not a name; use a-z, 0-9.")
-    store.submission("waiting-entry", "received")
-    store.submission("waiting-entry", "queued")
+    store.record_certificate(linf.id, SET, CertificateRow(*whose, *by, exact=True, certified=proven))
+    store.record_submission_state("careful-entry", "received")
+    store.record_submission_state("careful-entry", "queued")
+    store.record_submission_state("careful-entry", "running")
+    store.record_submission_state("careful-entry", "finished")
+    store.record_submission_state(HOSTILE, "received")
+    store.record_submission_state(HOSTILE, "rejected", f"card.toml: {HOSTILE} is not a name; use a-z, 0-9.")
+    store.record_submission_state("waiting-entry", "received")
+    store.record_submission_state("waiting-entry", "queued")
 
 
 def crowd(store: Store, met: int, unmet: int) -> None:
@@ -325,7 +325,7 @@ def crowd(store: Store, met: int, unmet: int) -> None:
     for number in range(met + unmet):
         name = f"a-further-attack-{number}"
         card = AttackCard(name=name, origin="built-in", digest=digest(["attack", name]), steps=20)
-        store.declare([card])
+        store.record_cards([card])
         cell = _cell(threat, "trades", name)
         if number < met:
             store.plan([PlannedCell(cell)])

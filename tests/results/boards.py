@@ -50,4 +50,4 @@ def certify(world: World, bits: Bits, certifier: str = "linear", *, exact: bool 
         world.certifier(certifier)
     whose = ("d", world.digests["defense", "d"], certifier, world.digests["certifier", certifier])
     found = CertificateRow(*whose, exact, bits)
-    world.store.certify(world.threats["linf"], world.examples, found)
+    world.store.record_certificate(world.threats["linf"], world.examples, found)

@@ -65,7 +65,7 @@ def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
     world.play("d", "pgd", first(300))
     source = world.digests["diagnostic", "deterministic"]
     moves = EvidenceRow("deterministic", "raised", "It moves.", source)
-    world.store.note("d", world.digests["defense", "d"], world.examples, moves)
+    world.store.record_evidence("d", world.digests["defense", "d"], world.examples, moves)
     row = rows_of(world)["d"]
     assert row.claim is not None
     assert (row.verdict, row.claim.verdict) == ("invalid", "not testable")
@@ -287,7 +287,7 @@ def test_the_terminal_and_the_json_say_how_many_further_attacks_a_row_met(world:
 
 def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     cards = Registry.load().cards({"undefended": {"digits": "weights"}})
-    store.declare(cards)
+    store.record_cards(cards)
     attacks = {card.name: card for card in cards if isinstance(card, AttackCard)}
     assert asks_gradients(attacks["pgd"])
     assert not asks_gradients(attacks["transfer"])

@@ -20,7 +20,7 @@ from bench.core.cells import CLEAN
 from bench.core.statistics import roc
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.plan import Selection
-from bench.evaluation.worker import Worker
+from bench.evaluation.worker import MatrixWorker
 from bench.registry.registry import Registry
 from bench.results.defense_report import defense_report
 from bench.results.json_report import json_report
@@ -67,7 +67,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         made.attack("pgd")
         made.digests["defense", "d"] = made.digests["attack", "pgd"]
         digest = made.digests["defense", "d"]
-        store.declare([DefenseCard(name="d", origin="built-in", digest=digest, rejects=0.05)])
+        store.record_cards([DefenseCard(name="d", origin="built-in", digest=digest, rejects=0.05)])
         rejection = np.where(np.arange(N) < 2, 0.5, -1.0)
         wrong = some(N, 0, 1, 2, 3)
         label = np.where(some(N, 2, 3), 1, 0)
@@ -170,7 +170,7 @@ def test_a_real_run_reports_detection_and_the_joint_attack(tmp_path: Path) -> No
     names = ("detector-binary", "undefended")
     chosen = Selection(("digits-linf",), names, ("fgsm", "joint-pgd"), examples=32)
     with Store.open(f"sqlite:///{tmp_path / 'bench.db'}") as store:
-        Worker(Registry.load(), store, chosen, RunSettings(torch.device("cpu"), 32)).run()
+        MatrixWorker(Registry.load(), store, chosen, RunSettings(torch.device("cpu"), 32)).run()
         told = json.loads(json.dumps(json_report(store, "digits-linf")))
         assert told == json.loads(json.dumps(json_report(store, "digits-linf")))
         board = find_leaderboard(store, "digits-linf")

@@ -81,7 +81,7 @@ def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world:
     world.certifier("prover")
     whose = ("costly", digest, "prover", world.digests["certifier", "prover"])
     found = CertificateRow(*whose, exact=False, certified=proved)
-    store.certify(world.threats["linf"], "the first few", found)
+    store.record_certificate(world.threats["linf"], "the first few", found)
     row = next(
         row for row in ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
     )

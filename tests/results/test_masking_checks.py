@@ -148,9 +148,9 @@ def test_diagnostics_stand_beside_the_signs_and_unasked_ones_are_not_clear(world
     enter(world, "d", ALL, NONE, NONE)
     key = world.digests["defense", "d"]
     zero = EvidenceRow("zero-gradients", "raised", "32 of 32 are zero.", "old")
-    world.store.note("d", key, world.examples, zero)
+    world.store.record_evidence("d", key, world.examples, zero)
     assert flag_of(world, "zero-gradients").state == "not tested", "it said so with other code"
-    world.store.note(
+    world.store.record_evidence(
         "d",
         key,
         world.examples,
@@ -163,7 +163,7 @@ def test_diagnostics_stand_beside_the_signs_and_unasked_ones_are_not_clear(world
     assert rows_of(world)["d"].verdict == "suspect"
     source = world.digests["diagnostic", "deterministic"]
     moves = EvidenceRow("deterministic", "raised", "It moves.", source)
-    world.store.note("d", key, world.examples, moves)
+    world.store.record_evidence("d", key, world.examples, moves)
     assert rows_of(world)["d"].verdict == "invalid"
 
 

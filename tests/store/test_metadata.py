@@ -15,9 +15,9 @@ def test_the_newest_card_is_the_current_one(store: Store) -> None:
     old = AttackCard(name="pgd", origin="built-in", digest="1", steps=40, parameters=parameters)
     new = old.model_copy(update={"digest": "2", "cite": "arXiv:1706.06083", "steps": 50})
     other = AttackCard(name="fgsm", origin="submission")
-    store.declare([old, DefenseCard(name="pgd", origin="built-in"), other])
+    store.record_cards([old, DefenseCard(name="pgd", origin="built-in"), other])
     assert store.cards(AttackCard) == [other, old]
-    store.declare([new])
+    store.record_cards([new])
     assert store.cards(AttackCard) == [other, new]
 
 
@@ -40,16 +40,18 @@ def test_the_newest_finding_of_a_diagnostic_stands(store: Store) -> None:
     after = EvidenceRow("zero-gradient", "clear", "none is zero.", "new")
     alike = EvidenceRow("batch", "clear", "one image at a time answers alike.", "s")
     for found in (before, alike, after):
-        store.note("d", "dd", "ex", found)
-    store.note("d", "dd", "other", alike._replace(finding="raised"))
+        store.record_evidence("d", "dd", "ex", found)
+    store.record_evidence("d", "dd", "other", alike._replace(finding="raised"))
     assert store.evidence("dd", "ex") == [alike, after]
 
 
 def test_certificates_come_back_flag_by_flag(store: Store) -> None:
     flags = np.random.default_rng(0).random(37) < 0.5
-    store.certify("tid", "ex", CertificateRow("d", "dd", "linear", "old", True, ~flags))
-    store.certify("tid", "ex", CertificateRow("d", "dd", "linear", "new", True, flags))
-    store.certify("tid", "ex", CertificateRow("c", "cc", "smoothing", "ss", False, ~flags))
+    store.record_certificate("tid", "ex", CertificateRow("d", "dd", "linear", "old", True, ~flags))
+    store.record_certificate("tid", "ex", CertificateRow("d", "dd", "linear", "new", True, flags))
+    store.record_certificate(
+        "tid", "ex", CertificateRow("c", "cc", "smoothing", "ss", False, ~flags)
+    )
     first, second = store.certificates("tid", "ex")
     assert first[:5] == ("c", "cc", "smoothing", "ss", False)
     assert second[:5] == ("d", "dd", "linear", "new", True)
@@ -58,12 +60,12 @@ def test_certificates_come_back_flag_by_flag(store: Store) -> None:
 
 
 def test_a_submission_shows_its_newest_state_and_its_history(store: Store) -> None:
-    store.submission("mine", "received")
-    store.submission("yours", "received")
-    store.submission("mine", "rejected", "no card.toml.")
+    store.record_submission_state("mine", "received")
+    store.record_submission_state("yours", "received")
+    store.record_submission_state("mine", "rejected", "no card.toml.")
     newest, other = store.submissions()
     assert newest[:3] == ("mine", "rejected", "no card.toml.")
     assert [step.state for step in newest.history] == ["received", "rejected"]
     assert (other.name, len(other.history)) == ("yours", 1)
     with pytest.raises(BenchError, match="'lost' is no submission state"):
-        store.submission("mine", "lost")
+        store.record_submission_state("mine", "lost")

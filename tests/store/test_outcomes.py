@@ -9,6 +9,7 @@ from bench.core.cells import CellState
 from bench.core.errors import BenchError
 from bench.core.outcomes import Chunk, Verdict
 from bench.store import Store
+from bench.store.records import CellFigures
 from tests.store.chunks import leased, planned, same_bits, tiny_chunk
 from tests.store.workers import tiny_outcomes
 
@@ -18,7 +19,7 @@ def test_an_item_recorded_before_is_refused_and_nothing_of_its_chunk_is_kept(sto
     lease = leased(store, key)
     store.record(lease, tiny_chunk(0, 4))
     for twice in ((4, 5), (1, 1), (0, 4)):
-        with pytest.raises(BenchError, match="came twice"):
+        with pytest.raises(BenchError, match="is already recorded"):
             store.record(lease, tiny_chunk(*twice))
     store.record(lease, tiny_chunk(1, 3))
     assert store.finished_items(key).tolist() == [0, 1, 3, 4]
@@ -71,12 +72,14 @@ def test_the_summary_follows_from_the_outcomes(store: Store) -> None:
     )
     lease = leased(store, key)
     store.record(lease, Chunk(found, seconds=1.25))
-    assert store.cells()[0].robust is None
+    assert store.cells()[0].figures is None
     store.finish(lease)
     (row,) = store.cells()
-    assert (row.robust, row.out_of_ball, row.fragile, row.broken_8bit) == (4, 3, 1, 1)
-    assert (row.forwards, row.gradients, row.looks) == (6 * (2**31 - 1), 15, 6)
-    assert (row.max_distance, row.seconds, row.state) == (0.5, 1.25, CellState.DONE)
+    assert row.figures == CellFigures(
+        robust=4, out_of_ball=3, fragile=1, broken_8bit=1,
+        forwards=6 * (2**31 - 1), gradients=15, looks=6, max_distance=0.5,
+    )  # fmt: skip
+    assert (row.seconds, row.state) == (1.25, CellState.DONE)
     assert store.check() == []
 
 
@@ -85,4 +88,5 @@ def test_a_cell_that_nothing_broke_has_no_largest_distance(store: Store) -> None
     lease = leased(store, key)
     store.record(lease, tiny_chunk(1))
     store.finish(lease)
-    assert (store.cells()[0].robust, store.cells()[0].max_distance) == (1, None)
+    figures = store.cells()[0].figures
+    assert figures is not None and (figures.robust, figures.max_distance) == (1, None)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 from bench.core.cells import Cell, CellState
 from bench.core.outcomes import OUTCOME_DTYPES, Chunk, Outcomes
 from bench.store import LeaseLostError, PlannedCell, Store, migrate, process_id
-from bench.store.database import resolve
+from bench.store.database import resolve_url
 
 CHUNK = 8
 
@@ -114,7 +114,7 @@ def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: 
 
     event.listen(Engine, "before_cursor_execute", count)
     event.listen(Engine, "commit", count)
-    migrate.upgrade(resolve(url), migrations=migrations, known=known)
+    migrate.upgrade(resolve_url(url), migrations=migrations, known=known)
     os._exit(0)
 
 
@@ -123,7 +123,7 @@ def upgrades(url: str, migrations: Path, known: tuple[str, ...]) -> None:
     importlib.import_module("alembic.command")  # once, for all the children
     at = 1
     while interrupted_upgrade(url, migrations, known, at):
-        with sqlite3.connect(str(resolve(url).database)) as connection:
+        with sqlite3.connect(str(resolve_url(url).database)) as connection:
             schema = connection.execute("SELECT sql FROM sqlite_master ORDER BY sql").fetchall()
             (whole,) = connection.execute("PRAGMA integrity_check").fetchone()
         print(whole, hash(tuple(schema)), len(schema))
@@ -136,7 +136,7 @@ def read_as_nobody(url: str) -> None:
     Store.open(url.replace("bench.db", "other.db")).close()
     os.setuid(65534)
     with Store.open(url, read_only=True) as store:
-        print(os.access(Path(str(resolve(url).database)).parent, os.W_OK), len(store.cells()))
+        print(os.access(Path(str(resolve_url(url).database)).parent, os.W_OK), len(store.cells()))
 
 
 if __name__ == "__main__":
