@@ -22,7 +22,9 @@ from bench.core.hashing import canonical
 
 @pytest.mark.parametrize("kind", CARD_MODELS)
 def test_a_card_is_read_from_its_own_record(kind: str) -> None:
-    card = CARD_MODELS[kind](name="n", origin="built-in", digest="d", cite="c", summary="s")
+    card = CARD_MODELS[kind](
+        kind=kind, name="n", origin="built-in", digest="d", cite="c", summary="s"
+    )
     record = json.loads(canonical(card_record(card)))
     assert record["kind"] == kind
     assert read_card(CARD_MODELS[kind], record) == card
