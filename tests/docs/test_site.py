@@ -1,0 +1,65 @@
+"""The site builds without warnings, is complete and loads nothing from other hosts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bench.plugin
+from tests.docs.pages import DOCS, ROOT
+from tests.docs.walk import command_names
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", str(DOCS), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    start = (site / "index.html").read_text()
+    for page in DOCS.rglob("*.md"):
+        target = page.relative_to(DOCS).with_suffix(".html").as_posix()
+        assert (site / target).is_file()
+        assert target == "index.html" or f'href="{target}' in start, target
+
+
+def test_nothing_is_loaded_from_another_host(site: Path) -> None:
+    tags = r"<(?:script|img|iframe|link|source)\b[^>]*?(?:src|href)=[\"'](?:https?:)?//[^\"']+"
+    for page in site.rglob("*.html"):
+        loaded = re.findall(tags, page.read_text())
+        assert [tag for tag in loaded if 'rel="canonical"' not in tag] == [], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
+
+
+def test_the_reference_names_everything_that_plugins_import(site: Path) -> None:
+    page = (site / "reference" / "plugin.html").read_text()
+    for name in bench.plugin.__all__:
+        if name != "Fraction":  # of the standard library
+            assert re.search(rf'id="[\w.]*\b{name}"', page), name
+
+
+def test_the_reference_names_every_command(site: Path) -> None:
+    page = re.sub(r"<[^>]+>", "", (site / "reference" / "cli.html").read_text())
+    for name in command_names():
+        assert f"bench {name}" in page, name
+
+
+def test_local_links_lead_somewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for link in re.findall(r'href="([^"#:?]+)[^":]*"', page.read_text()):
+            assert (page.parent / link).exists(), f"{page.relative_to(site)} links to {link}"
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for page in ("README.md", "CONTRIBUTING.md", "submissions/README.md"):
+        for link in re.findall(r"\]\(([^)#:\s]+)\)", (ROOT / page).read_text()):
+            assert (ROOT / page).parent.joinpath(link).exists(), f"{page} links to {link}"
