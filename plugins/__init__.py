@@ -1,1 +1,1 @@
-"""The built-in plugins. They come through the same door as everybody else's."""
+"""Built-in plugins, registered through the same hooks as submitted ones."""

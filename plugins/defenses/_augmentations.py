@@ -1,7 +1,7 @@
-"""Variations of training images that keep the label: mirrored, moved, noisy.
+"""Random augmentations of training images that keep the label: flips, shifts, noise.
 
-Each maps images [n, C, H, W] in [0, 1] to the same, every image by its own draw from torch's
-generator.
+Each maps images [n, C, H, W] in [0, 1] to the same shape, with one draw from torch's generator for
+each image.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from bench.plugin import per_row
 
 
 def random_flip(images: Tensor) -> Tensor:
-    """Left and right exchanged with probability one half."""
-    exchanged = torch.rand(len(images), device=images.device) < 0.5
-    return torch.where(per_row(exchanged), images.flip(3), images)
+    """Images [n, C, H, W], each mirrored left to right with probability one half."""
+    mirrored = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(per_row(mirrored), images.flip(3), images)
 
 
 def random_shift(images: Tensor, reach: int) -> Tensor:
-    """Moved by up to `reach` pixels each way, black from outside: a crop of the padded image."""
+    """Images [n, C, H, W], each shifted by up to `reach` pixels in both axes, borders black."""
     rows, channels, height, width = images.shape
     device = images.device
     down, right = torch.randint(2 * reach + 1, (2, rows, 1), device=device)
@@ -32,5 +32,5 @@ def random_shift(images: Tensor, reach: int) -> Tensor:
 
 
 def add_gaussian_noise(images: Tensor, sigma: float) -> Tensor:
-    """N(0, sigma^2) on every pixel, then clipped to [0, 1]."""
+    """Images [n, C, H, W] plus N(0, sigma^2) on every pixel, clipped to [0, 1]."""
     return (images + sigma * torch.randn_like(images)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The network that the digits defenses share, so that they differ in their training only."""
+"""The convolutional network of the digits defenses, which differ in their training only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bench.plugin import Loader
 
 
 def cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """Two convolutions of 32 and 64 channels, the second one with stride 2, and 128 hidden units.
+    """Two convolutions of 32 and 64 channels, the second with stride 2, and 128 hidden units.
 
-    Takes [n, *shape] in [0, 1], gives logits [n, classes].
+    Maps images [n, *shape] in [0, 1] to logits [n, classes].
     """
     channels, height, width = shape
     features = 64 * ((height + 1) // 2) * ((width + 1) // 2)
@@ -27,5 +27,5 @@ def cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
 
 
 def trained(loader: Loader) -> nn.Module:
-    """That network with the weights of the defense's own recipe."""
+    """The network with the weights of the defense's own recipe."""
     return loader.trained(cnn(loader.shape, loader.classes))

@@ -141,6 +141,7 @@ def detector_defense(make: MakeDetector, **record: Any) -> Defense:
     """
 
     def build(loader: Loader) -> nn.Module:
+        """The undefended network with the fitted detector."""
         return detector_model(loader, make(loader.shape, loader.classes))
 
     recipe = Recipe(

@@ -1,4 +1,4 @@
-"""What the networks for images share: pixels on one scale, and the small one with dropout."""
+"""Input normalisation, and a small convolutional network with dropout for the image data sets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 COLOUR = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-"""Mean and standard deviation of CIFAR-10's training half; those of CIFAR-100 are near."""
+"""Mean and standard deviation of the training half of CIFAR-10; those of CIFAR-100 are close."""
 GREY = ((0.25,), (0.35,))
-"""Between those of MNIST, Fashion-MNIST and the digits."""
+"""Values between those of MNIST, Fashion-MNIST and the digits."""
 
 
 class Normalize(nn.Module):
     """(x - mean) / deviation of each channel.
 
-    Inside the network, so that an attack and its ball see pixels in [0, 1].
+    It is part of the network, so that attacks and perturbation sets apply to pixels in [0, 1].
     """
 
     mean: Tensor
@@ -27,7 +27,7 @@ class Normalize(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [0, 1] to the same shape, about centred."""
+        """Images [n, C, H, W] in [0, 1] to normalised values of the same shape."""
         return (images - self.mean) / self.deviation
 
 
@@ -37,15 +37,15 @@ def dropout_cnn(
     """Three blocks of two convolutions, then two dense layers with dropout before each.
 
     Args:
-        shape: (C, H, W), 8 pixels a side at least: each block halves it.
+        shape: (C, H, W), with sides of at least 8 pixels, as each block halves them.
         classes: K.
         width: channels of the first block; each further block has twice as many.
-        share: of the units that dropout silences in train mode.
+        share: of the units that dropout zeroes in train mode.
 
     Returns:
-        A module that takes [n, *shape] in [0, 1] and gives logits [n, K].
+        A module from images [n, *shape] in [0, 1] to logits [n, K].
     """
-    from torchvision.ops import Conv2dNormActivation  # its import takes seconds
+    from torchvision.ops import Conv2dNormActivation  # imported here: it takes seconds
 
     channels, height, across = shape
     layers: list[nn.Module] = [Normalize(channels)]

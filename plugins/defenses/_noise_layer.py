@@ -1,4 +1,4 @@
-"""A layer of Gaussian noise, in training and afterwards."""
+"""A layer of Gaussian noise, active in training and at test time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class GaussianNoise(nn.Module):
-    """h + N(0, sigma^2), drawn anew on every call."""
+    """h + N(0, sigma^2), with new noise on every call."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.sigma = sigma
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The same shape."""
+        """Values [n, ...] with noise added, of the same shape."""
         return hidden + self.sigma * torch.randn_like(hidden)

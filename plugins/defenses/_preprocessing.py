@@ -1,4 +1,4 @@
-"""A map from images to images, and a network that sees only what the map leaves of them."""
+"""Models that preprocess the images in front of a classifier."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from bench.plugin import Loader
 
 Preprocessing = Callable[[Tensor], Tensor]
-"""Images [n, C, H, W] in [0, 1] to images, each by itself."""
+"""Images [n, C, H, W] in [0, 1] to images, each independently of the others."""
 
 
 class PreprocessedModel(nn.Module):
-    """Classify what is left of the image after a change."""
+    """A classifier behind a preprocessing step."""
 
     def __init__(self, classifier: nn.Module, change: Preprocessing) -> None:
         super().__init__()
@@ -21,10 +21,10 @@ class PreprocessedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
-        answer: Tensor = self.classifier(self.change(images))
-        return answer
+        logits: Tensor = self.classifier(self.change(images))
+        return logits
 
 
 def before_undefended(change: Preprocessing) -> Callable[[Loader], nn.Module]:
-    """What builds the undefended network behind a change."""
+    """A build function for the undefended network behind a preprocessing step."""
     return lambda loader: PreprocessedModel(loader.defense("undefended"), change)

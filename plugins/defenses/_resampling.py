@@ -1,7 +1,7 @@
-"""Cropping, resizing and padding as matrices: an image X becomes R X C^T, with a slope of its own.
+"""Cropping, resizing and padding as matrix products: an image X becomes R X C^T.
 
-Each image of a batch has matrices of its own; sizes are in pixels. Interpolation is bilinear, pixel
-i being the point i + 1/2.
+Each image of a batch has its own matrices. Sizes are in pixels. Interpolation is bilinear with
+pixel i at the point i + 1/2, so the products have a useful gradient.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def crop_matrix(start: Tensor, side: int, size: int) -> Tensor:
-    """[n, size, size]: the `side` pixels from `start` [n] on, stretched over all `size`."""
+    """[n, size, size]: `side` pixels from `start` [n] on, stretched to all `size`."""
     place = (torch.arange(size, device=start.device) + 0.5) * (side / size) - 0.5
     return _interpolated(start[:, None] + place.clamp(0, side - 1), size)
 
 
 def pad_matrix(start: Tensor, side: Tensor, size: int, width: int) -> Tensor:
-    """[n, width, size]: `size` pixels stretched over `side` [n] of `width`, from `start` [n] on.
+    """[n, width, size]: `size` pixels stretched to `side` [n] of `width`, from `start` [n] on.
 
     Rows outside are zero.
     """
@@ -33,7 +33,10 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def random_integer(images: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
-    """[n] int64: for each image a number from low to high, both possible, by torch's generator."""
+    """A uniform integer [n] int64 from low to high inclusive for each image.
+
+    It is drawn from torch's generator.
+    """
     share = torch.rand(len(images), device=images.device)
     return low + (share * (high - low + 1)).long()
 

@@ -1,9 +1,9 @@
-"""Residual networks for images of 8 to 32 pixels a side, of torchvision's blocks where it has them.
+"""Residual networks for images of 8 to 32 pixels a side, of torchvision's blocks where possible.
 
-The classic block is relu(x + F(x)) (arXiv:1512.03385), the pre-activated one x + F(relu(norm(x)))
-(arXiv:1603.05027). The first convolution is 3 x 3 and keeps the size; each stage but the first
-halves it; the last map is averaged over the image. A shortcut that changes shape is a 1 x 1
-convolution.
+The original block is relu(x + F(x)) (arXiv:1512.03385), the pre-activation block x +
+F(relu(norm(x))) (arXiv:1603.05027). The first convolution is 3 x 3 and keeps the size; each stage
+but the first halves it; global average pooling precedes the classifier. A shortcut that changes
+shape is a 1 x 1 convolution.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MakeBlock = Callable[[int, int, int], nn.Module]
 
 
 class Stage(NamedTuple):
-    """Blocks of one width; the first of them makes the stride."""
+    """Blocks of one width; the first of them has the stride."""
 
     outputs: int
     blocks: int
@@ -30,23 +30,27 @@ class Stage(NamedTuple):
 
 
 def doubling_stages(outputs: int, blocks: int, count: int = 3) -> list[Stage]:
-    """Stages that halve the image and double the channels, the first one apart."""
+    """Stages that double the channels and, except for the first, halve the image."""
     return [Stage(outputs * 2**k, blocks, 2 if k else 1) for k in range(count)]
 
 
 def blocks_per_stage(depth: int, fixed: int, layers: int) -> int:
-    """Blocks in each of three stages of a network `depth` layers deep, `fixed` outside of them."""
+    """The number of blocks in each of three stages of a network of `depth` layers.
+
+    `fixed` layers are outside the stages, and a block has `layers`. Raises ValueError where no
+    number of blocks fits.
+    """
     blocks, rest = divmod(depth - fixed, 3 * layers)
     if rest or blocks < 1:
         raise ValueError(
-            f"a depth of {depth} was asked for; {fixed} layers and {3 * layers} more for each "
+            f"no network has a depth of {depth}; {fixed} layers and {3 * layers} more for each "
             f"block of the three stages give {fixed + 3 * layers}, {fixed + 6 * layers}, ..."
         )
     return blocks
 
 
 def stage_blocks(inputs: int, stages: list[Stage], make: MakeBlock) -> Iterator[nn.Module]:
-    """The blocks of all stages, each fed by the one before."""
+    """The blocks of all stages in order."""
     for stage in stages:
         for number in range(stage.blocks):
             yield make(inputs, stage.outputs, 1 if number else stage.stride)
@@ -54,15 +58,15 @@ def stage_blocks(inputs: int, stages: list[Stage], make: MakeBlock) -> Iterator[
 
 
 def classifier_head(features: int, classes: int) -> list[nn.Module]:
-    """The mean over the image, then one matrix."""
+    """Global average pooling and one linear layer."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
 
 
 def postactivation_network(
     shape: Shape, classes: int, stem: int, stages: list[Stage], make: MakeBlock
 ) -> nn.Module:
-    """A network of blocks that end in their own ReLU; `stem`: channels of the first convolution."""
-    from torchvision.ops import Conv2dNormActivation  # its import takes seconds
+    """A network of blocks that end in a ReLU; `stem` is the width of the first convolution."""
+    from torchvision.ops import Conv2dNormActivation  # imported here: it takes seconds
 
     return nn.Sequential(
         Normalize(shape[0]),
@@ -73,7 +77,7 @@ def postactivation_network(
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """The way round a block that changes shape; None where x itself fits."""
+    """The shortcut of a block that changes shape; None where x itself has the right shape."""
     from torchvision.ops import Conv2dNormActivation
 
     if (inputs, stride) == (outputs, 1):
@@ -83,7 +87,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 def basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """relu(x + F(x)), F of two convolutions 3 x 3."""
+    """relu(x + F(x)) with F of two 3 x 3 convolutions."""
     from torchvision.models.resnet import BasicBlock
 
     block: nn.Module = BasicBlock(inputs, outputs, stride, shortcut(inputs, outputs, stride))
@@ -104,6 +108,7 @@ def bottleneck_block(cardinality: int, width: int) -> MakeBlock:
     from torchvision.models.resnet import Bottleneck
 
     def make(inputs: int, outputs: int, stride: int) -> nn.Module:
+        """One block."""
         planes, around = outputs // Bottleneck.expansion, shortcut(inputs, outputs, stride)
         block: nn.Module = Bottleneck(inputs, planes, stride, around, cardinality, width)
         return block
@@ -119,7 +124,7 @@ def resnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
 
 
 def se_resnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
-    """The same with squeeze and excitation in each block (arXiv:1709.01507)."""
+    """ResNet of 6 n + 2 layers with squeeze and excitation in each block (arXiv:1709.01507)."""
     return postactivation_network(
         shape, classes, 16, doubling_stages(16, blocks_per_stage(depth, 2, 2)), se_block
     )
@@ -136,7 +141,7 @@ def resnext(
 class PreActivationBlock(nn.Module):
     """x + F(relu(norm(x))), F of two convolutions; torchvision has no such block.
 
-    Where the shape changes, the shortcut too starts from relu(norm(x)).
+    Where the shape changes, the shortcut also starts from relu(norm(x)).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -160,7 +165,7 @@ class PreActivationBlock(nn.Module):
 
 
 def preactivation_network(shape: Shape, classes: int, stem: int, stages: list[Stage]) -> nn.Module:
-    """A bare convolution, pre-activated blocks, and the last normalisation and ReLU after them."""
+    """A convolution, pre-activation blocks, and a normalisation and a ReLU after them."""
     features = stages[-1].outputs
     return nn.Sequential(
         Normalize(shape[0]),
@@ -173,14 +178,14 @@ def preactivation_network(shape: Shape, classes: int, stem: int, stages: list[St
 
 
 def preresnet(shape: Shape, classes: int, depth: int = 20) -> nn.Module:
-    """Pre-activated ResNet of 6 n + 2 layers (arXiv:1603.05027)."""
+    """Pre-activation ResNet of 6 n + 2 layers (arXiv:1603.05027)."""
     return preactivation_network(
         shape, classes, 16, doubling_stages(16, blocks_per_stage(depth, 2, 2))
     )
 
 
 def wide_resnet(shape: Shape, classes: int, depth: int = 28, widen: int = 10) -> nn.Module:
-    """Pre-activated, 6 n + 4 layers, `widen` times as many channels (arXiv:1605.07146)."""
+    """Pre-activation ResNet of 6 n + 4 layers, `widen` times as wide (arXiv:1605.07146)."""
     return preactivation_network(
         shape, classes, 16, doubling_stages(16 * widen, blocks_per_stage(depth, 4, 2))
     )

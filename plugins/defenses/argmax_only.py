@@ -1,4 +1,4 @@
-"""Argmax-only output: a control that hides its gradient and is exactly as weak as before."""
+"""Argmax-only output: a control that hides its gradient and adds no robustness."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from bench.plugin import Defense, Loader, hookimpl
 
 
 class ArgmaxOnly(nn.Module):
-    """Answer with the winning class alone: one-hot, no graph, no confidence."""
+    """A model that returns the one-hot prediction of a classifier, without scores or gradient."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, C, H, W] in [0, 1] to one-hot [n, K]."""
+        """Images [n, C, H, W] in [0, 1] to one-hot predictions [n, K]."""
         logits = self.classifier(images)
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
 
 def build(loader: Loader) -> nn.Module:
-    """The undefended network, its scores withheld."""
+    """The undefended network with its scores hidden."""
     return ArgmaxOnly(loader.defense("undefended"))
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the control; it declares no stand-in, which is what diagnostics must notice."""
+    """Register the control without a BPDA approximation, which the diagnostics must report."""
     yield Defense(
         name="argmax-only",
         summary="A control: the undefended network with its scores and gradients hidden.",

@@ -1,4 +1,7 @@
-"""Data augmentation: more images of the same kind. It is no adversarial training."""
+"""Data augmentation with shifts and noise, without adversarial training.
+
+Krizhevsky et al. 2012, doi:10.1145/3065386.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,20 @@ SIGMA = 0.1
 
 
 def augment(images: Tensor) -> Tensor:
-    """Moved by up to one pixel, then noisy; a mirrored digit would be another sign."""
+    """Images [n, C, H, W] shifted by up to one pixel, then with noise.
+
+    They are not mirrored, since a mirrored digit is no digit.
+    """
     return add_gaussian_noise(random_shift(images, 1), SIGMA)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the plain network, taught on varied images."""
+    """Register the undefended network trained on augmented images."""
     yield Defense(
         name="augmented",
         cite="https://doi.org/10.1145/3065386",
-        summary=f"Clean images, moved by a pixel and with Gaussian noise of {SIGMA:g}.",
+        summary=f"Trained on clean images, shifted by a pixel, with Gaussian noise of {SIGMA:g}.",
         recipe=Recipe(
             cnn, clean_loss, epochs=30, rate=2e-3, schedule="cosine", augment=augment,
             options={"sigma": SIGMA},

@@ -1,4 +1,7 @@
-"""Bit-depth reduction: see fewer shades, be fooled by fewer. Xu et al. 2018, Guo et al. 2018."""
+"""Bit-depth reduction: rounds every pixel to fewer grey levels.
+
+Xu et al. 2018, arXiv:1704.01155; Guo et al. 2018, arXiv:1711.00117.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,27 @@ BITS = 3
 
 
 def quantize(images: Tensor, bits: int) -> Tensor:
-    """Every pixel in [0, 1] to the nearest of 2^bits even levels; halves to the even level."""
+    """Images [n, C, H, W] in [0, 1], every pixel rounded to the nearest of 2^bits levels.
+
+    Ties go to the even level.
+    """
     levels = 2**bits - 1
     return images.mul(levels).round().div(levels)
 
 
 def three_bits(images: Tensor) -> Tensor:
-    """Eight shades."""
+    """Images [n, C, H, W] rounded to eight levels."""
     return quantize(images, BITS)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer rounding to three bits."""
+    """Register rounding to three bits."""
     yield Defense(
         name="bit-depth",
         cite="arXiv:1704.01155",
-        summary=f"Rounds every pixel to {BITS} bits, then asks the undefended network.",
+        summary=f"Rounds every pixel to {BITS} bits in front of the undefended network.",
         build=before_undefended(three_bits),
-        # Rounding has no slope; the identity has (arXiv:1802.00420).
+        # Rounding has no useful gradient; the identity replaces it (arXiv:1802.00420).
         bpda=before_undefended(straight_through(three_bits)),
     )

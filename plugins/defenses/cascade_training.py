@@ -1,4 +1,7 @@
-"""Cascade training: learn from images that fooled a network trained alike. Na et al. 2018."""
+"""Cascade adversarial training: also trains on images that fool an earlier trained network.
+
+Na et al. 2018, arXiv:1708.02582.
+"""
 
 from __future__ import annotations
 
@@ -27,36 +30,37 @@ PIVOT = 1e-4
 
 
 def cascade_loss(batch: TrainingBatch, alpha: float, pivot: float) -> Tensor:
-    """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2, e before the last layer.
+    """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2 [n], e the input of the last layer.
 
-    e(x) is the pivot: no gradient flows there. Of two kinds of x' the mean is taken.
+    No gradient flows through e(x). With two kinds of x', those of the inner attack and those
+    transferred from the teacher, the mean of both is taken.
     """
     network = require_type(batch.model, nn.Sequential, "the model")
     embed, head = network[:-1], network[-1]
-    fixed = embed(batch.x)
-    clean = cross_entropy(head(fixed), batch.y)
+    embedding = embed(batch.x)
+    clean = cross_entropy(head(embedding), batch.y)
     kinds = [batch.adv] if batch.transferred is None else [batch.adv, batch.transferred]
     losses = []
     for adv in kinds:
-        moved = embed(adv)
-        apart = (moved - fixed.detach()).square().sum(1)
-        losses.append((1 - alpha) * cross_entropy(head(moved), batch.y) + pivot * apart)
+        adv_embedding = embed(adv)
+        distance = (adv_embedding - embedding.detach()).square().sum(1)
+        losses.append((1 - alpha) * cross_entropy(head(adv_embedding), batch.y) + pivot * distance)
     return alpha * clean + torch.stack(losses).mean(0)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer both stages: the second sees what iterated steps make against the first as well."""
+    """Register both stages; the second also trains on BIM images made against the first."""
     common = partial(
         Recipe, cnn, partial(cascade_loss, alpha=ALPHA, pivot=PIVOT), InnerAttack("fgsm", BALL),
         epochs=30, rate=2e-3, schedule="cosine", options={"alpha": ALPHA, "pivot": PIVOT},
     )  # fmt: skip
     for name, recipe, summary in (
-        ("cascade-first", common(), "Images and their one-step ones, close to each other inside."),
+        ("cascade-first", common(), "Trained on clean and FGSM images with close embeddings."),
         (
             "cascade",
             common(teacher="cascade-first", transfer=InnerAttack("bim", BALL)),
-            "The same, and images that iterated steps made against cascade-first.",
+            "As cascade-first, and also trained on BIM images made against cascade-first.",
         ),
     ):
         yield Defense(

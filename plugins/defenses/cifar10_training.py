@@ -1,6 +1,6 @@
-"""Recipes for CIFAR-10: clean_loss, PGD, Fast and TRADES training, each as its paper sets it.
+"""CIFAR-10 recipes: standard, PGD, fast and TRADES training, with the settings of their papers.
 
-docs/recipes.md holds the published figures, and what differs here.
+docs/recipes.md lists the published figures and the differences.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ SHORT_SCHEDULE: dict[str, Any] = {
     "weight_decay": 5e-4,
     "schedule": "cyclic",
 }
-"""A few epochs, the rate up to its peak and down to zero (arXiv:2001.03994)."""
+"""A few epochs, with a learning rate that rises to its peak and falls to zero (arXiv:2001.03994).
+"""
 
 
 def augment(images: Tensor) -> Tensor:
-    """Mirrored, and moved by up to four pixels."""
+    """Images [n, C, H, W], mirrored at random and shifted by up to four pixels."""
     return random_shift(random_flip(images), 4)
 
 
@@ -49,7 +50,7 @@ def trained(loader: Loader, make: Callable[[tuple[int, int, int], int], nn.Modul
 
 
 def defense(name: str, cite: str, summary: str, recipe: Recipe) -> Defense:
-    """What all have in common: the data, the surrogate, weights of their own."""
+    """A defense on CIFAR-10 with weights of its own and the surrogate `undefended-images`."""
     return Defense(
         name=name,
         datasets=("cifar10",),
@@ -64,35 +65,35 @@ def defense(name: str, cite: str, summary: str, recipe: Recipe) -> Defense:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the five; `bench train NAME --device cuda --mixed` makes their weights."""
+    """Register the five; `bench train NAME --device cuda --mixed` trains their weights."""
     yield defense(
         "cifar-base",
         "arXiv:1207.0580",
-        "Six convolutions, two dense layers with dropout; clean images.",
+        "Six convolutions and two dense layers with dropout, trained on clean images.",
         sgd(base, clean_loss, epochs=60, rate=0.05, weight_decay=5e-4, schedule="cosine"),
     )
     yield defense(
         "cifar-standard",
         "arXiv:1603.05027",
-        "PreActResNet-18 on clean images.",
+        "PreActResNet-18 trained on clean images.",
         sgd(preact_resnet18, clean_loss, **SHORT_SCHEDULE),
     )
     yield defense(
         "cifar-pgd",
         "arXiv:1706.06083",
-        "PreActResNet-18 on what seven steps of PGD make of each batch, 8/255.",
+        "PreActResNet-18 trained on PGD images of seven steps, 8/255.",
         sgd(preact_resnet18, adversarial_loss, PGD_7, **SHORT_SCHEDULE),
     )
     yield defense(
         "cifar-fast",
         "arXiv:2001.03994",
-        "PreActResNet-18 on one step of 10/255 from a random start, 8/255.",
+        "PreActResNet-18 trained on one step of 10/255 from a random start, 8/255.",
         sgd(preact_resnet18, adversarial_loss, FAST_STEP, monitor=PGD_5, **SHORT_SCHEDULE),
     )
     yield defense(
         "cifar-trades",
         "arXiv:1901.08573",
-        f"Wide ResNet 34-10 by TRADES, 8/255, beta = {BETA:g}.",
+        f"Wide ResNet 34-10 trained by TRADES, 8/255, beta = {BETA:g}.",
         sgd(
             wide,
             partial(trades_loss, beta=BETA),

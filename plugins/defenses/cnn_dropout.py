@@ -1,4 +1,7 @@
-"""Dropout in training: units that fall silent at random, none of them at test time."""
+"""Dropout in training: a network trained with random units set to zero.
+
+Hinton et al. 2012, arXiv:1207.0580.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def trained(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the network with dropout before both dense layers."""
+    """Register the network with dropout before both dense layers."""
     yield Defense(
         name="cnn-dropout",
         cite="arXiv:1207.0580",

@@ -1,7 +1,7 @@
-"""Contrastive latent space: like attracts like, and the nearest of a few supports answers.
+"""Contrastive latent space: predicts the class of the nearest support in a learned embedding.
 
-The latent loss is that of Hadsell, Chopra and LeCun 2006 (doi:10.1109/CVPR.2006.100). A negative
-result: the latent space moves under attack as the classifier does.
+The loss of the embedding is that of Hadsell, Chopra and LeCun 2006 (doi:10.1109/CVPR.2006.100). It
+adds no robustness: attacks move the embedding as they move logits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MARGIN = 2.0
 
 
 class NearestSupport(nn.Module):
-    """Encode, then answer with the class of the nearest support."""
+    """An encoder, and for each class a few support points in its latent space."""
 
     support: Tensor
 
@@ -46,26 +46,29 @@ class NearestSupport(nn.Module):
 
 def support_distances(z: Tensor, support: Tensor) -> Tensor:
     """[n, K]: the distance of z [n, d] to the nearest support [K, m, d] of each class."""
-    apart = (z[:, None, None] - support).square().sum(3).amin(2)
-    return (apart + 1e-12).sqrt()
+    square = (z[:, None, None] - support).square().sum(3).amin(2)
+    return (square + 1e-12).sqrt()
 
 
 def contrastive_loss(z: Tensor, y: Tensor, margin: float) -> Tensor:
-    """Mean over all pairs of 1[y = y'] d^2 + 1[y != y'] max(0, margin - d)^2, d = ||z - z'||."""
+    """Mean [] over all pairs of 1[y = y'] d^2 + 1[y != y'] max(0, margin - d)^2, d = ||z - z'||.
+
+    `z` is [n, d] and `y` [n].
+    """
     i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     d = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return torch.where(y[i] == y[j], d.square(), (margin - d).clamp(min=0).square()).mean()
 
 
 def training_loss(batch: TrainingBatch, margin: float) -> Tensor:
-    """-log p(y | x) of the head, plus the contrast of the batch."""
+    """-log p(y | x) [n] of the linear head, plus the contrastive loss of the batch."""
     model = require_type(batch.model, NearestSupport, "the model")
     z = model.encoder(batch.x)
     return cross_entropy(model.head(z), batch.y) + contrastive_loss(z, batch.y, margin)
 
 
 def store_supports(batch: TrainingBatch) -> None:
-    """Keep the first few images of each class as supports."""
+    """Store the embeddings of the first few images of each class as supports."""
     model = require_type(batch.model, NearestSupport, "the model")
     with torch.no_grad():
         z = model.encoder(batch.x)
@@ -80,7 +83,7 @@ def build(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the nearest support of a two-dimensional latent space."""
+    """Register the classifier in a two-dimensional latent space."""
     yield Defense(
         name="contrastive",
         cite="doi:10.1109/CVPR.2006.100",

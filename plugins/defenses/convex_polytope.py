@@ -1,4 +1,7 @@
-"""Provably robust networks through the convex outer polytope. Wong and Kolter 2018."""
+"""Networks trained with certificates of the convex outer polytope; published weights.
+
+Wong and Kolter 2018, arXiv:1711.00851.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from torch import nn
 
 from bench.plugin import Claim, Defense, Loader, hookimpl
 
-HOME = "https://github.com/locuslab/convex_adversarial"
+REPOSITORY = "https://github.com/locuslab/convex_adversarial"
 MNIST = "a3f730ab1291a5d583ad486043932cca221e8fbfaf727335b3e597f61c05e3ea"
 FASHION = "7665f7a1ae64f9696cd2ddda31b0110524b26a879ab1d097d7e21d9197b015d2"
 
 
 def network() -> nn.Sequential:
-    """[n, 1, 28, 28] in [0, 1] to logits [n, 10]; two strided convolutions, one hidden layer."""
+    """[n, 1, 28, 28] in [0, 1] to logits [n, 10]: two strided convolutions and one hidden layer."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2, padding=1),
         nn.ReLU(),
@@ -35,13 +38,13 @@ def published(loader: Loader, file: str, sha256: str) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the authors' MNIST and Fashion-MNIST networks for L-infinity 0.1."""
+    """Register the authors' MNIST and Fashion-MNIST networks for L-infinity 0.1."""
     yield Defense(
         name="convex-mnist",
         datasets=("mnist",),
         cite="arXiv:1711.00851",
-        summary="Published weights, certified: at most 5.8 % of the test set can be broken.",
-        claims=(Claim("mnist-linf", 0.942, HOME),),
+        summary="Published weights with certificates: at most 5.8 % of the test set can be broken.",
+        claims=(Claim("mnist-linf", 0.942, REPOSITORY),),
         build=partial(published, file="convex-mnist-linf-0.1.safetensors", sha256=MNIST),
         surrogate="undefended-images",
         quick=False,

@@ -1,4 +1,7 @@
-"""Cropping and rescaling: parts of the image, as large as the whole. Guo et al. 2018."""
+"""Cropping and rescaling: classifies enlarged crops of the image.
+
+Guo et al. 2018, arXiv:1711.00117.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +25,22 @@ def crop_side(size: int) -> int:
 
 
 def center_crop(images: Tensor) -> Tensor:
-    """The middle of each image, stretched over the whole of it."""
-    spare = [
+    """The centre of each image [n, C, H, W], resized to the whole image."""
+    margins = [
         torch.tensor([size - crop_side(size)], device=images.device) for size in images.shape[2:]
     ]
-    return crop_and_resize(images, spare[0] // 2, spare[1] // 2)
+    return crop_and_resize(images, margins[0] // 2, margins[1] // 2)
 
 
 def random_crop(images: Tensor) -> Tensor:
-    """Another part of each image, stretched over the whole of it; new places on each call."""
+    """A crop of each image [n, C, H, W] at a new random place, resized to the image."""
     return crop_and_resize(
         images, *(random_integer(images, 0, size - crop_side(size)) for size in images.shape[2:])
     )
 
 
 def crop_and_resize(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """The part of each image whose first row and column are `top` and `left`, stretched."""
+    """The crop of each image [n, C, H, W] from row `top` [n] and column `left` [n], resized."""
     rows, columns = (
         crop_matrix(start, crop_side(size), size).to(images)
         for start, size in zip((top, left), images.shape[2:], strict=True)
@@ -50,27 +53,27 @@ class CropEnsemble(nn.Module):
 
     def __init__(self, classifier: nn.Module, count: int) -> None:
         super().__init__()
-        self.classifier, self.looks = classifier, count
+        self.classifier, self.count = classifier, count
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
-        looks = torch.cat([random_crop(images) for _ in range(self.looks)])
-        each: Tensor = self.classifier(looks).log_softmax(1)
-        return each.view(self.looks, len(images), -1).logsumexp(0)
+        crops = torch.cat([random_crop(images) for _ in range(self.count)])
+        each: Tensor = self.classifier(crops).log_softmax(1)
+        return each.view(self.count, len(images), -1).logsumexp(0)
 
 
 def ensemble(loader: Loader) -> nn.Module:
-    """The network that was trained on crops, asked about several."""
+    """The network trained on crops, averaged over several."""
     return CropEnsemble(trained(loader), CROPS)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer one fixed crop before the undefended network, and the ensemble of random ones."""
+    """Register one fixed crop in front of the undefended network, and the ensemble."""
     yield Defense(
         name="crop",
         cite="arXiv:1711.00117",
-        summary="The middle of the image, stretched, then the undefended network.",
+        summary="The enlarged centre of the image, then the undefended network.",
         build=before_undefended(center_crop),
         quick=False,
     )
@@ -78,7 +81,7 @@ def bench_defenses() -> Iterator[Defense]:
         name="crop-ensemble",
         cite="arXiv:1711.00117",
         summary=f"The mean over {CROPS} random crops, by a network trained on crops.",
-        # A crop of an image is an image up to rounding.
+        # Rounding may leave [0, 1] by a little.
         recipe=Recipe(
             cnn,
             clean_loss,
@@ -88,7 +91,7 @@ def bench_defenses() -> Iterator[Defense]:
             schedule="cosine",
         ),
         build=ensemble,
-        # Each answer is a mean over many crops already.
+        # Each forward averages over many crops already.
         randomness=Randomness(draws=1),
         forwards=CROPS,
         quick=False,

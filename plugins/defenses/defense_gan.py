@@ -1,7 +1,8 @@
-"""Defense-GAN: replace the image by the nearest one that a generator can make.
+"""Defense-GAN: replaces the image by the nearest one that a generator can produce.
 
 Samangouei et al. 2018, arXiv:1805.06605. The generators here are small: a learned decoder, searched
-by gradient descent as published, and an affine one, where the nearest image is least squares.
+by gradient descent as published, and an affine one, whose nearest image is a least-squares
+solution.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ LATENT = 8
 HIDDEN = 128
 STEPS, RESTARTS = 20, 2
 RATE, MOMENTUM = 0.1, 0.7
-BETA = 0.05  # weight of the divergence against the squared errors of all pixels
+BETA = 0.05  # weight of the divergence relative to the squared error of all pixels
 
 
 class Projection(nn.Module):
     """G(z*) with z* = argmin ||G(z) - x||^2, the best of several searches from random starts."""
 
     def __init__(self, decoder: nn.Module, latent: int, *, unrolled: bool = False) -> None:
-        """With `unrolled` the steps of the search keep their slope; answers are the same."""
+        """With `unrolled` the search keeps its graph for gradients; its outputs are the same."""
         super().__init__()
         self.decoder, self.latent, self.unrolled = decoder, latent, unrolled
         self.steps, self.restarts = STEPS, RESTARTS
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [n, C, H, W] to the nearest images that the decoder was found to make."""
+        """Images [n, C, H, W] to the nearest images of the decoder that the search finds."""
         goal = images.flatten(1)
         with torch.enable_grad():
             found = torch.stack([self.search(goal) for _ in range(self.restarts)])
@@ -42,25 +43,25 @@ class Projection(nn.Module):
         return nearest if self.unrolled else nearest.detach()
 
     def search(self, goal: Tensor) -> Tensor:
-        """G(z) [n, pixels] after gradient steps with momentum from z ~ N(0, 1)."""
+        """G(z) [n, pixels] after gradient descent with momentum from z ~ N(0, 1), for `goal`."""
         z = torch.randn(len(goal), self.latent, device=goal.device, requires_grad=True)
-        speed = torch.zeros_like(z)
+        velocity = torch.zeros_like(z)
         for _ in range(self.steps):
             total = squared_error(self.decoder(z), goal).sum()
             (slope,) = torch.autograd.grad(total, z, create_graph=self.unrolled)
-            speed = MOMENTUM * speed - RATE * slope
-            z = z + speed
+            velocity = MOMENTUM * velocity - RATE * slope
+            z = z + velocity
         made: Tensor = self.decoder(z)
         return made
 
 
 def squared_error(made: Tensor, goal: Tensor) -> Tensor:
-    """||G(z) - x||^2 [..., n]."""
+    """||G(z) - x||^2 [..., n] for G(z) [..., n, pixels] and x [n, pixels]."""
     return (made - goal).square().sum(-1)
 
 
 class AffineGenerator(nn.Module):
-    """The generator G(z) = mean + B z, B with orthonormal columns, searched exactly."""
+    """The generator G(z) = mean + B z with orthonormal columns of B, searched exactly."""
 
     mean: Tensor
     basis: Tensor
@@ -71,14 +72,14 @@ class AffineGenerator(nn.Module):
         self.register_buffer("basis", torch.zeros(pixels, latent))
 
     def forward(self, images: Tensor) -> Tensor:
-        """G(z*) with z* = B^T (x - mean), the least squares; it has its own slope."""
+        """G(z*) of images [n, C, H, W], with the least squares z* = B^T (x - mean)."""
         z = (images.flatten(1) - self.mean) @ self.basis
         made: Tensor = self.mean + z @ self.basis.T
         return made.view_as(images)
 
 
 def fit_principal_components(batch: TrainingBatch) -> None:
-    """Fill an affine generator: the mean image, and the directions of largest variance."""
+    """Fit an affine generator: the mean image and the directions of largest variance."""
     generator = cast(AffineGenerator, batch.model)
     pixels = batch.x.flatten(1).double()
     generator.mean.copy_(pixels.mean(0))
@@ -87,7 +88,7 @@ def fit_principal_components(batch: TrainingBatch) -> None:
 
 
 class Autoencoder(nn.Module):
-    """A classifier, and a decoder that was taught with the help of an encoder."""
+    """A classifier, and a decoder trained together with an encoder."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
@@ -101,13 +102,13 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The classifier's logits [n, K] of the images as they are."""
+        """The classifier's logits [n, K] of the images [n, C, H, W] themselves."""
         answer: Tensor = self.classifier(images)
         return answer
 
 
 def autoencoder_loss(batch: TrainingBatch) -> Tensor:
-    """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)), z drawn from q."""
+    """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)) [n], with z drawn from q."""
     parts = cast(Autoencoder, batch.model)
     middle, log_variance = parts.encoder(batch.x).chunk(2, dim=1)
     z = middle + torch.randn_like(middle) * (log_variance / 2).exp()
@@ -123,18 +124,18 @@ def build(loader: Loader) -> nn.Module:
 
 
 def bpda(loader: Loader) -> nn.Module:
-    """The same with the slope of the search itself: that of the identity finds little here."""
+    """The same model with an unrolled search; the gradient of the identity is worse here."""
     return projected_classifier(loader, unrolled=True)
 
 
 def projected_classifier(loader: Loader, *, unrolled: bool) -> nn.Module:
-    """The trained parts, joined."""
+    """The trained classifier behind a search of the trained decoder."""
     parts = cast(Autoencoder, loader.trained(Autoencoder(loader.shape, loader.classes)))
     return PreprocessedModel(parts.classifier, Projection(parts.decoder, LATENT, unrolled=unrolled))
 
 
 def affine_generator(shape: tuple[int, int, int], classes: int) -> AffineGenerator:
-    """An affine generator of images of this shape, to be fitted."""
+    """An affine generator of images of this shape, not fitted yet."""
     return AffineGenerator(shape[0] * shape[1] * shape[2], LATENT)
 
 
@@ -146,11 +147,11 @@ def build_affine(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the search of a learned decoder, and the exact projection of an affine one."""
+    """Register the search of a learned decoder, and the projection onto an affine one."""
     yield Defense(
         name="defense-gan",
         cite="arXiv:1805.06605",
-        summary=f"The nearest image of a small decoder: {RESTARTS} searches of {STEPS} steps.",
+        summary=f"Projects images onto a small decoder by {RESTARTS} searches of {STEPS} steps.",
         recipe=Recipe(
             Autoencoder,
             autoencoder_loss,
@@ -168,7 +169,7 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="defense-gan-affine",
         cite="arXiv:1805.06605",
-        summary=f"The nearest mixture of {LATENT} principal components, by least squares.",
+        summary=f"Projects images onto {LATENT} principal components by least squares.",
         recipe=Recipe(
             affine_generator, fit=fit_principal_components, epochs=0, options={"latent": LATENT}
         ),

@@ -1,7 +1,8 @@
-"""Defensive distillation: learn soft answers at a high temperature. Papernot et al. 2016.
+"""Defensive distillation: trains a student on a teacher's soft labels at a high temperature.
 
-Broken: deployed at temperature 1, its logits are so large that the cross-entropy has no slope in
-float32. The margin has, and so have the logits divided by the temperature (arXiv:1608.04644).
+Papernot et al. 2016, arXiv:1511.04508. It is broken: at temperature 1 the logits are so large that
+the cross-entropy has no gradient in float32. The margin has one, and so have logits divided by the
+temperature (arXiv:1608.04644).
 """
 
 from __future__ import annotations
@@ -19,37 +20,37 @@ TEMPERATURE = 40.0
 
 
 def soft_labels(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(z / T) [n, K]."""
+    """softmax(z / T) [n, K] of logits z [n, K]."""
     return logits.div(temperature).softmax(1)
 
 
 def teacher_loss(batch: TrainingBatch, temperature: float) -> Tensor:
-    """-log softmax(z / T)_y: how the teacher learns."""
+    """-log softmax(z / T)_y [n], the loss of the teacher."""
     return cross_entropy(batch.model(batch.x) / temperature, batch.y)
 
 
 def student_loss(batch: TrainingBatch, temperature: float) -> Tensor:
-    """-sum_k q_k log softmax(z / T)_k with the teacher's q = softmax(z' / T)."""
+    """-sum_k q_k log softmax(z / T)_k [n] with the teacher's q = softmax(z' / T)."""
     teacher = require_type(batch.teacher, nn.Module, "the teacher")
-    told = soft_labels(teacher(batch.x), temperature)
-    return F.cross_entropy(batch.model(batch.x) / temperature, told, reduction="none")
+    target = soft_labels(teacher(batch.x), temperature)
+    return F.cross_entropy(batch.model(batch.x) / temperature, target, reduction="none")
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the student, and the teacher that it learns from."""
-    numbers = {"temperature": TEMPERATURE}
+    """Register the teacher and the student."""
+    options = {"temperature": TEMPERATURE}
     yield Defense(
         name="distillation-teacher",
         cite="arXiv:1511.04508",
-        summary=f"Clean images at temperature {TEMPERATURE:g}; the teacher of distillation.",
+        summary=f"Trained at temperature {TEMPERATURE:g}; the teacher of `distillation`.",
         recipe=Recipe(
             cnn,
             partial(teacher_loss, temperature=TEMPERATURE),
             epochs=30,
             rate=2e-3,
             schedule="cosine",
-            options=numbers,
+            options=options,
         ),
         build=trained,
         quick=False,
@@ -57,7 +58,7 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="distillation",
         cite="arXiv:1511.04508",
-        summary=f"Taught the soft answers of a teacher at temperature {TEMPERATURE:g}; broken.",
+        summary=f"Trained on a teacher's soft labels at temperature {TEMPERATURE:g}; broken.",
         recipe=Recipe(
             cnn,
             partial(student_loss, temperature=TEMPERATURE),
@@ -65,7 +66,7 @@ def bench_defenses() -> Iterator[Defense]:
             rate=2e-3,
             schedule="cosine",
             teacher="distillation-teacher",
-            options=numbers,
+            options=options,
         ),
         build=trained,
         quick=False,

@@ -1,4 +1,7 @@
-"""FGSM adversarial training: learn from one-step adversarial images. Goodfellow et al. 2015."""
+"""FGSM adversarial training: trains on one-step adversarial images.
+
+Goodfellow et al. 2015, arXiv:1412.6572.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +28,25 @@ ALPHA = 0.5
 
 
 def mixture_loss(batch: TrainingBatch, alpha: float) -> Tensor:
-    """alpha J(x) + (1 - alpha) J(x'): alpha is the weight of the clean images."""
+    """alpha J(x) + (1 - alpha) J(x') [n]: alpha is the weight of the clean images."""
     clean = cross_entropy(batch.model(batch.x), batch.y)
     return alpha * clean + (1 - alpha) * cross_entropy(batch.model(batch.adv), batch.y)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer both forms: adversarial images alone, and half and half."""
+    """Register training on adversarial images alone, and on half clean and half adversarial."""
     yield Defense(
         name="fgsm-training",
         cite="arXiv:1412.6572",
-        summary="Trained on one-step adversarial images alone; stronger attacks may pass.",
+        summary="Trained on FGSM images alone; stronger attacks may break it.",
         recipe=Recipe(cnn, adversarial_loss, INNER, epochs=30, rate=2e-3, schedule="cosine"),
         build=trained,
     )
     yield Defense(
         name="fgsm-mixture",
         cite="arXiv:1412.6572",
-        summary="Trained on clean and one-step adversarial images, half and half.",
+        summary="Trained on clean and FGSM images in equal shares.",
         recipe=Recipe(
             cnn,
             partial(mixture_loss, alpha=ALPHA),

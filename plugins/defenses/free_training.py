@@ -1,4 +1,7 @@
-"""Free adversarial training: one backward pass for weights and images. Shafahi et al. 2019."""
+"""Free adversarial training: one backward pass updates both weights and perturbations.
+
+Shafahi et al. 2019, arXiv:1904.12843.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from plugins.defenses._losses import adversarial_loss
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the network that replays each batch eight times: as many gradients as PGD-7."""
+    """Register the network that replays each batch eight times, as many gradients as PGD-7."""
     yield Defense(
         name="free-training",
         cite="arXiv:1904.12843",
-        summary="Trained on perturbations that follow the gradients of the weights' own steps.",
+        summary="Adversarial training that reuses the gradients of the weight updates.",
         recipe=Recipe(
             cnn,
             adversarial_loss,

@@ -1,4 +1,4 @@
-"""Deliberate gradient masking: controls that gain no robustness and must be flagged."""
+"""Deliberate gradient masking: controls that add no robustness and that diagnostics must report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONTROL = "its gradient is hidden on purpose"
 
 
 class MaskedLogits(nn.Module):
-    """The same answers through a map that keeps their order, and starves an attack."""
+    """A classifier behind a map of its logits that keeps their order and hides the gradient."""
 
     def __init__(self, classifier: nn.Module, mask: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -26,23 +26,23 @@ class MaskedLogits(nn.Module):
 
 
 def scale_logits(logits: Tensor) -> Tensor:
-    """Logits so far apart that float32 knows no second class: softmax - y is exactly 0."""
+    """Logits [n, K] times FACTOR, so far apart that softmax - y is exactly 0 in float32."""
     return FACTOR * logits
 
 
 def quantize_logits(logits: Tensor) -> Tensor:
-    """Logits on a grid: a staircase, flat wherever it has a slope."""
+    """Logits [n, K] rounded to a grid, with a gradient of zero almost everywhere."""
     return (logits / GRID).round() * GRID
 
 
 def masked_undefended(mask: Callable[[Tensor], Tensor]) -> Callable[[Loader], nn.Module]:
-    """What builds the undefended network behind a mask."""
+    """A build function for the undefended network behind a map of logits [n, K]."""
     return lambda loader: MaskedLogits(loader.defense("undefended"), mask)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer both controls; neither declares a stand-in, which is what diagnostics must notice."""
+    """Register both controls without a BPDA approximation, which the diagnostics must report."""
     yield Defense(
         name="scaled-logits",
         summary=f"A control: the undefended network, its logits times {FACTOR:g}.",

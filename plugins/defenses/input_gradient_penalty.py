@@ -1,7 +1,7 @@
-"""Input-gradient regularisation: a loss that is flat in the image. Drucker and LeCun 1991.
+"""Input-gradient regularisation: penalises the gradient of the loss with respect to the image.
 
-To first order max over ||d||_inf <= eps of L(x + d) is L(x) + eps ||grad_x L||_1, which is exact
-for a linear loss (arXiv:1711.09404).
+Drucker and LeCun 1991, doi:10.1109/72.165600. To first order max over ||d||_inf <= eps of L(x + d)
+is L(x) + eps ||grad_x L||_1, which is exact for a linear loss (arXiv:1711.09404).
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ def loss_and_gradient(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """L = -log p(y | x) [n], and grad_x L [n, d] with a graph of its own."""
     x = batch.x.detach().requires_grad_()
     loss = cross_entropy(batch.model(x), batch.y)
-    (slope,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
-    return loss, slope.flatten(1)
+    (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    return loss, gradient.flatten(1)
 
 
 def l1_penalty_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """L + strength ||grad_x L||_1."""
-    loss, slope = loss_and_gradient(batch)
-    return loss + strength * slope.abs().sum(1)
+    """L + strength ||grad_x L||_1 [n]."""
+    loss, gradient = loss_and_gradient(batch)
+    return loss + strength * gradient.abs().sum(1)
 
 
 def l2_penalty_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """L + strength / 2 ||grad_x L||_2^2."""
-    loss, slope = loss_and_gradient(batch)
-    return loss + strength / 2 * slope.square().sum(1)
+    """L + strength / 2 ||grad_x L||_2^2 [n], double backpropagation."""
+    loss, gradient = loss_and_gradient(batch)
+    return loss + strength / 2 * gradient.square().sum(1)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer both norms."""
+    """Register the penalty in both norms."""
     yield Defense(
         name="input-gradient-l1",
         cite="arXiv:1711.09404",
-        summary=f"Clean images, and {L1_STRENGTH:g} times the L1 norm of the input gradient.",
+        summary=f"Trained with {L1_STRENGTH:g} times the L1 norm of the input gradient.",
         recipe=Recipe(
             cnn,
             partial(l1_penalty_loss, strength=L1_STRENGTH),
@@ -60,7 +60,7 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(
         name="double-backprop",
         cite="doi:10.1109/72.165600",
-        summary=f"Clean images, and {L2_STRENGTH:g} / 2 times the squared input gradient.",
+        summary=f"Trained with {L2_STRENGTH:g} / 2 times the squared input gradient.",
         recipe=Recipe(
             cnn,
             partial(l2_penalty_loss, strength=L2_STRENGTH),

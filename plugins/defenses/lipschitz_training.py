@@ -1,7 +1,7 @@
-"""Lipschitz regularisation by Toeplitz theory: steep convolutions cost. Araujo et al. 2020.
+"""Lipschitz regularisation by Toeplitz theory: adversarial training with bounded layer norms.
 
-A convolution with zeros around the image is a (block) Toeplitz matrix, whose norm is at most the
-supremum of the kernel's trigonometric polynomial.
+Araujo et al. 2020, arXiv:2006.08391. A convolution with zero padding is a (block) Toeplitz matrix,
+whose norm is at most the supremum of the kernel's trigonometric polynomial.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from bench.plugin import (
 )
 from plugins.defenses._cnn import cnn, trained
 
-GRID = 12  # frequencies an axis at which a polynomial is sampled
+GRID = 12  # frequencies per axis at which the polynomial is sampled
 STRENGTH = 0.02
 
 
 def lipschitz_bound(kernel: Tensor, grid: int = GRID) -> Tensor:
-    """An upper bound of the L2 norm of a convolution, with a gradient to its kernel.
+    """An upper bound [] of the L2 norm of a convolution, differentiable in its kernel.
 
     sqrt(sum over output channels i of max over w of sum_j |f_ij(w)|^2), f_ij(w) = sum_k K_ijk
-    e^{ikw}; or the same with inputs and outputs exchanged, where that is less (arXiv:2006.08391).
-    The maximum is taken on a grid. Between its points a real trigonometric polynomial of degree d
-    rises by at most 1 / cos(pi d / grid) an axis (Ehlich and Zeller 1964).
+    e^{ikw}; or the same with inputs and outputs exchanged, where that is smaller
+    (arXiv:2006.08391). The maximum is taken on a grid. Between its points a real trigonometric
+    polynomial of degree d rises by at most 1 / cos(pi d / grid) an axis (Ehlich and Zeller 1964).
 
     Args:
         kernel: [out, in, *axes], one axis or two; a matrix [out, in] is a kernel of one point.
@@ -50,25 +50,25 @@ def lipschitz_bound(kernel: Tensor, grid: int = GRID) -> Tensor:
 
 
 def layer_bounds(model: nn.Module) -> list[Tensor]:
-    """The bound of every convolution and matrix, in order."""
+    """The bound [] of every convolution and linear layer, in order."""
     layers = (m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear))
     return [lipschitz_bound(layer.weight) for layer in layers]
 
 
 def regularized_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """-log p(y | x') + strength * sum over layers of log of the bound."""
+    """-log p(y | x') + strength * sum over layers of log of the bound [n]."""
     loss = cross_entropy(batch.model(batch.adv), batch.y)
     return loss + strength * torch.stack(layer_bounds(batch.model)).log().sum()
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer PGD training with the regulariser."""
+    """Register PGD training with the regulariser."""
     inner = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="lipschitz-training",
         cite="arXiv:2006.08391",
-        summary=f"PGD training, and {STRENGTH:g} times the log of a bound on each layer's norm.",
+        summary=f"PGD training with {STRENGTH:g} times the log of a bound on each layer's norm.",
         recipe=Recipe(
             cnn,
             partial(regularized_loss, strength=STRENGTH),

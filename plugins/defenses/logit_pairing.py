@@ -1,4 +1,7 @@
-"""Logit pairing: pull the answers to two images together. Kannan, Kurakin and Goodfellow 2018."""
+"""Logit pairing: adversarial training that pulls the logits of two images together.
+
+Kannan, Kurakin and Goodfellow 2018, arXiv:1803.06373.
+"""
 
 from __future__ import annotations
 
@@ -33,37 +36,37 @@ def squared_distance(one: Tensor, other: Tensor, form: str) -> Tensor:
 
 
 def adversarial_pairing(batch: TrainingBatch, strength: float, form: str) -> Tensor:
-    """ALP: J(x') + strength ||f(x) - f(x')||^2."""
-    moved = batch.model(batch.adv)
-    apart = squared_distance(batch.model(batch.x), moved, form)
-    return cross_entropy(moved, batch.y) + strength * apart
+    """Adversarial logit pairing (ALP): J(x') + strength ||f(x) - f(x')||^2 [n]."""
+    adv_logits = batch.model(batch.adv)
+    distance = squared_distance(batch.model(batch.x), adv_logits, form)
+    return cross_entropy(adv_logits, batch.y) + strength * distance
 
 
 def clean_pairing(batch: TrainingBatch, strength: float, form: str) -> Tensor:
-    """CLP as later tables have it: J(x) + strength ||f(x) - f(x')||^2."""
-    found = batch.model(batch.x)
-    apart = squared_distance(found, batch.model(batch.adv), form)
-    return cross_entropy(found, batch.y) + strength * apart
+    """Clean logit pairing (CLP) as in later comparisons: J(x) + strength ||f(x) - f(x')||^2 [n]."""
+    logits = batch.model(batch.x)
+    distance = squared_distance(logits, batch.model(batch.adv), form)
+    return cross_entropy(logits, batch.y) + strength * distance
 
 
 def random_pairing(batch: TrainingBatch, strength: float) -> Tensor:
-    """CLP as published: J(x) + strength ||f(x_i) - f(x_j)||^2, each image paired with another.
+    """Clean logit pairing as published: J(x) + strength ||f(x_i) - f(x_j)||^2 [n], i and j random.
 
-    A batch comes in random order: its first is paired with its last, its second with the one
+    A batch comes in random order: its first image is paired with its last, its second with the one
     before, and so on.
     """
-    found = batch.model(batch.x)
-    apart = squared_distance(found, found.flip(0), "logits")
-    return cross_entropy(found, batch.y) + strength * apart
+    logits = batch.model(batch.x)
+    distance = squared_distance(logits, logits.flip(0), "logits")
+    return cross_entropy(logits, batch.y) + strength * distance
 
 
 def add_noise(x: Tensor, sigma: float) -> Tensor:
-    """x + N(0, sigma^2), in the box."""
+    """x [n, C, H, W] + N(0, sigma^2), clipped to the box."""
     return (x + sigma * torch.randn_like(x)).clamp(0, 1)
 
 
 def pairing_defense(name: str, summary: str, recipe: Recipe) -> Defense:
-    """A defense of this file."""
+    """A defense with this recipe and the paper's source."""
     return Defense(
         name=name,
         cite="arXiv:1803.06373",
@@ -76,17 +79,17 @@ def pairing_defense(name: str, summary: str, recipe: Recipe) -> Defense:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer pairs of an image with its adversarial one, in three forms, and pairs of strangers."""
+    """Register pairs of clean and adversarial images in three forms, and random pairs."""
     common = partial(Recipe, cnn, epochs=30, rate=2e-3, schedule="cosine")
     for name, loss, strength, form in (
         ("alp", adversarial_pairing, 0.5, "logits"),
         ("alp-probabilities", adversarial_pairing, 0.5, "probabilities"),
         ("clp", clean_pairing, 5.0, "probabilities"),
     ):
-        learned = "adversarial" if loss is adversarial_pairing else "clean"
+        trained_on = "adversarial" if loss is adversarial_pairing else "clean"
         yield pairing_defense(
             name,
-            f"Right on {learned} images, {form} of clean and adversarial ones alike.",
+            f"Trained on {trained_on} images, with equal {form} on clean and adversarial ones.",
             common(
                 partial(loss, strength=strength, form=form),
                 INNER,
@@ -95,7 +98,7 @@ def bench_defenses() -> Iterator[Defense]:
         )
     yield pairing_defense(
         "clp-strangers",
-        "Right on noisy images, logits of different ones alike: small logits, not safe ones.",
+        "Trained on noisy images, with equal logits on random pairs; only makes logits small.",
         common(
             partial(random_pairing, strength=STRENGTH),
             augment=partial(add_noise, sigma=SIGMA),

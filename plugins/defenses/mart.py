@@ -1,4 +1,7 @@
-"""MART: adversarial training that looks hardest at what is wrong already. Wang et al. 2020."""
+"""MART: adversarial training with more weight on misclassified images.
+
+Wang et al. 2020, https://openreview.net/forum?id=rklOg6EFwS.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ STRENGTH = 5.0
 
 
 def boosted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """-log p_label - log(1 - max_{k != label} p_k): p_label is to be large, its rival small."""
+    """-log p_label - log(1 - max_{k != label} p_k) [n], for logits [n, K]."""
     own = label[:, None]
     rival = logits.scatter(1, own, -math.inf).argmax(1, keepdim=True)
     rest = logits.scatter(1, rival, -math.inf).logsumexp(1) - logits.logsumexp(1)
@@ -34,19 +37,19 @@ def boosted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def mart_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x))."""
-    clean, moved = batch.model(batch.x), batch.model(batch.adv)
-    doubt = 1 - select_column(clean.softmax(1), batch.y)
-    return boosted_cross_entropy(moved, batch.y) + strength * kl_divergence(clean, moved) * doubt
+    """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x)) [n]."""
+    clean, adv = batch.model(batch.x), batch.model(batch.adv)
+    weight = 1 - select_column(clean.softmax(1), batch.y)
+    return boosted_cross_entropy(adv, batch.y) + strength * kl_divergence(clean, adv) * weight
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the network trained by MART."""
+    """Register the network trained by MART."""
     yield Defense(
         name="mart",
         cite="https://openreview.net/forum?id=rklOg6EFwS",
-        summary=f"Steady around images, above all where it errs, lambda = {STRENGTH:g}.",
+        summary=f"PGD training with more weight on misclassified images, lambda = {STRENGTH:g}.",
         recipe=Recipe(
             cnn,
             partial(mart_loss, strength=STRENGTH),

@@ -1,4 +1,7 @@
-"""MMA training: push the border away from each image, up to a largest margin. Ding et al. 2020."""
+"""MMA training: maximises the margin of each image, up to a largest one.
+
+Ding et al. 2020, arXiv:1812.02637.
+"""
 
 from __future__ import annotations
 
@@ -31,71 +34,71 @@ LARGEST = Fraction(102, 255)
 
 
 def mma_loss(batch: TrainingBatch, weight: float) -> Tensor:
-    """weight J(x) + (1 - weight) M(x), with batch.adv on the border, or as far as is looked.
+    """weight J(x) + (1 - weight) M(x) [n], with x' = batch.adv on the boundary or at the radius.
 
-    M = J(x') where x is right and the border was found: its gradient is that of the margin.
-    M = 0 where x is right out to the largest margin, and M = J(x) where x is wrong.
+    M = J(x') where x is right and the boundary was found: its gradient is that of the margin. M = 0
+    where x is right out to the largest margin, and M = J(x) where x is wrong.
     """
-    found, moved = batch.model(batch.x), batch.model(batch.adv)
-    clean, border = cross_entropy(found, batch.y), cross_entropy(moved, batch.y)
-    safe = moved.argmax(1) == batch.y
-    margin = torch.where(found.argmax(1) != batch.y, clean, border.masked_fill(safe, 0))
+    logits, adv_logits = batch.model(batch.x), batch.model(batch.adv)
+    clean, border = cross_entropy(logits, batch.y), cross_entropy(adv_logits, batch.y)
+    safe = adv_logits.argmax(1) == batch.y
+    margin = torch.where(logits.argmax(1) != batch.y, clean, border.masked_fill(safe, 0))
     return weight * clean + (1 - weight) * margin
 
 
 class State(NamedTuple):
-    """A way out, and where on it the border is."""
+    """A segment from x to the endpoint of PGD, and the bounds of the boundary on it."""
 
     adv: Tensor
-    """[n, C, H, W]: x + high (end - x)."""
+    """[n, C, H, W]: x + high (endpoint - x)."""
     endpoint: Tensor
     """[n, C, H, W]: the iterate of PGD."""
     low: Tensor
-    """[n]: share of the way that is answered right."""
+    """[n]: share of the segment that is classified correctly."""
     high: Tensor
-    """[n]: share of the way that is answered wrong; 1 where none is."""
+    """[n]: share of the segment at which the label is wrong; 1 where none is known."""
 
 
 @dataclass(frozen=True)
 class BoundaryPGD:
-    """PGD in the ball, then bisection of the way from x to where it led (arXiv:1812.02637)."""
+    """PGD in the ball, then bisection of the segment from x to its endpoint (arXiv:1812.02637)."""
 
     name = "an-pgd"
     needs = Access.GRADIENTS
     goals = ("nearest",)
     minimises = True
     cite = "arXiv:1812.02637"
-    summary = "PGD, then bisection back to the border: the inner attack of MMA training."
+    summary = "PGD, then bisection back to the boundary: the inner attack of MMA training."
 
     climb: int = 40
     """Steps of PGD."""
     rate: float = 0.1
-    """Their length, in radii of the ball."""
+    """Their size, in radii of the ball."""
     search: int = 10
-    """Questions of the bisection; the first is whether there is a border on the way."""
+    """Queries of the bisection; the first is whether the endpoint is misclassified."""
 
     @property
     def steps(self) -> int:
-        """The climb and the search."""
+        """Steps of PGD and of the bisection."""
         return self.climb + self.search
 
     def start(self, problem: Problem) -> State:
-        """A random point of the set; the border is anywhere."""
+        """A random point of the set; the bisection interval is the whole segment."""
         point = problem.ball.sample(problem.x, problem)
         zero = torch.zeros_like(point[:, 0, 0, 0])
         return State(point, point, zero, zero + 1)
 
     def step(self, problem: Problem, state: State) -> State:
-        """One step of the climb, or one question of the search."""
-        climbing = problem.t < self.climb
-        climbed = self._pgd_step(problem, state, climbing) if climbing.any() else state
-        cut = state if climbing.all() else self._bisect(problem, state, ~climbing)
-        moves = per_row(climbing)
+        """One step of PGD, or one query of the bisection."""
+        ascending = problem.t < self.climb
+        stepped = self._pgd_step(problem, state, ascending) if ascending.any() else state
+        cut = state if ascending.all() else self._bisect(problem, state, ~ascending)
+        moves = per_row(ascending)
         return State(
-            torch.where(moves, climbed.adv, cut.adv),
-            torch.where(moves, climbed.endpoint, cut.endpoint),
-            torch.where(climbing, state.low, cut.low),
-            torch.where(climbing, state.high, cut.high),
+            torch.where(moves, stepped.adv, cut.adv),
+            torch.where(moves, stepped.endpoint, cut.endpoint),
+            torch.where(ascending, state.low, cut.low),
+            torch.where(ascending, state.high, cut.high),
         )
 
     def _pgd_step(self, problem: Problem, state: State, where: Tensor) -> State:
@@ -113,24 +116,24 @@ class BoundaryPGD:
 
 
 def interpolate(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """x + share (end - x) in the box; share is [n]."""
+    """x + share (end - x) [n, C, H, W] in the box; `share` is [n]."""
     return (x + per_row(share) * (end - x)).clamp(0, 1)
 
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Offer the inner attack: training finds it by name, and it may play on boards as well."""
+    """Register the inner attack, which recipes name and runs may use as well."""
     yield BoundaryPGD()
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the network trained by MMA; it looks for borders further out than the board goes."""
+    """Register the network trained by MMA, with boundaries up to twice the usual radius."""
     inner = InnerAttack("an-pgd", Linf(LARGEST), {"climb": 10, "rate": 0.25, "search": 10})
     yield Defense(
         name="mma",
         cite="arXiv:1812.02637",
-        summary="Trained on the border nearest to each image, up to twice the board's radius.",
+        summary="Trained on the nearest boundary of each image, up to a radius of 102/255.",
         recipe=Recipe(
             cnn,
             partial(mma_loss, weight=WEIGHT),

@@ -1,4 +1,4 @@
-"""Naive Bayes: counts instead of gradients, and pixels that know nothing of each other."""
+"""Multinomial naive Bayes on pixel intensities, a linear classifier fitted from counts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from plugins.defenses.softmax_regression import regression, trained
 
 
 def fit_counts(batch: TrainingBatch) -> None:
-    """The multinomial model, every pixel's ink a count, with one count more for each pixel.
+    """Fill the linear layer with the multinomial model, with one count added for each pixel.
 
-    z_k = log p(k) + sum_i x_i log p(i | k), p(i | k) = (1 + ink_ki) / (d + sum_i ink_ki): affine
-    in the image, and log p(k | x) up to a number that all classes share.
+    z_k = log p(k) + sum_i x_i log p(i | k), p(i | k) = (1 + ink_ki) / (d + sum_i ink_ki), where
+    ink_ki sums pixel i over the images of class k. It is affine in the image and equals log p(k |
+    x) up to a term that all classes share.
     """
     weight, bias = batch.model.parameters()
     member = F.one_hot(batch.y, len(bias)).double()
@@ -27,11 +28,11 @@ def fit_counts(batch: TrainingBatch) -> None:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the classifier; it is linear, so its certificate is exact."""
+    """Register the classifier; it is linear, so its certificate is exact."""
     yield Defense(
         name="naive-bayes",
         cite="https://nlp.stanford.edu/IR-book/html/htmledition/naive-bayes-text-classification-1.html",
-        summary="Multinomial naive Bayes on ink; its exact robust accuracy is certified.",
+        summary="Multinomial naive Bayes on pixels; its exact robust accuracy is certified.",
         recipe=Recipe(regression, epochs=0, fit=fit_counts),
         build=trained,
         quick=False,

@@ -1,4 +1,7 @@
-"""Gaussian noise inside the network, at one layer, in training and in play. Liu et al. 2018."""
+"""Gaussian noise at one layer of the network, in training and at test time.
+
+Liu et al. 2018, arXiv:1712.00673.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +17,34 @@ from plugins.defenses._noise_layer import GaussianNoise
 
 SIGMA = 0.05
 PLACES = {"first": 1, "dense": 7}
-"""Which layer of the network the noise becomes: after the first convolution, before the last."""
+"""Index at which the noise layer is inserted: after the first convolution, or before the last
+layer."""
 
 Model = Callable[[tuple[int, int, int], int], nn.Sequential]
+"""(shape, classes) -> network."""
 
 
 def noisy_cnn(
     shape: tuple[int, int, int], classes: int, *, place: int, sigma: float
 ) -> nn.Sequential:
-    """The network of the other digits defenses, with a layer of noise at `place`."""
+    """The network of the other digits defenses with a layer of noise at index `place`."""
     return cnn(shape, classes).insert(place, GaussianNoise(sigma))
 
 
 def trained_builder(model: Model) -> Callable[[Loader], nn.Module]:
-    """What builds the trained network."""
+    """A build function for the trained network."""
     return lambda loader: loader.trained(model(loader.shape, loader.classes))
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer noise after the first convolution, and noise between the dense layers."""
+    """Register noise after the first convolution, and noise between the dense layers."""
     for where, place in PLACES.items():
         model = partial(noisy_cnn, place=place, sigma=SIGMA)
         yield Defense(
             name=f"noise-{where}",
             cite="arXiv:1712.00673",
-            summary=f"Noise of deviation {SIGMA} at the {where} layer: too little to matter.",
+            summary=f"Gaussian noise of deviation {SIGMA} at the {where} layer, always active.",
             recipe=Recipe(model, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
             build=trained_builder(model),
             randomness=Randomness(draws=4),

@@ -1,4 +1,7 @@
-"""PGD adversarial training: min over weights of E max over the ball of the loss. Madry 2018."""
+"""PGD adversarial training: minimises the loss of the worst image in the ball.
+
+Madry et al. 2018, arXiv:1706.06083.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from plugins.defenses._losses import adversarial_loss
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the network trained against PGD with 7 steps of 2.5 eps / 7."""
+    """Register the network trained on PGD images of 7 steps of 2.5 eps / 7."""
     inner = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="pgd-training",
         cite="arXiv:1706.06083",
-        summary="Trained on what PGD makes of each batch, L-infinity 51/255.",
+        summary="Trained on PGD images of each batch, L-infinity 51/255.",
         recipe=Recipe(cnn, adversarial_loss, inner, epochs=30, rate=2e-3, schedule="cosine"),
         build=trained,
     )

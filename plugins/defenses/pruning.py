@@ -1,4 +1,7 @@
-"""Stochastic activation pruning: weak hidden values are dropped by chance. Dhillon et al. 2018."""
+"""Stochastic activation pruning: drops hidden values at random, small ones more often.
+
+Dhillon et al. 2018, arXiv:1803.01442.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from torch import Tensor, nn
 from bench.plugin import Defense, Loader, Randomness, hookimpl, require_type
 
 SHARE = 0.5
-TINY = 1e-30  # where nothing is active
-MAX_PROBABILITY = 1 - 1e-6  # p = 1 has no finite slope
+TINY = 1e-30  # where all values are zero
+MAX_PROBABILITY = 1 - 1e-6  # p = 1 has no finite gradient
 
 
 def survival_probability(hidden: Tensor, share: float) -> Tensor:
     """1 - (1 - p)^r [n, ...] with p = |h| / sum |h| and r = share of the number of values.
 
-    How likely a value is among r that are drawn with replacement; sums are over an example's own.
+    It is the probability that a value is among r draws with replacement. Sums are over the values
+    of one example, `hidden` is [n, ...].
     """
     size = hidden.abs().flatten(1)
     p = size / size.sum(1, keepdim=True).clamp_min(TINY)
@@ -26,20 +30,20 @@ def survival_probability(hidden: Tensor, share: float) -> Tensor:
 
 
 class ActivationPruning(nn.Module):
-    """h / q with probability q, else 0: the mean is h. Each value is drawn by itself."""
+    """h / q with probability q, else 0, so the mean is h; each value is drawn independently."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The same shape; new draws on every call."""
+        """Values [n, ...] to pruned values of the same shape; new draws on every call."""
         q = survival_probability(hidden, self.share).clamp_min(TINY)
         return torch.where(torch.rand_like(q) < q, hidden / q, torch.zeros_like(q))
 
 
 def with_pruning(network: nn.Sequential, share: float) -> nn.Sequential:
-    """The network with its hidden values pruned after each ReLU."""
+    """The network with pruning after each ReLU."""
     parts: list[nn.Module] = []
     for layer in network:
         parts += [layer, ActivationPruning(share)] if isinstance(layer, nn.ReLU) else [layer]
@@ -47,23 +51,26 @@ def with_pruning(network: nn.Sequential, share: float) -> nn.Sequential:
 
 
 def build(loader: Loader) -> nn.Module:
-    """The undefended network, pruned; it is not trained for that."""
+    """The undefended network with pruning; it is not trained for it."""
     network = require_type(loader.defense("undefended"), nn.Sequential, "the undefended network")
     return with_pruning(network, SHARE)
 
 
 def bpda(loader: Loader) -> nn.Module:
-    """What pruning is in the mean. Its own slope misleads: as h grows, h / q hardly does."""
+    """The BPDA approximation: the network without pruning, which is its mean.
+
+    The gradient of pruning is misleading: as h grows, h / q hardly changes.
+    """
     return loader.defense("undefended")
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer it, declared random."""
+    """Register the defense as a random one."""
     yield Defense(
         name="activation-pruning",
         cite="arXiv:1803.01442",
-        summary="Drops weak hidden values of the undefended network by chance.",
+        summary="Drops small hidden values of the undefended network at random.",
         build=build,
         bpda=bpda,
         randomness=Randomness(draws=4),

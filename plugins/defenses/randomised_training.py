@@ -1,4 +1,4 @@
-"""Randomised adversarial training: learn and answer under noise, from what PGD makes of it.
+"""Randomised adversarial training: PGD training and predictions with noise on the images.
 
 Araujo et al. 2019, arXiv:1903.10219.
 """
@@ -19,23 +19,23 @@ SIGMA = 0.25
 
 
 def noisy_cnn(shape: tuple[int, int, int], classes: int, *, sigma: float) -> nn.Sequential:
-    """Noise on the image, then the network of the other digits defenses."""
+    """Gaussian noise on the image, then the network of the other digits defenses."""
     return cnn(shape, classes).insert(0, GaussianNoise(sigma))
 
 
 def build(loader: Loader) -> nn.Module:
-    """The trained network, its noise still on."""
+    """The trained network with its noise."""
     return loader.trained(noisy_cnn(loader.shape, loader.classes, sigma=SIGMA))
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer it; the inner attack is that of plain adversarial training, on the noisy network."""
+    """Register the network; the inner attack is PGD on the noisy network."""
     inner = InnerAttack("pgd", Linf(Fraction(51, 255)), {"steps": 7, "rate": 2.5 / 7})
     yield Defense(
         name="randomised-training",
         cite="arXiv:1903.10219",
-        summary=f"PGD training with noise of deviation {SIGMA} on every image, also in play.",
+        summary=f"PGD training with noise of deviation {SIGMA} on every image, also at test time.",
         recipe=Recipe(
             partial(noisy_cnn, sigma=SIGMA),
             adversarial_loss,

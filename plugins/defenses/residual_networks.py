@@ -1,4 +1,4 @@
-"""Residual families on clean images: the networks an attacker may meet without knowing which."""
+"""Residual networks trained on clean images: undefended models of several architectures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MakeNetwork = Callable[[tuple[int, int, int], int], nn.Module]
 
 
 def augment(images: Tensor) -> Tensor:
-    """Photographs mirrored and moved by up to four pixels; what is grey is moved alone."""
+    """Images [n, C, H, W] shifted by up to four pixels; colour ones also flipped at random."""
     return random_shift(random_flip(images) if images.shape[1] == 3 else images, 4)
 
 
@@ -26,7 +26,7 @@ def trained(loader: Loader, make: MakeNetwork) -> nn.Module:
 
 
 def residual_defense(name: str, make: MakeNetwork, cite: str, summary: str) -> Defense:
-    """One network; its recipe is that of all."""
+    """An undefended network with the common recipe."""
     return Defense(
         name=name,
         datasets=("cifar100", "cifar10", "fashion-mnist", "mnist"),
@@ -44,14 +44,14 @@ def residual_defense(name: str, make: MakeNetwork, cite: str, summary: str) -> D
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer one small network of each family."""
+    """Register one small network of each architecture."""
     layers = "20 layers, 0.27 M weights"
     yield residual_defense("resnet-20", residual.resnet, "arXiv:1512.03385", f"{layers}.")
     yield residual_defense(
-        "preresnet-20", residual.preresnet, "arXiv:1603.05027", f"{layers}, normalised first."
+        "preresnet-20", residual.preresnet, "arXiv:1603.05027", f"{layers}, pre-activation blocks."
     )
     yield residual_defense(
-        "se-resnet-20", residual.se_resnet, "arXiv:1709.01507", f"{layers}, channels weighed."
+        "se-resnet-20", residual.se_resnet, "arXiv:1709.01507", f"{layers}, squeeze and excitation."
     )
     yield residual_defense(
         "resnext-29",

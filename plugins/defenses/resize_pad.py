@@ -1,4 +1,7 @@
-"""Random resizing and padding: the image a little larger, somewhere in a frame. Xie et al. 2018."""
+"""Random resizing and padding of the image in front of the network.
+
+Xie et al. 2018, arXiv:1711.01991.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ GREY = 0.5
 
 
 def random_resize_pad(images: Tensor, width: int) -> Tensor:
-    """Square images, each at a size and a place of its own, in a grey square of `width` pixels.
+    """Square images [n, C, H, W], each resized and placed at random in a grey square of `width`.
 
-    The size is drawn from that of the image up to `width`: an image as wide stays as it is.
+    The size is drawn from that of the image up to `width`; an image of side `width` is unchanged.
     """
     size = images.shape[3]
     side = random_integer(images, size, width)
@@ -31,12 +34,12 @@ def random_resize_pad(images: Tensor, width: int) -> Tensor:
 
 
 def padded_size(size: int) -> int:
-    """10 for 8: in 331 / 299 as published, images of 8 pixels could not move."""
+    """10 for 8: with 331 / 299 as published, images of 8 pixels could not move."""
     return size * 5 // 4
 
 
 def resize_pad_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A network on the frame, behind the random map."""
+    """A network on the padded images, behind the random map."""
     channels, size, _ = shape
     width = padded_size(size)
     return PreprocessedModel(
@@ -51,11 +54,11 @@ def build(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer it; the map is linear for each draw, so it needs no stand-in."""
+    """Register it without a BPDA approximation, since the map is linear for each draw."""
     yield Defense(
         name="resize-pad",
         cite="arXiv:1711.01991",
-        summary="Resizes and shifts each image by chance inside a grey frame.",
+        summary="Resizes each image at random and places it at random in a grey frame.",
         recipe=Recipe(resize_pad_cnn, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=build,
         randomness=Randomness(draws=10),

@@ -1,4 +1,7 @@
-"""A small residual network for CIFAR-10, trained and verified at L-infinity 2/255."""
+"""A small residual network for CIFAR-10, trained and verified at L-infinity 2/255.
+
+The weights are published with the alpha-beta-CROWN verifier.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.plugin import Claim, Defense, Fraction, Linf, Loader, ThreatModel, hookimpl
 
-HOME = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
+REPOSITORY = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
 PUBLISHED = "7828015f3676449a96b0374327e76d73d250f5a8d30c9282d8fb63ab4b4fdb6c"
 MEAN = (0.4914, 0.4822, 0.4465)
 DEVIATION = (0.2471, 0.2435, 0.2616)
@@ -28,13 +31,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]."""
-        changed: Tensor = self.conv2(self.conv1(x).relu())
-        kept: Tensor = self.shortcut(x)
-        return (changed + kept).relu()
+        residual: Tensor = self.conv2(self.conv1(x).relu())
+        shortcut: Tensor = self.shortcut(x)
+        return (residual + shortcut).relu()
 
 
 class ResNet2b(nn.Module):
-    """One convolution, two residual blocks, one hidden layer; the names are the weights' keys."""
+    """One convolution, two residual blocks, one hidden layer; attributes are weight keys."""
 
     mean: Tensor
     std: Tensor
@@ -45,7 +48,7 @@ class ResNet2b(nn.Module):
         self.layer1 = nn.Sequential(Block(8, 16, stride=2), Block(16, 16, stride=1))
         self.linear1 = nn.Linear(1024, 100)
         self.linear2 = nn.Linear(100, 10)
-        # Not persistent: the published file holds no normalisation.
+        # Not persistent: the published file has no normalisation.
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
 
@@ -63,26 +66,26 @@ def build(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_threat_models() -> Iterator[ThreatModel]:
-    """Declare the board that the published figures speak of."""
+    """Register the threat model of the published figures."""
     yield ThreatModel(
         "cifar10-linf-2",
         "cifar10",
         Linf(Fraction(2, 255)),
         required=("fgsm", "pgd", "pgd-margin"),
         order=16,
-        summary="Linf changes up to 2/255 on cifar10; all is known.",
+        summary="Linf changes up to 2/255 on cifar10; white-box.",
     )
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the published network."""
+    """Register the published network."""
     yield Defense(
         name="resnet2b-cifar10",
         datasets=("cifar10",),
-        cite=HOME,
+        cite=REPOSITORY,
         summary="Published weights of the verifier's benchmark: 69.25 % clean, 26.88 % verified.",
-        claims=(Claim("cifar10-linf-2", 0.2688, HOME),),
+        claims=(Claim("cifar10-linf-2", 0.2688, REPOSITORY),),
         build=build,
         surrogate="undefended-images",
         quick=False,

@@ -1,4 +1,4 @@
-"""SHIELD: another JPEG quality for every block of the image, and networks that grew up with it.
+"""SHIELD: a random JPEG quality for each block, and a vote of networks trained on JPEG images.
 
 Das et al. 2018, arXiv:1802.06816: stochastic local quantisation, vaccination, majority vote.
 """
@@ -30,7 +30,7 @@ QUALITIES = (20, 40, 60, 80)
 
 
 def random_block_quality(images: Tensor, qualities: tuple[int, ...] = QUALITIES) -> Tensor:
-    """Every 8 x 8 block at a quality of its own, each as likely, from torch's generator."""
+    """Images [n, C, H, W] with a random quality for every 8 x 8 block, from torch's generator."""
     n, _, height, width = images.shape
     blocks = (n, 1, -(-height // BLOCK), -(-width // BLOCK))
     choice = torch.randint(len(qualities), blocks, device=images.device)
@@ -40,7 +40,7 @@ def random_block_quality(images: Tensor, qualities: tuple[int, ...] = QUALITIES)
 
 
 class MajorityVote(nn.Module):
-    """The majority of several networks; a logit is the log of the votes, half a vote added."""
+    """The majority of several networks; a logit is the log of the votes plus one half."""
 
     def __init__(self, voters: nn.ModuleList) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class MajorityVote(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
-        answers = torch.stack([voter(images) for voter in self.voters])
-        return (F.one_hot(answers.argmax(2), answers.shape[2]).sum(0) + 0.5).log()
+        logits = torch.stack([voter(images) for voter in self.voters])
+        return (F.one_hot(logits.argmax(2), logits.shape[2]).sum(0) + 0.5).log()
 
 
 class MeanProbability(nn.Module):
-    """The log of the voters' mean probability: what votes are, with a slope."""
+    """The log of the networks' mean probability: a vote with a gradient."""
 
     def __init__(self, voters: nn.ModuleList) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class MeanProbability(nn.Module):
 
 
 def vaccination_loss(batch: TrainingBatch) -> Tensor:
-    """sum over qualities q of -log p_q(y | JPEG_q(x)): each voter learns at one quality."""
+    """sum over qualities q of -log p_q(y | JPEG_q(x)) [n]: each network trains at one quality."""
     voters = cast(MajorityVote, batch.model).voters
     losses = [
         cross_entropy(voter(jpeg_compress(batch.x, quality)), batch.y)
@@ -80,14 +80,14 @@ def voting_networks(shape: tuple[int, int, int], classes: int) -> MajorityVote:
 
 
 def build(loader: Loader) -> nn.Module:
-    """The vote behind the blocks."""
+    """The vote behind the random block quality."""
     return PreprocessedModel(
         loader.trained(voting_networks(loader.shape, loader.classes)), random_block_quality
     )
 
 
 def bpda(loader: Loader) -> nn.Module:
-    """Neither the codec nor a vote has a slope: the identity and probabilities do."""
+    """The BPDA approximation: the identity for the codec, and mean probabilities for the vote."""
     vote = cast(MajorityVote, loader.trained(voting_networks(loader.shape, loader.classes)))
     change: Preprocessing = straight_through(random_block_quality)
     return PreprocessedModel(MeanProbability(vote.voters), change)
@@ -95,7 +95,7 @@ def bpda(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the vote of four vaccinated networks."""
+    """Register the vote of four networks."""
     yield Defense(
         name="shield",
         cite="arXiv:1802.06816",

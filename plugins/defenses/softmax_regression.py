@@ -1,4 +1,4 @@
-"""Softmax regression: the model whose robustness is known exactly (certifier linear-exact)."""
+"""Softmax regression: a linear model, whose exact robust accuracy can be certified."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from plugins.defenses._losses import clean_loss
 
 
 def regression(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """logits = W x + b."""
+    """One linear layer on the flattened image: logits = W x + b."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
 def trained(loader: Loader) -> nn.Module:
-    """The regression with its own weights."""
+    """The model with its own weights."""
     return loader.trained(regression(loader.shape, loader.classes))
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer softmax regression."""
+    """Register softmax regression."""
     yield Defense(
         name="linear",
         summary="Softmax regression on clean images; its exact robust accuracy is certified.",

@@ -1,4 +1,7 @@
-"""The linear support vector machine of many classes: a margin of one, at small weights."""
+"""Linear support vector machine for several classes.
+
+Crammer and Singer 2001, https://www.jmlr.org/papers/v2/crammer01a.html.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ STRENGTH = 1e-3
 
 
 def hinge_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2.
+    """mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2; a scalar [].
 
-    Crammer and Singer 2001; the offsets are free.
+    The offsets are not penalised.
     """
     losses = (1 + margin(batch.model(batch.x), batch.y)).clamp_min(0)
     matrices = [weight for weight in batch.model.parameters() if weight.ndim > 1]
@@ -26,7 +29,7 @@ def hinge_loss(batch: TrainingBatch, strength: float) -> Tensor:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the machine; like every linear model it has an exact certificate."""
+    """Register the machine; it is linear, so its certificate is exact."""
     yield Defense(
         name="linear-svm",
         cite="https://www.jmlr.org/papers/v2/crammer01a.html",

@@ -1,4 +1,4 @@
-"""Thermometer encoding: a pixel becomes a row of switches, on up to its brightness.
+"""Thermometer encoding: a pixel becomes a vector of bits, as many ones as its intensity.
 
 Buckman et al. 2018 (https://openreview.net/forum?id=S18Su--CW); broken in arXiv:1802.00420.
 """
@@ -16,7 +16,7 @@ from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import PreprocessedModel
 
 LEVELS = 16
-RAMP = 0.25  # of the range: a ramp as narrow as one level leads an attack astray
+RAMP = 0.25  # of the range; the gradient of a ramp as narrow as one level misleads an attack
 
 
 def thresholds(like: Tensor, levels: int) -> Tensor:
@@ -25,41 +25,41 @@ def thresholds(like: Tensor, levels: int) -> Tensor:
 
 
 def thermometer(images: Tensor, levels: int = LEVELS) -> Tensor:
-    """[n, C * levels, H, W]: switch k of 1..levels is on where x >= k / levels."""
+    """Bits [n, C * levels, H, W] of images [n, C, H, W]: bit k is 1 where x >= k / levels."""
     return (images[:, :, None] >= thresholds(images, levels)).to(images).flatten(1, 2)
 
 
 def soft_thermometer(images: Tensor, levels: int = LEVELS) -> Tensor:
-    """The same switches going forward; going back, ramps of width RAMP around each height."""
+    """The bits [n, C * levels, H, W] in the forward, with the gradient of ramps of width RAMP."""
     ramps = ((images[:, :, None] - thresholds(images, levels)) / RAMP + 0.5).clamp(0, 1)
     soft = ramps.flatten(1, 2)
     return soft + (thermometer(images, levels) - soft).detach()
 
 
 def thermometer_cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A network over the switches."""
+    """A network on the bits."""
     channels, height, width = shape
     return PreprocessedModel(cnn((channels * LEVELS, height, width), classes), thermometer)
 
 
 def build(loader: Loader) -> nn.Module:
-    """The trained network over the switches."""
+    """The trained network on the bits."""
     return loader.trained(thermometer_cnn(loader.shape, loader.classes))
 
 
 def bpda(loader: Loader) -> nn.Module:
-    """The same network over switches that let a slope through."""
-    network = require_type(build(loader), PreprocessedModel, "the network over the switches")
+    """The BPDA approximation: the same network on bits with the gradient of ramps."""
+    network = require_type(build(loader), PreprocessedModel, "the network on the bits")
     return PreprocessedModel(network.classifier, soft_thermometer)
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the encoding, trained on clean images."""
+    """Register the encoding, trained on clean images."""
     yield Defense(
         name="thermometer",
         cite="https://openreview.net/forum?id=S18Su--CW",
-        summary=f"{LEVELS} switches a pixel instead of its brightness; no slope of its own.",
+        summary=f"Encodes each pixel as {LEVELS} bits, without a gradient of its own.",
         recipe=Recipe(thermometer_cnn, clean_loss, epochs=20, rate=2e-3, schedule="cosine"),
         build=build,
         bpda=bpda,

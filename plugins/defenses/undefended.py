@@ -1,4 +1,4 @@
-"""No defense at all: the network that every other row is compared with."""
+"""The undefended network, which other defenses are compared with and some are built on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugins.defenses._losses import clean_loss
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the plain network."""
+    """Register the network trained on clean images."""
     yield Defense(
         name="undefended",
         summary="A small convolutional network, trained on clean images.",

@@ -1,4 +1,4 @@
-"""No defense at all, for the larger images: what preprocessing defenses stand on there."""
+"""The undefended network of the image data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def trained(loader: Loader) -> nn.Module:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer a network that a processor without CUDA trains in minutes."""
+    """Register a network that trains in minutes on a CPU."""
     yield Defense(
         name="undefended-images",
         datasets=("fashion-mnist", "mnist", "cifar10", "cifar100"),

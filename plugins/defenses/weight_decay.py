@@ -1,4 +1,4 @@
-"""Weight decay: smaller weights, a flatter function. A regulariser, not a defense."""
+"""Weight decay: a penalty on the squared weights, a regulariser and no defense."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRENGTH = 5e-3
 
 
 def weight_decay_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases."""
+    """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases []."""
     squares = torch.stack([weight.square().sum() for weight in batch.model.parameters()])
     loss = cross_entropy(batch.model(batch.x), batch.y).mean()
     return loss + strength / 2 * squares.sum()
@@ -23,10 +23,10 @@ def weight_decay_loss(batch: TrainingBatch, strength: float) -> Tensor:
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer the network trained with a penalty on its weights."""
+    """Register the network trained with the penalty."""
     yield Defense(
         name="weight-decay",
-        summary=f"Clean images and a penalty of {STRENGTH:g} / 2 on the squared weights.",
+        summary=f"Trained with a penalty of {STRENGTH:g} / 2 on the squared weights.",
         recipe=Recipe(
             cnn,
             partial(weight_decay_loss, strength=STRENGTH),

@@ -1,1 +1,1 @@
-"""Attacks of other libraries, as they are, each offered where its library is installed."""
+"""Attacks of other libraries, each registered where its library is installed."""

@@ -1,1 +1,1 @@
-"""Built-in threats."""
+"""Built-in threat models."""
