@@ -1,4 +1,4 @@
-"""One thread for every test, and the same draws: torch seeds itself anew in each process."""
+"""One torch thread and a fixed torch seed for every test, in every worker process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collectstart() -> None:
-    """What a test module draws as it is imported."""
+    """Fix the seed for random numbers that a test module draws on import."""
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test and its fixtures draw."""
+    """Fix the seed for random numbers of a test and its fixtures."""
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ OPEN, CLOSE = "<!-- renamed names -->", "<!-- end of renamed names -->"
 """Between these lines a Markdown file may write old names: a table from old to new."""
 
 SEEDS: dict[tuple[str, str], str] = {}
-"""(file, word) -> why a string must keep this word: it seeds random numbers or a digest."""
+"""(file, word) -> why a string keeps a retired word: it seeds random numbers or a digest."""
 
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 SHAPE = re.compile(r"\[\s*(\*?[A-Za-z.][^\[\],]*(,[^\[\]]*)?|\d+\s*,\s*\*?[A-Za-z.][^\[\]]*)\]")
@@ -200,7 +200,8 @@ def _name(path: Path) -> str:
 
 EVERYTHING = (
     "bench", "plugins", "leaderboard", "submissions", "tests", "docs", ".ci", "README.md",
-    "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "justfile",
+    "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "justfile", ".github",
+    ".pre-commit-config.yaml",
 )  # fmt: skip
 
 
