@@ -24,7 +24,7 @@ from bench.plugin import cross_entropy
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
 from tests.engine.single_run import SingleRun
-from tests.sandbox.isolated import PLAIN, entry, locked, opened
+from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submission
 from tests.sandbox.test_attack_proxy import BUILT_IN
 
 COST_PAIRS = 5
@@ -46,23 +46,25 @@ ATTACKS = {
 def main() -> None:
     """Print the ratios for two networks and three attacks."""
     set_deterministic()
+    loaders = (sandboxed, unsandboxed)
     with TemporaryDirectory() as folder:
         for name, (source, shape) in NETWORKS.items():
             submission = Path(folder) / name
-            entry(submission, source)
+            write_submission(submission, source)
             since = time.perf_counter()
-            sandboxed = built(locked(submission))
+            in_worker = built(sandboxed(submission))
             seconds_to_start = time.perf_counter() - since
             ratio, seconds = compare(
-                ten_gradients(sandboxed, shape), ten_gradients(built(opened(submission)), shape)
+                ten_gradients(in_worker, shape),
+                ten_gradients(built(unsandboxed(submission)), shape),
             )
             print(f"{name}: 10 gradients of 128 images {ratio:.2f} ({seconds:.3f} s in process), "
                   f"worker started in {seconds_to_start:.1f} s")  # fmt: skip
         for name, module in ATTACKS.items():
             submission = Path(folder) / name
             text = BUILT_IN.replace("{module}", module).replace("{of}", name)
-            entry(submission, text, kind="attack")
-            attacks = [load(submission).find("attack", "mine").value for load in (locked, opened)]
+            write_submission(submission, text, kind="attack")
+            attacks = [load(submission).find("attack", "mine").value for load in loaders]
             sandboxed_run, plain_run = (SingleRun(attack).run for attack in attacks)
             ratio, seconds = compare(sandboxed_run, plain_run)
             print(f"{name} on 150 digits: {ratio:.2f} ({seconds:.3f} s in process)")

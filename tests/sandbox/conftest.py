@@ -1,4 +1,4 @@
-"""Workers are ended with the test that started them; without bubblewrap nothing is tested here."""
+"""Fixtures of the sandbox tests, which are skipped without bubblewrap; no process may be left."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 import pytest
 
 from bench.sandbox import isolation, process
-from tests.sandbox.isolated import none_left
+from tests.sandbox.isolated import no_process_left
 
 
 @pytest.fixture
-def walls() -> Iterator[None]:
-    """The machine can lock code in; afterwards no worker is left."""
+def sandbox() -> Iterator[None]:
+    """Skips where this machine has no sandbox; checks that the test leaves no worker process."""
     if isolation.why_unavailable():
         pytest.skip(isolation.why_unavailable())
     yield
     gc.collect()
-    assert none_left(), "a worker has outlived its test"
+    assert no_process_left(), "a worker process has outlived its test"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def spare() -> Iterator[None]:
-    """The spare worker goes when the tests are over."""
+    """Ends the spare worker process after the tests."""
     yield
-    if process.SPARE.next is not None:
-        process.SPARE.next.close()
+    if process.SPARE_PROCESS.next is not None:
+        process.SPARE_PROCESS.next.close()

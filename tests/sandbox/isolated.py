@@ -1,4 +1,4 @@
-"""Entries that lie in a folder, and the registry that holds them behind walls."""
+"""Writes submissions, and loads the registry with their code sandboxed or in this process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ schema = 1
 kind = "{kind}"
 name = "{name}"
 title = "{name}"
-authors = ["Somebody"]
+authors = ["A. Author"]
 licence = "MIT"
 weights = "{weights}"
 """
 
 PLAIN = '''
-"""A network of one layer, whose weights come from nowhere."""
+"""An untrained network of one layer."""
 
 import torch
 from torch import nn
@@ -51,42 +51,42 @@ def bench_defenses():
 '''
 
 
-def entry(folder: Path, source: str, name: str = "mine", kind: str = "defense") -> Path:
-    """An entry's folder with this source."""
-    place = folder / name
-    place.mkdir(parents=True)
-    (place / "card.toml").write_text(CARD.format(kind=kind, name=name, weights=""))
-    (place / "plugin.py").write_text(dedent(source).replace("{name}", name))
-    return place
+def write_submission(folder: Path, source: str, name: str = "mine", kind: str = "defense") -> Path:
+    """Write a submission with this source; its folder."""
+    submission = folder / name
+    submission.mkdir(parents=True)
+    (submission / "card.toml").write_text(CARD.format(kind=kind, name=name, weights=""))
+    (submission / "plugin.py").write_text(dedent(source).replace("{name}", name))
+    return submission
 
 
-def locked(folder: Path) -> Registry:
-    """The registry of everything built in and of these entries, their code behind walls."""
+def sandboxed(folder: Path) -> Registry:
+    """The registry of all built-in plugins and of these submissions, sandboxed."""
     registry = Registry.load(folder)
     isolate_submissions(registry)
     return registry
 
 
-def opened(folder: Path) -> Registry:
-    """The same, their code in this process."""
+def unsandboxed(folder: Path) -> Registry:
+    """The same registry, with the submissions in this process."""
     return Registry.load(folder, allow_unsandboxed=True)
 
 
-def workers() -> Iterator[psutil.Process]:
-    """All processes of workers below this one, but the spare's."""
-    spare = process.SPARE.next
-    waiting = spare.guardian.process.pid if spare is not None else 0
+def worker_processes() -> Iterator[psutil.Process]:
+    """The worker processes of this process and their children, without the spare one."""
+    spare = process.SPARE_PROCESS.next
+    spare_pid = spare.monitor.process.pid if spare is not None else 0
     for child in psutil.Process().children():
-        if child.pid != waiting and child.name() == "bwrap":
+        if child.pid != spare_pid and child.name() == "bwrap":
             yield child
             yield from child.children(recursive=True)
 
 
-def none_left(seconds: float = 5.0) -> bool:
-    """Whether every worker has gone, soon."""
+def no_process_left(seconds: float = 5.0) -> bool:
+    """Whether every worker process ends within some seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if not any(process.is_running() for process in workers()):
+        if not any(process.is_running() for process in worker_processes()):
             return True
         time.sleep(0.05)
     return False

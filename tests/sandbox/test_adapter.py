@@ -1,4 +1,4 @@
-"""A locked-in entry is a defense like any other: its card, its weights, its digest, its cells."""
+"""Sandboxed submissions: the same cards, weights, digests and outcomes as in this process."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submissi
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
-SHADES = '''
-"""The undefended network, seen through few shades."""
+ROUNDING = '''
+"""The undefended network on images of few grey levels."""
 
 from bench.plugin import Claim, Defense, hookimpl
 from torch import Tensor, nn
 
 
-class Shades(nn.Module):
+class Rounding(nn.Module):
     def __init__(self, loader, see):
         super().__init__()
         self.classifier, self.see = loader.defense("undefended"), see
@@ -52,9 +52,9 @@ class Shades(nn.Module):
 @hookimpl
 def bench_defenses():
     yield Defense(
-        name="{name}", build=lambda loader: Shades(loader, Tensor.round),
-        bpda=lambda loader: Shades(loader, Tensor.tanh), cite="arXiv:1704.01155",
-        summary="Few shades.", claims=(Claim("digits-linf", 0.5),), forwards=2,
+        name="{name}", build=lambda loader: Rounding(loader, Tensor.round),
+        bpda=lambda loader: Rounding(loader, Tensor.tanh), cite="arXiv:1704.01155",
+        summary="Few grey levels.", claims=(Claim("digits-linf", 0.5),), forwards=2,
     )
 '''
 WEIGHTED = PLAIN.replace(
@@ -71,8 +71,8 @@ def loader(registry: Registry, folder: Path | None = None) -> DefenseBuilder:
     return DefenseBuilder(registry, "mine", dataset(registry), folder)
 
 
-def test_what_it_says_of_itself_is_what_it_would_say_here(tmp_path: Path) -> None:
-    write_submission(tmp_path, SHADES)
+def test_its_card_is_the_same_as_in_this_process(tmp_path: Path) -> None:
+    write_submission(tmp_path, ROUNDING)
     inside, here = sandboxed(tmp_path), unsandboxed(tmp_path)
     assert inside.defense_card("mine") == here.defense_card("mine")
     assert inside.problems == inside.not_imported() == []
@@ -81,7 +81,7 @@ def test_what_it_says_of_itself_is_what_it_would_say_here(tmp_path: Path) -> Non
     )  # fmt: skip
 
 
-def test_its_digest_is_the_one_it_has_here(tmp_path: Path) -> None:
+def test_its_digest_is_the_same_as_in_this_process(tmp_path: Path) -> None:
     place = write_submission(tmp_path, WEIGHTED)
     save_file({"layer.weight": torch.ones(10, 64), "layer.bias": torch.arange(10.0)},
               place / "weights.safetensors")  # fmt: skip
@@ -97,8 +97,8 @@ def test_its_digest_is_the_one_it_has_here(tmp_path: Path) -> None:
         inside.build()
 
 
-def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Path) -> None:
-    write_submission(tmp_path / "in", SHADES)
+def test_the_defense_it_builds_on_is_trained_first_and_part_of_its_digest(tmp_path: Path) -> None:
+    write_submission(tmp_path / "in", ROUNDING)
     registry = sandboxed(tmp_path / "in")
     with pytest.raises(NeedsTraining, match="undefended has no weights for digits yet") as need:
         loader(registry, tmp_path / "empty").build()
@@ -110,7 +110,7 @@ def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Pa
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        (PLAIN.replace('"{name}"', '"another"'), "its card names the defense 'mine'; the code off"),
+        (PLAIN.replace('"{name}"', '"another"'), "its card names the defense 'mine'; the code reg"),
         (PLAIN.replace("yield", "yield 5\n    yield"), "what it offers as defense is 5, not a Def"),
         (PLAIN.replace("@hookimpl", "@hookimpl\ndef bench_attack():\n    ...\n@hookimpl"),
          "answers 'bench_attack', which no hook asks"),
@@ -120,7 +120,7 @@ def test_what_lies_below_it_is_trained_first_and_part_of_its_digest(tmp_path: Pa
         (PLAIN.replace("build=build", "build=build, rejects=2.0"), "has rejects = 2.0"),
     ],
 )  # fmt: skip
-def test_what_no_defense_says_is_refused_by_name(
+def test_invalid_declarations_are_refused_by_name(
     source: str, sentence: str, tmp_path: Path
 ) -> None:
     write_submission(tmp_path, source)
@@ -133,41 +133,60 @@ def test_what_no_defense_says_is_refused_by_name(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("wish", "sentence"),
+    ("expression", "message"),
     [
-        ("loader.defense('nobody')", "no defense named 'nobody'"),
-        ("loader.defense('mine')", "mine builds on mine, which is no built-in defense"),
+        ("loader.defense('missing')", "no defense named 'missing'"),
+        (
+            "loader.defense('mine')",
+            "mine builds on mine; a sandboxed defense can build on built-in",
+        ),
         ("loader.defense('gaussian-noise')", "no defense named 'gaussian-noise'"),
         ("loader.weights(Net(loader), '../other/weights.safetensors')", "name a .safetensors file"),
         ("loader.weights(Net(loader), 'none.safetensors')", "needs the weights none.safetensors"),
         ("loader.trained(Net(loader))", "mine declares no recipe"),
-        ("loader.line.wish({'ask': 'labels', 'of': ['mine']})", "asked the loader for labels"),
-        ("loader.line.wish({'ask': 'trained', 'of': ['undefended']})", "builds nothing here"),
-        ("loader.line.wish({'ask': 'trained', 'of': {'x': 1}})", "builds nothing here"),
-        ("loader.line.wish({'ask': 'built', 'of': ['mine'], 'name': ['x']})", "no defense named"),
+        (
+            "loader.channel.request({'request': 'labels', 'of': ['mine']})",
+            "sent the unknown request labels",
+        ),
+        (
+            "loader.channel.request({'request': 'trained', 'of': ['undefended']})",
+            "names no defense under construction",
+        ),
+        (
+            "loader.channel.request({'request': 'trained', 'of': {'x': 1}})",
+            "names no defense under construction",
+        ),
+        (
+            "loader.channel.request({'request': 'built', 'of': ['mine'], 'name': ['x']})",
+            "no defense named",
+        ),
     ],
 )
-def test_the_shelf_lends_what_a_defense_may_have(wish: str, sentence: str, tmp_path: Path) -> None:
-    write_submission(tmp_path, PLAIN.replace("return Net(loader)", f"return {wish}"))
-    with pytest.raises(BenchError, match=sentence):
+def test_requests_for_weights_that_are_not_allowed_are_refused(
+    expression: str, message: str, tmp_path: Path
+) -> None:
+    write_submission(tmp_path, PLAIN.replace("return Net(loader)", f"return {expression}"))
+    with pytest.raises(BenchError, match=message):
         loader(sandboxed(tmp_path)).build()
 
 
-def test_a_recipe_of_its_own_is_not_trained_behind_walls(tmp_path: Path) -> None:
+def test_the_sandbox_does_not_train_a_submitted_recipe(tmp_path: Path) -> None:
     source = PLAIN.replace("import Defense", "import Defense, Recipe").replace(
         "build=build)",
-        "build=lambda loader: loader.trained(Net(loader)), recipe=Recipe(Net, lambda lesson: 0))",
+        "build=lambda loader: loader.trained(Net(loader)), recipe=Recipe(Net, lambda batch: 0))",
     )
     write_submission(tmp_path, source)
-    with pytest.raises(PluginError, match="a recipe of its own, which the sandbox does not do"):
+    with pytest.raises(PluginError, match="has a training recipe, and the sandbox does not train"):
         loader(sandboxed(tmp_path)).build()
 
 
-def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Path) -> None:
+def test_threat_models_are_not_sandboxed_and_reviewed_submissions_need_not_be(
+    tmp_path: Path,
+) -> None:
     place = templates.write_template("threat", "mine", tmp_path)
     registry = sandboxed(place.parent)
     assert registry.why_not_imported("mine").startswith(
-        "no threat is locked in so far; --allow-unsand"
+        "the sandbox does not support kind 'threat'; --allow-uns"
     )
     shipped = sandboxed(Path(__file__).parents[2] / "submissions")
     assert {shipped.find("defense", name).isolation for name in REVIEWED_SUBMISSIONS} == {
@@ -176,67 +195,69 @@ def test_a_threat_model_waits_and_what_was_reviewed_needs_no_walls(tmp_path: Pat
 
 
 @pytest.fixture
-def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """SHADES, played on one board behind walls; the folder of its database."""
-    write_submission(tmp_path / "in", SHADES)
+def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the database of a sandboxed run of ROUNDING under one threat model."""
+    write_submission(tmp_path / "in", ROUNDING)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    assert _campaign(tmp_path, "walls.db").run() == 0
+    assert _matrix_run(tmp_path, "sandboxed.db").run() == 0
     return tmp_path
 
 
-def _campaign(folder: Path, name: str, *, here: bool = False) -> MatrixRun:
+def _matrix_run(folder: Path, name: str, *, here: bool = False) -> MatrixRun:
     chosen = Selection(("digits-linf",), ("mine",), ("pgd", "fgsm"), 64)
     url = f"sqlite:///{folder / name}"
     return MatrixRun(chosen, url, quiet=True, allow_unsandboxed=here)
 
 
-def test_a_run_behind_walls_is_the_run_without(played: Path) -> None:
-    assert _campaign(played, "none.db", here=True).run() == 0
+def test_a_sandboxed_run_has_the_outcomes_of_an_unsandboxed_one(evaluated: Path) -> None:
+    assert _matrix_run(evaluated, "unsandboxed.db", here=True).run() == 0
     rows = []
-    for name in ("walls.db", "none.db"):
-        with Store.open(f"sqlite:///{played / name}") as store:
+    for name in ("sandboxed.db", "unsandboxed.db"):
+        with Store.open(f"sqlite:///{evaluated / name}") as store:
             cells = sorted(store.cells(), key=lambda row: row.key)
             rows.append([(c.key, c.tier, store.outcomes(c.key).verdict.tolist()) for c in cells])
-    walls, none = rows
-    assert [(key, said) for key, _, said in walls] == [(key, said) for key, _, said in none]
-    assert {tier for _, tier, _ in walls} == {"sandboxed"}
-    assert {tier for _, tier, _ in none} == {"unsandboxed"}
+    inside, here = rows
+    assert [(key, verdicts) for key, _, verdicts in inside] == [
+        (key, verdicts) for key, _, verdicts in here
+    ]
+    assert {isolation for _, isolation, _ in inside} == {"sandboxed"}
+    assert {isolation for _, isolation, _ in here} == {"unsandboxed"}
 
 
-def test_a_cell_behind_walls_is_reproduced(played: Path) -> None:
-    url = f"sqlite:///{played / 'walls.db'}"
+def test_a_sandboxed_cell_is_reproduced(evaluated: Path) -> None:
+    url = f"sqlite:///{evaluated / 'sandboxed.db'}"
     with Store.open(url) as store:
         key = next(row.key for row in store.cells() if row.cell.attack == "pgd")
     assert reproduce(key, url, "cpu", allow_unsandboxed=False)["same"]
 
 
-def test_what_dies_in_a_cell_fails_that_cell_alone(
+def test_a_worker_that_dies_fails_its_cell_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # FGSM's images are all at the ball's corners: there are few grey levels between.
-    source = SHADES.replace(
+    source = ROUNDING.replace(
         "return self.classifier(self.see(images))",
         "if images.requires_grad and (images * 255 % 1 != 0).any():\n"
         "            __import__('os').abort()\n"
         "        return self.classifier(self.see(images))",
-    ).replace("bpda=lambda loader: Shades(loader, Tensor.tanh), ", "")  # fmt: skip
+    ).replace("bpda=lambda loader: Rounding(loader, Tensor.tanh), ", "")  # fmt: skip
     write_submission(tmp_path / "in", source)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    assert _campaign(tmp_path, "b.db").run() == 1
+    assert _matrix_run(tmp_path, "b.db").run() == 1
     with Store.open(f"sqlite:///{tmp_path / 'b.db'}") as store:
-        told = {row.cell.attack: (str(row.state), row.reason) for row in store.cells()}
-    assert told["fgsm"][0] == "done"
-    assert told["pgd"][0] == "failed"
-    assert "died of SIGABRT" in told["pgd"][1]
+        found = {row.cell.attack: (str(row.state), row.reason) for row in store.cells()}
+    assert found["fgsm"][0] == "done"
+    assert found["pgd"][0] == "failed"
+    assert "was killed by SIGABRT" in found["pgd"][1]
 
 
-def test_without_walls_the_run_says_what_waits_and_why(
+def test_without_a_sandbox_a_run_reports_the_submission_and_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_submission(tmp_path / "in", PLAIN)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    for room in (isolation,):
-        monkeypatch.setattr(room, "refusal", lambda: "bubblewrap is not installed; install it")
+    why = "bubblewrap is not installed; install it"
+    monkeypatch.setattr(isolation, "why_unavailable", lambda: why)
     done = CliRunner().invoke(
         app, ["run", "--defense", "mine", "--db", str(tmp_path / "b.db"), "--quiet"]
     )
@@ -245,52 +266,54 @@ def test_without_walls_the_run_says_what_waits_and_why(
         "the defense 'mine' is a submission: bubblewrap is not installed; install it, or run its "
         "code with --allow-unsandboxed."
     )
-    assert "waits for that" in doctor._isolation(None).sentence
+    assert doctor._isolation(None).sentence.startswith(why)
 
 
-def test_the_doctor_puts_walls_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_starts_a_sandboxed_process(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor._isolation(None)
     assert found.fit
-    assert "a worker stood behind walls within" in found.sentence
+    assert "a sandboxed process started within" in found.sentence
     monkeypatch.setattr(isolation, "program", list)
-    broken = [look(None) for look in doctor.LOOKS if look.__closure__][-1]
+    broken = [examine(None) for examine in doctor.EXAMINATIONS if examine.__closure__][-1]
     assert not broken.fit
-    assert broken.sentence.startswith("the sandbox did not start: ")
+    assert broken.sentence.startswith("the sandbox cannot be started on this machine: ")
 
 
-def test_the_contract_is_checked_behind_walls(tmp_path: Path) -> None:
-    write_submission(tmp_path, SHADES)
+def test_the_contract_of_a_sandboxed_defense_is_checked(tmp_path: Path) -> None:
+    write_submission(tmp_path, ROUNDING)
     registry = sandboxed(tmp_path)
     results = list(check_registration(registry, "defense", registry.find("defense", "mine")))
-    told = {result.check: (result.outcome, result.sentence) for result in results}
-    assert len(told) == len(CHECKS["defense"])
-    assert [name for name, (outcome, _) in told.items() if outcome is CheckOutcome.FAIL] == []
-    hidden = {n for n, (_, said) in told.items() if "behind the walls" in said}
+    found = {result.check: (result.outcome, result.sentence) for result in results}
+    assert len(found) == len(CHECKS["defense"])
+    assert [name for name, (outcome, _) in found.items() if outcome is CheckOutcome.FAIL] == []
+    hidden = {n for n, (_, text) in found.items() if "sandbox" in text}
     assert hidden == {"eval-mode-is-kept", "weights-are-left-alone", "saved-is-loaded"}
 
 
-def test_submit_checks_a_defense_and_runs_no_line_of_it_here(
+def test_submit_checks_a_defense_without_running_its_code_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))
-    told = f"import os; print('inside' if os.getpid() != {os.getpid()} else 1 / 0)\n"
-    good = write_submission(tmp_path, SHADES.replace("from torch", f"{told}from torch", 1))
-    vague = write_submission(
-        tmp_path, SHADES.replace("self.see(images)", "images + images.mean()"), name="vague"
+    code = f"import os; print('inside' if os.getpid() != {os.getpid()} else 1 / 0)\n"
+    good = write_submission(tmp_path, ROUNDING.replace("from torch", f"{code}from torch", 1))
+    batchwise = write_submission(
+        tmp_path, ROUNDING.replace("self.see(images)", "images + images.mean()"), name="batchwise"
     )
     with Store.open(f"sqlite:///{tmp_path / 'b.db'}") as store:
         assert accept_submission(good, store).checked
         with pytest.raises(BenchError, match="companions-do-not-matter: logits moved by"):
-            accept_submission(vague, store)
+            accept_submission(batchwise, store)
         states = {e.name: e.history[-1].state for e in store.submissions()}
-    assert states == {"mine": "queued", "vague": "rejected"}
-    assert not (tmp_path / "in" / "vague").exists()
+    assert states == {"mine": "queued", "batchwise": "rejected"}
+    assert not (tmp_path / "in" / "batchwise").exists()
 
 
-def test_workers_are_started_for_whom_the_run_needs(
+def test_workers_are_started_for_the_selected_defenses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_submission(tmp_path, PLAIN.replace("build=build", "build=build, surrogate='second'"), "first")
+    write_submission(
+        tmp_path, PLAIN.replace("build=build", "build=build, surrogate='second'"), "first"
+    )
     for name in ("second", "third"):
         write_submission(tmp_path, PLAIN, name)
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
@@ -302,11 +325,11 @@ def test_workers_are_started_for_whom_the_run_needs(
     assert launcher.load_registry(False, Selection(defenses=("all",))).not_imported() == []
 
 
-def test_a_list_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_plugins_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_submission(tmp_path, "raise SystemExit('this ran')")
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path))
     monkeypatch.setattr(
-        launcher, "isolate_submissions", lambda registry: pytest.fail("it was locked in")
+        launcher, "isolate_submissions", lambda registry: pytest.fail("a worker was started")
     )
     done = CliRunner().invoke(app, ["list", "defenses", "--json"])
     names = {item["name"] for item in json.loads(done.stdout)["items"]}

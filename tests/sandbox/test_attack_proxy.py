@@ -1,4 +1,4 @@
-"""A locked-in attack plays to the bit as it would here, and asks only what it may."""
+"""A sandboxed attack runs bit for bit as in this process, and sends permitted queries only."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bench.contract.check import CheckOutcome
 from bench.contract.runner import CHECKS, check_registration
 from bench.core.errors import PluginError
 from bench.core.outcomes import Outcomes
+from bench.engine.cell_spec import CellSpec
 from bench.evaluation.launcher import MatrixRun
 from bench.evaluation.plan import Selection
 from bench.plugin import Attack, Traits
@@ -23,13 +24,13 @@ from bench.registry.cards import attack_digest
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.sandbox import isolation
-from bench.sandbox.attack_proxy import SEEN, AttackProxy
+from bench.sandbox.attack_proxy import SENT_ROWS, AttackProxy
 from bench.store import Store
 from bench.submissions.intake import accept_submission
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
-from tests.engine.single_run import LINF, NEAREST, SingleRun, NoisyModel
+from tests.engine.single_run import LINF, NEAREST, NoisyModel, SingleRun
 from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submission
 
 pytestmark = pytest.mark.usefixtures("sandbox")
@@ -102,12 +103,12 @@ BALLS: dict[str, PerturbationSet] = {
 
 
 def built_in() -> list[Any]:
-    """Every built-in attack that can be locked in, the quick ones unmarked."""
+    """Every built-in attack that can be sandboxed; only the quick ones are not marked slow."""
     offers = Registry.load(Path("no-submissions")).attacks.items()
     names = [
         n for n, o in offers if o.module.startswith("plugins.") and not Traits.is_external(o.value)
     ]
-    names = [n for n in names if n not in ("transfer", "joint-pgd")]  # these need another table
+    names = [n for n in names if n not in ("transfer", "joint-pgd")]  # these need other defenses
     slow = pytest.mark.slow
     return [pytest.param(n, marks=() if n in QUICK else slow) for n in names]
 
@@ -115,24 +116,24 @@ def built_in() -> list[Any]:
 def pair(
     folder: Path, source: str, name: str = "mine"
 ) -> tuple[Registration[Attack], Registration[Attack]]:
-    """An attack behind walls, and the same one here."""
+    """A sandboxed attack, and the same one in this process."""
     write_submission(folder, source, name, kind="attack")
     inside = sandboxed(folder)
     assert inside.reasons_not_imported == {}
     return inside.find("attack", name), unsandboxed(folder).find("attack", name)
 
 
-def same(inside: Registration[Attack], here: Registration[Attack], **rules: Any) -> None:
-    """Both play the same game to the same end, for the same price."""
+def check_same(inside: Registration[Attack], here: Registration[Attack], **rules: Any) -> None:
+    """Both have the same outcomes, images and costs."""
     one, two = (SingleRun(offer.value, count=96, **rules).run() for offer in (inside, here))
     assert torch.equal(one.images, two.images)
     for name in Outcomes._fields:
-        first, second = (getattr(played.outcomes, name) for played in (one, two))
+        first, second = (getattr(run.outcomes, name) for run in (one, two))
         assert (first == second).all(), name
 
 
 @pytest.mark.parametrize("name", built_in())
-def test_every_attack_plays_behind_walls_as_it_does_here(name: str, tmp_path: Path) -> None:
+def test_every_attack_gives_the_same_results_in_the_sandbox(name: str, tmp_path: Path) -> None:
     known = Registry.load(Path("no-submissions")).attacks[name]
     source = BUILT_IN.replace("{module}", known.module).replace("{of}", name)
     inside, here = pair(tmp_path, source)
@@ -143,54 +144,62 @@ def test_every_attack_plays_behind_walls_as_it_does_here(name: str, tmp_path: Pa
     goal = NEAREST if traits.minimises else Goal()
     if traits.goals == ("targeted",):
         goal = Goal("targeted", "next")
-    same(inside, here, ball=BALLS[(traits.norms or ("Linf",))[0]], goal=goal)
+    check_same(inside, here, ball=BALLS[(traits.norms or ("Linf",))[0]], goal=goal)
 
 
-def test_its_card_is_the_one_it_has_here(tmp_path: Path) -> None:
+def test_its_card_is_the_same_as_in_this_process(tmp_path: Path) -> None:
     write_submission(tmp_path, OWN, kind="attack")
     inside, here = sandboxed(tmp_path), unsandboxed(tmp_path)
     assert inside.attack_card("mine") == here.attack_card("mine")
     assert (inside.find("attack", "mine").isolation, inside.problems) == ("sandboxed", [])
 
 
-def test_it_averages_over_draws_and_keeps_to_its_budget_as_here(tmp_path: Path) -> None:
+def test_draws_and_budgets_are_the_same_as_in_this_process(tmp_path: Path) -> None:
     inside, here = pair(tmp_path, OWN)
-    same(inside, here, model=NoisyModel(0.1), random=True)
-    same(inside, here, budget=Budget(gradients=2))
-    same(inside, here, goal=Goal("targeted", "next"))
+    check_same(inside, here, model=NoisyModel(0.1), random=True)
+    check_same(inside, here, budget=Budget(gradients=2))
+    check_same(inside, here, goal=Goal("targeted", "next"))
 
 
-def test_one_loss_a_row_is_all_that_is_asked_of_a_loss(tmp_path: Path) -> None:
-    bent = OWN.replace(
+def test_a_loss_may_be_any_function_with_one_value_per_row(tmp_path: Path) -> None:
+    changed = OWN.replace(
         "return cross_entropy(logits, label)",
         "return (logits.double().logsumexp(1) - logits.gather(1, label[:, None])[:, 0]).tanh()",
     )
-    inside, here = pair(tmp_path, bent)
-    same(inside, here)
+    inside, here = pair(tmp_path, changed)
+    check_same(inside, here)
 
 
-class Given(SingleRun):
-    """A match whose game lies open before it is played."""
+class LabelsOnlyRun(SingleRun):
+    """A run whose model access reveals labels only."""
 
-    def __init__(self, attack: Attack) -> None:
-        super().__init__(attack)
-        object.__setattr__(self, "given", super().spec())
-
-    def game(self, slots: int = 64) -> Any:
-        return self.given  # type: ignore[attr-defined]
+    def spec(self, slots: int = 64) -> CellSpec:
+        spec = super().spec(slots)
+        spec.model_access.access = Access.LABELS
+        return spec
 
 
 STEPS = {
-    "labels only": ("problem.gradient(adv, loss)", "asked for gradients, but this board reveals"),
-    "images of another shape": ("problem.logits(adv[:, :, 1:])", "asked with adv of torch.float32"),
-    "images of another type": ("problem.logits(adv.double())", "asked with adv of torch.float64"),
-    "fewer images": ("problem.logits(adv[1:])", "which does not fit 64 images of 10 classes"),
-    "a mask of another type": ("problem.logits(adv, problem.t)", "asked with where of torch.int64"),
-    "classes beyond": (
-        "problem.jacobian(adv, problem.y[:, None] + 5)", "asked with classes of torch.int64"
+    "labels only": ("problem.gradient(adv, loss)", "gradients"),
+    "images of another shape": (
+        "problem.logits(adv[:, :, 1:])", "sent a query with adv of torch.float32"
     ),
-    "classes below": ("problem.jacobian(adv, problem.y[:, None] - 9)", "asked with classes of"),
-    "no classes": ("problem.jacobian(adv, problem.y[:, None][:, :0])", "asked with classes of"),
+    "images of another type": (
+        "problem.logits(adv.double())", "sent a query with adv of torch.float64"
+    ),
+    "fewer images": ("problem.logits(adv[1:])", "which does not fit 64 images of 10 classes"),
+    "a mask of another type": (
+        "problem.logits(adv, problem.t)", "sent a query with where of torch.int64"
+    ),
+    "classes beyond": (
+        "problem.jacobian(adv, problem.y[:, None] + 5)", "sent a query with classes of torch.int64"
+    ),
+    "classes below": (
+        "problem.jacobian(adv, problem.y[:, None] - 9)", "sent a query with classes of"
+    ),
+    "no classes": (
+        "problem.jacobian(adv, problem.y[:, None][:, :0])", "sent a query with classes of"
+    ),
     "a mask of two columns": (
         "problem.logits(adv, (problem.t > 0)[:, None])", r"where of torch.bool \[64, 1\]"
     ),
@@ -200,62 +209,70 @@ STEPS = {
     "a loss that raises": (
         "problem.gradient(adv, lambda logits, label: 1 / 0)", "failed: ZeroDivisionError"
     ),
-    "a loss without a slope": (
+    "a loss without a gradient": (
         "problem.gradient(adv, lambda logits, label: logits.argmax(1).float())", ""
     ),
-    "a wish of its own": ("problem._asked('weights', {'adv': adv})", "asked for .'weights'"),
-    "a wish without images": ("problem._asked('logits', {})", "asked for .'logits', "),
-    "a wish for a tensor unheard of": (
-        "problem._asked('logits', {'adv': adv, 'x': adv})", "asked with x of torch.float32"
+    "an unknown query": (
+        "problem._request('weights', {'adv': adv})", "sent an invalid query: .'weights'"
+    ),
+    "a query without images": (
+        "problem._request('logits', {})", "sent an invalid query: .'logits', "
+    ),
+    "a query with an unknown tensor": (
+        "problem._request('logits', {'adv': adv, 'x': adv})", "sent a query with x of torch.float32"
     ),
     "one row too few": (
         "State(adv[1:], state.sum)", r"a state of \[\(63,\), \(64,\)\] rows; 64 were expected"
     ),
     "tensors of no kind": (
-        "problem.line.channel.send(problem.line.number, {'tensors': 5})", "without their names"
+        "problem.channel.channel.send(problem.channel.number, {'tensors': 5})",
+        "without their descriptions",
     ),
     "fields without names": (
-        "problem.line.reply({}, {'1': adv, '': adv})", "gave a state without names"
+        "problem.channel.reply({}, {'1': adv, '': adv})",
+        "returned a state with invalid field names",
     ),
-    "no state": ("State(adv, None)", "failed: TypeError: its state has sum, which is no tensor"),
-    "nothing": ("None", "failed: AttributeError"),
-    "an end": ("__import__('os')._exit(3)", "ended by itself, with status 3"),
-    "no end": ("exec('while True: pass')", "gave no answer in 2 s, and was ended"),
+    "no state": ("State(adv, None)", "failed: TypeError: field sum of its state is no tensor"),
+    "None": ("None", "failed: AttributeError"),
+    "an exit": ("__import__('os')._exit(3)", "its process exited with status 3"),
+    "an endless loop": (
+        "exec('while True: pass')", "gave no answer within 2 s; its process was ended"
+    ),
     "an error": ("1 / 0", r"failed: ZeroDivisionError: division by zero \(plugin.py, line \d+\)"),
-    "no number": ("State(adv * float('nan'), state.sum)", ""),
+    "not a number": ("State(adv * float('nan'), state.sum)", ""),
     "far outside": ("State(adv + 7, state.sum)", ""),
 }  # fmt: skip
-"""What stands in a step, and what is said of it; nothing, where the referee will judge it."""
+"""Code in a step -> the expected message; empty where the referee judges the result."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STEPS)
-def test_a_step_goes_wrong(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_steps_are_reported(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolation, "LIMITS", isolation.Limits(call=2.0))
-    code, sentence = STEPS[kind]
+    code, message = STEPS[kind]
     inside, _ = pair(tmp_path, OWN.replace("        gradient = ", f"        wrong = {code}\n"
                      "        if isinstance(wrong, State) or wrong is None: return wrong\n"
                      "        gradient = "))  # fmt: skip
-    match: Any = Given(inside.value)
-    if kind == "labels only":
-        match.given.door.access = Access.LABELS
-    if not sentence:
-        assert len(match.play().outcomes.item) == match.count
+    run = (LabelsOnlyRun if kind == "labels only" else SingleRun)(inside.value)
+    if not message:
+        assert len(run.run().outcomes.item) == run.count
         return
-    with pytest.raises(PluginError, match=sentence) as raised:
-        match.play()
+    with pytest.raises(PluginError, match=message) as raised:
+        run.run()
     assert str(raised.value).isprintable()
 
 
-def test_a_start_asks_nothing_of_the_defense(tmp_path: Path) -> None:
+def test_start_cannot_query_the_defense(tmp_path: Path) -> None:
     source = OWN.replace("return State(problem.ball", "problem.logits(problem.x)\n        "
                          "return State(problem.ball")  # fmt: skip
     inside, _ = pair(tmp_path, source)
-    with pytest.raises(PluginError, match="mine asked the defense a question in start"):
+    with pytest.raises(PluginError, match=r"mine .*in start"):
         SingleRun(inside.value).run()
 
 
-def test_clean_logits_are_shown_where_scores_are(tmp_path: Path) -> None:
+def test_clean_logits_need_access_to_scores(tmp_path: Path) -> None:
     source = OWN.replace(
         "return State(problem.ball",
         "assert (problem.clean_logits.argmax(1) != problem.other_classes[:, 0]).any()\n"
@@ -263,14 +280,12 @@ def test_clean_logits_are_shown_where_scores_are(tmp_path: Path) -> None:
         "return State(problem.ball",
     )
     inside, here = pair(tmp_path, source)
-    same(inside, here)
-    blind: Any = Given(inside.value)
-    blind.given.door.access = Access.LABELS
-    with pytest.raises(PluginError, match="mine asked the defense a question in start"):
-        blind.play()
+    check_same(inside, here)
+    with pytest.raises(PluginError, match=r"mine .*in start"):
+        LabelsOnlyRun(inside.value).run()
 
 
-def test_it_sees_its_rows_and_neither_their_names_nor_the_defense(tmp_path: Path) -> None:
+def test_an_attack_sees_its_rows_but_no_example_indices_and_no_defense(tmp_path: Path) -> None:
     source = OWN.replace(
         "        gradient = ",
         "        import gc\n"
@@ -283,16 +298,18 @@ def test_it_sees_its_rows_and_neither_their_names_nor_the_defense(tmp_path: Path
     assert (SingleRun(inside.value).run().outcomes.verdict == 1).any()
 
 
-def test_sets_of_plugins_do_not_cross(tmp_path: Path) -> None:
+def test_perturbation_sets_of_plugins_are_refused(tmp_path: Path) -> None:
     class Ring(Linf):
-        """A set whose code is not behind the walls."""
+        """A set of a plugin."""
 
     inside, _ = pair(tmp_path, OWN)
-    with pytest.raises(PluginError, match="only Linf, L2, L1 are known; Linf is a set of a plug"):
+    with pytest.raises(
+        PluginError, match="supports the sets Linf, L2, L1 only; Linf is a set of a plug"
+    ):
         SingleRun(inside.value, ball=Ring(Fraction(1, 5))).run()
 
 
-def test_who_is_not_at_play_keeps_no_worker(tmp_path: Path) -> None:
+def test_only_the_attack_that_was_used_last_has_a_worker(tmp_path: Path) -> None:
     write_submission(tmp_path, OWN, "one", kind="attack")
     write_submission(tmp_path, OWN, "two", kind="attack")
     registry = sandboxed(tmp_path)
@@ -304,30 +321,30 @@ def test_who_is_not_at_play_keeps_no_worker(tmp_path: Path) -> None:
     assert not torch.equal(outcomes[0], outcomes[1])
 
 
-def test_rows_are_told_anew_where_they_have_changed_and_only_there(tmp_path: Path) -> None:
+def test_only_changed_tensors_of_the_rows_are_sent(tmp_path: Path) -> None:
     inside, _ = pair(tmp_path, OWN)
     attack: Any = inside.value
     sent: list[list[str]] = []
-    news: Callable[[Any], dict[str, Tensor]] = attack._news
+    changed_rows: Callable[[Any], dict[str, Tensor]] = attack._changed_rows
 
-    def noted(rows: Any) -> dict[str, Tensor]:
-        found = news(rows)
+    def recorded(rows: Any) -> dict[str, Tensor]:
+        found = changed_rows(rows)
         sent.append(sorted(found))
         return found
 
-    attack._news = noted
+    attack._changed_rows = recorded
     SingleRun(attack).run()
     every = ["active", "key", "restart", "t", "target", "x", "y"]
     assert sent[0] == every
     assert every in sent[1:]
     assert ["t"] in sent
-    rows: Any = SimpleNamespace(**{name: torch.zeros(2) for name in SEEN})
-    assert (sorted(news(rows)), news(rows)) == (every, {})
+    rows: Any = SimpleNamespace(**{name: torch.zeros(2) for name in SENT_ROWS})
+    assert (sorted(changed_rows(rows)), changed_rows(rows)) == (every, {})
     rows.restart.add_(1)
-    assert list(news(rows)) == ["restart"]
+    assert list(changed_rows(rows)) == ["restart"]
 
 
-def test_the_contract_of_an_attack_is_checked_behind_walls(tmp_path: Path) -> None:
+def test_the_contract_of_a_sandboxed_attack_is_checked(tmp_path: Path) -> None:
     write_submission(tmp_path, OWN, kind="attack")
     registry = sandboxed(tmp_path)
     results = list(check_registration(registry, "attack", registry.find("attack", "mine")))
@@ -336,18 +353,18 @@ def test_the_contract_of_an_attack_is_checked_behind_walls(tmp_path: Path) -> No
     assert sum(r.outcome is CheckOutcome.PASS for r in results) > 20
 
 
-def test_an_attack_with_a_run_of_its_own_waits(tmp_path: Path) -> None:
+def test_an_external_attack_is_not_sandboxed(tmp_path: Path) -> None:
     source = OWN.replace("    steps = 4\n", "").replace(
         "def start(self, problem):", "def run(self, problem):\n        return problem.x\n\n"
         "    def begin(self, problem):",
     ).replace("def step(", "def go_on(")  # fmt: skip
     write_submission(tmp_path, source, kind="attack")
-    assert "only attacks with start and step are locked in" in sandboxed(tmp_path).why_not_imported(
-        "mine"
-    )
+    assert "the sandbox supports attacks with `start` and `step` only" in sandboxed(
+        tmp_path
+    ).why_not_imported("mine")
 
 
-def test_submit_and_run_need_no_word_for_either_kind(
+def test_submit_and_run_accept_sandboxed_attacks_and_defenses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_SUBMISSIONS", str(tmp_path / "in"))

@@ -1,4 +1,4 @@
-"""A locked-in defense answers as it would in this process, to the bit; another one if it dies."""
+"""A sandboxed defense returns exactly what it returns in this process; a dead one is replaced."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bench.registry.registry import Registry
 from bench.sandbox.defense_proxy import DefenseProxy
 from bench.training.defense_builder import DefenseBuilder
 from tests.fixtures.known_models import digits
-from tests.sandbox.isolated import PLAIN, entry, locked, none_left, opened
+from tests.sandbox.isolated import PLAIN, no_process_left, sandboxed, unsandboxed, write_submission
 
-pytestmark = pytest.mark.usefixtures("walls")
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 NOISY = PLAIN.replace(
     "return self.layer(images.flatten(1))",
@@ -31,11 +31,11 @@ NOISY = PLAIN.replace(
 REJECTING = PLAIN.replace("nn.Linear(64, 10)", "nn.Linear(64, 11)").replace(
     "build=build)", "build=build, rejects=0.1)"
 )
-WINDING = PLAIN.replace(
+NONLINEAR = PLAIN.replace(
     "return self.layer(images.flatten(1))",
     "return torch.tanh(self.layer(images.flatten(1).sin())).double()",
 )
-SOURCES = {"plain": PLAIN, "noisy": NOISY, "rejecting": REJECTING, "winding": WINDING}
+SOURCES = {"plain": PLAIN, "noisy": NOISY, "rejecting": REJECTING, "nonlinear": NONLINEAR}
 
 
 def dataset(registry: Registry) -> Dataset:
@@ -48,38 +48,38 @@ def built(registry: Registry, role: str = "build") -> nn.Module:
     return module
 
 
-def answers(module: nn.Module, rejects: bool, noisy: bool) -> list[Tensor]:
-    """All that an attack may hear: logits, gradients, a Jacobian, and then all of it again."""
+def all_queries(module: nn.Module, rejects: bool, noisy: bool) -> list[Tensor]:
+    """The answers to queries of each kind: logits, gradients, a Jacobian; all of them twice."""
     x, y = digits(40)
     noise = SeededNoise(5, "play", torch.device("cpu")) if noisy else None
-    target = ModelAccess(module, draws=3 if noisy else 1, noise=noise, rejects=rejects)
+    access = ModelAccess(module, draws=3 if noisy else 1, noise=noise, rejects=rejects)
     classes = torch.arange(4).expand(40, 4)
-    said = []
+    found = []
     for _ in range(2):
-        said.append(target.logits(x))
-        said += target.gradient(x, lambda logits: cross_entropy(logits, y))
-        said += target.jacobian(x, classes, minus=y)
-    return said
+        found.append(access.logits(x))
+        found += access.gradient(x, lambda logits: cross_entropy(logits, y))
+        found += access.jacobian(x, classes, minus=y)
+    return found
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_behind_walls_the_answers_are_the_same_to_the_bit(kind: str, tmp_path: Path) -> None:
-    entry(tmp_path, SOURCES[kind])
-    inside, here = built(locked(tmp_path)), built(opened(tmp_path))
+def test_a_sandboxed_defense_returns_the_same_bits(kind: str, tmp_path: Path) -> None:
+    write_submission(tmp_path, SOURCES[kind])
+    inside, here = built(sandboxed(tmp_path)), built(unsandboxed(tmp_path))
     assert isinstance(inside, DefenseProxy)
     assert not isinstance(here, DefenseProxy)
     how = (kind == "rejecting", kind == "noisy")
-    for one, two in zip(answers(inside, *how), answers(here, *how), strict=True):
+    for one, two in zip(all_queries(inside, *how), all_queries(here, *how), strict=True):
         assert one.dtype == two.dtype
         assert torch.equal(one, two)
-    assert any(said.any() for said in answers(inside, *how)[1::6])
+    assert any(part.any() for part in all_queries(inside, *how)[1::6])
 
 
-def test_a_slope_may_be_asked_when_other_questions_came_between(tmp_path: Path) -> None:
-    entry(tmp_path, WINDING)
-    inside, here = built(locked(tmp_path)), built(opened(tmp_path))
+def test_a_gradient_can_be_computed_after_other_queries(tmp_path: Path) -> None:
+    write_submission(tmp_path, NONLINEAR)
+    inside, here = built(sandboxed(tmp_path)), built(unsandboxed(tmp_path))
     x = digits(16)[0]
-    slopes = []
+    gradients = []
     for module in (inside, here):
         leaves = [x.clone().requires_grad_(), (1 - x).requires_grad_()]
         first, second = (module(leaf) for leaf in leaves)
@@ -89,19 +89,19 @@ def test_a_slope_may_be_asked_when_other_questions_came_between(tmp_path: Path) 
         (of_second,) = torch.autograd.grad(second[:, 1].sum(), leaves[1])
         (again,) = torch.autograd.grad(first[:, 0].sum(), leaves[0])
         assert torch.equal(of_first, again)
-        slopes.append((of_first, of_second))
-    assert torch.equal(slopes[0][0], slopes[1][0])
-    assert torch.equal(slopes[0][1], slopes[1][1])
-    assert not torch.equal(*slopes[0])
+        gradients.append((of_first, of_second))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
+    assert not torch.equal(*gradients[0])
 
 
-def test_a_slope_of_drawn_noise_is_of_the_noise_that_was_drawn(tmp_path: Path) -> None:
+def test_the_gradient_uses_the_random_numbers_of_its_forward_pass(tmp_path: Path) -> None:
     source = PLAIN.replace(
         "return self.layer(images.flatten(1))",
         "return self.layer(images.flatten(1)) * torch.rand(1)",
     )
-    entry(tmp_path, source)
-    module = built(locked(tmp_path))
+    write_submission(tmp_path, source)
+    module = built(sandboxed(tmp_path))
     leaf = digits(8)[0].requires_grad_()
     torch.manual_seed(1)
     logits = module(leaf)
@@ -112,12 +112,12 @@ def test_a_slope_of_drawn_noise_is_of_the_noise_that_was_drawn(tmp_path: Path) -
     assert torch.equal(torch.autograd.grad(logits.sum(), leaf)[0], expected)
 
 
-def test_a_module_that_draws_moves_this_generator_and_no_other_does(tmp_path: Path) -> None:
-    entry(tmp_path / "still", PLAIN)
-    entry(tmp_path / "noisy", NOISY)
+def test_only_a_model_that_draws_random_numbers_advances_the_generator(tmp_path: Path) -> None:
+    write_submission(tmp_path / "deterministic", PLAIN)
+    write_submission(tmp_path / "noisy", NOISY)
     x = digits(8)[0]
-    for name, drawn in (("still", False), ("noisy", True)):
-        module = built(locked(tmp_path / name))
+    for name, drawn in (("deterministic", False), ("noisy", True)):
+        module = built(sandboxed(tmp_path / name))
         torch.manual_seed(3)
         before = torch.get_rng_state()
         with torch.no_grad():
@@ -126,16 +126,16 @@ def test_a_module_that_draws_moves_this_generator_and_no_other_does(tmp_path: Pa
         assert torch.equal(one, two) != drawn
 
 
-def test_a_slope_of_a_slope_is_refused(tmp_path: Path) -> None:
-    entry(tmp_path, WINDING)
+def test_a_second_derivative_is_refused(tmp_path: Path) -> None:
+    write_submission(tmp_path, NONLINEAR)
     leaf = digits(8)[0].requires_grad_()
-    answer = built(locked(tmp_path))(leaf)
-    (slope,) = torch.autograd.grad(answer.square().sum(), leaf, create_graph=True)
+    answer = built(sandboxed(tmp_path))(leaf)
+    (gradient,) = torch.autograd.grad(answer.square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.backward(slope.sum())
+        torch.autograd.backward(gradient.sum())
 
 
-def test_the_stand_in_is_asked_for_slopes_and_never_for_answers(tmp_path: Path) -> None:
+def test_the_bpda_approximation_is_used_for_gradients_only(tmp_path: Path) -> None:
     source = PLAIN.replace(
         "build=build)", "build=lambda loader: Net(loader).requires_grad_(False), bpda=other)"
     )
@@ -143,8 +143,8 @@ def test_the_stand_in_is_asked_for_slopes_and_never_for_answers(tmp_path: Path) 
         "@hookimpl",
         "def other(loader):\n    return nn.Sequential(Net(loader), nn.Tanh())\n@hookimpl",
     )
-    entry(tmp_path, source)
-    registry = locked(tmp_path)
+    write_submission(tmp_path, source)
+    registry = sandboxed(tmp_path)
     module, bpda = built(registry), built(registry, "bpda")
     assert isinstance(bpda, DefenseProxy)
     x = digits(8)[0]
@@ -152,49 +152,49 @@ def test_the_stand_in_is_asked_for_slopes_and_never_for_answers(tmp_path: Path) 
     assert torch.equal(module(x), ModelAccess(module, bpda=bpda).logits(x))
 
 
-def test_a_worker_that_has_died_is_replaced_by_one_that_answers_the_same(tmp_path: Path) -> None:
-    entry(tmp_path, WINDING)
-    module = built(locked(tmp_path))
+def test_a_worker_that_has_died_is_replaced_by_an_equal_one(tmp_path: Path) -> None:
+    write_submission(tmp_path, NONLINEAR)
+    module = built(sandboxed(tmp_path))
     assert isinstance(module, DefenseProxy)
     leaf = digits(8)[0].requires_grad_()
     answer = module(leaf)
     expected = torch.autograd.grad(answer.sum(), leaf, retain_graph=True)[0]
-    module.cage.close()
+    module.process.close()
     assert torch.equal(torch.autograd.grad(answer.sum(), leaf)[0], expected)
-    outside = module.cage.guardian.process
+    outside = module.process.monitor.process
     for process in psutil.Process(outside.pid).children(recursive=True):
         process.kill()
     outside.wait(10)
-    with pytest.raises(PluginError, match="died of SIGKILL"):
+    with pytest.raises(PluginError, match="was killed by SIGKILL"):
         module(leaf)
     assert torch.equal(module(leaf), answer)
 
 
-def test_what_one_call_breaks_the_next_one_does_not_suffer(tmp_path: Path) -> None:
+def test_an_exception_in_one_call_does_not_affect_the_next(tmp_path: Path) -> None:
     source = PLAIN.replace(
         "return self.layer(images.flatten(1))",
         "if images.max() > 1.5:\n            raise ValueError('too bright')\n"
         "        return self.layer(images.flatten(1))",
     )
-    entry(tmp_path, source)
-    module = built(locked(tmp_path))
+    write_submission(tmp_path, source)
+    module = built(sandboxed(tmp_path))
     assert isinstance(module, DefenseProxy)
-    x, first = digits(8)[0], module.cage
+    x, first = digits(8)[0], module.process
     expected = module(x)
     with pytest.raises(PluginError, match=r"ValueError: too bright \(plugin.py, line \d+\)\.$"):
         module(x + 1)
     assert torch.equal(module(x), expected)
-    assert module.cage is first
+    assert module.process is first
 
 
-def test_a_question_that_is_interrupted_ends_its_worker(
+def test_an_interrupted_call_ends_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry(tmp_path, PLAIN)
-    module = built(locked(tmp_path))
+    write_submission(tmp_path, PLAIN)
+    module = built(sandboxed(tmp_path))
     assert isinstance(module, DefenseProxy)
     x = digits(8)[0]
-    expected, first = module(x), module.cage
+    expected, first = module(x), module.process
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -207,12 +207,12 @@ def test_a_question_that_is_interrupted_ends_its_worker(
     assert torch.equal(module(x), expected)
 
 
-def test_a_module_that_nobody_holds_takes_its_worker_along(tmp_path: Path) -> None:
-    entry(tmp_path, PLAIN)
-    module = built(locked(tmp_path))
+def test_deleting_the_module_ends_its_worker(tmp_path: Path) -> None:
+    write_submission(tmp_path, PLAIN)
+    module = built(sandboxed(tmp_path))
     assert isinstance(module, DefenseProxy)
-    seen = Counter(alive=module.cage.running)
+    seen = Counter(alive=module.process.running)
     del module
     gc.collect()
     assert seen["alive"]
-    assert none_left()
+    assert no_process_left()

@@ -1,4 +1,4 @@
-"""What a stranger's code finds when it looks for a way out: nothing. One worker tries all of it."""
+"""Isolation: a submission that tries every way out of its process finds none."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 import bench
 from bench.registry.registry import Registry
 from bench.sandbox import isolation
-from tests.sandbox.isolated import PLAIN, entry, locked, none_left
+from tests.sandbox.isolated import PLAIN, no_process_left, sandboxed, write_submission
 
 PACKAGE = Path(bench.__file__).parent
-SECRET = "a word that no worker may read"
+SECRET = "text that no worker may read"
 TRIALS = {
     "tcp": "socket.create_connection(('127.0.0.1', PORT), 2)",
     "udp": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
@@ -33,7 +33,7 @@ TRIALS = {
     "host name": "open('/etc/hostname').read()",
     "database": "open(DATABASE, 'rb').read()",
     "home": "open(HOME_FILE).read()",
-    "other entries": "os.listdir(SUBMISSIONS)",
+    "other submissions": "os.listdir(SUBMISSIONS)",
     "project": "[name for name in os.listdir(PROJECT) if name not in ('bench', 'plugins', '.venv')]"
     " or none()",
     "data": "os.listdir(DATA)",
@@ -57,8 +57,8 @@ TRIALS = {
     "change root": "os.chroot('/tmp')",
     "more processes": "resource.setrlimit(resource.RLIMIT_NPROC, (10**6, 10**6))",
     "more memory": "resource.setrlimit(resource.RLIMIT_DATA, (2**50, 2**50))",
-    "end the first process": "os.kill(1, 9) or (time.sleep(0.2), none())",
-    "new user space": "kernel(libc.unshare(0x10000000))",
+    "kill process 1": "os.kill(1, 9) or (time.sleep(0.2), none())",
+    "new user namespace": "kernel(libc.unshare(0x10000000))",
     "mount": "kernel(libc.mount(b'none', b'/tmp', b'tmpfs', 0, None))",
     "trace": "kernel(libc.ptrace(16, 1, 0, 0))",
     "device nodes": "os.mknod('/tmp/node', 0o666 | stat.S_IFBLK, os.makedev(8, 0))",
@@ -69,7 +69,7 @@ TRIALS = {
 }  # fmt: skip
 if platform.machine() == "x86_64":  # elsewhere these calls have other numbers
     TRIALS |= {
-        "new user space by clone": "kernel(libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0))",
+        "new user namespace by clone": "kernel(libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0))",
         "clone3": "kernel(libc.syscall(435, 0, 0))",
         "read another's memory": "kernel(libc.syscall(310, 1, 0, 0, 0, 0, 0))",
         "io_uring": "kernel(libc.syscall(425, 1, 0))",
@@ -79,7 +79,7 @@ if platform.machine() == "x86_64":  # elsewhere these calls have other numbers
         "page faults": "kernel(libc.syscall(323, 0))",
     }
 
-TRIED = """
+PROGRAM = """
 import ctypes, glob, json, os, resource, socket, stat, subprocess, time
 import torch
 
@@ -112,30 +112,30 @@ def others():
 
 
 def none():
-    raise LookupError("nothing there")
+    raise LookupError("nothing found")
 
 
 def found():
     return "found"
 
 
-FACTS
-said = {}
+ASSIGNMENTS
+results = {}
 for name, trial in TRIALS.items():
     try:
-        said[name] = ["open", repr(eval(trial))[:40]]
+        results[name] = ["open", repr(eval(trial))[:40]]
     except Exception as error:
-        said[name] = ["shut", f"{type(error).__name__}: {error}"[:60]]
-SAID = json.dumps(said)
+        results[name] = ["blocked", f"{type(error).__name__}: {error}"[:60]]
+RESULTS = json.dumps(results)
 """
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[str]]]:
-    """What came of each trial, as the entry tells it in its claims."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[str]]]:
+    """The result of each trial, which the submission declares as the name of a data set."""
     if isolation.why_unavailable():
         pytest.skip(isolation.why_unavailable())
-    folder = tmp_path_factory.mktemp("walls")
+    folder = tmp_path_factory.mktemp("sandbox")
     database, home = folder / "bench.db", Path.home() / f".gauntlet-test-{os.getpid()}"
     sqlite3.connect(database).close()
     database.write_text(SECRET)
@@ -144,46 +144,46 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[st
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"\0{abstract}")
         unix.listen()
-        facts = {
+        constants = {
             "PORT": server.getsockname()[1], "ABSTRACT": abstract, "DATABASE": str(database),
             "HOME_FILE": str(home), "SUBMISSIONS": str(folder), "SECRET": SECRET,
             "PROJECT": str(PACKAGE.parent), "BENCH": str(PACKAGE),
             "DATA": os.environ.get("BENCH_DATA", "/nowhere"), "TRIALS": TRIALS,
         }  # fmt: skip
-        told = "\n".join(f"{name} = {value!r}" for name, value in facts.items())
-        source = PLAIN.replace("from bench.plugin", TRIED.replace("FACTS", told)
+        assignments = "\n".join(f"{name} = {value!r}" for name, value in constants.items())
+        source = PLAIN.replace("from bench.plugin", PROGRAM.replace("ASSIGNMENTS", assignments)
                                + "\nfrom bench.plugin", 1)  # fmt: skip
-        source = source.replace("build=build)", "build=build, datasets=('digits', SAID))")
-        entry(folder, source)
+        source = source.replace("build=build)", "build=build, datasets=('digits', RESULTS))")
+        write_submission(folder, source)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GAUNTLET_SECRET", SECRET)
-            registry = locked(folder)
+            registry = sandboxed(folder)
     home.unlink()
     assert registry.reasons_not_imported == {}
     yield json.loads(registry.find("defense", "mine").value.datasets[1])
-    assert none_left()
+    assert no_process_left()
 
 
 @pytest.mark.parametrize("trial", TRIALS)
-def test_no_way_leads_out(trial: str, said: dict[str, list[str]]) -> None:
-    state, what = said[trial]
-    assert state == "shut", f"{trial}: {what}"
+def test_every_way_out_is_blocked(trial: str, results: dict[str, list[str]]) -> None:
+    state, result = results[trial]
+    assert state == "blocked", f"{trial}: {result}"
 
 
-@pytest.mark.parametrize("trial", ["tcp", "new user space", "mount", "trace"])
-def test_it_is_the_kernel_that_refuses(trial: str, said: dict[str, list[str]]) -> None:
-    assert said[trial][1].startswith("PermissionError: [Errno 1]")
+@pytest.mark.parametrize("trial", ["tcp", "new user namespace", "mount", "trace"])
+def test_the_kernel_refuses_these_calls(trial: str, results: dict[str, list[str]]) -> None:
+    assert results[trial][1].startswith("PermissionError: [Errno 1]")
 
 
-def test_outside_the_same_trials_find_what_they_look_for(tmp_path: Path) -> None:
-    # Else the walls would be praised for what was never there.
+def test_the_same_trials_succeed_outside_the_sandbox(tmp_path: Path) -> None:
+    # Otherwise the tests above would pass because there was nothing to find.
     names = ["project", "environment", "environments", "command lines"]
-    facts = {
+    constants = {
         "PROJECT": str(PACKAGE.parent), "SECRET": SECRET,
         "TRIALS": {name: TRIALS[name] for name in names},
     }  # fmt: skip
-    told = "\n".join(f"{name} = {value!r}" for name, value in facts.items())
-    program = TRIED.replace("FACTS", told) + "print(SAID)"
+    assignments = "\n".join(f"{name} = {value!r}" for name, value in constants.items())
+    program = PROGRAM.replace("ASSIGNMENTS", assignments) + "print(RESULTS)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,
         env={**os.environ, "GAUNTLET_SECRET": SECRET},
@@ -192,35 +192,40 @@ def test_outside_the_same_trials_find_what_they_look_for(tmp_path: Path) -> None
     assert {name: state for name, (state, _) in found.items()} == dict.fromkeys(names, "open")
 
 
-def test_a_worker_finds_programs_and_no_more() -> None:
-    places = {words[1] for words in isolation.bindings() if words[0] == "--ro-bind"}
-    assert str(PACKAGE) in places
+def test_a_worker_can_read_programs_only() -> None:
+    folders = {words[1] for words in isolation.bindings() if words[0] == "--ro-bind"}
+    assert str(PACKAGE) in folders
     closed = {"/", "/etc", "/home", "/root", "/var", str(PACKAGE.parent), str(Path.home())}
-    assert not places & closed
-    for place in map(Path, places):
-        assert not (place / "bench.db").exists()
+    assert not folders & closed
+    for folder in map(Path, folders):
+        assert not (folder / "bench.db").exists()
 
 
-def test_where_no_walls_can_be_put_up_the_entry_waits(
+def test_without_a_sandbox_the_code_of_a_submission_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry(tmp_path, "raise SystemExit('this ran')")
+    write_submission(tmp_path, "raise SystemExit('this ran')")
     why = "bubblewrap is not installed; install it"
     monkeypatch.setattr(isolation, "why_unavailable", lambda: why)
-    registry = locked(tmp_path)
+    registry = sandboxed(tmp_path)
     assert registry.not_imported() == ["mine"]
     assert registry.why_not_imported("mine") == f"{why}, or run its code with --allow-unsandboxed"
     assert "mine" not in Registry.load(tmp_path).defenses
 
 
-def test_walls_are_tried_and_not_only_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_is_started_to_find_out_whether_it_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if isolation.why_unavailable():
         pytest.skip(isolation.why_unavailable())
     isolation.why_unavailable.cache_clear()
     monkeypatch.setattr(
         isolation, "bubblewrap_command", lambda: ["bwrap", "--unshare-pid", "--cap-add", "CAP_NONE"]
     )
-    assert "can put no walls up on this machine (bwrap: unknown cap" in isolation.why_unavailable()
+    assert (
+        "bubblewrap cannot create namespaces here (bwrap: unknown cap"
+        in isolation.why_unavailable()
+    )
     isolation.why_unavailable.cache_clear()
     monkeypatch.undo()
     assert isolation.why_unavailable() == ""
