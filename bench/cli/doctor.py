@@ -1,4 +1,4 @@
-"""Is this machine fit to play? One finding for each thing a run leans on."""
+"""Checks whether this machine can run evaluations: one finding per requirement."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bench.registry.registry import Registry
 from bench.sandbox import isolation, process
 from bench.store import Store
 
-SPARE = 1 << 30  # bytes under which the disk counts as full
+FREE_BYTES = 1 << 30  # of disk space that a run needs
 
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One thing looked at."""
+    """The result of one examination."""
 
     name: str
     fit: bool
@@ -33,8 +33,8 @@ class DoctorFinding:
 
 
 def examine_machine(url: str | None) -> list[DoctorFinding]:
-    """Look at everything a run needs; nothing is changed."""
-    return [look(url) for look in LOOKS]
+    """Examine everything that a run needs; changes nothing."""
+    return [examine(url) for examine in EXAMINATIONS]
 
 
 def _python(_: str | None) -> DoctorFinding:
@@ -45,12 +45,12 @@ def _python(_: str | None) -> DoctorFinding:
 
 def _devices(_: str | None) -> DoctorFinding:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    found = ", ".join(names) or "no CUDA device; cells are played on the CPU"
+    found = ", ".join(names) or "no CUDA device; cells run on the CPU"
     return DoctorFinding("devices", True, f"{found}; {torch.get_num_threads()} threads.")
 
 
 def _arithmetic(_: str | None) -> DoctorFinding:
-    """A gradient that is known: of the cross-entropy of a linear model."""
+    """Compares the gradient of a linear model's cross-entropy with its closed form."""
     layer = torch.nn.Linear(4, 3)
     images = torch.full((32, 4), 0.5)
     label = torch.zeros(32, dtype=torch.int64)
@@ -59,8 +59,8 @@ def _arithmetic(_: str | None) -> DoctorFinding:
     share = answer.logits.softmax(1) - torch.nn.functional.one_hot(label, 3)
     exact = bool(torch.allclose(answer.gradient, share @ layer.weight, atol=1e-6))
     took = time.perf_counter() - since
-    word = "as in closed form" if exact else "NOT as in closed form: reinstall torch"
-    return DoctorFinding("arithmetic", exact, f"a smoke gradient came out {word} in {took:.2f} s.")
+    word = "equals its closed form" if exact else "does NOT equal its closed form: reinstall torch"
+    return DoctorFinding("arithmetic", exact, f"a test gradient {word} ({took:.2f} s).")
 
 
 def _plugins(_: str | None) -> DoctorFinding:
@@ -72,64 +72,70 @@ def _plugins(_: str | None) -> DoctorFinding:
 
 
 def _datasets(_: str | None) -> DoctorFinding:
-    """Whatever lies there is read and checked; nothing is downloaded."""
-    here, broken = [], []
+    """Reads and checks every data set that is present; downloads nothing."""
+    read, broken = [], []
     for name, offer in Registry.load().datasets.items():
         if name != "digits" and not (datasets.data_folder() / (offer.value.place or name)).exists():
             continue
         try:
             datasets.load_dataset(offer.value)
-            here.append(name)
+            read.append(name)
         except BenchError as error:
             broken.append(str(error))
-    sentence = f"read and checked: {', '.join(here)}; others from {datasets.data_folder()}."
+    sentence = (
+        f"read and checked: {', '.join(read)}; the others belong into {datasets.data_folder()}."
+    )
     return DoctorFinding("data", not broken, " ".join([*broken, sentence]))
 
 
 def _database(url: str | None) -> DoctorFinding:
     with Store.open(url, read_only=True) as store:
         problems = store.check()
-    sentence = " ".join(problems) or "every stored digest and reference holds."
+    sentence = " ".join(problems) or "every stored digest and reference is correct."
     return DoctorFinding("database", not problems, sentence)
 
 
 def _disk(_: str | None) -> DoctorFinding:
     free = shutil.disk_usage(Path.cwd()).free
-    word = "enough" if free > SPARE else "too little: free some before a run"
-    return DoctorFinding("disk", free > SPARE, f"{free / SPARE:.1f} GiB free here, {word}.")
+    word = "enough" if free > FREE_BYTES else "too little: delete files before a run"
+    return DoctorFinding(
+        "disk", free > FREE_BYTES, f"{free / FREE_BYTES:.1f} GiB free here, {word}."
+    )
 
 
 def _isolation(_: str | None) -> DoctorFinding:
-    """Walls are put up around a worker, not only looked for."""
+    """Starts a sandboxed process, to see that it works here."""
     if isolation.why_unavailable():
         return DoctorFinding(
-            "isolation", True, f"{isolation.why_unavailable()}; they wait, or run with "
-            "--allow-unsandboxed.",
+            "isolation", True, f"{isolation.why_unavailable()}; submitted code is not run "
+            "without --allow-unsandboxed.",
         )  # fmt: skip
-    since, worker = time.perf_counter(), process.SandboxProcess()
-    worker.start()
-    worker.close()
+    since, sandbox = time.perf_counter(), process.SandboxProcess()
+    sandbox.start()
+    sandbox.close()
     took = time.perf_counter() - since
-    return DoctorFinding("isolation", True, f"a worker stood behind walls within {took:.1f} s.")
+    return DoctorFinding("isolation", True, f"a sandboxed process started within {took:.1f} s.")
 
 
-def _guarded(look: Callable[[str | None], DoctorFinding]) -> Callable[[str | None], DoctorFinding]:
-    """A look whose failure is a finding."""
+def _guarded(
+    examine: Callable[[str | None], DoctorFinding],
+) -> Callable[[str | None], DoctorFinding]:
+    """An examination whose BenchError becomes a finding."""
 
     def guarded(url: str | None) -> DoctorFinding:
         try:
-            return look(url)
+            return examine(url)
         except BenchError as error:
-            # A database that is not there yet is no illness.
+            # The first run creates the database.
             missing = "there is no database" in str(error)
-            return DoctorFinding(look.__name__.strip("_"), missing, str(error))
+            return DoctorFinding(examine.__name__.strip("_"), missing, str(error))
 
     return guarded
 
 
-LOOKS = [
-    _guarded(look)
-    for look in (
+EXAMINATIONS = [
+    _guarded(examine)
+    for examine in (
         _python, _devices, _arithmetic, _plugins, _datasets, _database, _disk, _isolation,
     )
 ]  # fmt: skip
