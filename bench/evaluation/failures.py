@@ -1,4 +1,4 @@
-"""Whose mistake an exception is: plugin, harness, infrastructure or user."""
+"""Attributes an exception to the plugin, the harness, the infrastructure or the user."""
 
 from __future__ import annotations
 
@@ -18,65 +18,66 @@ from bench.core.cells import Culprit, Failure
 from bench.core.errors import BenchError, PluginError
 from bench.registry.loader import PLUGGY_PROJECT
 
-HARNESS = Path(bench.__file__).parent
-BUILT_IN = Path(plugins.__file__).parent
-LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+HARNESS_FOLDER = Path(bench.__file__).parent
+PLUGIN_FOLDER = Path(plugins.__file__).parent
+LIBRARY_FOLDERS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Whose mistake an exception is, in one sentence."""
+    """The cause of an exception in one sentence, and whose fault it is."""
     text = " ".join(str(error).split())[:400].rstrip(".")
     if isinstance(error, PluginError):
         return Failure(Culprit.PLUGIN, f"{text}.")
-    steps, plugged = _steps(error), (BUILT_IN, *_installed())
-    culprits = [_culprit(_file(step), plugged) for step in steps]
-    forged = bool(steps) and _raised(steps[-1]) and culprits[-1] is Culprit.PLUGIN
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not forged:
+    frames, folders = _frames(error), (PLUGIN_FOLDER, *_installed_plugin_folders())
+    culprits = [_culprit(_file(frame), folders) for frame in frames]
+    # A plugin may raise an exception of the harness itself; then it is the plugin's fault.
+    by_plugin = bool(frames) and _is_raise(frames[-1]) and culprits[-1] is Culprit.PLUGIN
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not by_plugin:
         return Failure(
             Culprit.INFRASTRUCTURE,
-            "memory ran out; play with a smaller --batch or fewer --workers.",
+            "memory ran out; run with a smaller --batch or fewer --workers.",
         )
-    if isinstance(error, BenchError) and not forged:
+    if isinstance(error, BenchError) and not by_plugin:
         return Failure(Culprit.USER, f"{text}.")
-    own = [(step, whose) for step, whose in zip(steps, culprits, strict=True) if whose is not None]
-    last, culprit = own[-1] if own else (steps[-1], Culprit.PLUGIN)
+    known = [(f, whose) for f, whose in zip(frames, culprits, strict=True) if whose is not None]
+    last, culprit = known[-1] if known else (frames[-1], Culprit.PLUGIN)
     place = f"{_file(last).name}, line {last.tb_lineno}"
-    said = f"{type(error).__name__} in {place}"
-    return Failure(culprit, f"{said}: {text}." if text else f"{said}.")
+    reason = f"{type(error).__name__} in {place}"
+    return Failure(culprit, f"{reason}: {text}." if text else f"{reason}.")
 
 
-def _steps(error: BaseException) -> list[TracebackType]:
-    """The way from where it was caught to where it was raised."""
-    steps, step = [], error.__traceback__
-    while step is not None:
-        steps.append(step)
-        step = step.tb_next
-    return steps
+def _frames(error: BaseException) -> list[TracebackType]:
+    """The traceback entries, from where the exception was caught to where it was raised."""
+    frames, frame = [], error.__traceback__
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.tb_next
+    return frames
 
 
-def _file(step: TracebackType) -> Path:
-    return Path(step.tb_frame.f_code.co_filename)
+def _file(frame: TracebackType) -> Path:
+    return Path(frame.tb_frame.f_code.co_filename)
 
 
-def _raised(step: TracebackType) -> bool:
-    """Whether a `raise` stands there; what a call inside torch raises has none."""
-    return dis.opname[step.tb_frame.f_code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
+def _is_raise(frame: TracebackType) -> bool:
+    """Whether the frame ended at a `raise` statement, and not at a call into compiled code."""
+    return dis.opname[frame.tb_frame.f_code.co_code[frame.tb_lasti]] == "RAISE_VARARGS"
 
 
-def _culprit(file: Path, plugged: Iterable[Path]) -> Culprit | None:
-    """Who answers for a file, where plugins lie in `plugged`; None for libraries: they obey."""
-    if any(map(file.is_relative_to, plugged)):
+def _culprit(file: Path, plugin_folders: Iterable[Path]) -> Culprit | None:
+    """Who is at fault for an error in a file; None for a library, where its caller is."""
+    if any(map(file.is_relative_to, plugin_folders)):
         return Culprit.PLUGIN
-    if file.is_relative_to(HARNESS):
+    if file.is_relative_to(HARNESS_FOLDER):
         return Culprit.HARNESS
-    foreign = {"site-packages", "dist-packages"} & set(file.parts)
-    if foreign or str(file).startswith("<") or any(map(file.is_relative_to, LIBRARIES)):
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    if installed or str(file).startswith("<") or any(map(file.is_relative_to, LIBRARY_FOLDERS)):
         return None
     return Culprit.PLUGIN
 
 
-def _installed() -> list[Path]:
-    """Where the installed plugins lie: the folder of each one's package, or its file."""
+def _installed_plugin_folders() -> list[Path]:
+    """The package folder of each installed plugin, or its file where it is a single module."""
     names = {point.module for point in entry_points(group=PLUGGY_PROJECT)}
     parts = {part for name in names for part in (name.split(".")[0], name)}
     modules = [sys.modules[part] for part in parts if part in sys.modules]

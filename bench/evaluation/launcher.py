@@ -18,11 +18,11 @@ from bench.core.errors import BenchError, UnavailableError
 from bench.evaluation import cascade, plan
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.cell_player import CellPlayer
-from bench.evaluation.events import Event, Listener, Problem
+from bench.evaluation.events import Event, Listener, PluginProblem
 from bench.evaluation.malloc import raise_thresholds
 from bench.evaluation.plan import ALL, PlannedPair, Selection
 from bench.evaluation.progress import CostEstimates, ProgressDisplay
-from bench.evaluation.worker import Worker
+from bench.evaluation.worker import MatrixWorker
 from bench.registry.registry import Registry
 from bench.results.current_cells import attack_digests, current_cells
 from bench.sandbox.adapter import isolate_submissions
@@ -83,9 +83,9 @@ class MatrixRun:
             open_cells = [n for n, pair in names.items() if not pair.reason and n not in finished]
             with ProgressDisplay(open_cells, costs, quiet=self.quiet) as show:
                 for problem in registry.problems:
-                    show(Problem(f"refused: {problem}"))
+                    show(PluginProblem(f"refused: {problem}"))
                 for name, why in registry.reasons_not_imported.items():
-                    show(Problem(f"{name} waits: {why}."))
+                    show(PluginProblem(f"{name} waits: {why}."))
                 if self.workers == 1:
                     make_worker(self, store, registry, show).run()
                 else:
@@ -192,13 +192,13 @@ def make_worker(
     registry: Registry,
     listener: Listener,
     began: float | None = None,
-) -> Worker:
+) -> MatrixWorker:
     """A worker in this process; `began`: when its run began by the store's clock, None for now."""
     set_deterministic()
     raise_thresholds()
     device = chosen_device(matrix_run.device)
     settings = RunSettings(device, matrix_run.batch, Numeric(matrix_run.numeric))
-    return Worker(
+    return MatrixWorker(
         registry, store, matrix_run.selection, settings, CellPlayer(matrix_run.keep_images),
         certifiers=matrix_run.certify, listener=listener, run_began=began,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The cells to play: every attack against every defense, and why some pairs may not meet."""
+"""The cells of a selection: every attack against every defense, and which pairs do not apply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.core.cells import COSTLY_FORWARDS, FEW_EXAMPLES
 from bench.core.errors import BenchError
-from bench.engine.model_access import ACCESS_WORDS
+from bench.engine.model_access import ACCESS_NAMES
 from bench.evaluation import cascade
 from bench.plugin import Attack, Dataset, Defense, Traits
 from bench.registry.registry import Registry
@@ -20,39 +20,40 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run was asked to play, by name; empty means the default."""
+    """Threat models, defenses and attacks of a run, by name; empty means the default."""
 
     threats: tuple[str, ...] = ()
     defenses: tuple[str, ...] = ()
     attacks: tuple[str, ...] = ()
     examples: int | None = None
+    """Number of test examples; None: as the threat model states."""
     seed: int = 0
     mode: str = "full"
     suite: str = ""
-    """A named battery that is played besides the attacks."""
+    """Name of an attack suite whose attacks run besides `attacks`."""
 
 
 @dataclass(frozen=True)
 class PlannedPair:
-    """One attack and one defense on one board."""
+    """One attack against one defense under one threat model."""
 
     threat: ThreatModel
     defense: Defense
     attack: Attack
     reason: str = ""
-    """Why they may not meet; empty when they may."""
+    """Why the attack does not apply; empty when it does."""
 
     @property
     def required(self) -> bool:
-        """Whether the defense has no rank without it."""
+        """Whether the threat model requires the attack for a rank."""
         return self.attack.name in self.threat.required
 
 
 def selected_threats(registry: Registry, selection: Selection) -> list[ThreatModel]:
-    """The boards asked for; by default those of the embedded data, which need no download.
+    """The selected threat models; by default those of the embedded data, which need no download.
 
-    BenchError where a board is named that has no rank mode, or no battery in the suite; those
-    are left out of `all` and of the default.
+    Raises BenchError where a threat model is named that does not support rank mode or has no
+    attacks in the suite; `all` and the default leave those out.
     """
     if selection.suite:
         find_suite(selection.suite)
@@ -60,19 +61,19 @@ def selected_threats(registry: Registry, selection: Selection) -> list[ThreatMod
         names = _expand(selection.threats, registry.threats)
         chosen = [registry.find("threat", name).value for name in names]
     else:
-        chosen = [o.value for o in registry.threats.values() if o.value.dataset == EMBEDDED]
+        chosen = [o.value for o in registry.threats.values() if o.value.dataset == EMBEDDED_DATASET]
         chosen = [threat for threat in chosen if threat.required]
-    chosen = [threat for threat in chosen if _serves(threat, selection)]
+    chosen = [threat for threat in chosen if _supports(threat, selection)]
     return sorted(chosen, key=lambda threat: (threat.order, threat.name))
 
 
-def _serves(threat: ThreatModel, selection: Selection) -> bool:
-    """Whether the board can be played as asked; BenchError where it was named and cannot."""
+def _supports(threat: ThreatModel, selection: Selection) -> bool:
+    """Whether a threat model supports mode and suite; raises BenchError where it was named."""
     try:
         if selection.mode == "rank" and threat.goal.kind == "nearest":
             raise BenchError(
-                f"{threat.name} keeps the nearest success of all attacks, so none may be spared an "
-                "example; play it with --mode full."
+                f"{threat.name} keeps the nearest adversarial example of all attacks, so every "
+                "attack runs on every example; use --mode full."
             )
         suite_attacks(selection, threat)
     except BenchError:
@@ -83,21 +84,21 @@ def _serves(threat: ThreatModel, selection: Selection) -> bool:
 
 
 def suite_attacks(selection: Selection, threat: ThreatModel) -> tuple[str, ...]:
-    """The attacks of the suite on a board; BenchError where it does not cover the board."""
+    """The suite's attacks for a threat model; raises BenchError where it has none for it."""
     if not selection.suite:
         return ()
     access = threat.access.name.lower()
-    return find_suite(selection.suite).on(threat.name, threat.ball.name, access, threat.goal.kind)
+    return find_suite(selection.suite).attacks_for(threat.name, threat.ball.name, access, threat.goal.kind)
 
 
-EMBEDDED = "digits"
-"""The data set that is always there."""
+EMBEDDED_DATASET = "digits"
+"""The data set that comes with scikit-learn."""
 
 
 def plan_pairs(registry: Registry, selection: Selection) -> list[PlannedPair]:
-    """Every pair of the selection, defense by defense so that each is built once."""
-    boards = selected_threats(registry, selection)
-    chosen = selected_defenses(registry, selection, boards)
+    """Every pair of the selection, ordered by defense so that each is built once."""
+    threats = selected_threats(registry, selection)
+    chosen = selected_defenses(registry, selection, threats)
     return [
         PlannedPair(
             threat,
@@ -106,42 +107,44 @@ def plan_pairs(registry: Registry, selection: Selection) -> list[PlannedPair]:
             why_not_applicable(threat, defense, attack, _surrogate(registry, defense)),
         )
         for defense in chosen
-        for threat in boards
+        for threat in threats
         if threat.dataset in defense.datasets
         for attack in selected_attacks(registry, selection, threat)
     ]
 
 
 def selected_defenses(
-    registry: Registry, selection: Selection, boards: Iterable[ThreatModel]
+    registry: Registry, selection: Selection, threats: Iterable[ThreatModel]
 ) -> list[Defense]:
-    """The defenses asked for; by default the quick set and every submission."""
+    """The selected defenses; by default the quick ones and every submission.
+
+    Raises BenchError where none of them is declared for the data sets of the threat models.
+    """
     if selection.defenses:
         names = _expand(selection.defenses, registry.defenses)
         chosen = [registry.find("defense", name).value for name in names]
     else:
-        offers = registry.defenses.values()
-        chosen = [o.value for o in offers if o.value.quick or o.origin == "submission"]
-    data = {threat.dataset for threat in boards}
+        known = registry.defenses.values()
+        chosen = [o.value for o in known if o.value.quick or o.origin == "submission"]
+    data = {threat.dataset for threat in threats}
     fitting = [defense for defense in chosen if data & set(defense.datasets)]
     if not fitting:
         raise BenchError(
-            f"none of the chosen defenses serves {', '.join(sorted(data))}; "
-            "`bench list defenses` tells which data sets each one serves."
+            f"none of the chosen defenses is declared for {', '.join(sorted(data))}; "
+            "`bench list defenses` shows the data sets of each one."
         )
     return fitting
 
 
 def selected_attacks(registry: Registry, selection: Selection, threat: ThreatModel) -> list[Attack]:
-    """The attacks asked for and those of the suite, each once.
+    """The selected attacks and those of the suite, each once; in rank mode in cascade order.
 
-    Without either those without which nobody is ranked, and submissions. In rank mode in the order
-    of the cascade.
+    Default: the threat model's required attacks and every submitted attack.
     """
-    together = _offered(registry, selection, threat)
-    submitted = [n for n, offer in registry.attacks.items() if offer.origin == "submission"]
-    default = () if together else (*threat.required, *submitted)
-    names = (*(selection.attacks or default), *together)
+    from_suite = _suite_attacks(registry, selection, threat)
+    submitted = [n for n, a in registry.attacks.items() if a.origin == "submission"]
+    default = () if from_suite else (*threat.required, *submitted)
+    names = (*(selection.attacks or default), *from_suite)
     chosen = [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
     if selection.mode == "full":
         return chosen
@@ -149,62 +152,63 @@ def selected_attacks(registry: Registry, selection: Selection, threat: ThreatMod
     return cascade.cascade_order(chosen, classes, threat.required)
 
 
-def _offered(registry: Registry, selection: Selection, threat: ThreatModel) -> tuple[str, ...]:
-    """The battery of a board; BenchError where one of its attacks is not there."""
+def _suite_attacks(
+    registry: Registry, selection: Selection, threat: ThreatModel
+) -> tuple[str, ...]:
+    """The suite's attacks for a threat model; BenchError where one is not registered."""
     named = suite_attacks(selection, threat)
-    absent = [name for name in named if name not in registry.attacks]
-    if absent:
+    missing = [name for name in named if name not in registry.attacks]
+    if missing:
         raise BenchError(
-            f"suite {selection.suite} plays {', '.join(absent)} on {threat.name}, which no "
-            "plugin offers; install one that does, or name the others with --attack."
+            f"suite {selection.suite} runs {', '.join(missing)} under {threat.name}, which no "
+            "plugin registers; install one that does, or name the others with --attack."
         )
     return named
 
 
 def _surrogate(registry: Registry, defense: Defense) -> Defense | None:
-    """The defense that transfer attacks ask instead; None where no plugin offers it."""
-    offer = registry.defenses.get(defense.surrogate)
-    return None if offer is None else offer.value
+    """The surrogate of a defense; None where no plugin registers it."""
+    registration = registry.defenses.get(defense.surrogate)
+    return None if registration is None else registration.value
 
 
 def why_not_applicable(
     threat: ThreatModel, defense: Defense, attack: Attack, surrogate: Defense | None = None
 ) -> str:
-    """One sentence when this attack cannot be played there; empty when it can.
+    """Why an attack does not apply to a defense under a threat model; empty when it does.
 
-    `surrogate` is what a transfer attack would ask; None where that is not known.
+    `surrogate` is the surrogate model of a transfer attack; None where it is not known.
     """
     traits = Traits.of(attack)
-    asks_target = Access.NOTHING if traits.source else attack.needs
-    if asks_target > threat.access:
-        revealed = ACCESS_WORDS.get(threat.access, "nothing")
-        needed = ACCESS_WORDS[asks_target]
+    needed_access = Access.NOTHING if traits.source else attack.needs
+    if needed_access > threat.access:
+        revealed = ACCESS_NAMES.get(threat.access, "nothing")
+        needed = ACCESS_NAMES[needed_access]
         return f"{attack.name} needs {needed}; {threat.name} reveals {revealed} only."
     if traits.norms and threat.ball.name not in traits.norms:
         return f"{attack.name} works in {', '.join(traits.norms)}; {threat.name} is {_set(threat)}."
     if traits.goals and threat.goal.kind not in traits.goals:
-        return f"{attack.name} serves {', '.join(traits.goals)} goals; {_goal(threat)}."
+        return f"{attack.name} supports {', '.join(traits.goals)} goals; {_goal(threat)}."
     if threat.goal.kind == "nearest" and not traits.minimises:
-        return f"{attack.name} does not shrink its perturbation, and {_goal(threat)}."
+        return f"{attack.name} does not minimise its perturbation, and {_goal(threat)}."
     if traits.joint and defense.rejects is None:
-        return f"{attack.name} goes for classifier and detector; {defense.name} has no detector."
-    return _no_source(threat, defense, surrogate) if traits.source else ""
+        return f"{attack.name} attacks classifier and detector; {defense.name} has no detector."
+    return _why_no_surrogate(threat, defense, surrogate) if traits.source else ""
 
 
-def _no_source(threat: ThreatModel, defense: Defense, surrogate: Defense | None) -> str:
-    """One sentence when a transfer attack finds nobody to ask; empty when it does."""
+def _why_no_surrogate(threat: ThreatModel, defense: Defense, surrogate: Defense | None) -> str:
+    """Why a transfer attack has no usable surrogate model; empty when it has one."""
     if defense.surrogate == defense.name:
-        return f"{defense.name} is its own surrogate: a transfer from itself is no transfer."
+        return f"{defense.name} is its own surrogate, so there is no other model to transfer from."
     if surrogate is not None and threat.dataset not in surrogate.datasets:
         return (
-            f"a transfer to {defense.name} asks its surrogate {surrogate.name}, which serves "
-            f"{', '.join(surrogate.datasets)}; {threat.name} is played on {threat.dataset}."
+            f"a transfer attack on {defense.name} queries its surrogate {surrogate.name}, which is "
+            f"declared for {', '.join(surrogate.datasets)}; {threat.name} uses {threat.dataset}."
         )
     if surrogate is not None and surrogate.randomness is not None:
         return (
-            f"a transfer to {defense.name} asks its surrogate {surrogate.name}, which answers at "
-            "random; "
-            "name a surrogate that gives one image one answer."
+            f"a transfer attack on {defense.name} queries its surrogate {surrogate.name}, which is "
+            "randomized; name a deterministic surrogate."
         )
     return ""
 
@@ -212,10 +216,10 @@ def _no_source(threat: ThreatModel, defense: Defense, surrogate: Defense | None)
 def example_count(
     threat: ThreatModel, defense: Defense, selection: Selection, dataset: Dataset
 ) -> int:
-    """How many of the fixed examples a defense plays on this board; the first ones in any case."""
-    fair = min(threat.examples, dataset.test_size)
+    """Number of test examples, the first ones: as selected, else fewer for a costly defense."""
+    stated = min(threat.examples, dataset.test_size)
     return selection.examples or (
-        min(fair, FEW_EXAMPLES) if defense.forwards > COSTLY_FORWARDS else fair
+        min(stated, FEW_EXAMPLES) if defense.forwards > COSTLY_FORWARDS else stated
     )
 
 
@@ -228,5 +232,5 @@ def _goal(threat: ThreatModel) -> str:
 
 
 def _expand(names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """`all` stands for every known name; each name once, in order."""
+    """The names in order, each once; `all` stands for every known name."""
     return list(dict.fromkeys(n for name in names for n in (known if name == ALL else [name])))

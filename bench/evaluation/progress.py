@@ -20,8 +20,8 @@ from bench.evaluation.events import (
     DefenseFailed,
     Event,
     LeaseLost,
-    Notice,
-    Problem,
+    PluginProblem,
+    RunNotice,
     TrainingElsewhere,
     TrainingProgress,
 )
@@ -114,7 +114,7 @@ class ProgressDisplay:
                 self._show_briefly(text)
             case TrainingElsewhere(defense):
                 self._show_briefly(f"{defense} is being trained by another worker")
-            case LeaseLost(_, text) | Notice(text) | Problem(text):
+            case LeaseLost(_, text) | RunNotice(text) | PluginProblem(text):
                 self._print(text)
 
     def _start(self, cell: Cell, items_done: int) -> None:

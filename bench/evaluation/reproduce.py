@@ -21,9 +21,7 @@ from bench.registry.registry import Registry
 from bench.store import CellRow, Store
 
 
-def reproduce(
-    key: str, url: str | None, device: str, allow_unsandboxed: bool
-) -> Mapping[str, Any]:
+def reproduce(key: str, url: str | None, device: str, allow_unsandboxed: bool) -> Mapping[str, Any]:
     """Evaluate a finished cell again in memory and compare the verdict of every item.
 
     `key` is the beginning of the cell's key. Raises BenchError where it does not name one finished

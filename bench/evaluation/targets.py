@@ -1,4 +1,4 @@
-"""Rules that choose the target class of each example."""
+"""Functions that choose the target class of each example under a targeted goal."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor, nn
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
 
 
-def _next(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+def _next(y: Tensor, clean_logits: Tensor, classes: int, seed: int) -> Tensor:
     return (y + 1) % classes
 
 
-def _least_likely(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+def _least_likely(y: Tensor, clean_logits: Tensor, classes: int, seed: int) -> Tensor:
     own = nn.functional.one_hot(y, classes).bool()
-    return clean.masked_fill(own, torch.inf).argmin(1)
+    return clean_logits.masked_fill(own, torch.inf).argmin(1)
 
 
-def _random(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+def _random(y: Tensor, clean_logits: Tensor, classes: int, seed: int) -> Tensor:
     index = torch.arange(len(y), device=y.device)
     key = example_key(seed, "target", index, torch.zeros_like(index))
-    shift = KeyedRandomNumbers(key, torch.zeros_like(index)).integers("shift", classes - 1, (1,))[
-        :, 0
-    ]
+    numbers = KeyedRandomNumbers(key, torch.zeros_like(index))
+    shift = numbers.integers("shift", classes - 1, (1,))[:, 0]
     return (y + 1 + shift) % classes
 
 
-def _all(y: Tensor, clean: Tensor, classes: int, seed: int) -> Tensor:
+def _all(y: Tensor, clean_logits: Tensor, classes: int, seed: int) -> Tensor:
     shift = torch.arange(1, classes, device=y.device)
     return ((y[:, None] + shift) % classes).flatten()
 
 
-TARGET_RULES: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
+TARGET_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
     "next": _next,
     "least-likely": _least_likely,
     "random": _random,
     "all": _all,
 }
-"""(labels, clean logits, classes, seed) -> the declared target of each item."""
+"""Goal rule -> function of (labels [n], clean logits [n, K], number of classes, seed) that gives
+the target class of each item: [n], or [n * (K - 1)] for `all`."""

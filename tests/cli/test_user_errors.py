@@ -129,7 +129,7 @@ def test_logits_that_are_no_numbers_count_as_wrong_and_it_is_said(shell: Shell) 
     shell.defense("void", "return images.flatten(1)[:, :10] * torch.nan")
     code, _, err = shell.play("--defense", "void", "--attack", "fgsm")
     assert code == 0
-    assert "void gave no finite logits for 64 of 64 clean images; they count as wrong" in err
+    assert "void gave no finite logits for 64 of 64 clean images; they count as misclassified" in err
     _, out, _ = shell.run("report", "--json")
     (row,) = json.loads(out)["ranking"]
     assert row["clean"]["k"] == row["robust"]["k"] == 0
@@ -148,7 +148,7 @@ def test_an_attack_outside_the_ball_breaks_nothing_and_it_is_said(shell: Shell) 
     shell.attack("far", "return 1 - problem.x")
     code, _, err = shell.play("--defense", "linear", "--attack", "far")
     assert code == 0
-    assert "far on digits-linf: " in err and "left ball or box (largest distance 1.0000)" in err
+    assert "far on digits-linf: " in err and "left the perturbation set or [0, 1] (largest distance 1.0000)" in err
     _, out, _ = shell.run("report", "--json")
     square = next(s for s in json.loads(out)["matrix"] if s["attack"] == "far")
     (row,) = json.loads(out)["ranking"]

@@ -263,18 +263,16 @@ def test_a_detector_knows_the_attack_it_was_taught_and_less_of_a_smaller_one(
 # As they are offered.
 
 
-def arena(registry: Registry, name: str, n: int = 64) -> BuiltDefense:
+def built_defense(registry: Registry, name: str, n: int = 64) -> BuiltDefense:
     digits: Dataset = registry.datasets["digits"].value
-    build_trained(registry, name, digits)
-    defense = registry.find("defense", name).value
-    setting = RunSettings(torch.device("cpu"), 64)
-    return BuiltDefense(registry, defense, digits, datasets.first_examples(digits, n), setting, 0)
+    builder, settings = build_trained(registry, name, digits), RunSettings(torch.device("cpu"), 64)
+    return BuiltDefense(builder, datasets.first_examples(digits, n), settings, 0)
 
 
-def outcomes(arena: BuiltDefense, attack: Attack) -> Outcomes:
-    referee = arena.referee(BOARD, attack)
-    attempts = run_attack(arena.game(BOARD, attack, None), referee.confirm)
-    chunks = judge(attempts, referee, arena.answers(BOARD))
+def outcomes(built: BuiltDefense, attack: Attack) -> Outcomes:
+    referee = built.referee(BOARD, attack)
+    attempts = run_attack(built.cell_spec(BOARD, attack, None), referee.confirm)
+    chunks = judge(attempts, referee, built.clean_answers(BOARD))
     return Outcomes.concatenate([chunk.outcomes for chunk in chunks])
 
 
@@ -283,7 +281,7 @@ def outcomes(arena: BuiltDefense, attack: Attack) -> Outcomes:
 def test_an_attack_on_both_gets_past_a_detector_that_stops_the_oblivious_one(
     name: str, registry: Registry
 ) -> None:
-    here = arena(registry, name)
+    here = built_defense(registry, name)
     clean = here.clean.votes[0] == here.y
     pgd: Attack = registry.find("attack", "pgd").value
     oblivious, joint = (outcomes(here, attack) for attack in (pgd, JointPGD(restarts=1)))
@@ -299,7 +297,7 @@ def test_an_attack_on_both_gets_past_a_detector_that_stops_the_oblivious_one(
 
 
 def test_the_answer_is_the_base_network_and_a_score(registry: Registry) -> None:
-    here = arena(registry, "detector-binary")
+    here = built_defense(registry, "detector-binary")
     base = build_trained(registry, "undefended", here.dataset).build()
     assert torch.equal(here.module(here.x)[:, :10], base(here.x))
     assert torch.equal(here.classifier(here.x), base(here.x))
