@@ -15,7 +15,6 @@ PROGRAMS = ("benchmarks", "tools", "fixtures")
 
 TESTED_BY = {
     "bench/cli/__main__.py": "tests/test_readme.py",
-    "bench/cli/maintenance_commands.py": "tests/cli/test_doctor.py",
     "bench/cli/options.py": "tests/cli/test_user_errors.py",
     "bench/cli/plugin_commands.py": "tests/submissions/test_templates.py",
     "bench/cli/read_commands.py": "tests/results/test_defense_report.py",
