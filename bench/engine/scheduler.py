@@ -312,14 +312,14 @@ class Scheduler:
         """Passes on the candidates of finished items and clears their slots."""
         self.output.add(candidates)
         self.slots.clear(slots)
-        self._cancel_later_restarts(candidates.item[candidates.step >= 0])
+        self._cancel_later_restarts(candidates)
 
-    def _cancel_later_restarts(self, broken: Tensor) -> None:
+    def _cancel_later_restarts(self, candidates: Candidates) -> None:
         """Cancels the later restarts of broken examples where each restart is an item."""
         if self.spec.restart is None:
             return
         late = set[int]()
-        for item in broken.tolist():
+        for item in candidates.item[candidates.step >= 0].tolist():
             end = item + 1
             while (
                 end < len(self.first_restart) and self.first_restart[end] > self.first_restart[item]
