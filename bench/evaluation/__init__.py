@@ -1,1 +1,1 @@
-"""Plans and plays evaluation cells: worker, certification, diagnostics, launcher, progress."""
+"""Plans and evaluates cells: plan, cell player, worker, certification, launcher, progress."""

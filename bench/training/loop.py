@@ -39,7 +39,7 @@ FIT_IMAGES = 2048  # at most this many training images are given to `Recipe.fit`
 EpochListener = Callable[[EpochReport], None]
 
 
-def train_defense(
+def train_weights(
     registry: Registry,
     name: str,
     dataset: Dataset,

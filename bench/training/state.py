@@ -195,7 +195,7 @@ def seed_from_name(name: str) -> int:
 
 
 def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A CPU copy of every parameter and buffer, each in its own shape."""
+    """A CPU copy of every parameter and buffer by name, each of its own shape [...]."""
     state: dict[str, Tensor] = model.state_dict()
     return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
 

@@ -18,7 +18,7 @@ from bench.registry.registry import Registry
 from bench.store import Store
 
 CPU = RunSettings(torch.device("cpu"), 32)
-SELECTION = Selection(("digits-linf",), ("linear", "gaussian-noise"), ("fgsm", "pgd", "transfer"))
+SELECTION = Selection(("digits-linf",), ("linear", "noise-first"), ("fgsm", "pgd", "transfer"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_no_database_is_opened(cache: DefenseCache, monkeypatch: pytest.MonkeyPa
     assert outcomes.item.tolist() == list(range(96))
 
 
-@pytest.mark.parametrize("defense", ["linear", "gaussian-noise"])
+@pytest.mark.parametrize("defense", ["linear", "noise-first"])
 def test_a_part_of_a_cell_has_the_outcomes_of_the_whole(cache: DefenseCache, defense: str) -> None:
     pair, built = planned(cache, defense, "pgd")
     whole = CellPlayer().outcomes(pair, built)
@@ -86,7 +86,7 @@ def test_the_heartbeat_is_called_during_clean_pass_and_attack(cache: DefenseCach
 
 
 def test_the_global_random_state_is_left_unchanged(cache: DefenseCache) -> None:
-    pair, built = planned(cache, "gaussian-noise", "fgsm")
+    pair, built = planned(cache, "noise-first", "fgsm")
     before = torch.random.get_rng_state()
     CellPlayer().outcomes(pair, built)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -70,7 +70,7 @@ def test_a_false_certificate_is_detected_and_a_failing_certifier_stops_no_run(
         make_worker(MatrixRun(SELECTION, url, quiet=True), store, registry, events.append).run()
         here = leaderboards.find_leaderboard(store, "digits-linf")
         known = {proof.certifier for proof in store.certificates(here.id, here.examples)}
-        (row,) = ranking.ranking(store, here)
+        (row,) = ranking.load_ranking(store, here)
     assert known >= {"certifies-all", "probabilistic", "linear-exact"}
     assert not known & {"failing", "wrong-type"}
     notices = " ".join(event.text for event in events if isinstance(event, RunNotice))

@@ -286,7 +286,7 @@ def test_a_lease_is_extended_while_no_outcome_can_be_recorded_yet(
             whole(store, *rest)
 
         monkeypatch.setattr(Store, name, recorded)
-    monkeypatch.setattr(leases, "BEAT", 0.0)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.0)
     one = replace(SELECTION, defenses=("gaussian-noise",), attacks=(attack,), examples=64)
     assert matrix_run(tmp_path / "bench.db", selection=one).run() == 0
     # The clean pass is recorded at once, then the only group of the cell.
@@ -307,7 +307,7 @@ def test_a_lease_is_extended_during_a_clean_pass(
             return whole(*rest)
 
         monkeypatch.setattr(owner, name, recorded)
-    monkeypatch.setattr(leases, "BEAT", 0.0)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.0)
     one = replace(SELECTION, defenses=("linear",), attacks=("transfer",), examples=256)
     assert matrix_run(tmp_path / "bench.db", selection=one).run() == 0
     assert " ".join(calls).startswith("group beat group beat group beat group")

@@ -251,7 +251,7 @@ def test_a_training_that_another_worker_takes_over_is_left_to_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(leases, "BEAT", 0.0)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.0)
     known = small_defenses.registry(small_defenses.defense("base", small_defenses.recipe(epochs=2)))
     with pytest.raises(NeedsTraining) as need:
         DefenseBuilder(known, "base", small_defenses.DIGITS).complete()

@@ -68,7 +68,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, epochs: tuple[int, ...]
 ) -> None:
     known = registry(defense("resumed", RESUMED))
-    whole = loop.train_defense(known, "resumed", DIGITS, folder=tmp_path / "whole")
+    whole = loop.train_weights(known, "resumed", DIGITS, folder=tmp_path / "whole")
     place = tmp_path / "killed"
     for epoch in epochs:
         order = [sys.executable, "-m", "tests.fixtures.small_defenses", str(place), str(epoch)]
@@ -76,7 +76,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         assert list((place / "training").glob("*.pt"))
         assert not (place / "weights").exists()
     heard: list[state.EpochReport] = []
-    again = loop.train_defense(known, "resumed", DIGITS, folder=place, progress=heard.append)
+    again = loop.train_weights(known, "resumed", DIGITS, folder=place, progress=heard.append)
     assert again == whole
     assert [progress.epoch for progress in heard] == [1, 2, 3]
     assert not list((place / "training").iterdir()), "the checkpoint outlived its training"
@@ -93,7 +93,7 @@ def test_a_finished_recipe_is_not_trained_again(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
     made_by = small()
     known = registry(defense("pupil", made_by))
-    found = loop.train_defense(known, "pupil", DIGITS, folder=tmp_path)
+    found = loop.train_weights(known, "pupil", DIGITS, folder=tmp_path)
     stock = weights_cache.WeightsFiles(tmp_path, recipes.recipe_digest(known, "pupil", DIGITS))
     record = json.loads(stock.record.read_text())
     assert record["sha256"] == found
@@ -118,7 +118,7 @@ def test_global_randomness_is_as_before_also_after_an_error(tmp_path: Path) -> N
 def test_a_linear_model_learns_the_digits(tmp_path: Path) -> None:
     known = registry(defense("pupil", small(epochs=10)))
     heard: list[state.EpochReport] = []
-    loop.train_defense(known, "pupil", DIGITS, folder=tmp_path, progress=heard.append)
+    loop.train_weights(known, "pupil", DIGITS, folder=tmp_path, progress=heard.append)
     assert heard[-1].loss < heard[0].loss / 3
     assert heard[-1].clean > 0.9
     assert heard[-1].robust is None
@@ -145,7 +145,7 @@ def test_adversarial_training_holds_where_clean_training_falls(tmp_path: Path) -
 def test_plain_gradient_descent_is_the_rule_of_the_book(tmp_path: Path) -> None:
     """One batch, SGD: the first step is -rate times the gradient of the mean loss."""
     known = registry(defense("pupil", small(epochs=1, batch=10_000, optimiser="sgd", rate=0.5)))
-    loop.train_defense(known, "pupil", DIGITS, folder=tmp_path)
+    loop.train_weights(known, "pupil", DIGITS, folder=tmp_path)
     stock = weights_cache.WeightsFiles(tmp_path, recipes.recipe_digest(known, "pupil", DIGITS))
     after = safetensors.torch.load_file(stock.weights)["1.weight"]
     with state.seeded_by_name("0 model", torch.device("cpu")):
@@ -424,10 +424,10 @@ def mislabelled(folder: Path | None) -> Images:
 
 def test_weights_of_another_training_half_are_not_served(tmp_path: Path) -> None:
     known, own = registry(defense("pupil", small())), replace(DIGITS, train_digest="")
-    wrong = loop.train_defense(known, "pupil", replace(own, load=mislabelled), folder=tmp_path)
-    right = loop.train_defense(known, "pupil", own, folder=tmp_path)
+    wrong = loop.train_weights(known, "pupil", replace(own, load=mislabelled), folder=tmp_path)
+    right = loop.train_weights(known, "pupil", own, folder=tmp_path)
     assert right != wrong
-    assert right == loop.train_defense(known, "pupil", DIGITS, folder=tmp_path / "declared")
+    assert right == loop.train_weights(known, "pupil", DIGITS, folder=tmp_path / "declared")
 
 
 def test_a_declared_training_half_names_a_recipe_unread() -> None:
@@ -472,13 +472,13 @@ def test_a_recipe_that_cannot_be_followed_gets_a_sentence(
 def test_a_defense_without_a_recipe_is_not_trained(tmp_path: Path) -> None:
     known = registry(defense("pupil", build=lambda loader: linear(loader.shape, loader.classes)))
     with pytest.raises(BenchError, match="declares no recipe"):
-        loop.train_defense(known, "pupil", DIGITS, folder=tmp_path)
+        loop.train_weights(known, "pupil", DIGITS, folder=tmp_path)
 
 
 def test_a_data_set_without_training_half_is_not_taught(tmp_path: Path) -> None:
     half = replace(DIGITS, load=lambda folder: replace(DIGITS.load(folder), train=None))
     with pytest.raises(UnavailableError, match="only the test half"):
-        loop.train_defense(registry(defense("pupil", small())), "pupil", half, folder=tmp_path)
+        loop.train_weights(registry(defense("pupil", small())), "pupil", half, folder=tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
@@ -514,7 +514,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: byte
     stock.checkpoint.parent.mkdir(parents=True)
     stock.checkpoint.write_bytes(content)
     with pytest.raises(BenchError, match="delete it to begin that training again"):
-        loop.train_defense(known, "pupil", DIGITS, folder=tmp_path)
+        loop.train_weights(known, "pupil", DIGITS, folder=tmp_path)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
