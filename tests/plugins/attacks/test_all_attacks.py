@@ -1,4 +1,4 @@
-"""What every registered attack must keep to, and what single attacks promise on real digits."""
+"""Checks that every registered attack passes, and properties of single attacks on digits."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ BALLS: dict[str, PerturbationSet] = {
 ATTACKS = {
     name: offer.value
     for name, offer in Registry.load(Path("no-such-folder")).attacks.items()
-    if not Traits.is_external(offer.value)  # these have no iterates; test_foreign.py plays them
+    if not Traits.is_external(offer.value)  # these have no iterates
 }
-FEW = 12  # steps: enough to leave the first phase, and quick
+FEW = 12  # steps, enough to leave the first phase of each schedule
 
 
 def settings() -> Iterator[tuple[str, str]]:
-    """Every attack in every norm that it works in."""
+    """Every attack in every norm that it supports."""
     for name, attack in ATTACKS.items():
         for norm in Traits.of(attack).norms or BALLS:
             if norm in BALLS:
@@ -62,16 +62,16 @@ every_attack = pytest.mark.parametrize(("name", "norm"), list(settings()))
 
 
 def shortened(attack: Any) -> Attack:
-    """The same attack with few steps, where its steps are a parameter."""
+    """The same attack with few steps, where the number of steps is a parameter."""
     known = dataclasses.is_dataclass(attack) and "steps" in vars(attack)
     shorter: Attack = dataclasses.replace(attack, steps=min(attack.steps, FEW)) if known else attack
     return shorter
 
 
-def seated(
+def batch_of(
     attack: Attack, norm: str, example: Tensor, model: nn.Module | None = None
 ) -> BatchProblem:
-    """These examples, each in a run of its own choice, on a board that the attack can serve."""
+    """A batch problem with these examples, each in a restart of its own choice."""
     x, y = digits(128)
     goals = Traits.of(attack).goals
     targeted = bool(goals) and "targeted" in goals and "untargeted" not in goals
@@ -84,15 +84,15 @@ def seated(
 
 
 @every_attack
-def test_an_example_gets_the_same_image_in_any_company(name: str, norm: str) -> None:
-    """64 rows, then shuffled among other companions: the same pixels to the bit."""
+def test_an_example_gets_the_same_image_in_any_batch(name: str, norm: str) -> None:
+    """64 rows, then shuffled among other examples: the same pixels to the bit."""
     attack, first = ATTACKS[name], torch.arange(64)
     shuffle = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     mixed = torch.cat([first[:32], torch.arange(64, 96)])[shuffle]
     known = mixed < 32
     steps = min(attack.steps, FEW)
-    alone = states(attack, seated(attack, norm, first), steps)
-    company = states(attack, seated(attack, norm, mixed), steps)
+    alone = states(attack, batch_of(attack, norm, first), steps)
+    company = states(attack, batch_of(attack, norm, mixed), steps)
     for one, other in zip(alone, company, strict=True):
         assert torch.equal(images_of(one)[mixed[known]], images_of(other)[known])
 
@@ -100,9 +100,9 @@ def test_an_example_gets_the_same_image_in_any_company(name: str, norm: str) -> 
 @pytest.mark.row("A06", "G07")
 @every_attack
 def test_every_iterate_is_legal(name: str, norm: str) -> None:
-    """Inside the box to the bit and finite; inside the ball unless smallness is the aim."""
+    """Exactly inside the box and finite; inside the ball unless the attack minimises the distance."""
     attack = ATTACKS[name]
-    rows = seated(attack, norm, torch.arange(32))
+    rows = batch_of(attack, norm, torch.arange(32))
     for state in states(attack, rows, min(attack.steps, FEW)):
         adv = images_of(state)
         assert adv.isfinite().all()
@@ -112,17 +112,17 @@ def test_every_iterate_is_legal(name: str, norm: str) -> None:
             assert rows.ball.contains(adv, rows.x).all()
 
 
-class Deaf(nn.Module):
-    """Answers the same to every image: no slope anywhere."""
+class Constant(nn.Module):
+    """Returns the same logits for every image, with a zero gradient."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.arange(10.0).expand(len(images), 10).clone()
 
 
 @every_attack
-def test_a_model_without_slope_is_survived_without_a_nan(name: str, norm: str) -> None:
+def test_a_zero_gradient_gives_no_nan(name: str, norm: str) -> None:
     attack = ATTACKS[name]
-    rows = seated(attack, norm, torch.arange(32), Deaf())
+    rows = batch_of(attack, norm, torch.arange(32), Constant())
     rows.y = torch.full_like(rows.y, 9)
     for state in states(attack, rows, min(attack.steps, FEW)):
         assert images_of(state).isfinite().all()
@@ -134,7 +134,7 @@ def test_neither_the_model_nor_the_global_random_state_is_touched(name: str, nor
     before = [parameter.clone() for parameter in model.parameters()]
     random = torch.random.get_rng_state()
     x = digits(128)[0].clone()
-    for _ in states(attack, seated(attack, norm, torch.arange(32)), min(attack.steps, FEW)):
+    for _ in states(attack, batch_of(attack, norm, torch.arange(32)), min(attack.steps, FEW)):
         pass
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -164,15 +164,15 @@ def test_a_radius_of_zero_breaks_nothing_that_is_right(name: str, norm: str) -> 
 def test_the_steps_can_cross_the_whole_ball(
     attack: PGD | MarginPGD | UnsignedPGD | BIM | Transfer | Unbounded,
 ) -> None:
-    """Fewer steps than two radii long would make any defense look robust."""
+    """With steps shorter than two radii in all, any defense would look robust."""
     assert attack.steps * attack.rate >= 2
 
 
-# Runs.
+# Restarts.
 
 
 @pytest.mark.row("A07")
-def test_more_restarts_never_break_fewer_and_earlier_runs_stay_as_they_were() -> None:
+def test_more_restarts_never_break_fewer_and_leave_earlier_ones_unchanged() -> None:
     x, y = digits(128)
     one, four = (
         run_and_judge(PGD(steps=3, rate=0.3, restarts=n), small_cnn(), x, y, BALLS["Linf"])
@@ -185,7 +185,7 @@ def test_more_restarts_never_break_fewer_and_earlier_runs_stay_as_they_were() ->
 
 
 @pytest.mark.row("A13")
-def test_random_points_are_brought_unseen_one_look_each() -> None:
+def test_random_noise_costs_one_final_check_and_no_query() -> None:
     x, y = digits(64)
     model = small_cnn()
     clean = ModelAccess(model).logits(x).argmax(1) == y
@@ -198,7 +198,7 @@ def test_random_points_are_brought_unseen_one_look_each() -> None:
     assert many.broken.sum() < pgd.broken.sum() / 2
 
 
-def test_all_targets_pgd_breaks_whatever_fgsm_or_pgd_breaks_of_an_undefended_network() -> None:
+def test_margin_pgd_breaks_every_example_that_fgsm_or_pgd_breaks() -> None:
     x, y = digits(64)
     fgsm, pgd, margin = (
         run_and_judge(attack, small_cnn(), x, y, BALLS["Linf"]).broken
@@ -213,8 +213,8 @@ def test_all_targets_pgd_breaks_whatever_fgsm_or_pgd_breaks_of_an_undefended_net
 
 
 @pytest.mark.row("A18")
-def test_a_transfer_asks_the_source_to_the_end_and_the_target_once() -> None:
-    """Success on the source is no reason to stop: it is never watched there."""
+def test_a_transfer_attack_makes_all_steps_on_the_surrogate_and_one_query_of_the_defense() -> None:
+    """Success on the surrogate does not end it."""
     x, y = digits(64)
     source = small_cnn()
     lost = ModelAccess(source).logits(x).argmax(1) != y
@@ -226,7 +226,7 @@ def test_a_transfer_asks_the_source_to_the_end_and_the_target_once() -> None:
 
 
 @pytest.mark.row("A18")
-def test_with_the_target_as_its_source_a_transfer_is_pgd() -> None:
+def test_a_transfer_attack_from_the_defense_itself_is_pgd() -> None:
     x, y = digits(64)
     images = []
     for attack in (PGD(), Transfer()):
@@ -239,7 +239,7 @@ def test_with_the_target_as_its_source_a_transfer_is_pgd() -> None:
 
 
 class ArgmaxOnly(nn.Module):
-    """One-hot answers: right to the label, blind in its slope."""
+    """One-hot logits: the right label and a zero gradient."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class ArgmaxOnly(nn.Module):
 
 
 @pytest.mark.row("B06")
-def test_boundary_fares_on_argmax_answers_exactly_as_on_the_model_below() -> None:
+def test_the_boundary_attack_is_the_same_on_argmax_output() -> None:
     x, y = digits(64)
     attack = Boundary(steps=150)
     open_, shut = (
@@ -263,7 +263,7 @@ def test_boundary_fares_on_argmax_answers_exactly_as_on_the_model_below() -> Non
 
 
 @pytest.mark.row("B06")
-def test_boundary_takes_an_undefended_network_within_a_thousand_labels() -> None:
+def test_the_boundary_attack_breaks_an_undefended_network_within_1000_queries() -> None:
     x, y = digits(64)
     budget = Budget(queries=1000)
     result = run_and_judge(
@@ -274,20 +274,20 @@ def test_boundary_takes_an_undefended_network_within_a_thousand_labels() -> None
     assert result.forwards.max() <= 1000
 
 
-def test_a_row_without_a_start_has_held_after_its_hundred_noises_and_costs_no_more() -> None:
-    """The model has one answer for all images."""
+def test_a_row_without_a_starting_point_is_robust_after_a_hundred_queries() -> None:
+    """The model predicts one class for all images."""
     x, _ = digits(32)
     y, attack = torch.full((32,), 9), Boundary(steps=150)
-    *_, state = states(attack, rows_of(attack, Deaf(), x, y, BALLS["L2"]), 101)
+    *_, state = states(attack, rows_of(attack, Constant(), x, y, BALLS["L2"]), 101)
     assert attack.done(state).all()
-    result = run_and_judge(attack, Deaf(), x, y, BALLS["L2"], access=Access.LABELS)
+    result = run_and_judge(attack, Constant(), x, y, BALLS["L2"], access=Access.LABELS)
     assert not result.broken.any()
     assert (result.forwards == 100).all()
     assert torch.equal(result.image, x)
 
 
-def test_boundary_starts_differ_in_class() -> None:
-    """A thousand noises reach most classes of a linear model, so few rows stay without a start."""
+def test_starting_points_of_the_boundary_attack_differ_in_class() -> None:
+    """A thousand noise images reach most classes of a linear model."""
     model, attack = linear(gaussian(10, 64), torch.linspace(-1, 1, 10)), Boundary()
     x = digits(64)[0]
     rows = rows_of(attack, model, x, torch.zeros(64, dtype=torch.int64), BALLS["L2"])

@@ -1,4 +1,4 @@
-"""APGD: its schedule, its best point, its losses, and optima that are known."""
+"""APGD: its schedule, its best iterate, its losses, and known optima."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def climb(attack: APGD, rows: BatchProblem) -> Iterator[State]:
     ],
     ids=["Linf", "L2", "L2 in the box"],
 )
-def test_the_best_point_of_a_linear_binary_model_is_the_farthest_of_ball_and_box(
+def test_the_best_iterate_on_a_linear_binary_model_is_the_farthest_point(
     attack: APGD, ball: PerturbationSet, near_edge: bool, slack: float
 ) -> None:
-    """Where pixels saturate in L2 the optimum has corners, and halved steps walk around them."""
+    """In L2 with saturated pixels the optimum has corners, and the halved steps reach it nearly."""
     x = digits(64)[0] if near_edge else interior(64, 64)
     weight, label = gaussian(64) / 8, torch.ones(64, dtype=torch.int64)
     *_, end = climb(attack, rows_of(attack, binary(weight), x, label, ball))
@@ -77,10 +77,10 @@ def test_the_best_point_of_a_linear_binary_model_is_the_farthest_of_ball_and_box
 @pytest.mark.parametrize(
     ("ball", "dual"), [(Linf(Fraction(1, 100)), 1), (L2(Fraction(1, 50)), 2)], ids=["Linf", "L2"]
 )
-def test_of_a_linear_model_the_rivals_break_exactly_what_can_be_broken(
+def test_on_a_linear_model_the_targeted_form_breaks_exactly_the_breakable_examples(
     ball: PerturbationSet, dual: float
 ) -> None:
-    """z_j - z_y rises by eps ||w_j - w_y||* and no more where the box is out of reach."""
+    """z_j - z_y rises by at most eps ||w_j - w_y||*, where the box is out of reach."""
     weight, x = gaussian(10, 12), interior(128, 12)
     model = linear(weight, -(weight @ flat(x).float().mean(0)))
     logits = ModelAccess(model).logits(x)
@@ -92,19 +92,23 @@ def test_of_a_linear_model_the_rivals_break_exactly_what_can_be_broken(
     assert 20 < (gap > 0).sum() < 108
 
 
-# The climb.
+# Iterates.
 
 
 @each_form
 @each_ball
-def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_point(
+def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_iterate(
     attack: APGD, ball: PerturbationSet
 ) -> None:
     x, y = digits(32)
     rows = rows_of(attack, small_cnn(), x, y, ball)
     path = list(climb(attack, rows))
     assert all((after.best_loss >= before.best_loss).all() for before, after in pairwise(path[1:]))
-    loss = {"apgd-ce": cross_entropy, "apgd-dlr": dlr, "apgd-t": targeted_dlr(rows.other_classes[:, 0])}
+    loss = {
+        "apgd-ce": cross_entropy,
+        "apgd-dlr": dlr,
+        "apgd-t": targeted_dlr(rows.other_classes[:, 0]),
+    }
     for state in path[1:]:
         height = loss[attack.name](ModelAccess(small_cnn()).logits(state.best), y)
         assert torch.allclose(state.best_loss, height, rtol=1e-4, atol=1e-5)
@@ -112,14 +116,14 @@ def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_point(
 
 
 class OpenLinf(Linf):
-    """The cube without an edge: a projection leaves everything where it is."""
+    """The Linf ball without bounds: a projection changes nothing."""
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         return adv
 
 
 class OpenL2(L2):
-    """The sphere without an edge."""
+    """The L2 ball without bounds."""
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         return adv
@@ -135,8 +139,8 @@ def test_the_first_step_is_two_radii_long(attack: APGD, norm: type[OpenLinf | Op
     assert torch.allclose(ball.distance(after.adv, before.adv), torch.tensor(0.25))
 
 
-def test_a_later_step_is_three_quarters_ahead_and_one_quarter_of_the_last_move() -> None:
-    """Unprojected on a linear binary model: .75 * 2 eps s + .25 * (2 eps s) = 2 eps s."""
+def test_a_later_step_adds_momentum_of_one_quarter() -> None:
+    """Without projection on a linear binary model: .75 * 2 eps s + .25 * (2 eps s) = 2 eps s."""
     ball, x, weight = OpenLinf(Fraction(1, 8)), interior(32, 12), gaussian(12)
     y = torch.ones(32, dtype=torch.int64)
     path = [state.adv for state in climb(DLR, rows_of(DLR, binary(weight), x, y, ball))]
@@ -155,7 +159,7 @@ def test_a_later_step_is_three_quarters_ahead_and_one_quarter_of_the_last_move()
     ("steps", "checkpoints"),
     [(100, CHECKPOINTS), (50, [11, 21, 29, 35, 40, 44, 47, 50]), (1, [1]), (3, [1, 2, 3])],
 )
-def test_checkpoints_and_the_steps_between_them(steps: int, checkpoints: list[int]) -> None:
+def test_checkpoints_are_those_of_the_paper(steps: int, checkpoints: list[int]) -> None:
     window = checkpoint_intervals(steps, torch.device("cpu"))
     assert len(window) == steps + 1
     assert window.nonzero()[:, 0].tolist() == checkpoints
@@ -163,7 +167,7 @@ def test_checkpoints_and_the_steps_between_them(steps: int, checkpoints: list[in
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: Tensor) -> list[State]:
-    """A hundred steps of rows that hear these losses [n, 100]; all slopes point one way."""
+    """A hundred steps of rows whose losses are these [n, 100]; all gradients are equal."""
     x, n = interior(len(losses), 12), len(losses)
     y = torch.ones(n, dtype=torch.int64)
     rows = rows_of(CE, binary(gaussian(12)), x, y, L2(Fraction(1, 8)))
@@ -177,7 +181,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: Tensor) -> list[State]:
 
 
 def halvings(path: list[State], row: int) -> list[int]:
-    """The questions after which a row's step was halved."""
+    """The steps after which a row's step size was halved."""
     rates = [float(state.rate[row]) for state in path]
     changes = [t for t, (before, after) in enumerate(pairwise(rates)) if before != after]
     assert all(rates[t + 1] == rates[t] / 2 for t in changes)
@@ -185,13 +189,13 @@ def halvings(path: list[State], row: int) -> list[int]:
 
 
 def falling(*moves: int) -> Tensor:
-    """[100]: losses that rise at every question but these, where they fall a little."""
+    """[100]: losses that increase at every step but these, where they decrease a little."""
     rise = torch.ones(100)
     rise[list(moves)] = -0.01
     return rise.cumsum(0)
 
 
-def test_rows_halve_at_checkpoints_and_only_for_their_own_losses(
+def test_rows_halve_at_checkpoints_for_their_own_losses_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rising = torch.arange(100.0)
@@ -208,12 +212,12 @@ def test_rows_halve_at_checkpoints_and_only_for_their_own_losses(
     assert halvings(path, 4) == [22]
     assert halvings(path, 6) == halvings(path, 7) == []
     assert halvings(path, 8) == [41]
-    # Rises enough, but never above the first loss: halved unless the last checkpoint halved.
+    # Enough increases, but never above the first loss: halved unless the last checkpoint did.
     assert halvings(path, 5) == CHECKPOINTS[::2]
 
 
-def test_each_row_keeps_its_own_calendar() -> None:
-    """Rows that came at different times: only the one at a checkpoint is judged."""
+def test_each_row_has_its_own_step_count() -> None:
+    """Of rows that entered at different times only the one at a checkpoint is adapted."""
     x, y = interior(3, 12), torch.ones(3, dtype=torch.int64)
     rows = rows_of(CE, binary(gaussian(12)), x, y, L2(Fraction(1, 8)))
     state = CE.start(rows.at_start(torch.arange(3)))
@@ -221,7 +225,7 @@ def test_each_row_keeps_its_own_calendar() -> None:
     assert CE.step(rows, state).rate.tolist() == [2, 1, 2]
 
 
-def test_a_row_that_halves_goes_on_from_its_best_point_and_others_do_not(
+def test_only_a_row_that_halves_returns_to_its_best_iterate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stalls = torch.cat([torch.arange(10.0), torch.full((90,), 5.0)])
@@ -232,10 +236,10 @@ def test_a_row_that_halves_goes_on_from_its_best_point_and_others_do_not(
     assert torch.equal(path[23].previous[1], path[22].adv[1])
 
 
-def test_a_restart_moves_along_the_slope_of_the_best_point(
+def test_a_row_that_returns_uses_the_gradient_of_its_best_iterate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One row's slope turns after its best point; after the restart it has turned back."""
+    """The gradient of one row changes its sign after the best iterate."""
     x, y = interior(2, 12), torch.ones(2, dtype=torch.int64)
     rows = rows_of(CE, binary(gaussian(12)), x, y, OpenLinf(Fraction(1, 8)))
 
@@ -260,13 +264,13 @@ each_ratio = pytest.mark.parametrize("ratio", [dlr, targeted_dlr(RIVAL)], ids=["
 
 
 @each_ratio
-def test_a_ratio_of_logits_is_blind_to_their_scale_and_shift(ratio: Loss) -> None:
+def test_the_dlr_does_not_depend_on_scale_and_shift_of_the_logits(ratio: Loss) -> None:
     value = ratio(LOGITS.double(), LABEL)
     assert torch.allclose(ratio(1000 * LOGITS.double() - 7, LABEL), value, rtol=1e-9, atol=0)
     assert not torch.allclose(ratio(LOGITS.double() ** 3, LABEL), value)
 
 
-def test_the_ratios_divide_by_the_right_ranks() -> None:
+def test_the_dlr_divides_by_the_ranks_of_the_paper() -> None:
     logits, label = torch.tensor([[4.0, 9.0, 1.0, 6.0, 0.0]]), torch.tensor([1])
     assert dlr(logits, label).item() == pytest.approx(-3 / 5)
     assert dlr(logits, torch.tensor([2])).item() == pytest.approx(8 / 5)
@@ -274,14 +278,14 @@ def test_the_ratios_divide_by_the_right_ranks() -> None:
 
 
 @each_ratio
-def test_a_ratio_has_the_sign_of_its_margin(ratio: Loss) -> None:
+def test_the_dlr_has_the_sign_of_the_margin(ratio: Loss) -> None:
     own = LOGITS.gather(1, LABEL[:, None])[:, 0]
     gap = margin(LOGITS, LABEL) if ratio is dlr else LOGITS.gather(1, RIVAL[:, None])[:, 0] - own
     assert torch.equal(ratio(LOGITS, LABEL) > 0, gap > 0)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_with_three_classes_or_fewer_the_ratios_are_margins(classes: int) -> None:
+def test_with_three_classes_or_fewer_the_dlr_is_the_margin(classes: int) -> None:
     logits, label = LOGITS[:, :classes], LABEL % classes
     rival = (label + 1) % classes
     gap = logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, label[:, None])[:, 0]
@@ -290,22 +294,22 @@ def test_with_three_classes_or_fewer_the_ratios_are_margins(classes: int) -> Non
 
 
 @each_ratio
-def test_equal_logits_have_a_finite_slope(ratio: Loss) -> None:
+def test_equal_logits_have_a_finite_gradient(ratio: Loss) -> None:
     logits = torch.ones(64, 6, requires_grad=True)
     (slope,) = torch.autograd.grad(ratio(logits, LABEL).sum(), logits)
     assert slope.isfinite().all()
 
 
-# Runs, and a network.
+# Restarts, and a network.
 
 
 @pytest.mark.parametrize(("classes", "runs"), [(2, 1), (3, 2), (10, 9), (100, 9)])
-def test_one_run_a_rival_up_to_nine(classes: int, runs: int) -> None:
+def test_the_targeted_form_has_at_most_nine_target_classes(classes: int, runs: int) -> None:
     assert Traits.restart_count(RIVALS, classes) == runs
     assert Traits.restart_count(CE, classes) == Traits.restart_count(DLR, classes) == 1
 
 
-def test_each_run_climbs_towards_its_own_rival() -> None:
+def test_each_restart_has_its_own_target_class() -> None:
     x, y = digits(64)
     ball, before = Linf(Fraction(2, 255)), ModelAccess(small_cnn()).logits(x)
     for run in range(9):
@@ -316,7 +320,7 @@ def test_each_run_climbs_towards_its_own_rival() -> None:
         assert risen.float().mean() > 0.95
 
 
-def test_the_next_rival_comes_only_if_the_last_left_the_row_unbroken() -> None:
+def test_the_next_target_class_follows_only_while_the_row_is_robust() -> None:
     x, y = digits(64)
     result = run_and_judge(RIVALS, small_cnn(), x, y, Linf(Fraction(15, 255)))
     clean = ModelAccess(small_cnn()).logits(x).argmax(1) == y
@@ -332,7 +336,7 @@ def test_the_next_rival_comes_only_if_the_last_left_the_row_unbroken() -> None:
     [(CE, 51), (CE, 15), (DLR, 15), (RIVALS, 51)],
     ids=["ce", "ce-small", "dlr-small", "t"],
 )
-def test_apgd_leaves_no_more_than_pgd_and_one_example(attack: APGD, eps: int) -> None:
+def test_apgd_leaves_at_most_one_example_more_than_pgd(attack: APGD, eps: int) -> None:
     x, y = digits(96)
     ball = Linf(Fraction(eps, 255))
     held = (~run_and_judge(attack, small_cnn(), x, y, ball).broken).sum()

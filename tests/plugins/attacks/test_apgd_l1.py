@@ -1,4 +1,4 @@
-"""APGD in L1: its phases, its sparse steps, and an optimum that is known."""
+"""APGD in L1: its phases, its sparse steps, and a known optimum."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BALL = L1(Fraction(2))
 
 
 def climbed(attack: SparseAPGD, count: int = 32) -> tuple[list[State], list[Tensor], Tensor]:
-    """The states and the questions of some digits, and the clean images."""
+    """The states and queries for some digits, and the clean images."""
     x, y = digits(count)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
     asked: list[Tensor] = []
@@ -47,7 +47,7 @@ def test_the_phases_are_thirty_thirty_and_forty_of_a_hundred_steps() -> None:
     assert len(schedule(1, torch.device("cpu")).phase) == 2
 
 
-def test_every_iterate_is_legal_and_the_questions_come_from_shrinking_balls() -> None:
+def test_every_iterate_is_legal_and_queries_are_in_shrinking_balls() -> None:
     path, asked, x = climbed(CE)
     assert all(BALL.contains(state.adv, x).all() for state in path)
     for step, question in enumerate(asked):
@@ -56,7 +56,7 @@ def test_every_iterate_is_legal_and_the_questions_come_from_shrinking_balls() ->
     assert BALL.contains(asked[60], x).all()
 
 
-def test_the_best_loss_never_falls_within_a_phase_and_a_phase_begins_from_it() -> None:
+def test_the_best_loss_never_falls_within_a_phase_and_the_next_one_starts_there() -> None:
     path, asked, x = climbed(CE)
     for step in range(1, 100):
         if step not in (30, 60):
@@ -65,7 +65,7 @@ def test_the_best_loss_never_falls_within_a_phase_and_a_phase_begins_from_it() -
     assert torch.equal(asked[30], BALL.scaled(2).project(path[30].best, x))
 
 
-def test_a_step_moves_the_largest_pixels_alone_and_has_length_one() -> None:
+def test_a_step_changes_only_the_pixels_with_the_largest_gradients() -> None:
     gradient, adv = gaussian(32, 1, 8, 8), torch.full((32, 1, 8, 8), 0.5)
     for changed in (0, 3, 30, 96):
         way = sparse_direction(gradient, adv, torch.full((32,), changed))
@@ -78,7 +78,7 @@ def test_a_step_moves_the_largest_pixels_alone_and_has_length_one() -> None:
         assert (least >= size.masked_fill(moved, 0).amax(1)).all()
 
 
-def test_a_step_passes_over_pixels_at_the_edge_of_the_box() -> None:
+def test_a_step_skips_pixels_at_the_edge_of_the_box() -> None:
     gradient, adv = gaussian(32, 1, 8, 8), (gaussian(32, 1, 8, 8, seed=1) > 0).float()
     way = sparse_direction(gradient, adv, torch.full((32,), 9))
     assert (way[(adv == 1) & (gradient > 0)] == 0).all()
@@ -88,7 +88,7 @@ def test_a_step_passes_over_pixels_at_the_edge_of_the_box() -> None:
 
 
 @pytest.mark.parametrize("edge", [False, True], ids=["free", "in the box"])
-def test_the_end_of_a_linear_binary_climb_is_the_farthest_point(edge: bool) -> None:
+def test_on_a_linear_binary_model_it_ends_at_the_farthest_point(edge: bool) -> None:
     x = digits(64)[0] if edge else interior(64, 64)
     weight, label = gaussian(64) / 8, torch.ones(64, dtype=torch.int64)
     ball = L1(Fraction(2)) if edge else L1(Fraction(3, 10))
@@ -99,14 +99,14 @@ def test_the_end_of_a_linear_binary_climb_is_the_farthest_point(edge: bool) -> N
     assert (gain >= 0.97 * optimum).all()
 
 
-def test_five_restarts_and_at_most_five_rivals() -> None:
+def test_five_restarts_or_at_most_five_target_classes() -> None:
     assert [Traits.restart_count(CE, classes) for classes in (2, 10)] == [5, 5]
     assert [Traits.restart_count(RIVALS, classes) for classes in (2, 4, 10)] == [1, 3, 5]
     assert Traits.of(RIVALS).goals == ("untargeted",)
     assert Traits.of(CE).goals == ()
 
 
-def test_it_leaves_fewer_than_plain_descent() -> None:
+def test_it_leaves_fewer_robust_examples_than_pgd() -> None:
     x, y = digits(64)
     before = ModelAccess(small_cnn()).logits(x).argmax(1) == y
     sparse = run_and_judge(CE, small_cnn(), x, y, BALL)

@@ -33,7 +33,7 @@ BALL, NEAREST = L2(Fraction(100)), Goal("nearest")
 
 @pytest.mark.row("A11")
 def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form() -> None:
-    """min over k of (z_y - z_k) / ||w_k - w_y||: never below, 1.02 in the median, 1.2 at worst."""
+    """min over k of (z_y - z_k) / ||w_k - w_y||: never below, 1.02 in the median, at most 1.2."""
     weight, x = gaussian(6, 12, seed=4), interior(64, 12)
     logits = ModelAccess(linear(weight)).logits(x)
     y = logits.argmax(1)
@@ -62,8 +62,8 @@ def test_on_a_network_it_always_succeeds_and_is_mostly_nearer_than_the_published
 
 
 @pytest.mark.row("A11")
-def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() -> None:
-    """c = 0: what remains is the distance, and its least is x."""
+def test_with_c_zero_every_query_is_the_clean_image() -> None:
+    """With c = 0 only the distance is minimised."""
     x, y = digits(32)
     attack = CarliniWagner(price=0.0)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
@@ -76,7 +76,7 @@ def test_a_margin_that_costs_nothing_leaves_every_question_at_the_clean_image() 
 
 @pytest.mark.row("A11")
 @pytest.mark.parametrize("kappa", [0.0, 1.0, 4.0])
-def test_a_success_has_the_margin_that_was_asked_for(kappa: float) -> None:
+def test_a_success_has_at_least_the_margin_kappa(kappa: float) -> None:
     x, y = digits(32)
     attack, model = CarliniWagner(kappa=kappa), small_cnn()
     adv = last_iterate(attack, rows_of(attack, model, x, y, BALL), 800)
@@ -87,8 +87,8 @@ def test_a_success_has_the_margin_that_was_asked_for(kappa: float) -> None:
 
 @pytest.mark.row("A11")
 @pytest.mark.parametrize("kappa", [0.25, 0.5, 1.0])
-def test_more_margin_is_farther_by_its_share_of_the_slope(kappa: float) -> None:
-    """On a linear model of two classes the least distance is (|f| + kappa) / ||w||."""
+def test_the_distance_grows_with_kappa_as_on_paper(kappa: float) -> None:
+    """On a linear model of two classes the smallest distance is (|f| + kappa) / ||w||."""
     weight, x = gaussian(12, seed=5), interior(32, 12)
     model = binary(weight, -float(x.flatten(1).double().mean(0) @ weight.double()) + 0.1)
     logits = ModelAccess(model).logits(x)
@@ -101,7 +101,7 @@ def test_more_margin_is_farther_by_its_share_of_the_slope(kappa: float) -> None:
     assert ratio.max() <= 1.05
 
 
-def test_the_nearest_success_only_comes_nearer_and_is_a_success() -> None:
+def test_the_best_image_is_adversarial_and_its_distance_never_grows() -> None:
     x, y = digits(32)
     attack, model = CarliniWagner(length=40), small_cnn()
     before = torch.full((32,), torch.inf)
@@ -112,7 +112,7 @@ def test_the_nearest_success_only_comes_nearer_and_is_a_success() -> None:
     assert torch.equal(BALL.distance(state.adv, x), before)
 
 
-def test_the_price_grows_tenfold_until_a_round_wins_and_then_halves_its_bracket() -> None:
+def test_c_grows_tenfold_until_a_success_and_is_then_bisected() -> None:
     x, y = digits(32)
     attack = CarliniWagner()
     grown = halved = 0
@@ -132,7 +132,7 @@ def test_the_price_grows_tenfold_until_a_round_wins_and_then_halves_its_bracket(
     assert halved > 32
 
 
-def test_a_row_whose_round_has_converged_begins_the_next_at_once_and_ends_after_the_last() -> None:
+def test_a_converged_row_starts_its_next_round_at_once_and_ends_after_the_last() -> None:
     x, y = digits(32)
     attack = CarliniWagner(rounds=3)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
@@ -146,8 +146,8 @@ def test_a_row_whose_round_has_converged_begins_the_next_at_once_and_ends_after_
     assert attack.done(second).all()
 
 
-def test_only_answers_that_were_paid_for_count() -> None:
-    """The nearest success is the nearest of the charged questions."""
+def test_only_charged_queries_count() -> None:
+    """The nearest success is the nearest of the charged queries."""
     x, y = digits(32)
     attack = CarliniWagner()
     rows = rows_of(attack, small_cnn(), x, y, BALL)
@@ -163,8 +163,8 @@ def test_only_answers_that_were_paid_for_count() -> None:
         assert torch.equal(state.distance, nearest)
 
 
-def test_the_first_step_of_every_round_has_the_length_of_the_rate() -> None:
-    """Adam's corrected means make it rate * sign(slope), in units of w."""
+def test_the_first_step_of_every_round_has_the_length_of_the_learning_rate() -> None:
+    """Adam's corrected means make it rate * sign(gradient), in units of w."""
     x = interior(32, 12)
     attack, model = CarliniWagner(length=3, price=1.0, improves=torch.inf), binary(gaussian(12))
     rows = rows_of(attack, model, x, ModelAccess(model).logits(x).argmax(1), BALL)

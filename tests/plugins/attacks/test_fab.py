@@ -1,4 +1,4 @@
-"""FAB: the closed form on linear models, the paper's step on paper, and nearer than DeepFool."""
+"""FAB: the closed form on linear models, the paper's step, and nearer than DeepFool."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_on_a_linear_model_it_is_within_two_percent_of_the_closed_form(
 
 
 @every_norm
-def test_on_a_linear_model_in_the_box_it_is_the_projection_onto_the_border(norm: Norm) -> None:
+def test_on_a_linear_model_in_the_box_it_is_the_projection_onto_the_boundary(norm: Norm) -> None:
     x, _ = digits(64)
     weight, ball = gaussian(64), norm(Fraction(64))
     f = x.flatten(1).double() @ weight.double()
@@ -77,7 +77,7 @@ def test_on_a_linear_model_in_the_box_it_is_the_projection_onto_the_border(norm:
 
 
 def test_one_step_is_the_formula_of_the_paper() -> None:
-    """From x both projections are one: x + eta d, and a success is pulled back by beta."""
+    """From x both projections coincide: x + eta d, and a success is moved back by beta."""
     weight, x, ball = gaussian(12, seed=3), interior(32, 12), L2(Fraction(1))
     offset = 0.05 - float((x.flatten(1) @ weight).mean())
     model = binary(weight, offset)
@@ -92,7 +92,7 @@ def test_one_step_is_the_formula_of_the_paper() -> None:
     assert torch.allclose(state.excess, 0.05 * f.abs(), rtol=1e-2, atol=1e-6)
 
 
-def test_the_pull_to_the_clean_image_is_the_share_of_the_distances_up_to_alpha() -> None:
+def test_the_bias_to_the_clean_image_is_the_ratio_of_distances_up_to_alpha() -> None:
     """From a point p off x: (1 - a)(p + eta d) + a (x + eta d')."""
     weight, x, ball = gaussian(12, seed=3), interior(32, 12), L2(Fraction(1))
     offset = 0.05 - float((x.flatten(1) @ weight).mean())
@@ -114,7 +114,7 @@ def test_the_pull_to_the_clean_image_is_the_share_of_the_distances_up_to_alpha()
 
 
 @every_form
-def test_a_step_of_the_walk_costs_two_forwards_and_its_gradients_and_of_the_search_one_forward(
+def test_a_projection_step_costs_two_queries_and_a_secant_one(
     name: str,
 ) -> None:
     x, y = digits(32)
@@ -128,7 +128,7 @@ def test_a_step_of_the_walk_costs_two_forwards_and_its_gradients_and_of_the_sear
     assert torch.equal(rows.ledger.forwards, 8 + 3 * found)
 
 
-def test_each_run_of_the_targeted_form_ends_at_its_own_rival() -> None:
+def test_each_restart_of_the_targeted_form_ends_at_its_own_class() -> None:
     x, y = digits(64)
     attack, model = fab("fab-t", 20), small_cnn()
     assert attack.restart_count(10) == 9
@@ -146,7 +146,7 @@ def test_each_run_of_the_targeted_form_ends_at_its_own_rival() -> None:
     assert share[1, 1] > share[0, 1] + 0.2
 
 
-def test_the_nearest_success_only_comes_nearer_is_a_success_and_the_search_helps() -> None:
+def test_the_distance_of_the_best_image_never_grows_and_secants_reduce_it() -> None:
     x, y = digits(32)
     attack, model, ball = fab("fab", 15), small_cnn(), L2(Fraction(8))
     trail = list(states(attack, rows_of(attack, model, x, y, ball)))
@@ -159,7 +159,7 @@ def test_the_nearest_success_only_comes_nearer_is_a_success_and_the_search_helps
     assert (end.distance < trail[attack.walk].distance).float().mean() > 0.5
 
 
-def test_the_search_begins_between_the_clean_image_and_the_nearest_success() -> None:
+def test_the_secants_begin_between_the_clean_image_and_the_best_one() -> None:
     x, y = digits(32)
     attack = fab("fab", 4)
     rows = rows_of(attack, small_cnn(), x, y, L2(Fraction(8)))
@@ -184,8 +184,8 @@ def test_on_a_network_it_is_nearer_than_deepfool() -> None:
         assert ours.distance.median() <= theirs.distance.median()
 
 
-def test_a_secant_cuts_a_span_to_the_part_that_crosses_the_border() -> None:
-    """Margins -1 and 3 cross at a quarter; a lean of 0.2 goes on by a fifth of the rest."""
+def test_a_secant_narrows_a_segment_to_the_part_that_crosses_the_boundary() -> None:
+    """Margins -1 and 3 cross at a quarter; `lean` 0.2 adds a fifth of the rest."""
     inner, outer = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
     span = Segment(inner, torch.tensor([-1.0, -1.0]), outer, torch.tensor([3.0, 3.0]))
     assert torch.allclose(span.crossing(0.0).flatten(), torch.tensor(0.25))
@@ -198,7 +198,7 @@ def test_a_secant_cuts_a_span_to_the_part_that_crosses_the_border() -> None:
 
 
 @every_norm
-def test_the_nearest_border_is_the_one_with_the_least_gap_over_dual_norm(norm: Norm) -> None:
+def test_the_nearest_boundary_has_the_smallest_gap_over_dual_norm(norm: Norm) -> None:
     ball, point = norm(Fraction(1)), interior(16, 12)
     slopes, gaps = gaussian(16, 5, 1, 1, 12, seed=1), gaussian(16, 5, seed=2)
     dual = slopes.flatten(2).norm(DUAL[ball.name], dim=2)

@@ -1,4 +1,4 @@
-"""Attacks on models whose best attack is known: they must find it, and never beat it."""
+"""Attacks on models whose best attack is known: they find it and never exceed it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def uphill(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def right(model: nn.Module, x: Tensor) -> Tensor:
-    """The labels that the model gives: nothing is lost before the attack."""
+    """The labels that the model predicts, so every example is correct before the attack."""
     return ModelAccess(model).logits(x).argmax(1)
 
 
@@ -66,7 +66,9 @@ def right(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("attack", "norm"), [(FGSM, Linf), (FGM_L2, L2), (FGM_L1, L1)], ids=["fgsm", "l2", "l1"]
 )
-def test_a_fast_gradient_step_gains_the_dual_norm_exactly(attack: Attack, norm: Norm) -> None:
+def test_a_fast_gradient_step_increases_the_loss_by_the_dual_norm(
+    attack: Attack, norm: Norm
+) -> None:
     """<d, g> = eps ||g||* and ||d|| = eps where the box is out of reach."""
     ball, x = norm(Fraction(1, 4)), interior(32, 12)
     model = nn.Sequential(linear(gaussian(8, 12)), nn.Tanh(), nn.Linear(8, 4))
@@ -79,7 +81,7 @@ def test_a_fast_gradient_step_gains_the_dual_norm_exactly(attack: Attack, norm: 
 
 
 @pytest.mark.row("A02")
-def test_fgsm_moves_each_pixel_with_a_slope_by_eps_and_no_other() -> None:
+def test_fgsm_changes_each_pixel_with_a_gradient_by_eps_and_no_other() -> None:
     weight = torch.tensor([1.0, -2.0, 0.0, 1e-6, 0.0, 3.0])
     x = interior(4, 6)
     y = right(binary(weight), x)
@@ -91,7 +93,7 @@ def test_fgsm_moves_each_pixel_with_a_slope_by_eps_and_no_other() -> None:
 
 
 @pytest.mark.row("A05")
-def test_fgm_l1_changes_one_pixel_the_one_with_the_largest_slope() -> None:
+def test_fgm_l1_changes_the_pixel_with_the_largest_gradient() -> None:
     weight, x = gaussian(12), interior(16, 12)
     rows = rows_of(FGM_L1, binary(weight), x, right(binary(weight), x), L1(Fraction(1, 4)))
     change = flat(last_iterate(FGM_L1, rows)) - flat(x)
@@ -128,7 +130,7 @@ def test_on_a_linear_binary_model_fgsm_is_the_farthest_point_of_ball_and_box() -
 
 
 @pytest.mark.row("A05")
-def test_filling_the_l1_budget_never_gains_less_and_gains_more_at_the_edge_of_the_box() -> None:
+def test_the_filled_l1_step_gains_at_least_as_much_and_more_at_the_edge_of_the_box() -> None:
     x, _ = digits(64)
     weight = gaussian(64)
     model = binary(weight)
@@ -152,7 +154,7 @@ def one_step(attack: Attack, norm: Norm) -> Tensor:
 @pytest.mark.parametrize(
     ("norm", "fast"), [(Linf, FGSM), (L2, FGM_L2), (L1, FGM_L1)], ids=["Linf", "L2", "L1"]
 )
-def test_one_whole_step_of_bim_or_pgd_is_the_fast_gradient_to_the_bit(
+def test_one_full_step_of_bim_or_pgd_is_the_fast_gradient_step_to_the_bit(
     norm: Norm, fast: Attack
 ) -> None:
     expected = one_step(fast, norm)
@@ -170,7 +172,7 @@ def test_with_two_classes_targeted_fgsm_is_fgsm_to_the_bit() -> None:
 
 
 @pytest.mark.row("A03")
-def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
+def test_targeted_fgsm_raises_one_class_after_another() -> None:
     x, y = digits(64)
     attack, model = TargetedFGSM(), small_cnn()
     before = ModelAccess(model).logits(x).softmax(1)
@@ -182,7 +184,7 @@ def test_targeted_fgsm_raises_each_rival_in_its_turn() -> None:
 
 
 @pytest.mark.row("A03", "G02")
-def test_on_a_targeted_board_fgsm_steps_down_the_loss_of_the_declared_target() -> None:
+def test_under_a_targeted_threat_model_fgsm_descends_the_loss_of_the_target() -> None:
     x, y = digits(64)
     aim, ball = (y + 1) % 10, Linf(Fraction(1, 5))
     rows = rows_of(FGSM, small_cnn(), x, y, ball, goal=Goal("targeted", "next"), target=aim)
@@ -204,8 +206,8 @@ def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(
 ) -> None:
     """Linf once the steps cross the ball; L2 with an angle that shrinks by 1 / (1 + rate) a step.
 
-    Where the optimum has corners (saturated pixels in L2, the vertices of L1) it walks around them
-    in steps of rate * eps, and comes as near as such a step allows.
+    Where the optimum has corners (saturated pixels in L2, the vertices of L1) the iterates surround
+    it at a distance of up to one step of rate * eps.
     """
     x = digits(64)[0] if near_edge else interior(64, 64)
     weight, attack, ball = gaussian(64), PGD(steps, rate=0.1), norm(Fraction(1, 4))
@@ -220,7 +222,7 @@ def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(
 
 
 @pytest.mark.row("A06")
-def test_on_a_linear_model_bim_never_loses_ground() -> None:
+def test_on_a_linear_model_the_loss_of_bim_never_falls() -> None:
     x = interior(32, 12)
     weight, attack, ball = gaussian(12), BIM(steps=20, rate=0.05), L2(Fraction(1, 4))
     model = binary(weight)
@@ -231,7 +233,7 @@ def test_on_a_linear_model_bim_never_loses_ground() -> None:
 
 
 @pytest.mark.row("A08")
-def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_does_not() -> None:
+def test_signed_steps_reach_the_corner_in_eps_over_alpha_steps_and_gradient_steps_do_not() -> None:
     x, weight = interior(32, 12), gaussian(12)
     y, ball = right(binary(weight), x), Linf(Fraction(1, 4))
     signed = BIM(steps=10, rate=0.1)
@@ -247,7 +249,7 @@ def test_the_sign_reaches_the_corner_in_eps_over_alpha_steps_and_the_gradient_do
 
 
 @pytest.mark.row("A08")
-def test_without_the_sign_l2_is_pgd_itself() -> None:
+def test_in_l2_unsigned_pgd_is_pgd() -> None:
     x, y = digits(64)
     first, second = (
         last_iterate(
@@ -259,7 +261,7 @@ def test_without_the_sign_l2_is_pgd_itself() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS[:2], ids=["Linf", "L2"])
-def test_all_targets_pgd_finds_the_exact_worst_case_of_a_linear_softmax_model(norm: Norm) -> None:
+def test_margin_pgd_finds_the_exact_worst_case_of_a_linear_softmax_model(norm: Norm) -> None:
     """Broken exactly where some z_k - z_y can be made positive inside ball and box."""
     x, _ = digits(128)
     weight, ball = 0.5 * gaussian(5, 64), norm(Fraction(1, 10) if norm is Linf else Fraction(1, 2))
@@ -280,10 +282,10 @@ def test_all_targets_pgd_finds_the_exact_worst_case_of_a_linear_softmax_model(no
     "attack", [FGSM, BIM(), PGD(), MarginPGD(), DeepFool()], ids=lambda a: a.name
 )
 @pytest.mark.parametrize("norm", NORMS[:2], ids=["Linf", "L2"])
-def test_an_example_breaks_exactly_when_the_ball_reaches_the_border(
+def test_an_example_is_broken_exactly_where_the_ball_reaches_the_boundary(
     attack: Attack, norm: Norm
 ) -> None:
-    """Every image lies at the same distance from the border of a binary model."""
+    """Every image is at the same distance from the boundary of a binary model."""
     weight = gaussian(12, seed=2)
     near = interior(32, 12)
     excess = (flat(near) @ weight.double() - 0.1).float() / weight.square().sum()
@@ -338,13 +340,13 @@ def test_deepfool_solves_an_affine_model_of_many_classes_in_one_step(norm: Norm)
     attack, ball = DeepFool(), norm(Fraction(1))
     rows = rows_of(attack, model, x, right(model, x), ball)
     state = attack.step(rows, attack.start(rows))
-    nearest = to_nearest_border(weight, rows.clean, rows.y, ball)
+    nearest = to_nearest_boundary(weight, rows.clean, rows.y, ball)
     assert torch.allclose(ball.distance(state.change, 0 * x), nearest, rtol=1e-10)
     two = model(x + state.change).topk(2, 1).values
     assert two.diff().abs().max() < 1e-12
 
 
-def to_nearest_border(weight: Tensor, logits: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
+def to_nearest_boundary(weight: Tensor, logits: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
     """min over k of (z_y - z_k) / ||w_k - w_y||*."""
     gap = logits.gather(1, y[:, None]).double() - logits
     apart = (weight - weight[y][:, None]).double().norm(DUAL[ball.name], dim=2)
@@ -352,7 +354,7 @@ def to_nearest_border(weight: Tensor, logits: Tensor, y: Tensor, ball: Perturbat
 
 
 @pytest.mark.row("A10")
-def test_the_scale_of_the_model_means_nothing_to_deepfool() -> None:
+def test_deepfool_does_not_depend_on_the_scale_of_the_model() -> None:
     weight, x, ball = gaussian(6, 12, seed=4), interior(32, 12), L2(Fraction(1))
     y, attack = right(linear(weight), x), DeepFool()
     small, large = (
@@ -364,10 +366,10 @@ def test_the_scale_of_the_model_means_nothing_to_deepfool() -> None:
 
 @pytest.mark.row("A10")
 @every_norm
-def test_deepfool_stands_beyond_the_border_of_a_network_on_digits_with_saturated_pixels(
+def test_deepfool_crosses_the_boundary_of_a_network_with_saturated_pixels(
     norm: Norm,
 ) -> None:
-    """Half of the pixels cannot move down; all rows must still arrive, and soon."""
+    """Half of the pixels cannot decrease; all rows still reach the boundary in a few steps."""
     x, y = digits(64)
     attack, model = DeepFool(), small_cnn()
     rows = rows_of(attack, model, x, y, norm(Fraction(1)))
@@ -378,7 +380,7 @@ def test_deepfool_stands_beyond_the_border_of_a_network_on_digits_with_saturated
     assert rows.ledger.gradients.float().mean() < 40
 
 
-def test_deepfool_pays_for_the_candidates_it_looks_at_and_no_more() -> None:
+def test_deepfool_is_charged_for_the_candidate_classes_only() -> None:
     x, y = digits(64)
     attack = DeepFool(candidates=3)
     rows = rows_of(attack, small_cnn(), x, y, L2(Fraction(1)))
@@ -388,7 +390,7 @@ def test_deepfool_pays_for_the_candidates_it_looks_at_and_no_more() -> None:
     assert torch.equal(rows.ledger.gradients[attack.done(state)], 2 * looks[attack.done(state)])
 
 
-def test_the_search_of_deepfool_only_brings_it_nearer_and_keeps_it_beyond_the_border() -> None:
+def test_the_secants_of_deepfool_reduce_the_distance_and_stay_beyond_the_boundary() -> None:
     x, y = digits(64)
     plain, searched = (
         run_and_judge(DeepFool(search=k), small_cnn(), x, y, L2(Fraction(8)), goal=Goal("nearest"))
@@ -400,11 +402,11 @@ def test_the_search_of_deepfool_only_brings_it_nearer_and_keeps_it_beyond_the_bo
 
 
 @pytest.mark.row("A10", "G05")
-def test_on_a_distance_board_deepfool_is_within_its_overshoot_of_the_closed_form() -> None:
+def test_with_the_nearest_goal_deepfool_is_within_its_overshoot_of_the_closed_form() -> None:
     weight, x, ball = gaussian(6, 12, seed=4), interior(64, 12), L2(Fraction(4))
     model = linear(weight)
     y = right(model, x)
-    nearest = to_nearest_border(weight, ModelAccess(model).logits(x), y, ball)
+    nearest = to_nearest_boundary(weight, ModelAccess(model).logits(x), y, ball)
     result = run_and_judge(DeepFool(), model, x, y, ball, goal=Goal("nearest"))
     assert result.broken.all()
     assert (result.distance >= nearest - 1e-6).all()
@@ -414,7 +416,7 @@ def test_on_a_distance_board_deepfool_is_within_its_overshoot_of_the_closed_form
 
 @pytest.mark.row("B06")
 def test_boundary_converges_to_the_projection_onto_a_half_space() -> None:
-    """Never nearer than the border, and within 2 % of it; every accepted point is adversarial."""
+    """Never nearer than the boundary, and within 2 % of it; every accepted point is adversarial."""
     weight, x = gaussian(12, seed=5), interior(32, 12)
     model = binary(weight, -float((flat(x) @ weight.double()).mean()) + 0.3)
     y = right(model, x)
@@ -433,8 +435,8 @@ def test_boundary_converges_to_the_projection_onto_a_half_space() -> None:
 
 
 @pytest.mark.row("B06")
-def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
-    """A push of length a * d along the tangent, brought back: cos = 1 / sqrt(1 + a^2)."""
+def test_a_spherical_step_keeps_the_distance_and_is_orthogonal() -> None:
+    """A step of length a * d along the tangent, rescaled: cos = 1 / sqrt(1 + a^2)."""
     x = interior(32, 12)
     rows = rows_of(Boundary(), binary(gaussian(12)), x, torch.ones(32).long(), L2(Fraction(1)))
     adv, around = x + 0.1 * gaussian(32, 1, 1, 12, seed=6), torch.full((32,), 0.3)
@@ -445,7 +447,7 @@ def test_a_step_sideways_keeps_the_distance_and_goes_straight_across() -> None:
 
 
 @pytest.mark.row("A22")
-def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> None:
+def test_the_unbounded_attack_begins_at_the_clean_image_and_then_at_random_points() -> None:
     x, y = digits(64)
     attack = Unbounded()
     assert attack.restart_count(10) == 3
@@ -456,6 +458,6 @@ def test_the_unbounded_attack_begins_at_the_clean_image_and_then_anywhere() -> N
 
 
 @pytest.mark.row("A22")
-def test_the_unbounded_attack_breaks_breaks_any_model_with_a_gradient() -> None:
+def test_the_unbounded_attack_breaks_any_model_with_a_gradient() -> None:
     x, y = digits(64)
     assert run_and_judge(Unbounded(), small_cnn(), x, y, Linf(Fraction(1))).broken.all()

@@ -1,4 +1,4 @@
-"""MI-FGSM: BIM without its memory, and a known sum of gradients with it."""
+"""MI-FGSM: BIM at decay 0, and a known sum of gradients with momentum."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BALL = Linf(Fraction(1, 5))
 
 @pytest.mark.row("A20")
 @pytest.mark.parametrize("steps", [1, 3, 7, 10])
-def test_without_memory_it_is_bim_to_the_bit(steps: int) -> None:
+def test_without_momentum_it_is_bim_to_the_bit(steps: int) -> None:
     x, y = digits(64)
     forgetful, bim = MomentumFGSM(steps=steps, mu=0), BIM(steps=steps, rate=1 / steps)
     trace = states(forgetful, rows_of(forgetful, small_cnn(), x, y, BALL))
@@ -38,7 +38,9 @@ def test_without_memory_it_is_bim_to_the_bit(steps: int) -> None:
 
 
 @pytest.mark.parametrize("ball", [L2(Fraction(1)), L1(Fraction(2))], ids=["L2", "L1"])
-def test_without_memory_it_is_bim_in_the_other_norms_up_to_rounding(ball: PerturbationSet) -> None:
+def test_without_momentum_it_is_bim_in_the_other_norms_up_to_rounding(
+    ball: PerturbationSet,
+) -> None:
     x, y = digits(64)
     forgetful, bim = MomentumFGSM(mu=0), BIM(rate=0.1)
     one, other = (last_iterate(a, rows_of(a, small_cnn(), x, y, ball)) for a in (forgetful, bim))
@@ -47,8 +49,8 @@ def test_without_memory_it_is_bim_in_the_other_norms_up_to_rounding(ball: Pertur
 
 @pytest.mark.row("A20")
 @pytest.mark.parametrize(("mu", "total"), [(1.0, 4.0), (0.5, 1.875)])
-def test_gradients_of_one_direction_add_up_to_a_geometric_sum(mu: float, total: float) -> None:
-    """On a linear model of two classes g / |g|_1 is -+w / |w|_1 wherever it is asked."""
+def test_gradients_in_one_direction_add_up_to_a_geometric_sum(mu: float, total: float) -> None:
+    """On a linear model of two classes g / |g|_1 is -+w / |w|_1 everywhere."""
     weight, x = gaussian(12), interior(32, 12)
     y = ModelAccess(binary(weight)).logits(x).argmax(1)
     attack = MomentumFGSM(mu=mu)
@@ -70,14 +72,14 @@ def test_on_a_linear_model_ten_steps_end_in_the_farthest_corner_and_nine_do_not(
 
 
 class Plateau(nn.Module):
-    """A slope that ends: past 1 in 100 uphill, nothing points anywhere."""
+    """A loss whose gradient vanishes 1 / 100 beyond the clean image."""
 
     def forward(self, images: Tensor) -> Tensor:
         rise = images.flatten(1).mean(1).clamp_max(0.51)
         return torch.stack([0 * rise + 0.6, rise], 1)
 
 
-def test_the_memory_carries_it_over_a_plateau_where_bim_stands_still() -> None:
+def test_momentum_crosses_a_plateau_where_bim_stops() -> None:
     x, y = torch.full((32, 1, 1, 4), 0.5), torch.zeros(32, dtype=torch.int64)
     ends = [
         last_iterate(a, rows_of(a, Plateau(), x, y, BALL)) for a in (MomentumFGSM(), BIM(rate=0.1))

@@ -1,4 +1,4 @@
-"""PGD from many starts: more of them never leave more, and an affine model hides nothing."""
+"""PGD with random restarts: more restarts leave no more robust examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fixtures.known_models import (
 
 
 @pytest.mark.row("A09")
-def test_more_restarts_keep_every_success_of_fewer() -> None:
+def test_more_restarts_break_every_example_that_fewer_break() -> None:
     x, y = digits(96)
     ball = Linf(Fraction(12, 255))
     broken = [
@@ -38,7 +38,7 @@ def test_more_restarts_keep_every_success_of_fewer() -> None:
     assert broken[0].sum() < broken[2].sum() < 96
 
 
-def test_each_restart_begins_at_its_own_point() -> None:
+def test_each_restart_begins_at_another_point() -> None:
     x, y = digits(32)
     attack, ball = PGDRestarts(), Linf(Fraction(1, 10))
     every = torch.arange(32)
@@ -55,8 +55,10 @@ def test_each_restart_begins_at_its_own_point() -> None:
 
 
 @pytest.mark.row("A09")
-def test_on_an_affine_model_all_final_losses_are_one() -> None:
-    """The loss is convex and its gradient's sign constant: every start ends in the same corner."""
+def test_on_an_affine_model_all_restarts_end_at_the_same_loss() -> None:
+    """The loss is convex and the sign of its gradient constant: every start ends in the same
+    corner.
+    """
     x, y, ball = interior(64, 12), torch.ones(64).long(), Linf(Fraction(1, 8))
     model = linear(gaussian(2, 12), gaussian(2, seed=5))
     attack = PGDRestarts()
@@ -87,7 +89,7 @@ def test_on_an_affine_model_all_final_losses_are_one() -> None:
     assert (spread - spread[0]).abs().max() > 1e-2
 
 
-def test_a_step_is_that_of_pgd_and_twenty_starts_are_offered() -> None:
+def test_a_step_is_that_of_pgd_and_there_are_twenty_restarts() -> None:
     x, y = digits(32)
     rows = rows_of(PGD(), small_cnn(), x, y, Linf(Fraction(1, 10)))
     attack = PGDRestarts()

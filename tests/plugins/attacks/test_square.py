@@ -1,4 +1,4 @@
-"""Square: what it asks, what it keeps, and how far it gets with scores alone."""
+"""Square attack: its queries, the images it keeps, and its success with scores only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BALL = Linf(Fraction(1, 10))
 
 
 def walked(attack: Square, steps: int) -> tuple[list[State], list[Tensor], Tensor]:
-    """The states and the questions of 64 digits, and the clean images."""
+    """The states and queries for 64 digits, and the clean images."""
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, BALL, access=Access.SCORES)
     asked: list[Tensor] = []
@@ -43,7 +43,7 @@ def walked(attack: Square, steps: int) -> tuple[list[State], list[Tensor], Tenso
     return list(states(attack, rows, steps)), asked, x
 
 
-def test_the_margin_never_falls_and_is_that_of_the_image_it_is_kept_with() -> None:
+def test_the_margin_never_falls_and_is_that_of_the_kept_image() -> None:
     history, asked, _ = walked(Square(), 200)
     _, y = digits(64)
     before = torch.full((64,), -torch.inf)
@@ -56,7 +56,7 @@ def test_the_margin_never_falls_and_is_that_of_the_image_it_is_kept_with() -> No
     assert (before > history[1].margin).float().mean() > 0.9
 
 
-def test_no_answer_is_no_gain_and_spoils_none() -> None:
+def test_a_nan_margin_changes_nothing() -> None:
     silent = torch.zeros(64, dtype=torch.bool)
 
     class Faltering(nn.Module):
@@ -72,13 +72,13 @@ def test_no_answer_is_no_gain_and_spoils_none() -> None:
     assert torch.equal(asked.margin, history[-1].gain) and torch.equal(asked.adv, history[-1].adv)
 
 
-def test_every_question_stays_in_ball_and_box() -> None:
+def test_every_query_is_inside_ball_and_box() -> None:
     _, asked, x = walked(Square(), 200)
     assert len(asked) == 200
     assert all(BALL.contains(question, x).all() for question in asked)
 
 
-def test_the_first_question_is_striped_from_top_to_bottom() -> None:
+def test_the_first_query_has_vertical_stripes() -> None:
     _, (first, *_), x = walked(Square(), 1)
     change = first - x
     free = (x > 0.1) & (x < 0.9)
@@ -88,7 +88,7 @@ def test_the_first_question_is_striped_from_top_to_bottom() -> None:
     assert 0.3 < up.float().mean() < 0.7
 
 
-def test_a_question_differs_from_the_best_image_in_one_square_of_the_schedules_side() -> None:
+def test_a_query_differs_from_the_best_image_in_one_square() -> None:
     attack = Square(steps=200)
     history, asked, _ = walked(attack, 200)
     rows = rows_of(attack, small_cnn(), *digits(64), BALL)
@@ -104,7 +104,7 @@ def test_a_question_differs_from_the_best_image_in_one_square_of_the_schedules_s
         assert changed.flatten(1).any(1).float().mean() > 0.5
 
 
-def test_a_window_is_a_full_square_anywhere_in_the_image() -> None:
+def test_a_square_is_complete_and_occurs_everywhere_in_the_image() -> None:
     x, y = digits(64)
     rows = rows_of(Square(), small_cnn(), x, y, BALL)
     seen = torch.zeros(8, 8, dtype=torch.bool)
@@ -129,7 +129,7 @@ def test_the_side_falls_from_almost_the_whole_image_to_one_pixel() -> None:
     assert sides == [0, 7, 5, 5, 4, 4, 3, 1]
 
 
-def test_it_needs_scores_alone_and_beats_random_points_by_far() -> None:
+def test_it_needs_scores_only_and_breaks_more_than_random_noise() -> None:
     x, y = digits(128)
     square = run_and_judge(Square(), small_cnn(), x, y, BALL, access=Access.SCORES)
     noise = run_and_judge(RandomNoise(draws=100), small_cnn(), x, y, BALL, access=Access.NOTHING)
@@ -140,7 +140,7 @@ def test_it_needs_scores_alone_and_beats_random_points_by_far() -> None:
 
 
 def test_on_a_linear_model_it_finds_the_farthest_corner() -> None:
-    """One pixel at a time is enough there: every pixel that gains is kept."""
+    """There single pixels are enough: every pixel that increases the margin is kept."""
     x = 0.3 + 0.4 * digits(32)[0]
     weight = gaussian(64)
     model = linear(torch.stack([-weight, weight]))
@@ -153,7 +153,7 @@ def test_on_a_linear_model_it_finds_the_farthest_corner() -> None:
     assert (best - state.gain < 0.02 * best.abs().clamp_min(1)).float().mean() > 0.9
 
 
-def test_the_five_thousand_count_the_halvings_in_steps_and_the_thousand_in_shares() -> None:
+def test_the_long_form_counts_halvings_in_steps_and_the_short_one_in_shares() -> None:
     short, long = bench_attacks()
     assert (short.name, short.steps, long.name, long.steps) == (
         "square", 1000, "square-5000", 5000,
@@ -172,13 +172,13 @@ def test_the_five_thousand_count_the_halvings_in_steps_and_the_thousand_in_share
     assert not long.rescaled
 
 
-def test_no_question_repeats_the_image_it_would_improve() -> None:
+def test_no_query_repeats_the_best_image() -> None:
     history, asked, _ = walked(Square(), 100)
     for state, question in zip(history[1:-1], asked[1:], strict=True):
         assert (question != state.adv).flatten(1).any(1).all()
 
 
-def test_each_channel_draws_its_own_corner_and_each_row_its_own_place() -> None:
+def test_channels_have_their_own_signs_and_rows_their_own_places() -> None:
     x = torch.full((64, 70, 8, 8), 0.5)
     rows = rows_of(Square(), linear(gaussian(2, 70 * 64)), x, torch.zeros(64).long(), BALL)
     place, up = draw_proposal(rows)

@@ -1,4 +1,4 @@
-"""Interval, dual and Lipschitz bounds: laws of V02 to V05, on networks small enough to solve."""
+"""Interval, dual and Lipschitz bounds on networks small enough to solve exactly."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def tiny(inputs: int = 4, hidden: int = 5, classes: int = 3) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Normalises, convolves, takes a residual block with batch statistics, pools and classifies."""
+    """Normalisation, convolution, a residual block with batch statistics, pooling, a linear layer."""
 
     mean: Tensor
 
@@ -120,7 +120,7 @@ def ibp_gaps(network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> T
 
 
 def corners(x: Tensor, ball: PerturbationSet, count: int) -> Tensor:
-    """[count, C, H, W] random allowed images of one x: points inside, and their far ends."""
+    """[count, C, H, W] random allowed images of one x: points inside the set and on its edge."""
     many = x.expand(count, *x.shape[1:])
     draws = KeyedRandomNumbers(torch.arange(count), torch.zeros(count).long())
     inside = ball.sample(many, draws)
@@ -130,7 +130,7 @@ def corners(x: Tensor, ball: PerturbationSet, count: int) -> Tensor:
 
 @pytest.mark.row("V04")
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)], ids=["mean", "max"])
-def test_v04_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
+def test_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
     module = residual(pool)
     ball = Linf(Fraction(1, 20))
     x, _ = images(module, 10)
@@ -142,7 +142,7 @@ def test_v04_intervals_contain_ten_thousand_samples(pool: nn.Module) -> None:
 
 
 @pytest.mark.row("V04")
-def test_v04_the_reader_sees_the_network_that_answers() -> None:
+def test_the_graph_computes_the_module_s_logits() -> None:
     module = residual()
     x, _ = images(module, 50)
     box = propagate_boxes(read_network(module), Box(x.double(), x.double()))[-1]
@@ -161,7 +161,7 @@ def residual_copy(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.row("V04")
-def test_v04_intervals_are_exact_for_one_linear_layer() -> None:
+def test_intervals_are_exact_for_one_linear_layer() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)
     for ball in (Linf(Fraction(1, 10)), Linf(Fraction(1, 2))):
@@ -170,7 +170,7 @@ def test_v04_intervals_are_exact_for_one_linear_layer() -> None:
 
 
 @pytest.mark.row("V04")
-def test_v04_intervals_shrink_with_the_radius() -> None:
+def test_intervals_shrink_with_the_radius() -> None:
     module = residual()
     x, y = images(module, 20)
     network = read_network(module)
@@ -219,7 +219,7 @@ def program(module: nn.Module, x: Tensor, label: int, rival: int, ball: Perturba
 
 
 def solved(made: Program, *, whole: bool) -> float:
-    """By HiGHS: over the network itself, or over its convex outer polytope."""
+    """The minimum by HiGHS, over the network itself or over its convex outer polytope."""
     sides = np.zeros(len(made.cost))
     sides[-int(len(made.limits) / 3) :] = whole
     answer = milp(
@@ -236,7 +236,7 @@ def solved(made: Program, *, whole: bool) -> float:
 def enumerated(
     module: nn.Module, x: Tensor, label: int, rival: int, ball: PerturbationSet
 ) -> float:
-    """The same minimum as the least of one linear program for each pattern of signs."""
+    """The same minimum as the smallest of one linear program for each pattern of signs."""
     pixels = perturbation_box(x, ball)
     first, last = (part for part in module.modules() if isinstance(part, nn.Linear))
     w, b = first.weight.double().numpy(), first.bias.double().numpy()
@@ -252,7 +252,7 @@ def enumerated(
 
 
 def shallow(hidden: int = 6) -> nn.Module:
-    """One hidden layer whose ReLUs switch, and all classes of which are met."""
+    """A network with one hidden layer of ReLUs with open signs that predicts all classes."""
     last = nn.Linear(hidden, 3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, hidden), nn.ReLU(), last)
     with torch.no_grad():
@@ -263,7 +263,7 @@ def shallow(hidden: int = 6) -> nn.Module:
 
 
 @pytest.mark.row("V02")
-def test_v02_the_milp_equals_the_enumeration_of_all_patterns() -> None:
+def test_the_milp_equals_the_enumeration_of_all_patterns() -> None:
     module, ball = shallow(), Linf(Fraction(1, 5))
     x, y = images(module, 4)
     for i in range(4):
@@ -273,7 +273,7 @@ def test_v02_the_milp_equals_the_enumeration_of_all_patterns() -> None:
 
 
 @pytest.mark.row("V03")
-def test_v03_intervals_below_dual_below_polytope_below_milp_below_any_image() -> None:
+def test_interval_bound_dual_bound_polytope_milp_and_images_are_in_this_order() -> None:
     module, ball = shallow(8), Linf(Fraction(1, 5))
     x, y = images(module, 12)
     network = read_network(module)
@@ -295,7 +295,7 @@ def test_v03_intervals_below_dual_below_polytope_below_milp_below_any_image() ->
 @pytest.mark.row("V03")
 @every_norm
 @pytest.mark.parametrize("build", [tiny, residual], ids=["dense", "residual"])
-def test_v03_no_allowed_image_falls_below_the_dual_bound(
+def test_no_allowed_image_has_a_margin_below_the_dual_bound(
     build: Callable[[], nn.Module], norm: Callable[[Fraction], PerturbationSet]
 ) -> None:
     module = build()
@@ -313,14 +313,14 @@ def test_v03_no_allowed_image_falls_below_the_dual_bound(
 
 @pytest.mark.row("V03")
 @pytest.mark.parametrize("eps", [Fraction(1, 10), Fraction(2, 255), Fraction(8, 255)])
-def test_v03_only_the_largest_norm_has_the_box_for_its_ball(eps: Fraction) -> None:
+def test_only_the_linf_ball_is_a_box(eps: Fraction) -> None:
     x = torch.rand(64, 1, 8, 8, dtype=torch.float64)
     assert Region(x, Linf(eps)).is_box
     assert not Region(x, L2(eps)).is_box and not Region(x, L1(eps)).is_box
 
 
 @pytest.mark.row("V03")
-def test_v03_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
+def test_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 40)
     for ball in (Linf(Fraction(1, 10)), L2(Fraction(1, 2)), L1(Fraction(1))):
@@ -329,7 +329,7 @@ def test_v03_without_a_relu_the_dual_bound_is_exact_in_every_norm() -> None:
 
 
 @pytest.mark.row("V03")
-def test_v03_the_dual_bound_beats_intervals_on_most_gaps_of_a_deep_network() -> None:
+def test_the_dual_bound_is_tighter_than_intervals_on_most_margins() -> None:
     module, ball = residual(), Linf(Fraction(1, 20))
     x, y = images(module, 30)
     network = read_network(module)
@@ -339,7 +339,7 @@ def test_v03_the_dual_bound_beats_intervals_on_most_gaps_of_a_deep_network() -> 
 
 @pytest.mark.row("V05")
 @every_norm
-def test_v05_the_lipschitz_margin_is_exact_for_a_linear_model(
+def test_the_lipschitz_margin_is_exact_for_a_linear_model(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
@@ -359,7 +359,7 @@ def test_v05_the_lipschitz_margin_is_exact_for_a_linear_model(
 
 
 @pytest.mark.row("V05")
-def test_v05_the_radius_is_at_least_margin_over_root_two_times_the_product() -> None:
+def test_the_lipschitz_radius_is_at_least_margin_over_root_two_times_the_product() -> None:
     module = tiny()
     x, y = images(module, 200)
     layers = [part.weight.double() for part in module.modules() if isinstance(part, nn.Linear)]
@@ -373,7 +373,7 @@ def test_v05_the_radius_is_at_least_margin_over_root_two_times_the_product() -> 
 
 @pytest.mark.row("V05")
 @every_norm
-def test_v05_nothing_moves_faster_than_the_gain(
+def test_no_output_changes_faster_than_its_lipschitz_constant(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     module, ball = residual(), norm(RADIUS[norm(Fraction(0)).name])
@@ -390,7 +390,7 @@ def test_v05_nothing_moves_faster_than_the_gain(
 
 
 def before_last(network: Network, x: Tensor) -> Tensor:
-    """What the last layer takes, of the exact network."""
+    """The input of the last layer, of the exact network."""
     box = propagate_boxes(network, Box(x, x))[-2]
     return (box.lower + box.upper).flatten(1) / 2
 
@@ -405,7 +405,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.row("V05")
 @pytest.mark.parametrize("layer", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
-def test_v05_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv2d) -> None:
+def test_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv2d) -> None:
     ones = torch.ones(1, layer.in_channels, 6, 6, dtype=torch.float64)
     (step,) = read_network(frozen(nn.Sequential(layer))).steps
     op = step.op
@@ -419,8 +419,8 @@ def test_v05_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv
 
 
 @pytest.mark.row("V05")
-def test_v05_an_alternating_kernel_on_an_odd_image_does_not_slip_between_the_frequencies() -> None:
-    """On a torus as small as the image its largest frequency is missed: 1.902 < 1.932."""
+def test_the_torus_is_larger_than_the_image() -> None:
+    """With an alternating kernel on an odd image a torus of the image's size gives 1.902 < 1.932."""
     weight = torch.tensor([[[[1.0, -1.0]]]], dtype=torch.float64)
     units = torch.eye(5, dtype=torch.float64).view(-1, 1, 1, 5)
     exact = float(torch.linalg.matrix_norm(F.conv2d(units, weight, padding=(0, 1)).flatten(1), 2))
@@ -429,7 +429,7 @@ def test_v05_an_alternating_kernel_on_an_odd_image_does_not_slip_between_the_fre
 
 
 @pytest.mark.row("V05")
-def test_v05_the_bound_of_a_convolution_closes_in_as_the_image_grows() -> None:
+def test_the_bound_of_a_convolution_is_tight_for_large_images() -> None:
     weight = torch.randn(1, 1, 3, 3, dtype=torch.float64)
     excess = []
     for side in (4, 8, 16):
@@ -446,7 +446,7 @@ def test_v05_the_bound_of_a_convolution_closes_in_as_the_image_grows() -> None:
 @pytest.mark.row("V09")
 @every_certifier
 @every_norm
-def test_v09_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
+def test_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
     certifier: Certifier, norm: Callable[[Fraction], PerturbationSet]
 ) -> None:
     module = tiny()
@@ -464,7 +464,7 @@ def test_v09_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
 
 
 @every_certifier
-def test_an_example_is_certified_whatever_stands_beside_it(certifier: Certifier) -> None:
+def test_certificates_do_not_depend_on_the_batch(certifier: Certifier) -> None:
     module, ball = shallow(), L2(Fraction(1, 40))
     x, y = images(module, 70)
     whole = certifier.certify(module, x, y, ball)
@@ -475,9 +475,7 @@ def test_an_example_is_certified_whatever_stands_beside_it(certifier: Certifier)
 
 @pytest.mark.row("V03", "V04", "V05", "V09")
 @every_certifier
-def test_what_was_certified_is_broken_by_no_attack(
-    certifier: Certifier, registry: Registry
-) -> None:
+def test_no_attack_breaks_a_certified_example(certifier: Certifier, registry: Registry) -> None:
     module, ball = shallow(), Linf(Fraction(1, 100))
     x, y = images(module, 300)
     held = certifier.certify(module, x, y, ball)
@@ -494,7 +492,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 class Hooked(nn.Sequential):
-    """Looks like a linear model; a hook turns its answer round."""
+    """A linear model with a hook that reverses its logits."""
 
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(4, 3))
@@ -502,7 +500,7 @@ class Hooked(nn.Sequential):
 
 
 class Symbolic(nn.Module):
-    """Shows another network to whoever traces it."""
+    """A module that shows another network during tracing."""
 
     def __init__(self, shown: nn.Module, played: nn.Module) -> None:
         super().__init__()
@@ -515,14 +513,14 @@ class Symbolic(nn.Module):
 
 
 class Branching(nn.Module):
-    """Decides by the numbers it sees."""
+    """A module whose forward branches on values."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
 
 
 class Squared(nn.Module):
-    """Multiplies what it computed by itself."""
+    """A module that squares a computed value."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images * images
@@ -556,14 +554,14 @@ def test_nothing_is_certified_of_a_model_that_shows_another_network(certifier: C
     assert not certifier.certify(module, x, y, Linf(Fraction(0))).any()
 
 
-def test_maxima_are_for_intervals_alone() -> None:
+def test_only_intervals_support_max_pooling() -> None:
     module, ball = residual(nn.MaxPool2d(2)), Linf(Fraction(1, 10))
     assert Intervals().refuses(module, ball) == ""
     for tool in (DualBound(), LipschitzMargin()):
         assert "maxima" in tool.refuses(module, ball)
 
 
-def test_the_linear_certificate_contains_all_others() -> None:
+def test_the_exact_linear_certificate_contains_all_others() -> None:
     module = frozen(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     x, y = images(module, 200)
     for ball in (Linf(Fraction(1, 20)), L2(Fraction(1, 10)), L1(Fraction(1, 5))):
@@ -573,8 +571,8 @@ def test_the_linear_certificate_contains_all_others() -> None:
 
 
 @pytest.mark.row("V03")
-def test_v03_the_published_network_is_certified_as_published(registry: Registry) -> None:
-    """5.82 % of the 10,000 can be broken at most, so 94.18 % cannot (arXiv:1711.00851)."""
+def test_the_published_network_is_certified_as_published(registry: Registry) -> None:
+    """At most 5.82 % of 10,000 images can be broken, so 94.18 % cannot (arXiv:1711.00851)."""
     dataset = registry.datasets["mnist"].value
     try:
         module = DefenseBuilder(registry, "convex-mnist", dataset).build()

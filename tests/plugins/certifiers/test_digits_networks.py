@@ -1,4 +1,4 @@
-"""Certificates of trained digits networks: under every attack, and the directions of the papers."""
+"""Certificates of trained digits networks: below every attack, and ordered as in the papers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
 
 
 @pytest.mark.row("V04", "V03", "V05")
-def test_v04_v03_v05_what_is_certified_no_attack_breaks(bed: Bed) -> None:
+def test_no_attack_breaks_an_example_certified_by_bounds(bed: Bed) -> None:
     module = bed.module("undefended")
     tools = (Intervals(), DualBound(), LipschitzMargin())
     before = [torch.ones(N, dtype=torch.bool)] * len(tools)
@@ -71,7 +71,7 @@ def test_v04_v03_v05_what_is_certified_no_attack_breaks(bed: Bed) -> None:
 
 
 @pytest.mark.row("V07")
-def test_v07_training_under_the_noise_certifies_more_than_plain_training(bed: Bed) -> None:
+def test_training_with_noise_certifies_more_than_plain_training(bed: Bed) -> None:
     share = {}
     trained = bed.module("smoothed")
     assert isinstance(trained, Smoothed)
@@ -84,7 +84,7 @@ def test_v07_training_under_the_noise_certifies_more_than_plain_training(bed: Be
 
 
 @pytest.mark.row("V06")
-def test_v06_the_certified_curve_of_the_vote_lies_under_its_attacked_one(bed: Bed) -> None:
+def test_the_certified_curve_of_the_vote_is_below_its_attacked_one(bed: Bed) -> None:
     vote, loader = (
         bed.module("smoothed"),
         build_trained(bed.registry, "smoothed", bed.digits, bed.folder),

@@ -1,4 +1,4 @@
-"""Certificates of networks trained by protocol DG: the measured directions, with wide margins."""
+"""Certificates of networks trained on the digits testbed: the expected order, with wide margins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def adversarial(bed: Bed) -> nn.Module:
 
 
 def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """[n, K]: the label's lower, every rival's upper interval bound; c' = W c + b, r' = |W| r."""
+    """[n, K]: the lower interval bound of the label's logit and the upper ones of the others.
+
+    c' = W c + b, r' = |W| r.
+    """
     centre, reach = x.flatten(1), torch.full_like(x.flatten(1), eps)
     for layer in module.children():
         if isinstance(layer, nn.Linear):
@@ -49,7 +52,7 @@ def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
 
 def interval_training(lesson: TrainingBatch) -> Tensor:
-    """0.9 of the clean loss, 0.1 of that of the worst logits (arXiv:1810.12715)."""
+    """0.9 of the clean loss and 0.1 of the loss of the worst logits (arXiv:1810.12715)."""
     worst = worst_logits(lesson.model, lesson.x, lesson.y, 0.02)
     clean = cross_entropy(lesson.model(lesson.x), lesson.y)
     return 0.9 * clean + 0.1 * cross_entropy(worst, lesson.y)
@@ -61,7 +64,7 @@ def noise_training(lesson: TrainingBatch) -> Tensor:
 
 
 @pytest.mark.row("V04")
-def test_robust_training_is_certified_more_and_interval_training_most(bed: Bed) -> None:
+def test_adversarial_training_certifies_more_and_interval_training_most(bed: Bed) -> None:
     plain, robust = standard(bed), adversarial(bed)
     bounded = bed.taught("intervals", recipe(interval_training))
 
@@ -77,7 +80,7 @@ def test_robust_training_is_certified_more_and_interval_training_most(bed: Bed) 
 
 @pytest.mark.row("V03", "V04", "V05", "V09")
 @pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
-def test_every_curve_falls_and_stays_under_what_the_attack_leaves(robust: bool, bed: Bed) -> None:
+def test_every_certified_curve_falls_and_is_below_robust_accuracy(robust: bool, bed: Bed) -> None:
     module = adversarial(bed) if robust else standard(bed)
     x, y = bed.x[:200], bed.y[:200]
     tools: list[Certifier] = [Intervals(), DualBound(), LipschitzMargin()]
@@ -93,10 +96,10 @@ def test_every_curve_falls_and_stays_under_what_the_attack_leaves(robust: bool, 
 
 
 @pytest.mark.row("V03")
-def test_twenty_digits_by_linear_programming_lie_between_the_dual_bound_and_the_attack(
+def test_the_relaxed_optimum_is_between_the_dual_bound_and_the_attack(
     bed: Bed,
 ) -> None:
-    """Intervals <= dual bound <= optimum of the relaxed program <= what PGD reaches."""
+    """Intervals <= dual bound <= optimum of the relaxed program <= result of PGD, on twenty digits."""
     module, ball = standard(bed), Linf(Fraction(3, 100))
     x, y = bed.x[:20], bed.y[:20]
     network, region = read_network(module), Region(x.double(), ball)
@@ -120,17 +123,17 @@ def test_twenty_digits_by_linear_programming_lie_between_the_dual_bound_and_the_
 
 
 def before_rectifiers(network: Network) -> list[int]:
-    """Where the inputs of the ReLUs come from."""
+    """The indices of the steps in front of the ReLUs."""
     return [step.inputs[0] for step in network.steps if isinstance(step.op, ReLU)]
 
 
 def relaxed(
     module: nn.Module, bounds: list[tuple[Tensor, Tensor]], label: int, rival: int
 ) -> float:
-    """min z_label - z_rival with each open ReLU in its triangle, by HiGHS.
+    """min z_label - z_other with each open ReLU in its triangle, by HiGHS.
 
-    Variables are the pixels and the outputs of both hidden layers; a >= h, a >= 0 and
-    a <= u (h - l) / (u - l) with h = W a_before + b.
+    Variables are the pixels and the outputs of both hidden layers; a >= h, a >= 0 and a <= u (h -
+    l) / (u - l) with h = W a_before + b.
     """
     first, second, last = (part for part in module.modules() if isinstance(part, nn.Linear))
     sizes = [first.in_features, first.out_features, second.out_features]
@@ -144,7 +147,7 @@ def relaxed(
         above = np.maximum(upper.double().numpy(), 0)
         slope = above / np.maximum(above - under, 1e-300)
         for factor, side, limit in (
-            (np.ones_like(slope), -1.0, -bias),  # h - a <= 0, where the unit may be on
+            (np.ones_like(slope), -1.0, -bias),  # h - a <= 0, where the unit may be active
             (-slope, 1.0, slope * (bias - under)),  # a - d h <= -d l
         ):
             block = np.zeros((len(bias), sum(sizes)))
@@ -167,7 +170,7 @@ def relaxed(
 
 
 @pytest.mark.row("V07", "V09")
-def test_noise_in_training_certifies_more_and_every_curve_falls(bed: Bed) -> None:
+def test_training_with_noise_certifies_more_and_every_curve_falls(bed: Bed) -> None:
     x, y = bed.x[:100], bed.y[:100]
     share: dict[str, list[float]] = {}
     for name, module in (
@@ -186,7 +189,7 @@ def test_noise_in_training_certifies_more_and_every_curve_falls(bed: Bed) -> Non
 
 
 @pytest.mark.row("V05", "V09")
-def test_the_lipschitz_curve_of_a_network_falls_under_its_attacked_one_in_l2(bed: Bed) -> None:
+def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(bed: Bed) -> None:
     module = adversarial(bed)
     x, y = bed.x[:200], bed.y[:200]
     some = 0

@@ -29,7 +29,7 @@ from bench.plugin import (
 )
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
-from bench.training.loop import train_defense
+from bench.training.loop import train_weights
 from bench.training.recipes import resolve_inner_attack
 from plugins.defenses import fgsm_training, pgd_training, softmax_regression
 from plugins.defenses._cnn import cnn
@@ -362,7 +362,7 @@ def taught(registry: Registry, folder: Path, name: str, recipe: Recipe) -> str:
     offer: Registration[Defense] = registry.find("defense", "undefended")
     value = dataclasses.replace(offer.value, name=name, recipe=short)
     registry.defenses[name] = dataclasses.replace(offer, value=value)
-    return train_defense(registry, name, few_digits(registry), folder=folder)
+    return train_weights(registry, name, few_digits(registry), folder=folder)
 
 
 def few_digits(registry: Registry) -> Dataset:

@@ -18,7 +18,7 @@ from bench.engine.problem import attack_once
 from bench.plugin import Dataset, Defense, InnerAttack, Linf, Recipe, TrainingBatch
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
-from bench.training.loop import SCHEDULES, train_defense
+from bench.training.loop import SCHEDULES, train_weights
 from bench.training.recipes import resolve_inner_attack
 from bench.training.state import EpochReport
 from plugins.attacks.fast_gradient import bench_attacks as fast_gradients
@@ -273,16 +273,16 @@ def test_each_recipe_learns_real_images_and_goes_on_to_the_same_weights(
 ) -> None:
     registry, few = narrow(name), photographs()
     history: list[EpochReport] = []
-    digest = train_defense(registry, name, few, folder=tmp_path / "whole", progress=history.append)
+    digest = train_weights(registry, name, few, folder=tmp_path / "whole", progress=history.append)
     assert [entry.epoch for entry in history] == [1, 2]
     assert history[1].loss < history[0].loss < 1.5 * math.log(10)
     assert [entry.gradients for entry in history] == [REAL[name] * FEW] * 2
     with pytest.raises(Killed):
-        train_defense(
+        train_weights(
             registry, name, few, folder=tmp_path / "cut", heartbeat=killed_after(FEW // 64 + 2)
         )
     assert list((tmp_path / "cut" / "training").iterdir()), "the first epoch was kept"
-    assert train_defense(registry, name, few, folder=tmp_path / "cut") == digest
+    assert train_weights(registry, name, few, folder=tmp_path / "cut") == digest
 
 
 def test_the_loss_of_fast_training_is_that_of_pgd_training() -> None:

@@ -1,4 +1,4 @@
-"""Smoothing and PixelDP against the closed form of a linear model, and what a vote may lose."""
+"""Smoothing and PixelDP against the closed form of a linear model, and their limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NORMAL = NormalDist()
 
 
 def half(weight: Tensor, threshold: float) -> nn.Module:
-    """Two classes, told apart by <weight, image> against a threshold."""
+    """Two classes, separated by <weight, image> and a threshold."""
     layer = nn.Linear(weight.numel(), 2)
     with torch.no_grad():
         layer.weight.copy_(torch.stack([-weight.flatten(), weight.flatten()]))
@@ -40,7 +40,7 @@ def half(weight: Tensor, threshold: float) -> nn.Module:
 
 
 def world(rows: int, votes: int = 64) -> tuple[Smoothed, Tensor, Tensor, Tensor]:
-    """A vote over a linear model, images on both sides, right labels, and their true radii.
+    """A vote over a linear model, images on both sides, their labels and their true radii.
 
     Smoothing a half space gives the same half space: |<w, x> - t| / ||w||.
     """
@@ -56,9 +56,7 @@ def world(rows: int, votes: int = 64) -> tuple[Smoothed, Tensor, Tensor, Tensor]
 
 @pytest.mark.row("V07")
 @pytest.mark.parametrize(("alpha", "allowed"), [(1e-6, 0), (1e-3, 5)])
-def test_v07_smoothing_stays_below_the_true_radius_of_a_linear_model(
-    alpha: float, allowed: int
-) -> None:
+def test_smoothing_is_below_the_true_radius_of_a_linear_model(alpha: float, allowed: int) -> None:
     module, x, y, true = world(1000)
     hits = class_counts(module, x, 500).gather(1, y[:, None])[:, 0]
     found = [certified_radius(k, 500, SIGMA, alpha) for k in hits.tolist()]
@@ -70,8 +68,8 @@ def test_v07_smoothing_stays_below_the_true_radius_of_a_linear_model(
 
 
 @pytest.mark.row("V07")
-def test_v07_the_stated_error_is_nearly_spent_and_no_more() -> None:
-    """At alpha = 0.05 about one bound in twenty is wrong: a bound that never errs wastes draws."""
+def test_the_share_of_wrong_bounds_is_close_to_the_stated_error() -> None:
+    """At alpha = 0.05 about one bound in twenty is wrong; a bound that never errs wastes draws."""
     module, x, y, true = world(1000)
     hits = class_counts(module, x, 500).gather(1, y[:, None])[:, 0].tolist()
     p = [NORMAL.cdf(r / SIGMA) for r in true.tolist()]
@@ -80,7 +78,7 @@ def test_v07_the_stated_error_is_nearly_spent_and_no_more() -> None:
 
 
 @pytest.mark.row("V07")
-def test_v07_the_largest_radius_is_that_of_a_unanimous_vote() -> None:
+def test_the_largest_radius_is_that_of_a_unanimous_vote() -> None:
     assert certified_radius(2000, 2000, 0.25, 0.001) == pytest.approx(
         0.25 * NORMAL.inv_cdf(0.001 ** (1 / 2000))
     )
@@ -88,7 +86,7 @@ def test_v07_the_largest_radius_is_that_of_a_unanimous_vote() -> None:
 
 
 @pytest.mark.row("V07")
-def test_v07_it_abstains_where_the_label_has_no_sure_majority() -> None:
+def test_it_abstains_where_the_label_has_no_certain_majority() -> None:
     assert (
         certified_radius(1000, 2000, SIGMA, 0.001)
         == certified_radius(1050, 2000, SIGMA, 0.001)
@@ -105,7 +103,7 @@ def test_a_majority_is_missed_with_probability_alpha_at_the_limit(votes: int) ->
 
 
 @pytest.mark.row("V07")
-def test_what_smoothing_certifies_the_vote_itself_keeps_at_the_worst_image() -> None:
+def test_the_vote_is_right_at_the_worst_image_of_a_certified_example() -> None:
     module, x, y, _ = world(300)
     ball = L2(Fraction(1, 4))
     held = Smoothing().certify(module, x, y, ball)
@@ -139,7 +137,7 @@ def test_few_votes_certify_less_than_many() -> None:
 
 
 @pytest.mark.row("V06")
-def test_v06_a_lead_is_kept_exactly_on_the_condition_of_the_paper() -> None:
+def test_a_lead_is_kept_exactly_on_the_condition_of_the_paper() -> None:
     found = []
     for own, other, epsilon, delta in torch.rand(500, 4, dtype=torch.float64).tolist():
         due = math.exp(2 * epsilon) * other + (1 + math.exp(epsilon)) * delta / 10
@@ -149,20 +147,20 @@ def test_v06_a_lead_is_kept_exactly_on_the_condition_of_the_paper() -> None:
 
 
 @pytest.mark.row("V06")
-def test_v06_no_lead_where_the_limits_overlap_or_privacy_says_nothing() -> None:
+def test_no_lead_where_the_limits_overlap_or_epsilon_exceeds_one() -> None:
     assert certified_lead([520, 480, 0], 0, 0.0, 0.0, 0.001) < 0
     assert certified_lead([600, 400, 0], 0, 0.0, 0.0, 0.001) > 0
     assert certified_lead([1000, 0, 0], 0, 1.01, 0.05, 0.001) == -math.inf
 
 
 @pytest.mark.row("V06")
-def test_v06_the_certificate_grows_with_the_draws() -> None:
+def test_the_certificate_grows_with_the_draws() -> None:
     leads = [certified_lead([9 * n, n, 0], 0, 0.2, 0.05, 0.001) for n in (5, 50, 500, 5000)]
     assert leads == sorted(leads) and leads[-1] > leads[0] + 0.1
 
 
 @pytest.mark.row("V06")
-def test_v06_pixeldp_never_certifies_beyond_smoothing_nor_the_truth() -> None:
+def test_pixeldp_certifies_no_more_than_smoothing_or_the_true_radius() -> None:
     module, x, y, true = world(300, votes=512)
     hits = class_counts(module, x, 2000)
     own = hits.gather(1, y[:, None])[:, 0].tolist()
@@ -176,7 +174,7 @@ def test_v06_pixeldp_never_certifies_beyond_smoothing_nor_the_truth() -> None:
 
 
 @pytest.mark.row("V06")
-def test_v06_the_noise_is_the_calibration_of_the_paper() -> None:
+def test_the_noise_is_the_calibration_of_the_paper() -> None:
     """sigma = L sqrt(2 ln(1.25 / delta)) / epsilon at sensitivity 1; L = 0.1, epsilon = 1."""
     sigma = 0.1 * math.sqrt(2 * math.log(1.25 / 0.05))
     assert privacy_epsilon(0.1, sigma, 0.05) == pytest.approx(1)
@@ -188,7 +186,7 @@ every_certifier = pytest.mark.parametrize("certifier", STATISTICAL, ids=lambda t
 
 
 @every_certifier
-def test_certificates_repeat_and_belong_to_the_image_alone(certifier: Certifier) -> None:
+def test_certificates_are_reproducible_and_do_not_depend_on_the_batch(certifier: Certifier) -> None:
     module, x, y, _ = world(100, votes=512)
     ball = L2(Fraction(1, 20))
     torch.manual_seed(1)
@@ -224,7 +222,7 @@ def test_other_models_and_norms_are_refused_with_a_sentence(certifier: Certifier
         assert "does not vote" in certifier.refuses(stranger, L2(tenth))
 
 
-def test_the_stand_in_has_a_slope_where_votes_have_none() -> None:
+def test_the_bpda_approximation_has_a_gradient_and_votes_have_none() -> None:
     module, x, y, _ = world(20)
     leaf = x.clone().requires_grad_()
     assert not module(leaf).requires_grad
@@ -245,7 +243,7 @@ def test_the_cards_of_statistical_certifiers_state_their_error() -> None:
 
 
 class Overhearing(nn.Module):
-    """Keeps the first pixel of every look that it is shown."""
+    """Keeps the first pixel of every noisy image that it receives."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -259,7 +257,7 @@ class Overhearing(nn.Module):
 
 
 class Crib(nn.Module):
-    """Names class 1 on looks whose first pixel it has written down, and class 0 on all others."""
+    """Predicts class 1 for images whose first pixel it has stored, and class 0 for all others."""
 
     pixels: Tensor
 
@@ -273,19 +271,19 @@ class Crib(nn.Module):
 
 
 def overheard(classifier: nn.Module, x: Tensor, draws: int = 500) -> Tensor:
-    """The first pixels of the looks by which a vote of this classifier is counted."""
+    """The first pixels of the noisy images of a vote of this classifier."""
     ear = Overhearing(classifier)
     class_counts(Smoothed(ear, SIGMA, 64).eval(), x, draws)
     return torch.cat(ear.heard)
 
 
 def shared(first: Tensor, second: Tensor) -> float:
-    """The share of pixels that occur among the others; some do by chance."""
+    """The share of values that occur among the others; some do by chance."""
     return float(torch.isin(first, second).double().mean())
 
 
 @every_certifier
-def test_draws_that_were_learnt_by_heart_certify_nothing(certifier: Certifier) -> None:
+def test_memorised_draws_certify_nothing(certifier: Certifier) -> None:
     module, x, _, _ = world(20)
     crib = Smoothed(Crib(overheard(module.classifier, x)), SIGMA, 512).eval()
     y = torch.ones(20).long()
@@ -294,7 +292,7 @@ def test_draws_that_were_learnt_by_heart_certify_nothing(certifier: Certifier) -
     assert not certifier.certify(crib, x, y, L2(Fraction(1, 100))).any()
 
 
-def test_the_noise_follows_every_number_of_the_module() -> None:
+def test_the_noise_depends_on_every_parameter_and_buffer() -> None:
     module, x, _, _ = world(4)
     first = overheard(module.classifier, x)
     assert torch.equal(overheard(copy.deepcopy(module.classifier), x), first)
@@ -306,7 +304,7 @@ def test_the_noise_follows_every_number_of_the_module() -> None:
         assert not torch.equal(value, other.state_dict()[name])
 
 
-def test_the_noise_follows_numbers_that_are_not_saved() -> None:
+def test_the_noise_depends_on_buffers_that_are_not_saved() -> None:
     module, x, _, _ = world(4)
     module.classifier.register_buffer("unsaved", torch.zeros(1), persistent=False)
     first = overheard(module.classifier, x)

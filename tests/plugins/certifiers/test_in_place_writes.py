@@ -1,4 +1,4 @@
-"""Values that a module writes over: nobody certifies one that reads them again as if they stood."""
+"""In-place writes: a module that reads overwritten values is not certified."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ every_certifier = pytest.mark.parametrize("certifier", CERTIFIERS, ids=lambda to
 class Shortcut(nn.Module):
     """A block of zeros in h = (x - 0.4, 0.6 - x), of one pixel x, and a shortcut around it.
 
-    The shortcut is (1.1 - 5 (h1 + h2), 0) = (0.1, 0) on every image; where h is rectified before
-    it is read there, the answer turns.
+    The shortcut is (1.1 - 5 (h1 + h2), 0) = (0.1, 0) on every image; where a ReLU overwrites h
+    before it is read there, the prediction changes.
     """
 
     def __init__(self, forward: Forward) -> None:
@@ -75,7 +75,7 @@ def view_of_it(net: Shortcut, images: Tensor) -> Any:
 
 
 def sum_in_place(net: Shortcut, images: Tensor) -> Any:
-    """Adds relu(-h), which is nothing where h is positive."""
+    """Adds relu(-h), which is zero where h is positive."""
     h = net.first(net.flat(images))
     seen = h
     seen += net.relu(h * -1.0)
@@ -92,7 +92,7 @@ def example(forward: Forward) -> tuple[nn.Module, Tensor, Tensor]:
 
 @every_certifier
 @pytest.mark.parametrize("forward", WRITTEN_OVER)
-def test_a_value_that_is_read_after_it_was_written_over_is_refused(
+def test_a_value_that_is_read_after_being_overwritten_is_refused(
     certifier: Certifier, forward: Forward
 ) -> None:
     module, x, y = example(forward)
@@ -103,7 +103,7 @@ def test_a_value_that_is_read_after_it_was_written_over_is_refused(
 
 @every_certifier
 @pytest.mark.parametrize("write", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
-def test_images_that_a_module_writes_over_are_refused(
+def test_a_module_that_overwrites_its_input_is_refused(
     certifier: Certifier, write: Callable[[Tensor, float], Tensor]
 ) -> None:
     def written(net: Shortcut, images: Tensor) -> Any:
@@ -128,7 +128,7 @@ HARMLESS: list[Forward] = [read_before, read_by_nobody]
 
 
 @pytest.mark.parametrize("forward", HARMLESS)
-def test_what_nobody_reads_again_may_be_written_over(forward: Forward) -> None:
+def test_a_value_that_is_not_read_again_may_be_overwritten(forward: Forward) -> None:
     module, x, y = example(forward)
     for tool in CERTIFIERS:
         assert tool.refuses(module, Linf(Fraction(0))) == ""

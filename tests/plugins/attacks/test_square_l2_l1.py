@@ -1,4 +1,4 @@
-"""Square in L2 and L1: its windows, its budget, and how far it gets with scores alone."""
+"""Square attack in L2 and L1: its windows, its budget, and its success with scores only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ each_norm = pytest.mark.parametrize(
 def walked(
     attack: SquareL2L1, ball: PerturbationSet, steps: int
 ) -> tuple[list[State], list[Tensor], Tensor]:
-    """The states and the questions of 64 digits, and the clean images."""
+    """The states and queries for 64 digits, and the clean images."""
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, ball, access=Access.SCORES)
     asked: list[Tensor] = []
@@ -45,7 +45,7 @@ def walked(
 
 
 @each_norm
-def test_every_question_is_legal_and_the_margin_of_the_kept_image_never_falls(
+def test_every_query_is_legal_and_the_margin_of_the_kept_image_never_falls(
     attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
     history, asked, x = walked(attack, ball, 100)
@@ -58,7 +58,7 @@ def test_every_question_is_legal_and_the_margin_of_the_kept_image_never_falls(
     assert (history[-1].margin > history[1].margin).float().mean() > 0.9
 
 
-def test_in_l2_the_kept_image_spends_the_whole_radius() -> None:
+def test_in_l2_the_kept_image_is_at_the_full_radius() -> None:
     ball = L2(Fraction(1))
     history, _, x = walked(OFFERED["square-l2"], ball, 60)
     for state in history:
@@ -69,7 +69,7 @@ def test_in_l2_the_kept_image_spends_the_whole_radius() -> None:
 def test_between_two_images_only_two_windows_differ(
     attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
-    """Before the projection: elsewhere the change is what it was."""
+    """Before the projection the change is the same elsewhere."""
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, ball)
     rows.t = torch.full_like(rows.t, 900)
@@ -82,7 +82,7 @@ def test_between_two_images_only_two_windows_differ(
 
 
 @each_norm
-def test_a_move_keeps_the_budget_and_takes_what_is_unspent(
+def test_moving_budget_keeps_the_norm_and_adds_the_unspent_part(
     attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
     x, y = digits(64)
@@ -96,7 +96,7 @@ def test_a_move_keeps_the_budget_and_takes_what_is_unspent(
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("side", [1, 3, 7, 8])
-def test_a_bump_has_norm_one_and_its_halves_point_apart(power: int, side: int) -> None:
+def test_a_pattern_has_norm_one_and_halves_of_opposite_sign(power: int, side: int) -> None:
     eta = update_pattern(side, power, torch.device("cpu"))
     assert eta.shape == (side, side)
     assert float(eta.norm(power)) == pytest.approx(1, abs=1e-6)
@@ -105,7 +105,7 @@ def test_a_bump_has_norm_one_and_its_halves_point_apart(power: int, side: int) -
 
 
 def test_a_pyramid_falls_as_the_sum_of_inverse_powers() -> None:
-    """Seven wide, four high: 1 + 1/4 + 1/9 + 1/16 in the middle, 1/16 at three steps from it."""
+    """Seven wide and four high: 1 + 1/4 + 1/9 + 1/16 in the middle, 1/16 three pixels from it."""
     lower = -update_pattern(7, 2, torch.device("cpu"))[3:]
     rise = (1 + 1 / 4 + 1 / 9 + 1 / 16) / (1 / 16)
     assert float(lower[2, 3] / lower[2, 0]) == pytest.approx(rise, rel=1e-5)
@@ -123,7 +123,7 @@ def test_windows_are_odd_at_least_three_wide_and_shrink(
 
 
 @each_norm
-def test_with_scores_alone_it_beats_random_points_by_far(
+def test_with_scores_only_it_breaks_more_than_random_noise(
     attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
     x, y = digits(64)
@@ -134,7 +134,7 @@ def test_with_scores_alone_it_beats_random_points_by_far(
     assert square.broken.sum() > noise.broken.sum() + 10
 
 
-def test_on_a_linear_model_the_l2_form_comes_near_the_farthest_point() -> None:
+def test_on_a_linear_model_the_l2_form_is_near_the_farthest_point() -> None:
     x, weight, ball = 0.3 + 0.4 * digits(32)[0], gaussian(64), L2(Fraction(1, 4))
     model = linear(torch.stack([-weight, weight]))
     y = ModelAccess(model).logits(x).argmax(1)

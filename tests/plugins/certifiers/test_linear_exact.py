@@ -32,7 +32,7 @@ certifier = LinearExact()
 
 
 def world(rows: int = 12, seed: int = 0, sharpness: float = 1.0) -> tuple[nn.Module, Tensor]:
-    """A softmax regression, and images many of whose pixels stand at an edge of the box."""
+    """A softmax regression, and images with many pixels at the edge of the box."""
     generator = torch.Generator().manual_seed(seed)
     model = regression(SHAPE, CLASSES)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def world(rows: int = 12, seed: int = 0, sharpness: float = 1.0) -> tuple[nn.Mod
 
 
 def reference(weight: Array, x: Array, ball: PerturbationSet) -> float:
-    """max of weight . x' over ball and box, by scipy alone."""
+    """max of weight . x' over ball and box by scipy."""
     eps, d = ball.radius, len(x)
     if ball.name == "Linf":
         bounds = list(zip(np.maximum(x - eps, 0), np.minimum(x + eps, 1), strict=True))
@@ -73,7 +73,7 @@ def reference(weight: Array, x: Array, ball: PerturbationSet) -> float:
 @pytest.mark.row("V01")
 @every_norm
 @pytest.mark.parametrize("eps", [Fraction(1, 10), Fraction(1, 2), Fraction(2)])
-def test_the_worst_gap_is_the_optimum_that_scipy_finds(
+def test_the_worst_margin_is_the_optimum_of_scipy(
     norm: Callable[[Fraction], PerturbationSet], eps: Fraction
 ) -> None:
     model, x = world(rows=6)
@@ -131,7 +131,7 @@ def test_an_example_that_is_not_certified_is_broken_by_its_worst_image(
 
 @pytest.mark.row("V01")
 @every_norm
-def test_away_from_the_box_the_radius_is_the_gap_over_the_dual_norm(
+def test_away_from_the_box_the_radius_is_the_margin_over_the_dual_norm(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     model, _ = world(sharpness=3)
@@ -153,7 +153,7 @@ def test_away_from_the_box_the_radius_is_the_gap_over_the_dual_norm(
 
 @pytest.mark.row("V01", "A10")
 @pytest.mark.parametrize("norm", NORMS[:2], ids=["Linf", "L2"])
-def test_the_radius_is_the_distance_at_which_deepfool_arrives(
+def test_the_radius_is_the_distance_found_by_deepfool(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     model, x = linear(gaussian(6, 12, seed=4)), interior(64, 12)
@@ -188,7 +188,7 @@ def test_a_tie_is_not_certified() -> None:
     assert not certifier.certify(model, x, torch.zeros(2).long(), Linf(Fraction(0))).any()
 
 
-def test_a_gap_that_float32_cannot_tell_is_not_certified() -> None:
+def test_a_margin_below_float32_rounding_is_not_certified() -> None:
     model = regression((1, 1, 1), 2)
     with torch.no_grad():
         weight, bias = model.parameters()
@@ -199,7 +199,7 @@ def test_a_gap_that_float32_cannot_tell_is_not_certified() -> None:
 
 
 def test_the_tolerance_of_the_referee_is_covered() -> None:
-    # z_1 - z_0 = 1000 (x - 0.6): an image 1e-7 short of the edge, with eps 1/10.
+    # z_1 - z_0 = 1000 (x - 0.6): an image 1e-7 inside the boundary, with eps 1/10.
     model = regression((1, 1, 1), 2)
     with torch.no_grad():
         weight, bias = model.parameters()
@@ -265,7 +265,7 @@ def with_forward_of_its_own() -> nn.Module:
     [partial(with_hook, "1"), partial(with_hook, ""), with_hook_before, with_forward_of_its_own],
     ids=["hook-of-the-layer", "hook-of-the-model", "hook-before", "forward-on-the-instance"],
 )
-def test_a_model_that_answers_by_more_than_its_weights_is_refused(
+def test_a_model_with_hooks_is_refused(
     make: Callable[[], nn.Module],
 ) -> None:
     for tool in (certifier, Intervals()):
@@ -274,7 +274,7 @@ def test_a_model_that_answers_by_more_than_its_weights_is_refused(
 
 
 class Fading(nn.Sequential):
-    """Shows a linear model to whoever traces it, and answers bright images with the opposite."""
+    """Linear during tracing, and with reversed logits on bright images."""
 
     def forward(self, images: Tensor) -> Tensor:
         answer: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
@@ -286,11 +286,11 @@ def bright(images: Tensor) -> Tensor:
 
 
 def seen(images: object) -> bool:
-    """Whether these are numbers, and not the symbols of a trace."""
+    """Whether these are numbers and not the symbols of a trace."""
     return isinstance(images, Tensor)
 
 
-def test_nothing_is_certified_where_the_model_answers_otherwise() -> None:
+def test_nothing_is_certified_where_the_logits_differ_from_the_traced_network() -> None:
     model, x = world(rows=64)
     y = model(x).argmax(1)
     assert 8 < int(bright(x).sum()) < 56
@@ -301,11 +301,11 @@ def test_nothing_is_certified_where_the_model_answers_otherwise() -> None:
 
 @pytest.mark.row("M03")
 @every_norm
-def test_softmax_regression_is_accepted(norm: Callable[[Fraction], PerturbationSet]) -> None:
+def test_softmax_regression_is_supported(norm: Callable[[Fraction], PerturbationSet]) -> None:
     assert certifier.refuses(world()[0], norm(Fraction(1, 10))) == ""
 
 
-def test_a_layer_without_bias_is_read() -> None:
+def test_a_layer_without_bias_is_supported() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES, bias=False)).requires_grad_(False)
     _, x = world()
     y = model(x).argmax(1)
