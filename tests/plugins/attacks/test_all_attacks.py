@@ -100,7 +100,7 @@ def test_an_example_gets_the_same_image_in_any_batch(name: str, norm: str) -> No
 @pytest.mark.row("A06", "G07")
 @every_attack
 def test_every_iterate_is_legal(name: str, norm: str) -> None:
-    """Exactly inside the box and finite; inside the ball unless the attack minimises the distance."""
+    """Exactly inside the box and finite; inside the ball unless it minimises the distance."""
     attack = ATTACKS[name]
     rows = batch_of(attack, norm, torch.arange(32))
     for state in states(attack, rows, min(attack.steps, FEW)):
@@ -173,6 +173,7 @@ def test_the_steps_can_cross_the_whole_ball(
 
 @pytest.mark.row("A07")
 def test_more_restarts_never_break_fewer_and_leave_earlier_ones_unchanged() -> None:
+    """DELETE"""
     x, y = digits(128)
     one, four = (
         run_and_judge(PGD(steps=3, rate=0.3, restarts=n), small_cnn(), x, y, BALLS["Linf"])

@@ -67,7 +67,7 @@ def tiny(inputs: int = 4, hidden: int = 5, classes: int = 3) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Normalisation, convolution, a residual block with batch statistics, pooling, a linear layer."""
+    """Normalisation, convolution, a residual block with batch statistics, pooling, linear layer."""
 
     mean: Tensor
 
@@ -420,7 +420,7 @@ def test_the_norms_of_a_convolution_bound_those_of_its_matrix(layer: nn.Conv2d) 
 
 @pytest.mark.row("V05")
 def test_the_torus_is_larger_than_the_image() -> None:
-    """With an alternating kernel on an odd image a torus of the image's size gives 1.902 < 1.932."""
+    """An alternating kernel on an odd image: a torus of the image's size gives 1.902 < 1.932."""
     weight = torch.tensor([[[[1.0, -1.0]]]], dtype=torch.float64)
     units = torch.eye(5, dtype=torch.float64).view(-1, 1, 1, 5)
     exact = float(torch.linalg.matrix_norm(F.conv2d(units, weight, padding=(0, 1)).flatten(1), 2))

@@ -20,19 +20,19 @@ from plugins.certifiers.randomized_smoothing import certified_radius, class_coun
 from plugins.defenses._losses import adversarial_loss
 from plugins.defenses.randomized_smoothing import Smoothed, add_noise
 from tests.fixtures.images import attacked
-from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
+from tests.fixtures.protocol_dg import Testbed, pgd, recipe, testbed
 
-__all__ = ["bed"]
+__all__ = ["testbed"]
 pytestmark = pytest.mark.slow
 RADII = (Fraction(1, 200), Fraction(1, 100), Fraction(1, 50))
 
 
-def standard(bed: Bed) -> nn.Module:
-    return bed.taught("standard", recipe())
+def standard(testbed: Testbed) -> nn.Module:
+    return testbed.train("standard", recipe())
 
 
-def adversarial(bed: Bed) -> nn.Module:
-    return bed.taught("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
+def adversarial(testbed: Testbed) -> nn.Module:
+    return testbed.train("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
 
 
 def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -51,27 +51,27 @@ def worst_logits(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     return torch.where(own, centre - reach, centre + reach)
 
 
-def interval_training(lesson: TrainingBatch) -> Tensor:
+def interval_training(batch: TrainingBatch) -> Tensor:
     """0.9 of the clean loss and 0.1 of the loss of the worst logits (arXiv:1810.12715)."""
-    worst = worst_logits(lesson.model, lesson.x, lesson.y, 0.02)
-    clean = cross_entropy(lesson.model(lesson.x), lesson.y)
-    return 0.9 * clean + 0.1 * cross_entropy(worst, lesson.y)
+    worst = worst_logits(batch.model, batch.x, batch.y, 0.02)
+    clean = cross_entropy(batch.model(batch.x), batch.y)
+    return 0.9 * clean + 0.1 * cross_entropy(worst, batch.y)
 
 
-def noise_training(lesson: TrainingBatch) -> Tensor:
+def noise_training(batch: TrainingBatch) -> Tensor:
     """-log p(y | x + noise)."""
-    return cross_entropy(lesson.model(add_noise(lesson.x, 0.25)), lesson.y)
+    return cross_entropy(batch.model(add_noise(batch.x, 0.25)), batch.y)
 
 
 @pytest.mark.row("V04")
-def test_adversarial_training_certifies_more_and_interval_training_most(bed: Bed) -> None:
-    plain, robust = standard(bed), adversarial(bed)
-    bounded = bed.taught("intervals", recipe(interval_training))
+def test_adversarial_training_certifies_more_and_interval_training_most(testbed: Testbed) -> None:
+    plain, robust = standard(testbed), adversarial(testbed)
+    bounded = testbed.train("intervals", recipe(interval_training))
 
     def certified(module: nn.Module, eps: Fraction) -> float:
-        return float(Intervals().certify(module, bed.x, bed.y, Linf(eps)).double().mean())
+        return float(Intervals().certify(module, testbed.x, testbed.y, Linf(eps)).double().mean())
 
-    assert bed.clean(bounded) > 0.9
+    assert testbed.clean(bounded) > 0.9
     between = Fraction(16, 1000)
     assert certified(robust, between) > certified(plain, between) + 0.08
     assert certified(bounded, RADII[2]) > certified(robust, RADII[2]) + 0.4
@@ -80,9 +80,11 @@ def test_adversarial_training_certifies_more_and_interval_training_most(bed: Bed
 
 @pytest.mark.row("V03", "V04", "V05", "V09")
 @pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
-def test_every_certified_curve_falls_and_is_below_robust_accuracy(robust: bool, bed: Bed) -> None:
-    module = adversarial(bed) if robust else standard(bed)
-    x, y = bed.x[:200], bed.y[:200]
+def test_every_certified_curve_falls_and_is_below_robust_accuracy(
+    robust: bool, testbed: Testbed
+) -> None:
+    module = adversarial(testbed) if robust else standard(testbed)
+    x, y = testbed.x[:200], testbed.y[:200]
     tools: list[Certifier] = [Intervals(), DualBound(), LipschitzMargin()]
     before = {tool.name: module(x).argmax(1) == y for tool in tools}
     for eps in RADII:
@@ -97,11 +99,11 @@ def test_every_certified_curve_falls_and_is_below_robust_accuracy(robust: bool, 
 
 @pytest.mark.row("V03")
 def test_the_relaxed_optimum_is_between_the_dual_bound_and_the_attack(
-    bed: Bed,
+    testbed: Testbed,
 ) -> None:
-    """Intervals <= dual bound <= optimum of the relaxed program <= result of PGD, on twenty digits."""
-    module, ball = standard(bed), Linf(Fraction(3, 100))
-    x, y = bed.x[:20], bed.y[:20]
+    """Intervals <= dual bound <= optimum of the relaxed program <= result of PGD."""
+    module, ball = standard(testbed), Linf(Fraction(3, 100))
+    x, y = testbed.x[:20], testbed.y[:20]
     network, region = read_network(module), Region(x.double(), ball)
     boxes = refined_boxes(network, region, 1.0)
     dual = dual_margins(network, boxes, region, y)
@@ -170,12 +172,12 @@ def relaxed(
 
 
 @pytest.mark.row("V07", "V09")
-def test_training_with_noise_certifies_more_and_every_curve_falls(bed: Bed) -> None:
-    x, y = bed.x[:100], bed.y[:100]
+def test_training_with_noise_certifies_more_and_every_curve_falls(testbed: Testbed) -> None:
+    x, y = testbed.x[:100], testbed.y[:100]
     share: dict[str, list[float]] = {}
     for name, module in (
-        ("noise", bed.taught("noise-quarter", recipe(noise_training))),
-        ("plain", standard(bed)),
+        ("noise", testbed.train("noise-quarter", recipe(noise_training))),
+        ("plain", standard(testbed)),
     ):
         hits = (
             class_counts(Smoothed(module, 0.25, 64), x, 2000).gather(1, y[:, None])[:, 0].tolist()
@@ -189,9 +191,9 @@ def test_training_with_noise_certifies_more_and_every_curve_falls(bed: Bed) -> N
 
 
 @pytest.mark.row("V05", "V09")
-def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(bed: Bed) -> None:
-    module = adversarial(bed)
-    x, y = bed.x[:200], bed.y[:200]
+def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(testbed: Testbed) -> None:
+    module = adversarial(testbed)
+    x, y = testbed.x[:200], testbed.y[:200]
     some = 0
     before = module(x).argmax(1) == y
     for eps in (Fraction(1, 100), Fraction(1, 20), Fraction(1, 10)):

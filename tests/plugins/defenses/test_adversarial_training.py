@@ -1,4 +1,4 @@
-"""What training makes of the digits defenses: the directions of the papers, with wide margins."""
+"""The digits defenses after training: the order of the papers' results, with wide margins."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ N = 500
 pytestmark = pytest.mark.slow
 
 
-class Bed:
-    """The digits board with every defense trained, once a session."""
+class TrainedDefenses:
+    """The digits data set with every defense trained, once a session."""
 
     def __init__(self, folder: Path) -> None:
         self.registry = Registry.load(folder / "no-submissions")
@@ -48,7 +48,9 @@ class Bed:
         return float(self.right(self.module(name), self.x).double().mean())
 
     def held(self, name: str, attack: str, through: nn.Module | None = None) -> Tensor:
-        """[N] bool: right before and after one run; `through`: whose slope the attack climbs."""
+        """[N] bool: correct before and after one attack; `through`: the model whose gradient it
+        uses.
+        """
         module = self.module(name)
         found = self.registry.attacks[attack].value
         example = torch.arange(N)
@@ -62,8 +64,8 @@ class Bed:
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    return Bed(tmp_path_factory.mktemp("digits"))
+def bed(tmp_path_factory: pytest.TempPathFactory) -> TrainedDefenses:
+    return TrainedDefenses(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.mark.parametrize(
@@ -71,23 +73,23 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     ["undefended", "weight-decay", "fgsm-training", "fgsm-mixture", "pgd-training", "trades",
      "linear", "bit-depth", "argmax-only"],
 )  # fmt: skip
-def test_every_defense_reads_clean_digits(bed: Bed, name: str) -> None:
+def test_every_defense_is_accurate_on_clean_digits(bed: TrainedDefenses, name: str) -> None:
     assert bed.clean(name) > 0.9
 
 
 @pytest.mark.row("D01")
-def test_the_undefended_network_falls_to_pgd(bed: Bed) -> None:
+def test_pgd_breaks_the_undefended_network(bed: TrainedDefenses) -> None:
     assert bed.robust("undefended") < 0.05
 
 
 @pytest.mark.row("D03")
-def test_weight_decay_is_not_a_defense(bed: Bed) -> None:
+def test_weight_decay_is_not_a_defense(bed: TrainedDefenses) -> None:
     assert bed.robust("weight-decay") < 0.1
 
 
 @pytest.mark.row("D08", "D13")
 @pytest.mark.parametrize("name", ["pgd-training", "trades"])
-def test_training_against_pgd_gains_forty_points_under_pgd(bed: Bed, name: str) -> None:
+def test_pgd_training_gains_forty_points_under_pgd(bed: TrainedDefenses, name: str) -> None:
     robust = bed.robust(name)
     assert robust > bed.robust("undefended") + 0.4
     assert 0.5 < robust < 0.75
@@ -98,15 +100,15 @@ def test_training_against_pgd_gains_forty_points_under_pgd(bed: Bed, name: str) 
     [pytest.param("fast-training", marks=pytest.mark.row("D17", "RP05")),
      pytest.param("free-training", marks=pytest.mark.row("D16", "RP05"))],
 )  # fmt: skip
-def test_cheaper_training_reaches_what_training_against_pgd_reaches(bed: Bed, name: str) -> None:
+def test_cheaper_training_is_as_robust_as_pgd_training(bed: TrainedDefenses, name: str) -> None:
     assert bed.clean(name) > 0.9
     assert bed.robust(name, "apgd-ce") > bed.robust("pgd-training", "apgd-ce") - 0.1
 
 
 @pytest.mark.row("D05", "D07")
 @pytest.mark.parametrize("name", ["fgsm-training", "fgsm-mixture"])
-def test_training_against_fgsm_helps_against_fgsm_more_than_against_pgd(
-    bed: Bed, name: str
+def test_fgsm_training_helps_against_fgsm_more_than_against_pgd(
+    bed: TrainedDefenses, name: str
 ) -> None:
     one_step, many = bed.robust(name, "fgsm"), bed.robust(name)
     assert one_step > bed.robust("undefended", "fgsm") + 0.4
@@ -115,7 +117,7 @@ def test_training_against_fgsm_helps_against_fgsm_more_than_against_pgd(
 
 
 @pytest.mark.row("F04")
-def test_bit_depth_hides_its_gradient_and_the_stand_in_finds_it(bed: Bed) -> None:
+def test_bit_depth_hides_its_gradient_and_bpda_breaks_it(bed: TrainedDefenses) -> None:
     bpda = bed.loader("bit-depth").bpda()
     assert bpda is not None
     assert bed.robust("bit-depth") > 0.85
@@ -127,7 +129,9 @@ def test_bit_depth_hides_its_gradient_and_the_stand_in_finds_it(bed: Bed) -> Non
 
 
 @pytest.mark.row("D33")
-def test_argmax_only_falls_to_what_the_undefended_network_falls_to(bed: Bed) -> None:
+def test_argmax_only_is_broken_by_the_attacks_that_break_the_undefended_network(
+    bed: TrainedDefenses,
+) -> None:
     surrogate = bed.module("undefended")
     assert torch.equal(
         bed.held("argmax-only", "pgd", through=surrogate), bed.held("undefended", "pgd")
@@ -136,7 +140,9 @@ def test_argmax_only_falls_to_what_the_undefended_network_falls_to(bed: Bed) -> 
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "pgd-margin"])
-def test_no_attack_breaks_a_certified_example_of_the_linear_model(bed: Bed, attack: str) -> None:
+def test_no_attack_breaks_a_certified_example_of_the_linear_model(
+    bed: TrainedDefenses, attack: str
+) -> None:
     module = bed.module("linear")
     certified = LinearExact().certify(module, bed.x, bed.y, bed.ball)
     assert not (certified & ~bed.held("linear", attack)).any()
@@ -144,7 +150,7 @@ def test_no_attack_breaks_a_certified_example_of_the_linear_model(bed: Bed, atta
 
 @pytest.mark.row("V01")
 @pytest.mark.parametrize("board", ["digits-linf", "digits-l2", "digits-l1"])
-def test_the_certificate_of_the_linear_model_is_exact(bed: Bed, board: str) -> None:
+def test_the_certificate_of_the_linear_model_is_exact(bed: TrainedDefenses, board: str) -> None:
     ball = bed.registry.threats[board].value.ball
     module = bed.module("linear")
     assert LinearExact().refuses(module, ball) == ""
@@ -161,15 +167,15 @@ def test_the_certificate_of_the_linear_model_is_exact(bed: Bed, board: str) -> N
 
 @pytest.mark.row("F04", "D33")
 @pytest.mark.parametrize("name", ["bit-depth", "argmax-only"])
-def test_hidden_gradients_are_flagged(bed: Bed, name: str) -> None:
+def test_hidden_gradients_are_flagged(bed: TrainedDefenses, name: str) -> None:
     assert look(bed, ZeroGradients(), name).finding is Finding.RAISED
 
 
-def every(bed: Bed) -> dict[str, Diagnostic]:
+def every(bed: TrainedDefenses) -> dict[str, Diagnostic]:
     return {name: offer.value for name, offer in bed.registry.diagnostics.items()}
 
 
-def look(bed: Bed, diagnostic: Diagnostic, name: str) -> Evidence:
+def look(bed: TrainedDefenses, diagnostic: Diagnostic, name: str) -> Evidence:
     defense = bed.registry.defenses[name].value
     return diagnostic.examine(bed.module(name), bed.x[:32], bed.y[:32], defense)
 
@@ -183,6 +189,8 @@ def look(bed: Bed, diagnostic: Diagnostic, name: str) -> Evidence:
     "diagnostic",
     ["zero-gradients", "gradient-agrees", "probabilities", "deterministic", "batch-independent"],
 )
-def test_no_honest_defense_is_flagged(bed: Bed, name: str, diagnostic: str) -> None:
+def test_no_defense_without_masking_is_flagged(
+    bed: TrainedDefenses, name: str, diagnostic: str
+) -> None:
     evidence = look(bed, every(bed)[diagnostic], name)
     assert evidence.finding is Finding.CLEAR, evidence.sentence

@@ -1,4 +1,4 @@
-"""Losses against the papers' formulas, rounding against its laws, recipes against each other."""
+"""Training losses against their formulas, bit-depth rounding, recipes at neutral weights."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, (x + noise).clamp(0, 1)
 
 
-def lesson() -> TrainingBatch:
+def training_batch() -> TrainingBatch:
     x, y, adv = batch()
     return TrainingBatch(network(), x, y, adv)
 
 
 def gradients(loss: Callable[[TrainingBatch], Tensor]) -> list[Tensor]:
-    """Of the batch's mean loss, for each parameter of the same network."""
-    given = lesson()
+    """The gradient of the mean loss, for each parameter of the same network."""
+    given = training_batch()
     return list(torch.autograd.grad(loss(given).mean(), list(given.model.parameters())))
 
 
@@ -105,16 +105,16 @@ def near(a: list[Tensor], b: list[Tensor]) -> bool:
     ],
     ids=["mixture-alpha-1", "trades-beta-0", "linear"],
 )
-def test_at_its_neutral_weight_a_loss_is_the_standard_one_to_the_bit(
+def test_at_its_neutral_weight_a_loss_is_the_clean_one_to_the_bit(
     loss: Callable[[TrainingBatch], Tensor],
 ) -> None:
-    assert torch.equal(loss(lesson()), clean_loss(lesson()))
+    assert torch.equal(loss(training_batch()), clean_loss(training_batch()))
     assert same(gradients(loss), gradients(clean_loss))
 
 
 @pytest.mark.row("D01")
-def test_the_standard_loss_is_minus_log_p_of_the_clean_images() -> None:
-    given = lesson()
+def test_the_clean_loss_is_minus_log_p() -> None:
+    given = training_batch()
     log_p = given.model(given.x).log_softmax(1)
     expected = -log_p[torch.arange(32), given.y]
     assert torch.allclose(clean_loss(given), expected, atol=1e-6)
@@ -124,10 +124,10 @@ def test_the_standard_loss_is_minus_log_p_of_the_clean_images() -> None:
 @pytest.mark.parametrize(
     "loss", [recipe_loss(pgd_training), recipe_loss(fgsm_training)], ids=["pgd", "fgsm"]
 )
-def test_adversarial_training_looks_at_the_adversarial_images_alone(
+def test_adversarial_training_uses_the_adversarial_images_only(
     loss: Callable[[TrainingBatch], Tensor],
 ) -> None:
-    given = lesson()
+    given = training_batch()
     swapped = given._replace(x=given.adv)
     assert torch.equal(loss(given), clean_loss(swapped))
     assert torch.equal(loss(given), loss(given._replace(x=torch.zeros_like(given.x))))
@@ -150,7 +150,7 @@ def test_weight_decay_adds_the_weights_to_the_gradient() -> None:
 
 
 @pytest.mark.row("D13")
-def test_the_divergence_is_not_negative_and_zero_for_the_same_answer() -> None:
+def test_the_divergence_is_nonnegative_and_zero_for_equal_logits() -> None:
     generator = torch.Generator().manual_seed(3)
     p = 10 * torch.randn(500, 10, generator=generator)
     q = 10 * torch.randn(500, 10, generator=generator)
@@ -161,7 +161,7 @@ def test_the_divergence_is_not_negative_and_zero_for_the_same_answer() -> None:
 
 
 @pytest.mark.row("D13")
-def test_the_divergence_is_of_the_clean_answer_from_the_moved_one() -> None:
+def test_the_divergence_is_taken_from_clean_to_adversarial() -> None:
     p, q = torch.tensor([[0.0, 1.0, -2.0]]), torch.tensor([[1.0, 0.0, 0.5]])
     a, b = p.softmax(1), q.softmax(1)
     assert torch.allclose(kl_divergence(p, q), (a * (a / b).log()).sum(1))
@@ -169,14 +169,14 @@ def test_the_divergence_is_of_the_clean_answer_from_the_moved_one() -> None:
 
 
 @pytest.mark.row("D13")
-def test_trades_is_the_paper_s_sum_and_both_answers_learn() -> None:
+def test_trades_is_the_paper_s_sum_with_gradients_through_both_terms() -> None:
     def paper(given: TrainingBatch) -> Tensor:
         clean, moved = given.model(given.x), given.model(given.adv)
         apart = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
         return F.cross_entropy(clean, given.y) + 3 * apart
 
     loss = partial(trades_loss, beta=3.0)
-    assert torch.allclose(loss(lesson()).mean(), paper(lesson()), rtol=1e-6)
+    assert torch.allclose(loss(training_batch()).mean(), paper(training_batch()), rtol=1e-6)
     assert near(gradients(loss), gradients(paper))
 
 
@@ -188,7 +188,7 @@ def crafted(attack: KLPGD, eps: Fraction) -> tuple[Tensor, Tensor, nn.Module]:
 
 
 @pytest.mark.row("D13")
-def test_the_inner_attack_climbs_the_divergence() -> None:
+def test_the_inner_attack_increases_the_divergence() -> None:
     def reached(steps: int) -> Tensor:
         eps = Fraction(51, 255)
         x, adv, model = crafted(KLPGD(steps=steps, rate=0.2), eps)
@@ -204,7 +204,7 @@ def test_the_inner_attack_climbs_the_divergence() -> None:
     assert (many > 3 * by_chance).all()
 
 
-def test_the_inner_attack_starts_beside_the_clean_image_and_knows_no_label() -> None:
+def test_the_inner_attack_starts_near_the_clean_image_and_uses_no_label() -> None:
     x, y, _ = batch()
     model, keys = network(), torch.arange(32)
     ball = Linf(Fraction(51, 255))
@@ -223,7 +223,7 @@ def test_in_a_ball_of_radius_zero_the_inner_attack_returns_the_clean_image() -> 
 
 @pytest.mark.row("F04")
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_bit_depth_is_idempotent_and_knows_two_to_the_bits_shades(bits: int) -> None:
+def test_bit_depth_is_idempotent_with_two_to_the_bits_levels(bits: int) -> None:
     images = torch.cat([torch.arange(256) / 255, torch.linspace(0, 1, 4001)])
     once = quantize(images, bits)
     assert torch.equal(quantize(once, bits), once)
@@ -239,7 +239,7 @@ def test_eight_bits_are_the_identity_on_the_grid_of_stored_images() -> None:
 
 
 @pytest.mark.row("F04")
-def test_the_stand_in_answers_alike_and_has_the_slope_at_the_rounded_image() -> None:
+def test_the_bpda_approximation_has_the_same_logits_and_the_gradient_at_the_rounded_image() -> None:
     _, y, adv = batch()
     classifier = network().eval().requires_grad_(False)
     plain = PreprocessedModel(classifier, three_bits)
@@ -255,7 +255,7 @@ def test_the_stand_in_answers_alike_and_has_the_slope_at_the_rounded_image() -> 
     assert (gradient(plain, adv) == 0).all()
 
 
-class OneShelf:
+class OneModelLoader:
     """A loader on which every defense is the same network."""
 
     shape = SHAPE
@@ -273,10 +273,10 @@ class OneShelf:
 
 
 @pytest.mark.row("F04")
-def test_the_declared_stand_in_has_a_slope_where_the_defense_has_none(registry: Registry) -> None:
+def test_the_declared_bpda_approximation_has_a_gradient(registry: Registry) -> None:
     x, y, _ = batch()
     defense = registry.find("defense", "bit-depth").value
-    built, slope = defense.build(OneShelf()), defense.bpda(OneShelf())
+    built, slope = defense.build(OneModelLoader()), defense.bpda(OneModelLoader())
     assert torch.equal(built(x), slope(x))
 
     def steep(model: nn.Module) -> Tensor:
@@ -288,7 +288,7 @@ def test_the_declared_stand_in_has_a_slope_where_the_defense_has_none(registry: 
 
 
 @pytest.mark.row("D33")
-def test_argmax_only_gives_the_same_labels_and_nothing_else() -> None:
+def test_argmax_only_returns_the_same_labels_one_hot() -> None:
     x = batch()[0]
     classifier = network().eval()
     hidden = ArgmaxOnly(classifier)
@@ -298,7 +298,7 @@ def test_argmax_only_gives_the_same_labels_and_nothing_else() -> None:
 
 
 @pytest.mark.row("D33")
-def test_argmax_only_has_no_graph_at_all() -> None:
+def test_argmax_only_has_no_graph() -> None:
     x, y, _ = batch()
     hidden = ArgmaxOnly(network().eval())
     assert not hidden(x.clone().requires_grad_()).requires_grad
@@ -322,7 +322,7 @@ def test_the_regression_is_affine() -> None:
     assert torch.allclose(model(0.25 * x + 0.75 * other), middle, atol=1e-5)
 
 
-def test_every_defense_is_offered_under_its_name(registry: Registry) -> None:
+def test_every_defense_is_registered_under_its_name(registry: Registry) -> None:
     assert registry.problems == []
     ours = {
         name: offer.value for name, offer in registry.defenses.items() if name in DIGITS + PUBLISHED
@@ -333,7 +333,7 @@ def test_every_defense_is_offered_under_its_name(registry: Registry) -> None:
     assert {name for name, defense in ours.items() if defense.bpda} == {"bit-depth"}
 
 
-def test_every_claim_names_a_board_on_the_defense_s_own_data(registry: Registry) -> None:
+def test_every_claim_names_a_threat_model_on_the_defense_s_data(registry: Registry) -> None:
     for name in DIGITS + PUBLISHED:
         defense = registry.find("defense", name).value
         for claim in defense.claims:
@@ -345,7 +345,7 @@ def recipes(registry: Registry) -> dict[str, Recipe]:
     return {name: recipe for name, recipe in found.items() if recipe is not None}
 
 
-def test_inner_attacks_can_cross_the_ball_of_the_first_board(registry: Registry) -> None:
+def test_inner_attacks_can_cross_the_ball_of_digits_linf(registry: Registry) -> None:
     eps = registry.find("threat", "digits-linf").value.ball.eps
     inner = {n: r.inner for n, r in recipes(registry).items() if isinstance(r.inner, InnerAttack)}
     assert sorted(inner) == ["fgsm-mixture", "fgsm-training", "pgd-training", "trades"]
@@ -355,8 +355,8 @@ def test_inner_attacks_can_cross_the_ball_of_the_first_board(registry: Registry)
         assert asked.attack == "fgsm" or attack.steps * getattr(attack, "rate", 0) >= 2
 
 
-def taught(registry: Registry, folder: Path, name: str, recipe: Recipe) -> str:
-    """The digest of the weights after one epoch, everything but loss and inner attack alike."""
+def trained_digest(registry: Registry, folder: Path, name: str, recipe: Recipe) -> str:
+    """The digest of the weights after one epoch, with this recipe's loss and inner attack only."""
     base = recipes(registry)["undefended"]
     short = dataclasses.replace(base, loss=recipe.loss, inner=recipe.inner, epochs=1)
     offer: Registration[Defense] = registry.find("defense", "undefended")
@@ -366,7 +366,7 @@ def taught(registry: Registry, folder: Path, name: str, recipe: Recipe) -> str:
 
 
 def few_digits(registry: Registry) -> Dataset:
-    """The digits with 256 images to learn from."""
+    """The digits with 256 training images."""
     whole: Dataset = registry.datasets["digits"].value
     images = whole.load(None)
     assert images.train is not None
@@ -377,7 +377,7 @@ def few_digits(registry: Registry) -> Dataset:
 
 
 @pytest.mark.row("D03", "D05", "D07", "D08", "D13")
-def test_neutral_training_is_standard_training_to_the_last_weight(
+def test_training_at_neutral_weights_gives_the_weights_of_clean_training(
     registry: Registry, tmp_path: Path
 ) -> None:
     known = recipes(registry)
@@ -394,8 +394,8 @@ def test_neutral_training_is_standard_training_to_the_last_weight(
             known["weight-decay"], loss=partial(weight_decay_loss, strength=0.0)
         ),
     }
-    expected = taught(registry, tmp_path, "plain", known["undefended"])
+    expected = trained_digest(registry, tmp_path, "plain", known["undefended"])
     for name, recipe in neutral.items():
-        assert taught(registry, tmp_path, name, recipe) == expected, name
+        assert trained_digest(registry, tmp_path, name, recipe) == expected, name
     for name in ("pgd-training", "fgsm-mixture", "trades", "weight-decay"):
-        assert taught(registry, tmp_path, f"real {name}", known[name]) != expected, name
+        assert trained_digest(registry, tmp_path, f"real {name}", known[name]) != expected, name

@@ -1,4 +1,4 @@
-"""The contrastive latent space and its nearest supports: laws, and a negative result."""
+"""The contrastive latent space and its nearest supports: properties, and a negative result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from plugins.defenses.contrastive_latent_space import (
     support_distances,
     training_loss,
 )
-from tests.fixtures.protocol_dg import Bed, bed, fgsm, mlp, recipe
+from tests.fixtures.protocol_dg import Testbed, fgsm, mlp, recipe, testbed
 
-__all__ = ["bed"]
+__all__ = ["testbed"]
 ROW = pytest.mark.row("D27")
 
 
 def points(*places: tuple[float, float]) -> Tensor:
-    """[n, 2] that asks for a gradient."""
+    """[n, 2] that requires a gradient."""
     return torch.tensor(places, dtype=torch.float64, requires_grad=True)
 
 
@@ -45,7 +45,7 @@ def test_the_loss_is_zero_for_one_point_and_for_classes_further_than_the_margin(
 
 
 @ROW
-def test_like_attracts_like_and_repels_others_within_the_margin() -> None:
+def test_equal_classes_attract_and_different_ones_repel_within_the_margin() -> None:
     for label, sign in ((3, 1.0), (4, -1.0)):
         z = points((0, 0), (1, 0))
         (slope,) = torch.autograd.grad(contrastive_loss(z, torch.tensor([3, label]), 2.0), z)
@@ -57,12 +57,14 @@ def test_like_attracts_like_and_repels_others_within_the_margin() -> None:
 @ROW
 def test_every_pair_counts_once() -> None:
     z, y = points((0, 0), (0, 1), (0, 3)), torch.tensor([0, 0, 1])
-    expected = (1.0 + 0.0 + 0.0) / 3  # distances 1 (alike), 3 and 2 (others, margin 2)
+    expected = (
+        1.0 + 0.0 + 0.0
+    ) / 3  # distances 1 (same class), 3 and 2 (different classes, margin 2)
     assert told(contrastive_loss(z, y, 2.0)) == pytest.approx(expected)
 
 
 @ROW
-def test_the_nearest_support_answers_whatever_their_order() -> None:
+def test_the_order_of_the_supports_does_not_matter() -> None:
     draw = torch.Generator().manual_seed(0)
     supports = torch.randn(10, SUPPORTS, LATENT, generator=draw)
     z = torch.randn(200, LATENT, generator=draw)
@@ -88,8 +90,8 @@ def test_supports_are_the_first_images_of_each_class() -> None:
 
 @ROW
 @pytest.mark.slow
-def test_the_latent_space_falls_with_its_head(bed: Bed) -> None:
-    """Protocol DG lists 1-NN .918 clean and .002 under FGSM, the head .002."""
+def test_the_latent_space_is_as_vulnerable_as_its_head(testbed: Testbed) -> None:
+    """On this testbed 1-NN has .918 clean and .002 under FGSM, and the head .002."""
 
     def net(shape: tuple[int, int, int], classes: int) -> NearestSupport:
         made = NearestSupport(shape, classes)
@@ -97,7 +99,7 @@ def test_the_latent_space_falls_with_its_head(bed: Bed) -> None:
         return made
 
     made_by = recipe(partial(training_loss, margin=2.0), model=net, fit=store_supports)
-    by_nearest = bed.taught("contrastive", made_by)
+    by_nearest = testbed.train("contrastive", made_by)
     assert isinstance(by_nearest, NearestSupport)
 
     class Head(nn.Module):
@@ -113,7 +115,7 @@ def test_the_latent_space_falls_with_its_head(bed: Bed) -> None:
             return logits
 
     head = Head(by_nearest)
-    assert bed.clean(by_nearest) > 0.8
-    assert bed.clean(head) > 0.85
-    assert bed.robust(by_nearest, fgsm()) < 0.25
-    assert bed.robust(head, fgsm()) < 0.25
+    assert testbed.clean(by_nearest) > 0.8
+    assert testbed.clean(head) > 0.85
+    assert testbed.robust(by_nearest, fgsm()) < 0.25
+    assert testbed.robust(head, fgsm()) < 0.25

@@ -1,4 +1,4 @@
-"""Cropping, resizing and padding: matrices against torch's own interpolation, and their laws."""
+"""Cropping, resizing and padding: matrices against torch's own interpolation."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def network() -> nn.Module:
 
 
 def stretched(x: Tensor, size: int) -> Tensor:
-    """What torch makes of it."""
+    """torch's interpolation of the same part."""
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
 
 
 @pytest.mark.row("F03", "F13")
 @pytest.mark.parametrize(("size", "inner"), [(8, 6), (8, 5), (28, 21), (32, 32)])
-def test_a_crop_is_that_part_of_the_image_stretched(size: int, inner: int) -> None:
+def test_a_crop_is_that_part_of_the_image_resized(size: int, inner: int) -> None:
     x = images(6, 2, size, size)
     top, left = (random_integer(x, 0, size - inner) for _ in range(2))
     rows, columns = crop_matrix(top, inner, size), crop_matrix(left, inner, size)
@@ -47,7 +47,7 @@ def test_a_crop_is_that_part_of_the_image_stretched(size: int, inner: int) -> No
 
 @pytest.mark.row("D31")
 @pytest.mark.parametrize(("size", "width"), [(8, 10), (28, 35), (32, 36)])
-def test_a_framed_image_is_torch_s_resized_one_at_its_place(size: int, width: int) -> None:
+def test_a_padded_image_is_torch_s_resized_one_at_its_place(size: int, width: int) -> None:
     x = images(8, 3, size, size)
     inner = random_integer(x, size, width)
     top, left = (random_integer(x, 0, width - inner) for _ in range(2))
@@ -68,7 +68,7 @@ def test_the_padding_is_constant_and_the_rest_lies_within_the_image_s_range() ->
 
 
 @pytest.mark.row("D31")
-def test_without_room_to_move_the_network_answers_as_if_alone() -> None:
+def test_without_padding_the_logits_are_those_of_the_network() -> None:
     x, _ = digits(64)
     still = PreprocessedModel(network(), lambda z: random_resize_pad(z, 8))
     assert torch.allclose(random_resize_pad(x, 8), x, atol=1e-7)
@@ -76,7 +76,7 @@ def test_without_room_to_move_the_network_answers_as_if_alone() -> None:
 
 
 @pytest.mark.row("D31", "F03")
-def test_whole_numbers_reach_both_ends_each_as_often() -> None:
+def test_random_integers_reach_both_ends_equally_often() -> None:
     torch.manual_seed(0)
     drawn = random_integer(torch.zeros(4000), 2, 5)
     count = drawn.bincount(minlength=6)
@@ -87,7 +87,7 @@ def test_whole_numbers_reach_both_ends_each_as_often() -> None:
 
 
 @pytest.mark.row("D31")
-def test_each_image_moves_by_itself_and_anew() -> None:
+def test_each_image_has_its_own_new_draw() -> None:
     x = images(1, 1, 8, 8).expand(64, 1, 8, 8)
     torch.manual_seed(0)
     first, second = random_resize_pad(x, 10), random_resize_pad(x, 10)
@@ -106,7 +106,7 @@ def test_a_crop_of_the_whole_is_the_image() -> None:
 
 @pytest.mark.row("F13")
 @pytest.mark.parametrize("size", [8, 28, 32])
-def test_the_middle_knows_nothing_of_the_border(size: int) -> None:
+def test_the_centre_crop_does_not_depend_on_the_border(size: int) -> None:
     x = images(4, 1, size, size)
     border = torch.ones(size, size, dtype=torch.bool)
     spare = size - crop_side(size)
@@ -129,7 +129,7 @@ class Brightness(nn.Module):
 
 
 @pytest.mark.row("F03")
-def test_an_ensemble_answers_the_mean_probability_of_its_looks() -> None:
+def test_an_ensemble_returns_the_mean_probability_of_its_crops() -> None:
     x = images(16, 1, 8, 8)
     model = CropEnsemble(Brightness(), count=3)
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_an_ensemble_answers_the_mean_probability_of_its_looks() -> None:
 
 
 @pytest.mark.row("F03")
-def test_more_looks_vary_less() -> None:
+def test_more_crops_vary_less() -> None:
     x = images(16, 1, 8, 8)
     torch.manual_seed(0)
 
@@ -153,7 +153,7 @@ def test_more_looks_vary_less() -> None:
 
 
 @pytest.mark.row("F03", "F13", "D31")
-def test_the_slope_is_the_transposed_matrices() -> None:
+def test_the_gradient_is_the_transposed_matrices() -> None:
     x, weight = images(5, 1, 8, 8), torch.randn(5, 1, 10, 10)
     rows, columns = torch.randn(5, 10, 8), torch.randn(5, 10, 8)
     leaf = x.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Projection onto a generator: least squares where it is affine, and better with every search."""
+"""Projection onto a generator: least squares where it is affine, and better with more searches."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_affine_projection_is_numpy_s_least_squares() -> None:
     assert torch.allclose(generator(x).flatten(1), expected, atol=1e-5)
 
 
-def test_what_the_generator_makes_is_fixed() -> None:
+def test_images_of_the_generator_are_fixed_points() -> None:
     generator, x = fitted()
     once = generator(x)
     assert torch.allclose(generator(once), once, atol=1e-5)
@@ -86,7 +86,7 @@ def test_the_search_of_an_affine_generator_ends_at_least_squares() -> None:
 
 
 def crooked() -> nn.Module:
-    """A generator with more than one valley."""
+    """A generator with more than one local minimum."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         parts = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 64), nn.Sigmoid())
@@ -118,7 +118,7 @@ def test_each_image_keeps_its_own_best_search() -> None:
     assert torch.equal(squared_error(made, x.flatten(1)), least)
 
 
-def test_the_unrolled_search_answers_alike_and_has_the_slope_of_its_answers() -> None:
+def test_the_unrolled_search_has_the_same_output_and_its_true_gradient() -> None:
     decoder = plane().double()
     x = gaussian(4, 1, 8, 8, seed=2).double()
 

@@ -1,4 +1,4 @@
-"""The detectors: thresholds, codes and dimensions with known answers, and what gets past them."""
+"""Detectors: thresholds, codes and dimensions with known values, and joint attacks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = ("detector-binary", "detector-lid", "safetynet")
 
 
 class World(NamedTuple):
-    """Layers of the base network on images, and on what PGD made of them with the base alone."""
+    """Layer outputs of the base network on images, and on images attacked against it alone."""
 
     base: nn.Sequential
     taught: list[Tensor]
@@ -122,7 +122,7 @@ def test_a_threshold_rejects_exactly_the_declared_share(rate: float) -> None:
         assert scores[above].min() > scores[~above].max()
 
 
-def test_a_threshold_that_parts_nothing_is_refused() -> None:
+def test_a_threshold_with_all_scores_on_one_side_is_refused() -> None:
     for rate in (0.001, 1.0):
         with pytest.raises(ValueError, match="a threshold needs at least one score on each side"):
             score_threshold(torch.arange(10.0), rate)
@@ -149,7 +149,7 @@ def test_a_detector_rejects_the_declared_share_of_the_images_it_is_calibrated_on
     assert int((scores > 0).sum()) == int(RATE * int(rows.sum())) > 0
 
 
-# What each one measures.
+# Scores.
 
 
 @pytest.mark.row("F12")
@@ -174,7 +174,7 @@ def test_the_regression_finds_the_optimum() -> None:
 def test_the_local_dimension_of_a_gaussian_is_found_at_every_scale(
     dimension: int, expected: float
 ) -> None:
-    """2,000 draws, k = 20; a subspace of 50 dimensions has the dimension of what lies in it."""
+    """2,000 draws, k = 20; in a space of 50 dimensions the estimate is that of the subspace."""
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(4000, dimension, generator=generator)
     basis = torch.linalg.qr(torch.randn(50, dimension, generator=generator)).Q
@@ -195,7 +195,7 @@ def test_the_local_dimension_is_the_formula_of_the_paper() -> None:
 
 
 @pytest.mark.row("F10")
-def test_a_code_and_its_score_stay_to_the_bit_while_no_unit_crosses_its_mean(
+def test_code_and_score_are_equal_to_the_bit_while_no_unit_crosses_its_mean(
     detectors: dict[str, Detector], world: World
 ) -> None:
     net = detectors["safetynet"]
@@ -211,7 +211,7 @@ def test_a_code_and_its_score_stay_to_the_bit_while_no_unit_crosses_its_mean(
 
 
 @pytest.mark.row("F10")
-def test_steps_have_no_slope_and_their_stand_in_has_one(
+def test_hard_bits_have_no_gradient_and_smooth_bits_have_one(
     detectors: dict[str, Detector], world: World
 ) -> None:
     net = detectors["safetynet"]
@@ -231,8 +231,8 @@ def test_steps_have_no_slope_and_their_stand_in_has_one(
 
 
 @pytest.mark.row("F10")
-def test_an_svm_of_shuffled_labels_tells_nothing(world: World) -> None:
-    """On the mean of eight shufflings; the same codes with their true labels tell all but a few."""
+def test_an_svm_of_shuffled_labels_detects_nothing(world: World) -> None:
+    """On the mean of eight shuffles; with the true labels it detects almost all."""
     net = SafetyNet(late_units(world.clean).shape[1])
     net.mean.copy_(late_units(world.taught).mean(0))
     codes = torch.cat([net.code(part)[:SVM_IMAGES] for part in (world.taught, world.attacked)])
@@ -251,16 +251,16 @@ def test_an_svm_of_shuffled_labels_tells_nothing(world: World) -> None:
     ("name", "known", "falls"),
     [("detector-binary", 0.85, 0.15), ("detector-lid", 0.7, 0.1), ("safetynet", 0.95, 0.05)],
 )
-def test_a_detector_knows_the_attack_it_was_taught_and_less_of_a_smaller_one(
+def test_a_detector_detects_its_training_attack_and_smaller_perturbations_less(
     name: str, known: float, falls: float, detectors: dict[str, Detector], world: World
 ) -> None:
-    """The oblivious attack, on the base network alone: PGD at .2 as taught, and at .06."""
+    """PGD on the base network alone: radius .2 as in training, and .06."""
     seen = auc(detectors[name], world.clean, world.known)
     weak = auc(detectors[name], world.clean, world.weak)
     assert seen > known and seen - weak > falls
 
 
-# As they are offered.
+# The registered defenses.
 
 
 def built_defense(registry: Registry, name: str, n: int = 64) -> BuiltDefense:
@@ -278,7 +278,7 @@ def outcomes(built: BuiltDefense, attack: Attack) -> Outcomes:
 
 @pytest.mark.row("F10", "F11", "F12")
 @pytest.mark.parametrize("name", [*NAMES[:2], pytest.param(NAMES[2], marks=pytest.mark.slow)])
-def test_an_attack_on_both_gets_past_a_detector_that_stops_the_oblivious_one(
+def test_a_joint_attack_breaks_a_detector_that_stops_attacks_on_the_base_network(
     name: str, registry: Registry
 ) -> None:
     here = built_defense(registry, name)
@@ -289,14 +289,14 @@ def test_an_attack_on_both_gets_past_a_detector_that_stops_the_oblivious_one(
     assert clean.double().mean() > 0.8
     assert left[1] < left[0]
     assert left[1] <= {"detector-binary": 10, "detector-lid": 6, "safetynet": 30}[name]
-    # What is broken was accepted, what was rejected is not broken, whoever attacked.
+    # Broken images were accepted, and rejected images are not broken, under both attacks.
     for found in (oblivious, joint):
         assert (found.rejection[found.verdict == Verdict.BROKEN] <= 0).all()
         assert (found.verdict[found.rejection > 0] == Verdict.ROBUST).all()
         assert np.isfinite(found.rejection).all()
 
 
-def test_the_answer_is_the_base_network_and_a_score(registry: Registry) -> None:
+def test_the_output_is_the_base_network_s_logits_and_a_score(registry: Registry) -> None:
     here = built_defense(registry, "detector-binary")
     base = build_trained(registry, "undefended", here.dataset).build()
     assert torch.equal(here.module(here.x)[:, :10], base(here.x))

@@ -1,4 +1,4 @@
-"""What capacity, dropout, augmentation and half precision do to robustness."""
+"""Effects of capacity, dropout, augmentation and half precision on robustness."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.plugin import Recipe
 from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.defenses import _residual_blocks as residual
-from plugins.defenses._losses import adversarial_loss
+from plugins.defenses._losses import adversarial_loss, clean_loss
 from tests.fixtures.images import accuracy, attacked, first_of, held_out
-from tests.fixtures.protocol_dg import Bed, bed, on_clean, pgd, recipe
+from tests.fixtures.protocol_dg import Testbed, pgd, recipe, testbed
 from tests.fixtures.small_defenses import DIGITS, defense, registry
 
-__all__ = ["bed"]
+__all__ = ["testbed"]
 pytestmark = pytest.mark.slow
 JUDGE = pgd(10)
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_width(hidden: int, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """64 - hidden - hidden - 10, the network of the protocol at another width."""
+    """64 - hidden - hidden - 10, the network of the testbed at another width."""
     pixels = shape[0] * shape[1] * shape[2]
     return nn.Sequential(
         nn.Flatten(),
@@ -40,34 +40,34 @@ def of_width(hidden: int, shape: tuple[int, int, int], classes: int) -> nn.Seque
     )  # fmt: skip
 
 
-def plain(bed: Bed, hidden: int, seed: int = 0) -> nn.Module:
+def plain(testbed: Testbed, hidden: int, seed: int = 0) -> nn.Module:
     made_by = recipe(model=partial(of_width, hidden), seed=seed)
-    return bed.taught(f"plain-{hidden}-{seed}", made_by)
+    return testbed.train(f"plain-{hidden}-{seed}", made_by)
 
 
-def robust(bed: Bed, hidden: int, seed: int = 0) -> nn.Module:
+def robust(testbed: Testbed, hidden: int, seed: int = 0) -> nn.Module:
     made_by = recipe(adversarial_loss, inner=pgd(7), model=partial(of_width, hidden), seed=seed)
-    return bed.taught(f"robust-{hidden}-{seed}", made_by)
+    return testbed.train(f"robust-{hidden}-{seed}", made_by)
 
 
 @pytest.mark.row("D09", "E20")
-def test_a_small_network_collapses_to_one_answer_under_adversarial_training(bed: Bed) -> None:
-    """Three hidden units a layer learn something of clean images, and nothing that would hold."""
-    small = [robust(bed, 3, seed) for seed in range(3)]
+def test_a_small_network_predicts_one_class_after_adversarial_training(testbed: Testbed) -> None:
+    """With three hidden units a layer it learns from clean images but not from attacked ones."""
+    small = [robust(testbed, 3, seed) for seed in range(3)]
     for module in small:
-        assert len(module(bed.x).argmax(1).unique()) <= 2 and bed.clean(module) < 0.2
-    assert sum(bed.clean(plain(bed, 3, seed)) for seed in range(3)) / 3 > 0.3
+        assert len(module(testbed.x).argmax(1).unique()) <= 2 and testbed.clean(module) < 0.2
+    assert sum(testbed.clean(plain(testbed, 3, seed)) for seed in range(3)) / 3 > 0.3
 
 
 @pytest.mark.row("D09", "E20")
-def test_robustness_costs_more_width_than_clean_accuracy_does(bed: Bed) -> None:
-    clean = sum(bed.clean(plain(bed, 6, seed)) for seed in range(3)) / 3
-    trained = sum(bed.clean(robust(bed, 6, seed)) for seed in range(3)) / 3
-    held = sum(bed.robust(robust(bed, 6, seed), JUDGE) for seed in range(3)) / 3
-    large = robust(bed, 64)
+def test_robustness_costs_more_width_than_clean_accuracy_does(testbed: Testbed) -> None:
+    clean = sum(testbed.clean(plain(testbed, 6, seed)) for seed in range(3)) / 3
+    trained = sum(testbed.clean(robust(testbed, 6, seed)) for seed in range(3)) / 3
+    held = sum(testbed.robust(robust(testbed, 6, seed), JUDGE) for seed in range(3)) / 3
+    large = robust(testbed, 64)
     assert clean > 0.75 and trained < clean - 0.3
-    assert bed.clean(large) > 0.9 and bed.robust(large, JUDGE) > max(0.5, held + 0.25)
-    assert bed.robust(plain(bed, 64), JUDGE) < 0.15, "capacity alone is no defense"
+    assert testbed.clean(large) > 0.9 and testbed.robust(large, JUDGE) > max(0.5, held + 0.25)
+    assert testbed.robust(plain(testbed, 64), JUDGE) < 0.15, "capacity alone is no defense"
 
 
 @pytest.mark.row("D02", "D04")
@@ -90,7 +90,7 @@ def test_neither_dropout_nor_augmentation_is_adversarial_training(name: str, fol
 
 
 @pytest.mark.row("D18")
-def test_half_precision_moves_no_point_in_judging_and_few_in_training(folder: Path) -> None:
+def test_half_precision_changes_no_outcome_in_evaluation_and_few_in_training(folder: Path) -> None:
     x, y = held_out()
     known = registry(defense("dg", recipe(adversarial_loss, inner=pgd(7))))
     exact = build_trained(known, "dg", DIGITS, folder / "float32").build()
@@ -116,10 +116,10 @@ def test_half_precision_moves_no_point_in_judging_and_few_in_training(folder: Pa
     ],
     ids=["resnet", "preresnet", "se-resnet", "resnext", "wide-resnet"],
 )
-def test_every_family_reads_digits_after_a_few_epochs(
+def test_every_residual_network_learns_digits_in_a_few_epochs(
     make: partial[nn.Module], rate: float, folder: Path
 ) -> None:
-    made_by = Recipe(make, on_clean, epochs=4, rate=rate, optimiser="sgd", schedule="cyclic")
+    made_by = Recipe(make, clean_loss, epochs=4, rate=rate, optimiser="sgd", schedule="cyclic")
     x, y = held_out()
     name = make.func.__name__.replace("_", "-")
     module = build_trained(registry(defense(name, made_by)), name, DIGITS, folder).build()
@@ -127,7 +127,7 @@ def test_every_family_reads_digits_after_a_few_epochs(
 
 
 @pytest.mark.row("D01", "M04")
-def test_the_undefended_network_for_images_reads_clothes_and_falls_to_pgd(folder: Path) -> None:
+def test_the_undefended_image_network_learns_fashion_mnist_and_pgd_breaks_it(folder: Path) -> None:
     if not (datasets.data_folder() / "FashionMNIST").is_dir():
         pytest.skip("BENCH_DATA names no folder with FashionMNIST")
     known = Registry.load(folder / "no-submissions")

@@ -1,4 +1,6 @@
-"""Defensive distillation: what soft labels are, and why the slope that vanished comes back."""
+"""Defensive distillation: soft labels, and the gradient that returns at a lower scale of the
+logits.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,15 @@ from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch, cross_entropy
 from plugins.defenses.distillation import soft_labels, student_loss, teacher_loss
-from tests.fixtures.protocol_dg import Bed, bed, fgsm, pgd, recipe
+from tests.fixtures.protocol_dg import Testbed, fgsm, pgd, recipe, testbed
 
-__all__ = ["bed"]
+__all__ = ["testbed"]
 
 ROW = pytest.mark.row("D10")
 
 
-def lesson(seed: int = 0) -> TrainingBatch:
-    """Sixteen images, a pupil and a teacher of one matrix each."""
+def batch(seed: int = 0) -> TrainingBatch:
+    """Sixteen images, with a student and a teacher of one matrix each."""
     torch.manual_seed(seed)
     x, y = torch.rand(16, 1, 2, 2), torch.randint(3, (16,))
     pupil, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
@@ -27,7 +29,7 @@ def lesson(seed: int = 0) -> TrainingBatch:
 
 @ROW
 @pytest.mark.parametrize("temperature", [1.0, 20.0, 100.0])
-def test_soft_labels_are_probabilities_that_heat_levels(temperature: float) -> None:
+def test_soft_labels_are_probabilities_that_temperature_flattens(temperature: float) -> None:
     logits = 30 * torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
     told = soft_labels(logits, temperature)
     assert torch.allclose(told.sum(1), torch.ones(64))
@@ -37,8 +39,8 @@ def test_soft_labels_are_probabilities_that_heat_levels(temperature: float) -> N
 
 
 @ROW
-def test_at_temperature_one_a_certain_teacher_is_plain_training() -> None:
-    one = lesson()
+def test_at_temperature_one_a_certain_teacher_gives_clean_training() -> None:
+    one = batch()
     certain = nn.Module()
     certain.forward = lambda x: 1e4 * torch.nn.functional.one_hot(one.y, 3).float()
     found = student_loss(one._replace(teacher=certain), temperature=1.0)
@@ -47,8 +49,8 @@ def test_at_temperature_one_a_certain_teacher_is_plain_training() -> None:
 
 
 @ROW
-def test_the_loss_is_the_cross_entropy_of_soft_answers_at_the_temperature() -> None:
-    one = lesson()
+def test_the_loss_is_the_cross_entropy_with_soft_labels_at_the_temperature() -> None:
+    one = batch()
     assert one.teacher is not None
     q = (one.teacher(one.x) / 7).softmax(1)
     p = (one.model(one.x) / 7).softmax(1)
@@ -60,8 +62,8 @@ def test_the_loss_is_the_cross_entropy_of_soft_answers_at_the_temperature() -> N
 
 
 @ROW
-def test_large_logits_have_no_slope_until_they_are_cooled() -> None:
-    """exp(-200) is zero in float32; divided by 40 the same logits are a plain network's."""
+def test_large_logits_have_no_gradient_until_they_are_divided() -> None:
+    """exp(-200) is zero in float32; divided by 40 the logits are those of an ordinary network."""
     logits = torch.tensor([[200.0, 0.0, -10.0]], requires_grad=True)
     label = torch.tensor([0])
     (plain,) = torch.autograd.grad(cross_entropy(logits, label).sum(), logits)
@@ -71,7 +73,7 @@ def test_large_logits_have_no_slope_until_they_are_cooled() -> None:
 
 
 class Cooled(nn.Module):
-    """The logits divided by the temperature: the same answers, with a slope."""
+    """The logits divided by the temperature: the same predictions with a gradient."""
 
     def __init__(self, classifier: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -85,16 +87,18 @@ class Cooled(nn.Module):
 
 @ROW
 @pytest.mark.slow
-def test_distillation_holds_against_plain_pgd_and_falls_to_rescaled_logits(bed: Bed) -> None:
-    """Protocol DG, T = 40. Listed there: clean .956, PGD on CE .822, on logits / T .040."""
-    bed.taught("teacher", recipe(partial(teacher_loss, temperature=40.0)))
-    pupil = bed.taught("pupil", recipe(partial(student_loss, temperature=40.0), teacher="teacher"))
-    assert bed.clean(pupil) > 0.93
-    x = bed.x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(cross_entropy(pupil(x), bed.y).sum(), x)
+def test_distillation_resists_pgd_and_is_broken_with_rescaled_logits(testbed: Testbed) -> None:
+    """With T = 40: clean .956, PGD on the cross-entropy .822, on logits / T .040."""
+    testbed.train("teacher", recipe(partial(teacher_loss, temperature=40.0)))
+    pupil = testbed.train(
+        "pupil", recipe(partial(student_loss, temperature=40.0), teacher="teacher")
+    )
+    assert testbed.clean(pupil) > 0.93
+    x = testbed.x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(cross_entropy(pupil(x), testbed.y).sum(), x)
     assert (slope.flatten(1) == 0).all(1).float().mean() > 0.5, "most slopes underflow to zero"
-    assert bed.robust(pupil, fgsm()) > 0.6
-    assert bed.robust(pupil, pgd(40)) >= 0.6
-    assert bed.robust(pupil, pgd(40), through=Cooled(pupil, 40.0)) < 0.1
-    plain = bed.taught("standard", recipe())
-    assert bed.robust(pupil, pgd(40), through=plain) < 0.35, "images against another network"
+    assert testbed.robust(pupil, fgsm()) > 0.6
+    assert testbed.robust(pupil, pgd(40)) >= 0.6
+    assert testbed.robust(pupil, pgd(40), through=Cooled(pupil, 40.0)) < 0.1
+    plain = testbed.train("standard", recipe())
+    assert testbed.robust(pupil, pgd(40), through=plain) < 0.35, "images against another network"

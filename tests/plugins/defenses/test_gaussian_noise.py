@@ -1,4 +1,4 @@
-"""Noise layers: without noise the network itself, with it a mean that settles and no defense."""
+"""The submission `gaussian-noise`: no defense, with a mean gradient that converges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seeded() -> None:
 
 
 def network(sigma: float) -> nn.Sequential:
-    """The submitted network with its own weights, at another noise."""
+    """The submitted network with its own weights and another noise."""
     module: nn.Sequential = SOURCE.noisy((1, 8, 8), 10)
     module.load_state_dict(load_file(FOLDER / "weights.safetensors"))
     for layer in module.modules():
@@ -34,7 +34,7 @@ def network(sigma: float) -> nn.Sequential:
 
 
 def slope(module: nn.Module, x: Tensor, y: Tensor, draws: int) -> Tensor:
-    """The gradient of the loss, averaged over as many draws."""
+    """The gradient of the loss, averaged over `draws` draws."""
     leaf = x.repeat(draws, 1, 1, 1).requires_grad_()
     loss = cross_entropy(module(leaf), y.repeat(draws)).sum()
     (gradient,) = torch.autograd.grad(loss, leaf)
@@ -54,7 +54,7 @@ def test_noise_of_deviation_zero_is_the_network_without_noise_layers() -> None:
 
 
 @pytest.mark.row("D23")
-def test_the_noise_has_its_deviation_and_every_call_its_own_draws() -> None:
+def test_the_noise_has_its_deviation_and_new_draws_on_every_call() -> None:
     layer, zeros = SOURCE.Noise(0.25), torch.zeros(200, 50)
     one, two = layer(zeros), layer(zeros)
     assert float(one.std()) == pytest.approx(0.25, rel=0.03) and abs(float(one.mean())) < 0.01
@@ -63,8 +63,8 @@ def test_the_noise_has_its_deviation_and_every_call_its_own_draws() -> None:
 
 
 @pytest.mark.row("D23")
-def test_the_mean_gradient_over_draws_settles() -> None:
-    """The error of a mean falls like one over the root of the draws."""
+def test_the_mean_gradient_over_draws_converges() -> None:
+    """The error of a mean falls like one over the root of the number of draws."""
     x, y = held_out(40)
     module = network(0.25)
     settled = slope(module, x, y, 800)

@@ -1,4 +1,4 @@
-"""Deliberate masking: the answers of the network, and a gradient that leads nowhere."""
+"""Deliberate gradient masking: unchanged predictions with a useless gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SURE = 40 * gaussian(10, 64)
 
 
 @pytest.mark.row("D32")
-def test_scaling_changes_no_answer_and_starves_the_cross_entropy() -> None:
+def test_scaling_changes_no_prediction_and_removes_the_gradient_of_the_cross_entropy() -> None:
     x, _ = digits(64)
     model = linear(SURE)
     y = model(x).argmax(1)
@@ -34,7 +34,7 @@ def test_scaling_changes_no_answer_and_starves_the_cross_entropy() -> None:
 
 
 @pytest.mark.row("D32")
-def test_quantised_logits_are_the_nearest_step_without_any_slope() -> None:
+def test_quantised_logits_are_rounded_and_have_no_gradient() -> None:
     logits = gaussian(64, 10)
     assert ((quantize_logits(logits) - logits).abs() <= GRID / 2 + 1e-6).all()
     assert torch.equal(quantize_logits(logits) / GRID, (quantize_logits(logits) / GRID).round())
@@ -47,7 +47,7 @@ def test_quantised_logits_are_the_nearest_step_without_any_slope() -> None:
 
 @pytest.mark.row("D32")
 @pytest.mark.parametrize("mask", [scale_logits, quantize_logits])
-def test_the_harness_flags_a_mask_and_not_what_it_hides(mask: object) -> None:
+def test_diagnostics_flag_a_masked_model_and_not_the_network_behind_it(mask: object) -> None:
     x, _ = digits(32)
     model = linear(SURE)
     y = model(x).argmax(1)
@@ -59,7 +59,7 @@ def test_the_harness_flags_a_mask_and_not_what_it_hides(mask: object) -> None:
 
 
 @pytest.mark.row("D33")
-def test_who_sees_labels_only_breaks_argmax_only_exactly_as_the_network_itself() -> None:
+def test_a_label_only_attack_breaks_argmax_only_exactly_as_the_network() -> None:
     x, _ = digits(32)
     model = linear(gaussian(10, 64))
     y = model(x).argmax(1)

@@ -1,4 +1,4 @@
-"""The image networks: the sizes their papers print, the order of their layers, every image size."""
+"""Networks for image data sets: parameter counts, order of layers, and all image sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ every_family = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL.keys())
 
 
 def made(make: Make, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> nn.Module:
-    """A module whose statistics and scales are none of a fresh one's."""
+    """A module whose statistics and scales differ from those of a new one."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = make(shape, classes)
@@ -53,7 +53,7 @@ def images(rows: int, shape: tuple[int, int, int] = (1, 8, 8)) -> Tensor:
         (partial(residual.resnet, depth=56), 10, 855_770),
         (partial(residual.resnet, depth=110), 10, 1_730_714),
         (residual.resnet, 100, 278_324),
-        # The references with which the homework's checkpoints come: github.com/osmr/imgclsmob.
+        # The reference implementations of github.com/osmr/imgclsmob.
         (residual.preresnet, 10, 272_282),
         (residual.preresnet, 100, 278_132),
         (residual.se_resnet, 10, 274_847),
@@ -78,8 +78,8 @@ def test_networks_have_the_published_number_of_parameters(
 
 
 @pytest.mark.row("M01")
-def test_the_eighteen_layers_are_those_of_the_paper() -> None:
-    """The layers of arXiv:1603.05027 one by one: kernels, norms with two numbers a channel."""
+def test_preact_resnet18_has_the_layers_of_the_paper() -> None:
+    """The layers of arXiv:1603.05027 one by one: kernels, and norms with two numbers a channel."""
     counted, before = 9 * 3 * 64 + 2 * 512 + 512 * 10 + 10, 64
     for width in (64, 128, 256, 512):
         counted += 9 * before * width + 3 * 9 * width * width + 2 * before + 3 * 2 * width
@@ -93,7 +93,7 @@ def test_the_eighteen_layers_are_those_of_the_paper() -> None:
 @pytest.mark.row("M01", "M02")
 @every_family
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_family_reads_every_size_of_image(make: Make, shape: tuple[int, int, int]) -> None:
+def test_every_network_accepts_every_image_size(make: Make, shape: tuple[int, int, int]) -> None:
     module = made(make, shape, classes=7)
     x = images(4, shape)
     logits = module(x)
@@ -116,7 +116,7 @@ def test_a_residual_network_halves_the_image_in_each_stage_but_the_first(side: i
 
 
 @pytest.mark.row("M01")
-def test_a_pre_activated_block_adds_what_it_makes_of_the_rectified_input() -> None:
+def test_a_pre_activation_block_adds_a_function_of_the_rectified_input() -> None:
     block = made(lambda _shape, _classes: residual.PreActivationBlock(6, 6, 1))
     x = torch.randn(3, 6, 8, 8, generator=torch.Generator().manual_seed(2))
     assert isinstance(block, residual.PreActivationBlock) and block.project is None
@@ -136,7 +136,7 @@ def test_a_pre_activated_block_adds_what_it_makes_of_the_rectified_input() -> No
 
 
 @pytest.mark.row("M01")
-def test_a_pre_activated_shortcut_that_changes_shape_starts_from_the_rectified_input() -> None:
+def test_a_pre_activation_shortcut_that_changes_shape_uses_the_rectified_input() -> None:
     block = made(lambda _shape, _classes: residual.PreActivationBlock(4, 8, 2))
     assert isinstance(block, residual.PreActivationBlock) and block.project is not None
     block.conv2.weight.data.zero_()
@@ -146,7 +146,7 @@ def test_a_pre_activated_shortcut_that_changes_shape_starts_from_the_rectified_i
 
 
 @pytest.mark.row("M01")
-def test_a_classic_block_rectifies_its_sum() -> None:
+def test_an_original_block_rectifies_its_sum() -> None:
     block = made(lambda _shape, _classes: residual.basic_block(4, 4, 1))
     norm = block.get_submodule("bn2")
     assert isinstance(norm, nn.BatchNorm2d)
@@ -157,11 +157,11 @@ def test_a_classic_block_rectifies_its_sum() -> None:
 
 
 @pytest.mark.row("M01")
-def test_squeeze_and_excitation_weighs_the_change_and_not_the_shortcut() -> None:
+def test_squeeze_and_excitation_scales_the_residual_and_not_the_shortcut() -> None:
     block = made(lambda _shape, _classes: residual.se_block(16, 16, 1))
     squeeze = block.get_submodule("bn2.1")
     x = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(2)).clamp(min=0)
-    for gate, kept in ((-1e4, 0.0), (1e4, 1.0)):  # the sigmoid shut, then open
+    for gate, kept in ((-1e4, 0.0), (1e4, 1.0)):  # the sigmoid closed, then open
         bias = squeeze.get_parameter("fc2.bias")
         bias.data.fill_(gate)
         plain = block.get_submodule("bn2.0")
@@ -170,21 +170,21 @@ def test_squeeze_and_excitation_weighs_the_change_and_not_the_shortcut() -> None
 
 
 def block_before(block: nn.Module, x: Tensor) -> Tensor:
-    """What reaches the second convolution of a classic block."""
+    """The input of the second convolution of an original block."""
     found: Tensor = block.get_submodule("bn1")(block.get_submodule("conv1")(x)).clamp(min=0)
     return found
 
 
 @pytest.mark.row("M01")
 @pytest.mark.parametrize("cardinality", [1, 4])
-def test_a_channel_of_a_grouped_convolution_sees_its_own_group_alone(cardinality: int) -> None:
+def test_a_channel_of_a_grouped_convolution_depends_on_its_own_group(cardinality: int) -> None:
     block = residual.bottleneck_block(cardinality, 16)(256, 256, 1)
     kernel = block.get_submodule("conv2").get_parameter("weight")
     assert kernel.shape == (16 * cardinality, 16, 3, 3)
 
 
 @pytest.mark.row("M01")
-def test_a_depth_that_no_network_has_is_refused_with_the_ones_there_are() -> None:
+def test_an_impossible_depth_is_refused_with_the_possible_ones() -> None:
     with pytest.raises(ValueError, match=r"21 was asked for.* 8, 14"):
         residual.resnet((3, 32, 32), 10, depth=21)
     with pytest.raises(ValueError, match=r"2 was asked for.* 11, 20"):
@@ -194,7 +194,7 @@ def test_a_depth_that_no_network_has_is_refused_with_the_ones_there_are() -> Non
 
 
 @pytest.mark.row("M01")
-def test_a_wide_network_of_width_one_is_the_pre_activated_one() -> None:
+def test_a_wide_network_of_width_one_is_the_pre_activation_one() -> None:
     one = made(partial(residual.wide_resnet, depth=10, widen=1)).state_dict()
     other = made(partial(residual.preresnet, depth=8)).state_dict()
     assert list(one) == list(other)
@@ -202,7 +202,7 @@ def test_a_wide_network_of_width_one_is_the_pre_activated_one() -> None:
 
 
 @pytest.mark.row("M02")
-def test_the_small_network_has_two_dense_layers_each_behind_a_dropout() -> None:
+def test_the_small_network_has_dropout_before_both_dense_layers() -> None:
     kinds = [type(part).__name__ for part in dropout_cnn((3, 32, 32), 10).children()]
     assert kinds[:1] == ["Standardised"]
     assert kinds.count("Conv2dNormActivation") == 6 and kinds.count("MaxPool2d") == 3
@@ -230,7 +230,7 @@ def test_dropout_is_off_in_eval_mode_and_on_in_train_mode() -> None:
 
 
 @pytest.mark.row("M02")
-def test_pixels_are_brought_to_one_scale_inside_the_network() -> None:
+def test_pixels_are_normalised_inside_the_network() -> None:
     layer = Normalize(3)
     mean, deviation = (torch.tensor(values) for values in COLOUR)
     at_mean = mean.view(1, 3, 1, 1).expand(2, 3, 4, 4)

@@ -1,4 +1,4 @@
-"""Preprocessing before a small network of Fashion-MNIST: shapes of 28 pixels, real images."""
+"""Preprocessing defenses on Fashion-MNIST and CIFAR-10 images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Images(NamedTuple):
 
 @pytest.fixture(scope="module")
 def fashion() -> Images:
-    """A network that has seen 5,000 images four times."""
+    """A network trained on 5,000 images for four epochs."""
     whole = Registry.load(Path("no-such-folder")).datasets["fashion-mnist"].value
     try:
         train, test = datasets.load_dataset(whole).train, datasets.first_examples(whole, N)
@@ -83,7 +83,7 @@ def fashion() -> Images:
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """Photographs: the network of `cifar-standard`, narrow, after eight rounds through 10,000."""
+    """The network of `cifar-standard`, narrow, after eight epochs of 10,000 images."""
     registry = Registry.load(Path("no-such-folder"))
     offer = registry.find("defense", "cifar-standard")
     recipe = Recipe(
@@ -110,7 +110,7 @@ def smooth(images: Tensor) -> Tensor:
 
 
 def moved(images: Tensor) -> Tensor:
-    """In a frame of two more pixels, cut back to what the network takes."""
+    """Padded by two pixels and cropped back to the network's size."""
     return random_resize_pad(images, 30)[:, :, 1:29, 1:29]
 
 
@@ -125,7 +125,7 @@ def moved(images: Tensor) -> Tensor:
         pytest.param(moved, 0.35, marks=pytest.mark.row("D31")),
     ],
 )
-def test_a_change_keeps_the_shape_and_most_of_what_is_seen(
+def test_preprocessing_keeps_the_shape_and_most_predictions(
     fashion: Images, change: Callable[[Tensor], Tensor], lost: float
 ) -> None:
     torch.manual_seed(0)
@@ -136,17 +136,19 @@ def test_a_change_keeps_the_shape_and_most_of_what_is_seen(
 
 
 @pytest.mark.row("F13")
-def test_the_unaware_attack_leaves_more_of_a_crop_than_the_aware_one(fashion: Images) -> None:
+def test_a_crop_is_more_robust_to_the_unaware_attack_than_to_the_adaptive_one(
+    fashion: Images,
+) -> None:
     unaware = fashion.crafted(fashion.network)
     aware = fashion.crafted(PreprocessedModel(fashion.network, center_crop))
     assert fashion.right(center_crop, unaware) > fashion.right(center_crop, aware) + 0.1
 
 
 @pytest.mark.row("F01")
-def test_jpeg_undoes_what_was_made_without_it_and_half_as_much_of_what_was_made_with_it(
+def test_jpeg_removes_unaware_attacks_and_half_as_many_adaptive_ones(
     colour: Images,
 ) -> None:
-    """Steps through the stand-in are the aware ones; a network without a defense is at zero."""
+    """The adaptive attack uses the BPDA approximation; without a defense none is removed."""
     for radius in (2, 3):
         small = Linf(Fraction(radius, 255))
         unaware = colour.crafted(colour.network, small)
@@ -161,7 +163,7 @@ def test_jpeg_undoes_what_was_made_without_it_and_half_as_much_of_what_was_made_
 
 
 @pytest.mark.row("F13")
-def test_a_crop_undoes_what_was_made_without_it_and_nothing_of_what_was_made_with_it(
+def test_a_crop_removes_unaware_attacks_and_no_adaptive_ones(
     colour: Images,
 ) -> None:
     small = Linf(Fraction(2, 255))
@@ -173,7 +175,7 @@ def test_a_crop_undoes_what_was_made_without_it_and_nothing_of_what_was_made_wit
 
 
 @pytest.mark.row("F01")
-def test_jpeg_gains_little_against_a_large_change_whoever_makes_it(fashion: Images) -> None:
+def test_jpeg_gains_little_against_a_large_perturbation(fashion: Images) -> None:
     unaware = fashion.crafted(fashion.network)
     aware = fashion.crafted(PreprocessedModel(fashion.network, straight_through(jpeg)))
     for images in (unaware, aware):

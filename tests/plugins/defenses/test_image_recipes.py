@@ -1,4 +1,4 @@
-"""Recipes for real images: what varies an image, what a schedule spends, a short run of each."""
+"""Recipes for image data sets: augmentations, schedules, and a short training of each."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def recipe_named(name: str) -> Recipe:
 
 
 def pictures(rows: int, shape: tuple[int, int, int] = (3, 9, 7)) -> Tensor:
-    """No pixel is zero, so that what moved in is known from what was there."""
+    """No pixel is zero, so shifted-in black pixels can be told from others."""
     return torch.randint(1, 256, (rows, *shape)) / 255
 
 
 @pytest.mark.row("D04")
-def test_a_mirrored_image_is_the_image_or_its_mirror_image_each_for_about_half() -> None:
+def test_random_flips_mirror_about_half_of_the_images() -> None:
     x = pictures(2000)
     found = random_flip(x)
     turned = (found == x.flip(3)).flatten(1).all(1)
@@ -69,7 +69,7 @@ def test_a_mirrored_image_is_the_image_or_its_mirror_image_each_for_about_half()
 
 @pytest.mark.row("D04")
 @pytest.mark.parametrize("reach", [1, 2])
-def test_a_moved_image_is_a_crop_of_the_padded_one_and_every_crop_occurs(reach: int) -> None:
+def test_a_shifted_image_is_a_crop_of_the_padded_one_and_every_crop_occurs(reach: int) -> None:
     x = pictures(1500)
     found = random_shift(x, reach)
     padded = torch.nn.functional.pad(x, (reach,) * 4)
@@ -102,7 +102,7 @@ def test_noise_has_its_deviation_and_stays_in_the_box() -> None:
         (residual_networks.augment, (1, 28, 28)),
     ],
 )
-def test_what_varies_an_image_keeps_shape_and_box_and_is_its_own_draw(
+def test_an_augmentation_keeps_shape_and_box_with_one_draw_for_each_image(
     vary: Vary, shape: tuple[int, int, int]
 ) -> None:
     x = pictures(1, shape).expand(50, *shape)
@@ -113,7 +113,7 @@ def test_what_varies_an_image_keeps_shape_and_box_and_is_its_own_draw(
 
 
 @pytest.mark.row("D04")
-def test_no_digit_and_no_sign_is_mirrored() -> None:
+def test_grey_images_are_not_mirrored() -> None:
     ramp = torch.linspace(0.2, 0.8, 28).expand(200, 1, 28, 28)
     middle = residual_networks.augment(ramp)[..., 12:16, 8:20]
     assert (middle.diff(dim=3) > 0).all()
@@ -135,8 +135,8 @@ def test_no_digit_and_no_sign_is_mirrored() -> None:
         ("steps", 0.0, 0.5 + 0.25 * 0.1 + 0.25 * 0.01),
     ],
 )
-def test_a_schedule_has_its_peak_and_its_area(schedule: str, peak: float, area: float) -> None:
-    """The area is the share of peak rate times time that a training spends."""
+def test_a_schedule_has_the_expected_peak_and_area(schedule: str, peak: float, area: float) -> None:
+    """The area is the mean learning rate in units of the peak."""
     rate = SCHEDULES[schedule]
     shares = [(batch + 0.5) / 4000 for batch in range(4000)]
     rates = [rate(share) for share in shares]
@@ -146,19 +146,19 @@ def test_a_schedule_has_its_peak_and_its_area(schedule: str, peak: float, area: 
 
 
 @pytest.mark.row("D18")
-def test_the_cycle_goes_straight_up_and_straight_down_to_zero() -> None:
+def test_the_cyclic_schedule_is_linear_up_and_down_to_zero() -> None:
     rate = SCHEDULES["cyclic"]
     assert rate(0.0) == rate(1.0) == 0.0
     for share in (0.1, 0.2, 0.35):
         assert rate(share) == pytest.approx(2 * share) == pytest.approx(rate(1 - share))
 
 
-# --- what the recipes play -------------------------------------------------------------------
+# --- inner attacks ---------------------------------------------------------------------------
 
 
 @pytest.mark.row("D17")
-def test_the_one_step_of_fast_training_goes_five_quarters_of_the_radius_from_anywhere() -> None:
-    """x' = clip(u + 1.25 eps s): from any u in the ball it passes a quarter radius beyond x."""
+def test_the_step_of_fast_training_has_five_quarters_of_the_radius_from_any_start() -> None:
+    """x' = clip(u + 1.25 eps s): from any u in the ball it reaches a quarter radius beyond x."""
     inner = recipe_named("cifar-fast").inner
     assert isinstance(inner, InnerAttack)
     eps, weight, x = inner.ball.radius, gaussian(12), interior(200, 12)
@@ -173,7 +173,7 @@ def test_the_one_step_of_fast_training_goes_five_quarters_of_the_radius_from_any
 
 
 @pytest.mark.row("D17", "D07")
-def test_from_the_image_itself_and_with_a_step_of_eps_it_is_fgsm() -> None:
+def test_from_the_clean_image_with_a_step_of_eps_it_is_fgsm() -> None:
     fgsm = next(attack for attack in fast_gradients() if attack.name == "fgsm")
     x, y, ball = pictures(20, (1, 8, 8)), torch.arange(20) % 10, Linf(Fraction(1, 10))
     play = partial(
@@ -198,7 +198,7 @@ def test_inner_attacks_have_the_papers_steps_inside_eight_of_255(
     assert steps == 1 or attack.steps * getattr(attack, "rate", 0) * 8 >= 13, "it can turn round"
 
 
-def test_the_families_and_recipes_are_offered_and_left_out_of_the_quick_set() -> None:
+def test_the_image_recipes_are_registered_outside_the_default_set() -> None:
     ours = {"augmented", "cnn-dropout", "undefended-images", "cifar-base", *REAL}
     ours |= {"resnet-20", "preresnet-20", "se-resnet-20", "resnext-29", "wide-resnet-16-4"}
     assert world().problems == []
@@ -211,7 +211,7 @@ def test_the_families_and_recipes_are_offered_and_left_out_of_the_quick_set() ->
         )
 
 
-def test_the_page_states_the_numbers_that_are_trained() -> None:
+def test_the_recipes_page_states_the_trained_numbers() -> None:
     page = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text()
     table = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `cifar-")]
     stated = {row[0].strip(" `"): [cell.strip() for cell in row] for row in table if len(row) == 8}
@@ -229,19 +229,19 @@ def test_the_page_states_the_numbers_that_are_trained() -> None:
         assert int(gradients) == steps + 1
 
 
-# --- a short run on real images --------------------------------------------------------------
+# --- a short training on images --------------------------------------------------------------
 
 
 @cache
 def photographs() -> Dataset:
-    """CIFAR-10 with its first 256 images to learn from."""
+    """CIFAR-10 with its first 256 training images."""
     if not (datasets.data_folder() / "cifar-10-batches-py").is_dir():
         pytest.skip("BENCH_DATA names no folder with cifar-10-batches-py")
     return first_of(world().datasets["cifar10"].value, FEW)
 
 
 def narrow(name: str) -> Registry:
-    """That recipe on a narrow network for two epochs; all else as it is."""
+    """The recipe on a narrow network for two epochs."""
     registry = Registry.load(Path("no-submissions"))
     offer: Registration[Defense] = registry.find("defense", name)
     short = dataclasses.replace(
@@ -253,7 +253,7 @@ def narrow(name: str) -> Registry:
 
 
 class Killed(BaseException):
-    """What ends a process in the middle of a batch."""
+    """Ends training in the middle of a batch, like a killed process."""
 
 
 def killed_after(batches: int) -> Callable[[], None]:
@@ -268,7 +268,7 @@ def killed_after(batches: int) -> Callable[[], None]:
 
 @pytest.mark.row("D01", "D08", "D13", "D17")
 @pytest.mark.parametrize("name", REAL)
-def test_each_recipe_learns_real_images_and_goes_on_to_the_same_weights(
+def test_each_recipe_trains_on_images_and_resumes_to_the_same_weights(
     name: str, tmp_path: Path
 ) -> None:
     registry, few = narrow(name), photographs()
@@ -287,8 +287,8 @@ def test_each_recipe_learns_real_images_and_goes_on_to_the_same_weights(
 
 def test_the_loss_of_fast_training_is_that_of_pgd_training() -> None:
     model, x = mlp((1, 8, 8), 10), pictures(8, (1, 8, 8))
-    lesson = TrainingBatch(model, x, torch.arange(8), adv=x.flip(0))
+    training_batch = TrainingBatch(model, x, torch.arange(8), adv=x.flip(0))
     fast, pgd = (recipe_named(name).loss for name in ("cifar-fast", "cifar-pgd"))
     assert fast is not None and pgd is not None
-    assert torch.equal(fast(lesson), pgd(lesson))
-    assert not torch.equal(fast(lesson), pgd(lesson._replace(adv=x)))
+    assert torch.equal(fast(training_batch), pgd(training_batch))
+    assert not torch.equal(fast(training_batch), pgd(training_batch._replace(adv=x)))

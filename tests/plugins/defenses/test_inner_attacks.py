@@ -1,4 +1,4 @@
-"""The inner attacks of adversarial training, whole members of the family met, and their price."""
+"""Inner attacks of adversarial training, special cases of one another, and their cost."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.fixtures.training_family import (
     registry,
     short,
     steps_of,
-    taught,
+    trained_digest,
 )
 
 # --- D14: MMA ------
 
 
 def line(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A border that is a plane, points inside the box, and how far from it each one is."""
+    """A plane as the boundary, points inside the box, and their distances from it."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(64, generator=generator)
     x = interior(count, 64)
@@ -48,7 +48,7 @@ def line(count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.row("D14")
-def test_the_distance_found_is_the_margin_where_the_border_is_a_plane() -> None:
+def test_the_distance_found_is_exact_where_the_boundary_is_a_plane() -> None:
     model, x, y, margin = line(64)
     ball = Linf(Fraction(1, 10))
     attack = BoundaryPGD(climb=20, rate=0.25, search=14)
@@ -66,7 +66,7 @@ def bracket(attack: BoundaryPGD, ball: Linf) -> tuple[nn.Module, Tensor, Tensor,
 
 
 @pytest.mark.row("D14")
-def test_the_bracket_is_valid_at_every_question() -> None:
+def test_the_bisection_interval_is_valid_at_every_query() -> None:
     attack = BoundaryPGD(climb=10, rate=0.25, search=8)
     model, x, y, trace = bracket(attack, Linf(Fraction(2, 5)))
 
@@ -90,7 +90,7 @@ def test_the_bracket_is_valid_at_every_question() -> None:
 
 
 @pytest.mark.row("D14")
-def test_where_no_border_is_in_the_ball_the_search_stays_at_its_end() -> None:
+def test_without_a_boundary_in_the_ball_the_search_stays_at_the_endpoint() -> None:
     attack = BoundaryPGD(climb=5, rate=0.5, search=4)
     ball = Linf(Fraction(1, 1000))
     model, x, y, trace = bracket(attack, ball)
@@ -106,14 +106,14 @@ def test_where_no_border_is_in_the_ball_the_search_stays_at_its_end() -> None:
 
 
 @pytest.mark.row("D17")
-def test_from_zero_with_one_radius_the_fast_step_is_fgsm() -> None:
+def test_from_the_clean_image_with_one_radius_the_fast_step_is_fgsm() -> None:
     zero = steps_of(fast_training.STEP, random_start=False, rate=1.0)
     assert torch.equal(played(zero), played(InnerAttack("fgsm", BALL)))
     assert not torch.equal(played(fast_training.STEP), played(InnerAttack("fgsm", BALL)))
 
 
 @pytest.mark.row("D17")
-def test_the_fast_step_is_one_and_a_quarter_radii_from_a_uniform_start_cut_at_the_ball() -> None:
+def test_the_fast_step_is_five_quarters_of_the_radius_from_a_uniform_start() -> None:
     x, y = digits(64)
     attack = PGD(steps=1, rate=1.25)
     first, after = states(attack, rows_of(attack, reader(), x, y, BALL))
@@ -127,7 +127,7 @@ def test_the_fast_step_is_one_and_a_quarter_radii_from_a_uniform_start_cut_at_th
 
 
 @pytest.mark.row("D05", "D07", "D11", "D17", "D19")
-def test_members_of_the_family_meet_to_the_last_weight(tmp_path: Path) -> None:
+def test_recipes_that_are_special_cases_give_the_same_weights(tmp_path: Path) -> None:
     fgsm, pgd, mixture = map(recipe_of, ("fgsm-training", "pgd-training", "fgsm-mixture"))
     zero = steps_of(fast_training.STEP, random_start=False, rate=1.0)
     plain, alp, first = map(recipe_of, ("undefended", "alp", "cascade-first"))
@@ -143,13 +143,15 @@ def test_members_of_the_family_meet_to_the_last_weight(tmp_path: Path) -> None:
         ),
     }  # fmt: skip
     for name, (one, other) in pairs.items():
-        assert taught(one, tmp_path / "a" / name) == taught(other, tmp_path / "b" / name), name
+        assert trained_digest(one, tmp_path / "a" / name) == trained_digest(
+            other, tmp_path / "b" / name
+        ), name
     real = short(recipe_of("fast-training"), schedule="cosine", rate=2e-3)
-    assert taught(real, tmp_path / "c") != taught(quick, tmp_path / "d")
+    assert trained_digest(real, tmp_path / "c") != trained_digest(quick, tmp_path / "d")
 
 
 @pytest.mark.row("D19")
-def test_stored_images_are_iterated_ones_of_the_first_stage_in_the_same_ball() -> None:
+def test_the_cascade_s_transferred_images_are_bim_images_of_the_first_stage() -> None:
     second = recipe_of("cascade")
     assert second.teacher == "cascade-first"
     assert second.transfer is not None
@@ -162,18 +164,18 @@ def test_stored_images_are_iterated_ones_of_the_first_stage_in_the_same_ball() -
     assert BALL.contains(images, digits(64)[0]).all()
 
 
-# --- RP05: what a training costs -------------------------------------------------------------
+# --- RP05: the cost of training --------------------------------------------------------------
 
 
 def price(name: str, folder: Path) -> float:
-    """Gradients an image and epoch, counted while the registered inner attack trains."""
+    """Gradients for each image and epoch, counted while the registered inner attack trains."""
     heard: list[EpochReport] = []
-    taught(short(recipe_of(name)), folder / name, heard.append)
+    trained_digest(short(recipe_of(name)), folder / name, heard.append)
     return heard[0].gradients / 128
 
 
 @pytest.mark.row("RP05", "D16", "D17")
-def test_the_prices_stand_to_each_other_as_the_published_times(tmp_path: Path) -> None:
+def test_the_costs_have_the_ratios_of_the_published_times(tmp_path: Path) -> None:
     """PGD-7 104.94 s an epoch, FGSM 25.36 s; 17.49, 17.44 and 6.34 minutes in all."""
     names = ("pgd-training", "free-training", "fast-training")
     pgd, free, fgsm = (price(name, tmp_path) for name in names)

@@ -1,4 +1,4 @@
-"""The JPEG codec before a network, and SHIELD's blocks of random quality."""
+"""The JPEG codec in front of a network, and SHIELD's blocks of random quality."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
 
 def images(*shape: int) -> Tensor:
-    """Noise of every frequency, and a smooth slope below it."""
+    """Noise of every frequency on a smooth ramp."""
     generator = torch.Generator().manual_seed(0)
     slope = torch.linspace(0, 0.5, shape[-1]).expand(shape)
     return slope + 0.5 * torch.rand(shape, generator=generator)
@@ -38,7 +38,7 @@ def images(*shape: int) -> Tensor:
 @pytest.mark.row("F01")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("quality", [20, 75, 100])
-def test_jpeg_gives_256_shades_of_the_same_shape(shape: tuple[int, ...], quality: int) -> None:
+def test_jpeg_keeps_the_shape_and_returns_256_levels(shape: tuple[int, ...], quality: int) -> None:
     x = images(4, *shape)
     y = jpeg_compress(x, quality)
     assert y.shape == x.shape and y.dtype == x.dtype
@@ -48,7 +48,7 @@ def test_jpeg_gives_256_shades_of_the_same_shape(shape: tuple[int, ...], quality
 
 @pytest.mark.row("F01")
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_image_on_a_sheet_is_that_image_in_a_file_of_its_own(shape: tuple[int, ...]) -> None:
+def test_an_image_in_a_stacked_file_is_the_image_in_its_own_file(shape: tuple[int, ...]) -> None:
     x = images(5, *shape)
     together = jpeg_compress(x, 40)
     for image, found in zip(x, together, strict=True):
@@ -78,13 +78,13 @@ def test_jpeg_is_nearly_idempotent_where_nothing_is_clipped() -> None:
 
 
 @pytest.mark.row("F01")
-def test_an_even_image_stays_what_it_is() -> None:
+def test_a_constant_image_is_unchanged() -> None:
     grey = torch.full((1, 1, 16, 16), 128 / 255)
     assert torch.equal(jpeg_compress(grey, 20), grey)
 
 
 @pytest.mark.row("F01")
-def test_jpeg_has_no_slope_and_its_stand_in_that_of_the_identity() -> None:
+def test_jpeg_has_no_gradient_and_its_bpda_approximation_that_of_the_identity() -> None:
     x = images(4, 1, 8, 8).requires_grad_()
     assert not jpeg_compress(x, 75).requires_grad
     near = straight_through(lambda z: jpeg_compress(z, 75))(x)
@@ -106,7 +106,7 @@ def blocks(x: Tensor) -> Tensor:
 
 
 @pytest.mark.row("F02")
-def test_every_block_has_one_of_the_qualities_whole_and_each_as_often() -> None:
+def test_every_block_has_one_of_the_qualities_equally_often() -> None:
     x = images(64, 1, 24, 16)
     torch.manual_seed(0)
     found = blocks(random_block_quality(x))
@@ -117,7 +117,7 @@ def test_every_block_has_one_of_the_qualities_whole_and_each_as_often() -> None:
 
 
 @pytest.mark.row("F02")
-def test_qualities_are_drawn_anew_and_by_torch_s_generator() -> None:
+def test_qualities_are_drawn_on_each_call_from_torch_s_generator() -> None:
     x = images(8, 1, 24, 16)
     torch.manual_seed(0)
     first, second = random_block_quality(x), random_block_quality(x)
@@ -126,8 +126,8 @@ def test_qualities_are_drawn_anew_and_by_torch_s_generator() -> None:
     assert torch.equal(random_block_quality(x), first)
 
 
-class Says(nn.Module):
-    """The same class for every image."""
+class Fixed(nn.Module):
+    """Predicts the same class for every image."""
 
     def __init__(self, label: int) -> None:
         super().__init__()
@@ -139,13 +139,13 @@ class Says(nn.Module):
 
 @pytest.mark.row("F02")
 def test_the_majority_decides() -> None:
-    vote = MajorityVote(nn.ModuleList(Says(label) for label in (1, 2, 3, 2)))
+    vote = MajorityVote(nn.ModuleList(Fixed(label) for label in (1, 2, 3, 2)))
     answer = vote(torch.zeros(3, 1, 8, 8))
     assert torch.allclose(answer.exp()[0], torch.tensor([0.5, 1.5, 2.5, 1.5]))
 
 
 @pytest.mark.row("F02")
-def test_voters_of_one_mind_answer_as_each_of_them_and_their_mean_has_a_slope() -> None:
+def test_equal_voters_predict_as_one_and_their_mean_has_a_gradient() -> None:
     x, _ = digits(32)
     one = linear(torch.eye(64)[:10])
     voters = nn.ModuleList([one, one])
@@ -155,7 +155,7 @@ def test_voters_of_one_mind_answer_as_each_of_them_and_their_mean_has_a_slope() 
 
 
 @pytest.mark.row("F02")
-def test_each_voter_is_vaccinated_with_a_quality_of_its_own() -> None:
+def test_each_voter_trains_at_its_own_quality() -> None:
     x, y = digits(32)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

@@ -43,7 +43,7 @@ def parts(module: nn.Module) -> tuple[Array, Array]:
 
 
 @pytest.mark.row("M03")
-def test_the_support_vector_machine_comes_near_the_optimum_that_scikit_learn_finds(
+def test_the_support_vector_machine_is_near_the_optimum_of_scikit_learn(
     tmp_path: Path,
 ) -> None:
     module = named("linear-svm", tmp_path)
@@ -75,10 +75,10 @@ def test_the_hinge_is_zero_beyond_the_margin_and_grows_by_the_shortfall() -> Non
         bias.zero_()
     x = torch.tensor([[3.0, 0.0], [1.0, 0.5], [0.0, 2.0]]).view(3, 1, 1, 2)
     for i, expected in enumerate((0.0, 0.5, 3.0)):
-        lesson = TrainingBatch(module, x[i : i + 1], torch.zeros(1).long(), x[i : i + 1])
-        assert float(hinge_loss(lesson, 0.0).detach()) == pytest.approx(expected)
-    lesson = TrainingBatch(module, x[:1], torch.zeros(1).long(), x[:1])
-    assert float(hinge_loss(lesson, 0.5).detach()) == pytest.approx(0.5 / 2 * 2)
+        batch = TrainingBatch(module, x[i : i + 1], torch.zeros(1).long(), x[i : i + 1])
+        assert float(hinge_loss(batch, 0.0).detach()) == pytest.approx(expected)
+    batch = TrainingBatch(module, x[:1], torch.zeros(1).long(), x[:1])
+    assert float(hinge_loss(batch, 0.5).detach()) == pytest.approx(0.5 / 2 * 2)
 
 
 @pytest.mark.row("M03")
@@ -105,7 +105,7 @@ def test_the_counts_do_not_depend_on_the_order_of_the_images() -> None:
 
 @pytest.mark.row("M03", "V01")
 @pytest.mark.parametrize("name", ["linear-svm", "naive-bayes"])
-def test_linear_models_are_certified_exactly_and_no_attack_passes_below(
+def test_no_attack_on_a_linear_model_goes_below_its_exact_certificate(
     name: str, tmp_path: Path
 ) -> None:
     module, (x, y) = named(name, tmp_path), held_out(200)

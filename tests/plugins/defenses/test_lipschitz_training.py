@@ -1,4 +1,4 @@
-"""The Toeplitz bound: never below the norm, tight as images grow, and it falls in training."""
+"""The Toeplitz bound: never below the norm, tight for large images, and reduced by training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from plugins.defenses.lipschitz_training import (
     lipschitz_bound,
     regularized_loss,
 )
-from tests.fixtures.protocol_dg import Bed, bed, pgd, recipe
+from tests.fixtures.protocol_dg import Testbed, pgd, recipe, testbed
 
-__all__ = ["bed"]
+__all__ = ["testbed"]
 ROW = pytest.mark.row("D25")
 
 
 def toeplitz(kernel: Tensor, n: int) -> Tensor:
-    """The matrix [n, n] of a one-dimensional convolution with zeros around."""
+    """The matrix [n, n] of a one-dimensional convolution with zero padding."""
     middle = len(kernel) // 2
     matrix = torch.zeros(n, n, dtype=kernel.dtype)
     for offset, value in enumerate(kernel.tolist(), -middle):
@@ -40,7 +40,7 @@ def kernel(*shape: int, seed: int = 0) -> Tensor:
 
 @ROW
 @pytest.mark.parametrize("seed", range(20))
-def test_no_toeplitz_matrix_stretches_more_than_the_bound_and_long_ones_reach_it(
+def test_the_bound_covers_toeplitz_matrices_and_is_tight_for_long_ones(
     seed: int,
 ) -> None:
     k = kernel(5, seed=seed)
@@ -66,7 +66,7 @@ def test_the_bound_covers_convolutions_of_many_channels(shape: tuple[int, ...], 
 
 
 @ROW
-def test_a_circular_convolution_reaches_its_polynomial_at_the_frequencies_of_the_grid() -> None:
+def test_a_circular_convolution_attains_the_polynomial_on_the_grid() -> None:
     k = kernel(3)
     n = GRID
     circulant = torch.zeros(n, n, dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_a_circular_convolution_reaches_its_polynomial_at_the_frequencies_of_the
 
 
 @ROW
-def test_between_the_points_of_the_grid_no_polynomial_rises_above_the_margin() -> None:
+def test_between_grid_points_no_polynomial_exceeds_the_correction() -> None:
     for seed in range(50):
         k = kernel(1, 1, 3, 3, seed=seed)
         fine = float(lipschitz_bound(k, grid=512))
@@ -106,12 +106,12 @@ def test_the_regulariser_is_the_sum_of_the_logs() -> None:
 
 @ROW
 @pytest.mark.slow
-def test_the_product_of_the_bounds_falls_and_robustness_stays(bed: Bed) -> None:
-    plain = bed.taught("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
-    smooth = bed.taught("lipreg", recipe(partial(regularized_loss, strength=0.1), inner=pgd(7)))
+def test_training_reduces_the_product_of_bounds_and_keeps_robustness(testbed: Testbed) -> None:
+    plain = testbed.train("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
+    smooth = testbed.train("lipreg", recipe(partial(regularized_loss, strength=0.1), inner=pgd(7)))
 
     def product(model: nn.Module) -> float:
         return float(torch.stack(layer_bounds(model)).log().sum())
 
     assert product(smooth) < product(plain) - 0.5
-    assert bed.robust(smooth, pgd(10)) > bed.robust(plain, pgd(10)) - 0.04
+    assert testbed.robust(smooth, pgd(10)) > testbed.robust(plain, pgd(10)) - 0.04

@@ -1,4 +1,4 @@
-"""Noise layers and randomised adversarial training: at no noise they are what they build on."""
+"""Noise layers and randomised adversarial training: without noise they are the plain network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seeded(make: partial[nn.Sequential]) -> nn.Sequential:
 
 
 @pytest.mark.row("D23")
-def test_noise_is_normal_with_its_deviation_in_eval_mode_as_in_training() -> None:
+def test_noise_is_normal_with_its_deviation_in_train_and_eval_mode() -> None:
     hidden = torch.full((400, 100), 3.0)
     torch.manual_seed(0)
     for layer in (GaussianNoise(0.25).eval(), GaussianNoise(0.25).train()):
@@ -61,7 +61,7 @@ def test_without_noise_the_network_is_the_plain_one(model: partial[nn.Sequential
 
 @pytest.mark.row("D23")
 @pytest.mark.parametrize(("where", "before"), [("first", nn.Conv2d), ("dense", nn.ReLU)])
-def test_the_noise_is_where_it_is_said_to_be(where: str, before: type[nn.Module]) -> None:
+def test_the_noise_is_at_its_declared_layer(where: str, before: type[nn.Module]) -> None:
     parts = list(noise_layers.noisy_cnn(SHAPE, 10, place=PLACES[where], sigma=0.05))
     (place,) = (i for i, part in enumerate(parts) if isinstance(part, GaussianNoise))
     assert isinstance(parts[place - 1], before)
@@ -88,7 +88,7 @@ def recipe(registry: Registry, name: str) -> Recipe:
 
 
 @pytest.mark.row("D24")
-def test_without_noise_it_is_plain_adversarial_training(registry: Registry) -> None:
+def test_without_noise_it_is_adversarial_training(registry: Registry) -> None:
     ours, plain = recipe(registry, "randomised-training"), recipe(registry, "pgd-training")
     same = dataclasses.replace(ours, model=plain.model, options=plain.options)
     assert same == plain

@@ -1,7 +1,7 @@
-"""What preprocessing and randomness are worth on digits: nothing once the attacker knows of them.
+"""Adaptive attacks break preprocessing and random defenses on digits.
 
-Each defense is attacked twice: by someone who does not know it (or climbs the slope that it shows),
-and through its stand-in, the slope averaged over the draws that it declares.
+Each defense is attacked twice: by an attack that does not take it into account (or uses its own
+gradient), and through its BPDA approximation with the gradient averaged over its declared draws.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SUBMISSIONS = Path(__file__).parents[3] / "submissions"
 pytestmark = pytest.mark.slow
 
 
-class Looks(nn.Module):
-    """The mean answer over several draws: what an attacker who averages climbs."""
+class MeanOfDraws(nn.Module):
+    """The mean logits over several draws, for attacks that average."""
 
     def __init__(self, module: nn.Module, draws: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Looks(nn.Module):
         return torch.stack([self.module(images) for _ in range(self.draws)]).mean(0)
 
 
-class Field:
+class Defenses:
     """The first digits, and the defenses trained once."""
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ class Field:
         return declared.draws if declared else 1
 
     def crafted(self, through: nn.Module, attack: str, ball: PerturbationSet | None) -> Tensor:
-        """What an attack makes of the digits by the slope of a module."""
+        """The images of an attack that uses the gradient of a module."""
         found = self.registry.attacks[attack].value
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
@@ -66,7 +66,7 @@ class Field:
             )
 
     def right(self, name: str, images: Tensor) -> float:
-        """The share that the majority of the referee's draws gets right."""
+        """The share of digits that the majority of the referee's draws classifies correctly."""
         module = self.loader(name).build()
         with torch.random.fork_rng([]), torch.no_grad():
             torch.manual_seed(1)
@@ -77,23 +77,23 @@ class Field:
         return self.right(name, self.x)
 
     def unaware(self, name: str, attack: str = "pgd") -> float:
-        """Attacked by someone who knows of the undefended network only."""
+        """Accuracy under an attack on the undefended network."""
         return self.right(name, self.crafted(self.loader("undefended").build(), attack, None))
 
     def naive(self, name: str) -> float:
-        """Attacked by the slope that one draw of the module itself shows."""
+        """Accuracy under an attack with the gradient of one draw of the module itself."""
         return self.right(name, self.crafted(self.loader(name).build(), "pgd", None))
 
     def aware(self, name: str, attack: str = "pgd", ball: PerturbationSet | None = None) -> float:
-        """Attacked through the stand-in, if any, over the declared draws."""
+        """Accuracy under an attack through BPDA, if declared, over the declared draws."""
         loader = self.loader(name)
         module = loader.bpda() or loader.build()
-        return self.right(name, self.crafted(Looks(module, self.draws(name)), attack, ball))
+        return self.right(name, self.crafted(MeanOfDraws(module, self.draws(name)), attack, ball))
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Field:
-    return Field(tmp_path_factory.mktemp("digits"))
+def field(tmp_path_factory: pytest.TempPathFactory) -> Defenses:
+    return Defenses(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Field:
         pytest.param("activation-pruning", 0.85, 0.25, 0.15, marks=pytest.mark.row("D30")),
     ],
 )
-def test_who_climbs_its_own_slope_fails_and_who_climbs_the_stand_in_does_not(
-    field: Field, name: str, clean: float, hidden: float, left: float
+def test_attacks_with_its_own_gradient_fail_and_bpda_attacks_succeed(
+    field: Defenses, name: str, clean: float, hidden: float, left: float
 ) -> None:
     assert field.clean(name) > clean
     assert field.naive(name) > hidden
@@ -125,8 +125,8 @@ def test_who_climbs_its_own_slope_fails_and_who_climbs_the_stand_in_does_not(
         pytest.param("total-variation", 0.8, 0.02, marks=pytest.mark.row("F05")),
     ],
 )
-def test_what_helps_against_the_unaware_falls_to_the_aware(
-    field: Field, name: str, clean: float, gap: float
+def test_defenses_against_unaware_attacks_are_broken_by_adaptive_ones(
+    field: Defenses, name: str, clean: float, gap: float
 ) -> None:
     assert field.clean(name) > clean
     aware = field.aware(name)
@@ -136,7 +136,9 @@ def test_what_helps_against_the_unaware_falls_to_the_aware(
 
 @pytest.mark.row("D32")
 @pytest.mark.parametrize("name", ["scaled-logits", "quantised-logits"])
-def test_a_mask_holds_against_its_own_slope_and_falls_to_transfer(field: Field, name: str) -> None:
+def test_a_masked_model_resists_its_own_gradient_and_is_broken_by_transfer(
+    field: Defenses, name: str
+) -> None:
     assert field.naive(name) > 0.85
     assert field.unaware(name) < 0.1
     record = field.registry.defenses[name].value
@@ -146,13 +148,13 @@ def test_a_mask_holds_against_its_own_slope_and_falls_to_transfer(field: Field, 
 
 @pytest.mark.row("D23")
 @pytest.mark.parametrize("name", ["noise-first", "noise-dense"])
-def test_a_little_noise_gains_nothing_under_fgsm(field: Field, name: str) -> None:
+def test_small_noise_gains_nothing_under_fgsm(field: Defenses, name: str) -> None:
     assert field.clean(name) > 0.9
     assert field.aware(name, "fgsm") < field.aware("undefended", "fgsm") + 0.1
 
 
 @pytest.mark.row("D24")
-def test_noise_in_training_helps_in_l2_and_costs_little_in_linf(field: Field) -> None:
+def test_training_with_noise_helps_in_l2_and_costs_little_in_linf(field: Defenses) -> None:
     ball = L2(Fraction(1))
     ours, plain = "randomised-training", "pgd-training"
     assert field.aware(ours, ball=ball) > field.aware(plain, ball=ball)

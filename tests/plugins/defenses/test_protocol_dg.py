@@ -1,4 +1,4 @@
-"""The measured truths of adversarial training, on the protocol they were measured on."""
+"""Known results of adversarial training, reproduced on the digits testbed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from plugins.defenses import (
     mma_training,
     trades,
 )
-from plugins.defenses._losses import adversarial_loss
-from tests.fixtures.protocol_dg import EPS, Bed, bed, fgsm, on_clean, pgd, recipe
+from plugins.defenses._losses import adversarial_loss, clean_loss
+from tests.fixtures.protocol_dg import EPS, Testbed, fgsm, pgd, recipe, testbed
 
-__all__ = ["bed"]  # the fixture, for pytest to find here
+__all__ = ["testbed"]  # the fixture, which pytest finds here
 
 pytestmark = pytest.mark.slow
 
@@ -36,85 +36,89 @@ FREE = FreeTraining(BALL, replays=4)
 
 
 def crossing(steps: int, length: float) -> InnerAttack:
-    """PGD in the wide ball by steps of this length, in pixels."""
+    """PGD in the wide ball with steps of this length, in pixels."""
     return pgd(steps, WIDE, length / float(WIDE))
 
 
-# --- what one step teaches -------------------------------------------------------------------
+# --- training with one step ------------------------------------------------------------------
 
 
 @pytest.mark.row("D07")
-def test_one_step_in_a_wide_ball_teaches_to_fool_the_one_step_alone(bed: Bed) -> None:
-    model = bed.taught("fgsm-wide", recipe(adversarial_loss, inner=fgsm(WIDE), epochs=100))
-    one_step, many = bed.robust(model, fgsm(WIDE)), bed.robust(model, pgd(100, WIDE))
-    assert bed.clean(model) > 0.8
+def test_fgsm_training_in_a_wide_ball_is_robust_to_one_step_only(testbed: Testbed) -> None:
+    model = testbed.train("fgsm-wide", recipe(adversarial_loss, inner=fgsm(WIDE), epochs=100))
+    one_step, many = testbed.robust(model, fgsm(WIDE)), testbed.robust(model, pgd(100, WIDE))
+    assert testbed.clean(model) > 0.8
     assert one_step > 0.4
     assert many < 0.1, "the gap is what the board flags as one step beating many"
 
 
 @pytest.mark.row("D17")
-def test_a_random_start_does_not_save_a_step_of_two_radii_in_a_wide_ball(bed: Bed) -> None:
-    """Catastrophic overfitting: .54 of the digits withstand one step, none a hundred."""
+def test_a_random_start_does_not_prevent_overfitting_to_large_steps(testbed: Testbed) -> None:
+    """Catastrophic overfitting: .54 of the digits are robust to one step and none to a hundred."""
     long = InnerAttack("pgd", Linf(WIDE), {"steps": 1, "rate": 2.0})
-    model = bed.taught("fast-wide", recipe(adversarial_loss, inner=long))
-    assert bed.clean(model) > 0.7
-    assert bed.robust(model, fgsm(WIDE)) > 0.4
-    assert bed.robust(model, pgd(100, WIDE)) < 0.05
+    model = testbed.train("fast-wide", recipe(adversarial_loss, inner=long))
+    assert testbed.clean(model) > 0.7
+    assert testbed.robust(model, fgsm(WIDE)) > 0.4
+    assert testbed.robust(model, pgd(100, WIDE)) < 0.05
 
 
 @pytest.mark.row("D11")
 @pytest.mark.parametrize("form", ["logits", "probabilities"])
-def test_weak_pairing_falls_to_steps_that_can_cross_the_ball_and_only_to_them(
-    bed: Bed, form: str
+def test_weak_pairing_is_broken_by_steps_that_can_cross_the_ball(
+    testbed: Testbed, form: str
 ) -> None:
     loss = partial(logit_pairing.adversarial_pairing, strength=2.0, form=form)
-    model = bed.taught(f"alp-weak-{form}", recipe(loss, inner=fgsm(WIDE)))
-    assert bed.clean(model) > 0.8
-    short = bed.robust(model, crossing(10, 0.01))  # 10 * .01 < .3
+    model = testbed.train(f"alp-weak-{form}", recipe(loss, inner=fgsm(WIDE)))
+    assert testbed.clean(model) > 0.8
+    short = testbed.robust(model, crossing(10, 0.01))  # 10 * .01 < .3
     assert short > 0.25
     for steps, length in ((10, 0.075), (40, 0.02), (1000, 0.01)):
         assert steps * length >= 2 * WIDE
-        assert bed.robust(model, crossing(steps, length)) < min(0.12, short / 3)
+        assert testbed.robust(model, crossing(steps, length)) < min(0.12, short / 3)
 
 
-# --- Free training and where the clamp stands ------------------------------------------------
+# --- free training and the place of the clamp ------------------------------------------------
 
 
-def inside_the_graph(lesson: TrainingBatch) -> Tensor:
-    """-log p(y | clamp(x + d)): a pixel that the clamp holds has no slope."""
-    return cross_entropy(lesson.model(lesson.adv.clamp(0, 1)), lesson.y)
+def inside_the_graph(training_batch: TrainingBatch) -> Tensor:
+    """-log p(y | clamp(x + d)), where a clamped pixel has no gradient."""
+    return cross_entropy(training_batch.model(training_batch.adv.clamp(0, 1)), training_batch.y)
 
 
 def unclamped(course: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:
-    """x + d, wherever that is."""
+    """x + d without a clamp."""
     return (x + course.free_perturbation[: len(x)]).detach().requires_grad_()
 
 
-def climbed(course: TrainingState, free: FreeTraining, lesson: TrainingBatch) -> None:
-    """d along the sign of its gradient, inside the ball but not the box."""
-    assert lesson.adv.grad is not None
-    moved = lesson.adv.detach() - lesson.x + free.ball.radius * lesson.adv.grad.sign()
+def climbed(course: TrainingState, free: FreeTraining, training_batch: TrainingBatch) -> None:
+    """d after a signed step, inside the ball but not the box."""
+    assert training_batch.adv.grad is not None
+    moved = (
+        training_batch.adv.detach()
+        - training_batch.x
+        + free.ball.radius * training_batch.adv.grad.sign()
+    )
     course.free_perturbation[: len(moved)] = moved.clamp(-free.ball.radius, free.ball.radius)
 
 
 @pytest.mark.row("D16")
-def test_free_training_keeps_what_a_clamp_inside_the_graph_loses(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
+def test_free_training_is_more_robust_with_the_clamp_outside_the_graph(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 60 gradients an image, where PGD-7 training took 480."""
     made_by = recipe(adversarial_loss, inner=FREE, epochs=15)
-    free = bed.taught("free", made_by)
-    held, pgd_7 = bed.robust(free, pgd(200)), bed.robust(reference(bed), pgd(200))
+    free = testbed.train("free", made_by)
+    held, pgd_7 = testbed.robust(free, pgd(200)), testbed.robust(reference(testbed), pgd(200))
     assert held > pgd_7 - 0.1
     monkeypatch.setattr(loop, "apply_free_perturbation", unclamped)
     monkeypatch.setattr(loop, "update_free_perturbation", climbed)
-    wrong = bed.taught("free-inside", recipe(inside_the_graph, inner=FREE, epochs=15))
-    assert bed.clean(wrong) > 0.95
-    assert bed.robust(wrong, pgd(200)) < held - 0.15
+    wrong = testbed.train("free-inside", recipe(inside_the_graph, inner=FREE, epochs=15))
+    assert testbed.clean(wrong) > 0.95
+    assert testbed.robust(wrong, pgd(200)) < held - 0.15
 
 
-def reference(bed: Bed) -> torch.nn.Module:
-    return bed.taught("pgd-7", AGAINST_PGD)
+def reference(testbed: Testbed) -> torch.nn.Module:
+    return testbed.train("pgd-7", AGAINST_PGD)
 
 
 # --- the table of trainings ------------------------------------------------------------------
@@ -158,22 +162,24 @@ STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=row) for n, (row, _) in STRONG.items()])
-def test_adversarial_training_keeps_its_clean_accuracy_and_holds(bed: Bed, name: str) -> None:
-    model = bed.taught(name, STRONG[name][1])
-    standard = bed.taught("standard", recipe(on_clean))
-    assert bed.robust(standard, pgd(200)) < 0.15
-    assert bed.clean(model) > 0.92
-    assert bed.robust(model, pgd(200)) > bed.robust(standard, pgd(200)) + 0.4
+def test_adversarial_training_is_robust_and_keeps_clean_accuracy(
+    testbed: Testbed, name: str
+) -> None:
+    model = testbed.train(name, STRONG[name][1])
+    standard = testbed.train("standard", recipe(clean_loss))
+    assert testbed.robust(standard, pgd(200)) < 0.15
+    assert testbed.clean(model) > 0.92
+    assert testbed.robust(model, pgd(200)) > testbed.robust(standard, pgd(200)) + 0.4
 
 
 @pytest.mark.row("D19")
-def test_the_second_stage_of_the_cascade_neither_gains_nor_loses_here(bed: Bed) -> None:
-    """The paper's gain needs one-step training that fails; at this radius it does not."""
-    bed.taught(*named("cascade-first"))
+def test_the_second_stage_of_the_cascade_changes_little_here(testbed: Testbed) -> None:
+    """The paper's gain needs FGSM training that overfits; at this radius it does not."""
+    testbed.train(*named("cascade-first"))
     stored = InnerAttack("bim", BALL)
     both = recipe(EMBEDDED, inner=fgsm(), teacher="cascade-first", transfer=stored)
-    held = bed.robust(bed.taught("cascade", both), pgd(200))
-    assert abs(held - bed.robust(bed.taught(*named("mixture")), pgd(200))) < 0.08
+    held = testbed.robust(testbed.train("cascade", both), pgd(200))
+    assert abs(held - testbed.robust(testbed.train(*named("mixture")), pgd(200))) < 0.08
 
 
 def named(name: str) -> tuple[str, Recipe]:
@@ -200,20 +206,24 @@ WEAK: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=row) for n, (row, _) in WEAK.items()])
-def test_what_hardly_attacks_in_training_holds_half_way(bed: Bed, name: str) -> None:
-    model = bed.taught(name, WEAK[name][1])
-    standard = bed.taught("standard", recipe(on_clean))
-    assert bed.clean(model) > 0.95
-    held = bed.robust(model, pgd(200))
-    assert bed.robust(standard, pgd(200)) + 0.12 < held < bed.robust(reference(bed), pgd(200)) - 0.1
+def test_weak_attacks_in_training_give_half_of_the_robustness(testbed: Testbed, name: str) -> None:
+    model = testbed.train(name, WEAK[name][1])
+    standard = testbed.train("standard", recipe(clean_loss))
+    assert testbed.clean(model) > 0.95
+    held = testbed.robust(model, pgd(200))
+    assert (
+        testbed.robust(standard, pgd(200)) + 0.12
+        < held
+        < testbed.robust(reference(testbed), pgd(200)) - 0.1
+    )
 
 
 @pytest.mark.row("D13")
-def test_more_weight_on_steadiness_costs_clean_accuracy_and_buys_robustness(bed: Bed) -> None:
+def test_more_weight_on_the_divergence_trades_accuracy_for_robustness(testbed: Testbed) -> None:
     inner = STRONG["trades"][1].inner
     low, high = (
-        bed.taught(f"trades-{beta}", recipe(partial(trades.trades_loss, beta=beta), inner=inner))
+        testbed.train(f"trades-{beta}", recipe(partial(trades.trades_loss, beta=beta), inner=inner))
         for beta in (0.3, 6.0)
     )
-    assert bed.clean(low) > bed.clean(high)
-    assert bed.robust(high, pgd(200)) > bed.robust(low, pgd(200)) + 0.05
+    assert testbed.clean(low) > testbed.clean(high)
+    assert testbed.robust(high, pgd(200)) > testbed.robust(low, pgd(200)) + 0.05

@@ -1,4 +1,4 @@
-"""Stochastic activation pruning: unbiased, the identity at the limit, and misleading in between."""
+"""Stochastic activation pruning: unbiased, the identity with many draws, a misleading gradient."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ pytestmark = pytest.mark.row("D30")
 
 
 def hidden(n: int = 4) -> Tensor:
-    """Half of it zero, as after a ReLU."""
+    """Half of the values are zero, as after a ReLU."""
     return torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(0)).relu()
 
 
-def test_survival_is_the_chance_to_be_among_r_draws_with_replacement() -> None:
+def test_survival_is_the_probability_of_being_drawn_with_replacement() -> None:
     h = hidden(1)
     draws = round(0.5 * h.numel())
     p = (h / h.sum()).flatten()
@@ -28,7 +28,7 @@ def test_survival_is_the_chance_to_be_among_r_draws_with_replacement() -> None:
     assert (survival_probability(h, 0.5).flatten() - seen).abs().max() < 4 * 0.5 / 20000**0.5
 
 
-def test_the_mean_is_the_value_itself() -> None:
+def test_pruning_is_unbiased() -> None:
     h = hidden(1).expand(20000, -1, -1, -1)
     torch.manual_seed(0)
     drawn = ActivationPruning(0.5)(h)
@@ -37,7 +37,7 @@ def test_the_mean_is_the_value_itself() -> None:
     assert drawn.std(0).max() > 0.1
 
 
-def test_what_survives_is_scaled_by_its_survival() -> None:
+def test_surviving_values_are_divided_by_their_probability() -> None:
     h = hidden()
     torch.manual_seed(0)
     drawn = ActivationPruning(0.5)(h)
@@ -51,7 +51,7 @@ def test_with_many_draws_it_is_the_identity() -> None:
     assert torch.allclose(ActivationPruning(1e4)(h), h)
 
 
-def test_shares_are_an_example_s_own() -> None:
+def test_probabilities_depend_on_the_example_alone() -> None:
     h = hidden()
     assert torch.allclose(survival_probability(h, 0.5)[:1], survival_probability(h[:1], 0.5))
     assert torch.allclose(
@@ -62,15 +62,15 @@ def test_shares_are_an_example_s_own() -> None:
 
 
 @pytest.mark.parametrize("h", [torch.zeros(2, 5), torch.eye(5)[:2]], ids=["none", "one alone"])
-def test_answers_and_slopes_are_finite_where_little_is_active(h: Tensor) -> None:
+def test_outputs_and_gradients_are_finite_where_few_values_are_active(h: Tensor) -> None:
     leaf = h.clone().requires_grad_()
     answer = ActivationPruning(0.5)(leaf)
     (slope,) = torch.autograd.grad(answer.sum(), leaf)
     assert torch.allclose(answer, h, atol=1e-5) and torch.isfinite(slope).all()
 
 
-def test_its_own_slope_misses_that_of_the_mean() -> None:
-    """d E[h'] / dh is 1; at fixed draws a value that grows is divided by a survival that grows."""
+def test_its_own_gradient_differs_from_that_of_the_mean() -> None:
+    """d E[h'] / dh is 1; at fixed draws a growing value is divided by a growing probability."""
     h = hidden(1).expand(4000, -1, -1, -1).flatten(1).clone().requires_grad_()
     weak = int(h[0].detach().masked_fill(h[0] == 0, torch.inf).argmin())
     torch.manual_seed(0)

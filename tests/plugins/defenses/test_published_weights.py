@@ -1,4 +1,4 @@
-"""Networks whose figures other people published: the same figures here, on the whole test sets."""
+"""Published weights reproduce their published figures on the whole test sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from plugins.defenses.convex_polytope import network
 
 
 class Published(NamedTuple):
-    """A network of known clean accuracy."""
+    """A network with its published clean accuracy."""
 
     defense: str
     dataset: str
@@ -45,7 +45,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 def world(registry: Registry, defense: str, name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network, every test image and every label; skips where one of them is not here."""
+    """The network, every test image and every label; skips where a file is missing."""
     dataset = registry.datasets[name].value
     place = datasets.data_folder()
     if not place.is_dir() or not any(place.iterdir()):
@@ -74,7 +74,7 @@ def test_clean_accuracy_is_the_published_one(registry: Registry, known: Publishe
     assert share == pytest.approx(known.clean, abs=known.digits + 1e-9)
 
 
-def test_the_fashion_network_answers_as_measured_before(registry: Registry) -> None:
+def test_the_fashion_network_has_the_accuracy_measured_before(registry: Registry) -> None:
     model, x, y = world(registry, "convex-fashion", "fashion-mnist")
     share = float(right(model, x, y).double().mean())
     assert 0.77 < share < 0.81, "79.3 % of a thousand images was measured"
@@ -83,7 +83,7 @@ def test_the_fashion_network_answers_as_measured_before(registry: Registry) -> N
 def attacked(
     registry: Registry, model: nn.Module, x: Tensor, y: Tensor, ball: Linf, attack: str
 ) -> float:
-    """The share of all images that one run leaves right."""
+    """The share of all images that one attack leaves correct."""
     found = registry.attacks[attack].value
     held = []
     for part in torch.split(torch.arange(len(x)), 500):
@@ -95,7 +95,7 @@ def attacked(
 
 
 @pytest.mark.slow
-def test_the_certified_network_holds_what_is_certified_and_no_more_than_pgd_leaves(
+def test_certified_accuracy_is_published_and_below_accuracy_under_pgd(
     registry: Registry,
 ) -> None:
     model, x, y = world(registry, "convex-mnist", "mnist")
@@ -104,7 +104,7 @@ def test_the_certified_network_holds_what_is_certified_and_no_more_than_pgd_leav
 
 
 @pytest.mark.slow
-def test_the_verified_network_holds_what_is_verified_and_no_more_than_pgd_leaves(
+def test_verified_accuracy_is_published_and_below_accuracy_under_pgd(
     registry: Registry,
 ) -> None:
     model, x, y = world(registry, "resnet2b-cifar10", "cifar10")
@@ -136,7 +136,7 @@ def test_other_weights_under_the_published_name_are_refused(
         loader.build()
 
 
-def test_without_the_file_the_sentence_says_where_it_was_looked_for(
+def test_without_the_file_the_error_names_the_folders_searched(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Thermometer encoding: monotone switches that decode to the floor, and a slope beside them."""
+"""Thermometer encoding: monotone bits that decode to the floor, and its BPDA approximation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.row("D29")
 GRID = torch.arange(256).float().view(1, 1, 16, 16) / 255
 
 
-def test_the_code_has_one_switch_a_level_and_is_monotone() -> None:
+def test_the_code_has_one_bit_a_level_and_is_monotone() -> None:
     code = thermometer(GRID)
     assert code.shape == (1, LEVELS, 16, 16)
     assert set(code.flatten().tolist()) == {0.0, 1.0}
@@ -31,7 +31,7 @@ def test_the_code_decodes_to_the_floor() -> None:
     assert torch.equal(thermometer(exact).sum(1).flatten(), torch.arange(17.0))
 
 
-def test_each_channel_has_switches_of_its_own() -> None:
+def test_each_channel_has_its_own_bits() -> None:
     x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     alone = [thermometer(x[:, channel : channel + 1]) for channel in range(3)]
     assert torch.equal(thermometer(x), torch.cat(alone, 1))
@@ -43,19 +43,19 @@ def slope(x: Tensor) -> Tensor:
     return found
 
 
-def test_the_code_has_no_slope_and_its_stand_in_answers_alike_with_one() -> None:
+def test_the_code_has_no_gradient_and_its_bpda_approximation_has_one() -> None:
     assert not thermometer(GRID.clone().requires_grad_()).requires_grad
     assert torch.allclose(soft_thermometer(GRID), thermometer(GRID), atol=1e-6)
     assert (slope(GRID) > 0).all()
 
 
-def test_the_slope_counts_the_switches_whose_ramp_the_pixel_is_on() -> None:
+def test_the_gradient_counts_the_ramps_at_the_pixel() -> None:
     x = torch.tensor([0.49, 0.51]).view(2, 1, 1, 1)
     near = RAMP * LEVELS
     assert torch.allclose(slope(x).flatten(), torch.full((2,), near / RAMP))
 
 
-def test_brightness_within_a_level_changes_no_answer() -> None:
+def test_intensity_within_a_level_changes_no_logit() -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = thermometer_cnn((1, 8, 8), 10).eval()

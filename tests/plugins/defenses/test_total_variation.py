@@ -1,4 +1,4 @@
-"""Total variation: the solver against another one, certificates of optimality, and its laws."""
+"""Total variation: the solver against another one, optimality certificates, and properties."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.row("F05")
 
 
 def problem(n: int = 16, share: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Digits in float64, and which of their pixels are kept."""
+    """Digits in float64, and a mask of the kept pixels."""
     x = digits(n)[0].double()
     generator = torch.Generator().manual_seed(0)
     kept = (torch.rand(x.shape, generator=generator) < share).double()
@@ -39,7 +39,7 @@ def test_the_variation_of_a_checkerboard_is_its_number_of_edges() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 8, 28])
-def test_cosine_waves_diagonalise_the_differences(size: int) -> None:
+def test_the_cosine_basis_diagonalises_the_differences(size: int) -> None:
     basis, value = cosine_basis(size)
     assert torch.allclose(basis.T @ basis, torch.eye(size), atol=1e-5)
     both = difference_matrix(size).T @ difference_matrix(size)
@@ -47,7 +47,7 @@ def test_cosine_waves_diagonalise_the_differences(size: int) -> None:
 
 
 def quadratic_programme(x: npt.NDArray[np.float64], kept: npt.NDArray[np.float64]) -> float:
-    """The least objective by scipy, with a bound t on |D z|, for one image [side, side]."""
+    """The smallest objective by scipy, with a bound t on |D z|, for one image [side, side]."""
     side, pixels = len(x), x.size
     d = difference_matrix(side).double().numpy()
     edges = np.vstack([np.kron(np.eye(side), d), np.kron(d, np.eye(side))])
@@ -83,7 +83,7 @@ def test_the_objective_is_that_of_a_quadratic_programme(share: float) -> None:
         assert float(ours[i]) == pytest.approx(best, rel=1e-5)
 
 
-def test_forty_rounds_come_within_a_hundredth_of_the_optimum() -> None:
+def test_forty_iterations_are_within_one_percent_of_the_optimum() -> None:
     x, kept = problem(64)
     best = objective(minimizer(x, kept, WEIGHT, 1500), x, kept, WEIGHT)
     few = objective(
@@ -105,7 +105,7 @@ def test_no_image_nearby_has_a_smaller_objective() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
-def test_an_even_image_is_fixed(share: float) -> None:
+def test_a_constant_image_is_unchanged(share: float) -> None:
     _, kept = problem(4, share)
     grey = torch.full_like(kept, 0.3)
     assert torch.allclose(minimizer(grey, kept, WEIGHT, ITERATIONS), grey, atol=1e-6)
@@ -117,7 +117,7 @@ def test_with_every_pixel_kept_the_variation_falls() -> None:
     assert (total_variation(z) < total_variation(x)).all()
 
 
-def test_without_weight_kept_pixels_stay_and_with_much_weight_the_image_is_even() -> None:
+def test_the_weight_goes_from_the_kept_pixels_to_a_constant_image() -> None:
     x, kept = problem()
     free = minimizer(x, kept, 0.0, 500)
     assert (kept * (free - x)).abs().max() < 1e-6
@@ -126,7 +126,7 @@ def test_without_weight_kept_pixels_stay_and_with_much_weight_the_image_is_even(
     assert (even - mean[..., None]).abs().max() < 1e-2
 
 
-def test_dropped_pixels_do_not_matter_at_all() -> None:
+def test_dropped_pixels_have_no_influence() -> None:
     x, kept = problem()
     other = torch.where(kept > 0, x, 1 - x)
     one, two = (minimizer(z, kept, WEIGHT, ITERATIONS) for z in (x, other))
@@ -134,7 +134,7 @@ def test_dropped_pixels_do_not_matter_at_all() -> None:
     assert not torch.equal(one, minimizer(1 - other, kept, WEIGHT, ITERATIONS))
 
 
-def test_the_mask_is_drawn_anew_and_keeps_its_share() -> None:
+def test_the_mask_is_new_on_each_call_and_has_its_share() -> None:
     x = digits(64)[0]
     torch.manual_seed(0)
     first, second = (denoise(x, 0.0, KEPT, 200) for _ in range(2))
@@ -143,7 +143,7 @@ def test_the_mask_is_drawn_anew_and_keeps_its_share() -> None:
     assert abs(float(kept) - KEPT) < 0.1
 
 
-def test_the_slope_of_the_solver_is_that_of_its_answers() -> None:
+def test_the_gradient_of_the_solver_agrees_with_finite_differences() -> None:
     x, kept = problem(4)
     weight, v = torch.randn_like(x), torch.randn_like(x)
     leaf = x.clone().requires_grad_()

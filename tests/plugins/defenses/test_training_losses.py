@@ -1,4 +1,4 @@
-"""The losses of adversarial training as closed forms, and what each is when its own part is off."""
+"""Losses of adversarial training in closed form, and each without its own term."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.fixtures.training_family import (
     EPS,
     FGSM,
     gradients,
-    lesson,
     near,
     recipe_of,
     registry,
     same,
+    training_batch,
 )
 
 FAMILY = (
@@ -52,7 +52,7 @@ FAMILY = (
 )
 
 
-# --- what the family offers ------------------------------------------------------------------
+# --- the registered recipes ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -65,12 +65,12 @@ def test_a_defense_names_its_paper_and_every_number_of_its_loss(name: str) -> No
     if recipe.augment is not None:
         assert isinstance(recipe.augment, partial)
         bound |= recipe.augment.keywords
-    bound.pop("eps", None)  # of the ball, which is in the digest by itself
+    bound.pop("eps", None)  # part of the ball, which is digested separately
     assert bound == recipe.options
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_training_looks_as_far_as_the_board_goes(name: str) -> None:
+def test_inner_attacks_use_the_radius_of_the_threat_model(name: str) -> None:
     inner = recipe_of(name).inner
     if inner is not None:
         reach = 2 if name == "mma" else 1
@@ -109,21 +109,21 @@ def test_training_looks_as_far_as_the_board_goes(name: str) -> None:
     ],
     ids=["alp", "clp", "clp-strangers", "mart", "mma", "cascade"],
 )
-def test_without_its_own_part_a_loss_is_the_plain_one_to_the_bit(
+def test_without_its_own_term_a_loss_is_the_plain_one_to_the_bit(
     loss: Callable[[TrainingBatch], Tensor], neutral: Callable[[TrainingBatch], Tensor]
 ) -> None:
-    assert torch.equal(loss(lesson()), neutral(lesson()))
+    assert torch.equal(loss(training_batch()), neutral(training_batch()))
     assert same(gradients(loss), gradients(neutral))
 
 
-# --- the loss table of the lecture, on fixed answers -----------------------------------------
+# --- losses on fixed logits ------------------------------------------------------------------
 
 CLEAN = (0.5, 0.3, 0.2)
 MOVED = (0.25, 0.5, 0.25)
 
 
 def fixed(clean: tuple[float, ...], moved: tuple[float, ...], label: int = 0) -> TrainingBatch:
-    """A lesson whose model answers x with the one and x' with the other."""
+    """A training batch whose model returns one value for x and another for x'."""
     x, adv = (torch.tensor(p, dtype=torch.float64).log().view(1, 3, 1, 1) for p in (clean, moved))
     return TrainingBatch(nn.Flatten(), x, torch.tensor([label]), adv)
 
@@ -164,7 +164,7 @@ def test_the_loss_table_on_fixed_probabilities(name: str) -> None:
 
 
 def halves(given: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """J of the clean rows and of the moved ones, the lengths drawn from seed 1."""
+    """J of the clean rows and of the adversarial ones, with lengths drawn from seed 1."""
     torch.manual_seed(1)
     moved = random_length_step(given.x[16:], given.adv[16:], BALL.radius)
     logits = given.model(torch.cat([given.x[:16], moved]))
@@ -179,23 +179,23 @@ def drawn(given: TrainingBatch, weight: float, share: float = 0.5) -> Tensor:
 
 @pytest.mark.row("D06")
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 4.0])
-def test_the_weight_stands_above_and_below_the_line(weight: float) -> None:
-    clean, moved = halves(lesson())
+def test_the_weight_is_in_numerator_and_denominator(weight: float) -> None:
+    clean, moved = halves(training_batch())
     expected = (clean.sum() + weight * moved.sum()) / (16 + weight * 16)
-    assert torch.allclose(drawn(lesson(), weight), expected, rtol=1e-6)
+    assert torch.allclose(drawn(training_batch(), weight), expected, rtol=1e-6)
 
 
 @pytest.mark.row("D06")
-def test_with_weight_one_it_is_the_plain_mean_and_with_share_zero_standard_training() -> None:
-    assert torch.equal(drawn(lesson(), 1.0), torch.cat(halves(lesson())).mean())
-    assert torch.equal(drawn(lesson(), 0.3, share=0.0), clean_loss(lesson()).mean())
+def test_weight_one_is_the_plain_mean_and_share_zero_is_clean_training() -> None:
+    assert torch.equal(drawn(training_batch(), 1.0), torch.cat(halves(training_batch())).mean())
+    assert torch.equal(drawn(training_batch(), 0.3, share=0.0), clean_loss(training_batch()).mean())
     plain = gradients(lambda given: drawn(given, 0.3, share=0.0))
     assert near(plain, gradients(clean_loss))
 
 
 @pytest.mark.row("D06")
-def test_each_moved_image_is_fgsm_in_a_ball_of_its_own_radius() -> None:
-    model, x, y, adv = lesson()[:4]
+def test_each_adversarial_image_is_fgsm_with_its_own_radius() -> None:
+    model, x, y, adv = training_batch()[:4]
     torch.manual_seed(0)
     moved = random_length_step(x, adv, BALL.radius)
     for row in range(0, 32, 7):
@@ -209,7 +209,7 @@ def test_each_moved_image_is_fgsm_in_a_ball_of_its_own_radius() -> None:
 
 
 @pytest.mark.row("D06")
-def test_the_radius_is_a_normal_one_cut_at_twice_its_deviation() -> None:
+def test_the_radius_is_normal_and_cut_at_twice_its_deviation() -> None:
     x = torch.full((20000, 1, 1, 1), 0.5)
     torch.manual_seed(0)
     radius = (random_length_step(x, x + 0.2, 0.2) - x).flatten()
@@ -223,7 +223,7 @@ def test_the_radius_is_a_normal_one_cut_at_twice_its_deviation() -> None:
 
 
 @pytest.mark.row("D11")
-def test_logits_may_not_shift_and_probabilities_may() -> None:
+def test_the_pairing_distance_of_probabilities_ignores_a_shift_of_the_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(50, 10, generator=generator)
     assert logit_pairing.squared_distance(one, one + 3, "logits") == pytest.approx(
@@ -234,7 +234,7 @@ def test_logits_may_not_shift_and_probabilities_may() -> None:
 
 
 @pytest.mark.row("D12")
-def test_strangers_are_paired_once_each_and_nobody_with_oneself() -> None:
+def test_random_pairs_use_each_image_once_and_never_with_itself() -> None:
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0], [5.0, 1.0]]).view(4, 2, 1, 1)
     given = TrainingBatch(nn.Flatten(), logits, torch.tensor([0, 1, 0, 1]), logits)
     apart = logit_pairing.random_pairing(given, 1.0) - clean_loss(given)
@@ -242,7 +242,7 @@ def test_strangers_are_paired_once_each_and_nobody_with_oneself() -> None:
 
 
 @pytest.mark.row("D12")
-def test_strangers_meet_on_noisy_images() -> None:
+def test_random_pairing_trains_on_noisy_images() -> None:
     made_by = recipe_of("clp-strangers")
     assert made_by.augment is not None
     assert made_by.inner is None
@@ -258,7 +258,7 @@ def test_strangers_meet_on_noisy_images() -> None:
 
 
 @pytest.mark.row("D14")
-def test_a_wrong_image_is_learned_as_it_is_a_border_where_it_is_and_a_safe_one_not() -> None:
+def test_the_mma_loss_treats_wrong_boundary_and_safe_images_differently() -> None:
     loss = partial(mma_loss, weight=0.0)
     wrong, other = (0.2, 0.5, 0.3), (0.1, 0.2, 0.7)
     assert float(loss(fixed(wrong, other))) == pytest.approx(-math.log(0.2))
@@ -273,7 +273,7 @@ def test_a_wrong_image_is_learned_as_it_is_a_border_where_it_is_and_a_safe_one_n
 
 
 @pytest.mark.row("D15")
-def test_the_boosted_cross_entropy_is_the_paper_s_sum_and_never_below_the_plain_one() -> None:
+def test_the_boosted_cross_entropy_is_the_paper_s_sum_and_at_least_the_plain_one() -> None:
     logits = 4 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0)).double()
     label = torch.arange(500) % 10
     p = logits.softmax(1)
@@ -286,7 +286,7 @@ def test_the_boosted_cross_entropy_is_the_paper_s_sum_and_never_below_the_plain_
 
 
 @pytest.mark.row("D15")
-def test_a_sure_right_answer_removes_the_divergence_and_a_sure_wrong_one_keeps_all() -> None:
+def test_the_divergence_is_weighted_by_the_probability_of_an_error() -> None:
     sure = (1 - 2e-12, 1e-12, 1e-12)
 
     def steady(label: int) -> float:
@@ -303,7 +303,7 @@ def test_a_sure_right_answer_removes_the_divergence_and_a_sure_wrong_one_keeps_a
 
 
 @pytest.mark.row("D19")
-def test_the_clean_embedding_is_the_pivot_and_learns_nothing_from_the_distance() -> None:
+def test_the_clean_embedding_has_no_gradient_from_the_distance() -> None:
     def distance(given: TrainingBatch) -> Tensor:
         return cascade_loss(given, 0.5, 2.0) - cascade_loss(given, 0.5, 0.0)
 
@@ -315,13 +315,15 @@ def test_the_clean_embedding_is_the_pivot_and_learns_nothing_from_the_distance()
         apart: Tensor = 2 * (moved - pivot).square().sum(1)
         return apart
 
-    assert torch.allclose(distance(lesson()), pulled(lesson()), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(
+        distance(training_batch()), pulled(training_batch()), rtol=1e-3, atol=1e-5
+    )
     assert near(gradients(distance), gradients(pulled))
 
 
 @pytest.mark.row("D19")
-def test_of_own_and_stored_images_the_cascade_takes_the_mean() -> None:
-    given = lesson()
+def test_the_cascade_averages_the_losses_of_both_kinds_of_images() -> None:
+    given = training_batch()
     stored = (given.x + 0.1).clamp(0, 1)
     both = cascade_loss(given._replace(transferred=stored), 0.25, 1e-2)
     each = [cascade_loss(given._replace(adv=adv), 0.25, 1e-2) for adv in (given.adv, stored)]

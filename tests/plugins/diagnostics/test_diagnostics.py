@@ -1,4 +1,4 @@
-"""Each planted fake is found by the diagnostic that is meant for it; honest models are cleared."""
+"""Each planted fake is found by its diagnostic, and ordinary models pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def honest(build: Callable[[tuple[int, int, int], int], nn.Module] = cnn) -> nn.
 
 def look(diagnostic: Diagnostic, module: nn.Module, defense: Defense | None = None) -> Evidence:
     generator = torch.Generator().manual_seed(1)
-    # As the digits are stored: no pixel is within a difference step of a rounding threshold.
+    # 8-bit images: no pixel is within a difference step of a rounding threshold.
     grey = torch.randint(0, 17, (32, *SHAPE), generator=generator)
     x = (255 * grey / 16).round() / 255
     y = torch.randint(0, 10, (32,), generator=generator)
@@ -51,7 +51,7 @@ def random_defense(module: nn.Module) -> Defense:
 
 
 class Then(nn.Module):
-    """The honest network, and something after it."""
+    """The honest network followed by a function of its logits."""
 
     def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Misleading(torch.autograd.Function):
 
 
 class Counter(nn.Module):
-    """Answers differently from the third call on."""
+    """Changes its logits from the third call on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Counter(nn.Module):
 
 
 class AfterGradient(nn.Module):
-    """Answers differently once somebody has asked for a gradient."""
+    """Changes its logits after a gradient was computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class AfterGradient(nn.Module):
 
 
 class OffTheGrid(nn.Module):
-    """Sure of clean images; on others it throws dice."""
+    """Deterministic on 8-bit images and random on others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def place_dependent() -> nn.Module:
 
 
 def order_dependent() -> nn.Module:
-    """Honest alone and in the given order, whose first image is the darker one."""
+    """Correct for single images and for the given order, whose first image is the darker one."""
 
     def change(logits: Tensor, images: Tensor) -> Tensor:
         return -logits if images[0].mean() > images[-1].mean() else logits
@@ -133,12 +133,12 @@ def misleading() -> nn.Module:
 
 
 def downhill() -> nn.Module:
-    """A gradient that points the wrong way, its value untouched."""
+    """A function with an unchanged value and a reversed gradient."""
     return PreprocessedModel(honest(), lambda images: 2 * images.detach() - images)
 
 
 def mostly_downhill() -> nn.Module:
-    """Dark images keep their slope, times 1000; on all others it points the wrong way."""
+    """Dark images keep their gradient, times 1000; for all others it is reversed."""
 
     def change(logits: Tensor, images: Tensor) -> Tensor:
         dark = images.flatten(1).mean(1, keepdim=True) < 0.48
@@ -153,7 +153,7 @@ def noisy() -> nn.Module:
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
 @pytest.mark.parametrize("build", [cnn, regression])
-def test_an_honest_model_is_clear(
+def test_an_ordinary_model_passes(
     diagnostic: Diagnostic, build: Callable[[tuple[int, int, int], int], nn.Module]
 ) -> None:
     evidence = look(diagnostic, honest(build))
@@ -195,7 +195,7 @@ def test_a_planted_fake_is_raised(diagnostic: Diagnostic, fake: Callable[[], nn.
     assert evidence.sentence.endswith(".")
 
 
-def test_the_stand_in_is_not_asked_but_named() -> None:
+def test_the_bpda_approximation_is_not_queried_but_named() -> None:
     module = PreprocessedModel(honest(), three_bits)
     slope = PreprocessedModel(honest(), straight_through(three_bits))
     declared = Defense("mine", lambda loader: module, bpda=lambda loader: slope)
@@ -207,7 +207,7 @@ def test_the_stand_in_is_not_asked_but_named() -> None:
 
 def test_one_percent_of_zero_gradients_is_the_limit() -> None:
     def some(share: int) -> Evidence:
-        # Images whose first pixel is zero get a constant answer.
+        # Images whose first pixel is zero have constant logits.
         x = torch.rand(200, *SHAPE) / 2 + 0.25
         x[:share, 0, 0, 0] = 0
         model = Then(lambda logits, images: torch.where(images[:, :1, 0, 0] > 0, logits, 0))
@@ -225,7 +225,7 @@ def test_a_gradient_on_one_pixel_is_not_zero() -> None:
 
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
-def test_only_images_are_put_to_a_defense(diagnostic: Diagnostic) -> None:
+def test_all_queries_are_valid_images(diagnostic: Diagnostic) -> None:
     outside = []
 
     def watch(logits: Tensor, images: Tensor) -> Tensor:
@@ -246,18 +246,18 @@ def test_only_images_are_put_to_a_defense(diagnostic: Diagnostic) -> None:
     ],
     ids=["sum-is-not-one", "negative", "twice"],
 )
-def test_logits_with_one_trait_of_probabilities_are_clear(
+def test_logits_with_one_property_of_probabilities_pass(
     change: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     assert look(Probabilities(), Then(change)).finding is Finding.CLEAR
 
 
-def test_flat_answers_leave_nothing_to_compare() -> None:
+def test_constant_logits_are_not_tested() -> None:
     evidence = look(GradientAgrees(), PreprocessedModel(honest(), three_bits))
     assert evidence.finding is Finding.NOT_TESTED
 
 
-def test_declared_randomness_is_expected_to_show() -> None:
+def test_declared_randomness_must_be_observed() -> None:
     module, still = noisy(), honest()
     assert look(Deterministic(), module, random_defense(module)).finding is Finding.CLEAR
     assert look(Deterministic(), still, random_defense(still)).finding is Finding.RAISED
@@ -266,7 +266,7 @@ def test_declared_randomness_is_expected_to_show() -> None:
 
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
-def test_looking_leaves_module_and_random_state_as_they_were(diagnostic: Diagnostic) -> None:
+def test_diagnostics_leave_module_and_random_state_unchanged(diagnostic: Diagnostic) -> None:
     module = noisy()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -278,8 +278,8 @@ def test_looking_leaves_module_and_random_state_as_they_were(diagnostic: Diagnos
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_every_image_counts_alike_in_the_correlation() -> None:
-    """Steeper images and flatter ones: only how well each agrees matters."""
+def test_every_image_has_equal_weight_in_the_correlation() -> None:
+    """Images with larger and smaller gradients: only the agreement of each matters."""
     generator = torch.Generator().manual_seed(2)
     told = torch.randn(4, 50, generator=generator).double()
     seen = told.clone()
@@ -297,7 +297,7 @@ def test_every_image_counts_alike_in_the_correlation() -> None:
         assert torch.maximum(pair[0].abs(), pair[1].abs()).amax(0).tolist() == [1.0] * 50
 
 
-def test_a_flat_image_and_one_without_numbers_stay_as_they_are() -> None:
+def test_zero_and_nan_derivatives_are_unchanged() -> None:
     told, seen = scaled_per_image(torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2))
     assert not told.any() and not seen[:, 0].any() and seen[:, 1].isnan().all()
 

@@ -1,4 +1,4 @@
-"""Other libraries' attacks, as they are: counted, repeatable, judged, and absent where they are."""
+"""Attacks of other libraries: counted, reproducible, verified, and missing without the library."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def registry() -> Registry:
     return Registry.load()
 
 
-def foreign() -> list[str]:
-    """The names offered here; none where no library is installed."""
+def library_attacks() -> list[str]:
+    """The names registered here; none where no library is installed."""
     offers = registry().attacks.items()
     return [name for name, offer in offers if offer.module.startswith("plugins.external.")]
 
@@ -53,20 +53,21 @@ def offer(name: str) -> Registration[Any]:
 
 every = pytest.mark.parametrize(
     "name",
-    foreign() or [pytest.param("", marks=pytest.mark.skip("no library of the extra is here"))],
+    library_attacks()
+    or [pytest.param("", marks=pytest.mark.skip("no library of the extra is here"))],
 )
 
 
 @cache
 def right() -> tuple[Tensor, Tensor]:
-    """The first 32 digits that the small network gets right."""
+    """The first 32 digits that the small network classifies correctly."""
     x, y = digits(64)
     sure = (small_cnn()(x).argmax(1) == y).nonzero()[:BATCH_UNIT, 0]
     return x[sure], y[sure]
 
 
 def match(name: str, balls: dict[str, PerturbationSet], model: nn.Module | None = None) -> CellSpec:
-    """The attack's cell on right answers: few, where it plays one by one."""
+    """The attack's cell on correctly classified images: few, where it runs one by one."""
     attack = offer(name).value
     n = 2 if Traits.of(attack).rows == 1 else BATCH_UNIT
     x, y = right()
@@ -83,7 +84,7 @@ def match(name: str, balls: dict[str, PerturbationSet], model: nn.Module | None 
 
 @every
 def test_counts_equal_those_of_independent_hooks(name: str) -> None:
-    """In a ball so narrow that the library plays its run to the end."""
+    """In a ball so small that the library makes its whole run."""
     model = copy.deepcopy(small_cnn())
     game = match(name, NARROW, model)
     rows = hooked(model)
@@ -97,7 +98,7 @@ def test_counts_equal_those_of_independent_hooks(name: str) -> None:
 
 
 @every
-def test_it_breaks_grey_images_and_nothing_else(name: str) -> None:
+def test_it_breaks_digits_and_changes_no_state(name: str) -> None:
     model = copy.deepcopy(small_cnn())
     state, world = ModelState.of(model), RandomState.snapshot()
     x, y = (part[: 8 if Traits.of(offer(name).value).rows == 1 else BATCH_UNIT] for part in right())
@@ -117,14 +118,16 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
 
 
 @every
-def test_budgets_stop_it(name: str) -> None:
+def test_a_budget_stops_it(name: str) -> None:
     game = match(name, NARROW)
     found = played(dataclasses.replace(game, budget=Budget(queries=12, gradients=12)))
     assert 0 < int(found.forwards.max()) <= 12 and int(found.gradients.max()) <= 12
 
 
-@pytest.mark.parametrize("name", [name for name in foreign() if "hop" in name or "sign" in name])
-def test_a_thousand_labels_and_no_more(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in library_attacks() if "hop" in name or "sign" in name]
+)
+def test_a_label_only_attack_uses_at_most_1000_queries(name: str) -> None:
     attack = offer(name).value
     x, y = (part[:2] for part in right())
     ball = NARROW[attack.norms[0]]
@@ -134,7 +137,7 @@ def test_a_thousand_labels_and_no_more(name: str) -> None:
     assert not result.broken.any() and 900 < int(result.forwards.max()) <= 1000
 
 
-def test_the_guard_changes_nothing_of_foolbox() -> None:
+def test_the_images_are_those_of_foolbox_itself() -> None:
     foolbox = pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
     x, y = right()
     model = foolbox.PyTorchModel(small_cnn(), bounds=(0, 1), device="cpu")
@@ -143,14 +146,14 @@ def test_the_guard_changes_nothing_of_foolbox() -> None:
     assert torch.equal(played(match("foolbox-ddn", NARROW)).image, own)
 
 
-def test_the_guard_changes_nothing_of_adversarial_library() -> None:
+def test_the_images_are_those_of_adversarial_library_itself() -> None:
     attacks = pytest.importorskip("adv_lib.attacks", reason="the extra `peers` is not installed")
     x, y = right()
     own = attacks.fmn(small_cnn(), x, y, norm=float("inf"), steps=100)
     assert torch.equal(played(match("adv-lib-fmn-linf", NARROW)).image, own)
 
 
-def test_an_option_that_the_library_does_not_know_is_a_sentence() -> None:
+def test_an_unknown_option_gives_a_plugin_error() -> None:
     pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
     attack = dataclasses.replace(offer("foolbox-ddn").value, options={"pace": 3})
     world = RandomState.snapshot()
@@ -160,13 +163,15 @@ def test_an_option_that_the_library_does_not_know_is_a_sentence() -> None:
 
 
 @every
-def test_the_digest_knows_the_version_of_the_library(name: str) -> None:
+def test_the_digest_depends_on_the_version_of_the_library(name: str) -> None:
     here = offer(name)
     other = dataclasses.replace(here, value=dataclasses.replace(here.value, version="0"))
     assert attack_digest(other) != attack_digest(here)
 
 
-def test_a_missing_library_is_quiet_until_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks_of_a_missing_library_are_not_listed_and_name_it_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_library_attack, "version", lambda distribution: "")
     found = Registry.load()
     assert found.problems == [] and not [n for n in found.attacks if n.startswith("foolbox")]

@@ -1,4 +1,4 @@
-"""The built-in boards: their rules, and that each can be played as it is declared."""
+"""The built-in threat models: their rules, and that each can be evaluated."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def known() -> Registry:
     return Registry.load()
 
 
-def test_the_boards_are_these_with_these_rules() -> None:
+def test_the_threat_models_have_these_rules() -> None:
     found = [
         (b.name, b.dataset, b.ball.name, b.ball.eps, b.goal.kind, b.ranked)
         for b in sorted(BOARDS, key=lambda board: board.order)
@@ -63,29 +63,29 @@ def test_the_boards_are_these_with_these_rules() -> None:
     assert found == RULES
 
 
-def test_every_board_has_an_id_a_place_and_a_sentence_of_its_own() -> None:
+def test_every_threat_model_has_its_own_id_order_and_summary() -> None:
     for field in ("id", "order", "summary"):
         values = [getattr(board, field) for board in BOARDS]
         assert len(set(values)) == len(values)
         assert all(values)
 
 
-def test_the_ids_under_which_results_are_stored_stay() -> None:
+def test_the_ids_are_unchanged() -> None:
     assert {board.name: board.id for board in BOARDS} == IDS
 
 
-def test_only_the_labels_board_hides_scores_and_counts_queries() -> None:
+def test_only_digits_labels_hides_scores_and_limits_queries() -> None:
     for board in BOARDS:
         labels = board.name == "digits-labels"
         assert board.access == (Access.LABELS if labels else Access.GRADIENTS)
         assert board.budget == (Budget(queries=1000) if labels else Budget())
 
 
-def test_the_targeted_board_says_which_class() -> None:
+def test_the_targeted_threat_model_declares_the_target_class() -> None:
     assert BY_NAME["digits-targeted"].goal == Goal("targeted", "next")
 
 
-def test_the_radius_of_the_nearest_board_holds_every_image() -> None:
+def test_the_radius_of_digits_nearest_covers_every_image() -> None:
     black, white = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     assert bool(BY_NAME["digits-nearest"].ball.contains(white, black).all())
     assert bool(BY_NAME["digits-box"].ball.contains(white, black).all())
@@ -94,7 +94,7 @@ def test_the_radius_of_the_nearest_board_holds_every_image() -> None:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_required_attacks_exist_and_can_be_played(name: str, known: Registry) -> None:
+def test_required_attacks_exist_and_can_run(name: str, known: Registry) -> None:
     board: ThreatModel = known.find("threat", name).value
     assert board.required
     assert board.dataset in known.datasets
@@ -105,14 +105,14 @@ def test_required_attacks_exist_and_can_be_played(name: str, known: Registry) ->
         assert why_not_applicable(board, other, attack) == ""
 
 
-def test_ranked_boards_require_more_than_one_step_of_a_gradient(known: Registry) -> None:
+def test_ranked_threat_models_require_more_than_one_gradient_step(known: Registry) -> None:
     for board in BOARDS:
         attacks = [known.find("attack", name).value for name in board.required]
         if board.ranked:
             assert any(attack.steps >= 20 and not Traits.of(attack).source for attack in attacks)
 
 
-def test_a_folder_of_photographs_brings_its_board(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_folder_registers_its_threat_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_IMAGE_FOLDER", "somewhere")
     added = [b for b in images.bench_threat_models() if b.name not in BY_NAME]
     assert [(b.name, b.dataset, b.ball.eps) for b in added] == [
