@@ -1,4 +1,4 @@
-"""Data sets by name and digest: read once, checked, handed out read-only."""
+"""Reads data sets, checks them against their records and digests, and caches them read-only."""
 
 from __future__ import annotations
 
@@ -22,50 +22,51 @@ from bench.plugin import Dataset, Images, Split
 
 @dataclass(frozen=True)
 class Examples:
-    """The first n test images of a data set, in its fixed order."""
+    """The first n test images of a data set in its fixed order."""
 
     dataset: str
     images: npt.NDArray[np.uint8]
     """[n, C, H, W]."""
     labels: npt.NDArray[np.int64]
+    """[n]."""
     digest: str
-    """SHA-256 of images, labels and where they stand in the official file."""
+    """SHA-256 of images, labels and their positions in the official file."""
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
-        """[n, C, H, W] float32: images / 255."""
+        """The images as float32 [n, C, H, W] in [0, 1]."""
         return to_float(torch.tensor(self.images, device=device))
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [n, C, H, W] as float32 in [0, 1], in the plain memory layout.
+    """Convert uint8 images [n, C, H, W] to float32 in [0, 1], contiguous in memory.
 
-    One channel lets two layouts pass as contiguous, and convolutions differ between them in the
-    last bit.
+    With one channel two memory layouts count as contiguous, and convolutions differ between them in
+    the last bit; the copy has one fixed layout.
     """
     return images.clone(memory_format=torch.contiguous_format).float() / 255
 
 
 def data_folder() -> Path:
-    """Where data sets lie: $BENCH_DATA, else the cache folder."""
+    """The folder of data sets: $BENCH_DATA, else the cache folder."""
     named = os.environ.get("BENCH_DATA")
     return Path(named).expanduser() if named else cache_folder()
 
 
 def load_dataset(dataset: Dataset) -> Images:
-    """Both halves, checked against the record; read once a process.
+    """Both halves of a data set, checked against its record; read once a process.
 
-    UnavailableError where the files are missing or are not the official ones, PluginError where the
-    plugin's answer does not fit its own record.
+    Raises UnavailableError where the files are missing or differ from the declared digests,
+    PluginError where the images that the plugin returns do not fit its record.
     """
     return _read(dataset, data_folder())
 
 
 def first_examples(dataset: Dataset, n: int) -> Examples:
-    """The first n of the fixed order; BenchError where there are not so many."""
+    """The first n test images in the fixed order. Raises BenchError where there are fewer."""
     if not 1 <= n <= dataset.test_size:
         raise BenchError(
-            f"{n} examples were asked of {dataset.name}, whose test half holds "
-            f"{dataset.test_size}; ask for 1 to {dataset.test_size}."
+            f"{n} examples of {dataset.name} were requested; use 1 to "
+            f"{dataset.test_size}, the number of its test images."
         )
     images = load_dataset(dataset)
     first = Split(images.test.images[:n], images.test.labels[:n])
@@ -73,15 +74,15 @@ def first_examples(dataset: Dataset, n: int) -> Examples:
 
 
 def training_digest(dataset: Dataset) -> str:
-    """The declared digest of the training half, else that of the one here; empty without one."""
+    """Digest of the training half: as declared, else computed; empty where there is none."""
     if dataset.train_digest:
-        return dataset.train_digest  # whatever differs from it is never read
+        return dataset.train_digest  # other data would be refused
     half = load_dataset(dataset).train
     return "" if half is None else content_digest(*half)
 
 
 def content_digest(*arrays: npt.NDArray[Any]) -> str:
-    """SHA-256 of images, labels and index, each after a line that tells its type and shape."""
+    """SHA-256 of arrays of any shape, such as images [n, C, H, W], with their dtypes and shapes."""
     sha = hashlib.sha256()
     for array in arrays:
         plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -96,7 +97,7 @@ def _read(dataset: Dataset, place: Path) -> Images:
         images = dataset.load(place)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         raise UnavailableError(f"{dataset.name} could not be read: {error}") from error
-    wrong = _misfit(dataset, images)
+    wrong = _why_unlike_record(dataset, images)
     if wrong:
         raise PluginError(f"the data set {dataset.name} {wrong}.")
     found = content_digest(*images.test, images.index)
@@ -116,30 +117,30 @@ def _read(dataset: Dataset, place: Path) -> Images:
     return images
 
 
-def _misfit(dataset: Dataset, images: Images) -> str:
-    """What does not fit the record; empty when all does."""
+def _why_unlike_record(dataset: Dataset, images: Images) -> str:
+    """How the images differ from the record, as the end of a sentence; empty where they fit."""
     if len(images.test.images) != dataset.test_size:
-        return f"read {len(images.test.images)} test images, its record says {dataset.test_size}"
+        return f"has {len(images.test.images)} test images; its record declares {dataset.test_size}"
     if images.index.shape != images.test.labels.shape or len(set(images.index.tolist())) != len(
         images.index
     ):
-        return "does not give each test image one place of its own in the official file"
+        return "does not give each test image its own position in the official file"
     for split in (images.test, images.train):
-        wrong = "" if split is None else _crooked(dataset, split)
+        wrong = "" if split is None else _why_unlike_split(dataset, split)
         if wrong:
             return wrong
     return ""
 
 
-def _crooked(dataset: Dataset, split: Split) -> str:
+def _why_unlike_split(dataset: Dataset, split: Split) -> str:
     shape = (len(split.labels), *dataset.shape)
     if split.images.dtype != np.uint8 or split.images.shape != shape:
         return (
-            f"read {split.images.dtype} {list(split.images.shape)}; uint8 {list(shape)} was "
+            f"has images {split.images.dtype} {list(split.images.shape)}; uint8 {list(shape)} was "
             "expected"
         )
     if split.labels.dtype != np.int64 or split.labels.ndim != 1:
-        return f"read labels as {split.labels.dtype}; int64 [n] was expected"
+        return f"has labels {split.labels.dtype} {list(split.labels.shape)}; int64 [n] was expected"
     if not ((split.labels >= 0) & (split.labels < len(dataset.classes))).all():
-        return f"read labels outside 0 to {len(dataset.classes) - 1}"
+        return f"has labels outside 0 to {len(dataset.classes) - 1}"
     return ""

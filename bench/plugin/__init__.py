@@ -1,14 +1,20 @@
-"""Everything that a plugin author imports: contracts, losses, keyed random numbers, `hookimpl`.
+"""Everything that a plugin author imports: contracts, losses, random numbers, `hookimpl`.
 
-Contracts are Protocols and records, so a plugin inherits from nothing. A class with `name`,
-`needs`, `steps`, `start` and `step` is an attack; one with
-`name`, `needs` and `run` is an `ExternalAttack`.
+Contracts are protocols and records, so that a plugin needs no base class. A class with `name`,
+`needs`, `steps`, `start` and `step` is an `Attack`; one with `name`, `needs` and `run` is an
+`ExternalAttack`. A hook registers instances:
 
     from bench.plugin import hookimpl
 
     @hookimpl
     def bench_attacks():
         yield MyAttack()
+
+By use: attacks `Attack`, `Problem`, `State`, `StopRule`, `Access`, `cross_entropy`, `margin`;
+external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`; defenses `Defense`,
+`Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
+`InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `Linf`, `L2`, `L1`, `Goal`, `Budget`;
+data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`.
 """
 
 from __future__ import annotations
@@ -42,10 +48,10 @@ from bench.plugin.external import (
     MissingLibrary,
     Model,
 )
-from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, per_image, select_column
+from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, select_column
 from bench.plugin.training import FreeTraining, InnerAttack, Recipe, TrainingBatch
 from bench.threats.access import Access, Budget
-from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
 from bench.threats.random_numbers import (
     KeyedRandomNumbers,
     RandomNumbers,
@@ -102,10 +108,11 @@ __all__ = [
     "margin",
     "margin_to",
     "name_to_int64",
-    "per_image",
+    "per_row",
     "require_type",
     "select_column",
     "straight_through",
 ]
 
 hookimpl = pluggy.HookimplMarker("bench")
+"""Marks a function of a plugin as the implementation of the hook of that name."""

@@ -8,82 +8,85 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from torch import Tensor
 
-from bench.plugin.external import (
-    EXTERNAL_BATCH,
-    ExternalAttack,
-)
+from bench.plugin.external import EXTERNAL_BATCH, ExternalAttack
 from bench.plugin.losses import Loss
 from bench.threats.access import Access
 from bench.threats.norms import PerturbationSet
 from bench.threats.random_numbers import RandomNumbers
 
 State: TypeAlias = Any
-"""A tensor [n, ...] of images, or a NamedTuple of tensors whose first field `adv` is that."""
+"""Images [n, C, H, W], or a NamedTuple of tensors [n, ...] with the images first, as `adv`."""
 
 
 class StopRule(StrEnum):
-    """When a row of an attack has nothing more to do."""
+    """When an attack stops working on an example, before its last step."""
 
     FIRST_SUCCESS = "first success"
-    """The first verified success ends it (all attacks in a fixed ball)."""
+    """At the first verified success (for attacks in a fixed ball)."""
     CONVERGENCE = "convergence"
-    """`done(state)` ends it; success alone does not (attacks that shrink their perturbation)."""
+    """Where `done(state)` is True; not at a success (for attacks that minimise a perturbation)."""
     NEVER = "never"
-    """Only its last step ends it."""
+    """Never: all steps are made."""
 
 
 class Gradient(NamedTuple):
-    """The answer to `problem.gradient`."""
+    """The result of `problem.gradient`."""
 
     gradient: Tensor
-    """[n, C, H, W]: uphill is towards the goal, also on targeted boards."""
+    """[n, C, H, W] of the attacker's loss: ascent leads towards the goal, targeted ones too."""
     loss: Tensor
     """[n]: larger is better for the attacker."""
     logits: Tensor
-    """[n, K]; a `joint` attack finds the rejection score as column K."""
+    """[n, K]; for a `joint` attack column K is the rejection score."""
 
 
 class Jacobian(NamedTuple):
-    """The answer to `problem.jacobian`."""
+    """The result of `problem.jacobian`."""
 
     rows: Tensor
-    """[n, k, C, H, W]: the gradient of each asked logit, or difference."""
+    """[n, k, C, H, W]: the gradient of each requested logit, or of its difference."""
     logits: Tensor
     """[n, K]."""
 
 
 class Problem(RandomNumbers, Protocol):
-    """What an attack sees of one batch of rows; each row is one example in one run.
+    """What an attack sees of a batch: each row is one example in one restart.
 
-    Rows are independent: whatever an attack computes for a row may depend on that row alone.
-    Every question takes `where` [n] bool: only those rows are charged, the others' answers are
-    not to be used.
+    What an attack computes for a row may depend on that row alone: the engine removes finished
+    examples from the batch and adds new ones between steps. Each query takes `where` [n] bool: only
+    those rows are queried and counted, and the results of the others must not be used. A query
+    beyond the threat model's access, or beyond the attack's `needs`, raises PluginError.
     """
 
     x: Tensor
-    """[n, C, H, W] clean images."""
+    """[n, C, H, W]: the clean images."""
     y: Tensor
-    """[n] int64: the true label; on targeted boards still the true label."""
+    """[n] int64: the true labels, also for a targeted goal."""
     target: Tensor
-    """[n] int64: the declared target on targeted boards; -1 elsewhere."""
+    """[n] int64: the declared target classes of a targeted goal; -1 for other goals."""
     ball: PerturbationSet
     """The perturbation set: `sample`, `steepest`, `project`, `distance`, `contains`, `radius`."""
     t: Tensor
-    """[n] int64: how many steps this row has made in this run."""
+    """[n] int64: number of steps made for this row, as the t of a step-size schedule."""
     restart: Tensor
-    """[n] int64: which restart or target this is, from 0."""
+    """[n] int64: the number of this restart, or of the attacked target class, from 0."""
     classes: int
+    """K, the number of classes."""
 
     @property
     def clean_logits(self) -> Tensor:
-        """[n, K] of the clean images; needs scores. Costs nothing: the clean pass is shared."""
+        """Logits [n, K] of the clean images; needs scores. Not counted as a query."""
 
     @property
     def other_classes(self) -> Tensor:
-        """[n, K - 1]: the other classes, the likeliest on the clean image first; needs scores."""
+        """[n, K - 1]: all classes but the label, by clean logit, largest first; needs scores."""
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        """One forward and one gradient a row. `loss` gets the label, or the declared target."""
+        """Gradients [n, C, H, W] of a loss at images [n, C, H, W], with losses and logits.
+
+        `loss` is called with the label; for a targeted goal with the target, and its sign reversed.
+        Costs one query and one gradient evaluation a row.
+        """
 
     def jacobian(
         self,
@@ -93,83 +96,92 @@ class Problem(RandomNumbers, Protocol):
         *,
         minus: Tensor | None = None,
     ) -> Jacobian:
-        """One forward and k gradients a row, of the logits `classes` [n, k].
+        """Gradients [n, k, C, H, W] of the logits `classes` [n, k] at images [n, C, H, W].
 
-        With `minus` [n] int64, of their differences to the logit of that class.
+        With `minus` [n] int64, of their differences to the logit of that class. Costs one query and
+        k gradient evaluations a row.
         """
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """[n, K]; one forward a row."""
+        """Logits [n, K] of images [n, C, H, W]. Costs one query a row."""
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """[n] int64; one forward a row."""
+        """Predicted labels [n] int64 of images [n, C, H, W]. Costs one query a row."""
 
     def reaches_goal(self, answer: Tensor) -> Tensor:
-        """[n] bool: do these logits [n, K] or labels [n] reach the goal of the board?"""
+        """Whether logits [n, K] or labels [n] reach the threat model's goal, bool [n]."""
 
     def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape] keyed int64 in [0, high)."""
+        """Uniform int64 [n, *shape] in [0, high), keyed like `uniform`."""
 
 
 class Attack(Protocol):
-    """A start and a step over explicit state; the harness owns everything else.
+    """An attack as `start` and `step` over explicit state; the engine owns everything else.
 
-    Optional: `cite`, `summary`, `restart_count(classes) -> int` (restarts or targets; a row begins restart
-    r + 1 only if restart r left it unbroken), `stop_rule` (a `StopRule`), `done(state) -> [n] bool`,
-    `minimises` (True when smaller perturbations are the aim), `norms` (names of the sets it can
-    work in), `goals` (goals it can serve), `source` (`"surrogate"`: queries the
-    surrogate model instead),
-    `stays(before, after) -> [n] bool` (the step between these states has changed nothing: a search
-    that asks one question a step may then be asked for several steps of a row at once),
-    `joint` (True where it goes for classifier and detector at once: it meets rejecting defenses
-    only, and its losses and answers have the rejection score as column K),
-    `samples` (True where it draws points without following an answer of the model).
+    Optional attributes, whose defaults are those of `Traits`: `cite`, `summary`, `stop_rule`,
+    `minimises`, `norms`, `goals`, `source`, `joint`, `samples`. Optional methods:
+
+    * `restart_count(classes) -> int`: the number of restarts or targets; 1 without it. Restart
+      r + 1 is made only for examples that restart r did not break.
+    * `done(state) -> [n] bool`: which rows have converged; for `StopRule.CONVERGENCE`.
+    * `stays(before, after) -> [n] bool`: which rows a step left unchanged. A search that makes one
+      query a step and often rejects it can then have several steps of a row evaluated in one batch.
     """
 
     needs: Access
+    """The least access to the defense with which the attack works."""
 
     @property
     def name(self) -> str:
-        """Lower case, digits, '.', '_', '-'; unique."""
+        """Unique name of lower-case letters, digits, '.', '_' and '-'."""
 
     @property
     def steps(self) -> int:
-        """Steps of one run; step s leaves the iterate after s questions."""
+        """Number of steps of one restart."""
 
     def start(self, problem: Problem) -> State:
-        """The state of newly arrived rows: arithmetic only, nothing is asked of the defense."""
+        """The state before the first step. Must not query the defense."""
 
     def step(self, problem: Problem, state: State) -> State:
-        """The next state of all rows."""
+        """The state after one more step of all rows; `state` itself must stay unchanged."""
 
 
 OPTIONAL_METHODS = ("restart_count", "done", "stays", "prepare")
-"""What an attack may define beside what it must."""
+"""The optional methods of an attack; `prepare` of an external attack."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """An attack's optional attributes, with what their absence means."""
+    """The optional attributes of an attack; `Traits.of` has the defaults."""
 
     cite: str
+    """Source, as `arXiv:1706.06083`."""
     summary: str
+    """One sentence for lists."""
     stop_rule: StopRule
+    """Default: the first success."""
     minimises: bool
+    """Whether it looks for the smallest perturbation; its iterates may then leave the ball."""
     norms: tuple[str, ...]
-    """Empty: every set."""
+    """Names of the norms it supports, as `Linf`. Empty: every perturbation set."""
     goals: tuple[str, ...]
-    """Empty: every goal."""
+    """Kinds of goals it supports: `untargeted`, `targeted`, `nearest`. Empty: every goal."""
     source: str
+    """`surrogate`: its queries go to the defense's surrogate model (a transfer attack)."""
     joint: bool
-    """It goes for classifier and detector at once."""
+    """Whether it attacks classifier and detector of a rejecting defense together.
+
+    It is then evaluated on rejecting defenses only, and its losses and answers have the rejection
+    score as column K.
+    """
     samples: bool
-    """It draws points without following an answer of the model."""
+    """Whether it samples points independently of the model's answers, as random noise."""
     rows: int
-    """Of a `ExternalAttack`: how many examples it is offered at once; 0 for all."""
+    """Of an external attack: how many examples one call of `run` gets; 0 for all."""
 
     @classmethod
     def of(cls, attack: Attack | ExternalAttack) -> Traits:
-        """Read them from any object."""
+        """The attributes of an attack, with a default for each that it does not have."""
         return cls(
             cite=getattr(attack, "cite", ""),
             summary=getattr(attack, "summary", ""),
@@ -185,11 +197,11 @@ class Traits:
 
     @staticmethod
     def is_external(attack: Attack | ExternalAttack) -> TypeGuard[ExternalAttack]:
-        """Whether it has a `run` of its own instead of `start` and `step`."""
+        """Whether it is an external attack: `run` instead of `start` and `step`."""
         return hasattr(attack, "run") and not hasattr(attack, "step")
 
     @staticmethod
     def restart_count(attack: Attack | ExternalAttack, classes: int) -> int:
-        """Returns the number of restarts that a row may need."""
+        """Number of restarts (or targets) that an attack makes at most per example."""
         count = getattr(attack, "restart_count", None)
         return 1 if count is None else int(count(classes))

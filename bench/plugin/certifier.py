@@ -10,20 +10,22 @@ from bench.threats.norms import PerturbationSet
 
 
 class Certifier(Protocol):
-    """A proof: which examples nobody inside the perturbation set can break.
+    """Proves examples robust: no image of the perturbation set changes their class.
 
-    Optional: `cite`, `summary`, `error` (the probability with which a statistical proof of one
-    example may be wrong; absent or 0: the proof is deterministic, and one counterexample is an
-    error of the certifier), `quick` (False where a proof of a small network takes longer than its
-    attacks: asked with `--certify all` only).
+    Optional attributes: `cite`, `summary`, `error` (the probability that a statistical certificate
+    of one example is wrong; absent or 0 where it is deterministic), `quick` (False where it takes
+    longer than the attacks on a small network: used with `--certify all` only).
     """
 
     name: str
     exact: bool
-    """True when an example that is not certified can be broken (a lower *and* an upper bound)."""
+    """True where every example that is not certified can be broken (a complete verifier)."""
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
-        """Why it cannot speak of this model and set; empty when it can."""
+        """Why it does not support this module and perturbation set; empty where it does."""
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: right on every image of ball and box."""
+        """Which images x [n, C, H, W] with labels y [n] are certified, bool [n].
+
+        True: correctly classified on every image in the ball and in [0, 1].
+        """

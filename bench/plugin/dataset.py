@@ -15,38 +15,40 @@ class Split(NamedTuple):
     """Images and labels of one half of a data set."""
 
     images: npt.NDArray[np.uint8]
-    """[n, C, H, W]: the pixel k stands for k / 255."""
+    """[n, C, H, W]: the value k stands for k / 255."""
     labels: npt.NDArray[np.int64]
+    """[n]."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """A data set in memory."""
+    """A data set in memory: both halves."""
 
     train: Split | None
-    """None where only the test half is there."""
+    """None where there is only the test half."""
     test: Split
-    """In the fixed order of the index list: the first n are *the* n examples."""
+    """In a fixed order: an evaluation on n examples uses the first n."""
     index: npt.NDArray[np.int64]
-    """Where each test image stands in the official file."""
+    """[n]: position of each test image in the official file."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; reading it waits until it is needed."""
+    """A data set, which is read when it is first needed."""
 
     name: str
     classes: tuple[str, ...]
+    """Class names, in the order of the labels."""
     shape: tuple[int, int, int]
     """(C, H, W)."""
     load: Callable[[Path | None], Images]
-    """Reads it from the data folder (None: the folder is not needed); may download into it."""
+    """Reads the images from the data folder; may download them into it."""
     test_size: int
     digest: str = ""
-    """SHA-256 of the test half in index order; refused when it differs. Empty: unchecked."""
+    """SHA-256 of the test half in this order; other data are refused. Empty: not checked."""
     train_digest: str = ""
-    """SHA-256 of the training half; refused when it differs. Empty: unchecked."""
+    """SHA-256 of the training half; other data are refused. Empty: not checked."""
     cite: str = ""
     summary: str = ""
     place: str = ""
-    """Its folder inside the data folder, where that has another name than the data set."""
+    """Its folder inside the data folder, where that does not have the data set's name."""

@@ -1,4 +1,4 @@
-"""Contract of a defense: the record, its claims and the loader that hands it weights."""
+"""Contract of a defense: its record, and the loader of its weights."""
 
 from __future__ import annotations
 
@@ -13,58 +13,65 @@ from bench.plugin.training import Recipe
 
 
 class Loader(Protocol):
-    """Weights by name and digest; the only way weights reach a defense."""
+    """Loads weights into a defense's modules; the argument of `Defense.build`."""
 
     shape: tuple[int, int, int]
-    """(C, H, W) of the data set at hand."""
+    """(C, H, W) of the data set."""
     classes: int
+    """K, the number of classes."""
 
     def trained(self, module: nn.Module) -> nn.Module:
-        """The module, filled with the weights of *this* defense's recipe."""
+        """The module with the weights that the defense's own recipe trains."""
 
     def weights(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
-        """The module, filled from a safetensors file beside the plugin (or in `BENCH_DATA`).
+        """The module with the weights of a safetensors file beside the plugin, or in `BENCH_DATA`.
 
-        A file of another `sha256` is refused; without one, any file of that name will do.
+        A file with another SHA-256 than `sha256` is refused; empty: not checked.
         """
 
     def defense(self, name: str) -> nn.Module:
-        """Another registered defense, built."""
+        """The built module of another registered defense."""
 
 
 @dataclass(frozen=True)
 class Randomness:
-    """A defense that answers differently on each call, and says so."""
+    """Declares that a defense is random: it answers differently on each call."""
 
     draws: int = 10
-    """Samples that an attacker averages a gradient over (EOT, arXiv:1707.07397)."""
+    """Number of gradients that an attack averages (EOT, arXiv:1707.07397)."""
 
 
 @dataclass(frozen=True)
 class Defense:
-    """An ordinary module from images in [0, 1] to logits, and what its author says of it."""
+    """A defense: how its module is built, and what its author declares.
+
+    The module maps images [n, C, H, W] in [0, 1] to logits [n, K], float32.
+    """
 
     name: str
     build: Callable[[Loader], nn.Module]
     datasets: tuple[str, ...] = ("digits",)
+    """Names of the data sets for which it can be built."""
     cite: str = ""
     summary: str = ""
     claims: tuple[Claim, ...] = ()
     recipe: Recipe | None = None
+    """How `loader.trained` gets its weights; None where nothing is trained."""
     bpda: Callable[[Loader], nn.Module] | None = None
-    """What an attacker differentiates through where `build` gives no useful gradient."""
+    """Builds the BPDA approximation (arXiv:1802.00420), whose gradients attacks use instead."""
     randomness: Randomness | None = None
+    """None: the same images always get the same logits."""
     surrogate: str = "undefended"
-    """The defense that transfer attacks ask instead of this one."""
+    """Name of the defense whose gradients transfer attacks use."""
     quick: bool = True
-    """Played by `bench run` without --defense."""
+    """Whether `bench run` without --defense evaluates it."""
     forwards: int = 1
-    """Passes of the network that one answer takes; above 20 a board plays 128 examples."""
+    """Passes of the network per query; above 20 it is evaluated on 128 examples."""
     rejects: float | None = None
-    """The share of clean images that it means to reject; None where it answers every image.
+    """Share of clean images that it is tuned to reject; None where it rejects none.
 
-    With it the module answers [n, K + 1]: the logits and, last, a rejection score less the
-    threshold that was set on calibration images; an image is rejected where that is positive.
+    With a share, the module returns [n, K + 1]: the logits and, as the last column, a rejection
+    score minus its threshold. An image is rejected where that is positive.
     """
     control: str = ""
     """Why this built-in control hides its gradient on purpose; contract checks of its gradient do

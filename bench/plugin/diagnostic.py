@@ -11,24 +11,34 @@ from bench.plugin.defense import Defense
 
 
 class Finding(StrEnum):
-    """What a diagnostic says. Clear and not tested are different facts."""
+    """The result of a diagnostic."""
 
     RAISED = "raised"
+    """Warning: the evidence speaks for masked gradients or cheating."""
     CLEAR = "clear"
+    """Passed."""
     NOT_TESTED = "not tested"
+    """The test does not apply to this defense."""
 
 
 class Evidence(NamedTuple):
-    """The numbers behind a flag."""
+    """The result of a diagnostic with its numbers."""
 
     finding: Finding
     sentence: str
+    """One sentence with the figures on which the finding rests."""
 
 
 class Diagnostic(Protocol):
-    """A look at a built defense, before any attack."""
+    """A test of a built defense for masked gradients or cheating, without an attack.
+
+    Optional attributes: `cite`, `summary`.
+    """
 
     name: str
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
-        """Judge how it answers a few clean images: 64 of them in a run, 32 in `bench check`."""
+        """Test the defense's module on clean images x [n, C, H, W] with labels y [n].
+
+        n is 64 in a run and 32 in `bench check`.
+        """

@@ -1,4 +1,4 @@
-"""The other kind of attack: a run of its own, for libraries and whatever must see all examples."""
+"""Contract of an external attack: one call of `run`, for libraries and attacks on many examples."""
 
 from __future__ import annotations
 
@@ -14,77 +14,85 @@ from bench.threats.random_numbers import RandomNumbers
 
 
 class Model(Protocol):
-    """The defense as a library sees it: an `nn.Module` behind a guard.
+    """The defense as an `nn.Module` that counts queries and limits access.
 
-    Every image asked is counted and, where it reaches the goal inside the set, kept as a success.
-    What the board hides stays hidden: under labels the answer is one-hot and without a graph, under
-    scores it is without a graph. Over budget it raises what no `except Exception` catches.
+    Every queried image is counted, and is a candidate where it reaches the goal inside the set.
+    Access is that of the threat model: with labels only, logits are one-hot and have no graph; with
+    scores they have no graph. Beyond the budget a call ends the run, by a BaseException that
+    `except Exception` does not catch.
     """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [b, K] of float32 images [b, C, H, W]; their gradient where the board gives it.
+        """Logits [b, K] of float32 images [b, C, H, W], with a graph where access allows.
 
-        One row a problem: all b images are that row's. Else b is the number of rows, in order.
+        With `rows = 1` all b images belong to the one example. Otherwise b must be the number of
+        examples, in order, or `for_rows` names the examples.
         """
 
     def for_rows(self, rows: Tensor) -> AbstractContextManager[None]:
-        """While this lasts, the images asked about are those of `rows` [b] int64, each once."""
+        """A context in which queried images belong to the examples `rows` [b] int64, each once."""
 
 
 class ExternalProblem(RandomNumbers, Protocol):
-    """What `run` sees: some or all examples at once. Each row is one example."""
+    """What `run` sees: a batch of examples, one per row."""
 
     x: Tensor
-    """[n, C, H, W] clean images."""
+    """[n, C, H, W]: the clean images."""
     y: Tensor
-    """[n] int64: the true label."""
+    """[n] int64: the true labels."""
     target: Tensor
-    """[n] int64: the declared target on targeted boards; -1 elsewhere."""
+    """[n] int64: the declared target classes of a targeted goal; -1 for other goals."""
     ball: PerturbationSet
     classes: int
+    """K, the number of classes."""
     budget: Budget
-    """What each row may spend in all."""
+    """Queries and gradient evaluations allowed per example."""
 
     @property
     def model(self) -> Model:
-        """The only way to the defense."""
+        """The defense."""
 
     def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape] keyed int64 in [0, high)."""
+        """Uniform int64 [n, *shape] in [0, high), keyed like `uniform`."""
 
 
 class ExternalAttack(Protocol):
-    """A run of its own over whatever the harness offers: foreign libraries, one patch for all.
+    """An attack with a loop of its own, such as one from another library.
 
-    The harness offers closed sets of `rows` examples in index order (`ROWS` unless said otherwise;
-    1: one by one; 0: all of them), the last row repeated up to a multiple of 32. Global generators
-    of torch, numpy and python are seeded for each and put back. Optional, beside those of
-    `Attack` that apply: `rows`, and `prepare()`, called once before the first run (imports).
+    `run` is called for batches of `rows` examples in index order (default EXTERNAL_BATCH; 1: one by
+    one; 0: all at once); the last example is repeated up to a multiple of 32. The global random
+    generators of torch, numpy and python are seeded before each call and restored after it.
+    Optional, besides the attributes of `Traits`: `prepare()`, called once before the first run, for
+    imports.
     """
 
     @property
     def needs(self) -> Access:
-        """What it must be shown; a board that shows more shows it no more than this."""
+        """The access it needs; it gets no more, even where the threat model allows more."""
 
     @property
     def name(self) -> str:
-        """Lower case, digits, '.', '_', '-'; unique."""
+        """Unique name of lower-case letters, digits, '.', '_' and '-'."""
 
     def run(self, problem: ExternalProblem) -> Tensor:
-        """The images [n, C, H, W], float32. What it claims of them is not asked."""
+        """Attack the problem; returns candidates [n, C, H, W], float32.
+
+        They are candidates in addition to the queried images; which of them succeed is verified.
+        """
 
 
 EXTERNAL_BATCH = 64
-"""How many examples a `ExternalAttack` is offered at once, unless it says otherwise."""
+"""How many examples one call of `ExternalAttack.run` gets by default."""
 
 
 @dataclass(frozen=True)
 class MissingLibrary:
-    """Offered in place of something that this environment lacks a library for.
+    """Registered in place of a plugin whose library is not installed.
 
-    It is not listed; who asks for it by name is told what to install.
+    It is not listed; naming it gives a message with the extra to install.
     """
 
     name: str
     library: str
     extra: str = "peers"
+    """The extra of this project that installs the library."""

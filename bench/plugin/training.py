@@ -1,4 +1,4 @@
-"""What a recipe is made of: lessons, the attacks inside training, and the numbers of the loop."""
+"""Contract of a training recipe: its batches, inner attacks and hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from bench.threats.norms import PerturbationSet
 
 
 class TrainingBatch(NamedTuple):
-    """One batch of training, as a recipe's loss sees it."""
+    """One training batch, the argument of a recipe's loss."""
 
     model: nn.Module
     x: Tensor
+    """[n, C, H, W]: clean images, after augmentation."""
     y: Tensor
+    """[n] int64: labels."""
     adv: Tensor
-    """What the inner attack made of x; x itself without one. Detached, inside ball and box."""
+    """[n, C, H, W]: the inner attack's result on x, detached; x itself without an inner attack."""
     teacher: nn.Module | None = None
-    """The defense that the recipe learns from, frozen; None where it names none."""
+    """The built defense that `Recipe.teacher` names, frozen; None without one."""
     transferred: Tensor | None = None
-    """What `Recipe.transfer` made of x against the teacher; detached, inside ball and box."""
+    """[n, C, H, W]: the result on x of `Recipe.transfer` against the teacher, detached."""
 
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """An attack inside training, by name, with the fields to change."""
+    """A registered attack that is run inside training."""
 
     attack: str
+    """Its name."""
     ball: PerturbationSet
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the attack to change, as `{"steps": 7}`."""
 
 
 @dataclass(frozen=True)
 class FreeTraining:
     """Free adversarial training (arXiv:1904.12843) in place of an inner attack.
 
-    Each batch is learned `replays` times in a row. One backward pass gives the gradient of the
-    weights and of the images; the perturbation follows it and is carried to the next batch.
+    Each batch is used `replays` times in a row. One backward pass gives the gradients of weights
+    and images; both are updated, and the perturbation is kept for the next batch.
     """
 
     ball: PerturbationSet
@@ -50,12 +54,12 @@ class FreeTraining:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a defense's weights come about."""
+    """How the weights of a defense are trained."""
 
     model: Callable[[tuple[int, int, int], int], nn.Module]
-    """(shape, classes) -> a fresh module, its weights drawn from torch's seeded generator."""
+    """((C, H, W), classes) -> a new module, initialised with torch's seeded generator."""
     loss: Callable[[TrainingBatch], Tensor] | None = None
-    """A scalar or [n]; may be missing where nothing is learned by gradient (`epochs=0`)."""
+    """A scalar or [n]; None where nothing is trained by gradient (`epochs=0`)."""
     inner: InnerAttack | FreeTraining | None = None
     epochs: int = 30
     """Passes over the training half; 0 with `fit` alone."""
@@ -67,20 +71,21 @@ class Recipe:
     """`adam` or `sgd` (momentum 0.9)."""
     schedule: str = "constant"
     """`constant`, `cosine`, `cyclic` (up, then down to zero; arXiv:2001.03994) or `steps` (a tenth
-    from half of the training on, a hundredth from three quarters on; arXiv:1706.06083)."""
+    of the rate after half of the training, a hundredth after three quarters; arXiv:1706.06083)."""
     augment: Callable[[Tensor], Tensor] | None = None
-    """[n, C, H, W] -> the same shape, in [0, 1]; before any attack, with torch's generator."""
+    """Images [n, C, H, W] -> the same shape, in [0, 1]; applied before any attack."""
     teacher: str = ""
-    """Another defense with a recipe of its own, trained first: `TrainingBatch.teacher`."""
+    """Name of another defense with a recipe, which is trained first; `TrainingBatch.teacher`."""
     transfer: InnerAttack | None = None
     """An attack on the teacher, for `TrainingBatch.transferred`."""
     fit: Callable[[TrainingBatch], None] | None = None
-    """Called once after the last epoch, the model in eval mode, with up to 2,048 training images as
-    one lesson: for what is not learned by gradient. It fills buffers of the model in place."""
+    """Called once after the last epoch with up to 2,048 training images, the model in eval mode.
+
+    Sets buffers of the model in place that are not trained by gradient."""
     monitor: InnerAttack | None = None
-    """An attack on 256 training images after each epoch. Where their robust accuracy falls by more
-    than 20 points below its best, training stops (catastrophic overfitting, arXiv:2001.03994) and
-    the weights of the best epoch are kept."""
+    """A monitoring attack on 256 training images after each epoch. Where robust accuracy falls
+    more than 20 points below its best, training stops (catastrophic overfitting, arXiv:2001.03994)
+    and the weights of the best epoch are kept."""
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers the loss closes over, so that they are part of the digest."""
+    """Hyperparameters of the loss, which the digest must contain."""

@@ -1,4 +1,4 @@
-"""The report: one board as JSON values that scripts may rely on."""
+"""The JSON report of one leaderboard, for scripts; a change of shape raises `schema`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bench.core.cells import PROTOCOL, SCHEMA
 from bench.results.example_results import DefenseResult, load_results
 from bench.results.leaderboards import Leaderboard, find_leaderboard, leaderboards
 from bench.results.matrix import matrix_cells
-from bench.results.ranking import RankingRow, alone, ranking_rows
-from bench.results.verdicts import load_context
+from bench.results.ranking import RankingRow, robust_count, ranking_rows
+from bench.results.verdicts import load_check_context
 from bench.store import Store
 from bench.threats.suites import Suite
 
@@ -19,60 +19,61 @@ from bench.threats.suites import Suite
 def json_report(
     store: Store, threat: str | None = None, mode: str = "full", battery: Suite | None = None
 ) -> dict[str, Any]:
-    """The board of the named threat model (None: the first) in a mode, its ranking and its matrix.
+    """The leaderboard of a threat model (None: the first) in a mode, with ranking and matrix.
 
-    With a suite, `suite` of a row is the figure over the attacks of that battery alone.
-
-    `digest` is a SHA-256 over every example's verdict of every finished cell. It does not depend
-    on time, batch, order or workers. BenchError where there is no such board.
+    With a suite, `suite` of a row is the figure over the suite's attacks alone. `digest` is a
+    SHA-256 over the verdicts of all items of all finished cells; it does not depend on time, batch,
+    order or workers. Raises BenchError where there is no such leaderboard.
     """
-    board = find_leaderboard(store, threat, mode)
-    attacks = _attacks(battery, board)
-    played = load_results(store, board)
-    ranked = ranking_rows(played, load_context(store, played, leaderboards(store)))
+    leaderboard = find_leaderboard(store, threat, mode)
+    attacks = _attacks(battery, leaderboard)
+    results = load_results(store, leaderboard)
+    ranked = ranking_rows(results, load_check_context(store, results, leaderboards(store)))
     return {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
-        "mode": board.mode,
-        "threat": _threat(board),
+        "mode": leaderboard.mode,
+        "threat": _threat(leaderboard),
         "suite": {"name": battery.name, "attacks": list(attacks)} if battery else None,
-        "examples": {"n": board.n, "digest": board.examples},
+        "examples": {"n": leaderboard.n, "digest": leaderboard.examples},
         "ranking": [
-            _row(row) | {"suite": _together(played.standings[row.defense], attacks)}
+            _row(row) | {"suite": _together(results.defenses[row.defense], attacks)}
             for row in ranked
         ],
-        "matrix": [asdict(square) for square in matrix_cells(played)],
-        "digest": played.digest,
+        "matrix": [asdict(square) for square in matrix_cells(results)],
+        "digest": results.digest,
     }
 
 
-def _attacks(battery: Suite | None, board: Leaderboard) -> tuple[str, ...]:
+def _attacks(battery: Suite | None, leaderboard: Leaderboard) -> tuple[str, ...]:
     if battery is None:
         return ()
-    return battery.attacks_for(board.name, board.set["name"], board.access, board.goal["kind"])
+    return battery.attacks_for(
+        leaderboard.name, leaderboard.set["name"], leaderboard.access, leaderboard.goal["kind"]
+    )
 
 
-def _together(standing: DefenseResult, attacks: Sequence[str]) -> dict[str, Any] | None:
-    """How many of the battery are done, and the figure over them alone once all are."""
+def _together(result: DefenseResult, attacks: Sequence[str]) -> dict[str, Any] | None:
+    """How many of the suite's attacks are done, and the figure over them once all are."""
     if not attacks:
         return None
-    done = sum(attack in standing.bouts for attack in attacks)
-    whole = asdict(alone(standing, attacks)) if done == len(attacks) else None
+    done = sum(attack in result.attacks for attack in attacks)
+    whole = asdict(robust_count(result, attacks)) if done == len(attacks) else None
     return {"done": done, "attacks": len(attacks), "robust": whole}
 
 
-def _threat(board: Leaderboard) -> dict[str, Any]:
+def _threat(leaderboard: Leaderboard) -> dict[str, Any]:
     return {
-        "id": board.id,
-        "name": board.name,
-        "dataset": board.dataset,
-        "set": dict(board.set),
-        "access": board.access,
-        "goal": dict(board.goal),
-        "budget": dict(board.budget),
-        "required": list(board.required),
-        "ranked": board.ranked,
-        "summary": board.summary,
+        "id": leaderboard.id,
+        "name": leaderboard.name,
+        "dataset": leaderboard.dataset,
+        "set": dict(leaderboard.set),
+        "access": leaderboard.access,
+        "goal": dict(leaderboard.goal),
+        "budget": dict(leaderboard.budget),
+        "required": list(leaderboard.required),
+        "ranked": leaderboard.ranked,
+        "summary": leaderboard.summary,
     }
 
 

@@ -7,18 +7,23 @@ from enum import IntEnum
 
 
 class Access(IntEnum):
-    """What the attacker may ask of the defense. Each level contains the ones below it."""
+    """The attacker's access to the defense. Each level includes the ones below it."""
 
     NOTHING = 0
+    """No queries."""
     LABELS = 1
+    """Predicted labels (decision-based attacks)."""
     SCORES = 2
+    """Logits (score-based attacks)."""
     GRADIENTS = 3
+    """Logits and their gradients (white box)."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the attacker may spend on one example; None is without limit."""
+    """The attacker's budget per example; None: no limit."""
 
     gradients: int | None = None
+    """Gradient evaluations."""
     queries: int | None = None
-    """Forward passes of the attack, those that carry a gradient included."""
+    """Queries, including those with a gradient."""

@@ -1,4 +1,4 @@
-"""What a thing is, as digests name it: its parameters as JSON, and the source it came from."""
+"""Digests of plugin objects: their parameters as JSON, and the digest of their source files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bench.core.hashing import digest
 
 
 def parameters_of(value: object) -> dict[str, Any]:
-    """A value's parameters as JSON values: its dataclass fields, or its instance attributes.
+    """The parameters of an object as JSON values: its dataclass fields or instance attributes.
 
-    What it has worked out and kept (`cached_property`) is no parameter. PluginError when one of
-    them is nothing that a digest can name. A value whose code is elsewhere tells them itself.
+    Values of a `cached_property` are left out. The proxy of a sandboxed attack states its
+    parameters itself. Raises PluginError where a parameter has no JSON value.
     """
     elsewhere = getattr(type(value), "resolved_elsewhere", None)
     if elsewhere is not None:
@@ -34,20 +34,20 @@ def parameters_of(value: object) -> dict[str, Any]:
         names = [f.name for f in dataclasses.fields(value)]
     else:
         kept = getattr(value, "__dict__", {})
-        names = sorted(name for name in kept if not _worked_out(type(value), name))
-    return {name: _plain(getattr(value, name), f"{_called(value)}.{name}") for name in names}
+        names = sorted(name for name in kept if not _is_cached_property(type(value), name))
+    return {name: _plain(getattr(value, name), f"{_name_of(value)}.{name}") for name in names}
 
 
-def _worked_out(kind: type, name: str) -> bool:
+def _is_cached_property(kind: type, name: str) -> bool:
     return isinstance(getattr(kind, name, None), functools.cached_property)
 
 
-def _called(value: object) -> str:
+def _name_of(value: object) -> str:
     return str(getattr(value, "name", type(value).__name__))
 
 
 def _plain(value: object, where: str) -> Any:
-    """A value as JSON, the same for the same meaning in every process."""
+    """A value as JSON, the same in every process."""
     match value:
         case Enum():
             return value.name
@@ -82,63 +82,63 @@ def _plain(value: object, where: str) -> Any:
 
 
 def short_repr(value: object) -> str:
-    """A value in a sentence: in full, or its type and a beginning."""
+    """A value for a message: its repr, or its type and the beginning of that."""
     text = repr(value)
     return text if len(text) <= 60 else f"{type(value).__name__} {text[:40]}…"
 
 
 def source_digest(module: ModuleType) -> str:
-    """SHA-256 of a module's file; with the files of its own package that it runs, if any."""
+    """SHA-256 of a module's file, and of the files of its own package that it imports."""
     path = Path(str(module.__file__))
     depth = module.__name__.count(".") + (path.name == "__init__.py")
-    family = _family(path, path.parents[depth], set())
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(family)]
+    files = _imported_files(path, path.parents[depth], set())
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)]
     return hashes[0] if len(hashes) == 1 else digest(hashes)
 
 
 @functools.cache
 def class_source_digest(kind: type) -> str:
-    """Source digest of the module that a class is written in, as it was when first asked for.
+    """Source digest of the module that defines a class, computed once a process.
 
-    PluginError where that is no file, as in an interpreter.
+    Raises PluginError where that is not a file, as in an interpreter.
     """
     module = sys.modules.get(kind.__module__)
     if module is None or not str(getattr(module, "__file__", "")).endswith(".py"):
         raise PluginError(
-            f"{kind.__qualname__} is written in {kind.__module__}, which is no Python file, so its "
-            "code has no digest; write it into the plugin's file."
+            f"{kind.__qualname__} is defined in {kind.__module__}, which is not a Python file and "
+            "has no digest; define it in the plugin's file."
         )
     return source_digest(module)
 
 
-def _family(path: Path, home: Path, seen: set[Path]) -> set[Path]:
-    """The file, and every file of the same top package that importing it runs."""
+def _imported_files(path: Path, home: Path, seen: set[Path]) -> set[Path]:
+    """The file, and every file of the same top package that it imports, directly or not."""
     seen.add(path)
-    for file in _run_by(path, home) - seen:
+    for file in _direct_imports(path, home) - seen:
         if file not in seen:
-            _family(file, home, seen)
+            _imported_files(file, home, seen)
     return seen
 
 
-def _run_by(path: Path, home: Path) -> set[Path]:
-    """The files of its top package that one file imports, and those of the packages above it."""
+def _direct_imports(path: Path, home: Path) -> set[Path]:
+    """The files of its top package that a file imports, with the `__init__.py` files above them."""
     top = path.relative_to(home).parts[0]
     tree = ast.parse(path.read_bytes())
     places = [place for node in ast.walk(tree) for place in _places(node, path, home)]
     modules = {place.with_suffix(".py") for place in places}
     packages = {place / "__init__.py" for place in (*places, *path.parents)}
     there = {file for file in modules | packages if file.is_relative_to(home / top)}
-    return {file for file in there if file.is_file() and _says_something(file)}
+    return {file for file in there if file.is_file() and _has_code(file)}
 
 
-def _says_something(file: Path) -> bool:
-    """Whether it is more than the sentence for readers that many a package consists of."""
+def _has_code(file: Path) -> bool:
+    """Whether a file is more than the `__init__.py` with a docstring alone."""
     body = ast.parse(file.read_bytes()).body if file.name == "__init__.py" else [ast.Pass()]
     return not all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in body)
 
 
 def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
-    """Where the modules that an import statement names would lie, without their suffix."""
+    """Paths, without suffix, of the modules that an import statement may name."""
     if isinstance(node, ast.Import):
         return [home.joinpath(*alias.name.split(".")) for alias in node.names]
     if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Profiles: named batteries of attacks, one for each perturbation set they cover; no torch."""
+"""Attack suites: named lists of attacks for each norm. No torch."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from bench.core.errors import BenchError
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks that belong together, so that their joint figure can be named."""
+    """A named list of attacks, as AutoAttack standard, for each norm that it covers."""
 
     name: str
     attacks: Mapping[str, tuple[str, ...]]
-    """By name of the perturbation set."""
+    """Norm -> names of the attacks."""
     summary: str
     cite: str
 
-    def on(self, board: str, norm: str, access: str, goal: str) -> tuple[str, ...]:
-        """The battery on a board of this set, access and goal; BenchError where it has none."""
+    def attacks_for(self, threat: str, norm: str, access: str, goal: str) -> tuple[str, ...]:
+        """The attacks for a threat model of this norm, access and goal.
+
+        Raises BenchError where the suite does not cover it.
+        """
         covered = ", ".join(self.attacks)
         if norm not in self.attacks:
             raise BenchError(
-                f"suite {self.name} covers {covered}; {board} is {norm}: name its attacks with "
-                "--attack."
+                f"suite {self.name} covers {covered}; {threat} is {norm}: use --attack instead."
             )
         if (access, goal) != ("gradients", "untargeted"):
             raise BenchError(
-                f"suite {self.name} is for untargeted attacks that see gradients; {board} "
-                f"reveals {access} and is {goal}: name its attacks with --attack."
+                f"suite {self.name} is for untargeted attacks with gradients; {threat} "
+                f"has access {access} and goal {goal}: use --attack instead."
             )
         return self.attacks[norm]
 
@@ -49,7 +51,7 @@ SUITES: Mapping[str, Suite] = {
 
 
 def find_suite(name: str) -> Suite:
-    """A suite by its name; BenchError where there is none."""
+    """The suite of that name. Raises BenchError where there is none."""
     if name not in SUITES:
-        raise BenchError(f"--suite came as {name!r}; use one of {', '.join(SUITES)}.")
+        raise BenchError(f"--suite is {name!r}; use one of {', '.join(SUITES)}.")
     return SUITES[name]

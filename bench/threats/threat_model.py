@@ -15,29 +15,32 @@ from bench.threats.norms import L1, L2, Linf, PerturbationSet
 
 @dataclass(frozen=True)
 class Goal:
-    """What the attacker wants of the answer."""
+    """The attacker's goal.
+
+    Raises ValueError for an unknown kind, or a rule that the kind does not have.
+    """
 
     kind: str = "untargeted"
-    """`untargeted`: any wrong class. `targeted`: the declared target. `nearest`: any wrong class,
-    as near to the clean image as possible (a distance board)."""
+    """`untargeted`: any wrong class. `targeted`: the declared target class. `nearest`: any wrong
+    class at the smallest distance from the clean image."""
     rule: str = ""
-    """How a targeted goal picks its target: `next`, `least-likely`, `random` or `all`."""
+    """How a targeted goal chooses the target: `next`, `least-likely`, `random` or `all`."""
 
     def __post_init__(self) -> None:
-        rules = {"untargeted": [""], "nearest": [""], "targeted": TARGET_RULES}
+        rules = {"untargeted": [""], "nearest": [""], "targeted": TARGET_RULE_NAMES}
         if self.kind not in rules:
-            raise ValueError(f"goal came as {self.kind!r}; known goals: {', '.join(rules)}.")
+            raise ValueError(f"goal is {self.kind!r}; known goals: {', '.join(rules)}.")
         if self.rule not in rules[self.kind]:
             known = ", ".join(map(repr, rules[self.kind]))
-            raise ValueError(f"a {self.kind} goal came with rule {self.rule!r}; allowed: {known}.")
+            raise ValueError(f"the rule of a {self.kind} goal is {self.rule!r}; allowed: {known}.")
 
 
-TARGET_RULES = ["next", "least-likely", "random", "all"]
+TARGET_RULE_NAMES = ["next", "least-likely", "random", "all"]
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What the attacker knows, wants, may change and may spend, and on which data."""
+    """A threat model: data set, access, goal, perturbation set and budget."""
 
     name: str
     dataset: str
@@ -46,22 +49,26 @@ class ThreatModel:
     goal: Goal = field(default_factory=Goal)
     budget: Budget = field(default_factory=Budget)
     examples: int = 500
-    """The first so many of the data set's fixed list of test images."""
+    """Number of test images, the first of the data set's fixed order."""
     required: tuple[str, ...] = ()
-    """Attacks without which a defense has no rank."""
+    """Names of the attacks that a defense must have been evaluated with to be ranked."""
     ranked: bool = True
-    """False for boards that are evidence only."""
+    """Whether there is a ranking of defenses under this threat model."""
     order: int = 100
-    """Where the board stands in lists; the smallest comes first."""
+    """Position in lists; the smallest comes first."""
     summary: str = ""
 
     @property
     def id(self) -> str:
-        """Digest of every rule in it. Names, order and words are not rules."""
+        """Digest of `rules`; name, summary, order and number of examples are not part of it.
+
+        Raises PluginError where the perturbation set has parameters without a digest, ValueError
+        where its radius is not finite.
+        """
         return digest(self.rules())[:16]
 
     def rules(self) -> dict[str, Any]:
-        """The declaration as JSON values."""
+        """The rules of the threat model as JSON values."""
         return {
             "dataset": self.dataset,
             "set": describe_set(self.ball),
@@ -73,26 +80,26 @@ class ThreatModel:
         }
 
 
-BUILT_IN = (Linf, L2, L1)
-"""The sets whose code is the harness's own; subclasses are not among them."""
+BUILT_IN_SETS = (Linf, L2, L1)
+"""The built-in perturbation sets, without their subclasses."""
 
 
 def describe_set(ball: PerturbationSet) -> Mapping[str, Any]:
     """A perturbation set as JSON values, its radius as an exact fraction.
 
-    Of a set that a plugin brings also its class, source and parameters: who differs in any of them
-    is another set. PluginError where no digest can name one.
+    For a set of a plugin also its class, the digest of its source, and its parameters. Raises
+    PluginError where a parameter has no digest, ValueError where the radius is not finite.
     """
-    known = {"name": ball.name, "eps": str(ball.eps), "radius": round_trip(ball.radius)}
+    known = {"name": ball.name, "eps": str(ball.eps), "radius": finite_radius(ball.radius)}
     kind = type(ball)
-    if kind in BUILT_IN:
+    if kind in BUILT_IN_SETS:
         return known
     code = {"class": kind.__qualname__, "source": class_source_digest(kind)}
     return {**known, **code, "parameters": parameters_of(ball)}
 
 
-def round_trip(value: float) -> float:
-    """A float that JSON can carry; infinities have no place in a digest."""
+def finite_radius(value: float) -> float:
+    """The radius itself. Raises ValueError where it is infinite or NaN, which JSON cannot carry."""
     if not math.isfinite(value):
-        raise ValueError(f"a radius came as {value}; it must be finite.")
+        raise ValueError(f"the radius is {value}; it must be finite.")
     return value

@@ -1,4 +1,4 @@
-"""Data sets: fixed orders, checked digests, and sentences where files are missing."""
+"""Data sets: fixed orders, checked digests, and messages where files are missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PLACES = {
 
 
 def found(name: str) -> Path:
-    """The folder of an official data set, or a skip."""
+    """The folder of an official data set; skips the test where it is missing."""
     place = Path(os.environ.get("BENCH_DATA", "")) / PLACES[name]
     if "BENCH_DATA" not in os.environ or not place.exists():
         pytest.skip(f"BENCH_DATA names no folder that holds {PLACES[name]}")
@@ -46,7 +46,7 @@ def found(name: str) -> Path:
 
 
 def linked(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
-    """Some files of a folder, linked into another one."""
+    """Link some files of a folder into another one."""
     target.mkdir(parents=True)
     for file in source.iterdir():
         if keep(file.name):
@@ -57,7 +57,7 @@ def linked(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.text("ab", max_size=3))
-def test_the_order_is_a_permutation_in_which_classes_take_turns(
+def test_the_order_is_a_permutation_that_alternates_between_classes(
     labels: list[int], name: str
 ) -> None:
     array = np.asarray(labels, dtype=np.int64)
@@ -71,13 +71,13 @@ def test_the_order_is_a_permutation_in_which_classes_take_turns(
     assert turns == sorted(turns), "a class came again before another had its turn"
 
 
-def test_the_order_follows_from_the_name_alone() -> None:
+def test_the_order_depends_on_the_name_alone() -> None:
     labels = np.arange(1000, dtype=np.int64) % 10
     assert (balanced_order(labels, "a") == balanced_order(labels.copy(), "a")).all()
     assert (balanced_order(labels, "a") != balanced_order(labels, "b")).mean() > 0.9
 
 
-def test_within_a_class_the_order_is_no_longer_that_of_the_file() -> None:
+def test_within_a_class_the_order_is_not_that_of_the_file() -> None:
     order = balanced_order(np.zeros(1000, dtype=np.int64), "a")
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
 
@@ -85,7 +85,7 @@ def test_within_a_class_the_order_is_no_longer_that_of_the_file() -> None:
 # --- the digits ------------------------------------------------------------------------------
 
 
-def test_digits_are_the_255ths_next_to_sixteen_grey_levels() -> None:
+def test_digits_are_sixteen_grey_levels_rounded_to_255ths() -> None:
     images = datasets.load_dataset(DIGITS)
     raw = load_digits()
     expected = [round(255 * level / 16) for level in range(17)]
@@ -96,7 +96,7 @@ def test_digits_are_the_255ths_next_to_sixteen_grey_levels() -> None:
     assert (images.test.labels == raw.target[images.index]).all()
 
 
-def test_digits_halves_make_up_the_whole_and_share_nothing() -> None:
+def test_the_halves_of_digits_are_disjoint_and_complete() -> None:
     images = datasets.load_dataset(DIGITS)
     assert images.train is not None
     assert (len(images.train.labels), len(images.test.labels)) == (1297, 500)
@@ -105,7 +105,7 @@ def test_digits_halves_make_up_the_whole_and_share_nothing() -> None:
     assert (np.bincount(images.test.labels) == 50).all()
 
 
-def test_digits_index_list_is_the_one_on_record() -> None:
+def test_the_index_list_of_digits_has_the_recorded_digest() -> None:
     assert datasets.load_dataset(DIGITS).index[:8].tolist() == [
         1271,
         690,
@@ -130,8 +130,8 @@ def test_fewer_examples_are_the_first_of_more(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1, 501])
-def test_more_examples_than_there_are_get_a_sentence(n: int) -> None:
-    with pytest.raises(BenchError, match="ask for 1 to 500"):
+def test_more_examples_than_there_are_is_refused(n: int) -> None:
+    with pytest.raises(BenchError, match="use 1 to 500"):
         datasets.first_examples(DIGITS, n)
 
 
@@ -143,7 +143,7 @@ def test_pixels_become_255ths_exactly() -> None:
     assert (tensor.numpy() == expected).all()
 
 
-def test_nobody_can_write_into_the_data() -> None:
+def test_the_arrays_are_read_only() -> None:
     images = datasets.load_dataset(DIGITS)
     with pytest.raises(ValueError, match="read-only"):
         images.test.images[0] = 0
@@ -184,7 +184,7 @@ def one_label(images: Images) -> Images:
     return replace(images, test=Split(images.test.images, labels))
 
 
-def one_label_taught(images: Images) -> Images:
+def one_label_changed(images: Images) -> Images:
     assert images.train is not None
     labels = images.train.labels.copy()
     labels[0] = (labels[0] + 1) % 10
@@ -209,15 +209,15 @@ def test_a_training_half_that_is_not_the_declared_one_is_refused() -> None:
     with pytest.raises(
         UnavailableError, match=r"training half of digits .* is not the official one"
     ):
-        datasets.load_dataset(altered(one_label_taught))
-    images = datasets.load_dataset(altered(one_label_taught, train_digest=""))
+        datasets.load_dataset(altered(one_label_changed))
+    images = datasets.load_dataset(altered(one_label_changed, train_digest=""))
     assert images.train is not None
 
 
-MISFITS: dict[str, tuple[Callable[[Images], Images], str]] = {
+DEVIATIONS: dict[str, tuple[Callable[[Images], Images], str]] = {
     "floats": (
         lambda i: replace(i, test=i.test._replace(images=i.test.images.astype(np.float32))),
-        "read float32 .* uint8",
+        "has images float32 .* uint8",
     ),
     "channels": (
         lambda i: replace(i, train=i.train and i.train._replace(images=i.train.images[:, 0])),
@@ -229,24 +229,24 @@ MISFITS: dict[str, tuple[Callable[[Images], Images], str]] = {
     ),
     "int32": (
         lambda i: replace(i, test=i.test._replace(labels=i.test.labels.astype(np.int32))),
-        "labels as int32",
+        "labels int32",
     ),
-    "twice": (lambda i: replace(i, index=np.zeros_like(i.index)), "one place of its own"),
+    "twice": (lambda i: replace(i, index=np.zeros_like(i.index)), "its own position"),
     "fewer": (
         lambda i: replace(i, test=Split(i.test.images[:9], i.test.labels[:9])),
-        "read 9 test images, its record says 500",
+        "has 9 test images; its record declares 500",
     ),
 }
 
 
-@pytest.mark.parametrize("case", MISFITS)
-def test_an_answer_that_does_not_fit_its_record_is_the_plugins_fault(case: str) -> None:
-    change, sentence = MISFITS[case]
+@pytest.mark.parametrize("case", DEVIATIONS)
+def test_images_that_do_not_fit_the_record_are_a_plugin_error(case: str) -> None:
+    change, sentence = DEVIATIONS[case]
     with pytest.raises(PluginError, match=sentence):
         datasets.load_dataset(altered(change, digest=""))
 
 
-def test_data_lies_where_the_variable_says_else_in_the_cache(
+def test_the_data_folder_is_that_of_the_variable_else_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))
@@ -263,7 +263,7 @@ def test_data_lies_where_the_variable_says_else_in_the_cache(
 
 @pytest.mark.row("M04")
 @pytest.mark.parametrize("name", PLACES)
-def test_official_files_have_the_digest_on_record(name: str) -> None:
+def test_official_files_have_the_declared_digest(name: str) -> None:
     found(name)
     images = datasets.load_dataset(OFFICIAL[name])
     counts = np.bincount(images.test.labels[:500])
@@ -274,7 +274,9 @@ def test_official_files_have_the_digest_on_record(name: str) -> None:
 def test_class_names_are_those_of_the_official_files() -> None:
     found("cifar100")
     root = os.environ["BENCH_DATA"]
-    fine = torchvision_datasets.split_class(torchvision_datasets.Source("", "CIFAR100", ""), train=False)(root, train=False)
+    fine = torchvision_datasets.split_class(
+        torchvision_datasets.Source("", "CIFAR100", ""), train=False
+    )(root, train=False)
     assert tuple(fine.classes) == OFFICIAL["cifar100"].classes
     found("cifar10")
     coarse = torchvision_sets.CIFAR10(root, train=False)
@@ -283,7 +285,7 @@ def test_class_names_are_those_of_the_official_files() -> None:
     assert tuple(clothes) == ("t-shirt/top", *OFFICIAL["fashion-mnist"].classes[1:])
 
 
-def test_the_test_half_alone_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_test_half_alone_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     linked(found("mnist") / "raw", tmp_path / "MNIST" / "raw", lambda f: f.startswith("t10k"))
     linked(
         found("cifar10"),
@@ -299,7 +301,7 @@ def test_the_test_half_alone_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert datasets.first_examples(OFFICIAL[name], 50).digest == digest
 
 
-def test_a_cut_file_is_named_and_no_download_hides_it(
+def test_a_truncated_file_is_reported_and_not_downloaded_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source = found("mnist") / "raw"
@@ -326,7 +328,7 @@ def test_a_training_half_that_is_not_official_is_refused(
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_without_files_and_without_a_network_the_sentence_says_what_to_do(
+def test_without_files_and_network_the_message_says_what_to_do(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     closed = "http://127.0.0.1:9/"
@@ -341,15 +343,15 @@ def test_without_files_and_without_a_network_the_sentence_says_what_to_do(
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and prints nothing."""
+    """Serves a folder without printing."""
 
     def log_message(self, *_: object, **__: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """A folder on a local port."""
+    """Serve a folder on a local port."""
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -361,9 +363,7 @@ def serving(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-def test_what_is_missing_is_downloaded_whole(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_files_are_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     packed = found("fashion-mnist") / "raw"
     if not list(packed.glob("*.gz")):
         pytest.skip("BENCH_DATA holds FashionMNIST without its packed files")
@@ -381,7 +381,7 @@ def test_what_is_missing_is_downloaded_whole(
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Six pictures of two classes: dark dogs, bright cats, each one grey level."""
+    """Six images of two classes, each of one grey level."""
     for name, levels in (("dogs", (10, 20, 30)), ("cats", (210, 220, 230))):
         (tmp_path / name).mkdir()
         for level in levels:
@@ -389,7 +389,7 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_photographs_is_a_data_set(photographs: Path) -> None:
+def test_an_image_folder_is_a_data_set(photographs: Path) -> None:
     dataset = image_folder.image_folder(photographs, size=14, examples=4)
     images = datasets.load_dataset(dataset)
     assert dataset.classes == ("cats", "dogs")
@@ -399,7 +399,7 @@ def test_a_folder_of_photographs_is_a_data_set(photographs: Path) -> None:
     assert ((images.test.images.max((1, 2, 3)) > 200) == (images.test.labels == 0)).all()
 
 
-def test_the_middle_of_a_photograph_is_kept(tmp_path: Path) -> None:
+def test_the_centre_of_an_image_is_kept(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     picture = np.zeros((16, 48, 3), dtype=np.uint8)
     picture[:, 16:32] = 255
@@ -408,7 +408,7 @@ def test_the_middle_of_a_photograph_is_kept(tmp_path: Path) -> None:
     assert (images == 255).all()
 
 
-def test_the_folder_is_offered_when_the_variable_names_it(
+def test_the_image_folder_is_registered_when_the_variable_names_it(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BENCH_IMAGE_FOLDER", raising=False)
@@ -419,8 +419,8 @@ def test_the_folder_is_offered_when_the_variable_names_it(
     assert (offered.shape, offered.test_size) == ((3, 7, 7), 6)
 
 
-def test_pixels_have_the_plain_layout_whatever_came() -> None:
-    """A convolution takes another path, and gives other last bits, where strides differ."""
+def test_pixels_are_contiguous_for_any_memory_layout_of_the_input() -> None:
+    """With other strides a convolution may take another path and give other last bits."""
     odd = torch.zeros(2, 8, 8, 1, dtype=torch.uint8).permute(0, 3, 1, 2)
     assert odd.stride() != (64, 64, 8, 1)
     assert datasets.to_float(odd).stride() == (64, 64, 8, 1)

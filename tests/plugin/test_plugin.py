@@ -1,4 +1,4 @@
-"""Keyed numbers are random, and belong to their example; losses and straight-through are exact."""
+"""Keyed random numbers, losses, `straight_through` and `require_type`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_each_part_of_the_key_changes_every_row(change: dict[str, int | str]) ->
     assert ((first - second).abs().flatten(1) > 1e-6).float().mean(1).min() > 0.9
 
 
-def test_the_name_of_a_draw_changes_it_and_its_order_does_not() -> None:
+def test_numbers_depend_on_the_name_and_not_on_the_order_of_calls() -> None:
     one = draws()
     first, second = one.uniform("a", (4,)), one.uniform("b", (4,))
     assert not torch.equal(first, second)
@@ -78,7 +78,7 @@ KINDS: list[Callable[[KeyedRandomNumbers], Tensor]] = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["uniform", "normal", "integers"])
-def test_an_example_has_its_numbers_in_any_batch_and_order(
+def test_the_numbers_of_an_example_are_the_same_in_any_batch_and_order(
     kind: Callable[[KeyedRandomNumbers], Tensor],
 ) -> None:
     example = torch.arange(96)
@@ -165,28 +165,28 @@ LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 3.5], [1.0, 1.0, 0.0]])
 LABEL = torch.tensor([0, 1, 1])
 
 
-def test_the_margin_is_positive_exactly_where_the_answer_is_wrong() -> None:
+def test_the_margin_is_positive_exactly_where_the_prediction_is_wrong() -> None:
     assert margin(LOGITS, LABEL).tolist() == [-1.0, 0.5, 0.0]
     logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     label = torch.arange(200) % 5
     assert torch.equal(margin(logits, label) > 0, logits.argmax(1) != label)
 
 
-def test_the_margin_is_the_largest_margin_to_a_rival() -> None:
+def test_the_margin_is_the_largest_margin_to_another_class() -> None:
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
     label = torch.arange(50) % 4
     each = torch.stack([margin_to((label + k) % 4)(logits, label) for k in (1, 2, 3)])
     assert torch.equal(each.amax(0), margin(logits, label))
 
 
-def test_cross_entropy_stays_per_example() -> None:
+def test_cross_entropy_is_per_example() -> None:
     loss = cross_entropy(LOGITS, LABEL)
     assert loss.shape == (3,)
     assert torch.allclose(loss, -LOGITS.log_softmax(1)[torch.arange(3), LABEL])
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, margin, margin_to(torch.tensor([2] * 32))])
-def test_a_row_has_the_same_slope_beside_any_other(
+def test_the_gradient_of_a_row_does_not_depend_on_the_other_rows(
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     logits = torch.randn(32, 10, generator=torch.Generator().manual_seed(2))
@@ -202,7 +202,7 @@ def test_a_row_has_the_same_slope_beside_any_other(
     assert torch.equal(slope(logits)[0], slope(beside)[0])
 
 
-def test_pick_takes_one_column_a_row() -> None:
+def test_select_column_takes_one_column_per_row() -> None:
     assert select_column(LOGITS, torch.tensor([1, 2, 0])).tolist() == [1.0, 3.5, 1.0]
 
 
@@ -213,19 +213,19 @@ def rounded(images: Tensor) -> Tensor:
     return (images * 7).round() / 7
 
 
-def test_straight_through_answers_to_the_bit() -> None:
+def test_straight_through_is_the_function_in_the_forward_pass() -> None:
     x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(3))
     assert torch.equal(straight_through(rounded)(x), rounded(x))
 
 
-def test_straight_through_takes_the_slope_at_the_answer() -> None:
-    """d/dx f(g(x)) becomes f'(g(x)): the identity stands in for g."""
+def test_straight_through_is_the_identity_in_the_backward_pass() -> None:
+    """d/dx f(g(x)) becomes f'(g(x)): the gradient of g is replaced by the identity."""
     x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(4)).requires_grad_()
     (slope,) = torch.autograd.grad(straight_through(rounded)(x).square().sum(), x)
     assert torch.equal(slope, 2 * rounded(x.detach()))
 
 
-def test_straight_through_helps_where_the_real_slope_is_zero() -> None:
+def test_straight_through_gives_a_gradient_where_the_true_one_is_zero() -> None:
     layer = torch.nn.Linear(36, 3)
     x = torch.rand(4, 36, generator=torch.Generator().manual_seed(5)).requires_grad_()
     label = torch.tensor([0, 1, 2, 0])
@@ -236,7 +236,7 @@ def test_straight_through_helps_where_the_real_slope_is_zero() -> None:
     assert (helped != 0).any(1).all()
 
 
-def test_what_is_of_its_kind_comes_back_and_what_is_not_is_named() -> None:
+def test_require_type_returns_the_value_or_names_its_type() -> None:
     network = nn.Sequential()
     assert require_type(network, nn.Sequential, "the teacher") is network
     with pytest.raises(PluginError, match=r"^the teacher is NoneType; Sequential was expected\.$"):

@@ -1,4 +1,4 @@
-"""What digests name things by: parameters that repeat, and the source with what it imports."""
+"""Fingerprints: parameters as JSON, and digests of a source file with what it imports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Parameters:
     weight: float = float("inf")
 
 
-def test_resolved_parameters_are_json_that_names_functions() -> None:
+def test_parameters_are_json_with_functions_by_name() -> None:
     assert parameters_of(Parameters()) == {
         "steps": 3,
         "rate": "1/4",
@@ -38,12 +38,12 @@ def test_resolved_parameters_are_json_that_names_functions() -> None:
     }
 
 
-def test_a_lambda_has_no_name_and_is_refused() -> None:
+def test_a_lambda_is_refused_as_a_parameter() -> None:
     with pytest.raises(PluginError, match=r"Parameters\.loss is .* use a number"):
         parameters_of(Parameters(loss=lambda logits, label: logits[:, 0]))
 
 
-def test_resolved_parameters_tell_tensors_and_partials_apart() -> None:
+def test_parameters_of_different_tensors_and_partials_differ() -> None:
     class Plain:
         def __init__(self, value: object) -> None:
             self.value = value
@@ -57,7 +57,7 @@ def test_resolved_parameters_tell_tensors_and_partials_apart() -> None:
     assert len({str(parameters_of(Plain(value))) for value in values}) == len(values)
 
 
-def test_what_an_object_has_worked_out_is_no_parameter_of_it() -> None:
+def test_a_cached_property_is_not_a_parameter() -> None:
     class Worked:
         def __init__(self) -> None:
             self.side = 3
@@ -71,7 +71,7 @@ def test_what_an_object_has_worked_out_is_no_parameter_of_it() -> None:
     assert parameters_of(worked) == parameters_of(Worked()) == {"side": 3}
 
 
-def test_a_source_digest_moves_with_the_modules_it_imports(
+def test_a_source_digest_depends_on_the_modules_that_are_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "stranger_family"
@@ -90,7 +90,7 @@ def test_a_source_digest_moves_with_the_modules_it_imports(
 
 
 @pytest.mark.parametrize("statement", ["from . import part", "from .part import WIDTH"])
-def test_relative_imports_belong_to_the_source(tmp_path: Path, statement: str) -> None:
+def test_a_source_digest_depends_on_relative_imports(tmp_path: Path, statement: str) -> None:
     package = tmp_path / "stranger_near"
     package.mkdir()
     (package / "part.py").write_text("WIDTH = 8\n")
@@ -103,7 +103,7 @@ def test_relative_imports_belong_to_the_source(tmp_path: Path, statement: str) -
     assert source_digest(module) != before
 
 
-def test_the_source_of_a_class_is_that_of_the_file_it_was_run_from(tmp_path: Path) -> None:
+def test_the_source_digest_of_a_class_is_that_of_the_file_that_was_run(tmp_path: Path) -> None:
     path = tmp_path / "entry.py"
     path.write_text("class Patch: side = 1\n")
     first = module_from_source(path.read_bytes(), path).Patch
@@ -113,6 +113,6 @@ def test_the_source_of_a_class_is_that_of_the_file_it_was_run_from(tmp_path: Pat
     assert class_source_digest(module_from_source(path.read_bytes(), path).Patch) != before
 
 
-def test_a_class_that_stands_in_no_file_has_no_source() -> None:
-    with pytest.raises(PluginError, match="int is written in builtins, which is no Python file"):
+def test_a_class_without_a_source_file_is_refused() -> None:
+    with pytest.raises(PluginError, match="int is defined in builtins, which is not a Python file"):
         class_source_digest(int)

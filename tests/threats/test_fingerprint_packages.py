@@ -1,4 +1,4 @@
-"""The digest of an installed plugin covers its subpackages: changed code gets new figures."""
+"""The source digest of an installed plugin depends on its subpackages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.threats.fingerprint import source_digest
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """An installed plugin whose network lies in a subpackage, which has a part of its own."""
+    """An installed plugin whose network is in a subpackage, which imports a module of its own."""
     net = tmp_path / "stranger_deep" / "net"
     net.mkdir(parents=True)
     (net.parent / "__init__.py").write_text("")
@@ -41,20 +41,22 @@ IMPORTS = (
 
 @pytest.mark.parametrize("statement", IMPORTS)
 @pytest.mark.parametrize("file", ["__init__.py", "layer.py"])
-def test_a_subpackage_belongs_to_the_source(package: Path, statement: str, file: str) -> None:
+def test_the_digest_depends_on_an_imported_subpackage(
+    package: Path, statement: str, file: str
+) -> None:
     before = digest(package, statement)
     changed = package / "net" / file
     changed.write_text(changed.read_text() + "WIDTH = 9\n")
     assert digest(package, statement) != before
 
 
-def test_what_of_a_subpackage_is_not_imported_is_no_part(package: Path) -> None:
+def test_the_digest_does_not_depend_on_modules_that_are_not_imported(package: Path) -> None:
     before = digest(package, "from .net import WIDTH")
     (package / "net" / "alone.py").write_text("WIDTH = 9\n")
     assert digest(package, "from .net import WIDTH") == before
 
 
-def test_a_package_that_is_the_plugin_itself_covers_its_parts(package: Path) -> None:
+def test_the_digest_of_a_plugin_package_depends_on_its_modules(package: Path) -> None:
     (package / "__init__.py").write_text("from .net import WIDTH\n")
     module = ModuleType("stranger_deep")
     module.__file__ = str(package / "__init__.py")
@@ -63,9 +65,9 @@ def test_a_package_that_is_the_plugin_itself_covers_its_parts(package: Path) -> 
     assert source_digest(module) != before
 
 
-def test_a_package_that_says_nothing_is_no_part(package: Path) -> None:
+def test_the_digest_does_not_depend_on_an_init_file_without_code(package: Path) -> None:
     before = digest(package, "from .net.alone import WIDTH")
-    (package / "__init__.py").write_text('"""A sentence for readers."""\n')
+    (package / "__init__.py").write_text('"""A docstring."""\n')
     assert digest(package, "from .net.alone import WIDTH") == before
     (package / "__init__.py").write_text("import torch\n")
     assert digest(package, "from .net.alone import WIDTH") != before

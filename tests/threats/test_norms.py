@@ -1,4 +1,4 @@
-"""Perturbation sets against exact references and scipy; threat models as values."""
+"""Perturbation sets against exact references and scipy; ids of threat models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bench.plugin import KeyedRandomNumbers, example_key
 from bench.registry.loader import module_from_source
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
-from bench.threats.threat_model import TARGET_RULES, Goal, ThreatModel, describe_set
+from bench.threats.threat_model import TARGET_RULE_NAMES, Goal, ThreatModel, describe_set
 
 Array = npt.NDArray[np.float64]
 SHAPE = (3, 1, 2, 3)
@@ -36,7 +36,7 @@ radii = st.sampled_from(RADII)
 
 
 def images(shape: tuple[int, ...] = SHAPE) -> st.SearchStrategy[Tensor]:
-    """Pixels in [0, 1], often exactly at an edge, sometimes all the same."""
+    """Pixels in [0, 1], often exactly 0 or 1, sometimes all equal."""
     pixel = st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, 1, width=32))
     whole = arrays(np.float32, shape, elements=pixel, fill=st.nothing())
     constant = pixel.map(lambda value: np.full(shape, value, np.float32))
@@ -159,7 +159,7 @@ def test_projection_is_feasible_and_idempotent(
 @every_norm
 @given(x=images(), other=images(), share=st.floats(0, 1, width=32), eps=radii)
 @deterministic
-def test_inside_stays_where_it_is(
+def test_projection_does_not_move_points_inside(
     norm: Callable[[Fraction], PerturbationSet],
     x: Tensor,
     other: Tensor,
@@ -180,7 +180,7 @@ def test_inside_stays_where_it_is(
 @every_norm
 @given(x=images(), a=vectors(), b=vectors(), eps=radii)
 @deterministic
-def test_projection_never_parts_two_points(
+def test_projection_does_not_increase_the_distance_of_two_points(
     norm: Callable[[Fraction], PerturbationSet], x: Tensor, a: Tensor, b: Tensor, eps: Fraction
 ) -> None:
     ball = norm(eps)
@@ -229,7 +229,7 @@ def by_slsqp(ball: PerturbationSet, adv: Array, x: Array) -> Array:
 @given(x=images((2, 1, 1, 40)), spread=st.floats(0, 60), eps=radii)
 @example(x=torch.full((2, 1, 1, 40), 0.5), spread=60.0, eps=Fraction(3))
 @deterministic
-def test_l2_is_exact_however_uneven_the_direction(x: Tensor, spread: float, eps: Fraction) -> None:
+def test_l2_is_exact_for_very_uneven_directions(x: Tensor, spread: float, eps: Fraction) -> None:
     """Weights over 26 orders of magnitude need more Newton steps than any fixed count."""
     weight = torch.exp(-spread * torch.linspace(0, 1, 40)).expand_as(x).clone()
     weight[1] *= -1
@@ -256,7 +256,9 @@ def test_projection_is_exact_on_whole_images(
 
 
 @every_norm
-def test_verbs_treat_each_row_alone(norm: Callable[[Fraction], PerturbationSet]) -> None:
+def test_every_method_treats_each_row_independently(
+    norm: Callable[[Fraction], PerturbationSet],
+) -> None:
     ball = norm(Fraction(1, 2))
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(64, 3, 8, 8, generator=rng, dtype=torch.float64)
@@ -277,7 +279,7 @@ def test_verbs_treat_each_row_alone(norm: Callable[[Fraction], PerturbationSet])
 @every_norm
 @given(x=images(), weight=vectors(), eps=radii)
 @deterministic
-def test_farthest_gains_as_much_as_any_point_can(
+def test_farthest_reaches_the_maximum_of_the_linear_function(
     norm: Callable[[Fraction], PerturbationSet], x: Tensor, weight: Tensor, eps: Fraction
 ) -> None:
     ball = norm(eps)
@@ -329,7 +331,7 @@ def test_steepest_reaches_the_dual_norm(
 @every_norm
 @given(x=images(), gradient=vectors())
 @deterministic
-def test_steepest_never_spends_on_a_pixel_that_cannot_move(
+def test_steepest_is_zero_at_pixels_that_cannot_move(
     norm: Callable[[Fraction], PerturbationSet], x: Tensor, gradient: Tensor
 ) -> None:
     ball = norm(Fraction(1, 2))
@@ -346,7 +348,7 @@ def test_steepest_never_spends_on_a_pixel_that_cannot_move(
 )
 @given(x=images(), change=vectors(), gradient=vectors())
 @deterministic
-def test_an_ascent_is_a_steepest_step_brought_back(
+def test_ascend_is_a_steepest_step_and_a_projection(
     norm: Callable[[Fraction], PerturbationSet], rate: float | Tensor,
     x: Tensor, change: Tensor, gradient: Tensor,
 ) -> None:  # fmt: skip
@@ -359,7 +361,9 @@ def test_an_ascent_is_a_steepest_step_brought_back(
 
 @given(x=images(), gradient=vectors())
 @deterministic
-def test_in_linf_a_stuck_pixel_costs_nothing(x: Tensor, gradient: Tensor) -> None:
+def test_in_linf_pixels_that_cannot_move_do_not_change_the_ascent(
+    x: Tensor, gradient: Tensor
+) -> None:
     ball = Linf(Fraction(1, 4))
     moved = ball.project(x + ball.radius * ball.steepest(gradient, x), x)
     stuck = ((x >= 1) & (gradient > 0)) | ((x <= 0) & (gradient < 0))
@@ -401,7 +405,7 @@ def test_samples_are_uniform_in_the_ball(norm: Callable[[Fraction], Perturbation
 
 
 @every_norm
-def test_membership_ends_at_the_radius_and_at_the_box(
+def test_contains_ends_at_the_radius_and_at_the_box(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     ball = norm(Fraction(1, 4))
@@ -423,14 +427,14 @@ def test_only_the_l1_tolerance_grows_with_the_image() -> None:
 
 @every_norm
 @pytest.mark.parametrize("eps", [8 / 255, 1, "1/2"])
-def test_a_radius_that_is_no_fraction_is_refused(norm: Callable[..., Any], eps: object) -> None:
+def test_a_radius_that_is_not_a_fraction_is_refused(norm: Callable[..., Any], eps: object) -> None:
     with pytest.raises(TypeError, match=r"write Fraction\(8, 255\)"):
         norm(eps)
 
 
 @every_norm
 def test_a_negative_radius_is_refused(norm: Callable[[Fraction], PerturbationSet]) -> None:
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="must not be negative"):
         norm(Fraction(-1, 255))
 
 
@@ -456,12 +460,12 @@ TARGETED = Goal("targeted", "next")
         replace(RULES, ranked=False),
     ],
 )
-def test_a_changed_rule_is_another_board(other: ThreatModel) -> None:
+def test_a_changed_rule_changes_the_id(other: ThreatModel) -> None:
     assert other.id != RULES.id
     assert other.id != replace(RULES, goal=TARGETED).id or other.goal == TARGETED
 
 
-def test_names_order_and_words_are_no_rules() -> None:
+def test_name_order_and_summary_do_not_change_the_id() -> None:
     renamed = replace(RULES, name="x", order=3, summary="y", examples=10, required=("fgsm", "pgd"))
     assert renamed.id == RULES.id
     assert replace(RULES, ball=Linf(Fraction(1, 5))).id == RULES.id
@@ -476,7 +480,7 @@ def test_a_radius_is_stored_as_an_exact_fraction() -> None:
     }
 
 
-def test_a_set_without_a_finite_radius_has_no_place_in_a_digest() -> None:
+def test_a_set_without_a_finite_radius_has_no_id() -> None:
     @dataclass(frozen=True)
     class Endless(L2):
         @property
@@ -500,7 +504,7 @@ class Patch(Linf):
     [Patch(Fraction(1), side=5), Patch(Fraction(1), corner=(1, 0)), Linf(Fraction(1))],
     ids=["side", "corner", "class"],
 )
-def test_a_set_that_differs_in_a_parameter_is_another_board(other: PerturbationSet) -> None:
+def test_a_changed_parameter_of_a_set_changes_the_id(other: PerturbationSet) -> None:
     one = replace(RULES, ball=Patch(Fraction(1), side=1))
     assert one.id == replace(RULES, ball=Patch(Fraction(1))).id
     assert replace(RULES, ball=other).id != one.id
@@ -529,7 +533,7 @@ def written(folder: Path, text: str, name: str = "Patch") -> PerturbationSet:
     return found
 
 
-def test_a_plugins_set_is_named_by_its_code_wherever_that_lies(tmp_path: Path) -> None:
+def test_the_id_of_a_plugins_set_depends_on_its_code_not_on_its_path(tmp_path: Path) -> None:
     one = describe_set(written(tmp_path / "here", WRITTEN))
     assert describe_set(written(tmp_path / "there", WRITTEN)) == one
     assert describe_set(written(tmp_path / "here", WRITTEN.replace("<= 5", "<= 6"))) != one
@@ -543,8 +547,8 @@ def test_only_targeted_goals_have_a_rule(kind: str) -> None:
         Goal(kind, "next")
 
 
-@pytest.mark.parametrize("rule", TARGET_RULES)
-def test_a_targeted_goal_names_its_rule(rule: str) -> None:
+@pytest.mark.parametrize("rule", TARGET_RULE_NAMES)
+def test_a_targeted_goal_has_a_rule(rule: str) -> None:
     assert Goal("targeted", rule).rule == rule
     for wrong in ("", "nearby"):
         with pytest.raises(ValueError, match="'next', 'least-likely', 'random', 'all'"):
@@ -623,7 +627,7 @@ def test_onto_in_float32_is_that_in_float64(
 
 
 @every_norm
-def test_onto_goes_as_far_as_it_can_where_the_hyperplane_misses_the_box(
+def test_onto_is_the_nearest_point_of_the_box_where_the_hyperplane_misses_it(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     x, weight = torch.full((2, 1, 1, 3), 0.25), torch.tensor([1.0, -2.0, 0.0]).expand(2, 1, 1, 3)
@@ -632,7 +636,7 @@ def test_onto_goes_as_far_as_it_can_where_the_hyperplane_misses_the_box(
 
 
 @every_norm
-def test_onto_stays_where_there_is_nothing_to_do_or_no_slope(
+def test_onto_does_not_move_without_a_rise_or_a_weight(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     x = torch.rand(4, 1, 2, 3, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The arithmetic of projections agrees with bisection and stays in the pixel box."""
+"""Projections against bisection, and inside the box [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: which attacks a named battery plays on which boards."""
+"""Attack suites: which attacks a run with `--suite` plans for which threat models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(folder: Path, *threats: str, **more: object) -> dict[str, list[str]]:
-    """The attacks of a run on each board, in the order in which they are played."""
+    """Threat model -> the attacks of a run, in order."""
     selection = Selection(threats, ("linear",), suite="tiny", **more)  # type: ignore[arg-type]
     found: dict[str, list[str]] = {}
     for row in MatrixRun(selection, f"sqlite:///{folder / 'bench.db'}").plan():
@@ -29,7 +29,7 @@ def plan(folder: Path, *threats: str, **more: object) -> dict[str, list[str]]:
     return found
 
 
-def test_a_profile_stands_for_its_attacks_and_adds_to_those_named(tmp_path: Path) -> None:
+def test_a_suite_adds_its_attacks_to_those_that_are_named(tmp_path: Path) -> None:
     assert plan(tmp_path, "digits-linf") == {"digits-linf": ["bim", "fgsm"]}
     more = plan(tmp_path, "digits-linf", attacks=("pgd", "fgsm"))
     assert more == {"digits-linf": ["pgd", "fgsm", "bim"]}
@@ -37,29 +37,33 @@ def test_a_profile_stands_for_its_attacks_and_adds_to_those_named(tmp_path: Path
     assert cascade == {"digits-linf": ["fgsm", "bim", "pgd", "random"]}
 
 
-def test_boards_that_it_does_not_cover_are_left_out_unless_they_are_named(tmp_path: Path) -> None:
+def test_threat_models_that_a_suite_does_not_cover_are_left_out_unless_named(
+    tmp_path: Path,
+) -> None:
     assert set(plan(tmp_path)) == {"digits-linf", "digits-l1", "digits-box"}
-    for board, said in (
+    for threat, message in (
         ("digits-l2", "suite tiny covers Linf, L1; digits-l2 is L2"),
         ("digits-labels", "suite tiny covers Linf, L1; digits-labels is L2"),
-        ("digits-targeted", "digits-targeted reveals gradients and is targeted"),
+        ("digits-targeted", "digits-targeted has access gradients and goal targeted"),
     ):
-        with pytest.raises(BenchError, match=said):
-            plan(tmp_path, board)
-    with pytest.raises(BenchError, match="lab reveals labels and is untargeted"):
-        TINY.on("lab", "Linf", "labels", "untargeted")
+        with pytest.raises(BenchError, match=message):
+            plan(tmp_path, threat)
+    with pytest.raises(BenchError, match="lab has access labels and goal untargeted"):
+        TINY.attacks_for("lab", "Linf", "labels", "untargeted")
 
 
-def test_what_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BenchError, match="--suite came as 'plus'; use one of standard, tiny"):
+def test_an_unknown_suite_or_attack_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BenchError, match="--suite is 'plus'; use one of standard, tiny"):
         MatrixRun(Selection(suite="plus"), f"sqlite:///{tmp_path}/bench.db").plan()
     strange = Suite("tiny", {"Linf": ("fgsm", "nobodys")}, "", "")
     monkeypatch.setattr(suites, "SUITES", {"tiny": strange})
-    with pytest.raises(BenchError, match="plays nobodys on digits-linf, which no plugin offers"):
+    with pytest.raises(BenchError, match="runs nobodys under digits-linf, which no plugin registers"):
         plan(tmp_path, "digits-linf")
 
 
-def test_the_standard_battery_is_four_attacks_for_each_norm() -> None:
+def test_the_standard_suite_has_four_attacks_for_each_norm() -> None:
     standard = SUITES["standard"]
     assert set(standard.attacks) == {"Linf", "L2", "L1"}
     for attacks in standard.attacks.values():
