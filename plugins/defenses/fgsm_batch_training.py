@@ -30,7 +30,7 @@ SHARE = 0.5
 
 
 def weighted_loss(batch: TrainingBatch, weight: float, share: float, eps: float) -> Tensor:
-    """Weighted mean [] of the losses J of m - k clean images and k = share m adversarial ones.
+    """Weighted mean of the losses J [m] of m - k clean images and k = share m adversarial ones.
 
     (sum over m - k clean J + weight sum over k adversarial J) / (m - k + weight k).
     """

@@ -50,7 +50,7 @@ def lipschitz_bound(kernel: Tensor, grid: int = GRID) -> Tensor:
 
 
 def layer_bounds(model: nn.Module) -> list[Tensor]:
-    """The bound [] of every convolution and linear layer, in order."""
+    """The bound of every convolution [out, in, *axes] and matrix [out, in], in order."""
     layers = (m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear))
     return [lipschitz_bound(layer.weight) for layer in layers]
 

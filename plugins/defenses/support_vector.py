@@ -18,7 +18,7 @@ STRENGTH = 1e-3
 
 
 def hinge_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2; a scalar [].
+    """mean of max(0, 1 + max_{j != y} z_j - z_y) over logits z [n, K], plus strength / 2 ||W||_2^2.
 
     The offsets are not penalised.
     """

@@ -15,7 +15,10 @@ STRENGTH = 5e-3
 
 
 def weight_decay_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """Mean of -log p(y | x), plus strength / 2 ||w||_2^2 over all weights and biases []."""
+    """Mean of -log p(y | x) over images x [n, C, H, W], plus strength / 2 ||w||_2^2.
+
+    w holds all weights and biases.
+    """
     squares = torch.stack([weight.square().sum() for weight in batch.model.parameters()])
     loss = cross_entropy(batch.model(batch.x), batch.y).mean()
     return loss + strength / 2 * squares.sum()

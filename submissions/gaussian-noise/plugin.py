@@ -1,4 +1,7 @@
-"""Gaussian noise layers: a network that never answers twice the same."""
+"""Gaussian noise layers: noise on hidden values, in training and at test time.
+
+Liu et al. 2018, arXiv:1712.00673.
+"""
 
 from __future__ import annotations
 
@@ -13,54 +16,54 @@ SIGMA = 0.25
 """Standard deviation of the noise, in units of the layer's output."""
 
 
-class Noise(nn.Module):
-    """h + N(0, sigma^2), in training and afterwards."""
+class GaussianNoise(nn.Module):
+    """h + N(0, sigma^2), with new noise on every call."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.sigma = sigma
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The same shape; fresh draws on every call."""
+        """Values [n, ...] with noise added, of the same shape."""
         return hidden + self.sigma * torch.randn_like(hidden)
 
 
-def noisy(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """Two convolutions and two dense layers; noise after the first and before the last layer."""
+def noisy_cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    """Two convolutions and two dense layers, noise after the first and before the last layer."""
     channels, height, width = shape
     features = 32 * ((height + 1) // 2) * ((width + 1) // 2)
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
-        Noise(SIGMA),
+        GaussianNoise(SIGMA),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(features, 64),
         nn.ReLU(),
-        Noise(SIGMA),
+        GaussianNoise(SIGMA),
         nn.Linear(64, classes),
     )
 
 
-def standard(lesson: TrainingBatch) -> Tensor:
-    """-log p(y | x) of one noisy answer, on clean images."""
-    return cross_entropy(lesson.model(lesson.x), lesson.y)
+def noisy_loss(batch: TrainingBatch) -> Tensor:
+    """-log p(y | x) [n] of one noisy forward, on clean images."""
+    return cross_entropy(batch.model(batch.x), batch.y)
 
 
 def build(loader: Loader) -> nn.Module:
-    """The network with the weights that lie beside this file."""
-    return loader.weights(noisy(loader.shape, loader.classes), "weights.safetensors")
+    """The network with the weights from the file beside this one."""
+    return loader.weights(noisy_cnn(loader.shape, loader.classes), "weights.safetensors")
 
 
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Offer it; the recipe tells how the weights came about."""
+    """Register the defense; the recipe documents how the weights were trained."""
     yield Defense(
         name="gaussian-noise",
         cite="arXiv:1712.00673",
-        summary=f"Noise of deviation {SIGMA} inside the network, in training and in play.",
+        summary=f"Gaussian noise of deviation {SIGMA} inside the network, always active.",
         build=build,
-        recipe=Recipe(noisy, standard, epochs=30, rate=2e-3, schedule="cosine"),
+        recipe=Recipe(noisy_cnn, noisy_loss, epochs=30, rate=2e-3, schedule="cosine"),
         randomness=Randomness(draws=4),
     )

@@ -118,13 +118,13 @@ def read_before(net: Shortcut, images: Tensor) -> Any:
     return net.last(shortcut + net.block(net.relu_in_place(h)))
 
 
-def read_by_nobody(net: Shortcut, images: Tensor) -> Any:
+def not_read_again(net: Shortcut, images: Tensor) -> Any:
     h = net.relu_in_place(net.first(net.flat(images)))
     h += net.block(h)
     return net.last(F.relu(net.shortcut(net.flat(h)), inplace=True))
 
 
-HARMLESS: list[Forward] = [read_before, read_by_nobody]
+HARMLESS: list[Forward] = [read_before, not_read_again]
 
 
 @pytest.mark.parametrize("forward", HARMLESS)

@@ -25,10 +25,10 @@ def seeded() -> None:
 
 def network(sigma: float) -> nn.Sequential:
     """The submitted network with its own weights and another noise."""
-    module: nn.Sequential = SOURCE.noisy((1, 8, 8), 10)
+    module: nn.Sequential = SOURCE.noisy_cnn((1, 8, 8), 10)
     module.load_state_dict(load_file(FOLDER / "weights.safetensors"))
     for layer in module.modules():
-        if isinstance(layer, SOURCE.Noise):
+        if isinstance(layer, SOURCE.GaussianNoise):
             layer.sigma = sigma
     return module.eval().requires_grad_(False)
 
@@ -46,7 +46,7 @@ def test_noise_of_deviation_zero_is_the_network_without_noise_layers() -> None:
     x, _ = held_out(50)
     module = network(0.0)
     bare = copy.deepcopy(module)
-    for place in reversed([i for i, m in enumerate(bare) if isinstance(m, SOURCE.Noise)]):
+    for place in reversed([i for i, m in enumerate(bare) if isinstance(m, SOURCE.GaussianNoise)]):
         del bare[place]
     assert len(bare) == len(module) - 2, "after the first convolution and before the last layer"
     assert torch.equal(module(x), bare(x))
@@ -55,7 +55,7 @@ def test_noise_of_deviation_zero_is_the_network_without_noise_layers() -> None:
 
 @pytest.mark.row("D23")
 def test_the_noise_has_its_deviation_and_new_draws_on_every_call() -> None:
-    layer, zeros = SOURCE.Noise(0.25), torch.zeros(200, 50)
+    layer, zeros = SOURCE.GaussianNoise(0.25), torch.zeros(200, 50)
     one, two = layer(zeros), layer(zeros)
     assert float(one.std()) == pytest.approx(0.25, rel=0.03) and abs(float(one.mean())) < 0.01
     assert abs(float((one * two).mean())) < 0.005 * 0.25

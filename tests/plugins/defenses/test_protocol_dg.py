@@ -80,25 +80,21 @@ def test_weak_pairing_is_broken_by_steps_that_can_cross_the_ball(
 # --- free training and the place of the clamp ------------------------------------------------
 
 
-def inside_the_graph(training_batch: TrainingBatch) -> Tensor:
+def inside_the_graph(batch: TrainingBatch) -> Tensor:
     """-log p(y | clamp(x + d)), where a clamped pixel has no gradient."""
-    return cross_entropy(training_batch.model(training_batch.adv.clamp(0, 1)), training_batch.y)
+    return cross_entropy(batch.model(batch.adv.clamp(0, 1)), batch.y)
 
 
-def unclamped(course: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:
+def unclamped(state: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:
     """x + d without a clamp."""
-    return (x + course.free_perturbation[: len(x)]).detach().requires_grad_()
+    return (x + state.free_perturbation[: len(x)]).detach().requires_grad_()
 
 
-def climbed(course: TrainingState, free: FreeTraining, training_batch: TrainingBatch) -> None:
+def climbed(state: TrainingState, free: FreeTraining, batch: TrainingBatch) -> None:
     """d after a signed step, inside the ball but not the box."""
-    assert training_batch.adv.grad is not None
-    moved = (
-        training_batch.adv.detach()
-        - training_batch.x
-        + free.ball.radius * training_batch.adv.grad.sign()
-    )
-    course.free_perturbation[: len(moved)] = moved.clamp(-free.ball.radius, free.ball.radius)
+    assert batch.adv.grad is not None
+    moved = batch.adv.detach() - batch.x + free.ball.radius * batch.adv.grad.sign()
+    state.free_perturbation[: len(moved)] = moved.clamp(-free.ball.radius, free.ball.radius)
 
 
 @pytest.mark.row("D16")
