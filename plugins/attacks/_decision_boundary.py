@@ -35,15 +35,15 @@ def nearest_boundary(
     return LinearBoundary(slopes[row, best], select_column(gaps, best))
 
 
-def step_onto(ball: PerturbationSet, point: Tensor, border: LinearBoundary) -> Tensor:
+def step_onto(ball: PerturbationSet, point: Tensor, boundary: LinearBoundary) -> Tensor:
     """The steepest step [n, C, H, W] of length |gap| / ||slope||* that closes the gap.
 
     `point` is [n, C, H, W].
     """
-    across = per_row(-border.gap.sign()) * border.slope
+    across = per_row(-boundary.gap.sign()) * boundary.slope
     direction = ball.steepest(across, point)
     dual = dual_norm(across, direction)
-    return per_row(torch.where(dual > 0, border.gap.abs() / dual, 0)) * direction
+    return per_row(torch.where(dual > 0, boundary.gap.abs() / dual, 0)) * direction
 
 
 def dual_norm(slope: Tensor, direction: Tensor) -> Tensor:

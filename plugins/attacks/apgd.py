@@ -95,21 +95,21 @@ class APGD:
 
     def step(self, problem: Problem, state: State) -> State:
         """Evaluate the gradient, adapt the step size at a checkpoint, and move."""
-        answer = problem.gradient(state.adv, self._loss_function(problem))
-        state = with_evaluation(state, answer.gradient, answer.loss)
+        result = problem.gradient(state.adv, self._loss_function(problem))
+        state = with_evaluation(state, result.gradient, result.loss)
         window = checkpoint_intervals(self.steps, problem.t.device)[problem.t]
         stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
         halve = (window > 0) & ((state.increases < self.rho * window) | stuck)
         back = per_row(halve)
         adv = torch.where(back, state.best, state.adv)
-        slope = torch.where(back, state.best_gradient, answer.gradient)
+        gradient = torch.where(back, state.best_gradient, result.gradient)
         rate = torch.where(halve, state.rate / 2, state.rate)
         checkpoint = (window > 0) | (problem.t == 0)
         return state._replace(
-            adv=self._next_iterate(problem, adv, state.previous, slope, rate),
+            adv=self._next_iterate(problem, adv, state.previous, gradient, rate),
             previous=adv,
             checkpoint_loss=torch.where(checkpoint, state.best_loss, state.checkpoint_loss),
-            last_loss=torch.where(halve, state.best_loss, answer.loss),
+            last_loss=torch.where(halve, state.best_loss, result.loss),
             increases=torch.where(checkpoint, 0, state.increases),
             halved=torch.where(checkpoint, halve, state.halved),
             rate=rate,
@@ -121,11 +121,11 @@ class APGD:
         return dlr if self.loss == "dlr" else cross_entropy
 
     def _next_iterate(
-        self, problem: Problem, adv: Tensor, previous: Tensor, slope: Tensor, rate: Tensor
+        self, problem: Problem, adv: Tensor, previous: Tensor, gradient: Tensor, rate: Tensor
     ) -> Tensor:
-        """One step of `rate` [n] radii along the slope, with momentum from the second step on."""
+        """One step of `rate` [n] radii along the gradient, with momentum after the first."""
         ball, x = problem.ball, problem.x
-        ahead = ball.ascend(adv, slope, rate, x)
+        ahead = ball.ascend(adv, gradient, rate, x)
         share = per_row(torch.where(problem.t == 0, 1, 1 - self.momentum))
         # At the first step `previous` is `adv` itself, so there is no momentum yet.
         moved = torch.lerp(adv, ahead, share)
@@ -138,10 +138,12 @@ def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
     higher = loss > state.best_loss
     here = per_row(higher)
     best = torch.where(here, state.adv, state.best)
-    slope = torch.where(here, gradient, state.best_gradient)
-    height = torch.where(higher, loss, state.best_loss)
-    rises = state.increases + (loss > state.last_loss)
-    return state._replace(best=best, best_gradient=slope, best_loss=height, increases=rises)
+    best_gradient = torch.where(here, gradient, state.best_gradient)
+    best_loss = torch.where(higher, loss, state.best_loss)
+    increases = state.increases + (loss > state.last_loss)
+    return state._replace(
+        best=best, best_gradient=best_gradient, best_loss=best_loss, increases=increases
+    )
 
 
 @functools.lru_cache(maxsize=16)

@@ -116,11 +116,11 @@ class SparseAPGD:
 
     def step(self, problem: Problem, state: State) -> State:
         """Evaluate the gradient, adapt step size and sparsity at a check, and move."""
-        answer = problem.gradient(state.point, self._loss_function(problem))
+        result = problem.gradient(state.point, self._loss_function(problem))
         now = at_step(schedule(self.steps, problem.t.device), problem.t)
-        better = now.first | (answer.loss > state.best_loss)
+        better = now.first | (result.loss > state.best_loss)
         best = torch.where(per_row(better), state.point, state.best)
-        slope = torch.where(per_row(better), answer.gradient, state.best_gradient)
+        gradient = torch.where(per_row(better), result.gradient, state.best_gradient)
         count = (best != problem.x).flatten(1).sum(1)
         sparser = now.check & ~now.first & (count < PROGRESS * state.changed)
         shrunk = torch.where(
@@ -130,11 +130,11 @@ class SparseAPGD:
         changed = torch.where(now.check, count, state.changed)
         back = per_row(sparser)
         point = torch.where(back, best, state.point)
-        direction = sparse_direction(torch.where(back, slope, answer.gradient), point, changed)
+        direction = sparse_direction(torch.where(back, gradient, result.gradient), point, changed)
         size = problem.ball.radius * now.radii * rate
         moved = torch.where(per_row(now.last), best, point + per_row(size) * direction)
-        height = torch.where(better, answer.loss, state.best_loss)
-        return State(*self._projected(problem, moved), best, slope, height, changed, rate)
+        best_loss = torch.where(better, result.loss, state.best_loss)
+        return State(*self._projected(problem, moved), best, gradient, best_loss, changed, rate)
 
     def _loss_function(self, problem: Problem) -> Loss:
         if self.is_targeted:
@@ -175,9 +175,9 @@ def schedule(steps: int, device: torch.device) -> Schedule:
     day = [t for length in lengths for t in range(length)][: steps + 1]
     period = [max(int(CHECK_PERIOD * lengths[place]), 1) for place in phase]
     last = [one != next_one for one, next_one in pairwise([*phase, phase[-1]])]
-    look = [t % every == 0 for t, every in zip(day, period, strict=True)]
+    check = [t % every == 0 for t, every in zip(day, period, strict=True)]
     radii = [float(RADII[place]) for place in phase]
-    columns = (phase, radii, [t == 0 for t in day], last, look)
+    columns = (phase, radii, [t == 0 for t in day], last, check)
     return Schedule._make(torch.tensor(column, device=device) for column in columns)
 
 

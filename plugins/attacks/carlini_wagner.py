@@ -95,13 +95,13 @@ class CarliniWagner:
         origin = tanh_space(problem.x)
         state = begin_rounds(state, origin)
         image = (1 + state.w.tanh()) / 2
-        answer = problem.gradient(image, self.margin_loss)
-        state = self.with_best(problem, state, image, answer)
+        result = problem.gradient(image, self.margin_loss)
+        state = self.with_best(problem, state, image, result)
         change = image - (1 + origin.tanh()) / 2
-        objective = change.square().flatten(1).sum(1) - state.constant * answer.loss
-        slope = 2 * change - per_row(state.constant) * answer.gradient
+        objective = change.square().flatten(1).sum(1) - state.constant * result.loss
+        gradient = 2 * change - per_row(state.constant) * result.gradient
         return self.end_converged_rounds(
-            self.adam_step(state, 2 * image * (1 - image) * slope), objective
+            self.adam_step(state, 2 * image * (1 - image) * gradient), objective
         )
 
     def done(self, state: State) -> Tensor:
@@ -113,9 +113,9 @@ class CarliniWagner:
         """The margin [n] of logits [n, K], cut off at kappa."""
         return margin(logits, label).clamp_max(self.kappa)
 
-    def with_best(self, problem: Problem, state: State, image: Tensor, answer: Gradient) -> State:
+    def with_best(self, problem: Problem, state: State, image: Tensor, result: Gradient) -> State:
         """The state after a query: images [n, C, H, W] that succeed closer by become the best."""
-        success = problem.reaches_goal(answer.logits) & (answer.loss >= self.kappa)
+        success = problem.reaches_goal(result.logits) & (result.loss >= self.kappa)
         distance = problem.ball.distance(image, problem.x)
         nearer = success & (distance < state.distance)
         return state._replace(
@@ -124,11 +124,11 @@ class CarliniWagner:
             succeeded=state.succeeded | success,
         )
 
-    def adam_step(self, state: State, slope: Tensor) -> State:
-        """Adam's next step of each row's round; `slope` [n, C, H, W] is the gradient for w."""
+    def adam_step(self, state: State, gradient: Tensor) -> State:
+        """Adam's next step of each row's round; `gradient` [n, C, H, W] is the gradient for w."""
         count = state.round_step + 1
-        mean = BETA_1 * state.mean + (1 - BETA_1) * slope
-        square = BETA_2 * state.square + (1 - BETA_2) * slope.square()
+        mean = BETA_1 * state.mean + (1 - BETA_1) * gradient
+        square = BETA_2 * state.square + (1 - BETA_2) * gradient.square()
         first, second = (-torch.expm1(count * math.log(b)) for b in (BETA_1, BETA_2))
         size = (square / per_row(second)).sqrt() + 1e-8
         w = state.w - self.rate * (mean / per_row(first)) / size

@@ -81,12 +81,12 @@ class DeepFool:
         )
         change = (problem.x + change).clamp(0, 1) - problem.x
         beyond = (problem.x + (1 + self.overshoot) * change).clamp(0, 1)
-        answer = problem.logits(beyond, walking)
-        wrong = walking & problem.reaches_goal(answer)
-        span = Segment(adv, margin(logits, problem.y), beyond, margin(answer, problem.y))
+        new_logits = problem.logits(beyond, walking)
+        wrong = walking & problem.reaches_goal(new_logits)
+        segment = Segment(adv, margin(logits, problem.y), beyond, margin(new_logits, problem.y))
         moves = per_row(walking)
         return State(
-            torch.where(moves, self._secant_search(problem, span, wrong), adv),
+            torch.where(moves, self._secant_search(problem, segment, wrong), adv),
             torch.where(moves, change, state.change),
             ~walking | wrong,
         )
@@ -95,16 +95,16 @@ class DeepFool:
         """[n] bool: the label has changed."""
         return state.flipped
 
-    def _secant_search(self, problem: Problem, span: Segment, where: Tensor) -> Tensor:
+    def _secant_search(self, problem: Problem, segment: Segment, where: Tensor) -> Tensor:
         """[n, C, H, W]: the outer end, moved near to the boundary in the rows `where` [n] bool."""
-        current = span
+        current = segment
         for _ in range(self.search):
             image = current.crossing(self.lean)
             logits = problem.logits(image, where)
             current = current.narrowed(
                 image, margin(logits, problem.y), problem.reaches_goal(logits)
             )
-        return torch.where(per_row(where), current.outer, span.outer)
+        return torch.where(per_row(where), current.outer, segment.outer)
 
 
 @hookimpl

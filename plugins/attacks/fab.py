@@ -97,16 +97,16 @@ class FAB:
         ahead = self._next_query(
             problem, state.point, self._boundary(problem, state.point, walking)
         )
-        span = Segment(state.point, state.inner_margin, state.adv, state.outer_margin)
-        query = torch.where(per_row(walking), ahead, span.crossing(self.lean))
-        answer = problem.logits(query, walking | state.distance.isfinite())
-        success = problem.reaches_goal(answer)
-        excess = margin(answer, problem.y)
+        segment = Segment(state.point, state.inner_margin, state.adv, state.outer_margin)
+        query = torch.where(per_row(walking), ahead, segment.crossing(self.lean))
+        logits = problem.logits(query, walking | state.distance.isfinite())
+        success = problem.reaches_goal(logits)
+        new_margin = margin(logits, problem.y)
         back = problem.x + self.beta * (query - problem.x)
         onward = torch.where(per_row(walking), back, state.point)
-        return with_nearest(problem, state, query, success, excess)._replace(
+        return with_nearest(problem, state, query, success, new_margin)._replace(
             point=torch.where(per_row(success), onward, query),
-            inner_margin=torch.where(success, state.inner_margin, excess),
+            inner_margin=torch.where(success, state.inner_margin, new_margin),
         )
 
     def _boundary(self, problem: Problem, point: Tensor, where: Tensor) -> LinearBoundary:
@@ -118,12 +118,14 @@ class FAB:
         gaps = logits.gather(1, problem.other_classes) - select_column(logits, problem.y)[:, None]
         return nearest_boundary(problem.ball, point, slopes, gaps)
 
-    def _next_query(self, problem: Problem, point: Tensor, border: LinearBoundary) -> Tensor:
+    def _next_query(self, problem: Problem, point: Tensor, boundary: LinearBoundary) -> Tensor:
         """The next query, between the overshot projections of point and x."""
         ball, x = problem.ball, problem.x
-        missing = -border.gap - (border.slope * (x - point)).flatten(1).sum(1)
+        missing = -boundary.gap - (boundary.slope * (x - point)).flatten(1).sum(1)
         here = torch.cat([point, x])
-        there = ball.onto(border.slope.repeat(2, 1, 1, 1), torch.cat([-border.gap, missing]), here)
+        there = ball.onto(
+            boundary.slope.repeat(2, 1, 1, 1), torch.cat([-boundary.gap, missing]), here
+        )
         near, far = ball.distance(there, here).clamp_min(MIN_DISTANCE).chunk(2)
         pull = per_row((near / (near + far)).clamp_max(self.alpha))
         beyond, origin = (here + self.eta * (there - here)).chunk(2)
@@ -131,18 +133,18 @@ class FAB:
 
 
 def with_nearest(
-    problem: Problem, state: State, query: Tensor, success: Tensor, excess: Tensor
+    problem: Problem, state: State, query: Tensor, success: Tensor, new_margin: Tensor
 ) -> State:
     """The state with the queried images [n, C, H, W] that are adversarial and nearer than the best.
 
-    `success` [n] bool and `excess` [n] are the result of the query and the margin.
+    `success` [n] bool and `new_margin` [n] are the result of the query and the margin.
     """
     distance = problem.ball.distance(query, problem.x)
     nearer = success & (distance < state.distance)
     return state._replace(
         adv=torch.where(per_row(nearer), query, state.adv),
         distance=torch.where(nearer, distance, state.distance),
-        outer_margin=torch.where(nearer, excess, state.outer_margin),
+        outer_margin=torch.where(nearer, new_margin, state.outer_margin),
     )
 
 

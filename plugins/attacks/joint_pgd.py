@@ -49,17 +49,17 @@ class JointPGD:
 
 
 def joint_loss(classes: int) -> Loss:
-    """A loss (answer [n, K + 1], label) -> [n]: the margin where it is not positive, else -score.
+    """A loss (output [n, K + 1], label) -> [n]: the margin where it is not positive, else -score.
 
-    For a defense without a detector, whose answer is [n, K], the margin.
+    For a defense without a detector, whose output is [n, K], the margin.
     """
 
-    def loss(answer: Tensor, label: Tensor) -> Tensor:
-        """The loss [n] of the answer [n, K + 1] or [n, K]."""
-        gap = margin(answer[:, :classes], label)
-        if answer.shape[1] == classes:
+    def loss(output: Tensor, label: Tensor) -> Tensor:
+        """The loss [n] of the output [n, K + 1] or [n, K]."""
+        gap = margin(output[:, :classes], label)
+        if output.shape[1] == classes:
             return gap
-        return torch.where(gap > 0, -answer[:, classes], gap)
+        return torch.where(gap > 0, -output[:, classes], gap)
 
     return loss
 

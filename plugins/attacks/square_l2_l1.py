@@ -120,9 +120,9 @@ class SquareL2L1:
         size = change.abs() if self.power == 1 else change.square()
         budget = problem.ball.radius**self.power
         unspent = (budget - size.sum((1, 2, 3), keepdim=True)).clamp_min(0) / change.shape[1]
-        held = (size * (windows.target | windows.source)).sum((2, 3), keepdim=True)
+        freed = (size * (windows.target | windows.source)).sum((2, 3), keepdim=True)
         filled = windows.pattern + self.normalized(torch.where(windows.target, change, 0))
-        filled = self.normalized(filled) * self.root(unspent + held)
+        filled = self.normalized(filled) * self.root(unspent + freed)
         return torch.where(windows.target, filled, change.masked_fill(windows.source, 0))
 
     def windows(self, problem: Problem) -> Windows:

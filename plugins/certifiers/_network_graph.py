@@ -57,9 +57,9 @@ class Affine:
             return self.transpose(weight, shape)
         leaf = weight.new_zeros((len(weight), *shape)).requires_grad_()
         with torch.enable_grad():
-            answer = self.apply(leaf)
-        (found,) = torch.autograd.grad(answer, leaf, weight)
-        return found
+            output = self.apply(leaf)
+        (product,) = torch.autograd.grad(output, leaf, weight)
+        return product
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class GraphReader:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.steps: list[Step] = []
-        self.place: dict[fx.Node, int] = {}
+        self.step_of: dict[fx.Node, int] = {}
         """Which step gives a node's value; -1 for the images."""
 
     def read(self, graph: fx.Graph) -> Network:
@@ -196,22 +196,22 @@ class GraphReader:
         """
         for node in graph.nodes:
             if node.op == "placeholder":
-                self.place[node] = -1
+                self.step_of[node] = -1
             elif node.op == "output":
-                return self._ended(node.args[0])
+                return self._finish(node.args[0])
             elif node.op != "get_attr":
                 self._add(node)
         raise UnsupportedModelError("the model has no output")
 
-    def _ended(self, answer: Any) -> Network:
-        if not isinstance(answer, fx.Node) or self.place.get(answer, -1) != len(self.steps) - 1:
+    def _finish(self, output: Any) -> Network:
+        if not isinstance(output, fx.Node) or self.step_of.get(output, -1) != len(self.steps) - 1:
             raise UnsupportedModelError("the model's output is not that of its last layer")
         return Network(tuple(self.steps))
 
     def _add(self, node: fx.Node) -> None:
         ops = self._layer(node) if node.op == "call_module" else self._function(node)
         inputs = tuple(
-            self.place[a] for a in node.args if isinstance(a, fx.Node) and a in self.place
+            self.step_of[a] for a in node.args if isinstance(a, fx.Node) and a in self.step_of
         )
         if len(inputs) != (2 if isinstance(ops[0], Sum) else 1):
             raise UnsupportedModelError(
@@ -220,7 +220,7 @@ class GraphReader:
         for op in ops:
             self.steps.append(Step(op, inputs))
             inputs = (len(self.steps) - 1,)
-        self.place[node] = inputs[0]
+        self.step_of[node] = inputs[0]
 
     def _layer(self, node: fx.Node) -> list[Op]:
         layer = self.module.get_submodule(str(node.target))

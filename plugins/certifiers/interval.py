@@ -94,9 +94,9 @@ def matches_model(module: nn.Module, network: Network, x: Tensor) -> Tensor:
     `x` is [n, C, H, W].
     """
     with torch.no_grad():
-        answer: Tensor = module(x).double()
-    due = propagate_boxes(network, Box(x.double(), x.double()))[-1]
-    return ((due.lower <= answer) & (answer <= due.upper)).all(1)
+        logits: Tensor = module(x).double()
+    expected = propagate_boxes(network, Box(x.double(), x.double()))[-1]
+    return ((expected.lower <= logits) & (logits <= expected.upper)).all(1)
 
 
 def other_classes(y: Tensor, classes: int) -> Tensor:

@@ -65,10 +65,12 @@ class Smoothing:
                 f"{self.name} needs a vote under Gaussian noise, not {type(module).__name__}."
             )
         reach = ball.radius + ball.tolerance(x[0].numel())
-        due = reach / module.sigma + NORMAL.inv_cdf(required_probability(module.votes, self.error))
+        required = reach / module.sigma + NORMAL.inv_cdf(
+            required_probability(module.votes, self.error)
+        )
         hits = select_column(class_counts(module, x, self.draws), y).tolist()
-        sure = [quantile(lower_limit(k, self.draws, self.error)) >= due for k in hits]
-        return torch.tensor(sure, device=x.device)
+        certified = [quantile(lower_limit(k, self.draws, self.error)) >= required for k in hits]
+        return torch.tensor(certified, device=x.device)
 
 
 def why_unsupported(name: str, module: nn.Module, ball: PerturbationSet) -> str:
@@ -132,9 +134,9 @@ def _batch_counts(module: Smoothed, x: Tensor, draws: int, state: bytes) -> Tens
     for turn, first in enumerate(range(0, draws, COPIES_PER_PASS)):
         noise = KeyedRandomNumbers(key, torch.full_like(key, turn))
         shape = (min(COPIES_PER_PASS, draws - first), *x.shape[1:])
-        looks = x[:, None] + module.sigma * noise.normal("smoothing", shape)
+        copies = x[:, None] + module.sigma * noise.normal("smoothing", shape)
         with torch.no_grad():
-            logits = module.classifier(looks.flatten(0, 1))
+            logits = module.classifier(copies.flatten(0, 1))
         votes = torch.zeros(len(logits), logits.shape[1], dtype=torch.int64, device=x.device)
         votes.scatter_(1, logits.argmax(1, keepdim=True), 1)
         found.append(votes.view(len(x), -1, logits.shape[1]).sum(1))

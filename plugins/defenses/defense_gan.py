@@ -48,8 +48,8 @@ class Projection(nn.Module):
         velocity = torch.zeros_like(z)
         for _ in range(self.steps):
             total = squared_error(self.decoder(z), goal).sum()
-            (slope,) = torch.autograd.grad(total, z, create_graph=self.unrolled)
-            velocity = MOMENTUM * velocity - RATE * slope
+            (gradient,) = torch.autograd.grad(total, z, create_graph=self.unrolled)
+            velocity = MOMENTUM * velocity - RATE * gradient
             z = z + velocity
         made: Tensor = self.decoder(z)
         return made
@@ -103,8 +103,8 @@ class Autoencoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The classifier's logits [n, K] of the images [n, C, H, W] themselves."""
-        answer: Tensor = self.classifier(images)
-        return answer
+        logits: Tensor = self.classifier(images)
+        return logits
 
 
 def autoencoder_loss(batch: TrainingBatch) -> Tensor:

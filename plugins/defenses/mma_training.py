@@ -40,9 +40,9 @@ def mma_loss(batch: TrainingBatch, weight: float) -> Tensor:
     where x is right out to the largest margin, and M = J(x) where x is wrong.
     """
     logits, adv_logits = batch.model(batch.x), batch.model(batch.adv)
-    clean, border = cross_entropy(logits, batch.y), cross_entropy(adv_logits, batch.y)
+    clean, boundary = cross_entropy(logits, batch.y), cross_entropy(adv_logits, batch.y)
     safe = adv_logits.argmax(1) == batch.y
-    margin = torch.where(logits.argmax(1) != batch.y, clean, border.masked_fill(safe, 0))
+    margin = torch.where(logits.argmax(1) != batch.y, clean, boundary.masked_fill(safe, 0))
     return weight * clean + (1 - weight) * margin
 
 
@@ -102,8 +102,8 @@ class BoundaryPGD:
         )
 
     def _pgd_step(self, problem: Problem, state: State, where: Tensor) -> State:
-        slope = problem.gradient(state.endpoint, cross_entropy, where).gradient
-        end = problem.ball.ascend(state.endpoint, slope, self.rate, problem.x)
+        gradient = problem.gradient(state.endpoint, cross_entropy, where).gradient
+        end = problem.ball.ascend(state.endpoint, gradient, self.rate, problem.x)
         return state._replace(adv=end, endpoint=end)
 
     def _bisect(self, problem: Problem, state: State, where: Tensor) -> State:

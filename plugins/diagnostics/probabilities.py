@@ -20,7 +20,7 @@ class Probabilities:
 
     name = "probabilities"
     cite = "arXiv:2003.01690"
-    summary = "Raised when the output looks like softmax instead of logits."
+    summary = "Raised when the output is a probability distribution instead of logits."
 
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
         """The finding and the range of the outputs, for images x [n, C, H, W]."""

@@ -27,7 +27,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
 def white_box(
     name: str, dataset: str, ball: PerturbationSet, required: tuple[str, ...], order: int
 ) -> ThreatModel:
-    """A white-box board, its sentence made from its numbers."""
+    """A white-box threat model whose summary states its numbers."""
     return ThreatModel(
         name,
         dataset,
