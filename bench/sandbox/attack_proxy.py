@@ -34,7 +34,7 @@ REQUIRED_ARGUMENTS = {
     "gradient": {"adv"}, "jacobian": {"adv", "classes"}, "logits": {"adv"}, "labels": {"adv"},
 }  # fmt: skip
 
-OPTIONAL_METHODS = {"done": "_done", "stays": "_stays", "restart_count": "_restart_count"}
+PROXY_METHODS = {"done": "_done", "stays": "_stays", "restart_count": "_restart_count"}
 """Optional method of an attack -> the method of AttackProxy that calls it in the worker."""
 
 
@@ -78,7 +78,7 @@ class AttackProxy:
         self.sent: dict[str, Tensor] = {}
         """Copies of the rows' tensors as the worker has them."""
         for method in declared.methods:
-            setattr(self, method, getattr(self, OPTIONAL_METHODS[method]))
+            setattr(self, method, getattr(self, PROXY_METHODS[method]))
 
     def resolved_elsewhere(self) -> Mapping[str, Any]:
         """The attack's parameters, as its worker declared them."""

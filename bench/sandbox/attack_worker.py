@@ -19,7 +19,7 @@ from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import Goal
 
-OPTIONAL_METHODS = ("restart_count", "done", "stays")
+WORKER_METHODS = ("restart_count", "done", "stays")
 VALUE_TRAITS = ("cite", "summary", "minimises", "source", "joint", "samples")
 """Traits that are sent as they are."""
 
@@ -48,7 +48,7 @@ class AttackWorker:
             "stop_rule": traits.stop_rule.value,
             "external": Traits.is_external(attack),
             "steps": getattr(attack, "steps", 1),
-            "methods": [n for n in OPTIONAL_METHODS if getattr(attack, n, None) is not None],
+            "methods": [n for n in WORKER_METHODS if getattr(attack, n, None) is not None],
             "parameters": parameters_of(attack),
         }
         self.channel.reply({"declarations": declarations})

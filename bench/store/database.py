@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from bench.core.errors import BenchError, UnavailableError
 
-DEFAULT = "sqlite:///bench.db"
+DEFAULT_DATABASE_URL = "sqlite:///bench.db"
 BUSY_SECONDS = 30
 """How long a writer waits for the lock of another one."""
 
@@ -41,7 +41,7 @@ def resolve_url(url: str | None) -> URL:
 
     Raises BenchError where it names neither a SQLite file nor a PostgreSQL database.
     """
-    text = url or os.environ.get("BENCH_DB") or DEFAULT
+    text = url or os.environ.get("BENCH_DB") or DEFAULT_DATABASE_URL
     try:
         parsed = make_url(text)
     except (ArgumentError, ValueError) as error:

@@ -28,7 +28,7 @@ def add_images(connection: Connection, key: str, kept: tuple[KeptImage, ...]) ->
         connection.execute(insert(IMAGES), [_row(key, image) for image in kept])
 
 
-def images(connection: Connection, key: str) -> list[KeptImage]:
+def read_images(connection: Connection, key: str) -> list[KeptImage]:
     """The sample of images recorded for a cell, in item order."""
     query = select(IMAGES).where(IMAGES.c.cell == key).order_by(IMAGES.c.item)
     return [

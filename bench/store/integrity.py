@@ -45,7 +45,7 @@ def _cell_faults(connection: Connection, row: Row[tuple[object, ...]]) -> Iterat
         yield f"{name} has {len(altered)} altered chunks of outcomes: evaluate it again."
         return
     try:
-        found = outcomes.outcomes(connection, row.key)
+        found = outcomes.read_outcomes(connection, row.key)
     except BenchError as error:
         yield f"{name}: {error}"
         return
@@ -67,7 +67,7 @@ def _cascade_faults(
     if connection.execute(query).scalar() != CellState.DONE:
         yield f"{name} follows cell {row.before[:12]}, which is missing or not done."
         return
-    left = set(outcomes.outcomes(connection, row.before).survivors())
+    left = set(outcomes.read_outcomes(connection, row.before).survivors())
     if not met <= left or row.items != len(left):
         yield f"{name} has other items than the survivors of cell {row.before[:12]}."
 

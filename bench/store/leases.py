@@ -88,7 +88,7 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> None:
     _end(connection, lease, {"state": CellState.FAILED, "reason": reason, "culprit": culprit})
 
 
-def done(connection: Connection, lease: Lease, figures: Mapping[str, object]) -> None:
+def mark_done(connection: Connection, lease: Lease, figures: Mapping[str, object]) -> None:
     """Close a cell with its figures."""
     _end(connection, lease, {"state": CellState.DONE, "reason": "", "culprit": None, **figures})
 
@@ -100,7 +100,7 @@ def heartbeat(connection: Connection, lease: Lease) -> None:
 
 def finish_task(connection: Connection, lease: Lease) -> None:
     """Mark a task as done; raises LeaseLostError where its lease is lost."""
-    done(connection, lease, {})
+    mark_done(connection, lease, {})
 
 
 def _table(lease: Lease) -> Table:

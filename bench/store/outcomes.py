@@ -66,13 +66,13 @@ def finish(connection: Connection, lease: Lease) -> None:
             f"{lease.key[:12]} has {row.items_done} of {row.items} outcomes: record the rest"
             " before it is finished."
         )
-    figures = cell_figures(outcomes(connection, lease.key))
-    leases.done(
+    figures = cell_figures(read_outcomes(connection, lease.key))
+    leases.mark_done(
         connection, lease, {**asdict(figures), "seal": seal(connection, lease.key, figures)}
     )
 
 
-def outcomes(connection: Connection, key: str) -> Outcomes:
+def read_outcomes(connection: Connection, key: str) -> Outcomes:
     """The outcomes recorded for a cell, in item order; empty columns where there are none."""
     return Outcomes.concatenate([unpack(blob) for blob in _blobs(connection, key)])
 

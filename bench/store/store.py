@@ -127,15 +127,15 @@ class Store:
 
     # Cards, example sets, evidence, certificates and submissions.
     record_cards = _writing(metadata.record_cards)
-    cards = _reading(metadata.cards)
+    cards = _reading(metadata.read_cards)
     keep_examples = _writing(metadata.keep_examples)
-    examples = _reading(metadata.examples)
+    examples = _reading(metadata.read_examples)
     record_evidence = _writing(metadata.record_evidence)
-    evidence = _reading(metadata.evidence)
+    evidence = _reading(metadata.read_evidence)
     record_certificate = _writing(metadata.record_certificate)
     certificates = _reading(metadata.certificates)
     record_submission_state = _writing(metadata.record_submission_state)
-    submissions = _reading(metadata.submissions)
+    submissions = _reading(metadata.read_submission_rows)
 
     # Cells and tasks, and their leases.
     plan = _writing(cell_table.plan)
@@ -151,8 +151,8 @@ class Store:
     # Outcomes and images of cells.
     finish = _writing(chunks.finish)
     finished_items = _reading(chunks.finished_items)
-    outcomes = _reading(chunks.outcomes)
-    images = _reading(image_files.images)
+    outcomes = _reading(chunks.read_outcomes)
+    images = _reading(image_files.read_images)
 
     def heartbeats(self, lease: Lease) -> Callable[[], None]:
         """A function that extends a lease, at most once in 5 seconds however often it is called."""
