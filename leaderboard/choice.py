@@ -10,12 +10,12 @@ from streamlit.delta_generator import DeltaGenerator
 from bench.results.leaderboards import Leaderboard
 from leaderboard import markup, reading, words
 
-THREAT = "threat"
-DEFENSE = "name"
-FILTER = "q"
+THREAT_KEY = "threat"
+DEFENSE_KEY = "name"
+FILTER_KEY = "q"
 
 
-def asked(key: str) -> str | None:
+def url_value(key: str) -> str | None:
     """What the URL asks for, before a widget drops a value that it does not know."""
     return st.query_params.get(key)
 
@@ -26,30 +26,30 @@ def warn_when_stale(key: str, what: str, known: Sequence[str]) -> None:
     The widget removes the value from the URL with its first run, so the answer is kept until the
     URL names something that is known. Once the widget is there, its value is no link's.
     """
-    wanted, memory = asked(key), f"stale {key}"
+    wanted, memory = url_value(key), f"stale {key}"
     if wanted is not None and (wanted in known or key not in st.session_state):
         st.session_state[memory] = None if wanted in known else wanted
     missing = st.session_state.get(memory)
     if missing is not None:
-        st.html(markup.notice(words.stale(what, missing), "warn"))
+        st.html(markup.notice(words.stale_link(what, missing), "warn"))
 
 
-def forget_stale(key: str) -> None:
+def dismiss_stale_notice(key: str) -> None:
     """The reader has chosen; the old link does not matter any more."""
     st.session_state[f"stale {key}"] = None
 
 
-def forget(key: str) -> None:
+def clear_field(key: str) -> None:
     """Empty a field; for a button."""
     st.session_state[key] = ""
 
 
-def pick(
+def select_option(
     key: str, label: str, options: Sequence[str], *, what: str, place: DeltaGenerator | None = None
 ) -> str:
     """One of `options`, held in the URL under `key`. Options are shown as plain text."""
     warn_when_stale(key, what, options)
-    if st.session_state.get(key, asked(key)) not in options:
+    if st.session_state.get(key, url_value(key)) not in options:
         # Named in the URL like any other: what stands first today may not tomorrow.
         if key not in st.session_state:
             st.query_params[key] = options[0]
@@ -60,18 +60,18 @@ def pick(
         index=None,
         key=key,
         bind="query-params",
-        on_change=forget_stale,
+        on_change=dismiss_stale_notice,
         args=(key,),
     )
     return options[0] if chosen is None else chosen
 
 
-def label() -> str:
+def selected_label() -> str:
     """What the frame's selector shows: the board's name in the URL."""
-    chosen: str = st.session_state[THREAT]
+    chosen: str = st.session_state[THREAT_KEY]
     return chosen
 
 
-def board() -> Leaderboard:
+def selected_leaderboard() -> Leaderboard:
     """The board that the frame's selector shows."""
-    return words.labels(reading.boards())[label()]
+    return words.leaderboards_by_label(reading.read_leaderboards())[selected_label()]

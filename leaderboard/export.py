@@ -17,15 +17,15 @@ from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 
-NESTED = ("robust", "detection")
+NESTED_FIELDS = ("robust", "detection")
 """Fields of a cell that are records of their own."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
-def harmless(value: object) -> str:
+def spreadsheet_text(value: object) -> str:
     """A cell that a spreadsheet shows and never runs."""
     text = "" if value is None else str(value)
-    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else text
+    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA_PREFIXES) else text
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
@@ -34,7 +34,7 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     names = list(rows[0]) if rows else []
     writer.writerow(names)
-    writer.writerows([harmless(row[name]) for name in names] for row in rows)
+    writer.writerows([spreadsheet_text(row[name]) for name in names] for row in rows)
     return file.getvalue()
 
 
@@ -51,7 +51,7 @@ def as_json(
     return json.dumps(whole, indent=1, default=str)
 
 
-def ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
+def flat_ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
     """One flat line a defense."""
     return [
         {
@@ -77,11 +77,11 @@ def ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
     ]
 
 
-def matrix(squares: Sequence[MatrixCell]) -> list[dict[str, object]]:
+def flat_matrix(squares: Sequence[MatrixCell]) -> list[dict[str, object]]:
     """One flat line a cell."""
     return [
         {
-            **{key: value for key, value in asdict(square).items() if key not in NESTED},
+            **{key: value for key, value in asdict(square).items() if key not in NESTED_FIELDS},
             **_counts("robust", square.robust),
             "auc": square.detection.auc if square.detection else None,
             **_counts("passed", square.detection.passed if square.detection else None),
@@ -95,7 +95,7 @@ def _counts(name: str, count: Count | None) -> dict[str, Any]:
     return {f"{name}_{part}": value for part, value in values.items()}
 
 
-def buttons(
+def download_buttons(
     name: str, board: Leaderboard, records: Sequence[RankingRow] | Sequence[MatrixCell],
     flat: Sequence[Mapping[str, object]],
 ) -> None:  # fmt: skip

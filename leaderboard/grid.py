@@ -8,28 +8,28 @@ from typing import Any
 from leaderboard import markup
 from leaderboard.markup import NOTHING, Html
 
-STOPS = (
+VIRIDIS_STOPS = (
     (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140),
     (40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37),
 )  # fmt: skip
 """The viridis scale at nine even places."""
 
 
-def colour(share: float) -> tuple[int, int, int]:
+def viridis(share: float) -> tuple[int, int, int]:
     """Viridis at `share` of its length."""
-    place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
-    low = min(int(place), len(STOPS) - 2)
+    place = min(max(share, 0.0), 1.0) * (len(VIRIDIS_STOPS) - 1)
+    low = min(int(place), len(VIRIDIS_STOPS) - 2)
     part = place - low
     red, green, blue = (
-        round(a + part * (b - a)) for a, b in zip(STOPS[low], STOPS[low + 1], strict=True)
+        round(a + part * (b - a)) for a, b in zip(VIRIDIS_STOPS[low], VIRIDIS_STOPS[low + 1], strict=True)
     )
     return red, green, blue
 
 
-def table(
+def matrix_table(
     tiles: Sequence[Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str], top: float
 ) -> Html:
-    """One line a defense. Tiles as for `figures.heat`."""
+    """One line a defense. Tiles as for `charts.heat`."""
     by = {(tile["defense"], tile["attack"]): tile for tile in tiles}
     head = markup.join(_head(name) for name in ("", *columns))
     lines = []
@@ -55,5 +55,5 @@ def _cell(tile: Mapping[str, Any] | None, top: float) -> Html:
         return markup.tag("td", markup.small(tile["shown"]), title=said)
     share = tile["value"] / (top or 1)
     ink = "#10161c" if share > 0.6 else "#ffffff"
-    style = f"background:rgb{colour(share)};color:{ink}"
+    style = f"background:rgb{viridis(share)};color:{ink}"
     return markup.tag("td", markup.text(tile["shown"]), title=said, style=style)

@@ -23,18 +23,18 @@ from leaderboard import words
 Html = NewType("Html", str)
 
 NOTHING = Html("")
-ROUNDING = 1e-6
+ROUNDING_NOISE = 1e-6
 """Below it a change of all pixels is the noise of float32, not somebody's work."""
 
 
-def text(value: object, most: int = words.LONGEST) -> Html:
+def text(value: object, most: int = words.MAX_TEXT) -> Html:
     """Anything as inert text: one line, no control or direction marks, cut when long."""
-    return Html(html.escape(words.plain(value, most), quote=True))
+    return Html(html.escape(words.plain_text(value, most), quote=True))
 
 
-def why(value: object) -> Html:
+def reason(value: object) -> Html:
     """What a judgement rests on: the same, but only a flood of words is cut."""
-    return text(value, words.WHOLE)
+    return text(value, words.MAX_REASON)
 
 
 def join(parts: Iterable[Html], between: str = "") -> Html:
@@ -79,9 +79,9 @@ def bar(count: Count | None, kind: str = "robust") -> Html:
     )
     return join(
         (
-            tag("span", text(words.figure(count)), class_="g-number"),
+            tag("span", text(words.format_count(count)), class_="g-number"),
             tag("span", Html(drawn), class_="g-track", aria_hidden="true"),
-            small(words.interval(count)),
+            small(words.format_interval(count)),
         )
     )
 
@@ -94,7 +94,7 @@ class Column(NamedTuple):
     kind: str = "left"
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = "") -> Html:
+def html_table(columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = "") -> Html:
     """A table that scrolls sideways on a narrow screen; the first cell of a row heads it."""
     head = join(
         tag("th", text(c.label), scope="col", title=c.means or None, class_=f"g-{c.kind}")
@@ -111,7 +111,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: st
     return tag("div", tag("table", Html(whole), class_="g-table"), class_="g-scroll", tabindex="0")
 
 
-def facts(pairs: Iterable[tuple[str, Html]]) -> Html:
+def definition_list(pairs: Iterable[tuple[str, Html]]) -> Html:
     """Terms and what they are here."""
     rows = (tag("dt", text(term)) + tag("dd", inside) for term, inside in pairs)
     return tag("dl", Html("".join(rows)), class_="g-facts")
@@ -131,7 +131,7 @@ def heading(title: str, under: Html = NOTHING) -> Html:
     return tag("header", Html(tag("h1", text(title)) + tag("p", under)), class_="g-head")
 
 
-def tiles(values: Iterable[tuple[str, str, str]]) -> Html:
+def figure_tiles(values: Iterable[tuple[str, str, str]]) -> Html:
     """Headline figures: label, figure, what it means."""
     made = (
         tag(
@@ -166,19 +166,19 @@ def png(pixels: npt.NDArray[Any]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def changed(
+def perturbation_of(
     original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """What was added to the image; nothing where all of it is `ROUNDING`."""
     change = adversarial.astype(np.float32) - original.astype(np.float32) / np.float32(255)
-    return change if np.abs(change).max(initial=0) >= ROUNDING else np.zeros_like(change)
+    return change if np.abs(change).max(initial=0) >= ROUNDING_NOISE else np.zeros_like(change)
 
 
-def magnified(
+def magnified_perturbation(
     original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], float]:
     """The change around mid grey, and the factor it was enlarged by (1 where nothing changed)."""
-    change = changed(original, adversarial)
+    change = perturbation_of(original, adversarial)
     largest = float(np.abs(change).max(initial=0))
     factor = 1.0 if largest == 0 else 0.5 / largest
     factor = float(np.floor(factor)) if factor >= 2 else factor

@@ -6,7 +6,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-POLICY = "; ".join(
+CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
         "script-src 'self'",  # the front end's charts run without eval
@@ -22,14 +22,14 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-HEADERS = (
-    (b"content-security-policy", POLICY.encode()),
+SECURITY_HEADERS = (
+    (b"content-security-policy", CONTENT_POLICY.encode()),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
 
 
-class Headers:
+class SecurityHeaders:
     """Middleware: the browser may ask this host, and no other."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -40,10 +40,10 @@ class Headers:
 
         async def sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
+                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
             await send(message)
 
         await self.app(scope, receive, sealed)
 
 
-app = st.App(Path(__file__).with_name("app.py"), middleware=[Middleware(Headers)])
+app = st.App(Path(__file__).with_name("app.py"), middleware=[Middleware(SecurityHeaders)])

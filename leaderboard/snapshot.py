@@ -18,12 +18,12 @@ from bench.results import defense_report, json_report, leaderboards, matrix, ran
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
 from bench.store import Store
-from leaderboard import dossier, grid, markup, panels, plots, words
+from leaderboard import chart_rows, defense_tables, grid, markup, tables, words
 from leaderboard.markup import Html
 
-HERE = Path(__file__).parent
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-BASE = """
+PACKAGE_FOLDER = Path(__file__).parent
+SNAPSHOT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+SNAPSHOT_STYLE = """
 :root { color-scheme: light dark; }
 body { background: Canvas; color: CanvasText; margin: 0 auto; max-width: 82rem; padding: 1.5rem;
        font: 16px/1.5 "Source Sans 3", "Segoe UI", Helvetica, Arial, sans-serif; }
@@ -31,10 +31,10 @@ h2 { font-size: 1.3rem; margin: 2rem 0 .6rem; }
 """
 
 
-def write(url: str | None, folder: Path) -> list[Path]:
+def write_snapshot(url: str | None, folder: Path) -> list[Path]:
     """Write every page; returns the files. BenchError where the database cannot be read."""
     with Store.open(url, read_only=True) as store:
-        boards = words.labels(leaderboards.leaderboards(store))
+        boards = words.leaderboards_by_label(leaderboards.leaderboards(store))
         if not boards:
             raise BenchError("the database holds no board yet; `bench run` plays the default ones.")
         pages = _pages(store, boards)
@@ -46,24 +46,24 @@ def write(url: str | None, folder: Path) -> list[Path]:
 
 def _pages(store: Store, boards: Mapping[str, Leaderboard]) -> dict[str, str]:
     cards = {card.name: card for card in store.cards(DefenseCard)}
-    rows = {label: ranking.ranking(store, board) for label, board in boards.items()}
+    rows = {label: ranking.load_ranking(store, board) for label, board in boards.items()}
     pages: dict[str, str] = {}
     for label, board in boards.items():
         body = _board(store, label, board, rows[label], cards)
-        pages[file("board", label)] = _page(label, body)
-        if label == words.label(board):
+        pages[snapshot_file("board", label)] = _page(label, body)
+        if label == words.leaderboard_label(board):
             found = json_report.json_report(store, board.name, board.mode)
             report = json.dumps(found, indent=1, sort_keys=True)
-            pages[file("board", label).replace(".html", ".json")] = report
+            pages[snapshot_file("board", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
-        pages[file("defense", name)] = _page(name, _defense(store, name, cards[name], boards, rows))
+        pages[snapshot_file("defense", name)] = _page(name, _defense(store, name, cards[name], boards, rows))
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
     pages["index.html"] = _page(words.PRODUCT, _index(boards, rows, digest))
-    pages["method.txt"] = (HERE / "method.md").read_text(encoding="utf-8")
+    pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
     return pages
 
 
-def file(kind: str, name: str) -> str:
+def snapshot_file(kind: str, name: str) -> str:
     """A file name for any text; the same for the same."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower())[:60]
     mark = "" if plain == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -76,17 +76,17 @@ def _relative(page: str) -> str:
     def turned(link: re.Match[str]) -> str:
         query = parse_qs(html.unescape(link[2]))
         kind, key = ("defense", "name") if link[1] == "defense" else ("board", "threat")
-        return f'href="{markup.text(file(kind, query[key][0]))}"'
+        return f'href="{markup.text(snapshot_file(kind, query[key][0]))}"'
 
     return re.sub(r'href="/(\w*)\?([^"]*)"', turned, page)
 
 
 def _page(title: str, body: Html) -> str:
-    style = BASE + (HERE / "style.css").read_text(encoding="utf-8")
+    style = SNAPSHOT_STYLE + (PACKAGE_FOLDER / "style.css").read_text(encoding="utf-8")
     home = markup.tag("p", markup.tag("a", markup.text("All boards"), href="index.html"))
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{SNAPSHOT_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{markup.text(title)}</title><style>{style}</style></head>"
         f"<body>{home}{_relative(body)}</body></html>\n"
@@ -104,28 +104,28 @@ def _board(
     rows: Sequence[RankingRow],
     cards: Mapping[str, DefenseCard],
 ) -> Html:
-    squares = matrix.matrix(store, board)
-    metric = next(iter(plots.metrics(board).values()))
-    tiles = [*plots.margins(rows), *plots.tiles(squares, metric)]
-    attacks = plots.columns(board, squares)
-    met = plots.met(attacks, squares)
+    squares = matrix.load_matrix(store, board)
+    metric = next(iter(chart_rows.cell_metrics(board).values()))
+    tiles = [*chart_rows.margin_tiles(rows), *chart_rows.matrix_tiles(squares, metric)]
+    attacks = chart_rows.attack_columns(board, squares)
+    met = chart_rows.evaluated_attacks(attacks, squares)
     names = [row.defense for row in rows]
     reasons = [(f"{s.attack} → {s.defense}", s) for s in squares if s.state != "done"]
     return markup.join(
         (
             markup.heading(f"Which defenses hold under {label}?", markup.text(board.summary)),
-            panels.mode(board),
-            panels.headline(rows, board),
-            _part("Ranking", panels.ranking(rows, cards, label)),
-            panels.unranked(rows),
+            tables.mode_note(board),
+            tables.headline_tiles(rows, board),
+            _part("Ranking", tables.ranking_table(rows, cards, label)),
+            tables.unranked_list(rows),
             _part(
                 "Every attack against every defense",
-                grid.table(tiles, names, [*plots.MARGINS, *met], 1.0),
+                grid.matrix_table(tiles, names, [*chart_rows.MARGIN_COLUMNS, *met], 1.0),
             ),
-            markup.tag("p", markup.small(plots.left_out(attacks, met))),
-            panels.legend(squares),
-            _part("Cells without a figure", panels.squares(reasons, "Cell", board)),
-            _part("Rules", panels.rules(board)),
+            markup.tag("p", markup.small(chart_rows.left_out_note(attacks, met))),
+            tables.state_legend(squares),
+            _part("Cells without a figure", tables.cells_table(reasons, "Cell", board)),
+            _part("Rules", tables.rules_list(board)),
         )
     )
 
@@ -144,25 +144,25 @@ def _defense(
     attacks = {each.name: each for each in store.cards(AttackCard)}
     parts = [
         markup.heading(name, markup.text(card.summary)),
-        _part("Identity", dossier.identity(card)),
-        _part("Claim and measurement", dossier.claims(card, named)),
+        _part("Identity", defense_tables.identity_list(card)),
+        _part("Claim and measurement", defense_tables.claims_table(card, named)),
     ]
     for title, part in (("", whole), (", in rank mode", spared)):
         if part:
-            table = dossier.everywhere(list(part.items()))
+            table = defense_tables.threat_models_table(list(part.items()))
             parts.append(_part(f"Under every threat model{title}", table))
     for label, row in mine.items():
         entry = defense_report.defense_report(store, boards[label], name)
-        parts.append(_part(f"Signs under {label}", panels.flags(row.flags)))
+        parts.append(_part(f"Signs under {label}", tables.checks_table(row.flags)))
         if row.rejects is not None:
-            told = dossier.detector(row, entry.squares, attacks)
+            told = defense_tables.detector_table(row, entry.cells, attacks)
             parts.append(_part(f"The detector under {label}", told))
-        cells = [(square.attack, square) for square in entry.squares]
-        parts.append(_part(f"Cells under {label}", panels.squares(cells, "Attack", boards[label])))
+        cells = [(square.attack, square) for square in entry.cells]
+        parts.append(_part(f"Cells under {label}", tables.cells_table(cells, "Attack", boards[label])))
         classes = store.examples(boards[label].examples).classes
         for attack, kept in entry.images.items():
             title = f"What the attack brought: {attack} under {label}"
-            parts.append(_part(title, dossier.pictures(kept[:2], classes)))
+            parts.append(_part(title, defense_tables.example_pictures(kept[:2], classes)))
     return markup.join(parts)
 
 
@@ -172,8 +172,8 @@ def _index(
     lines = [
         (
             markup.link("", markup.text(label), threat=label),
-            markup.text(words.perturbation(board.set)),
-            markup.text(words.counted(len(rows[label]), "defense")),
+            markup.text(words.perturbation_sentence(board.set)),
+            markup.text(words.plural(len(rows[label]), "defense")),
             markup.text(board.n),
         )
         for label, board in boards.items()
@@ -184,7 +184,7 @@ def _index(
     return markup.join(
         (
             markup.heading(words.PRODUCT, markup.text(words.MOTTO)),
-            _part("Boards", markup.table(columns, lines, today)),
+            _part("Boards", markup.html_table(columns, lines, today)),
             markup.tag("p", method),
         )
     )
@@ -193,7 +193,7 @@ def _index(
 def main() -> int:
     """`python -m leaderboard.snapshot FOLDER`."""
     try:
-        for path in write(None, Path(sys.argv[1])):
+        for path in write_snapshot(None, Path(sys.argv[1])):
             print(path)
     except BenchError as error:
         print(error, file=sys.stderr)

@@ -11,17 +11,17 @@ st.html(markup.heading("Submissions and cells", markup.text(words.SUBMISSIONS_LE
 now = time.time()
 
 st.subheader("Submissions", anchor="submissions")
-entries = reading.submissions()
-st.html(states.submissions(entries, now) if entries else markup.notice(words.NO_SUBMISSIONS))
+entries = reading.read_submissions()
+st.html(states.submissions_table(entries, now) if entries else markup.notice(words.NO_SUBMISSIONS))
 
 st.subheader("Cells", anchor="cells")
-cells = reading.cells()
-st.html(states.progress(cells))
+cells = reading.read_cells()
+st.html(states.state_tiles(cells))
 playing = [cell for cell in cells if cell.state == CellState.RUNNING]
 if playing:
     st.subheader("In play", anchor="playing")
-    st.html(states.running(playing, now))
+    st.html(states.running_table(playing, now))
 broken = [cell for cell in cells if cell.state == CellState.FAILED]
 if broken:
     st.subheader("Failed", anchor="failed")
-    st.html(states.failed(broken))
+    st.html(states.failed_table(broken))

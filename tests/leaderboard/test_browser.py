@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Page, Route, sync_playwright
 
-from leaderboard.server import POLICY
+from leaderboard.server import CONTENT_POLICY
 from tests.leaderboard.example_database import HOSTILE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -268,9 +268,9 @@ def test_pictures_tables_and_scrolling_boxes_can_be_read_without_eyes(visitor: V
 def test_every_answer_carries_the_policy(server: Server) -> None:
     for path in ("/", "/matrix", "/_stcore/health"):
         with urllib.request.urlopen(server.url + path) as answer:
-            assert answer.headers["Content-Security-Policy"] == POLICY
+            assert answer.headers["Content-Security-Policy"] == CONTENT_POLICY
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert "unsafe-eval" not in POLICY and "script-src 'self';" in POLICY
+    assert "unsafe-eval" not in CONTENT_POLICY and "script-src 'self';" in CONTENT_POLICY
 
 
 def test_an_interrupt_ends_the_server_with_code_0(server: Server) -> None:

@@ -17,9 +17,9 @@ from streamlit.testing.v1 import AppTest
 from bench.core.cards import AttackCard, DefenseCard
 from bench.results.defense_report import defense_report
 from bench.results.leaderboards import find_leaderboard
-from bench.results.ranking import ranking
+from bench.results.ranking import load_ranking
 from bench.store import Store
-from leaderboard import dossier, panels, states, words
+from leaderboard import defense_tables, states, tables, words
 from tests.leaderboard.conftest import APP, Visit
 from tests.leaderboard.example_database import DEFENSES, HOSTILE
 
@@ -116,21 +116,21 @@ def test_a_row_shows_rank_figure_interval_and_counts(world: str, visit: Visit) -
 
 def test_only_a_group_of_two_or_more_is_called_a_tie(world: str, visit: Visit) -> None:
     with Store.open(world, read_only=True) as store:
-        rows = {row.defense: row for row in ranking(store, find_leaderboard(store, "digits-linf"))}
+        rows = {row.defense: row for row in load_ranking(store, find_leaderboard(store, "digits-linf"))}
     alone = {name for name, row in rows.items() if row.rank and not row.tied}
     assert alone and any(row.tied for row in rows.values())
     for name, row in rows.items():
-        assert ("tie " in panels.place(row)) == bool(row.tied), name
+        assert ("tie " in tables.rank_cell(row)) == bool(row.tied), name
     assert f"tie {rows[min(alone)].rank.group}<" not in html(visit(world))  # type: ignore[union-attr]
 
 
 def test_a_row_without_a_rank_names_its_kind(world: str) -> None:
     with Store.open(world, read_only=True) as store:
-        whole = ranking(store, find_leaderboard(store, "digits-linf"))[0]
+        whole = load_ranking(store, find_leaderboard(store, "digits-linf"))[0]
     bare = replace(whole, rank=None, note="Why.")
-    assert "low n" in panels.place(replace(bare, low_n=True))
-    assert "provisional" in panels.place(replace(bare, low_n=True, provisional=True))
-    assert "unranked" in panels.place(bare)
+    assert "low n" in tables.rank_cell(replace(bare, low_n=True))
+    assert "provisional" in tables.rank_cell(replace(bare, low_n=True, provisional=True))
+    assert "unranked" in tables.rank_cell(bare)
 
 
 def test_a_row_says_which_further_attacks_its_figure_rests_on(world: str, visit: Visit) -> None:
@@ -166,7 +166,7 @@ def test_one_click_takes_the_filter_away(world: str, visit: Visit) -> None:
 def test_the_matrix_tells_every_state_apart(world: str, visit: Visit) -> None:
     app = visit(world, "matrix")
     for state in ("failed", "missing", "running", "skipped"):
-        assert f"{words.STATES[state]} " in html(app)
+        assert f"{words.STATE_LABELS[state]} " in html(app)
     assert "deepfool gave NaN on 3 images; mask them." in html(app)
     app = visit(world, "matrix", threat="digits-linf-nearest")
     assert "n/a" in html(app) and "does not look for the nearest wrong answer" in html(app)
@@ -266,7 +266,7 @@ def test_a_detector_that_was_attacked_along_with_its_classifier_has_no_notice(
         attacks = {card.name: card for card in store.cards(AttackCard)}
     pgd = attacks["pgd"]
     both = {**attacks, "pgd": pgd.model_copy(update={"joint": True})}
-    said = [dossier.detector(found.row, found.squares, known) for known in (attacks, both)]
+    said = [defense_tables.detector_table(found.row, found.cells, known) for known in (attacks, both)]
     assert ["gone for both" in each for each in said] == [True, False]
     assert "Fooled and accepted" in said[1]
 
@@ -278,7 +278,7 @@ def test_a_defense_that_was_not_played_here_says_so_and_keeps_its_identity(
     copy.write_bytes(Path(world.removeprefix("sqlite:///")).read_bytes())
     with Store.open(f"sqlite:///{copy}") as store:
         card = next(card for card in store.cards(DefenseCard) if card.name == "trades")
-        store.declare([card.model_copy(update={"name": "newcomer", "origin": "submission"})])
+        store.record_cards([card.model_copy(update={"name": "newcomer", "origin": "submission"})])
     app = visit(f"sqlite:///{copy}", "defense", name="newcomer")
     assert "Not played under this threat model" in html(app) and "submission" in html(app)
 
@@ -287,8 +287,8 @@ def test_a_silent_worker_is_stalled_and_never_running(world: str) -> None:
     with Store.open(world, read_only=True) as store:
         playing = [cell for cell in store.cells() if cell.state == "running"]
     last = max(cell.updated for cell in playing)
-    assert "stalled" not in states.running(playing, last + 1)
-    late = states.running(playing, last + states.STALLED + 60)
+    assert "stalled" not in states.running_table(playing, last + 1)
+    late = states.running_table(playing, last + states.STALLED_AFTER + 60)
     assert late.count(">stalled<") == len(playing) and ">running<" not in late
 
 

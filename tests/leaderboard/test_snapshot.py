@@ -12,7 +12,7 @@ from bench.cli.serve import serve
 from bench.core.errors import BenchError
 from bench.results.json_report import json_report
 from bench.results.leaderboards import leaderboards
-from bench.results.ranking import ranking
+from bench.results.ranking import load_ranking
 from bench.store import Store
 from leaderboard import grid, markup, snapshot
 from tests.leaderboard.example_database import DEFENSES, HOSTILE, THREATS
@@ -20,7 +20,7 @@ from tests.leaderboard.example_database import DEFENSES, HOSTILE, THREATS
 
 @pytest.fixture(scope="module")
 def files(world: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    written = snapshot.write(world, tmp_path_factory.mktemp("snapshot"))
+    written = snapshot.write_snapshot(world, tmp_path_factory.mktemp("snapshot"))
     return {path.name: path.read_text(encoding="utf-8") for path in written}
 
 
@@ -39,22 +39,22 @@ def test_no_script_and_no_other_host(files: dict[str, str]) -> None:
     for name, page in files.items():
         if name.endswith(".html"):
             assert "<script" not in page and not re.search(r'(src|href)="(?!data:)[a-z]+:', page)
-            assert snapshot.POLICY in page
+            assert snapshot.SNAPSHOT_POLICY in page
 
 
 def test_the_figures_are_those_of_the_page(files: dict[str, str], world: str) -> None:
     with Store.open(world, read_only=True) as store:
         for board in leaderboards(store):
-            page = files[snapshot.file("board", board.name)]
-            for row in ranking(store, board):
+            page = files[snapshot.snapshot_file("board", board.name)]
+            for row in load_ranking(store, board):
                 assert markup.bar(row.robust) in page
-            told = json.loads(files[snapshot.file("board", board.name).replace(".html", ".json")])
+            told = json.loads(files[snapshot.snapshot_file("board", board.name).replace(".html", ".json")])
             assert told == json.loads(json.dumps(json_report(store, board.name)))
 
 
 def test_the_matrix_leaves_out_who_met_nobody_and_says_so(crowded: str, tmp_path: Path) -> None:
-    snapshot.write(crowded, tmp_path)
-    page = (tmp_path / snapshot.file("board", "digits-linf")).read_text(encoding="utf-8")
+    snapshot.write_snapshot(crowded, tmp_path)
+    page = (tmp_path / snapshot.snapshot_file("board", "digits-linf")).read_text(encoding="utf-8")
     matrix = page.partition('class="g-table g-grid"')[2].partition("</table>")[0]
     assert "a-further-attack-14" in matrix and "a-further-attack-15" not in matrix
     assert "Left out: 10 attacks that no defense has met." in page
@@ -62,20 +62,20 @@ def test_the_matrix_leaves_out_who_met_nobody_and_says_so(crowded: str, tmp_path
 
 
 def test_a_hostile_name_is_inert(files: dict[str, str]) -> None:
-    page = files[snapshot.file("defense", HOSTILE)]
+    page = files[snapshot.snapshot_file("defense", HOSTILE)]
     assert "<h1>![x](http://evil.example/x.png)&lt;img" in page
-    assert set(snapshot.file("defense", HOSTILE)) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert set(snapshot.snapshot_file("defense", HOSTILE)) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 def test_names_that_look_alike_have_files_of_their_own() -> None:
-    assert len({snapshot.file("defense", name) for name in ("a b", "a-b", "A-b", "a/b")}) == 4
+    assert len({snapshot.snapshot_file("defense", name) for name in ("a b", "a-b", "A-b", "a/b")}) == 4
 
 
 def test_an_empty_database_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'e.db'}"
     Store.open(url).close()
     with pytest.raises(BenchError, match="bench run"):
-        snapshot.write(url, tmp_path / "out")
+        snapshot.write_snapshot(url, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -94,7 +94,7 @@ def test_the_exit_code_tells_an_unfit_database(
 
 
 def test_the_scale_is_dark_where_low_and_light_where_high() -> None:
-    assert grid.colour(0.0) == (68, 1, 84) and grid.colour(1.0) == (253, 231, 37)
-    light = [sum(grid.colour(k / 50)) for k in range(51)]
-    assert grid.colour(-1.0) == grid.colour(0.0) and grid.colour(7.0) == grid.colour(1.0)
+    assert grid.viridis(0.0) == (68, 1, 84) and grid.viridis(1.0) == (253, 231, 37)
+    light = [sum(grid.viridis(k / 50)) for k in range(51)]
+    assert grid.viridis(-1.0) == grid.viridis(0.0) and grid.viridis(7.0) == grid.viridis(1.0)
     assert light[0] < light[25] < light[50]

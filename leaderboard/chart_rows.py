@@ -10,24 +10,24 @@ import numpy as np
 from bench.core.cards import AttackCard
 from bench.core.statistics import Count
 from bench.results.defense_report import AccuracyCurve, RadiusPoint
-from bench.results.detection import Roc
+from bench.results.detection import DetectorRoc
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 from leaderboard import words
 
-Drawn: TypeAlias = dict[str, Any]
+ChartRow: TypeAlias = dict[str, Any]
 
-ACCURACY = "robust accuracy"
-MARGINS = ("clean", "all attacks")
+ACCURACY_NAME = "robust accuracy"
+MARGIN_COLUMNS = ("clean", "all attacks")
 """Columns of the matrix that belong to no attack."""
-UNMET = ("missing", "skipped", "not applicable")
+NOT_EVALUATED = ("missing", "skipped", "not applicable")
 """States of a cell that nobody has played."""
-CORNERS = 160
+MAX_POINTS = 160
 """Corners of a staircase that are drawn; more cannot be told apart on a screen."""
 
 
-class Metric(NamedTuple):
+class CellMetric(NamedTuple):
     """A figure of a cell that the matrix can show."""
 
     means: str
@@ -62,33 +62,33 @@ def _number(square: MatrixCell, value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
-METRICS: Mapping[str, Metric] = {
-    ACCURACY: Metric(
+FULL_MODE_METRICS: Mapping[str, CellMetric] = {
+    ACCURACY_NAME: CellMetric(
         "Share of the examples that are right on the clean image and that this attack did not"
         " break, in percent. Higher is better for the defense.",
         _accuracy,
         lambda square, share: f"{100 * share:.1f}",
         share=True,
     ),
-    "gradients an example": Metric(
+    "gradients an example": CellMetric(
         "Gradients that the attack asked for, up to its first success, averaged over the examples.",
         _each("gradients"),
         _number,
     ),
-    "forward passes an example": Metric(
+    "forward passes an example": CellMetric(
         "Forward passes that the attack asked for, those with a gradient included, averaged.",
         _each("forwards"),
         _number,
     ),
-    "seconds an example": Metric(
+    "seconds an example": CellMetric(
         "CPU seconds, averaged over the examples.", _each("seconds"), lambda _, s: f"{s:.2g}"
     ),
-    "refused offers": Metric(
+    "refused offers": CellMetric(
         "Examples whose offer the referee refused: outside the set or the box, or not finite.",
         _total("out_of_ball"),
         _number,
     ),
-    "fragile wins": Metric(
+    "fragile wins": CellMetric(
         "Broken examples whose margin is under 1e-4 of the logit scale.",
         _total("fragile"),
         _number,
@@ -96,7 +96,7 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-SURVIVORS = "right of the survivors met"
+SURVIVOR_ACCURACY = "right of the survivors met"
 
 
 def _of_met(square: MatrixCell, share: float) -> str:
@@ -104,32 +104,32 @@ def _of_met(square: MatrixCell, share: float) -> str:
     return f"{square.robust.k} of {square.robust.n}" if square.robust else ""
 
 
-CASCADE: Mapping[str, Metric] = {
-    SURVIVORS: Metric(
+RANK_MODE_METRICS: Mapping[str, CellMetric] = {
+    SURVIVOR_ACCURACY: CellMetric(
         "k of the n survivors of earlier attacks that are right and that this attack did not break"
         " either. Attacks stand in the order in which they came.",
         _accuracy,
         _of_met,
         share=True,
     ),
-    **{name: metric for name, metric in METRICS.items() if name != ACCURACY},
+    **{name: metric for name, metric in FULL_MODE_METRICS.items() if name != ACCURACY_NAME},
 }
 
 
-def metrics(board: Leaderboard) -> Mapping[str, Metric]:
+def cell_metrics(board: Leaderboard) -> Mapping[str, CellMetric]:
     """The figures that the cells of a board have."""
-    return CASCADE if board.mode == "rank" else METRICS
+    return RANK_MODE_METRICS if board.mode == "rank" else FULL_MODE_METRICS
 
 
-def tiles(squares: Iterable[MatrixCell], metric: Metric) -> list[Drawn]:
+def matrix_tiles(squares: Iterable[MatrixCell], metric: CellMetric) -> list[ChartRow]:
     """The cells of the matrix, with a figure or with the state that stands for it."""
     return [_tile(square, metric) for square in squares]
 
 
-def _tile(square: MatrixCell, metric: Metric) -> Drawn:
+def _tile(square: MatrixCell, metric: CellMetric) -> ChartRow:
     value = metric.value(square)
     without = _without(square)
-    said = words.interval(square.robust) if value is not None else square.reason or without
+    said = words.format_interval(square.robust) if value is not None else square.reason or without
     return {
         "defense": square.defense,
         "attack": square.attack,
@@ -145,14 +145,14 @@ def _without(square: MatrixCell) -> str:
         return f"running {square.items_done}/{square.items}"
     if square.state == "done":
         return "nobody left" if square.robust is not None and not square.robust.n else "—"
-    return words.STATES[square.state]
+    return words.STATE_LABELS[square.state]
 
 
-def margins(rows: Iterable[RankingRow]) -> list[Drawn]:
+def margin_tiles(rows: Iterable[RankingRow]) -> list[ChartRow]:
     """Clean accuracy and the worst case over all attacks, as columns of the matrix."""
     found = []
     for row in rows:
-        for column, count in zip(MARGINS, (row.clean, row.robust), strict=True):
+        for column, count in zip(MARGIN_COLUMNS, (row.clean, row.robust), strict=True):
             share = count.k / count.n if count.n else None
             found.append(
                 {
@@ -161,37 +161,37 @@ def margins(rows: Iterable[RankingRow]) -> list[Drawn]:
                     "state": "done" if count.n else "missing",
                     "value": share,
                     "shown": "missing" if share is None else f"{100 * share:.1f}",
-                    "words": words.interval(count),
+                    "words": words.format_interval(count),
                 }
             )
     return found
 
 
-def top(metric: Metric, drawn: Iterable[Drawn]) -> float:
+def colour_limit(metric: CellMetric, drawn: Iterable[ChartRow]) -> float:
     """Where the colour scale ends."""
     if metric.share:
         return 1.0
     return max((row["value"] for row in drawn if row["value"] is not None), default=1.0)
 
 
-def columns(board: Leaderboard, squares: Sequence[MatrixCell]) -> list[str]:
+def attack_columns(board: Leaderboard, squares: Sequence[MatrixCell]) -> list[str]:
     """The attacks in the order of their columns: the strongest first, or as they came."""
-    return as_they_came(squares) if board.mode == "rank" else strongest_first(squares)
+    return cascade_order(squares) if board.mode == "rank" else strongest_first(squares)
 
 
-def met(attacks: Sequence[str], squares: Iterable[MatrixCell]) -> list[str]:
+def evaluated_attacks(attacks: Sequence[str], squares: Iterable[MatrixCell]) -> list[str]:
     """Those of the attacks that any defense has met; all of them where none has met any."""
-    played = {square.attack for square in squares if square.state not in UNMET}
+    played = {square.attack for square in squares if square.state not in NOT_EVALUATED}
     return [attack for attack in attacks if attack in played] or list(attacks)
 
 
-def left_out(attacks: Sequence[str], shown: Sequence[str]) -> str:
+def left_out_note(attacks: Sequence[str], shown: Sequence[str]) -> str:
     """How many have no column, as a sentence; empty where all have one."""
     left = len(attacks) - len(shown)
-    return f"Left out: {words.counted(left, 'attack')} that no defense has met." if left else ""
+    return f"Left out: {words.plural(left, 'attack')} that no defense has met." if left else ""
 
 
-def as_they_came(squares: Sequence[MatrixCell]) -> list[str]:
+def cascade_order(squares: Sequence[MatrixCell]) -> list[str]:
     """Attacks of a cascade, as the squares of its board stand."""
     return list(dict.fromkeys(square.attack for square in squares))
 
@@ -206,9 +206,9 @@ def strongest_first(squares: Sequence[MatrixCell]) -> list[str]:
     return sorted(left, key=lambda name: (np.mean(left[name]) if left[name] else 2.0, name))
 
 
-def intervals(rows: Iterable[RankingRow]) -> list[Drawn]:
+def interval_rows(rows: Iterable[RankingRow]) -> list[ChartRow]:
     """What a forest plot shows: clean, robust, claimed and certified figures."""
-    drawn: list[Drawn] = []
+    drawn: list[ChartRow] = []
     for row in rows:
         drawn.append(_interval(row.defense, "clean", row.clean))
         drawn.append(_interval(row.defense, "robust", row.robust))
@@ -221,35 +221,35 @@ def intervals(rows: Iterable[RankingRow]) -> list[Drawn]:
     return [point for point in drawn if point["value"] is not None]
 
 
-def _interval(defense: str, what: str, count: Count) -> Drawn:
+def _interval(defense: str, what: str, count: Count) -> ChartRow:
     return {
         "defense": defense,
         "what": what,
         "value": count.k / count.n if count.n else None,
         "low": count.low,
         "high": count.high,
-        "words": f"{words.figure(count)} ({words.interval(count)})",
+        "words": f"{words.format_count(count)} ({words.format_interval(count)})",
     }
 
 
-def trades(rows: Iterable[RankingRow]) -> list[Drawn]:
+def trade_off_rows(rows: Iterable[RankingRow]) -> list[ChartRow]:
     """Clean against robust accuracy, one point a defense, with a free height for its name."""
-    points: list[Drawn] = [
+    points: list[ChartRow] = [
         {
             "defense": row.defense,
             "clean": row.clean.k / row.clean.n,
             "robust": row.robust.k / row.robust.n,
             "standing": "ranked" if row.rank else "not ranked",
-            "words": f"{words.figure(row.clean)}, {words.figure(row.robust)}",
+            "words": f"{words.format_count(row.clean)}, {words.format_count(row.robust)}",
         }
         for row in rows
         if row.clean.n and row.robust.n
     ]
-    heights = apart([point["robust"] for point in points], 0.045)
+    heights = spread_heights([point["robust"] for point in points], 0.045)
     return [{**point, "name_at": at} for point, at in zip(points, heights, strict=True)]
 
 
-def apart(heights: Sequence[float], least: float) -> list[float]:
+def spread_heights(heights: Sequence[float], least: float) -> list[float]:
     """The heights, those too near to the one below lifted until `least` lies between them."""
     lifted = [0.0] * len(heights)
     below = -least
@@ -258,11 +258,11 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
     return lifted
 
 
-def staircases(
+def accuracy_rows(
     curves: Mapping[str, AccuracyCurve], attacks: Mapping[str, AttackCard] | None
-) -> list[Drawn]:
+) -> list[ChartRow]:
     """Accuracy as the attacker spends more; with `attacks`, each line ends where its steps end."""
-    drawn: list[Drawn] = []
+    drawn: list[ChartRow] = []
     for name, curve in curves.items():
         card = attacks.get(name) if attacks else None
         end = card.steps or 0 if card else 0
@@ -282,49 +282,49 @@ def staircases(
 
 def _corners(curve: AccuracyCurve, end: float) -> list[tuple[float, int]]:
     """At most `CORNERS` corners, the first and the last among them, and a level end."""
-    chosen = np.unique(np.linspace(0, len(curve.x) - 1, CORNERS).astype(int))
-    made = [(float(curve.x[i]), int(curve.right[i])) for i in chosen]
+    chosen = np.unique(np.linspace(0, len(curve.x) - 1, MAX_POINTS).astype(int))
+    made = [(float(curve.x[i]), int(curve.correct[i])) for i in chosen]
     return [*made, (end, made[-1][1])] if end > made[-1][0] else made
 
 
-def by_radius(distances: Mapping[str, AccuracyCurve], points: Iterable[RadiusPoint]) -> list[Drawn]:
+def radius_rows(distances: Mapping[str, AccuracyCurve], points: Iterable[RadiusPoint]) -> list[ChartRow]:
     """Curves of smallest distances, and one point for each board of a fixed radius."""
     drawn = [
         {**row, "eps": row["step"], "kind": "smallest distance"}
-        for row in staircases(distances, None)
+        for row in accuracy_rows(distances, None)
     ]
     for point in points:
         note = "" if point.complete else ", provisional"
         drawn.append(_at_radius(point, "all attacks, one board each", point.robust, note))
         if point.certified is not None:
-            by = f", {words.proof(point.certified)}"
+            by = f", {words.certificate_note(point.certified)}"
             drawn.append(_at_radius(point, "proved, one board each", point.certified.count, by))
     return drawn
 
 
-def _at_radius(point: RadiusPoint, name: str, count: Count, note: str) -> Drawn:
+def _at_radius(point: RadiusPoint, name: str, count: Count, note: str) -> ChartRow:
     """One side of the sandwich: what attacks left, or what is proved."""
     return {
         "attack": name,
         "eps": point.radius,
         "accuracy": count.k / count.n,
         "kind": "fixed radius",
-        "words": f"{words.figure(count)} ({words.interval(count)}){note}",
+        "words": f"{words.format_count(count)} ({words.format_interval(count)}){note}",
     }
 
 
-def rocs(curves: Mapping[str, Roc]) -> list[Drawn]:
+def roc_rows(curves: Mapping[str, DetectorRoc]) -> list[ChartRow]:
     """The corners of each attack's ROC, and where the threshold of the defense stands on it."""
-    drawn: list[Drawn] = []
+    drawn: list[ChartRow] = []
     for name, curve in curves.items():
-        chosen = np.unique(np.linspace(0, len(curve.clean) - 1, CORNERS).astype(int))
+        chosen = np.unique(np.linspace(0, len(curve.clean) - 1, MAX_POINTS).astype(int))
         corners = [(float(curve.clean[i]), float(curve.attacked[i])) for i in chosen]
         drawn += [_rejected(name, at, *corner, here=False) for at, corner in enumerate(corners)]
         drawn.append(_rejected(name, len(corners), *curve.at, here=True))
     return drawn
 
 
-def _rejected(attack: str, at: int, clean: float, attacked: float, *, here: bool) -> Drawn:
+def _rejected(attack: str, at: int, clean: float, attacked: float, *, here: bool) -> ChartRow:
     said = f"{100 * attacked:.1f} % at {100 * clean:.1f} %"
     return {
         "attack": attack, "at": at, "clean": clean, "attacked": attacked, "here": here,

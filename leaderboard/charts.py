@@ -14,35 +14,35 @@ import altair as alt
 Row: TypeAlias = Mapping[str, Any]
 Chart: TypeAlias = alt.LayerChart | alt.FacetChart
 
-SCALE: Literal["viridis"] = "viridis"
-QUIET = "#8795a1"
+COLOUR_SCALE: Literal["viridis"] = "viridis"
+GREY = "#8795a1"
 """Grey that is readable on a light and on a dark page."""
-ROBUST = "#21918c"
-CLEAN = "#8795a1"
-STEPS = (
+ROBUST_COLOUR = "#21918c"
+CLEAN_COLOUR = "#8795a1"
+STEPS_CAPTION = (
     "Share of the examples still right after so many steps of each attack, those of earlier runs"
     " included. The dot is the last success, or the end of the first run where that is later. A"
     " line that still falls at the end of a single run was stopped too early; of several runs the"
     " dot does not say when they ended."
 )
 """What the plot of steps shows, and no more than the curves can tell."""
-DECADES = [0, *(m * 10**e for e in range(6) for m in (1, 2, 5))]
+STEP_TICKS = [0, *(m * 10**e for e in range(6) for m in (1, 2, 5))]
 """Where a logarithmic axis of steps is marked."""
-WIDEST = 10
+MAX_CHART_COLUMNS = 10
 """Columns up to which the matrix is a chart; more of them stand in a table, which scrolls."""
-LEVEL = 110
+MAX_LEVEL_LETTERS = 110
 """Letters that stand side by side above the matrix; where names have more, they slant."""
-ABREAST = 3
+LEGEND_COLUMNS = 3
 """Names side by side in the legend under a plot."""
-PLOT, NAMES = 300, 30
+PLOT_HEIGHT, LEGEND_LINE_HEIGHT = 300, 30
 """Points of height for a plot and for each line of its legend, which share what a chart has."""
-CLAIM = "#d1495b"
-CERTIFIED = "#8a6fd1"
-PERCENT = alt.Axis(format="%", tickCount=6)
-SHARE = alt.Scale(domain=[0, 1], nice=False)
+CLAIM_COLOUR = "#d1495b"
+CERTIFIED_COLOUR = "#8a6fd1"
+PERCENT_AXIS = alt.Axis(format="%", tickCount=6)
+SHARE_SCALE = alt.Scale(domain=[0, 1], nice=False)
 
 
-def described(chart: Chart, sentence: str) -> Chart:
+def with_description(chart: Chart, sentence: str) -> Chart:
     """The chart with its finding as words, for readers who do not see it."""
     return chart.properties(description=sentence)
 
@@ -55,30 +55,30 @@ def _names(rows: Sequence[Row], field: str) -> list[str]:
     return list(dict.fromkeys(str(row[field]) for row in rows))
 
 
-MARKS = {
-    "robust": ("circle", ROBUST),
-    "clean": ("circle", CLEAN),
-    "claimed": ("diamond", CLAIM),
-    "certified": ("triangle-right", CERTIFIED),
+INTERVAL_MARKS = {
+    "robust": ("circle", ROBUST_COLOUR),
+    "clean": ("circle", CLEAN_COLOUR),
+    "claimed": ("diamond", CLAIM_COLOUR),
+    "certified": ("triangle-right", CERTIFIED_COLOUR),
 }
 
 
-def forest(rows: Sequence[Row]) -> Chart:
+def forest_chart(rows: Sequence[Row]) -> Chart:
     """Intervals, one line a defense. Rows: defense, what (a key of `MARKS`), value, low, high."""
     order = _names(rows, "defense")
-    kinds = [what for what in MARKS if any(row["what"] == what for row in rows)]
+    kinds = [what for what in INTERVAL_MARKS if any(row["what"] == what for row in rows)]
     colour = alt.Color(
         "what:N",
-        scale=alt.Scale(domain=kinds, range=[MARKS[what][1] for what in kinds]),
+        scale=alt.Scale(domain=kinds, range=[INTERVAL_MARKS[what][1] for what in kinds]),
         legend=alt.Legend(title=None, orient="top", symbolSize=110),
     )
     shape = alt.Shape(
-        "what:N", scale=alt.Scale(domain=kinds, range=[MARKS[what][0] for what in kinds])
+        "what:N", scale=alt.Scale(domain=kinds, range=[INTERVAL_MARKS[what][0] for what in kinds])
     )
     lines = alt.Y("defense:N", sort=order, title=None, axis=_labels())
     base = alt.Chart(_data(rows)).encode(y=lines, color=colour)
     whiskers = base.mark_rule(strokeWidth=2, opacity=0.75).encode(
-        x=alt.X("low:Q", title="share of the examples still right", axis=PERCENT, scale=SHARE),
+        x=alt.X("low:Q", title="share of the examples still right", axis=PERCENT_AXIS, scale=SHARE_SCALE),
         x2="high:Q",
     )
     points = base.mark_point(filled=True, size=95, opacity=1).encode(
@@ -106,7 +106,7 @@ def _labels(limit: int = 220, *, grid: bool = True) -> alt.Axis:
     )
 
 
-def front(rows: Sequence[Row]) -> list[Row]:
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other row beats in both clean and robust accuracy, best clean first."""
     best: list[Row] = []
     for row in sorted(rows, key=lambda r: (-r["clean"], -r["robust"], str(r["defense"]))):
@@ -115,24 +115,24 @@ def front(rows: Sequence[Row]) -> list[Row]:
     return best
 
 
-def trade(rows: Sequence[Row]) -> Chart:
+def trade_off_chart(rows: Sequence[Row]) -> Chart:
     """Clean against robust accuracy. Rows: defense, clean, robust, name_at, standing, words.
 
     `name_at` is the height at which the name stands, where it covers no other.
     """
     least = min((row["clean"] for row in rows), default=0.0)
     left = max(0.0, math.floor(10 * least - 1) / 10)
-    x = alt.X("clean:Q", title="clean accuracy", axis=PERCENT,
+    x = alt.X("clean:Q", title="clean accuracy", axis=PERCENT_AXIS,
               scale=alt.Scale(domain=[left, 1], nice=False))  # fmt: skip
-    y = alt.Y("robust:Q", title="robust accuracy", axis=PERCENT, scale=SHARE)
+    y = alt.Y("robust:Q", title="robust accuracy", axis=PERCENT_AXIS, scale=SHARE_SCALE)
     equal = (
         alt.Chart(_data([{"clean": left, "robust": left}, {"clean": 1, "robust": 1}]))
-        .mark_line(strokeDash=[4, 4], color=QUIET, opacity=0.7)
+        .mark_line(strokeDash=[4, 4], color=GREY, opacity=0.7)
         .encode(x=x, y=y)
     )
     best = (
-        alt.Chart(_data(front([row for row in rows if row["standing"] == "ranked"])))
-        .mark_line(interpolate="step-before", color=ROBUST, opacity=0.45, strokeWidth=2)
+        alt.Chart(_data(pareto_front([row for row in rows if row["standing"] == "ranked"])))
+        .mark_line(interpolate="step-before", color=ROBUST_COLOUR, opacity=0.45, strokeWidth=2)
         .encode(x=x, y=y, order=alt.Order("clean:Q"))
     )
     base = alt.Chart(_data(rows)).encode(x=x, y=y)
@@ -143,24 +143,24 @@ def trade(rows: Sequence[Row]) -> Chart:
             legend=alt.Legend(title=None, orient="top"),
         ),
         color=alt.Color(
-            "standing:N", scale=alt.Scale(domain=["ranked", "not ranked"], range=[ROBUST, CLAIM])
+            "standing:N", scale=alt.Scale(domain=["ranked", "not ranked"], range=[ROBUST_COLOUR, CLAIM_COLOUR])
         ),
         tooltip=[
             alt.Tooltip("defense:N", title="defense"),
             alt.Tooltip("words:N", title="clean, robust"),
         ],
     )
-    names = base.mark_text(align="right", dx=-10, fontSize=12, limit=150, color=QUIET).encode(
-        y=alt.Y("name_at:Q", scale=SHARE), text="defense:N"
+    names = base.mark_text(align="right", dx=-10, fontSize=12, limit=150, color=GREY).encode(
+        y=alt.Y("name_at:Q", scale=SHARE_SCALE), text="defense:N"
     )
     return alt.layer(equal, best, points, names).properties(height=380)
 
 
-def heat(
+def matrix_chart(
     squares: Sequence[Row], rows: Sequence[str], columns: Sequence[str], metric: str, top: float
 ) -> Chart:
     """The matrix. Squares: defense, attack, state, value (None: no figure), shown, words."""
-    level = len(columns) * max(map(len, columns), default=0) <= LEVEL
+    level = len(columns) * max(map(len, columns), default=0) <= MAX_LEVEL_LETTERS
     x = alt.X(
         "attack:N",
         sort=list(columns),
@@ -187,14 +187,14 @@ def heat(
         .encode(
             color=alt.Color(
                 "value:Q",
-                scale=alt.Scale(scheme=SCALE, domain=[0, top or 1]),
+                scale=alt.Scale(scheme=COLOUR_SCALE, domain=[0, top or 1]),
                 legend=alt.Legend(title=None, orient="bottom", gradientLength=260,
                                   format="%" if top == 1 else "~s"),
             )
         )
     )  # fmt: skip
     holes = base.transform_filter(f"!{known}").mark_rect(
-        cornerRadius=3, fill=QUIET, fillOpacity=0.14, stroke=QUIET, strokeDash=[3, 3],
+        cornerRadius=3, fill=GREY, fillOpacity=0.14, stroke=GREY, strokeDash=[3, 3],
         strokeOpacity=0.6,
     )  # fmt: skip
     figures = base.transform_filter(known).mark_text(fontSize=13, fontWeight=600).encode(
@@ -204,21 +204,21 @@ def heat(
         ),
     )  # fmt: skip
     states = base.transform_filter(f"!{known}").mark_text(
-        fontSize=11, fontStyle="italic", color=QUIET
+        fontSize=11, fontStyle="italic", color=GREY
     ).encode(text="shown:N")  # fmt: skip
     return alt.layer(holes, tiles, figures, states).properties(height=alt.Step(36))
 
 
-def steps(rows: Sequence[Row], axis: str) -> Chart:
+def steps_chart(rows: Sequence[Row], axis: str) -> Chart:
     """Accuracy as an attack goes on. Rows: attack, step, accuracy, words, end (the last one?)."""
     base = alt.Chart(_data(rows)).encode(
         x=alt.X(
             "step:Q",
             title=axis,
-            axis=alt.Axis(values=DECADES),
+            axis=alt.Axis(values=STEP_TICKS),
             scale=alt.Scale(type="symlog", nice=False),
         ),
-        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT, scale=SHARE),
+        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT_AXIS, scale=SHARE_SCALE),
         color=_series("attack", rows),
         tooltip=_point_tips("attack", axis, "step"),
     )
@@ -227,12 +227,12 @@ def steps(rows: Sequence[Row], axis: str) -> Chart:
     return alt.layer(lines, ends).properties(height=_height("attack", rows))
 
 
-def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
+def radius_chart(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
     """Accuracy against eps. Rows: attack, kind (`smallest distance` or `fixed radius`), eps,
     accuracy, words. A line holds smallest distances; a fixed radius is a point, joined to none."""
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("eps:Q", title=axis, scale=alt.Scale(zero=True, nice=False)),
-        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT, scale=SHARE),
+        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT_AXIS, scale=SHARE_SCALE),
         color=_series("attack", rows),
         tooltip=_point_tips("attack", axis, "eps"),
     )
@@ -247,22 +247,22 @@ def radii(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
     if radius is not None:
         layers.append(
             alt.Chart(_data([{"eps": radius}]))
-            .mark_rule(strokeDash=[4, 4], color=QUIET)
+            .mark_rule(strokeDash=[4, 4], color=GREY)
             .encode(x="eps:Q")
         )
     return alt.layer(*layers).properties(height=_height("attack", rows))
 
 
-def rocs(rows: Sequence[Row]) -> Chart:
+def roc_chart(rows: Sequence[Row]) -> Chart:
     """Shares rejected of clean and of attacked images as the threshold falls, a line an attack.
 
     Rows: attack, clean, attacked, words, here (at the threshold that the defense has?).
     """
-    x = alt.X("clean:Q", title="clean images rejected", axis=PERCENT, scale=SHARE)
-    y = alt.Y("attacked:Q", title="attacked images rejected", axis=PERCENT, scale=SHARE)
+    x = alt.X("clean:Q", title="clean images rejected", axis=PERCENT_AXIS, scale=SHARE_SCALE)
+    y = alt.Y("attacked:Q", title="attacked images rejected", axis=PERCENT_AXIS, scale=SHARE_SCALE)
     chance = (
         alt.Chart(_data([{"clean": 0, "attacked": 0}, {"clean": 1, "attacked": 1}]))
-        .mark_line(strokeDash=[4, 4], color=QUIET, opacity=0.7)
+        .mark_line(strokeDash=[4, 4], color=GREY, opacity=0.7)
         .encode(x=x, y=y)
     )
     tips = [
@@ -281,13 +281,13 @@ def _series(field: str, rows: Sequence[Row]) -> alt.Color:
     return alt.Color(
         f"{field}:N",
         sort=_names(rows, field),
-        legend=alt.Legend(title=None, orient="bottom", labelLimit=180, columns=ABREAST),
+        legend=alt.Legend(title=None, orient="bottom", labelLimit=180, columns=LEGEND_COLUMNS),
     )
 
 
 def _height(field: str, rows: Sequence[Row]) -> int:
     """As much as a plot takes with all names under it."""
-    return PLOT + NAMES * -(-len(_names(rows, field)) // ABREAST)
+    return PLOT_HEIGHT + LEGEND_LINE_HEIGHT * -(-len(_names(rows, field)) // LEGEND_COLUMNS)
 
 
 def _point_tips(field: str, axis: str, x: str) -> list[alt.Tooltip]:

@@ -18,12 +18,12 @@ from bench.core.cards import AttackCard
 from bench.core.outcomes import KeptImage
 from bench.core.statistics import Count, count_interval
 from bench.results.defense_report import AccuracyCurve, RadiusPoint
-from bench.results.detection import Roc
+from bench.results.detection import DetectorRoc
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import MaskingCheck
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import CertifiedCount
-from leaderboard import dossier, export, figures, markup, panels, plots, reading, words
+from leaderboard import chart_rows, charts, defense_tables, export, markup, reading, tables, words
 
 BOARD = Leaderboard(
     name="digits-linf", id="0123", dataset="digits",
@@ -42,7 +42,7 @@ def square(state: str, k: int | None = None, **more: Any) -> MatrixCell:
     return MatrixCell(**values)
 
 
-def spec(chart: figures.Chart) -> str:
+def spec(chart: charts.Chart) -> str:
     return json.dumps(chart.to_dict())
 
 
@@ -51,16 +51,16 @@ def spec(chart: figures.Chart) -> str:
     [(310, 500, "62.0 %"), (0, 500, "0.0 %"), (6201, 10000, "62.01 %"), (1, 3, "33.3 %")],
 )
 def test_a_figure_is_as_fine_as_its_examples_allow(k: int, n: int, shown: str) -> None:
-    assert words.figure(count_interval(k, n)) == shown
+    assert words.format_count(count_interval(k, n)) == shown
 
 
 def test_a_figure_of_nothing_is_no_zero() -> None:
-    assert words.figure(Count(0, 0, 0.0, 1.0)) == words.figure(None) == "—"
-    assert words.interval(None) == "no figure"
+    assert words.format_count(Count(0, 0, 0.0, 1.0)) == words.format_count(None) == "—"
+    assert words.format_interval(None) == "no figure"
 
 
 def test_no_success_still_has_an_upper_bound() -> None:
-    assert words.interval(count_interval(0, 500)) == "0.0–0.8 %, 0/500"  # noqa: RUF001
+    assert words.format_interval(count_interval(0, 500)) == "0.0–0.8 %, 0/500"  # noqa: RUF001
 
 
 def test_the_front_holds_what_no_other_row_beats_in_both() -> None:
@@ -70,12 +70,12 @@ def test_the_front_holds_what_no_other_row_beats_in_both() -> None:
         {"defense": "c", "clean": 0.8, "robust": 0.4},
         {"defense": "d", "clean": 0.7, "robust": 0.6},
     ]
-    assert [row["defense"] for row in figures.front(rows)] == ["a", "b"]
+    assert [row["defense"] for row in charts.pareto_front(rows)] == ["a", "b"]
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_names_stand_apart_and_never_below_their_point(heights: list[float]) -> None:
-    lifted = plots.apart(heights, 0.05)
+    lifted = chart_rows.spread_heights(heights, 0.05)
     assert all(new >= old for new, old in zip(lifted, heights, strict=True))
     gaps = np.diff(sorted(lifted))
     assert (gaps >= 0.05 - 1e-9).all()
@@ -83,7 +83,7 @@ def test_names_stand_apart_and_never_below_their_point(heights: list[float]) -> 
 
 def test_a_staircase_starts_at_clean_and_ends_where_its_steps_end() -> None:
     curve = AccuracyCurve(np.array([0.0, 3.0, 7.0]), np.array([9, 5, 4]), 10)
-    drawn = plots.staircases({"pgd": curve}, None)
+    drawn = chart_rows.accuracy_rows({"pgd": curve}, None)
     assert [(row["step"], row["accuracy"]) for row in drawn] == [(0, 0.9), (3, 0.5), (7, 0.4)]
     assert [row["end"] for row in drawn] == [False, False, True]
 
@@ -93,71 +93,71 @@ def test_the_dot_is_the_last_success_or_the_later_end_of_a_run(last: float, dot:
     """Nine runs of 100 steps may win last at 603: that is no end of any run."""
     card = AttackCard(name="apgd-t", origin="built-in", steps=100)
     curve = AccuracyCurve(np.array([0.0, last]), np.array([9, 5]), 10)
-    (end,) = (row for row in plots.staircases({"apgd-t": curve}, {"apgd-t": card}) if row["end"])
+    (end,) = (row for row in chart_rows.accuracy_rows({"apgd-t": curve}, {"apgd-t": card}) if row["end"])
     assert end["step"] == dot
     for said in ("the last success, or the end of the first run", "several runs"):
-        assert said in figures.STEPS
+        assert said in charts.STEPS_CAPTION
 
 
 def test_a_long_staircase_keeps_its_ends_and_few_corners() -> None:
     curve = AccuracyCurve(np.arange(5000.0), np.arange(5000, 0, -1), 5000)
-    drawn = plots.staircases({"pgd": curve}, None)
-    assert len(drawn) <= plots.CORNERS
+    drawn = chart_rows.accuracy_rows({"pgd": curve}, None)
+    assert len(drawn) <= chart_rows.MAX_POINTS
     assert (drawn[0]["accuracy"], drawn[-1]["accuracy"]) == (1.0, 1 / 5000)
 
 
 def test_a_fixed_radius_is_a_point_and_never_part_of_a_line() -> None:
     curve = AccuracyCurve(np.array([0.0, 0.1]), np.array([9, 5]), 10)
-    drawn = plots.by_radius({"deepfool": curve}, [])
+    drawn = chart_rows.radius_rows({"deepfool": curve}, [])
     assert {row["kind"] for row in drawn} == {"smallest distance"}
-    layers = figures.radii(drawn, "radius", 0.2).to_dict()["layer"]
+    layers = charts.radius_chart(drawn, "radius", 0.2).to_dict()["layer"]
     line = next(layer for layer in layers if layer["mark"]["type"] == "line")
     assert "smallest distance" in json.dumps(line["transform"])
 
 
 def test_a_roc_rises_from_corner_to_corner_and_marks_the_threshold() -> None:
     many = np.linspace(0, 1, 1000)
-    drawn = plots.rocs({"pgd": Roc(many, np.sqrt(many), (0.04, 0.2))})
+    drawn = chart_rows.roc_rows({"pgd": DetectorRoc(many, np.sqrt(many), (0.04, 0.2))})
     line = [row for row in drawn if not row["here"]]
-    assert len(line) <= plots.CORNERS
+    assert len(line) <= chart_rows.MAX_POINTS
     assert (line[0]["clean"], line[-1]["clean"]) == (0, 1)
     assert [row["at"] for row in line] == sorted(row["at"] for row in line)
     (mark,) = (row for row in drawn if row["here"])
     assert (mark["clean"], mark["attacked"]) == (0.04, 0.2)
     assert mark["words"] == "20.0 % at 4.0 %, at its threshold"
-    assert "clean images rejected" in spec(figures.rocs(drawn))
+    assert "clean images rejected" in spec(charts.roc_chart(drawn))
 
 
 def test_what_is_proved_stands_under_what_attacks_left_at_the_same_radius() -> None:
     proof = CertifiedCount("smoothing", exact=False, error=0.001, count=count_interval(3, 10))
     point = RadiusPoint("1/10", 0.1, count_interval(6, 10), proof, "near", complete=True)
-    attacked, proved = plots.by_radius({}, [point])
+    attacked, proved = chart_rows.radius_rows({}, [point])
     assert attacked["eps"] == proved["eps"] and proved["accuracy"] < attacked["accuracy"]
     assert "by smoothing, each wrong with probability 0.001 at most" in proved["words"]
 
 
 def test_every_tile_carries_its_number_or_its_state() -> None:
     found = [square("done", 310), square("failed"), square("not applicable"), square("running")]
-    tiles = plots.tiles(found, plots.METRICS[plots.ACCURACY])
+    tiles = chart_rows.matrix_tiles(found, chart_rows.FULL_MODE_METRICS[chart_rows.ACCURACY_NAME])
     assert [tile["shown"] for tile in tiles] == ["62.0", "failed", "n/a", "running 500/500"]
     assert [tile["value"] for tile in tiles] == [0.62, None, None, None]
 
 
 def test_a_tile_of_a_cascade_says_how_many_it_met() -> None:
     cascade = Leaderboard(**{**vars(BOARD), "mode": "rank"})
-    (metric, *_) = plots.metrics(cascade).values()
+    (metric, *_) = chart_rows.cell_metrics(cascade).values()
     found = [square("done", 310, attack="first"), square("done", 0, attack="last")]
     found[1] = replace(found[1], robust=count_interval(0, 0))
-    assert [tile["shown"] for tile in plots.tiles(found, metric)] == ["310 of 500", "nobody left"]
-    assert plots.columns(cascade, found) == ["first", "last"]
-    assert plots.columns(cascade, found[::-1]) == ["last", "first"], "as the board orders them"
-    assert plots.ACCURACY not in plots.metrics(cascade)
+    assert [tile["shown"] for tile in chart_rows.matrix_tiles(found, metric)] == ["310 of 500", "nobody left"]
+    assert chart_rows.attack_columns(cascade, found) == ["first", "last"]
+    assert chart_rows.attack_columns(cascade, found[::-1]) == ["last", "first"], "as the board orders them"
+    assert chart_rows.ACCURACY_NAME not in chart_rows.cell_metrics(cascade)
 
 
 def test_what_has_no_figure_is_never_drawn_as_zero() -> None:
-    tiles = plots.tiles([square("failed", gradients=None)], plots.METRICS["gradients an example"])
+    tiles = chart_rows.matrix_tiles([square("failed", gradients=None)], chart_rows.FULL_MODE_METRICS["gradients an example"])
     assert tiles[0]["value"] is None
-    assert plots.tiles([square("done")], plots.METRICS["gradients an example"])[0]["value"] == 0.5
+    assert chart_rows.matrix_tiles([square("done")], chart_rows.FULL_MODE_METRICS["gradients an example"])[0]["value"] == 0.5
 
 
 def test_attacks_stand_by_the_accuracy_they_leave() -> None:
@@ -165,7 +165,7 @@ def test_attacks_stand_by_the_accuracy_they_leave() -> None:
         square("done", 100, attack="weak"), square("done", 50, attack="strong"),
         square("missing", attack="absent"),
     ]  # fmt: skip
-    assert plots.strongest_first(found) == ["strong", "weak", "absent"]
+    assert chart_rows.strongest_first(found) == ["strong", "weak", "absent"]
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,17 @@ def test_an_attack_that_no_defense_has_met_has_no_column(
     states: tuple[str, ...], stays: bool
 ) -> None:
     found = [square("done", 1, attack="known"), *(square(state, attack="a") for state in states)]
-    assert plots.met(["known", "a"], found) == (["known", "a"] if stays else ["known"])
+    assert chart_rows.evaluated_attacks(["known", "a"], found) == (["known", "a"] if stays else ["known"])
 
 
 def test_where_nothing_was_played_every_attack_has_its_column() -> None:
-    assert plots.met(["a", "b"], [square("missing"), square("skipped", attack="b")]) == ["a", "b"]
+    assert chart_rows.evaluated_attacks(["a", "b"], [square("missing"), square("skipped", attack="b")]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("name", "angle"), [("pgd", 0), ("foolbox-hop-skip-jump-linf", -35)])
 def test_names_above_the_matrix_slant_before_they_touch(name: str, angle: int) -> None:
-    columns = [f"{name}-{number}" for number in range(figures.WIDEST)]
-    drawn = figures.heat([], ["d"], columns, plots.ACCURACY, 1.0).to_dict()
+    columns = [f"{name}-{number}" for number in range(charts.MAX_CHART_COLUMNS)]
+    drawn = charts.matrix_chart([], ["d"], columns, chart_rows.ACCURACY_NAME, 1.0).to_dict()
     (axis,) = {json.dumps(layer["encoding"]["x"]["axis"]) for layer in drawn["layer"]}
     assert json.loads(axis)["labelAngle"] == angle
 
@@ -198,14 +198,14 @@ def test_names_above_the_matrix_slant_before_they_touch(name: str, angle: int) -
 def test_a_plot_is_as_high_under_many_names_as_under_few(attacks: int, lines: int) -> None:
     rows = [{"attack": f"a{i}", "step": 1.0, "accuracy": 1.0, "end": True, "words": ""}
             for i in range(attacks)]  # fmt: skip
-    drawn = figures.steps(rows, "steps").to_dict()
-    assert drawn["height"] - lines * figures.NAMES == figures.PLOT
+    drawn = charts.steps_chart(rows, "steps").to_dict()
+    assert drawn["height"] - lines * charts.LEGEND_LINE_HEIGHT == charts.PLOT_HEIGHT
 
 
 def test_a_chart_carries_hostile_text_as_data_only() -> None:
     hostile = "![x](http://evil.example/x.png)"
-    tile = plots.tiles([square("done", 1, defense=hostile)], plots.METRICS[plots.ACCURACY])
-    drawn = figures.heat(tile, [hostile], ["a"], plots.ACCURACY, 1.0).to_dict()
+    tile = chart_rows.matrix_tiles([square("done", 1, defense=hostile)], chart_rows.FULL_MODE_METRICS[chart_rows.ACCURACY_NAME])
+    drawn = charts.matrix_chart(tile, [hostile], ["a"], chart_rows.ACCURACY_NAME, 1.0).to_dict()
     assert {t["title"] for t in drawn["layer"][0]["encoding"]["tooltip"]} & {
         "image",
         "href",
@@ -221,14 +221,14 @@ def test_no_text_opens_a_tag_or_an_attribute(said: str) -> None:
 
 
 def test_long_text_is_cut() -> None:
-    assert len(words.plain("x" * 10_000)) == words.LONGEST
-    assert len(markup.why("x" * 10_000)) == words.WHOLE
+    assert len(words.plain_text("x" * 10_000)) == words.MAX_TEXT
+    assert len(markup.reason("x" * 10_000)) == words.MAX_REASON
 
 
 def test_what_a_judgement_rests_on_stands_whole() -> None:
     said = " ".join(f"attack-{number}" for number in range(60))
-    assert words.LONGEST < len(said) < words.WHOLE
-    assert said in panels.flags([MaskingCheck("a-sign", "raised", said)])
+    assert words.MAX_TEXT < len(said) < words.MAX_REASON
+    assert said in tables.checks_table([MaskingCheck("a-sign", "raised", said)])
 
 
 def test_links_lead_to_our_own_pages_and_home_is_the_root() -> None:
@@ -250,7 +250,7 @@ def test_the_change_is_magnified_by_the_factor_that_is_printed() -> None:
     original = np.full((1, 2, 2), 100, np.uint8)
     adversarial = (original / 255).astype(np.float32)
     adversarial[0, 0, 0] += 0.09
-    shown, factor = markup.magnified(original, adversarial)
+    shown, factor = markup.magnified_perturbation(original, adversarial)
     assert factor == 5
     assert shown[0, 0, 0] == pytest.approx(0.95, abs=1e-5)
     assert shown[0, 1, 1] == pytest.approx(0.5, abs=1e-5)
@@ -259,7 +259,7 @@ def test_the_change_is_magnified_by_the_factor_that_is_printed() -> None:
 def test_the_whole_change_stays_visible() -> None:
     original = np.zeros((1, 2, 2), np.uint8)
     adversarial = np.array([[[1.0, 0.3], [0.0, 0.7]]], np.float32)
-    shown, _ = markup.magnified(original, adversarial)
+    shown, _ = markup.magnified_perturbation(original, adversarial)
     assert shown.min() >= 0 and shown.max() <= 1
 
 
@@ -267,9 +267,9 @@ def test_the_whole_change_stays_visible() -> None:
 def test_rounding_is_no_change(grey: int, noise: float) -> None:
     original = np.full((1, 2, 2), grey, np.uint8)
     adversarial = original.astype(np.float32) / np.float32(255) + np.float32(noise)
-    shown, factor = markup.magnified(original, adversarial)
+    shown, factor = markup.magnified_perturbation(original, adversarial)
     assert factor == 1 and (shown == 0.5).all()
-    said = dossier.pictures([KeptImage(0, original, adversarial, 1, 2, 0.9, 2, 0.9)], "0123456789")
+    said = defense_tables.example_pictures([KeptImage(0, original, adversarial, 1, 2, 0.9, 2, 0.9)], "0123456789")
     assert "No change" in said and "×" not in said  # noqa: RUF001
 
 
@@ -277,9 +277,9 @@ def test_a_small_change_is_not_rounded_away() -> None:
     original = np.full((1, 2, 2), 77, np.uint8)
     adversarial = original.astype(np.float32) / np.float32(255)
     adversarial[0, 0, 0] += np.float32(1e-4)
-    _, factor = markup.magnified(original, adversarial)
+    _, factor = markup.magnified_perturbation(original, adversarial)
     assert factor == pytest.approx(5000, rel=0.01)
-    said = dossier.pictures([KeptImage(0, original, adversarial, 1, 2, 0.9, 2, 0.9)], "0123456789")
+    said = defense_tables.example_pictures([KeptImage(0, original, adversarial, 1, 2, 0.9, 2, 0.9)], "0123456789")
     assert "largest 0.0001" in said
 
 
@@ -297,7 +297,7 @@ def test_json_carries_its_schema_and_the_rules() -> None:
 def test_boards_of_one_threat_model_have_names_of_their_own() -> None:
     small = Leaderboard(**{**vars(BOARD), "n": 100, "examples": "f" * 16})
     cascade = Leaderboard(**{**vars(small), "mode": "rank"})
-    labels = words.labels([BOARD, small, cascade])
+    labels = words.leaderboards_by_label([BOARD, small, cascade])
     assert list(labels) == [
         "digits-linf", "digits-linf (100 examples)", "digits-linf in rank mode",
     ]  # fmt: skip
@@ -307,8 +307,8 @@ def test_boards_of_one_threat_model_have_names_of_their_own() -> None:
 def test_the_answer_is_read_again_when_the_file_changes(tmp_path: Any) -> None:
     file = tmp_path / "x.db"
     url = f"sqlite:///{file}"
-    before = reading.stamp(url)
+    before = reading.database_stamp(url)
     file.write_text("a")
-    middle = reading.stamp(url)
+    middle = reading.database_stamp(url)
     file.with_name("x.db-wal").write_text("b")
-    assert len({before, middle, reading.stamp(url)}) == 3
+    assert len({before, middle, reading.database_stamp(url)}) == 3

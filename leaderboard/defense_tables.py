@@ -10,10 +10,10 @@ from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
-from leaderboard.panels import CLAIM_KIND, done, place, signs
+from leaderboard.tables import CLAIM_KIND, checks_cell, rank_cell, required_done
 
 
-def identity(card: DefenseCard) -> Html:
+def identity_list(card: DefenseCard) -> Html:
     """What a defense is, by its card."""
     draws = card.randomness
     pairs = [
@@ -32,14 +32,14 @@ def identity(card: DefenseCard) -> Html:
         (f"Digest {dataset}".strip(), markup.tag("code", markup.text(digest)))
         for dataset, digest in built.items()
     ]
-    return markup.facts([*((term, markup.text(said)) for term, said in pairs), *digests])
+    return markup.definition_list([*((term, markup.text(said)) for term, said in pairs), *digests])
 
 
 def _rejects(share: float | None) -> str:
     return "nothing" if share is None else f"declares {100 * share:g} % of clean images"
 
 
-def detector(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[str, AttackCard]) -> Html:
+def detector_table(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[str, AttackCard]) -> Html:
     """What a detector does to clean images and to what each attack brought; nothing without one."""
     if row.rejects is None:
         return markup.NOTHING
@@ -63,11 +63,11 @@ def detector(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[st
             name = markup.tag("b", markup.text(square.attack))
             auc = markup.text(f"{found.auc:.3f}")
             lines.append((name, auc, *(markup.bar(count) for count in counts)))
-    table = markup.table(columns, lines)
-    return table if both else Html(markup.notice(words.NOT_BOTH) + table)
+    table = markup.html_table(columns, lines)
+    return table if both else Html(markup.notice(words.NO_JOINT_ATTACK) + table)
 
 
-def claims(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
+def claims_table(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
     """Every claim of a defense beside what was measured."""
     columns = (
         Column("Threat model", kind="name"), Column("Claimed", kind="right"),
@@ -83,14 +83,14 @@ def claims(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
                 markup.text(said.threat),
                 markup.text(f"{100 * said.robust:.1f} %"),
                 markup.bar(row.robust if row else None),
-                markup.chip(words.CLAIMS[found], CLAIM_KIND[found]),
+                markup.chip(words.CLAIM_LABELS[found], CLAIM_KIND[found]),
                 markup.text(said.cite or "—"),
             )
         )
-    return markup.table(columns, lines) if lines else markup.notice(words.NO_CLAIM)
+    return markup.html_table(columns, lines) if lines else markup.notice(words.NO_CLAIM)
 
 
-def everywhere(rows: Iterable[tuple[str, RankingRow]]) -> Html:
+def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
     """One defense on every board where it was played, under the board's label."""
     columns = (
         Column("Threat model", kind="name"), Column("Rank", kind="rank"),
@@ -101,30 +101,30 @@ def everywhere(rows: Iterable[tuple[str, RankingRow]]) -> Html:
     lines = [
         (
             markup.link("", markup.text(label), threat=label),
-            place(row),
+            rank_cell(row),
             markup.bar(row.robust),
             markup.bar(row.clean, "clean"),
-            markup.text(words.figure(row.robust_8bit)),
+            markup.text(words.format_count(row.robust_8bit)),
             markup.text(row.strongest or "—"),
-            markup.text(done(row)),
-            signs(row),
+            markup.text(required_done(row)),
+            checks_cell(row),
         )
         for label, row in rows
     ]
-    return markup.table(columns, lines)
+    return markup.html_table(columns, lines)
 
 
-def pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
+def example_pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
     """Original, adversarial and magnified change, with labels and confidences."""
     return markup.tag("div", markup.join(_picture(k, classes) for k in kept), class_="g-pictures")
 
 
 def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
-    change, factor = markup.magnified(kept.original, kept.adversarial)
+    change, factor = markup.magnified_perturbation(kept.original, kept.adversarial)
     truth, clean, fooled = (
         _class(classes, n) for n in (kept.true_label, kept.clean_label, kept.label)
     )
-    largest = float(abs(markup.changed(kept.original, kept.adversarial)).max())
+    largest = float(abs(markup.perturbation_of(kept.original, kept.adversarial)).max())
     enlarged = f"Change \u00d7 {factor:.3g}" if largest else "No change"
     around = f"around grey; largest {largest:.2g}" if largest else "nothing beyond rounding"
     triple = (
