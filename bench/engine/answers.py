@@ -10,33 +10,34 @@ from bench.core.outcomes import NO_ANSWER, REJECTED
 
 
 class ClassifierOnly(nn.Module):
-    """A rejecting defense whose detector is not asked: images to logits [n, K]."""
+    """A rejecting defense without its detector: images to logits [n, K]."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] to [n, K]."""
+        """Logits [n, K] of images [n, C, H, W], without the rejection score."""
         logits: Tensor = self.module(images)[:, :-1]
         return logits
 
 
 def column_mismatch(columns: int, classes: int, *, rejects: bool) -> str:
-    """Why answers of so many columns are none about these classes; empty when they are."""
+    """Why answers with so many columns do not fit these classes; empty where they fit."""
     if columns == classes + rejects:
         return ""
     score = ", then the rejection score less its threshold" if rejects else ""
     return (
-        f"answers came with {columns} columns; {classes + rejects} were expected: "
+        f"answers have {columns} columns; {classes + rejects} were expected: "
         f"one logit for each of {classes} classes{score}."
     )
 
 
 def predicted_labels(answer: Tensor, *, rejects: bool) -> Tensor:
-    """[..., n] int64: the class that answers [..., n, K] name; NO_ANSWER where one is not finite.
+    """The predicted labels [..., n] int64 of answers [..., n, K]; NO_ANSWER where not finite.
 
-    With `rejects` they are [..., n, K + 1], and REJECTED where the last column is positive.
+    With `rejects` the answers are [..., n, K + 1], and the label is REJECTED where the last column
+    is positive.
     """
     label = (answer[..., :-1] if rejects else answer).argmax(-1)
     if rejects:
@@ -45,10 +46,10 @@ def predicted_labels(answer: Tensor, *, rejects: bool) -> Tensor:
 
 
 def reaches_goal(label: Tensor, known: Tensor, *, targeted: bool, rejects: bool) -> Tensor:
-    """[..., n] bool: the label is the known one (targeted), or an accepted other one.
+    """Whether labels [..., n] reach the goal: `known` [n] itself (targeted), or any other class.
 
-    With `rejects` labels may be REJECTED; what is rejected reaches no goal. No answer at all is a
-    defense that has failed: it reaches every goal.
+    With `rejects` labels may be REJECTED, which reaches no goal. NO_ANSWER means that the defense
+    has failed, which reaches every goal.
     """
     if targeted:
         return (label == known) | (label == NO_ANSWER)
@@ -57,15 +58,19 @@ def reaches_goal(label: Tensor, known: Tensor, *, targeted: bool, rejects: bool)
 
 
 def checked_logits(answer: object, rows: int) -> Tensor:
-    """The answer, if it is a matrix of logits."""
+    """Returns the answer, checked to be logits [rows, K].
+
+    Raises:
+        PluginError: it is no floating-point tensor of two dimensions with so many rows.
+    """
     if not isinstance(answer, Tensor):
         raise PluginError(
-            f"the defense answered with {type(answer).__name__}; a tensor of logits "
+            f"the defense returned {type(answer).__name__}; a tensor of logits "
             f"[{rows}, classes] was expected."
         )
     if answer.dim() != 2 or answer.shape[0] != rows or not answer.is_floating_point():
         raise PluginError(
-            f"the defense answered {answer.dtype} {tuple(answer.shape)} for {rows} images; "
+            f"the defense returned {answer.dtype} {tuple(answer.shape)} for {rows} images; "
             f"floating point logits [{rows}, classes] were expected."
         )
     return answer

@@ -1,4 +1,4 @@
-"""What a library is handed instead of the defense: it answers, counts, hides, and stops in time."""
+"""The model that an external attack library queries: access checks, counts and budget."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from bench.engine.model_access import ModelAccess
 from bench.threats.access import Access
 
 AnswerCallback = Callable[[Tensor, Tensor, Tensor], bool]
-"""(images [b, C, H, W], whole answers, the row of each [b]): hears every answer; True ends it."""
+"""(images [b, C, H, W], whole answers [b, K], row of each image [b]) -> True to end the run."""
 
 
 class AttackStopped(BaseException):
-    """Ends a library's run from within: its budget is spent, or nothing is left to win.
+    """Ends the run of an external attack: its budget is spent, or every row is broken.
 
-    No `except Exception` inside the library swallows it. The till is closed before it is raised:
-    where it is open, somebody else raised it.
+    A `BaseException`, so that no `except Exception` inside the library catches it. The ledger is
+    stopped before it is raised; while the ledger is running, other code has raised it.
     """
 
 
 class ExternalLedger:
-    """What the rows of a run have spent, and whose each image is.
+    """Counts the queries of an external attack, and records which row each image belongs to.
 
-    Calls about all rows are added up, and booked when somebody looks: a library on a small model
-    makes thousands of them.
+    Calls with all rows are added up and charged when `counts` is read, because a library makes
+    thousands of them on a small model.
 
     Args:
-        ledger: [n] purses, one a row.
-        active: [n] bool: the others are there to fill up; they are answered and pay nothing.
+        ledger: the counts of n rows.
+        active: [n] bool; the other rows are padding, which is answered and not charged.
     """
 
     def __init__(self, ledger: QueryLedger, active: Tensor) -> None:
@@ -51,15 +51,19 @@ class ExternalLedger:
         self._forwards = self._gradients = 0
 
     @property
-    def ledger(self) -> QueryLedger:
-        """The purses, everything booked."""
+    def counts(self) -> QueryLedger:
+        """The counts of the rows, up to date."""
         if self._forwards or self._gradients:
             self._ledger.charge(self.active, self._forwards, self._gradients)
             self._forwards = self._gradients = 0
         return self._ledger
 
     def charge(self, rows: Tensor, images: int, forwards: int, gradients: int) -> None:
-        """Charge each image to its row; Stopped where one cannot pay."""
+        """Charges images to their rows [b] int64.
+
+        Raises:
+            AttackStopped: the run has ended, or a row would exceed its budget.
+        """
         if not self.running:
             raise AttackStopped
         if self.count == 1:
@@ -69,33 +73,35 @@ class ExternalLedger:
             self._gradients += gradients
             return
         named = torch.zeros_like(self.active).index_fill(0, rows, True)
-        self.ledger.charge(named & self.active, forwards, gradients)
+        self.counts.charge(named & self.active, forwards, gradients)
         if self._ledger.refused.any():
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Whoever asks from now on is stopped too."""
+        """Ends the run; every later query raises AttackStopped, too.
+
+        Raises:
+            AttackStopped: always.
+        """
         self.running = False
         raise AttackStopped
 
 
 class ExternalModel(nn.Module):
-    """A defense behind glass: eval mode, no parameter to touch, exact counts, a hand on the purse.
-
-    It keeps the defense out of a library's sight: no parameters, no modules, no state.
+    """The defense as an external attack sees it: counted queries, no parameters, modules or state.
 
     Args:
-        target: the door to the defense.
-        access: what of its answers is shown.
-        till: where the rows pay.
-        name: the attack's, for sentences.
-        shape: (C, H, W).
-        hear: told of every answer.
+        model_access: the defense.
+        access: which part of its answers the attack sees.
+        ledger: counts the queries.
+        name: of the attack, for error messages.
+        shape: (C, H, W) of an image.
+        on_answer: called with every answer.
     """
 
     def __init__(
         self,
-        target: ModelAccess,
+        model_access: ModelAccess,
         access: Access,
         ledger: ExternalLedger,
         *,
@@ -105,92 +111,96 @@ class ExternalModel(nn.Module):
     ) -> None:
         super().__init__()
         self.training = False
-        self._target, self._access, self._till = target, access, ledger
-        self._name, self._shape, self._hear = name, shape, on_answer
+        self._model_access, self._access, self._ledger = model_access, access, ledger
+        self._name, self._shape, self._on_answer = name, shape, on_answer
 
     def train(self, mode: bool = True) -> ExternalModel:
-        """The mode is the harness's affair: it stays eval."""
+        """Has no effect: the model stays in eval mode."""
         return self
 
     @contextmanager
     def for_rows(self, rows: Tensor) -> Iterator[None]:
-        """While this lasts, the images asked about are those of `rows` [b], each once."""
+        """Context in which the queried images belong to the rows `rows` [b] int64.
+
+        Raises:
+            PluginError: a row occurs twice.
+        """
         if len(torch.unique(rows)) != len(rows):
-            raise PluginError(f"{self._name} named a row twice; each image is of a row of its own.")
-        before, self._till.rows = self._till.rows, rows.to(self._till.active.device)
+            raise PluginError(f"{self._name} named a row twice; each image needs a row of its own.")
+        before, self._ledger.rows = self._ledger.rows, rows.to(self._ledger.active.device)
         try:
             yield
         finally:
-            self._till.rows = before
+            self._ledger.rows = before
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the board shows of the defense's answer to [b, C, H, W]: [b, K]."""
-        self._permit()
-        rows, count, draws = self._owners(images), images.shape[0], self._target.draws
-        pay = self._till.charge
-        pay(rows, count, draws, 0)
+        """The part of the answer [b, K] to images [b, C, H, W] that the access level allows."""
+        self._require_answers()
+        rows, count, draws = self._rows_of(images), images.shape[0], self._model_access.draws
+        charge = self._ledger.charge
+        charge(rows, count, draws, 0)
         answer = self._answer(images)
         if answer.requires_grad:
-            # The hook stays on the library's graph and goes with it.
+            # The hook belongs to the library's graph and is freed with it.
             answer.register_hook(  # type: ignore[no-untyped-call]
-                lambda _: pay(rows, count, 0, draws)
+                lambda _: charge(rows, count, 0, draws)
             )
-        if self._hear(images.detach(), answer.detach(), rows):
-            self._till.stop()
-        logits = self._target.visible(answer)
+        if self._on_answer(images.detach(), answer.detach(), rows):
+            self._ledger.stop()
+        logits = self._model_access.visible(answer)
         if self._access == Access.LABELS:
             return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
         return logits
 
-    def _permit(self) -> None:
-        """PluginError where not even a label may be seen."""
-        self._target.require(Access.LABELS)
+    def _require_answers(self) -> None:
+        """Raises PluginError where the attack may not see even a label."""
+        self._model_access.require(Access.LABELS)
         if self._access == Access.NOTHING:
             raise PluginError(
-                f"{self._name} asked the model for an answer, but declares needs = Access.NOTHING; "
-                "declare needs = Access.LABELS, or whatever else of the answer it is to be shown."
+                f"{self._name} queried the model, but declares needs = Access.NOTHING; "
+                "declare needs = Access.LABELS, or a higher level of access."
             )
 
-    def _owners(self, images: Any) -> Tensor:
-        """[b]: whose image each one is."""
+    def _rows_of(self, images: Any) -> Tensor:
+        """The row [b] int64 of each image."""
         if not isinstance(images, Tensor) or images.dtype is not torch.float32:
-            came = getattr(images, "dtype", type(images).__name__)
-            raise PluginError(f"{self._name} asked with {came} images; float32 is expected.")
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise PluginError(f"{self._name} queried {kind} images; float32 was expected.")
         if images.dim() != 4 or images.shape[1:] != self._shape:
             raise PluginError(
-                f"{self._name} asked with images {list(images.shape)}; "
-                f"[rows, {', '.join(map(str, self._shape))}] is expected."
+                f"{self._name} queried images {list(images.shape)}; "
+                f"[rows, {', '.join(map(str, self._shape))}] was expected."
             )
-        rows = self._till.rows
-        if self._till.count == 1:
+        rows = self._ledger.rows
+        if self._ledger.count == 1:
             return rows.expand(images.shape[0])
         if images.shape[0] != rows.shape[0]:
             raise PluginError(
-                f"{self._name} asked about {len(images)} images of {len(rows)} rows, and "
-                "nobody can tell whose they are; say so with model.for_rows(rows), or set rows = 1."
+                f"{self._name} queried {len(images)} images for {len(rows)} rows, so that their "
+                "rows are unknown; name them with model.for_rows(rows), or set rows = 1."
             )
         return rows
 
     def _answer(self, images: Tensor) -> Tensor:
-        """Whole answers, the mean over the declared draws; a graph where gradients are given."""
+        """Answers [b, K], the mean over the declared draws; with a graph where access allows it."""
         if self._access < Access.GRADIENTS:
             images = images.detach()
-        if self._target.draws == 1:
+        if self._model_access.draws == 1:
             return self._draw(images)
-        return torch.stack([self._draw(images) for _ in range(self._target.draws)]).mean(0)
+        return torch.stack([self._draw(images) for _ in range(self._model_access.draws)]).mean(0)
 
     def _draw(self, images: Tensor) -> Tensor:
-        target = self._target
-        if not target.has_bpda or not images.requires_grad or not torch.is_grad_enabled():
-            return self._call(target.module, images)
-        # The defense's own answer, on the stand-in's slope (arXiv:1802.00420).
+        access = self._model_access
+        if not access.has_bpda or not images.requires_grad or not torch.is_grad_enabled():
+            return self._call(access.module, images)
+        # The answer of the defense with the gradient of the BPDA approximation (arXiv:1802.00420).
         with torch.no_grad():
-            own = self._call(target.module, images)
-        slope = self._call(target.gradient_module, images)
-        return own + (slope - slope.detach())
+            answer = self._call(access.module, images)
+        approximation = self._call(access.gradient_module, images)
+        return answer + (approximation - approximation.detach())
 
     def _call(self, module: nn.Module, images: Tensor) -> Tensor:
-        noise = self._target.noise
+        noise = self._model_access.noise
         if noise is None:
             return checked_logits(module(images), len(images))
         with noise.scope():
@@ -199,10 +209,10 @@ class ExternalModel(nn.Module):
 
 @contextmanager
 def isolated_random_state(seed: int) -> Iterator[None]:
-    """A library by itself: its generators seeded, and all it shares with others put back.
+    """Context that seeds the global random generators and restores all global state afterwards.
 
-    These are the global generators of torch, numpy and python, the filters of warnings, and
-    standard output, which is for data: what a library prints goes to standard error.
+    Seeded and restored are the generators of torch, numpy and Python. Warnings are ignored, and
+    output goes to standard error, because standard output is for data.
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     running = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
-"""Plays an attack that has a run of its own: closed sets in index order, guarded, judged alike.
+"""Runs external attacks: batches in index order, counted queries, verified candidates.
 
-The harness does not steer such a run; it hears every answer. The first verified success of a row is
-kept with what it had cost by then; whoever has none is looked at once in the images returned.
+An external attack has a `run` of its own. Every answer that it gets is checked for success: the
+first confirmed success of a row is kept with its cost at that query. Rows without a success get a
+final check of the image that the attack returns.
 """
 
 from __future__ import annotations
@@ -38,68 +39,74 @@ from bench.threats.random_numbers import KeyedRandomNumbers, example_key, name_t
 
 
 def run_external(
-    game: CellSpec, attack: ExternalAttack, confirm: Confirm, items: Collection[int]
+    spec: CellSpec, attack: ExternalAttack, confirm: Confirm, items: Collection[int]
 ) -> Iterator[Candidates]:
-    """Play every closed set that holds one of these items; each is handed on whole."""
-    _prepared(attack)
-    rows = Traits.of(attack).rows or len(game.x)
+    """Runs the attack on every batch that holds one of `items`; yields those items.
+
+    A batch always runs whole, because its results may depend on all of its examples.
+    """
+    _prepare(attack)
+    rows = Traits.of(attack).rows or len(spec.x)
     size = max(rows, NOISE_GROUP)
-    for first in range(0, len(game.x), size):
-        block = range(first, min(first + size, len(game.x)))
+    for first in range(0, len(spec.x), size):
+        block = range(first, min(first + size, len(spec.x)))
         if not any(item in items for item in block):
             continue
-        if game.noise is not None:
-            game.noise.begin(first // size)
-        whole = concatenate(list(_block(game, attack, confirm, block, rows)))
-        asked = [row for row, item in enumerate(whole.item.tolist()) if item in items]
-        part = select_rows(whole, torch.tensor(asked))
+        if spec.noise is not None:
+            spec.noise.begin(first // size)
+        whole = concatenate(list(_run_block(spec, attack, confirm, block, rows)))
+        wanted = [row for row, item in enumerate(whole.item.tolist()) if item in items]
+        part = select_rows(whole, torch.tensor(wanted))
         yield select_rows(part, part.item.argsort())
 
 
-def _block(
-    game: CellSpec, attack: ExternalAttack, confirm: Confirm, block: range, rows: int
+def _run_block(
+    spec: CellSpec, attack: ExternalAttack, confirm: Confirm, block: range, rows: int
 ) -> Iterator[Candidates]:
-    """One block of items, `rows` at a time; the goal is reached on some clean images already."""
-    lost = game.reached_on_clean[block.start : block.stop].tolist()
+    """Runs one block of items, `rows` at a time; skips those broken on the clean image."""
+    reached = spec.reached_on_clean[block.start : block.stop].tolist()
     yield Candidates.of_clean_images(
-        game, [item for item, gone in zip(block, lost, strict=True) if gone]
+        spec, [item for item, done in zip(block, reached, strict=True) if done]
     )
-    alive = [item for item, gone in zip(block, lost, strict=True) if not gone]
-    for first in range(0, len(alive), rows):
-        yield _set(game, attack, confirm, alive[first : first + rows], alone=rows == 1)
+    left = [item for item, done in zip(block, reached, strict=True) if not done]
+    for first in range(0, len(left), rows):
+        yield _run_batch(spec, attack, confirm, left[first : first + rows], alone=rows == 1)
 
 
-def _set(
-    game: CellSpec, attack: ExternalAttack, confirm: Confirm, items: list[int], *, alone: bool
+def _run_batch(
+    spec: CellSpec, attack: ExternalAttack, confirm: Confirm, items: list[int], *, alone: bool
 ) -> Candidates:
-    """One closed set: the run, and a look at what it returned."""
+    """Runs the attack on one batch, with a final check of the images that it returns.
+
+    With `alone` the batch is one row, which may query several images at once.
+    """
     count = len(items)
-    where = torch.tensor(items, device=game.x.device)
+    where = torch.tensor(items, device=spec.x.device)
     where = where if alone else pad_rows(where, padded_size(count))
     active = torch.arange(len(where), device=where.device) < count
-    till = ExternalLedger(QueryLedger(len(where), game.budget, where.device), active)
-    finds = ExternalTracker(game, confirm, where, till, watching=not Traits.of(attack).source)
-    guard = ExternalModel(
-        game.model_access, min(attack.needs, game.model_access.access), till,
-        name=attack.name, shape=tuple(game.x.shape[1:]), on_answer=finds.observe,
+    ledger = ExternalLedger(QueryLedger(len(where), spec.budget, where.device), active)
+    tracker = ExternalTracker(spec, confirm, where, ledger, tracks=not Traits.of(attack).source)
+    model = ExternalModel(
+        spec.model_access, min(attack.needs, spec.model_access.access), ledger,
+        name=attack.name, shape=tuple(spec.x.shape[1:]), on_answer=tracker.observe,
     )  # fmt: skip
-    problem = ExternalRows.of(game, attack.name, where, guard)
+    problem = ExternalRows.of(spec, attack.name, where, model)
     try:
-        seed = name_to_int64(f"{game.seed} {attack.name} {items[0]}")
-        images = _guarded(attack.name, lambda: attack.run(problem), seed)
+        seed = name_to_int64(f"{spec.seed} {attack.name} {items[0]}")
+        images = _isolated(attack.name, lambda: attack.run(problem), seed)
     except AttackStopped as stop:
-        if till.running:
-            raise PluginError(_forged(attack.name, stop)) from stop
-        return finds.candidates(None)
+        if ledger.running:
+            raise PluginError(_foreign_stop(attack.name, stop)) from stop
+        return tracker.candidates(None)
     else:
-        return finds.candidates(_like(images, game.x[where], attack.name))
+        return tracker.candidates(_checked_images(images, spec.x[where], attack.name))
     finally:
-        till.running = False
+        ledger.running = False
 
 
 @dataclass
 class ExternalRows:
-    """The problem of one run: its rows, and the guarded way to the defense."""
+    """The ExternalProblem of `bench.plugin` over one batch of n rows."""
 
     x: Tensor
     y: Tensor
@@ -111,61 +118,61 @@ class ExternalRows:
     draws: KeyedRandomNumbers
 
     @classmethod
-    def of(cls, game: CellSpec, name: str, items: Tensor, guard: ExternalModel) -> ExternalRows:
-        """Copies: what a library writes into them concerns it alone."""
-        run = torch.zeros_like(items)
-        draws = KeyedRandomNumbers(example_key(game.seed, name, items, run), run)
+    def of(cls, spec: CellSpec, name: str, items: Tensor, model: ExternalModel) -> ExternalRows:
+        """The rows of `items` [n] int64, as copies that a library may write into."""
+        zero = torch.zeros_like(items)
+        draws = KeyedRandomNumbers(example_key(spec.seed, name, items, zero), zero)
         return cls(
-            game.x[items], game.y[items], game.target[items], game.ball, game.clean_logits.shape[1],
-            game.budget, guard, draws,
+            spec.x[items], spec.y[items], spec.target[items], spec.ball, spec.clean_logits.shape[1],
+            spec.budget, model, draws,
         )  # fmt: skip
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape] in [0, 1)."""
+        """Uniform keyed random numbers [n, *shape] in [0, 1)."""
         return self.draws.uniform(name, shape)
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape], standard normal."""
+        """Standard normal keyed random numbers [n, *shape]."""
         return self.draws.normal(name, shape)
 
     def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape] in [0, high)."""
+        """Keyed random integers [n, *shape] in [0, high)."""
         return self.draws.integers(name, high, shape)
 
 
-def _prepared(attack: ExternalAttack) -> None:
-    """Let it import what it needs, apart: an import may draw random numbers."""
+def _prepare(attack: ExternalAttack) -> None:
+    """Calls the attack's `prepare`, apart from its run: an import may draw random numbers."""
     prepare = getattr(attack, "prepare", None)
     if prepare is not None:
-        _guarded(attack.name, prepare, 0)
+        _isolated(attack.name, prepare, 0)
 
 
-def _guarded(name: str, function: Callable[[], object], seed: int) -> object:
-    """What it gives; whatever a library raises is the plugin's failure, in a sentence."""
+def _isolated(name: str, function: Callable[[], object], seed: int) -> object:
+    """Calls a function in an isolated random state; its exceptions become a PluginError."""
     try:
         with isolated_random_state(seed):
             return function()
     except (BenchError, MemoryError, torch.OutOfMemoryError):
         raise
     except PLUGIN_EXCEPTIONS as error:
-        # A library may raise anything; the cell fails with its words, the matrix goes on.
+        # A library may raise anything; the cell fails with its message and other cells go on.
         raise PluginError(f"{name} failed in its own run: {error_text(error)}.") from error
 
 
-def _forged(name: str, stop: AttackStopped) -> str:
-    """Who ended a run in the harness's name: the harness closes the till before it stops one."""
+def _foreign_stop(name: str, stop: AttackStopped) -> str:
+    """Error message for an AttackStopped that the ledger has not raised."""
     last = traceback.extract_tb(stop.__traceback__)[-1]
     return (
-        f"{name} was stopped by {Path(last.filename).name}, line {last.lineno}, though nothing was "
-        "spent or won; Stopped is the harness's own, raise an error of another kind."
+        f"{name} was stopped by {Path(last.filename).name}, line {last.lineno}, although neither "
+        "its budget was spent nor every row broken; only the engine may raise AttackStopped."
     )
 
 
-def _like(images: object, x: Tensor, name: str) -> Tensor:
-    """The images returned, if they are images like the clean ones."""
+def _checked_images(images: object, x: Tensor, name: str) -> Tensor:
+    """A copy of the returned images, checked to have shape and type of `x` [n, C, H, W]."""
     if not isinstance(images, Tensor) or images.shape != x.shape or images.dtype != x.dtype:
-        came = type(images).__name__
+        kind = type(images).__name__
         if isinstance(images, Tensor):
-            came = f"{images.dtype} {list(images.shape)}"
-        raise PluginError(f"{name} returned {came}; {x.dtype} {list(x.shape)} is expected.")
+            kind = f"{images.dtype} {list(images.shape)}"
+        raise PluginError(f"{name} returned {kind}; {x.dtype} {list(x.shape)} was expected.")
     return images.detach().to(x.device, copy=True)

@@ -1,4 +1,4 @@
-"""What a run of its own has found so far, row by row, and what that had cost."""
+"""Tracks the successes of an external attack, row by row, with their cost."""
 
 from __future__ import annotations
 
@@ -15,66 +15,70 @@ from bench.threats.norms import per_row
 
 
 class ExternalTracker:
-    """Hears every answer of the defense; keeps each row's first success, or its nearest.
+    """Keeps the first confirmed success of each row, or its nearest for the goal `nearest`.
 
     Args:
-        game: the cell.
-        confirm: the referee's rule, asked before a success is kept.
-        items: [n] the item of each row.
-        till: what each row has spent.
-        watching: False for a transfer attack, which must not learn whether it has won.
+        spec: the cell.
+        confirm: the referee's rule, applied before a first success is kept.
+        items: [n] int64, the item of each row.
+        ledger: what each row has spent.
+        tracks: False for a transfer attack, which must not learn whether it has succeeded.
     """
 
     def __init__(
         self,
-        game: CellSpec,
+        spec: CellSpec,
         confirm: Confirm,
         items: Tensor,
-        till: ExternalLedger,
+        ledger: ExternalLedger,
         *,
-        watching: bool,
+        tracks: bool,
     ) -> None:
-        self.game, self.confirm, self.items, self.till = game, confirm, items, till
-        self.watching = watching
-        self.nearest = game.goal.kind == "nearest"
-        self.targeted = game.goal.kind == "targeted"
-        self.rejects = game.model_access.rejects
-        self.label = (game.target if self.targeted else game.y)[items]
-        self.x = game.x[items]
+        self.spec, self.confirm, self.items, self.ledger = spec, confirm, items, ledger
+        self.tracks = tracks
+        self.nearest = spec.goal.kind == "nearest"
+        self.targeted = spec.goal.kind == "targeted"
+        self.rejects = spec.model_access.rejects
+        self.label = (spec.target if self.targeted else spec.y)[items]
+        self.x = spec.x[items]
         self.image = self.x.clone()
         self.distance = torch.full((len(items),), math.inf, device=items.device)
-        self.unbroken = till.active.clone()
-        """Rows whose first success is still to come."""
+        self.unbroken = ledger.active.clone()
+        """[n] bool: rows without a first success."""
         self.forwards = torch.zeros_like(items)
         self.gradients = torch.zeros_like(items)
         self.step = torch.full_like(items, -1)
 
     def observe(self, images: Tensor, answer: Tensor, rows: Tensor) -> bool:
-        """Keep what succeeds; True when every row has won, on boards where that is the end."""
-        self.game.heartbeat()
-        if not self.watching:
+        """Keeps the successes among answers [b, K] to images [b, C, H, W] of the rows [b] int64.
+
+        Returns True when every row has one, unless the goal is the nearest success.
+        """
+        self.spec.heartbeat()
+        if not self.tracks:
             return False
-        label, still = self.label, self.unbroken
-        if rows is not self.till.all_rows:
-            label, still = label[rows], still[rows]
-        said = predicted_labels(answer, rejects=self.rejects)
-        hit = reaches_goal(said, label, targeted=self.targeted, rejects=self.rejects) & still
+        label, unbroken = self.label, self.unbroken
+        if rows is not self.ledger.all_rows:
+            label, unbroken = label[rows], unbroken[rows]
+        predicted = predicted_labels(answer, rejects=self.rejects)
+        hit = reaches_goal(predicted, label, targeted=self.targeted, rejects=self.rejects)
+        hit &= unbroken
         if not hit.any():
             return False
-        index = self._upheld(hit.nonzero()[:, 0], images, rows)
+        index = self._confirmed(hit.nonzero()[:, 0], images, rows)
         if len(index):
             self._keep(index, images, rows)
         return not self.nearest and not self.unbroken.any()
 
-    def _upheld(self, index: Tensor, images: Tensor, rows: Tensor) -> Tensor:
-        """Of these answers, those that are worth keeping; at most one a row."""
+    def _confirmed(self, index: Tensor, images: Tensor, rows: Tensor) -> Tensor:
+        """The queries to keep among `index` [k] int64: confirmed or nearer, at most one a row."""
         where, adv = rows[index], images[index]
-        distance = self.game.ball.distance(adv, self.x[where])
+        distance = self.spec.ball.distance(adv, self.x[where])
         if self.nearest:
             flat = adv.flatten(1)
             better = (flat.amin(1) >= 0) & (flat.amax(1) <= 1) & (distance < self.distance[where])
         else:
-            better = self.game.ball.contains(adv, self.x[where])
+            better = self.spec.ball.contains(adv, self.x[where])
         index, distance = index[better], distance[better]
         if len(self.items) == 1 and len(index) > 1:
             best = int(distance.argmin()) if self.nearest else 0
@@ -86,11 +90,11 @@ class ExternalTracker:
     def _keep(self, index: Tensor, images: Tensor, rows: Tensor) -> None:
         where = rows[index]
         self.image[where] = images[index]
-        self.distance[where] = self.game.ball.distance(images[index], self.x[where])
-        # One row, many images: those after the first success are not part of its price.
+        self.distance[where] = self.spec.ball.distance(images[index], self.x[where])
+        # One row with many images: those after the first success are not part of its cost.
         later = len(rows) - 1 - index if len(self.items) == 1 else torch.zeros_like(index)
-        draws = self.game.model_access.draws
-        ledger = self.till.ledger
+        draws = self.spec.model_access.draws
+        ledger = self.ledger.counts
         forwards = ledger.forwards[where] - later * draws
         self.step[where] = forwards // draws - 1
         if not self.nearest:
@@ -99,33 +103,33 @@ class ExternalTracker:
             self.unbroken[where] = False
 
     def candidates(self, returned: Tensor | None) -> Candidates:
-        """What each row brings to the referee; `returned` [n, C, H, W] unless it was stopped."""
-        ledger = self.till.ledger
+        """The candidate of each row; `returned` [n, C, H, W] is None where the run was stopped."""
+        ledger = self.ledger.counts
         forwards = torch.where(self.unbroken, ledger.forwards, self.forwards)
         gradients = torch.where(self.unbroken, ledger.gradients, self.gradients)
-        looks = torch.zeros_like(self.items)
+        checks = torch.zeros_like(self.items)
         if returned is not None and self.unbroken.any():
-            self._look(returned)
-            looks = self.unbroken.to(looks.dtype)
-        # One run, which is over: number 0 where it has won.
-        columns = (self.items, forwards, gradients, looks, self.step, self.step.clamp_max(0))
+            self._check_returned(returned)
+            checks = self.unbroken.to(checks.dtype)
+        # An external attack has one restart, number 0.
+        columns = (self.items, forwards, gradients, checks, self.step, self.step.clamp_max(0))
         item, *counts = (column.cpu() for column in columns)
         every = Candidates._make([item, self.image, *counts, self.distance.double().cpu()])
-        return select_rows(every, self.till.active)
+        return select_rows(every, self.ledger.active)
 
-    def _look(self, returned: Tensor) -> None:
-        """One harness forward at the returned images of the rows that are still open."""
-        game, where = self.game, self.unbroken.nonzero()[:, 0]
+    def _check_returned(self, returned: Tensor) -> None:
+        """Final check: queries the returned images of the rows without a success."""
+        spec, where = self.spec, self.unbroken.nonzero()[:, 0]
         items, adv, x = self.items[where], returned[where], self.x[where]
         rows = 1 if len(self.items) == 1 else padded_size(len(adv))
-        logits = game.defense.logits(pad_rows(adv, rows))[: len(adv)]
-        won = game.reaches_goal(logits, items) & game.ball.contains(adv, x)
+        logits = spec.defense.logits(pad_rows(adv, rows))[: len(adv)]
+        won = spec.reaches_goal(logits, items) & spec.ball.contains(adv, x)
         if won.any():
             claimed = won.nonzero()[:, 0]
             won[claimed] = self.confirm(items[claimed], adv[claimed])
-        distance = game.ball.distance(adv, x)
+        distance = spec.ball.distance(adv, x)
         won &= distance < self.distance[where]
         empty = self.distance[where].isinf()
         self.image[where] = torch.where(per_row(won | empty, adv), adv, self.image[where])
-        step = self.till.ledger.forwards[where] // game.model_access.draws
+        step = self.ledger.counts.forwards[where] // spec.model_access.draws
         self.step[where] = torch.where(won, step, self.step[where])

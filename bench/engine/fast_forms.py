@@ -1,6 +1,6 @@
-"""The same function in cheaper arithmetic: the forms in which an attack may ask a defense.
+"""Faster forms of a module: the same function in cheaper arithmetic.
 
-Each returns a new module and leaves its input unchanged; `UnavailableError` where it cannot.
+Each returns a new module and leaves its input unchanged. UnavailableError where it does not apply.
 """
 
 from __future__ import annotations
@@ -20,18 +20,26 @@ from bench.core.errors import UnavailableError
 from bench.engine.model_access import freeze
 
 SIDES = {1: 4, 2: 2, 3: 2, 4: 2}
-"""Of a block, by channels of the image: together they fill a register of eight to sixteen."""
+"""Block size by image channels: a block has 8 to 16 values, which fill a vector register."""
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:
-    """Each BatchNorm that follows a convolution becomes part of it, in a copy."""
+    """A copy in which each BatchNorm is folded into the convolution before it.
+
+    Raises:
+        UnavailableError: the module has no BatchNorm.
+    """
     if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
         raise UnavailableError("it has no BatchNorm")
     return freeze(fuse(module))
 
 
 def block_first_gradient(module: nn.Module) -> nn.Module:
-    """Convolutions of images with few channels take their slope in blocks, in a copy."""
+    """A copy whose convolutions with few input channels compute their input gradient in blocks.
+
+    Raises:
+        UnavailableError: the module has no such convolution.
+    """
     copied = copy.deepcopy(module)
     found = {name: part for name, part in copied.named_modules() if name and has_few_channels(part)}
     if not found:
@@ -42,7 +50,7 @@ def block_first_gradient(module: nn.Module) -> nn.Module:
 
 
 def has_few_channels(part: nn.Module) -> bool:
-    """Whether a part is a plain convolution of stride 1 that reads few channels."""
+    """Whether a part is a plain convolution of stride 1 with few input channels."""
     return (
         type(part) is nn.Conv2d
         and part.in_channels in SIDES
@@ -55,11 +63,11 @@ def has_few_channels(part: nn.Module) -> bool:
 
 
 class BlockedGradientConv(nn.Module):
-    """A convolution whose slope to the image is one strided convolution of the slope above it.
+    """A convolution whose input gradient is one strided convolution of the output gradient.
 
-    dx[i] = sum_k w[k] g[i - k + p]. Training never asks for it, and with one to four channels it
-    leaves most of a vector register empty. So the pixels of a block are channels, which
-    `pixel_shuffle` lays out (arXiv:1609.05158): its kernel is w, flipped, once for each pixel.
+    dx[i] = sum_k w[k] g[i - k + p]. With one to four channels the usual kernel leaves most of a
+    vector register empty. Here the pixels of a block are channels, which `pixel_shuffle` lays out
+    (arXiv:1609.05158); the kernel holds w, flipped, once for each pixel of a block.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -78,41 +86,50 @@ class BlockedGradientConv(nn.Module):
         self.slope.weight = nn.Parameter(kernel.flatten(0, 2))
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] to [n, K, H', W'], as the convolution does."""
+        """The convolution [n, K, H', W'] of images [n, C, H, W]."""
         whole = images.shape[2] % self.side == 0 == images.shape[3] % self.side
-        climbed = whole and images.requires_grad
-        answer: Tensor = _InBlocks.apply(images, self) if climbed else self.conv(images)
+        blocked = whole and images.requires_grad
+        answer: Tensor = _BlockedBackward.apply(images, self) if blocked else self.conv(images)
         return answer
 
 
-class _InBlocks(torch.autograd.Function):
-    """The convolution of a `Blocked` going forward, its blocks going back."""
+class _BlockedBackward(torch.autograd.Function):
+    """The convolution in the forward pass, the blocked gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, layer: BlockedGradientConv) -> Tensor:
+        """The convolution [n, K, H', W'] of images [n, C, H, W]."""
         ctx.layer = layer
         answer: Tensor = layer.conv(images)
         return answer
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return F.pixel_shuffle(ctx.layer.slope(slope), ctx.layer.side), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The input gradient [n, C, H, W] for an output gradient [n, K, H', W']."""
+        return F.pixel_shuffle(ctx.layer.slope(gradient), ctx.layer.side), None
 
 
 def relu_in_place(module: nn.Module) -> nn.Module:
-    """Each ReLU writes over what it has read, in a copy: a layer less to fetch and to keep."""
+    """A copy in which each ReLU works in place, which saves memory traffic.
+
+    Raises:
+        UnavailableError: the module has no ReLU that allocates its output.
+    """
     copied = freeze(copy.deepcopy(module))
     found = [part for part in copied.modules() if type(part) is nn.ReLU and not part.inplace]
     if not found:
-        raise UnavailableError("it has no ReLU of its own memory")
+        raise UnavailableError("it has no ReLU that is not in place")
     for part in found:
         part.inplace = True
     return copied
 
 
 class ChannelsLast(nn.Module):
-    """The module over images whose channels are the fastest index, as convolutions like them."""
+    """The module in channels-last memory format, in which convolutions are faster.
+
+    Raises UnavailableError for a module without a convolution.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -125,29 +142,29 @@ class ChannelsLast(nn.Module):
         self.module = copied.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] in any layout -> [n, K]."""
+        """Logits [n, K] of images [n, C, H, W] in any memory format."""
         logits: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
         return logits
 
 
 def reorder_flatten(layers: nn.Sequential) -> None:
-    """Let each Linear behind a Flatten read images as they lie, so that no pixel is moved."""
+    """Replaces each Flatten and Linear pair, so that channels-last images are not reordered."""
     for place, (one, other) in enumerate(itertools.pairwise(layers)):
         if type(one) is nn.Flatten and type(other) is nn.Linear:
             layers[place], layers[place + 1] = nn.Identity(), ReorderedFlatten(other)
 
 
 class ReorderedFlatten(nn.Module):
-    """Flatten and the Linear behind it, over images in channels last."""
+    """A Flatten and the Linear after it, for channels-last images."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear
         self.shape: torch.Size | None = None
-        """Of an image; the columns of the weight are put in order when it is known."""
+        """Shape of an image; the weight's columns are reordered once it is known."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, features]; what is no image is flattened as ever."""
+        """Features [n, features] of images [n, C, H, W], or of any input [n, ...]."""
         if images.dim() == 4:
             self._order(images.shape[1:])
             images = images.permute(0, 2, 3, 1)
@@ -162,7 +179,11 @@ class ReorderedFlatten(nn.Module):
 
 
 def to_bfloat16(module: nn.Module) -> nn.Module:
-    """The module in bfloat16, where the device computes in it."""
+    """The module in bfloat16.
+
+    Raises:
+        UnavailableError: the device has no bfloat16 instructions.
+    """
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     if not has_bfloat16(device):
         raise UnavailableError("this device has no bfloat16 instructions")
@@ -170,25 +191,25 @@ def to_bfloat16(module: nn.Module) -> nn.Module:
 
 
 class Bfloat16Model(nn.Module):
-    """Convolutions and products in bfloat16; logits in float32."""
+    """The module with convolutions and matrix products in bfloat16, and logits in float32."""
 
     def __init__(self, module: nn.Module, device: str) -> None:
         super().__init__()
         self.module, self.device = freeze(copy.deepcopy(module)), device
         for part in self.module.modules():
-            # What autocast would round anew at each call.
+            # Autocast would convert these weights again at each call.
             if isinstance(part, nn.Conv2d | nn.Linear):
                 part.to(torch.bfloat16)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] float32 -> [n, K] float32."""
+        """Logits [n, K] float32 of images [n, C, H, W] float32."""
         with torch.autocast(self.device, dtype=torch.bfloat16):
             logits: Tensor = self.module(images)
         return logits.float()
 
 
 class CudaGraphModel(nn.Module):
-    """The module as one CUDA graph for each shape of batch whose gradient is asked."""
+    """The module as one CUDA graph for each batch shape, where gradients are computed."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -196,7 +217,7 @@ class CudaGraphModel(nn.Module):
         self.graphs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, K]."""
+        """Logits [n, K] of images [n, C, H, W]."""
         if not images.requires_grad:
             logits: Tensor = self.module(images)
             return logits
@@ -205,12 +226,12 @@ class CudaGraphModel(nn.Module):
             copied = freeze(copy.deepcopy(self.module))
             graph = torch.cuda.make_graphed_callables(copied, (sample,))
             self.graphs[images.shape] = cast(Callable[[Tensor], Tensor], graph)
-        # A graph answers in the same memory at each call: what leaves it is a copy, both ways.
+        # A graph reuses its input and output memory, so both are copied.
         return self.graphs[images.shape](images * 1).clone()
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are instructions here, not emulated."""
+    """Whether the device has bfloat16 instructions, so that products are not emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

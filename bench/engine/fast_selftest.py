@@ -1,7 +1,7 @@
-"""A faster form of a defense: the same function in cheaper arithmetic, if its self-tests allow it.
+"""Chooses the fastest form of a defense that passes its self-tests.
 
-Whatever a quickened module claims is confirmed on the defense as it was built; so a bad form can
-waste time and miss successes, but never invent one.
+Successes found on a faster form are confirmed on the unmodified defense. So a wrong form can waste
+time and miss successes, but cannot invent one.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from bench.engine.fast_forms import (
 )
 from bench.engine.model_access import input_gradient
 
-CLOSE = 1e-4  # of the spread of the logits: as near as another order of summation is
-NEAR = 0.05  # of the spread: as near as bfloat16 is
-STEADY = 1e-3  # of the spread: what companions in the batch may move an answer by rounding
+CLOSE = 1e-4  # of the spread of the logits: the error of another order of summation
+NEAR = 0.05  # of the spread: the error of bfloat16
+STEADY = 1e-3  # of the spread: how far other images in the batch may move an answer by rounding
 BFLOAT16 = "bfloat16"
-KEPT = 0.98  # of the first-order gain of a sign step, in the mean over the images
-BACKWARDS = -0.5  # of it: an even tie that falls the other way climbs elsewhere, and keeps about 0
+MIN_GAIN_SHARE = 0.98  # of the first-order gain of a sign step, in the mean over the images
+BACKWARDS = -0.5  # of that gain; where two classes tie, another gradient keeps about 0 of it
 
 
 class FastModel(NamedTuple):
-    """What the attacks ask instead of the defense."""
+    """The module that attacks query instead of the defense."""
 
     module: nn.Module
     applied: tuple[str, ...]
-    """The options in force, in order; empty: the defense as it was built."""
+    """The names of the applied forms, in order; empty: the defense as it was built."""
     notes: tuple[str, ...]
-    """Why others are not, a sentence each."""
+    """Why other forms were not applied, one sentence each."""
 
     @property
     def low_precision(self) -> bool:
-        """Whether it computes in low precision, so that its survivors must be audited."""
+        """Whether the module computes in bfloat16, so that unbroken examples must be audited."""
         return BFLOAT16 in self.applied
 
 
 @dataclass(frozen=True)
 class FastForm:
-    """One way to be faster."""
+    """One faster form of a module."""
 
     name: str
     apply: Callable[[nn.Module], nn.Module]
-    """Makes the faster module of the one before; must leave that one as it is."""
+    """Returns the faster module; leaves its input unchanged."""
     tolerance: float
     """How far a logit may move, as a share of the spread of the logits."""
 
@@ -63,27 +63,26 @@ def fastest_form(module: nn.Module, images: Tensor, numeric: Numeric) -> FastMod
     """The fastest form of a frozen module that passes the self-test of each option.
 
     Args:
-        module: in eval mode, no parameter asking for a gradient; left as it is.
-        images: [n, C, H, W], what the self-tests ask; 32 or more.
-        numeric: how far arithmetic may go.
+        module: in eval mode, without parameter gradients; left unchanged.
+        images: [n, C, H, W], the inputs of the self-tests; 32 or more.
+        numeric: the arithmetic that is allowed.
     """
     if numeric is Numeric.FLOAT32:
         return FastModel(module, (), ())
     reason = reason_for_plain_form(module, images)
     if reason:
         return FastModel(module, (), (f"plain float32: {reason}.",))
-    wanted: ProbeAnswers = probe_answers(module, images)
+    expected = probe_answers(module, images)
     applied, notes = [], []
     for option in fast_forms(numeric, images.device):
         try:
             candidate = option.apply(module)
-            wanted.check_close(probe_answers(candidate, images, wanted.pair), option.tolerance)
-        except (
-            PLUGIN_EXCEPTIONS
-        ) as error:  # whatever a stranger's module does when it is traced or cast
-            reason = (
-                str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}"
-            )
+            answers = probe_answers(candidate, images, expected.pair)
+            expected.check_close(answers, option.tolerance)
+        except PLUGIN_EXCEPTIONS as error:
+            # A submitted module may raise anything when it is traced or converted.
+            unavailable = isinstance(error, UnavailableError)
+            reason = str(error) if unavailable else type(error).__name__
             notes.append(f"without {option.name}: {reason}.")
         else:
             module = candidate
@@ -92,10 +91,10 @@ def fastest_form(module: nn.Module, images: Tensor, numeric: Numeric) -> FastMod
 
 
 def fast_forms(numeric: Numeric, device: torch.device) -> list[FastForm]:
-    """In the order in which they are tried, each on top of those that held."""
+    """The forms in the order in which they are tried, each on top of those that passed."""
     chosen = [FastForm("folded BatchNorm", fold_batchnorm, CLOSE)]
     if device.type == "cpu":
-        chosen.append(FastForm("blocked slope", block_first_gradient, CLOSE))
+        chosen.append(FastForm("blocked gradient", block_first_gradient, CLOSE))
     chosen.append(FastForm("ReLU in place", relu_in_place, CLOSE))
     chosen.append(FastForm("channels last", ChannelsLast, CLOSE))
     if numeric is Numeric.BFLOAT16:
@@ -106,15 +105,21 @@ def fast_forms(numeric: Numeric, device: torch.device) -> list[FastForm]:
 
 
 class ProbeAnswers(NamedTuple):
-    """What a model says of the probes, and how it would be climbed."""
+    """The answers of a model to the images of the self-test."""
 
     logits: Tensor
+    """[n, K]."""
     gradient: Tensor
+    """[n, C, H, W]: of the difference of two logits."""
     pair: Tensor
-    """[n, 2] int64: the classes between which the gradient leads."""
+    """[n, 2] int64: the classes of those logits, the top class first."""
 
     def check_close(self, other: ProbeAnswers, tolerance: float) -> None:
-        """Raise UnavailableError if another model's answers may not stand in for these."""
+        """Checks that the answers of another form are close to these.
+
+        Raises:
+            UnavailableError: logits or gradients differ by more than allowed.
+        """
         spread = self.logits.amax(1) - self.logits.amin(1)
         moved = ((other.logits - self.logits).abs().amax(1) / spread).max()
         if not moved <= tolerance:
@@ -124,35 +129,35 @@ class ProbeAnswers(NamedTuple):
         gain = self.gradient.abs().flatten(1).sum(1)
         kept = (self.gradient * other.gradient.sign()).flatten(1).sum(1) / gain
         share = kept[gain != 0].mean()
-        if not share >= KEPT:
+        if not share >= MIN_GAIN_SHARE:
             raise UnavailableError(
-                f"steps keep {share:.3f} of the first-order gain, {KEPT:g} is needed"
+                f"steps keep {share:.3f} of the first-order gain, {MIN_GAIN_SHARE:g} is needed"
             )
-        # Nobody can tell the way of a slope that moves less across the box than a logit may here.
-        lost = (kept < BACKWARDS) & (gain > tolerance * spread)
-        if lost.any():
+        # A gradient that moves a logit less than the tolerance has no reliable direction.
+        turned_back = (kept < BACKWARDS) & (gain > tolerance * spread)
+        if turned_back.any():
             raise UnavailableError(
-                f"{int(lost.sum())} of {len(lost)} images would be climbed backwards"
+                f"{int(turned_back.sum())} of {len(turned_back)} images have a reversed gradient"
             )
 
 
 def probe_answers(module: nn.Module, images: Tensor, pair: Tensor | None = None) -> ProbeAnswers:
-    """Logits [n, K], and the gradient [n, C, H, W] from the top class to the next.
+    """The answers of a module to images [n, C, H, W].
 
-    The defense itself names the `pair` [n, 2] for its faster forms: where two rivals are even to
-    the last bit, a form that names the other one climbs no worse.
+    `pair` [n, 2] are the classes whose logits are compared, by default the two largest. Faster
+    forms use those of the defense itself: where two classes tie, either order is right.
     """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = module(leaf)
         pair = logits.topk(2).indices if pair is None else pair
-        top, rival = logits.gather(1, pair).unbind(1)
-        gradient = input_gradient((rival - top).sum(), leaf)
+        top, second = logits.gather(1, pair).unbind(1)
+        gradient = input_gradient((second - top).sum(), leaf)
     return ProbeAnswers(logits.detach().float(), gradient, pair)
 
 
 def reason_for_plain_form(module: nn.Module, images: Tensor) -> str:
-    """Why a module must be asked as it was built; empty when it need not."""
+    """Why a module is queried as it was built, tested on images [n, C, H, W]; empty if not."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(part, name) for part in module.modules() for name in hooks):
         return "it carries hooks"
@@ -161,8 +166,8 @@ def reason_for_plain_form(module: nn.Module, images: Tensor) -> str:
         half = len(images) // 2
         mixed = module(torch.cat([images[:half], 1 - images[half:]]))[:half]
     if not torch.equal(once, twice):
-        return "it does not answer alike twice"
+        return "its answers to the same images differ"
     spread = (once.amax(1) - once.amin(1)).amax()
     if not (mixed - once[:half]).abs().amax() <= STEADY * spread:
-        return "its answers depend on the images beside"
+        return "its answers depend on other images in the batch"
     return ""

@@ -9,33 +9,33 @@ from bench.threats.access import Budget
 
 
 class QueryLedger:
-    """What each row has spent: exact counts, and refusal beyond the budget."""
+    """Counts the queries and gradient evaluations of each row and refuses those over the budget."""
 
     def __init__(self, rows: int, budget: Budget, device: torch.device) -> None:
         self.forwards = torch.zeros(rows, dtype=torch.int64, device=device)
         self.gradients = torch.zeros_like(self.forwards)
         self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
-        """Rows that asked for more than their budget."""
+        """[n] bool: the row has made a query that its budget does not cover."""
         self.budget = budget
 
     @property
     def limited(self) -> bool:
-        """Whether anything can be refused at all."""
+        """Whether the budget has any limit."""
         return self.budget != Budget()
 
     def reset(self, rows: Tensor) -> None:
-        """New rows, which have spent nothing."""
+        """Sets the counts of these rows [k] int64 to zero."""
         self.forwards[rows] = 0
         self.gradients[rows] = 0
         self.refused[rows] = False
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keeps only these rows [k] int64."""
         self.forwards, self.gradients = self.forwards[rows], self.gradients[rows]
         self.refused = self.refused[rows]
 
     def charge(self, where: Tensor, forwards: int, gradients: int) -> Tensor:
-        """Charge the rows `where` [n] bool; [n] bool of those that could pay."""
+        """Charges the rows `where` [n] bool; returns those [n] bool whose budget covers it."""
         if self.limited:
             fits = self._fits(self.forwards + forwards, self.budget.queries)
             fits &= self._fits(self.gradients + gradients, self.budget.gradients)

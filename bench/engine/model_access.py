@@ -1,4 +1,4 @@
-"""Counted, gated access of an attack to a model, with EOT and BPDA."""
+"""Access of an attack to a model: access levels, EOT, BPDA and seeded randomness."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ ACCESS_NAMES = {Access.LABELS: "labels", Access.SCORES: "scores", Access.GRADIEN
 
 
 class SeededNoise:
-    """The random state of a declared-random defense: seeded by (seed, group, call).
+    """The random state of a declared-random defense, seeded by (seed, role, group, call).
 
-    A module draws where keys cannot reach, from torch's global generator; so each call runs in a
-    forked state, and a board with randomness is still reproducible.
+    A module draws from torch's global generator, which has no keys. So each call runs in a forked
+    generator state, which makes results with random defenses reproducible.
     """
 
     def __init__(self, seed: int, role: str, device: torch.device) -> None:
         self.seed, self.role, self.device = seed, role, device
         self.group = 0
         self.calls = Counter[int]()
-        """How often each group has been asked."""
+        """The number of calls of each group."""
 
     def begin(self, group: int) -> None:
-        """Start a group of rows: its draws depend on nothing before it."""
+        """Starts a group of rows: its draws depend on no call before it."""
         self.calls[group] = 0
         self.resume(group)
 
     def resume(self, group: int) -> None:
-        """Go on with a group where it stands: no draw is used twice."""
+        """Continues a group at its next call, so that no draw is used twice."""
         self.group = group
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """One call of the model."""
+        """Seeds torch for one call of the model, and restores its generators afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             call = self.calls[self.group]
             seed = name_to_int64(f"{self.seed} {self.role} {self.group} {call}") % 2**63
-            # torch.manual_seed also writes down who called it, for devices that are not there yet.
+            # torch.manual_seed would also queue a lazy call for devices that are not initialised.
             torch.default_generator.manual_seed(seed)
             if devices:
                 torch.cuda.manual_seed(seed)
@@ -57,11 +57,11 @@ class SeededNoise:
 
 
 class ModelAccess:
-    """A built defense behind one door. It freezes the module and never changes its answers.
+    """Access to a built model at a declared level; freezes its parameters.
 
-    A defense that rejects answers [n, K + 1]: the rejection score less its threshold comes last.
-    Whoever asks for `logits`, `gradient` or `jacobian` gets this whole answer; what an attack sees
-    of it, and what its loss climbs, is `shown`.
+    A rejecting defense returns [n, K + 1]: logits, then the rejection score less its threshold.
+    `logits`, `gradient` and `jacobian` return this whole answer; `visible` is the part that an
+    attack sees and that its loss is computed from.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ModelAccess:
         draws: int = 1,
         noise: SeededNoise | None = None,
         attack_name: str = "the attack",
-        threat_model: str = "this board",
+        threat_model: str = "this threat model",
         rejects: bool = False,
         joint: bool = False,
     ) -> None:
@@ -83,33 +83,33 @@ class ModelAccess:
         self.access, self.draws, self.noise = access, draws, noise
         self.attack_name, self.threat_model = attack_name, threat_model
         self.rejects = rejects
-        """Answers end with a rejection score."""
+        """Whether answers end with a rejection score."""
         self.hides_rejection = rejects and not joint
-        """The asker does not see it."""
+        """Whether the attack does not see that score."""
 
     def require(self, access: Access) -> None:
-        """Refuse with a sentence what the board does not reveal."""
+        """Raises PluginError where the threat model does not reveal what is requested."""
         if access > self.access:
             raise PluginError(
-                f"{self.attack_name} asked for {ACCESS_NAMES[access]}, but {self.threat_model} reveals "
-                f"{ACCESS_NAMES.get(self.access, 'nothing')} only; "
+                f"{self.attack_name} requested {ACCESS_NAMES[access]}, but {self.threat_model} "
+                f"reveals {ACCESS_NAMES.get(self.access, 'nothing')} only; "
                 f"declare needs = Access.{access.name}."
             )
 
     def visible(self, answer: Tensor) -> Tensor:
-        """Of a whole answer what the asker sees: the logits [n, K], unless it goes for both."""
+        """The part of an answer [n, K + 1] or [n, K] that the attack sees: logits, unless joint."""
         return answer[:, :-1] if self.hides_rejection else answer
 
     def logits(self, images: Tensor) -> Tensor:
-        """[n, K], the mean over the declared draws; no graph is kept."""
+        """Answers [n, K] to images [n, C, H, W], without a graph; the mean over declared draws."""
         with torch.no_grad():
             return self._mean(lambda: self._call(self.module, images))
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         """Gradient [n, C, H, W], loss [n] and logits [n, K]; the mean over the declared draws.
 
-        With a stand-in the logits and the loss are the defense's own, and the gradient takes the
-        stand-in's slope at the same image (arXiv:1802.00420).
+        With a BPDA approximation the logits and the loss are those of the defense, and the
+        gradient is that of the approximation at the same image (arXiv:1802.00420).
         """
         parts = [self._gradient(images, loss) for _ in range(self.draws)]
         if len(parts) == 1:
@@ -117,9 +117,9 @@ class ModelAccess:
         return Gradient._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
 
     def jacobian(self, images: Tensor, classes: Tensor, minus: Tensor | None = None) -> Jacobian:
-        """The gradients [n, k, C, H, W] of the logits `classes` [n, k], one forward for all.
+        """The gradients [n, k, C, H, W] of the logits `classes` [n, k], with one forward.
 
-        With `minus` [n], of the differences to the logit of that class.
+        With `minus` [n], the gradients of the differences to the logit of that class.
         """
         parts = [self._jacobian(images, classes, minus) for _ in range(self.draws)]
         if len(parts) == 1:
@@ -127,7 +127,7 @@ class ModelAccess:
         return Jacobian._make(torch.stack(column).mean(0) for column in zip(*parts, strict=True))
 
     def observable_answers(self, images: Tensor) -> Iterator[Tensor]:
-        """All that an asker may hear of these images: logits, then, if open to it, a gradient."""
+        """Yields what the access level allows of images [n, C, H, W]: logits, then a gradient."""
         yield self.logits(images)
         if self.access >= Access.GRADIENTS:
             yield self.gradient(images, label_free_loss).gradient
@@ -165,26 +165,29 @@ class ModelAccess:
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
             answer = self._call(self.gradient_module, leaf)
-            asked = answer.gather(1, classes)
+            chosen = answer.gather(1, classes)
             if minus is not None:
-                asked = asked - answer.gather(1, minus[:, None])
-            rows = [input_gradient(column.sum(), leaf, keep=True) for column in asked.unbind(1)]
+                chosen = chosen - answer.gather(1, minus[:, None])
+            rows = [input_gradient(column.sum(), leaf, keep=True) for column in chosen.unbind(1)]
         logits = self.single_draw_logits(images) if self.has_bpda else answer.detach()
         return Jacobian(torch.stack(rows, 1), logits)
 
     def single_draw_logits(self, images: Tensor) -> Tensor:
-        """One draw's answer [n, K], whatever number of draws is declared."""
+        """The answer [n, K] of a single draw to images [n, C, H, W], however many are declared."""
         with torch.no_grad():
             return self._call(self.module, images)
 
 
 def label_free_loss(logits: Tensor) -> Tensor:
-    """[n]: a loss that depends on every logit and on no label."""
+    """A loss [n] that depends on every logit [n, K] and on no label."""
     return logits.logsumexp(1)
 
 
 def input_gradient(value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
-    """d value / d leaf; zero where no graph leads there (argmax, rounding, numpy inside)."""
+    """The gradient of the scalar `value` at `leaf`, [n, C, H, W] both; zero without a graph.
+
+    There is no graph where the model computes an argmax, rounds, or leaves torch.
+    """
     if not value.requires_grad:
         return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, retain_graph=keep)
@@ -192,12 +195,15 @@ def input_gradient(value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Eval mode, no parameter asks for a gradient: only the input's gradient is computed."""
+    """Sets eval mode and disables parameter gradients; only input gradients are computed."""
     return module.eval().requires_grad_(False)
 
 
 def signed_loss(loss: Loss, label: Tensor, sign: int) -> Callable[[Tensor], Tensor]:
-    """The attack's loss at its label; downhill when the board wants that label reached."""
+    """The attack's loss [n] of logits [n, K] at `label` [n]; negated where `sign` is negative.
+
+    It is negated on targeted threat models, whose goal is to reach the label.
+    """
     if sign > 0:
         return lambda logits: loss(logits, label)
     return lambda logits: -loss(logits, label)

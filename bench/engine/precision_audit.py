@@ -1,4 +1,4 @@
-"""Low precision, watched: what it calls unbroken is played again in float32, by sample."""
+"""The audit of low precision: a sample of the unbroken examples is run again in float32."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from bench.engine.cell_spec import Candidates, CellSpec, Confirm, select_rows
 from bench.engine.parallel_restarts import run_items
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
 
-SHARE = 0.05
-LEAST = 100  # survivors; all where there are fewer
+AUDIT_SHARE = 0.05  # of the survivors
+MIN_AUDITED = 100  # survivors; all where there are fewer
 
 
 @dataclass(frozen=True)
 class PrecisionAudit:
-    """What the sample said."""
+    """The result of the audit of one cell."""
 
     survivors: int
+    """Examples that low precision left unbroken."""
     sampled: int
+    """Survivors that were run again in float32."""
     broken: int
-    """Of the sample, in float32; one is enough to play every survivor again."""
+    """Sampled survivors that float32 broke; with one or more, every survivor is run again."""
 
 
 def run_audited(
@@ -33,43 +35,43 @@ def run_audited(
     items: Sequence[int],
     on_audit: Callable[[PrecisionAudit], None],
 ) -> Iterator[Candidates]:
-    """Play `items` in `quick`; the successes stand, the survivors are audited in `exact`.
+    """Runs items in low precision, then a sample of the survivors in float32.
 
     Args:
-        quick: the cell in low precision.
+        low_precision: the cell in low precision.
         exact: the same cell in float32.
         confirm: the referee's rule, on the unmodified defense.
-        items: in the order in which they are taken up.
-        heard: is told what the audit said.
+        items: in the order in which they take slots.
+        on_audit: called with the result of the audit.
 
     Yields:
         Each item exactly once: successes as they come, survivors at the end.
     """
-    held: list[Candidates] = []
+    unbroken: list[Candidates] = []
     for part in run_items(low_precision, confirm, items):
         claimed = part.step >= 0
         yield from nonempty_rows(part, claimed)
-        held += nonempty_rows(part, ~claimed)
-    survivors = torch.cat([part.item for part in held]).tolist() if held else []
+        unbroken += nonempty_rows(part, ~claimed)
+    survivors = torch.cat([part.item for part in unbroken]).tolist() if unbroken else []
     sample = sampled_survivors(survivors, low_precision.seed)
     again = list(run_items(exact, confirm, sample))
-    fell = sum(int((part.step >= 0).sum()) for part in again)
-    on_audit(PrecisionAudit(len(survivors), len(sample), fell))
+    broken = sum(int((part.step >= 0).sum()) for part in again)
+    on_audit(PrecisionAudit(len(survivors), len(sample), broken))
     yield from again
-    if fell:
+    if broken:
         sampled = set(sample)
         rest = [item for item in survivors if item not in sampled]
         yield from run_items(exact, confirm, rest)
         return
     known = torch.tensor(sample, dtype=torch.int64)
-    for part in held:
+    for part in unbroken:
         yield from nonempty_rows(part, ~torch.isin(part.item, known))
 
 
 def sampled_survivors(survivors: Collection[int], seed: int) -> list[int]:
-    """A twentieth of the survivors, at least a hundred; which, depends on the seed alone."""
+    """A twentieth of the survivors, at least 100, drawn by the seed alone."""
     items = torch.tensor(sorted(survivors), dtype=torch.int64)
-    count = min(len(items), max(LEAST, round(SHARE * len(items))))
+    count = min(len(items), max(MIN_AUDITED, round(AUDIT_SHARE * len(items))))
     zero = torch.zeros_like(items)
     rank = KeyedRandomNumbers(example_key(seed, "audit", items, zero), zero).uniform("rank", (1,))[
         :, 0
@@ -79,5 +81,5 @@ def sampled_survivors(survivors: Collection[int], seed: int) -> list[int]:
 
 
 def nonempty_rows(part: Candidates, rows: Tensor) -> list[Candidates]:
-    """These rows [n] bool of a chunk, unless there are none."""
+    """A list with the rows `rows` [n] bool of a chunk; empty where there are none."""
     return [select_rows(part, rows)] if rows.any() else []

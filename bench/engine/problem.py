@@ -1,4 +1,4 @@
-"""A batch of rows as an attack sees it: the Problem, and its plain use without an engine."""
+"""The Problem of `bench.plugin` over a batch of rows, and its use without the engine."""
 
 from __future__ import annotations
 
@@ -20,17 +20,28 @@ from bench.threats.norms import PerturbationSet, per_row
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
 from bench.threats.threat_model import Goal
 
-Answer = TypeVar("Answer", Gradient, Jacobian)
-Asked = TypeVar("Asked", Tensor, Gradient, Jacobian)
-BATCH_UNIT = 32  # rows: elsewhere CPU kernels differ in the last bit
+GradientAnswer = TypeVar("GradientAnswer", Gradient, Jacobian)
+Answer = TypeVar("Answer", Tensor, Gradient, Jacobian)
+BATCH_UNIT = 32  # rows; in other batches CPU kernels may differ in the last bit
 QueryCallback = Callable[[Tensor, Tensor, Tensor], None]
-"""(images, whole answers, charged rows): hears every offer."""
+"""Called for every query with images [n, C, H, W], whole answers [n, K] and charged rows [n]."""
 
 
 class BatchProblem:
-    """The Problem of `bench.plugin`, over rows that an engine (or nobody) exchanges.
+    """The Problem of `bench.plugin` over n rows, whose data the engine may replace.
 
-    Every tensor has the rows first: images [n, C, H, W], the rest [n].
+    Args:
+        model_access: the model; None where queries are refused.
+        ball: the perturbation set.
+        goal: the goal of the threat model.
+        x: [n, C, H, W] clean images.
+        y: [n] int64 labels.
+        target: [n] int64 declared target classes, -1 without.
+        clean_logits: [n, K] logits of the clean images.
+        example: [n] int64, with `seed` and `name` the key of all random numbers.
+        seed: of the evaluation cell.
+        name: of the attack.
+        budget: what each row may spend.
     """
 
     def __init__(
@@ -56,27 +67,27 @@ class BatchProblem:
         self.t = torch.zeros_like(example)
         self.restart = torch.zeros_like(example)
         self.active = torch.ones_like(example, dtype=torch.bool)
-        """Rows that still play: only they are charged and watched."""
+        """[n] bool: rows whose restart goes on; only their queries are charged and tracked."""
         self.ledger = QueryLedger(len(x), budget, x.device)
         self.on_query: QueryCallback | None = None
         self.access: Access | None = None
-        """What is revealed where there is no door to ask."""
+        """The access level of properties that need no query, where `model_access` is None."""
         self.reset_keys()
 
     def reset_keys(self) -> None:
-        """Take up what follows from examples and runs after they have changed."""
+        """Discards what was derived from examples and restarts; call it after they have changed."""
         self._key: Tensor | None = None
         self._other_classes: Tensor | None = None
 
     @property
     def key(self) -> Tensor:
-        """[n] int64: of the row's random numbers."""
+        """[n] int64: the keys of the rows' random numbers."""
         if self._key is None:
             self._key = example_key(self.seed, self.name, self.example, self.restart)
         return self._key
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only; `rows` [m] int64."""
+        """Keeps only the rows `rows` [m] int64."""
         self.x, self.y, self.target = self.x[rows], self.y[rows], self.target[rows]
         self.clean, self.example = self.clean[rows], self.example[rows]
         self.t, self.restart, self.active = self.t[rows], self.restart[rows], self.active[rows]
@@ -84,15 +95,15 @@ class BatchProblem:
         self.reset_keys()
 
     def at_start(self, rows: Tensor) -> BatchProblem:
-        """These rows before their first step; questions are refused there."""
+        """The rows `rows` [m] int64 before their first step, where queries are refused."""
         part = self.select(rows, None)
-        # Start draws at t = -1, so that its numbers differ from those of step 0.
+        # The start draws at t = -1, so that its random numbers differ from those of step 0.
         part.t = torch.full_like(part.example, -1)
         part.access = self.required_model_access.access
         return part
 
     def select(self, rows: Tensor, model_access: ModelAccess | None) -> BatchProblem:
-        """These rows [m] int64, each as often as it is named, at step 0 of their runs."""
+        """The rows `rows` [m] int64, which may repeat, at step 0 of their restarts."""
         part = BatchProblem(
             model_access, self.ball, self.goal, self.x[rows], self.y[rows],
             target=self.target[rows], clean_logits=self.clean[rows], example=self.example[rows],
@@ -103,10 +114,10 @@ class BatchProblem:
 
     @property
     def required_model_access(self) -> ModelAccess:
-        """The target; a start that asks is refused."""
+        """The model; raises PluginError in `start`, where the attack must not query it."""
         if self.door is None:
             raise PluginError(
-                f"{self.name} asked the defense a question in start; ask in step, as phase 0."
+                f"{self.name} queried the defense in start; make the first query in step."
             )
         return self.door
 
@@ -117,13 +128,13 @@ class BatchProblem:
 
     @property
     def clean_logits(self) -> Tensor:
-        """[n, K] of the clean images."""
+        """Logits [n, K] of the clean images."""
         self._reveal(Access.SCORES)
         return self.clean
 
     @property
     def other_classes(self) -> Tensor:
-        """[n, K - 1] other classes, the likeliest first; ties in class order."""
+        """The other classes [n, K - 1], largest clean logit first; ties in class order."""
         self._reveal(Access.SCORES)
         if self._other_classes is None:
             order = self.clean.argsort(dim=1, descending=True, stable=True)
@@ -131,7 +142,11 @@ class BatchProblem:
         return self._other_classes
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        """One forward and one gradient for each row that plays."""
+        """Gradient [n, C, H, W], loss [n] and logits [n, K] at `adv` [n, C, H, W].
+
+        Charges one query and one gradient evaluation to each active row, or to those of `where`
+        [n] bool.
+        """
         self.required_model_access.require(Access.GRADIENTS)
         allowed = self._charge(
             where, self.required_model_access.draws, self.required_model_access.draws
@@ -141,8 +156,8 @@ class BatchProblem:
         answer = self.required_model_access.gradient(
             adv, signed_loss(loss, label, -1 if targeted else 1)
         )
-        self._offer(adv, answer.logits, allowed)
-        return self._seen(self._paid(answer, allowed, where))
+        self._report(adv, answer.logits, allowed)
+        return self._visible(self._allowed(answer, allowed, where))
 
     def jacobian(
         self,
@@ -152,28 +167,32 @@ class BatchProblem:
         *,
         minus: Tensor | None = None,
     ) -> Jacobian:
-        """One forward and k gradients for each row that plays."""
+        """Gradients [n, k, C, H, W] of the logits `classes` [n, k], and logits [n, K].
+
+        Charges one query and k gradient evaluations to each active row, or to those of `where`
+        [n] bool. With `minus` [n], the gradients of the differences to the logit of that class.
+        """
         self.required_model_access.require(Access.GRADIENTS)
         draws = self.required_model_access.draws
         allowed = self._charge(where, draws, draws * classes.shape[1])
         answer = self.required_model_access.jacobian(adv, classes, minus)
-        self._offer(adv, answer.logits, allowed)
-        return self._seen(self._paid(answer, allowed, where))
+        self._report(adv, answer.logits, allowed)
+        return self._visible(self._allowed(answer, allowed, where))
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """[n, K]."""
+        """Logits [n, K] at `adv` [n, C, H, W]; charges one query to each row of `where` [n]."""
         self.required_model_access.require(Access.SCORES)
-        return self._ask(adv, where)
+        return self._query(adv, where)
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """[n]."""
+        """Labels [n] int64 at `adv` [n, C, H, W]; charges one query to each row of `where` [n]."""
         self.required_model_access.require(Access.LABELS)
-        return self._ask(adv, where)[:, : self.classes].argmax(1)
+        return self._query(adv, where)[:, : self.classes].argmax(1)
 
     def reaches_goal(self, answer: Tensor) -> Tensor:
-        """[n] bool: the goal of the board is reached by these logits [n, K] or labels [n].
+        """[n] bool: logits [n, K] or labels [n] reach the goal of the threat model.
 
-        With a rejection score as column K only where it accepts, too.
+        With a rejection score as column K, a rejected image reaches no goal.
         """
         rejects = answer.dim() == 2 and answer.shape[1] > self.classes
         label = predicted_labels(answer, rejects=rejects) if answer.dim() == 2 else answer
@@ -182,31 +201,33 @@ class BatchProblem:
         return reaches_goal(label, known, targeted=targeted, rejects=rejects)
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape] in [0, 1)."""
+        """Uniform keyed random numbers [n, *shape] in [0, 1)."""
         return KeyedRandomNumbers(self.key, self.t).uniform(name, shape)
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape], standard normal."""
+        """Standard normal keyed random numbers [n, *shape]."""
         return KeyedRandomNumbers(self.key, self.t).normal(name, shape)
 
     def integers(self, name: str, high: int, shape: tuple[int, ...]) -> Tensor:
-        """[n, *shape] in [0, high)."""
+        """Keyed random integers [n, *shape] in [0, high)."""
         return KeyedRandomNumbers(self.key, self.t).integers(name, high, shape)
 
-    def _ask(self, adv: Tensor, where: Tensor | None) -> Tensor:
+    def _query(self, adv: Tensor, where: Tensor | None) -> Tensor:
         allowed = self._charge(where, self.required_model_access.draws, 0)
         logits = self.required_model_access.logits(adv)
-        self._offer(adv, logits, allowed)
-        return self.required_model_access.visible(self._paid(logits, allowed, where))
+        self._report(adv, logits, allowed)
+        return self.required_model_access.visible(self._allowed(logits, allowed, where))
 
-    def _paid(self, answer: Asked, allowed: Tensor, where: Tensor | None) -> Asked:
-        """The answers of rows that asked and could pay; zeros for the others."""
+    def _allowed(self, answer: Answer, allowed: Tensor, where: Tensor | None) -> Answer:
+        """The answers of charged rows; zeros for rows outside `where` or over their budget."""
         if where is None and not self.ledger.limited:
             return answer
-        paid: Asked = map_state(lambda said: torch.where(per_row(allowed, said), said, 0), answer)
-        return paid
+        masked: Answer = map_state(
+            lambda part: torch.where(per_row(allowed, part), part, 0), answer
+        )
+        return masked
 
-    def _seen(self, answer: Answer) -> Answer:
+    def _visible(self, answer: GradientAnswer) -> GradientAnswer:
         shown = self.required_model_access.visible
         return (
             answer._replace(logits=shown(answer.logits))
@@ -215,21 +236,21 @@ class BatchProblem:
         )
 
     def _charge(self, where: Tensor | None, forwards: int, gradients: int) -> Tensor:
-        asking = self.active if where is None else self.active & where
-        return self.ledger.charge(asking, forwards, gradients)
+        charged = self.active if where is None else self.active & where
+        return self.ledger.charge(charged, forwards, gradients)
 
-    def _offer(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
+    def _report(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
         if self.on_query is not None:
             self.on_query(adv, answer, allowed)
 
 
 def images_of(state: State) -> Tensor:
-    """The image of a state: the tensor itself, or its first field."""
+    """The images [n, C, H, W] of a state: the tensor itself, or its first field."""
     return state if isinstance(state, Tensor) else state[0]
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:
-    """Apply `function` to each tensor of states of one shape."""
+    """Applies `function` to each field [n, ...] of states of the same kind."""
     first = states[0]
     if isinstance(first, Tensor):
         return function(*states)
@@ -238,12 +259,12 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
 
 
 def padded_size(count: int) -> int:
-    """The next multiple of UNIT, at least one unit."""
+    """The next multiple of BATCH_UNIT, at least one unit."""
     return max(BATCH_UNIT, -(-count // BATCH_UNIT) * BATCH_UNIT)
 
 
 def pad_rows(rows: Tensor, count: int) -> Tensor:
-    """`rows` with its last row repeated up to `count` rows."""
+    """`rows` [n, ...] with the last row repeated up to `count` rows."""
     missing = count - len(rows)
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
 
@@ -259,32 +280,32 @@ def attack_once(
     example: Tensor,
     tally: Counter[str] | None = None,
 ) -> Tensor:
-    """The last iterate of one run against a model at hand, as training needs it.
+    """The last iterate of one restart against a model, for adversarial training.
 
-    No referee, no retirement, no counting: every row makes every step. Mode, parameters' gradient
-    flags and gradients of the model are as before.
+    Every row makes every step; nothing is verified and no row stops early. Training mode and the
+    `requires_grad` flags of the parameters are restored.
 
     Args:
-        attack: any attack whose runs are alike.
-        model: takes x and gives logits [n, K]; asked in eval mode.
+        attack: any attack with `start` and `step`; its first restart is run.
+        model: images [n, C, H, W] to logits [n, K]; evaluated in eval mode.
         x: [n, C, H, W] in [0, 1].
         y: [n] int64.
-        ball: where the result lies.
-        seed: with `example` [n] int64, the key of every random number.
+        ball: the perturbation set.
+        seed: with `example` the key of every random number.
         example: [n] int64.
-        tally: gets the gradients of all images added under `gradients`.
+        counts: the number of gradient evaluations is added under `gradients`.
 
     Returns:
         [n, C, H, W], detached.
     """
     training = model.training
-    asks = [(p, p.requires_grad) for p in model.parameters()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        target = ModelAccess(model, attack_name=attack.name, threat_model="training")
-        clean = target.logits(x)
+        model_access = ModelAccess(model, attack_name=attack.name, threat_model="training")
         rows = BatchProblem(
-            target, ball, Goal(), x, y, target=torch.full_like(y, -1), clean_logits=clean,
-            example=example, seed=seed, name=attack.name, budget=Budget(),
+            model_access, ball, Goal(), x, y, target=torch.full_like(y, -1),
+            clean_logits=model_access.logits(x), example=example, seed=seed, name=attack.name,
+            budget=Budget(),
         )  # fmt: skip
         state = attack.start(rows.at_start(torch.arange(len(x), device=x.device)))
         for _ in range(attack.steps):
@@ -294,14 +315,20 @@ def attack_once(
             tally["gradients"] += int(rows.ledger.gradients.sum())
     finally:
         model.train(training)
-        for parameter, asked in asks:
-            parameter.requires_grad_(asked)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
     return images_of(state).detach()
 
 
 def checked_restart_count(attack: Attack, classes: int) -> int:
-    """How many runs a row may need."""
-    runs = Traits.restart_count(attack, classes)
-    if runs < 1:
-        raise PluginError(f"{attack.name} declares {runs} runs for {classes} classes; at least 1.")
-    return runs
+    """The number of restarts that an item may need.
+
+    Raises:
+        PluginError: the attack declares none.
+    """
+    count = Traits.restart_count(attack, classes)
+    if count < 1:
+        raise PluginError(
+            f"{attack.name} declares {count} restarts for {classes} classes; at least 1 is needed."
+        )
+    return count

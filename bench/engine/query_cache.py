@@ -1,7 +1,7 @@
-"""Answers by image: a model that says the same of the same image is not asked about it twice.
+"""A cache of answers by image, for deterministic models.
 
-A random search over small images comes back to what it has asked: where a square is one pixel of
-8 x 8, a row that does not gain has 64 questions, and puts them again and again.
+A random search over small images repeats its queries: where a square is one pixel of 8 x 8, a row
+whose loss does not fall has only 64 proposals.
 """
 
 from __future__ import annotations
@@ -18,95 +18,91 @@ from bench.engine.model_access import ModelAccess
 from bench.engine.problem import pad_rows, padded_size
 from bench.threats.random_numbers import mix
 
-ENTRIES = 2**16  # answers at hand, each where its fingerprint says: the later one stays
-BLOCK = 2**15  # pixels at a time: their products stay in the cache
+ENTRIES = 2**16  # cached answers; a fingerprint has one entry, and a later answer overwrites it
+HASH_PIXELS = 2**15  # hashed at a time, so that the products stay in the processor's cache
 
 
 class CachedAnswers(NamedTuple):
-    """What was said of which images, each in the seat that its fingerprint names."""
+    """Answers by fingerprint; the lower bits of a fingerprint are the index of its entry."""
 
     fingerprints: Tensor
-    """[seats] int64; of a seat that is empty one that belongs elsewhere."""
+    """[ENTRIES] int64; an empty entry has a fingerprint that belongs to another entry."""
     answers: Tensor
-    """[seats, K]."""
+    """[ENTRIES, K]."""
 
     @classmethod
     def empty(cls, like: Tensor) -> CachedAnswers:
-        """For answers [n, K] of this kind."""
+        """An empty cache for answers like those [n, K]."""
         elsewhere = torch.arange(ENTRIES, device=like.device) ^ 1
         return cls(elsewhere, like.new_empty(ENTRIES, like.shape[1]))
 
-    def store(self, prints: Tensor, answers: Tensor) -> None:
-        """What was said of images [u] that differ; of two with the same seat one is kept."""
-        seat = prints & (ENTRIES - 1)
-        self.fingerprints[seat] = prints
-        sits = self.fingerprints[seat] == prints
-        self.answers[seat[sits]] = answers[sits]
+    def store(self, hashes: Tensor, answers: Tensor) -> None:
+        """Stores answers [u, K] under distinct fingerprints [u]; one wins where entries collide."""
+        entry = hashes & (ENTRIES - 1)
+        self.fingerprints[entry] = hashes
+        stored = self.fingerprints[entry] == hashes
+        self.answers[entry[stored]] = answers[stored]
 
 
 class QueryCache(nn.Module):
-    """A model that answers alike twice, for many questions at once.
-
-    What was answered is not asked again while it is remembered, nor what stands twice among the
-    questions.
-    """
+    """A deterministic model that is queried once for each distinct image while it is cached."""
 
     def __init__(self, logits: Callable[[Tensor], Tensor], max_batch: int) -> None:
         super().__init__()
         self.logits = logits
-        """[n, C, H, W] to [n, K]: asks the model."""
-        self.most = max_batch
-        """Rows of one call, or nearly: what lies between the layers stays near the processor."""
+        """[n, C, H, W] -> [n, K]: queries the model."""
+        self.max_batch = max_batch
+        """About so many rows are passed to one call, so that activations stay in the cache."""
         self.cache: CachedAnswers | None = None
 
     @classmethod
-    def wrap(cls, door: ModelAccess, most: int) -> ModelAccess:
-        """The same door to the same model, which is not asked twice."""
-        other = copy.copy(door)
-        other.module = cls(door.logits, most)
+    def wrap(cls, model_access: ModelAccess, max_batch: int) -> ModelAccess:
+        """Access to the same model through a cache."""
+        other = copy.copy(model_access)
+        other.module = cls(model_access.logits, max_batch)
         return other
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, K], as if each were asked."""
-        prints, place = torch.unique(fingerprints(images), return_inverse=True)
-        # Of images that are alike any one will do.
-        every = torch.arange(len(place), device=place.device)
-        one = torch.empty_like(prints).index_copy_(0, place, every)
+        """Logits [n, K] of images [n, C, H, W]."""
+        hashes, inverse = torch.unique(fingerprints(images), return_inverse=True)
+        # Any one of several identical images represents them.
+        every = torch.arange(len(inverse), device=inverse.device)
+        one = torch.empty_like(hashes).index_copy_(0, inverse, every)
         if self.cache is None:
-            answers = self._asked(images[one])
+            answers = self._query(images[one])
             self.cache = CachedAnswers.empty(answers)
-            self.cache.store(prints, answers)
-            return answers[place]
-        seat = prints & (ENTRIES - 1)
-        answers = self.cache.answers[seat]
-        fresh = (self.cache.fingerprints[seat] != prints).nonzero()[:, 0]
-        if len(fresh):
-            answers[fresh] = self._asked(images[one[fresh]])
-            self.cache.store(prints[fresh], answers[fresh])
-        return answers[place]
+            self.cache.store(hashes, answers)
+            return answers[inverse]
+        entry = hashes & (ENTRIES - 1)
+        answers = self.cache.answers[entry]
+        missing = (self.cache.fingerprints[entry] != hashes).nonzero()[:, 0]
+        if len(missing):
+            answers[missing] = self._query(images[one[missing]])
+            self.cache.store(hashes[missing], answers[missing])
+        return answers[inverse]
 
-    def _asked(self, images: Tensor) -> Tensor:
-        calls = max(1, round(len(images) / self.most))
+    def _query(self, images: Tensor) -> Tensor:
+        calls = max(1, round(len(images) / self.max_batch))
         rows = padded_size(-(-len(images) // calls))
         parts = torch.split(pad_rows(images, padded_size(len(images))), rows)
         return torch.cat([self.logits(part) for part in parts])[: len(images)]
 
 
 def fingerprints(images: Tensor) -> Tensor:
-    """[n] int64 of images [n, ...] float32: alike where every bit is, else alike by accident only.
+    """Fingerprints [n] int64 of float32 images [n, ...]; different images collide by chance only.
 
-    The bits of each pixel are multiplied by a word of its place; the upper half of a product,
-    which is well mixed, is brought down to the lower one, and all are summed.
+    The bits of each pixel are multiplied by a constant of its position. The upper half of each
+    product, which is well mixed, is combined with the lower half, and the products are summed.
     """
     flat = images.flatten(1).contiguous()
     parts = []
-    for part in torch.split(flat, max(1, BLOCK // max(1, flat.shape[1]))):
-        product = part.view(torch.int32) * words(flat.shape[1], flat.device)
+    for part in torch.split(flat, max(1, HASH_PIXELS // max(1, flat.shape[1]))):
+        product = part.view(torch.int32) * position_constants(flat.shape[1], flat.device)
         parts.append(product.bitwise_xor_(product >> 32).sum(1))
     return torch.cat(parts)
 
 
 @functools.lru_cache(maxsize=16)
-def words(count: int, device: torch.device) -> Tensor:
-    """[count] int64: a word for each place."""
+def position_constants(count: int, device: torch.device) -> Tensor:
+    """[count] int64: the constant of each pixel position."""
     return mix(torch.arange(1, count + 1, device=device))

@@ -15,13 +15,13 @@ HostArray: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 """[k] int64 on the host."""
 HostMask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 """[n] bool on the host."""
-EMPTY = -1  # item number of an empty slot
+EMPTY_SLOT = -1  # item number of an empty slot
 
 
 class SlotArray:
     """Item, restart and step count of each slot, on the host and on the device.
 
-    The host copies are `item` (`EMPTY` where no item is), `restart` and `step`, [n] int64 each. The
+    The host copies are `item` (`EMPTY_SLOT` where no item is), `restart` and `step`, [n] int64 each. The
     device copies of restart, step and occupancy are `problem.restart`, `problem.t` and
     `problem.active`, which attacks and the ledger read. Only the methods of this class change
     either copy, and each changes both. A slot is active from `begin` until its restart converges
@@ -34,7 +34,7 @@ class SlotArray:
     def __init__(self, problem: BatchProblem) -> None:
         count, device = len(problem.x), problem.x.device
         self.problem = problem
-        self.item = np.full(count, EMPTY, dtype=np.int64)
+        self.item = np.full(count, EMPTY_SLOT, dtype=np.int64)
         self.restart = np.zeros(count, dtype=np.int64)
         self.step = np.zeros(count, dtype=np.int64)
         self.converged = torch.zeros(count, dtype=torch.bool, device=device)
@@ -51,7 +51,7 @@ class SlotArray:
     @property
     def occupied(self) -> HostMask:
         """[n] bool on the host: an item is in the slot."""
-        occupied: HostMask = self.item != EMPTY
+        occupied: HostMask = self.item != EMPTY_SLOT
         return occupied
 
     @property
@@ -112,7 +112,7 @@ class SlotArray:
     def clear(self, slots: HostArray) -> None:
         """Empties these slots [k]."""
         if len(slots):
-            self.item[slots], self.step[slots] = EMPTY, 0
+            self.item[slots], self.step[slots] = EMPTY_SLOT, 0
             where = self.on_device(slots)
             self.problem.active[where] = False
             self.problem.t[where] = 0

@@ -1,4 +1,4 @@
-"""A fresh copy of a defense that no attack has queried, and its votes."""
+"""A fresh copy of a defense, which no attack has queried, and its votes."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from bench.engine.cell_spec import NOISE_GROUP
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import pad_rows
 
-VOTES = 20  # draws of a declared-random defense that the referee lets vote
-
-
-CONFIRMATION_DRAWS = 10  # draws on which a claim must stand before its row is retired
-
-
-VOTE_SHARE = 0.6  # of the votes must be wrong
-
-
-CONFIRMATION_BATCH = 8  # claims of a faster form are asked in multiples of so many
+VOTES = 20  # draws of a declared-random defense in the referee's final decision
+CONFIRMATION_DRAWS = 10  # draws that confirm a success before its item is retired
+VOTE_SHARE = 0.6  # of the votes must reach the goal
+CONFIRMATION_BATCH = 8  # confirmations run in batches of a multiple of so many rows
 
 
 class FreshAnswers(NamedTuple):
-    """What a defense says to images: [n] each, logits [n, K]."""
+    """The answers of a defense to n images."""
 
     logits: Tensor
-    """Of the first draw for the margin of a deterministic defense; the mean over draws else."""
+    """[n, K]: the mean over the draws."""
     label: Tensor
-    """The class named, also where the image is rejected; -1 where the answer is not finite."""
+    """[n] int64: the class, also of a rejected image; -1 where the answer is not finite."""
     confidence: Tensor
+    """[n]: the mean softmax probability of that class."""
     votes: Tensor
-    """[draws, n] labels; REJECTED where a draw refuses the image."""
+    """[draws, n] int64 labels; REJECTED where a draw rejects the image."""
     rejection: Tensor
-    """The mean over draws of the rejection score less its threshold; -inf without a finite one."""
+    """[n]: the mean over draws of the rejection score less its threshold; -inf without one."""
 
 
 class FreshModel:
-    """A fresh copy of a defense, asked in closed groups of 64; `rejects` as a `Target`."""
+    """A fresh copy of a defense, evaluated in groups of 64 rows.
+
+    Args:
+        module: images to logits [n, K], with the rejection score as column K where it rejects.
+        noise: the random state of a declared-random defense.
+        rejects: whether answers end with a rejection score.
+    """
 
     def __init__(
         self, module: nn.Module, *, noise: SeededNoise | None = None, rejects: bool = False
@@ -50,9 +51,18 @@ class FreshModel:
         self.noise = noise
 
     def answer(self, images: Tensor, groups: Iterable[int], *, draws: int = VOTES) -> FreshAnswers:
-        """Labels of images [n, C, H, W], 64 at a time; `groups` names the groups for the noise."""
+        """The answers to images [n, C, H, W], 64 rows at a time.
+
+        Args:
+            images: n >= 1 images.
+            groups: the noise group of each 64 rows.
+            draws: votes of a declared-random defense; others have one.
+
+        Raises:
+            ValueError: there is no image.
+        """
         if not len(images):
-            raise ValueError("the referee was asked about no image")
+            raise ValueError("the fresh model needs at least one image")
         parts = []
         for group, block in zip(groups, torch.split(images, NOISE_GROUP), strict=True):
             if self.noise is not None:
@@ -62,25 +72,25 @@ class FreshModel:
         return FreshAnswers(torch.cat([part.logits for part in parts]), *joined)
 
     def labels(self, images: Tensor) -> Tensor:
-        """[1, n]: what a defense without randomness answers, -1 for no answer, in one batch."""
+        """Labels [1, n] of images [n, C, H, W] by a deterministic defense, in one batch."""
         whole = -(-len(images) // CONFIRMATION_BATCH) * CONFIRMATION_BATCH
         return self.votes(
             self.model_access.single_draw_logits(pad_rows(images, whole))[: len(images)]
         )[None]
 
     def votes(self, answers: Tensor) -> Tensor:
-        """[..., n]: the labels of whole answers [..., n, K]."""
+        """The labels [..., n] of whole answers [..., n, K]."""
         return predicted_labels(answers, rejects=self.model_access.rejects)
 
     def confirmation_votes(self, images: Tensor, group: int, noise: SeededNoise) -> Tensor:
-        """[FRESH, n]: what a random defense answers images of one group on draws not used yet."""
+        """Labels [draws, n] of images [n, C, H, W] of one noise group, on draws not used before."""
         noise.resume(group)
-        target = ModelAccess(
+        model_access = ModelAccess(
             self.model_access.module, noise=noise, rejects=self.model_access.rejects
         )
         full = pad_rows(images, NOISE_GROUP)
         votes = torch.stack(
-            [self.votes(target.single_draw_logits(full)) for _ in range(CONFIRMATION_DRAWS)]
+            [self.votes(model_access.single_draw_logits(full)) for _ in range(CONFIRMATION_DRAWS)]
         )
         return votes[:, : len(images)]
 

@@ -1,4 +1,4 @@
-"""The referee re-verifies every candidate: set, box, finiteness, and a fresh model's answer."""
+"""The referee: re-verifies every candidate against ball, box, finiteness and a fresh model."""
 
 from __future__ import annotations
 
@@ -19,39 +19,43 @@ from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
 from bench.threats.norms import PerturbationSet
 from bench.threats.threat_model import Goal
 
-CONFIRMATION_SHARE = (
-    0.9  # of the fresh draws: a claim at the bare majority would lose every other vote
-)
-
-
-FRAGILE = 1e-4  # margins below this share of the logit scale
-
-
-GRID_SLACK = 1e-3  # of a grey level: float32 puts an honest k/255 a hair beside the grid
-
-
-KEPT_IMAGES = 16  # items whose images are kept for the pages
+# Of the confirmation draws; a success at VOTE_SHARE itself would fail half of the final votes.
+CONFIRMATION_SHARE = 0.9
+FRAGILE = 1e-4  # share of the logit scale; smaller margins are marked fragile
+GRID_SLACK = 1e-3  # of a grey level, because k/255 is not exact in float32
+KEPT_IMAGES = 16  # items whose images are kept for the leaderboard
 
 
 def goal_reached(
-    votes: Tensor, y: Tensor, aim: Tensor, goal: Goal, *, share: float = VOTE_SHARE
+    votes: Tensor, y: Tensor, target: Tensor, goal: Goal, *, share: float = VOTE_SHARE
 ) -> Tensor:
-    """[n] bool: so many of the votes [draws, n] reach the goal; no answer is a wrong one.
+    """Whether a share of the votes [draws, n] reaches the goal, for labels and targets [n].
 
-    A vote that refuses the image reaches none.
+    A missing answer reaches every goal, a rejected image none.
     """
     targeted = goal.kind == "targeted"
-    reached = reaches_goal(votes, aim if targeted else y, targeted=targeted, rejects=True)
+    reached = reaches_goal(votes, target if targeted else y, targeted=targeted, rejects=True)
     return reached.double().mean(0) >= share - 1e-9
 
 
 def clean_errors(votes: Tensor, y: Tensor) -> Tensor:
-    """[n] bool: so many of the votes [draws, n] on a clean image refuse or misname it."""
+    """[n] bool: VOTE_SHARE of the votes [draws, n] reject a clean image or miss its label [n]."""
     return (votes != y).double().mean(0) >= VOTE_SHARE - 1e-9
 
 
 class Referee:
-    """The rules of one cell."""
+    """Verifies the candidates of one evaluation cell; it refuses and never clips.
+
+    Args:
+        fresh_model: a copy of the defense that no attack has queried.
+        ball: the perturbation set.
+        goal: the goal of the threat model.
+        x: [n, C, H, W] clean images of all items.
+        y: [n] int64 labels.
+        target: [n] int64 declared target classes, -1 without.
+        minimises: the attack minimises its perturbation, so candidates may lie outside the ball.
+        confirmation_noise: random state of the confirmation draws of a declared-random defense.
+    """
 
     def __init__(
         self,
@@ -60,19 +64,24 @@ class Referee:
         goal: Goal,
         x: Tensor,
         y: Tensor,
-        aim: Tensor,
+        target: Tensor,
         *,
         minimises: bool = False,
         confirmation_noise: SeededNoise | None = None,
     ) -> None:
         self.fresh_model, self.ball, self.goal = fresh_model, ball, goal
-        self.x, self.y, self.aim = x, y, aim
+        self.x, self.y, self.target = x, y, target
         self.minimises = minimises
         self.confirmation_noise = confirmation_noise
-        """The draws of a declared-random defense on which a claim must stand."""
 
     def legality(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Verdict codes [n] (HELD where legal) and distances [n], in float64."""
+        """Verdict codes [k] and distances [k] of images [k, C, H, W] for the items [k], in float64.
+
+        The code is ROBUST where the image is finite, in the box and in the ball.
+
+        Raises:
+            PluginError: the images have another shape or are no floating-point numbers.
+        """
         clean = self.x[items].double()
         if images.shape != clean.shape or not images.is_floating_point():
             raise PluginError(
@@ -93,63 +102,63 @@ class Referee:
         return code, distance
 
     def confirm(self, items: Tensor, images: Tensor) -> Tensor:
-        """[n] bool: the rule that retires a row, as the defense itself answers: a fresh copy.
+        """[k] bool: images [k, C, H, W] of the items [k] reach the goal on the fresh model.
 
-        The attack has heard a copy that it asked before, or a faster form. A random defense must
-        be wrong on 9 of 10 draws.
+        The engine retires an item only where this holds, because the attack may have queried a
+        faster form of the defense. A random defense must be wrong on 9 of 10 draws.
         """
         items = items.to(self.x.device)
         code, distance = self.legality(items, images)
-        upheld = (code == Verdict.ROBUST) & self._inside(distance)
-        y, aim = self.y[items], self.aim[items]
+        confirmed = (code == Verdict.ROBUST) & self._inside(distance)
+        y, target = self.y[items], self.target[items]
         if self.confirmation_noise is None:
-            return upheld & goal_reached(self.fresh_model.labels(images), y, aim, self.goal)
+            return confirmed & goal_reached(self.fresh_model.labels(images), y, target, self.goal)
         for group in torch.unique(items // NOISE_GROUP).tolist():
             where = (items // NOISE_GROUP == group).nonzero()[:, 0]
             votes = self.fresh_model.confirmation_votes(
                 images[where], group, self.confirmation_noise
             )
-            upheld[where] &= goal_reached(
-                votes, y[where], aim[where], self.goal, share=CONFIRMATION_SHARE
+            confirmed[where] &= goal_reached(
+                votes, y[where], target[where], self.goal, share=CONFIRMATION_SHARE
             )
-        return upheld
+        return confirmed
 
-    def judge(self, attempts: Candidates) -> Outcomes:
-        """The verdicts on one chunk of attempts."""
-        items = attempts.item.to(self.x.device)
-        code, distance = self.legality(items, attempts.image)
-        legal = code == Verdict.ROBUST
-        images = torch.where(legal.view(-1, 1, 1, 1), attempts.image, self.x[items])
+    def judge(self, candidates: Candidates) -> Outcomes:
+        """The outcomes of one chunk of candidates."""
+        items = candidates.item.to(self.x.device)
+        code, distance = self.legality(items, candidates.image)
+        admissible = code == Verdict.ROBUST
+        images = torch.where(admissible.view(-1, 1, 1, 1), candidates.image, self.x[items])
         answer = self.fresh_model.answer(images, self._groups(items))
-        reached = goal_reached(answer.votes, self.y[items], self.aim[items], self.goal)
-        broken = legal & reached & self._inside(distance)
+        reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
+        broken = admissible & reached & self._inside(distance)
         code = torch.where(broken, int(Verdict.BROKEN), code)
         return Outcomes(
-            item=attempts.item.numpy().astype(np.int32),
+            item=candidates.item.numpy().astype(np.int32),
             verdict=_numpy(code, np.uint8),
             eight_bit=_numpy(self._eight_bit(items, images, broken), np.bool_),
             fragile=_numpy(broken & self._fragile(answer.logits, items), np.bool_),
             distance=_numpy(distance, np.float64),
-            label=_numpy(torch.where(legal, answer.label, -1), np.int16),
-            confidence=_numpy(torch.where(legal, answer.confidence, 0), np.float32),
-            forwards=attempts.forwards.numpy().astype(np.int32),
-            gradients=attempts.gradients.numpy().astype(np.int32),
-            looks=attempts.final_checks.numpy().astype(np.int32),
-            step=_numpy(torch.where(broken.cpu(), attempts.step.clamp_min(0), -1), np.int32),
-            run=_numpy(torch.where(broken.cpu(), attempts.restart.clamp_min(0), -1), np.int32),
-            rejection=_numpy(torch.where(legal, answer.rejection, -torch.inf), np.float32),
+            label=_numpy(torch.where(admissible, answer.label, -1), np.int16),
+            confidence=_numpy(torch.where(admissible, answer.confidence, 0), np.float32),
+            forwards=candidates.forwards.numpy().astype(np.int32),
+            gradients=candidates.gradients.numpy().astype(np.int32),
+            looks=candidates.final_checks.numpy().astype(np.int32),
+            step=_numpy(torch.where(broken.cpu(), candidates.step.clamp_min(0), -1), np.int32),
+            run=_numpy(torch.where(broken.cpu(), candidates.restart.clamp_min(0), -1), np.int32),
+            rejection=_numpy(torch.where(admissible, answer.rejection, -torch.inf), np.float32),
         )
 
     def _inside(self, distance: Tensor) -> Tensor:
         return distance <= self.ball.radius + self.ball.tolerance(self.x[0].numel())
 
     def _groups(self, items: Tensor) -> list[int]:
-        """One name a group of 64; for random defenses the group they were played in."""
+        """The noise group of each 64 rows: for random defenses the group in which they ran."""
         first: list[int] = items[::NOISE_GROUP].tolist()
         return [item // NOISE_GROUP for item in first]
 
     def _eight_bit(self, items: Tensor, images: Tensor, broken: Tensor) -> Tensor:
-        """Still broken with each pixel rounded to k/255 towards the clean one."""
+        """[k] bool: still broken with each pixel rounded to k/255 towards the clean pixel."""
         if not broken.any():
             return broken
         clean = self.x[items].double()
@@ -158,38 +167,38 @@ class Referee:
         steps = (change.abs() + GRID_SLACK).floor() * change.sign()
         rounded = ((level + steps) / 255).to(images.dtype)
         answer = self.fresh_model.answer(rounded, self._groups(items))
-        reached = goal_reached(answer.votes, self.y[items], self.aim[items], self.goal)
+        reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
         distance = self.ball.distance(rounded.double(), clean)
         return broken & reached & self._inside(distance)
 
     def _fragile(self, logits: Tensor, items: Tensor) -> Tensor:
-        """[n] bool: the winning margin is under FRAGILE of the logit scale."""
-        own = (self.aim if self.goal.kind == "targeted" else self.y)[items][:, None]
+        """[k] bool: the margin is below FRAGILE of the logit scale."""
+        own = (self.target if self.goal.kind == "targeted" else self.y)[items][:, None]
         value = logits.double().gather(1, own)[:, 0]
         others = logits.double().scatter(1, own, -torch.inf).amax(1)
         return (value - others).abs() < FRAGILE * logits.double().abs().amax(1)
 
 
 def judge(
-    attempts: Iterable[Candidates],
+    candidates: Iterable[Candidates],
     referee: Referee,
     clean: FreshAnswers,
     *,
     keep: Collection[int] = range(KEPT_IMAGES),
     keep_all: bool = False,
 ) -> Iterator[Chunk]:
-    """Judge every chunk of attempts as it comes.
+    """Yields the outcomes of each chunk of candidates as it comes.
 
     Args:
-        attempts: what the engine yields.
-        referee: the rules of the cell and the fresh defense.
-        clean: the clean pass, for the labels beside the kept images.
-        keep: items whose images go along for the pages.
+        candidates: the chunks that the engine yields.
+        referee: the referee of the cell.
+        clean: the answers to the clean images, for the labels of kept images.
+        keep: items whose images are kept for the leaderboard.
         keep_all: keep every image exactly.
     """
     wanted = set(keep)
     since = time.process_time()
-    for part in attempts:
+    for part in candidates:
         outcomes = referee.judge(part)
         rows = [row for row, item in enumerate(part.item.tolist()) if item in wanted]
         images = tuple(_kept(referee, part, outcomes, clean, row) for row in rows)
@@ -216,7 +225,7 @@ def _kept(
 
 
 def clean_outcomes(answer: FreshAnswers, y: Tensor) -> Outcomes:
-    """The clean pass as outcomes: broken means a clean mistake, or an image refused."""
+    """The outcomes of the clean images with labels [n]: broken where misclassified or rejected."""
     broken = clean_errors(answer.votes, y)
     count = len(y)
     zero = np.zeros(count, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Mistakes on purpose: each one clear sentence, the right exit code, nothing lost."""
+"""User errors: one clear sentence each, the right exit code, and no lost data."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ licence = "MIT"
 
 @dataclass
 class Shell:
-    """The command line in this process, in a folder of its own."""
+    """Runs commands in this process, in an empty folder."""
 
     folder: Path
     capture: pytest.CaptureFixture[str]
     patch: pytest.MonkeyPatch
 
-    def run(self, *words: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
-        self.patch.setattr(sys, "argv", ["bench", *words])
+        self.patch.setattr(sys, "argv", ["bench", *arguments])
         code = 0
         try:
             main()
@@ -77,21 +77,22 @@ class Shell:
         assert "Traceback" not in out + err
         return code, out, " ".join(err.split())
 
-    def enter(self, kind: str, name: str, text: str) -> None:
+    def submit(self, kind: str, name: str, text: str) -> None:
+        """Write a submission with a card."""
         place = self.folder / "submissions" / name
         place.mkdir(parents=True)
         (place / "card.toml").write_text(CARD.format(kind=kind, name=name))
         (place / "plugin.py").write_text(HEAD + text)
 
     def defense(self, name: str, forward: str, build: str = "return Odd()") -> None:
-        self.enter("defense", name, DEFENSE.format(name=name, forward=forward, build=build))
+        self.submit("defense", name, DEFENSE.format(name=name, forward=forward, build=build))
 
     def attack(self, name: str, step: str) -> None:
-        self.enter("attack", name, ATTACK.format(name=name, step=step))
+        self.submit("attack", name, ATTACK.format(name=name, step=step))
 
-    def play(self, *words: str, threat: str = "digits-linf") -> tuple[int, str, str]:
+    def evaluate(self, *arguments: str, threat: str = "digits-linf") -> tuple[int, str, str]:
         common = ["--examples", "64", "--threat", threat, "--allow-unsandboxed"]
-        return self.run("run", *common, *words)
+        return self.run("run", *common, *arguments)
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def states(folder: Path) -> dict[tuple[str, str], CellState]:
         return {(row.cell.attack, row.cell.defense): row.state for row in store.cells()}
 
 
-def test_an_unknown_name_is_answered_with_a_near_one(shell: Shell) -> None:
+def test_an_unknown_name_is_answered_with_a_similar_one(shell: Shell) -> None:
     code, out, err = shell.run("run", "--attack", "pdg")
     assert (code, out) == (2, "")
     assert "no attack named 'pdg'" in err and "Did you mean 'pgd'" in err
@@ -117,76 +118,87 @@ def test_an_unknown_name_is_answered_with_a_near_one(shell: Shell) -> None:
 
 def test_a_wrong_shape_fails_its_cells_and_no_others(shell: Shell) -> None:
     shell.defense("flat", "return images.flatten(1).sum(1)")
-    code, _, err = shell.play("--defense", "flat", "--defense", "linear", "--attack", "fgsm")
+    code, _, err = shell.evaluate("--defense", "flat", "--defense", "linear", "--attack", "fgsm")
     assert code == 3
-    assert "flat: the defense answered torch.float32 (64,) for 64 images" in err
+    assert "flat: the defense returned torch.float32 (64,) for 64 images" in err
     found = states(shell.folder)
     assert found["fgsm", "flat"] is CellState.FAILED
     assert found["fgsm", "linear"] is CellState.DONE
 
 
-def test_logits_that_are_no_numbers_count_as_wrong_and_it_is_said(shell: Shell) -> None:
+def test_logits_that_are_not_finite_count_as_wrong_and_are_reported(shell: Shell) -> None:
     shell.defense("void", "return images.flatten(1)[:, :10] * torch.nan")
-    code, _, err = shell.play("--defense", "void", "--attack", "fgsm")
+    code, _, err = shell.evaluate("--defense", "void", "--attack", "fgsm")
     assert code == 0
-    assert "void gave no finite logits for 64 of 64 clean images; they count as misclassified" in err
+    assert (
+        "void gave no finite logits for 64 of 64 clean images; they count as misclassified" in err
+    )
     _, out, _ = shell.run("report", "--json")
     (row,) = json.loads(out)["ranking"]
     assert row["clean"]["k"] == row["robust"]["k"] == 0
 
 
-def test_missing_weights_are_named(shell: Shell) -> None:
+def test_missing_weights_are_reported_by_name(shell: Shell) -> None:
     shell.defense("lost", "return images", build="return loader.weights(Odd(), 'mine.safetensors')")
-    code, _, err = shell.play("--defense", "lost", "--attack", "fgsm")
+    code, _, err = shell.evaluate("--defense", "lost", "--attack", "fgsm")
     assert code == 3
     assert "lost needs the weights mine.safetensors" in err
     _, out, _ = shell.run("list", "submissions")
     assert out.startswith("lost  failed  lost needs the weights mine.safetensors")
 
 
-def test_an_attack_outside_the_ball_breaks_nothing_and_it_is_said(shell: Shell) -> None:
+def test_candidates_outside_the_perturbation_set_break_nothing_and_are_reported(
+    shell: Shell,
+) -> None:
     shell.attack("far", "return 1 - problem.x")
-    code, _, err = shell.play("--defense", "linear", "--attack", "far")
+    code, _, err = shell.evaluate("--defense", "linear", "--attack", "far")
     assert code == 0
-    assert "far on digits-linf: " in err and "left the perturbation set or [0, 1] (largest distance 1.0000)" in err
+    assert (
+        "far on digits-linf: " in err
+        and "left the perturbation set or [0, 1] (largest distance 1.0000)" in err
+    )
     _, out, _ = shell.run("report", "--json")
     square = next(s for s in json.loads(out)["matrix"] if s["attack"] == "far")
     (row,) = json.loads(out)["ranking"]
     assert square["out_of_ball"] == square["robust"]["k"] == row["clean"]["k"]
 
 
-def test_a_question_that_the_board_forbids_fails_the_cell(shell: Shell) -> None:
+def test_a_query_that_the_threat_model_forbids_fails_the_cell(shell: Shell) -> None:
     shell.attack("greedy", "return adv + problem.gradient(adv, cross_entropy).gradient")
-    code, _, err = shell.play("--defense", "linear", "--attack", "greedy", threat="digits-labels")
+    code, _, err = shell.evaluate(
+        "--defense", "linear", "--attack", "greedy", threat="digits-labels"
+    )
     assert code == 3
-    assert "greedy asked for gradients, but digits-labels reveals labels only" in err
+    assert "greedy requested gradients, but digits-labels reveals labels only" in err
 
 
-def test_a_broken_card_is_refused_and_the_rest_is_played(shell: Shell) -> None:
+def test_an_invalid_card_is_refused_and_the_other_cells_run(shell: Shell) -> None:
     shell.defense("fine", "return images.flatten(1)[:, :10]")
     shell.defense("torn", "return images")
     (shell.folder / "submissions" / "torn" / "card.toml").write_text("schema = [")
-    code, _, err = shell.play("--defense", "fine", "--attack", "fgsm")
+    code, _, err = shell.evaluate("--defense", "fine", "--attack", "fgsm")
     assert code == 0
     assert "refused: " in err and "torn" in err and "card.toml" in err
 
 
-def test_code_that_nobody_vouched_for_waits_and_it_is_said(shell: Shell) -> None:
-    shell.enter("threat", "stranger", "1 / 0")
+def test_a_submitted_threat_model_is_not_imported_and_this_is_reported(shell: Shell) -> None:
+    shell.submit("threat", "stranger", "1 / 0")
     code, _, err = shell.run("run", *SMALL)
-    assert code == 0 and "stranger waits: no threat is locked in so far; --allow-unsandb" in err
+    assert code == 0 and "the sandbox does not support kind 'threat'; --allow-unsandb" in err
     code, _, err = shell.run("run", *SMALL, "--threat", "stranger")
-    assert code == 2 and "the threat 'stranger' is a submission: no threat is locked in so" in err
+    assert (
+        code == 2 and "the threat 'stranger' is a submission: the sandbox does not support" in err
+    )
 
 
-def test_a_name_that_is_taken_is_refused(shell: Shell) -> None:
+def test_a_name_that_is_already_registered_is_refused(shell: Shell) -> None:
     shell.defense("linear", "return images.flatten(1)[:, :10]")
-    code, _, err = shell.play("--defense", "linear", "--attack", "fgsm")
+    code, _, err = shell.evaluate("--defense", "linear", "--attack", "fgsm")
     assert code == 0
     assert "two plugins offer the defense 'linear'" in err and "Rename one" in err
 
 
-def test_a_database_from_the_future_is_left_alone(shell: Shell) -> None:
+def test_a_database_of_a_newer_version_is_not_changed(shell: Shell) -> None:
     assert shell.run("run", *SMALL)[0] == 0
     with sqlite3.connect(shell.folder / "bench.db") as connection:
         connection.execute("update alembic_version set version_num = '9999'")
@@ -197,19 +209,32 @@ def test_a_database_from_the_future_is_left_alone(shell: Shell) -> None:
     assert (shell.folder / "bench.db").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_written_is_named(shell: Shell) -> None:
+def test_a_database_that_cannot_be_created_is_reported_with_its_path(shell: Shell) -> None:
     (shell.folder / "file").write_text("no folder")
     code, _, err = shell.run("run", *SMALL, "--db", str(shell.folder / "file" / "bench.db"))
     assert code == 5 and "cannot be" in err and "file/bench.db" in err
 
 
-def test_an_unknown_choice_is_answered_with_the_known_ones(shell: Shell) -> None:
+def test_an_unknown_option_value_is_answered_with_the_valid_ones(shell: Shell) -> None:
     code, _, err = shell.run("run", "--keep-images", "some")
     assert code == 2 and "use one of none, sample, all" in err
     code, _, err = shell.run("run", "--device", "gpu")
     assert code == 2 and "use auto, cpu, cuda or cuda:N" in err
 
 
-def test_a_report_of_nothing_says_how_to_fill_it(shell: Shell) -> None:
+def test_a_report_without_results_names_the_command_that_makes_them(shell: Shell) -> None:
     code, out, err = shell.run("report")
     assert (code, out) == (5, "") and "`bench run` fills one" in err
+
+
+def test_a_quiet_run_prints_one_summary_line_and_nothing_else(shell: Shell) -> None:
+    code, out, err = shell.run("run", *SMALL, "--quiet")
+    assert (code, err) == (0, "")
+    assert out.startswith("digits-linf: 1 defense; ") and out.count("\n") == 1
+    assert "cells done" in out
+
+
+def test_a_quiet_run_with_json_prints_the_report(shell: Shell) -> None:
+    code, out, err = shell.run("run", *SMALL, "--quiet", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["threat"]["name"] == "digits-linf"

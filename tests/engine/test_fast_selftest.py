@@ -197,7 +197,7 @@ class Coupled(Around):
 
 def test_what_a_healthy_network_allows_is_applied() -> None:
     quick = fastest_form(normalised(), probes(), Numeric.FAST)
-    assert quick.applied == ("folded BatchNorm", "blocked slope", "ReLU in place", "channels last")
+    assert quick.applied == ("folded BatchNorm", "blocked gradient", "ReLU in place", "channels last")
     assert quick.notes == ()
     parts = list(quick.module.modules())
     assert any(isinstance(part, BlockedGradientConv) for part in parts)
@@ -238,7 +238,7 @@ def test_bfloat16_comes_on_top() -> None:
     quick = fastest_form(normalised(), probes(), Numeric.BFLOAT16)
     assert quick.applied == (
         "folded BatchNorm",
-        "blocked slope",
+        "blocked gradient",
         "ReLU in place",
         "channels last",
         "bfloat16",
@@ -273,7 +273,7 @@ def test_the_defense_itself_is_left_as_it_was() -> None:
     [
         (Branching, "folded BatchNorm", "TraceError"),
         (TwoFaced, "folded BatchNorm", "a logit moves"),
-        (Negative, "blocked slope", "steps keep -1.000"),
+        (Negative, "blocked gradient", "steps keep -1.000"),
         (Skipping, "ReLU in place", "a logit moves"),
         (Squaring, "ReLU in place", "RuntimeError"),
         (LayoutBound, "channels last", "a logit moves"),

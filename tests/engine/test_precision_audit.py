@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.engine.cell_spec import Candidates, CellSpec
 from bench.engine.model_access import ModelAccess
-from bench.engine.precision_audit import LEAST, PrecisionAudit, sampled_survivors
+from bench.engine.precision_audit import MIN_AUDITED, PrecisionAudit, sampled_survivors
 from bench.engine.runner import run_attack
 from bench.referee.fresh_model import FreshModel
 from bench.referee.referee import Referee
@@ -84,7 +84,7 @@ def test_a_blind_form_is_found_out_and_the_cell_is_played_in_float32() -> None:
     parts = list(run_attack(blind, referee(exact).confirm, exact=exact, on_audit=heard.append))
     wanted = joined(list(run_attack(exact, referee(exact).confirm)))
     (audit,) = heard
-    assert audit.sampled == LEAST < audit.survivors
+    assert audit.sampled == MIN_AUDITED < audit.survivors
     assert audit.broken > 0
     held = joined(list(run_attack(blind, referee(blind).confirm))).step < 0
     for name, one, two in zip(Candidates._fields, joined(parts), wanted, strict=True):
@@ -98,7 +98,7 @@ def test_an_honest_form_is_sampled_only() -> None:
     rules.ball = easy.ball
     parts = joined(list(run_attack(easy, rules.confirm, exact=easy, on_audit=heard.append)))
     (audit,) = heard
-    assert audit == PrecisionAudit(int((parts.step < 0).sum()), LEAST, 0)
+    assert audit == PrecisionAudit(int((parts.step < 0).sum()), MIN_AUDITED, 0)
     assert parts.item.tolist() == list(range(300))
 
 
