@@ -43,7 +43,7 @@ def record_cards(connection: Connection, cards: Iterable[Card]) -> None:
         upsert(connection, CARDS, values)
 
 
-def read_cards(connection: Connection, model: type[CardT]) -> list[CardT]:
+def select_cards(connection: Connection, model: type[CardT]) -> list[CardT]:
     """The current cards of one kind, given by its model, by name."""
     kind = model.model_fields["kind"].default
     query = select(CARDS).where(CARDS.c.kind == kind).order_by(CARDS.c.name)
@@ -77,7 +77,7 @@ def keep_examples(
     insert_new(connection, EXAMPLES, [values])
 
 
-def read_examples(connection: Connection, digest: str) -> ExamplesRow:
+def select_examples(connection: Connection, digest: str) -> ExamplesRow:
     """A set of examples by its digest; raises BenchError where it is unknown."""
     row = connection.execute(select(EXAMPLES).where(EXAMPLES.c.digest == digest)).first()
     if row is None:
@@ -95,7 +95,7 @@ def record_evidence(
     upsert(connection, EVIDENCE, values | evidence._asdict())
 
 
-def read_evidence(connection: Connection, defense_digest: str, examples: str) -> list[EvidenceRow]:
+def select_evidence(connection: Connection, defense_digest: str, examples: str) -> list[EvidenceRow]:
     """The findings of the diagnostics on a defense, by their names."""
     columns = [EVIDENCE.c[name] for name in EvidenceRow._fields]
     about = (EVIDENCE.c.defense_digest == defense_digest) & (EVIDENCE.c.examples == examples)
@@ -136,7 +136,7 @@ def record_submission_state(
     connection.execute(insert(SUBMISSIONS).values(values))
 
 
-def read_submission_rows(connection: Connection) -> list[SubmissionRow]:
+def select_submissions(connection: Connection) -> list[SubmissionRow]:
     """Every submission with its state and history, the most recently changed first."""
     steps: dict[str, list[SubmissionStep]] = {}
     for row in connection.execute(select(SUBMISSIONS).order_by(SUBMISSIONS.c.step)):

@@ -127,15 +127,15 @@ class Store:
 
     # Cards, example sets, evidence, certificates and submissions.
     record_cards = _writing(metadata.record_cards)
-    cards = _reading(metadata.read_cards)
+    cards = _reading(metadata.select_cards)
     keep_examples = _writing(metadata.keep_examples)
-    examples = _reading(metadata.read_examples)
+    examples = _reading(metadata.select_examples)
     record_evidence = _writing(metadata.record_evidence)
-    evidence = _reading(metadata.read_evidence)
+    evidence = _reading(metadata.select_evidence)
     record_certificate = _writing(metadata.record_certificate)
     certificates = _reading(metadata.certificates)
     record_submission_state = _writing(metadata.record_submission_state)
-    submissions = _reading(metadata.read_submission_rows)
+    submissions = _reading(metadata.select_submissions)
 
     # Cells and tasks, and their leases.
     plan = _writing(cell_table.plan)
