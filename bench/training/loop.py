@@ -226,7 +226,7 @@ def attack_training_images(
     inside = attack.ball.contains(adv, x)
     if not bool(inside.all()):
         raise PluginError(
-            f"{attack.attack.name} inside the training of {state.name} left ball or box on "
+            f"{attack.attack.name} inside the training of {state.name} left the set or [0, 1] on "
             f"{int((~inside).sum())} of {len(x)} images; project what it returns."
         )
     return adv

@@ -78,7 +78,7 @@ def test_a_false_certificate_is_detected_and_a_failing_certifier_stops_no_run(
     assert "bool [64] was expected" in notices
     (flag,) = [flag for flag in row.flags if flag.name == "soundness-error"]
     assert (row.verdict, flag.state) == ("invalid", "raised")
-    assert "proved by certifies-all" in flag.evidence and "probabilistic" not in flag.evidence
+    assert "certified by certifies-all" in flag.evidence and "probabilistic" not in flag.evidence
 
 
 def test_only_a_certifier_whose_code_changed_runs_again(tmp_path: Path) -> None:

@@ -28,11 +28,8 @@ from bench.referee.referee import clean_outcomes
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.results.current_cells import current_cells
-from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, leases
-from bench.store.tables import CELLS, TASKS
-from bench.training import tasks
-from bench.training.defense_builder import DefenseBuilder, NeedsTraining
-from tests.fixtures import small_defenses
+from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store
+from bench.store.tables import CELLS
 from tests.store.chunks import AWAY
 
 SELECTION = Selection(("digits-linf",), ("linear",), ("random", "fgsm"), examples=32)
@@ -245,28 +242,6 @@ def test_a_surrogate_that_cannot_be_built_fails_the_transfer_attack_alone(
     registry.defenses["unbuildable"] = registered(Defense("unbuildable", sometimes_failing))
     assert matrix_run.run() == 0
     assert {line["state"] for line in matrix_run.plan()} == {"done"}
-
-
-def test_a_training_that_another_worker_takes_over_is_left_to_it(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.0)
-    known = small_defenses.registry(small_defenses.defense("base", small_defenses.recipe(epochs=2)))
-    with pytest.raises(NeedsTraining) as need:
-        DefenseBuilder(known, "base", small_defenses.DIGITS).complete()
-    others: list[Lease | None] = []
-
-    def lose(_: str) -> None:
-        if not others:
-            with store._engine.begin() as connection:
-                connection.execute(update(TASKS).values(lease_until=0.0))
-            others.append(store.lease_task(f"train:{need.value.recipe}", AWAY))
-
-    rest = (need.value, small_defenses.DIGITS, torch.device("cpu"), lose)
-    assert not tasks.train_once(known, store, "me", *rest)
-    assert others[0] is not None
-    store.heartbeat(others[0])
 
 
 def test_a_waiting_worker_fails_open_cells_of_a_defense_that_cannot_be_built(

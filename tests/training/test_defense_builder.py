@@ -1,20 +1,17 @@
-"""The loader: weights by digest, builds that repeat, and files that are refused by name."""
+"""The defense builder: builds that repeat, digests, trained weights and weights files."""
 
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.data import datasets
@@ -22,12 +19,18 @@ from bench.plugin import Loader, Randomness
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
 from bench.training.tasks import build_trained
-from bench.training.weights_cache import load_weights
 from plugins.datasets import torchvision_datasets
-from tests.fixtures.small_defenses import DIGITS, SHAPE, defense, linear, registry
-from tests.fixtures.small_defenses import recipe as small
+from tests.fixtures.small_defenses import (
+    DIGITS,
+    SHAPE,
+    defense,
+    linear,
+    linear_weights,
+    registry,
+    small_recipe,
+)
 
-QUICK = small(epochs=1)
+QUICK = small_recipe(epochs=1)
 
 
 def plain(loader: Loader) -> nn.Module:
@@ -36,68 +39,68 @@ def plain(loader: Loader) -> nn.Module:
 
 
 def on_base(loader: Loader) -> nn.Module:
-    """The defense called base, behind a flip."""
+    """A model on top of the defense called base."""
     return nn.Sequential(nn.Hardtanh(0, 1), loader.defense("base"))
 
 
-def shelf_of(known: Registry, name: str, folder: Path) -> DefenseBuilder:
-    """The loader of a defense on the digits."""
+def builder_of(known: Registry, name: str, folder: Path) -> DefenseBuilder:
+    """The builder of a defense on the digits."""
     return DefenseBuilder(known, name, DIGITS, folder)
 
 
 # --- building --------------------------------------------------------------------------------
 
 
-def test_a_build_without_weights_says_what_to_train(tmp_path: Path) -> None:
+def test_a_build_without_weights_names_the_defense_to_train(tmp_path: Path) -> None:
     known = registry(defense("base", QUICK), defense("upper", build=on_base))
-    with pytest.raises(NeedsTraining, match=r"base has no weights .* `bench train base`") as told:
-        shelf_of(known, "upper", tmp_path).build()
-    assert told.value.name == "base"
-    assert len(told.value.recipe) == 64
+    with pytest.raises(NeedsTraining, match=r"base has no weights .* `bench train base`") as error:
+        builder_of(known, "upper", tmp_path).build()
+    assert error.value.name == "base"
+    assert len(error.value.recipe) == 64
 
 
-def test_preparing_trains_what_lies_below_and_each_thing_once(tmp_path: Path) -> None:
+def test_build_trained_trains_each_needed_defense_once(tmp_path: Path) -> None:
     known = registry(defense("base", QUICK), defense("upper", build=on_base))
-    heard: list[str] = []
+    reports: list[str] = []
     ready = build_trained(
-        known, "upper", DIGITS, tmp_path, progress=lambda name: lambda _: heard.append(name)
+        known, "upper", DIGITS, tmp_path, progress=lambda name: lambda _: reports.append(name)
     )
-    assert heard == ["base"]
+    assert reports == ["base"]
     x = datasets.first_examples(DIGITS, 64).tensor()
-    base = shelf_of(known, "base", tmp_path).build()
+    base = builder_of(known, "base", tmp_path).build()
     assert torch.equal(ready.build()(x), base(x))
     build_trained(
-        known, "upper", DIGITS, tmp_path, progress=lambda name: lambda _: heard.append(name)
+        known, "upper", DIGITS, tmp_path, progress=lambda name: lambda _: reports.append(name)
     )
-    assert heard == ["base"]
+    assert reports == ["base"]
 
 
-def test_what_is_built_is_frozen_and_in_eval_mode(tmp_path: Path) -> None:
+def test_a_built_model_is_frozen_and_in_eval_mode(tmp_path: Path) -> None:
     known = registry(
         defense("base", build=lambda loader: nn.Sequential(nn.Dropout(0.5), plain(loader)))
     )
-    module = shelf_of(known, "base", tmp_path).build()
+    module = builder_of(known, "base", tmp_path).build()
     assert not any(part.training for part in module.modules())
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_what_a_build_draws_is_the_same_each_time_and_nobody_elses(tmp_path: Path) -> None:
+def test_random_draws_of_a_build_repeat_and_differ_between_defenses(tmp_path: Path) -> None:
     known = registry(defense("a", build=plain), defense("b", build=plain))
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = shelf_of(known, "a", tmp_path).build()
+    first = builder_of(known, "a", tmp_path).build()
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
-    second = shelf_of(known, "a", tmp_path).build()
-    other = shelf_of(known, "b", tmp_path).build()
+    second = builder_of(known, "a", tmp_path).build()
+    other = builder_of(known, "b", tmp_path).build()
     assert torch.equal(first.state_dict()["1.weight"], second.state_dict()["1.weight"])
     assert not torch.equal(first.state_dict()["1.weight"], other.state_dict()["1.weight"])
 
 
-def test_a_stand_in_is_built_only_where_one_is_declared(tmp_path: Path) -> None:
+def test_a_bpda_approximation_is_built_only_where_one_is_declared(tmp_path: Path) -> None:
     known = registry(defense("base", build=plain), defense("other", build=plain, bpda=on_base))
-    assert shelf_of(known, "base", tmp_path).bpda() is None
-    loader = shelf_of(known, "other", tmp_path)
+    assert builder_of(known, "base", tmp_path).bpda() is None
+    loader = builder_of(known, "other", tmp_path)
     found = loader.bpda()
     assert isinstance(found, nn.Module)
     assert not any(part.training for part in found.modules())
@@ -106,7 +109,7 @@ def test_a_stand_in_is_built_only_where_one_is_declared(tmp_path: Path) -> None:
 def test_a_build_that_gives_no_module_is_the_plugins_fault(tmp_path: Path) -> None:
     known = registry(defense("base", build=lambda loader: torch.relu))
     with pytest.raises(PluginError, match=r"base built .*; a torch\.nn\.Module was expected"):
-        shelf_of(known, "base", tmp_path).build()
+        builder_of(known, "base", tmp_path).build()
 
 
 def test_defenses_that_build_on_each_other_are_refused(tmp_path: Path) -> None:
@@ -115,19 +118,19 @@ def test_defenses_that_build_on_each_other_are_refused(tmp_path: Path) -> None:
         defense("b", build=lambda loader: loader.defense("a")),
     )
     with pytest.raises(PluginError, match="a builds on b builds on a"):
-        shelf_of(known, "a", tmp_path).build()
+        builder_of(known, "a", tmp_path).build()
 
 
 def test_a_defense_for_other_data_is_refused(tmp_path: Path) -> None:
     known = registry(defense("base", build=plain, datasets=("mnist",)))
     with pytest.raises(BenchError, match="no defense for digits; it declares mnist"):
-        shelf_of(known, "base", tmp_path)
+        builder_of(known, "base", tmp_path)
 
 
-def test_weights_asked_of_a_recipe_that_is_not_there_get_a_sentence(tmp_path: Path) -> None:
+def test_trained_weights_without_a_recipe_are_an_error(tmp_path: Path) -> None:
     known = registry(defense("base", build=lambda loader: loader.trained(plain(loader))))
     with pytest.raises(BenchError, match="base declares no recipe"):
-        shelf_of(known, "base", tmp_path).build()
+        builder_of(known, "base", tmp_path).build()
 
 
 # --- the digest of a defense -----------------------------------------------------------------
@@ -138,16 +141,16 @@ def digest(known: Registry, name: str, folder: Path) -> str:
     return build_trained(known, name, DIGITS, folder).digest
 
 
-def test_the_digest_repeats_and_needs_no_order(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_order_of_builds(tmp_path: Path) -> None:
     known = registry(
         defense("base", QUICK), defense("upper", build=on_base, bpda=lambda s: s.defense("base"))
     )
     first = digest(known, "upper", tmp_path)
-    backwards = shelf_of(known, "upper", tmp_path)
-    backwards.bpda()
-    backwards.build()
-    assert backwards.digest == first
-    assert shelf_of(known, "upper", tmp_path).digest == first
+    reverse = builder_of(known, "upper", tmp_path)
+    reverse.bpda()
+    reverse.build()
+    assert reverse.digest == first
+    assert builder_of(known, "upper", tmp_path).digest == first
 
 
 def test_source_name_weights_and_declared_draws_are_in_the_digest(tmp_path: Path) -> None:
@@ -165,8 +168,8 @@ def test_source_name_weights_and_declared_draws_are_in_the_digest(tmp_path: Path
 
 def test_what_a_defense_builds_on_is_in_its_digest(tmp_path: Path) -> None:
     upper = defense("upper", build=on_base)
-    stood = defense("upper", build=plain, bpda=on_base)
-    for one in (upper, stood):
+    with_bpda = defense("upper", build=plain, bpda=on_base)
+    for one in (upper, with_bpda):
         first = digest(registry(one, defense("base", QUICK)), "upper", tmp_path)
         other = replace(QUICK, seed=1)
         assert digest(registry(one, defense("base", other)), "upper", tmp_path) != first
@@ -181,67 +184,14 @@ def test_a_weights_file_is_in_the_digest(tmp_path: Path, monkeypatch: pytest.Mon
     for value in (1.0, 2.0):
         weights = {"1.weight": torch.full((10, 64), value)}
         safetensors.torch.save_file(weights, tmp_path / "own.safetensors")
-        found.append(shelf_of(known, "base", tmp_path).digest)
+        found.append(builder_of(known, "base", tmp_path).digest)
     assert found[0] != found[1]
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
-def good() -> dict[str, Tensor]:
-    """Weights that fit the linear model."""
-    return {"1.weight": torch.ones(10, 64), "1.bias": torch.arange(10.0)}
-
-
-BAD: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
-    "missing": (lambda: {"1.weight": torch.ones(10, 64)}, "'1.bias' is missing"),
-    "extra": (lambda: good() | {"2.weight": torch.ones(1)}, "'2.weight' is in the file"),
-    "shape": (
-        lambda: good() | {"1.weight": torch.ones(64, 10)},
-        r"'1.weight' is torch.float32 \[64, 10\] in the file, the module expects .*\[10, 64\]",
-    ),
-    "type": (lambda: good() | {"1.bias": torch.zeros(10).half()}, r"'1.bias' is torch.float16"),
-    "nan": (lambda: good() | {"1.bias": torch.full((10,), torch.nan)}, "'1.bias' .* not finite"),
-    "infinite": (
-        lambda: good() | {"1.weight": torch.full((10, 64), torch.inf)},
-        "'1.weight' .* not finite",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_weights_that_do_not_fit_are_refused_by_name(case: str) -> None:
-    make, sentence = BAD[case]
-    module = linear(SHAPE, 10)
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    with pytest.raises(BenchError, match=sentence) as told:
-        load_weights(module, safetensors.torch.save(make()), "own.safetensors")
-    assert str(told.value).startswith("own.safetensors: ")
-    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
-
-
-class Trap:
-    """What a pickle would run while it is read."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.putenv, ("SPRUNG", "1"))
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"not weights", pickle.dumps(Trap()), safetensors.torch.save(good())[:-1]]
-)
-def test_what_is_no_safetensors_file_is_refused_unread(content: bytes) -> None:
-    with pytest.raises(BenchError, match="own is no safetensors file"):
-        load_weights(linear(SHAPE, 10), content, "own")
-
-
-def test_weights_that_fit_are_taken_to_the_bit() -> None:
-    module = linear(SHAPE, 10)
-    load_weights(module, safetensors.torch.save(good()), "own")
-    assert all(torch.equal(value, good()[key]) for key, value in module.state_dict().items())
-
-
-def test_named_weights_are_looked_for_beside_the_plugin_then_in_the_data(
+def test_weights_files_are_looked_up_beside_the_plugin_before_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside, stored = tmp_path / "entry", tmp_path / "data"
@@ -258,12 +208,12 @@ def test_named_weights_are_looked_for_beside_the_plugin_then_in_the_data(
     with pytest.raises(
         UnavailableError, match=r"base needs the weights w\.safetensors.*set BENCH_DATA"
     ):
-        shelf_of(known, "base", tmp_path).build()
+        builder_of(known, "base", tmp_path).build()
     for value, place in ((1, stored / "weights"), (2, stored), (3, beside)):
         place.mkdir(exist_ok=True, parents=True)
-        weights = good() | {"1.bias": torch.full((10,), float(value))}
+        weights = linear_weights() | {"1.bias": torch.full((10,), float(value))}
         safetensors.torch.save_file(weights, place / "w.safetensors")
-        module = shelf_of(known, "base", tmp_path).build()
+        module = builder_of(known, "base", tmp_path).build()
         assert float(module.state_dict()["1.bias"][0]) == value
 
 
@@ -271,17 +221,17 @@ def test_a_file_of_that_name_with_other_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))
-    content = safetensors.torch.save(good())
+    content = safetensors.torch.save(linear_weights())
     (tmp_path / "w.safetensors").write_bytes(content)
 
     def filled(wanted: str) -> nn.Module:
         build = partial(
             DefenseBuilder.weights, module=linear(SHAPE, 10), file="w.safetensors", sha256=wanted
         )
-        return shelf_of(registry(defense("base", build=build)), "base", tmp_path).build()
+        return builder_of(registry(defense("base", build=build)), "base", tmp_path).build()
 
     own = sha256(content).hexdigest()
-    assert torch.equal(filled(own).state_dict()["1.bias"], good()["1.bias"])
+    assert torch.equal(filled(own).state_dict()["1.bias"], linear_weights()["1.bias"])
     with pytest.raises(
         UnavailableError, match=rf"not the weights file .* begins with {own[:12]}, not 0"
     ):
@@ -294,11 +244,11 @@ def test_a_file_of_that_name_with_other_weights_is_refused(
 def test_weights_are_named_by_file_and_never_by_path(file: str, tmp_path: Path) -> None:
     known = registry(defense("base", build=lambda loader: loader.weights(plain(loader), file)))
     with pytest.raises(PluginError, match=r"name a \.safetensors file, no path"):
-        shelf_of(known, "base", tmp_path).build()
+        builder_of(known, "base", tmp_path).build()
 
 
 def test_published_weights_have_their_published_accuracy(tmp_path: Path) -> None:
-    """98.2 % of MNIST's test half, as their authors say (arXiv:1711.00851)."""
+    """98.2 % of MNIST's test half, as published (arXiv:1711.00851)."""
     folder = Path(os.environ.get("BENCH_DATA", ""))
     file = "convex-mnist-linf-0.1.safetensors"
     if "BENCH_DATA" not in os.environ or not (folder / "MNIST").exists():
