@@ -63,3 +63,15 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     for page in ("README.md", "CONTRIBUTING.md", "submissions/README.md"):
         for link in re.findall(r"\]\(([^)#:\s]+)\)", (ROOT / page).read_text()):
             assert (ROOT / page).parent.joinpath(link).exists(), f"{page} links to {link}"
+
+
+def test_new_names_of_the_changelog_exist() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    table = text.split("| 0.1.0 | 0.2.0 |\n|---|---|\n")[1].split("\n\n")[0]
+    for line in table.splitlines():
+        for name in re.findall(r"`([\w.]+)`", line.split("|")[2]):
+            owner, _, member = name.partition(".")
+            assert owner in bench.plugin.__all__, name
+            value = getattr(bench.plugin, owner)
+            known = {*dir(value), *getattr(value, "__annotations__", {})}
+            assert not member or member in known, name

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.store import Store
 from tests.docs.pages import blocks
 from tests.docs.walk import Reader
 
@@ -40,6 +41,9 @@ def test_a_checkpoint_gets_a_row(reader: Reader) -> None:
 def test_a_first_defense_and_a_first_attack_reach_the_leaderboard(reader: Reader) -> None:
     reader.follow("docs/tutorials/first-defense.md")
     assert row(report(reader), "two-shades")["robust"]["n"] == 100
+    with Store.open(read_only=True) as store:
+        (entry,) = [s for s in store.submissions() if s.name == "two-shades"]
+    assert [step.state for step in entry.history] == ["received", "queued", "running", "finished"]
     reader.follow("docs/tutorials/first-attack.md")
     reader.run("bench run --threat digits-linf --defense two-shades --examples 100")
     document = report(reader)
@@ -48,6 +52,12 @@ def test_a_first_defense_and_a_first_attack_reach_the_leaderboard(reader: Reader
         cell = cells[defense, "heavy-ball"]
         assert cell["state"] == "done"
         assert cell["robust"]["k"] < row(document, defense)["clean"]["k"]
+    assert listed_submissions(reader) == {"two-shades": "finished", "heavy-ball": "finished"}
+
+
+def listed_submissions(reader: Reader) -> dict[str, str]:
+    items = json.loads(reader.run("bench list submissions --json"))["items"]
+    return {item["name"]: item["state"] for item in items}
 
 
 def test_a_challenge_with_its_own_data_and_threat_model(reader: Reader) -> None:
@@ -57,7 +67,7 @@ def test_a_challenge_with_its_own_data_and_threat_model(reader: Reader) -> None:
     found = row(document, "entry")
     assert found["clean"]["k"] > 250
     assert found["coverage"] == {"done": 2, "required": 2}
-    assert "entry" in (reader.folder / "site" / "index.html").read_text()
+    assert (reader.folder / "site" / "defense-entry.html").is_file()
 
 
 def test_the_plugin_of_the_readme_is_the_one_of_the_tutorial() -> None:

@@ -221,7 +221,7 @@ def commands(pages: list[str]) -> Iterator[tuple[str, str]]:
             yield from ((page, command) for command in block.commands)
 
 
-FOREIGN_OPTIONS = {"--no-sync", "--torch-backend", "--pairs", "--examples", "--json"}
+FOREIGN_OPTIONS = {"--no-sync", "--torch-backend", "--pairs", "--target"}
 """Options of other programs that the text names."""
 
 
