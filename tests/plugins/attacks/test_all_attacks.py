@@ -43,9 +43,9 @@ BALLS: dict[str, PerturbationSet] = {
     "L1": L1(Fraction(2)),
 }
 ATTACKS = {
-    name: offer.value
-    for name, offer in Registry.load(Path("no-such-folder")).attacks.items()
-    if not Traits.is_external(offer.value)  # these have no iterates
+    name: registration.value
+    for name, registration in Registry.load(Path("no-such-folder")).attacks.items()
+    if not Traits.is_external(registration.value)  # these have no iterates
 }
 FEW = 12  # steps, enough to leave the first phase of each schedule
 

@@ -29,7 +29,7 @@ from tests.fixtures.known_models import (
 )
 
 OFFERED = {attack.name: attack for attack in bench_attacks() if isinstance(attack, APGD)}
-CE, DLR, RIVALS = (OFFERED[name] for name in ("apgd-ce", "apgd-dlr", "apgd-t"))
+CE, DLR, TARGETED = (OFFERED[name] for name in ("apgd-ce", "apgd-dlr", "apgd-t"))
 CHECKPOINTS = [22, 41, 57, 70, 80, 87, 93, 99]
 each_form = pytest.mark.parametrize("attack", OFFERED.values(), ids=OFFERED.keys())
 each_ball = pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def flat(images: Tensor) -> Tensor:
     return images.flatten(1).double()
 
 
-def climb(attack: APGD, rows: BatchProblem) -> Iterator[State]:
+def iterates(attack: APGD, rows: BatchProblem) -> Iterator[State]:
     for state in states(attack, rows):
         assert isinstance(state, State)
         yield state
@@ -66,7 +66,7 @@ def test_the_best_iterate_on_a_linear_binary_model_is_the_farthest_point(
     """In L2 with saturated pixels the optimum has corners, and the halved steps reach it nearly."""
     x = digits(64)[0] if near_edge else interior(64, 64)
     weight, label = gaussian(64) / 8, torch.ones(64, dtype=torch.int64)
-    *_, end = climb(attack, rows_of(attack, binary(weight), x, label, ball))
+    *_, end = iterates(attack, rows_of(attack, binary(weight), x, label, ball))
     best = ball.farthest(-weight.view_as(x[:1]).expand_as(x), x)
     optimum = (flat(x) - flat(best)) @ weight.double()
     gain = (flat(x) - flat(end.best)) @ weight.double()
@@ -88,7 +88,7 @@ def test_on_a_linear_model_the_targeted_form_breaks_exactly_the_breakable_exampl
     reach = ball.radius * (weight[None] - weight[y][:, None]).norm(dual, dim=2)
     gap = logits - logits.gather(1, y[:, None])
     gap = (gap + reach).scatter(1, y[:, None], -torch.inf).amax(1)
-    assert torch.equal(run_and_judge(RIVALS, model, x, y, ball).broken, gap > 0)
+    assert torch.equal(run_and_judge(TARGETED, model, x, y, ball).broken, gap > 0)
     assert 20 < (gap > 0).sum() < 108
 
 
@@ -102,7 +102,7 @@ def test_the_best_loss_never_falls_and_is_the_loss_at_the_best_iterate(
 ) -> None:
     x, y = digits(32)
     rows = rows_of(attack, small_cnn(), x, y, ball)
-    path = list(climb(attack, rows))
+    path = list(iterates(attack, rows))
     assert all((after.best_loss >= before.best_loss).all() for before, after in pairwise(path[1:]))
     loss = {
         "apgd-ce": cross_entropy,
@@ -135,7 +135,7 @@ def test_the_first_step_is_two_radii_long(attack: APGD, norm: type[OpenLinf | Op
     ball, x = norm(Fraction(1, 8)), interior(32, 12)
     model = linear(gaussian(10, 12))
     y = ModelAccess(model).logits(x).argmax(1)
-    before, after = list(climb(attack, rows_of(attack, model, x, y, ball)))[:2]
+    before, after = list(iterates(attack, rows_of(attack, model, x, y, ball)))[:2]
     assert torch.allclose(ball.distance(after.adv, before.adv), torch.tensor(0.25))
 
 
@@ -143,11 +143,13 @@ def test_a_later_step_adds_momentum_of_one_quarter() -> None:
     """Without projection on a linear binary model: .75 * 2 eps s + .25 * (2 eps s) = 2 eps s."""
     ball, x, weight = OpenLinf(Fraction(1, 8)), interior(32, 12), gaussian(12)
     y = torch.ones(32, dtype=torch.int64)
-    path = [state.adv for state in climb(DLR, rows_of(DLR, binary(weight), x, y, ball))]
+    path = [state.adv for state in iterates(DLR, rows_of(DLR, binary(weight), x, y, ball))]
     way = -0.25 * weight.sign().view(1, 1, 1, 12).expand_as(x)
     assert torch.allclose(path[2] - path[1], way, atol=1e-6)
     heavy = APGD("heavy", "dlr", "", momentum=0.5, rate=1.0)
-    start, one, two = [s.adv for s in climb(heavy, rows_of(heavy, binary(weight), x, y, ball))][:3]
+    start, one, two = [s.adv for s in iterates(heavy, rows_of(heavy, binary(weight), x, y, ball))][
+        :3
+    ]
     assert torch.allclose(one - start, way / 2, atol=1e-6)
     assert torch.allclose(two - one, way / 2, atol=1e-6)
 
@@ -171,13 +173,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: Tensor) -> list[State]:
     x, n = interior(len(losses), 12), len(losses)
     y = torch.ones(n, dtype=torch.int64)
     rows = rows_of(CE, binary(gaussian(12)), x, y, L2(Fraction(1, 8)))
-    honest = rows.gradient
+    true_gradient = rows.gradient
 
-    def told(adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        return honest(adv, loss, where)._replace(loss=losses[torch.arange(n), rows.t])
+    def scripted_gradient(adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
+        return true_gradient(adv, loss, where)._replace(loss=losses[torch.arange(n), rows.t])
 
-    monkeypatch.setattr(rows, "gradient", told)
-    return list(climb(CE, rows))
+    monkeypatch.setattr(rows, "gradient", scripted_gradient)
+    return list(iterates(CE, rows))
 
 
 def halvings(path: list[State], row: int) -> list[int]:
@@ -243,13 +245,13 @@ def test_a_row_that_returns_uses_the_gradient_of_its_best_iterate(
     x, y = interior(2, 12), torch.ones(2, dtype=torch.int64)
     rows = rows_of(CE, binary(gaussian(12)), x, y, OpenLinf(Fraction(1, 8)))
 
-    def told(adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
+    def scripted_gradient(adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
         turned = torch.ones_like(adv) * (1.0 if rows.t[0] == 3 else -1.0)
         height = torch.full((2,), 1.0 if rows.t[0] == 3 else 0.0)
         return Gradient(turned, height, torch.zeros(2, 2))
 
-    monkeypatch.setattr(rows, "gradient", told)
-    path = list(climb(CE, rows))
+    monkeypatch.setattr(rows, "gradient", scripted_gradient)
+    path = list(iterates(CE, rows))
     before, after = path[22], path[23]
     drift = 0.25 * (path[3].adv - before.previous)
     assert torch.allclose(after.adv, path[3].adv + 0.75 * 0.125 + drift, atol=1e-6)
@@ -259,8 +261,8 @@ def test_a_row_that_returns_uses_the_gradient_of_its_best_iterate(
 
 
 LOGITS, LABEL = gaussian(64, 6, seed=3), torch.arange(64) % 6
-RIVAL = (LABEL + 1) % 6
-each_ratio = pytest.mark.parametrize("ratio", [dlr, targeted_dlr(RIVAL)], ids=["dlr", "to a rival"])
+TARGET = (LABEL + 1) % 6
+each_ratio = pytest.mark.parametrize("ratio", [dlr, targeted_dlr(TARGET)], ids=["dlr", "targeted"])
 
 
 @each_ratio
@@ -280,17 +282,17 @@ def test_the_dlr_divides_by_the_ranks_of_the_paper() -> None:
 @each_ratio
 def test_the_dlr_has_the_sign_of_the_margin(ratio: Loss) -> None:
     own = LOGITS.gather(1, LABEL[:, None])[:, 0]
-    gap = margin(LOGITS, LABEL) if ratio is dlr else LOGITS.gather(1, RIVAL[:, None])[:, 0] - own
+    gap = margin(LOGITS, LABEL) if ratio is dlr else LOGITS.gather(1, TARGET[:, None])[:, 0] - own
     assert torch.equal(ratio(LOGITS, LABEL) > 0, gap > 0)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_with_three_classes_or_fewer_the_dlr_is_the_margin(classes: int) -> None:
     logits, label = LOGITS[:, :classes], LABEL % classes
-    rival = (label + 1) % classes
-    gap = logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, label[:, None])[:, 0]
+    target = (label + 1) % classes
+    gap = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, label[:, None])[:, 0]
     assert torch.equal(dlr(logits, label), margin(logits, label))
-    assert torch.equal(targeted_dlr(rival)(logits, label), gap)
+    assert torch.equal(targeted_dlr(target)(logits, label), gap)
 
 
 @each_ratio
@@ -305,7 +307,7 @@ def test_equal_logits_have_a_finite_gradient(ratio: Loss) -> None:
 
 @pytest.mark.parametrize(("classes", "runs"), [(2, 1), (3, 2), (10, 9), (100, 9)])
 def test_the_targeted_form_has_at_most_nine_target_classes(classes: int, runs: int) -> None:
-    assert Traits.restart_count(RIVALS, classes) == runs
+    assert Traits.restart_count(TARGETED, classes) == runs
     assert Traits.restart_count(CE, classes) == Traits.restart_count(DLR, classes) == 1
 
 
@@ -313,8 +315,8 @@ def test_each_restart_has_its_own_target_class() -> None:
     x, y = digits(64)
     ball, before = Linf(Fraction(2, 255)), ModelAccess(small_cnn()).logits(x)
     for run in range(9):
-        rows = rows_of(RIVALS, small_cnn(), x, y, ball, restart=torch.full_like(y, run))
-        *_, end = climb(RIVALS, rows)
+        rows = rows_of(TARGETED, small_cnn(), x, y, ball, restart=torch.full_like(y, run))
+        *_, end = iterates(TARGETED, rows)
         ratio = targeted_dlr(rows.other_classes[:, run])
         risen = ratio(ModelAccess(small_cnn()).logits(end.best), y) > ratio(before, y)
         assert risen.float().mean() > 0.95
@@ -322,7 +324,7 @@ def test_each_restart_has_its_own_target_class() -> None:
 
 def test_the_next_target_class_follows_only_while_the_row_is_robust() -> None:
     x, y = digits(64)
-    result = run_and_judge(RIVALS, small_cnn(), x, y, Linf(Fraction(15, 255)))
+    result = run_and_judge(TARGETED, small_cnn(), x, y, Linf(Fraction(15, 255)))
     clean = ModelAccess(small_cnn()).logits(x).argmax(1) == y
     assert (result.forwards[~result.broken] == 900).all()
     won = result.broken & clean
@@ -333,12 +335,12 @@ def test_the_next_target_class_follows_only_while_the_row_is_robust() -> None:
 
 @pytest.mark.parametrize(
     ("attack", "eps"),
-    [(CE, 51), (CE, 15), (DLR, 15), (RIVALS, 51)],
+    [(CE, 51), (CE, 15), (DLR, 15), (TARGETED, 51)],
     ids=["ce", "ce-small", "dlr-small", "t"],
 )
 def test_apgd_leaves_at_most_one_example_more_than_pgd(attack: APGD, eps: int) -> None:
     x, y = digits(96)
     ball = Linf(Fraction(eps, 255))
-    held = (~run_and_judge(attack, small_cnn(), x, y, ball).broken).sum()
+    robust = (~run_and_judge(attack, small_cnn(), x, y, ball).broken).sum()
     pgd = (~run_and_judge(PGD(), small_cnn(), x, y, ball).broken).sum()
-    assert held <= pgd + 1
+    assert robust <= pgd + 1

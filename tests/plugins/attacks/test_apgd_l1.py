@@ -29,13 +29,13 @@ CE, RIVALS = OFFERED["apgd-l1-ce"], OFFERED["apgd-l1-t"]
 BALL = L1(Fraction(2))
 
 
-def climbed(attack: SparseAPGD, count: int = 32) -> tuple[list[State], list[Tensor], Tensor]:
+def iterated(attack: SparseAPGD, count: int = 32) -> tuple[list[State], list[Tensor], Tensor]:
     """The states and queries for some digits, and the clean images."""
     x, y = digits(count)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
-    asked: list[Tensor] = []
-    rows.on_query = lambda adv, _logits, _charged: asked.append(adv)
-    return list(states(attack, rows)), asked, x
+    queries: list[Tensor] = []
+    rows.on_query = lambda adv, _logits, _charged: queries.append(adv)
+    return list(states(attack, rows)), queries, x
 
 
 def test_the_phases_are_thirty_thirty_and_forty_of_a_hundred_steps() -> None:
@@ -48,21 +48,21 @@ def test_the_phases_are_thirty_thirty_and_forty_of_a_hundred_steps() -> None:
 
 
 def test_every_iterate_is_legal_and_queries_are_in_shrinking_balls() -> None:
-    path, asked, x = climbed(CE)
+    path, queries, x = iterated(CE)
     assert all(BALL.contains(state.adv, x).all() for state in path)
-    for step, question in enumerate(asked):
-        assert BALL.scaled(3 - step // 30 if step < 90 else 1).contains(question, x).all()
-    assert (BALL.distance(asked[25], x) > 2 * BALL.radius).any()
-    assert BALL.contains(asked[60], x).all()
+    for step, query in enumerate(queries):
+        assert BALL.scaled(3 - step // 30 if step < 90 else 1).contains(query, x).all()
+    assert (BALL.distance(queries[25], x) > 2 * BALL.radius).any()
+    assert BALL.contains(queries[60], x).all()
 
 
 def test_the_best_loss_never_falls_within_a_phase_and_the_next_one_starts_there() -> None:
-    path, asked, x = climbed(CE)
+    path, queries, x = iterated(CE)
     for step in range(1, 100):
         if step not in (30, 60):
             assert (path[step + 1].best_loss >= path[step].best_loss).all()
-    assert torch.equal(asked[60], BALL.project(path[60].best, x))
-    assert torch.equal(asked[30], BALL.scaled(2).project(path[30].best, x))
+    assert torch.equal(queries[60], BALL.project(path[60].best, x))
+    assert torch.equal(queries[30], BALL.scaled(2).project(path[30].best, x))
 
 
 def test_a_step_changes_only_the_pixels_with_the_largest_gradients() -> None:

@@ -67,11 +67,11 @@ def test_with_c_zero_every_query_is_the_clean_image() -> None:
     x, y = digits(32)
     attack = CarliniWagner(price=0.0)
     rows = rows_of(attack, small_cnn(), x, y, BALL)
-    asked: list[Tensor] = []
-    rows.on_query = lambda adv, _logits, _where: asked.append(adv)
+    queries: list[Tensor] = []
+    rows.on_query = lambda adv, _logits, _where: queries.append(adv)
     assert torch.equal(last_iterate(attack, rows, 250), x)
-    assert len(asked) == 250
-    assert all((adv - x).abs().max() <= 1 - BOX_SHARE for adv in asked)
+    assert len(queries) == 250
+    assert all((adv - x).abs().max() <= 1 - BOX_SHARE for adv in queries)
 
 
 @pytest.mark.row("A11")
@@ -117,13 +117,13 @@ def test_c_grows_tenfold_until_a_success_and_is_then_bisected() -> None:
     attack = CarliniWagner()
     grown = halved = 0
     for first, second in pairwise(states(attack, rows_of(attack, small_cnn(), x, y, BALL), 500)):
-        over = second.ended > first.ended
-        assert torch.equal(first.price[~over], second.price[~over])
+        over = second.finished_rounds > first.finished_rounds
+        assert torch.equal(first.constant[~over], second.constant[~over])
         searching = second.high.isinf()
-        price = torch.where(searching, 10 * first.price, (second.low + second.high) / 2)
-        assert torch.equal(second.price[over], price[over])
-        won, high, low = second.won[over], second.high[over], second.low[over]
-        assert torch.equal(torch.where(won, high, low), first.price[over])
+        price = torch.where(searching, 10 * first.constant, (second.low + second.high) / 2)
+        assert torch.equal(second.constant[over], price[over])
+        won, high, low = second.succeeded[over], second.high[over], second.low[over]
+        assert torch.equal(torch.where(won, high, low), first.constant[over])
         grown, halved = (
             grown + int((over & searching).sum()),
             halved + int((over & ~searching).sum()),
@@ -138,10 +138,10 @@ def test_a_converged_row_starts_its_next_round_at_once_and_ends_after_the_last()
     rows = rows_of(attack, small_cnn(), x, y, BALL)
     early = torch.zeros(32, dtype=torch.bool)
     for first, second in pairwise(states(attack, rows)):
-        over = second.ended > first.ended
-        assert torch.equal(second.place, torch.where(over, 0, first.place + 1))
-        early |= over & (first.place < attack.length - 1)
-        assert attack.done(second)[second.ended >= 3].all()
+        over = second.finished_rounds > first.finished_rounds
+        assert torch.equal(second.round_step, torch.where(over, 0, first.round_step + 1))
+        early |= over & (first.round_step < attack.length - 1)
+        assert attack.done(second)[second.finished_rounds >= 3].all()
     assert early.any()
     assert attack.done(second).all()
 

@@ -67,10 +67,10 @@ def test_on_a_linear_model_in_the_box_it_is_the_projection_onto_the_boundary(nor
     weight, ball = gaussian(64), norm(Fraction(64))
     f = x.flatten(1).double() @ weight.double()
     y = (f > 0).long()
-    border = ball.onto(weight.view_as(x[:1]).expand_as(x), -f, x)
-    on_it = (border.flatten(1).double() @ weight.double()).abs() < 1e-5
+    boundary = ball.onto(weight.view_as(x[:1]).expand_as(x), -f, x)
+    on_it = (boundary.flatten(1).double() @ weight.double()).abs() < 1e-5
     result = run_and_judge(fab("fab", 20), binary(weight), x, y, ball, goal=NEAREST)
-    ratio = (result.distance / ball.distance(border, x))[on_it & (f.abs() > 0.05)]
+    ratio = (result.distance / ball.distance(boundary, x))[on_it & (f.abs() > 0.05)]
     assert len(ratio) > 32
     assert ratio.min() >= 1 - 1e-4
     assert ratio.max() <= 1.02
@@ -89,7 +89,7 @@ def test_one_step_is_the_formula_of_the_paper() -> None:
     closed = -(f / weight.square().sum())[:, None] * weight
     assert torch.allclose((state.adv - x).flatten(1), 1.05 * closed, rtol=1e-3, atol=1e-6)
     assert torch.allclose(state.point - x, 0.9 * (state.adv - x), rtol=1e-4, atol=1e-7)
-    assert torch.allclose(state.excess, 0.05 * f.abs(), rtol=1e-2, atol=1e-6)
+    assert torch.allclose(state.outer_margin, 0.05 * f.abs(), rtol=1e-2, atol=1e-6)
 
 
 def test_the_bias_to_the_clean_image_is_the_ratio_of_distances_up_to_alpha() -> None:
@@ -100,8 +100,8 @@ def test_the_bias_to_the_clean_image_is_the_ratio_of_distances_up_to_alpha() -> 
     y = ModelAccess(model).logits(x).argmax(1)
     rows = rows_of(attack, model, x, y, ball)
     state = attack.start(rows)._replace(point=x + 0.05 * gaussian(32, 1, 1, 12, seed=8))
-    asked: list[Tensor] = []
-    rows.on_query = lambda adv, _logits, _where: asked.append(adv)
+    queries: list[Tensor] = []
+    rows.on_query = lambda adv, _logits, _where: queries.append(adv)
     attack.step(rows, state)
     point = state.point.flatten(1).double()
     clean, w = x.flatten(1).double(), weight.double()
@@ -110,7 +110,7 @@ def test_the_bias_to_the_clean_image_is_the_ratio_of_distances_up_to_alpha() -> 
     expected = (1 - pull) * (point + 1.05 * here) + pull * (clean + 1.05 * there)
     assert (pull < 0.4).any()
     assert (pull == 0.4).any()
-    assert torch.allclose(asked[-1].flatten(1).double(), expected.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(queries[-1].flatten(1).double(), expected.clamp(0, 1), atol=1e-5)
 
 
 @every_form
@@ -140,8 +140,8 @@ def test_each_restart_of_the_targeted_form_ends_at_its_own_class() -> None:
         *_, state = states(attack, rows)
         reached = ModelAccess(model).logits(state.adv).argmax(1)
         assert state.distance.isfinite().float().mean() > 0.9
-        for column, rival in enumerate((0, 4)):
-            share[row, column] = (reached == rows.other_classes[:, rival]).float().mean()
+        for column, target in enumerate((0, 4)):
+            share[row, column] = (reached == rows.other_classes[:, target]).float().mean()
     assert share[0, 0] > share[1, 0] + 0.2
     assert share[1, 1] > share[0, 1] + 0.2
 
@@ -155,7 +155,9 @@ def test_the_distance_of_the_best_image_never_grows_and_secants_reduce_it() -> N
     end = trail[-1]
     assert (ModelAccess(model).logits(end.adv).argmax(1) != y).all()
     assert torch.equal(ball.distance(end.adv, x), end.distance)
-    assert torch.allclose(margin(ModelAccess(model).logits(end.adv), y), end.excess, atol=1e-4)
+    assert torch.allclose(
+        margin(ModelAccess(model).logits(end.adv), y), end.outer_margin, atol=1e-4
+    )
     assert (end.distance < trail[attack.walk].distance).float().mean() > 0.5
 
 
@@ -165,12 +167,12 @@ def test_the_secants_begin_between_the_clean_image_and_the_best_one() -> None:
     rows = rows_of(attack, small_cnn(), x, y, L2(Fraction(8)))
     *_, state = states(attack, rows, 4)
     found = state.distance.isfinite()
-    asked: list[Tensor] = []
-    rows.on_query = lambda adv, _logits, _where: asked.append(adv)
+    queries: list[Tensor] = []
+    rows.on_query = lambda adv, _logits, _where: queries.append(adv)
     attack.step(rows, state)
-    span = Segment(x, margin(rows.clean_logits, y), state.adv, state.excess)
+    segment = Segment(x, margin(rows.clean_logits, y), state.adv, state.outer_margin)
     assert found.sum() > 16
-    assert torch.equal(asked[-1][found], span.crossing(attack.lean)[found])
+    assert torch.equal(queries[-1][found], segment.crossing(attack.lean)[found])
 
 
 def test_on_a_network_it_is_nearer_than_deepfool() -> None:
@@ -187,10 +189,12 @@ def test_on_a_network_it_is_nearer_than_deepfool() -> None:
 def test_a_secant_narrows_a_segment_to_the_part_that_crosses_the_boundary() -> None:
     """Margins -1 and 3 cross at a quarter; `lean` 0.2 adds a fifth of the rest."""
     inner, outer = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
-    span = Segment(inner, torch.tensor([-1.0, -1.0]), outer, torch.tensor([3.0, 3.0]))
-    assert torch.allclose(span.crossing(0.0).flatten(), torch.tensor(0.25))
-    assert torch.allclose(span.crossing(0.2).flatten(), torch.tensor(0.4))
-    part = span.narrowed(span.crossing(0.2), torch.tensor([-0.5, 0.5]), torch.tensor([False, True]))
+    segment = Segment(inner, torch.tensor([-1.0, -1.0]), outer, torch.tensor([3.0, 3.0]))
+    assert torch.allclose(segment.crossing(0.0).flatten(), torch.tensor(0.25))
+    assert torch.allclose(segment.crossing(0.2).flatten(), torch.tensor(0.4))
+    part = segment.narrowed(
+        segment.crossing(0.2), torch.tensor([-0.5, 0.5]), torch.tensor([False, True])
+    )
     assert torch.allclose(part.inner.flatten(), torch.tensor([0.4, 0.0]))
     assert torch.allclose(part.outer.flatten(), torch.tensor([1.0, 0.4]))
     assert part.inner_margin.tolist() == [-0.5, -1.0]
@@ -203,6 +207,6 @@ def test_the_nearest_boundary_has_the_smallest_gap_over_dual_norm(norm: Norm) ->
     slopes, gaps = gaussian(16, 5, 1, 1, 12, seed=1), gaussian(16, 5, seed=2)
     dual = slopes.flatten(2).norm(DUAL[ball.name], dim=2)
     best = (gaps.abs() / dual).argmin(1)
-    border = nearest_boundary(ball, point, slopes, gaps)
-    assert torch.equal(border.gap, gaps[torch.arange(16), best])
-    assert torch.equal(border.slope, slopes[torch.arange(16), best])
+    boundary = nearest_boundary(ball, point, slopes, gaps)
+    assert torch.equal(boundary.gap, gaps[torch.arange(16), best])
+    assert torch.equal(boundary.slope, slopes[torch.arange(16), best])

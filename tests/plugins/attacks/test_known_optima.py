@@ -50,7 +50,7 @@ def flat(images: Tensor) -> Tensor:
     return images.flatten(1).double()
 
 
-def uphill(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return ModelAccess(model).gradient(x, signed_loss(cross_entropy, y, 1)).gradient
 
 
@@ -74,7 +74,7 @@ def test_a_fast_gradient_step_increases_the_loss_by_the_dual_norm(
     model = nn.Sequential(linear(gaussian(8, 12)), nn.Tanh(), nn.Linear(8, 4))
     y = right(model, x)
     change = flat(last_iterate(attack, rows_of(attack, model, x, y, ball))) - flat(x)
-    gradient = flat(uphill(model, x, y))
+    gradient = flat(loss_gradient(model, x, y))
     gain = 0.25 * gradient.norm(DUAL[ball.name], dim=1)
     assert torch.allclose((change * gradient).sum(1), gain, rtol=1e-6, atol=0)
     assert torch.allclose(ball.distance(change, 0 * change), torch.tensor(0.25).double())
@@ -178,9 +178,9 @@ def test_targeted_fgsm_raises_one_class_after_another() -> None:
     before = ModelAccess(model).logits(x).softmax(1)
     for run in range(9):
         rows = rows_of(attack, model, x, y, Linf(Fraction(2, 255)), restart=torch.full_like(y, run))
-        rival = rows.other_classes[:, run : run + 1]
+        target = rows.other_classes[:, run : run + 1]
         after = ModelAccess(model).logits(last_iterate(attack, rows)).softmax(1)
-        assert (after.gather(1, rival) > before.gather(1, rival)).float().mean() > 0.9
+        assert (after.gather(1, target) > before.gather(1, target)).float().mean() > 0.9
 
 
 @pytest.mark.row("A03", "G02")
@@ -188,7 +188,7 @@ def test_under_a_targeted_threat_model_fgsm_descends_the_loss_of_the_target() ->
     x, y = digits(64)
     aim, ball = (y + 1) % 10, Linf(Fraction(1, 5))
     rows = rows_of(FGSM, small_cnn(), x, y, ball, goal=Goal("targeted", "next"), target=aim)
-    down = -uphill(small_cnn(), x, aim)
+    down = -loss_gradient(small_cnn(), x, aim)
     assert torch.equal(last_iterate(FGSM, rows), ball.project(x + 0.2 * down.sign(), x))
 
 
@@ -386,8 +386,10 @@ def test_deepfool_is_charged_for_the_candidate_classes_only() -> None:
     rows = rows_of(attack, small_cnn(), x, y, L2(Fraction(1)))
     *_, state = states(attack, rows, 10)
     assert attack.done(state).float().mean() > 0.9
-    looks = (rows.ledger.forwards - attack.search) // 2
-    assert torch.equal(rows.ledger.gradients[attack.done(state)], 2 * looks[attack.done(state)])
+    evaluations = (rows.ledger.forwards - attack.search) // 2
+    assert torch.equal(
+        rows.ledger.gradients[attack.done(state)], 2 * evaluations[attack.done(state)]
+    )
 
 
 def test_the_secants_of_deepfool_reduce_the_distance_and_stay_beyond_the_boundary() -> None:

@@ -38,18 +38,18 @@ def walked(attack: Square, steps: int) -> tuple[list[State], list[Tensor], Tenso
     """The states and queries for 64 digits, and the clean images."""
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, BALL, access=Access.SCORES)
-    asked: list[Tensor] = []
-    rows.on_query = lambda adv, _logits, _charged: asked.append(adv)
-    return list(states(attack, rows, steps)), asked, x
+    queries: list[Tensor] = []
+    rows.on_query = lambda adv, _logits, _charged: queries.append(adv)
+    return list(states(attack, rows, steps)), queries, x
 
 
 def test_the_margin_never_falls_and_is_that_of_the_kept_image() -> None:
-    history, asked, _ = walked(Square(), 200)
+    history, queries, _ = walked(Square(), 200)
     _, y = digits(64)
     before = torch.full((64,), -torch.inf)
-    for state, question in zip(history[1:], asked, strict=True):
-        offered = margin(ModelAccess(small_cnn()).logits(question), y)
-        assert torch.equal(state.margin, torch.maximum(before, offered))
+    for state, query in zip(history[1:], queries, strict=True):
+        new_margin = margin(ModelAccess(small_cnn()).logits(query), y)
+        assert torch.equal(state.margin, torch.maximum(before, new_margin))
         before = state.margin
     last = margin(ModelAccess(small_cnn()).logits(history[-1].adv), y)
     assert torch.equal(last, before)
@@ -68,14 +68,14 @@ def test_a_nan_margin_changes_nothing() -> None:
     rows = rows_of(Square(), Faltering(), x, y, BALL, access=Access.SCORES)
     history = list(states(Square(), rows, 3))
     silent[:] = True
-    asked = Square().step(rows, history[-1])
-    assert torch.equal(asked.margin, history[-1].gain) and torch.equal(asked.adv, history[-1].adv)
+    after = Square().step(rows, history[-1])
+    assert torch.equal(after.margin, history[-1].margin) and torch.equal(after.adv, history[-1].adv)
 
 
 def test_every_query_is_inside_ball_and_box() -> None:
-    _, asked, x = walked(Square(), 200)
-    assert len(asked) == 200
-    assert all(BALL.contains(question, x).all() for question in asked)
+    _, queries, x = walked(Square(), 200)
+    assert len(queries) == 200
+    assert all(BALL.contains(query, x).all() for query in queries)
 
 
 def test_the_first_query_has_vertical_stripes() -> None:
@@ -90,12 +90,12 @@ def test_the_first_query_has_vertical_stripes() -> None:
 
 def test_a_query_differs_from_the_best_image_in_one_square() -> None:
     attack = Square(steps=200)
-    history, asked, _ = walked(attack, 200)
+    history, queries, _ = walked(attack, 200)
     rows = rows_of(attack, small_cnn(), *digits(64), BALL)
     for place in range(1, 200):
         rows.t = torch.full_like(rows.t, place)
         side = attack.side(rows)
-        changed = (asked[place] != history[place].adv)[:, 0]
+        changed = (queries[place] != history[place].adv)[:, 0]
         for axis in (1, 2):
             line = changed.any(axis)
             far, near = torch.arange(1, 9), torch.arange(8, 0, -1)
@@ -149,8 +149,8 @@ def test_on_a_linear_model_it_finds_the_farthest_corner() -> None:
     *_, state = states(attack, rows_of(attack, model, x, y, BALL))
     direction = (1 - 2 * y)[:, None, None, None] * weight.view(1, 1, 8, 8)
     best = margin(ModelAccess(model).logits(BALL.farthest(direction, x)), y)
-    assert (state.gain <= best + 1e-4).all()
-    assert (best - state.gain < 0.02 * best.abs().clamp_min(1)).float().mean() > 0.9
+    assert (state.margin <= best + 1e-4).all()
+    assert (best - state.margin < 0.02 * best.abs().clamp_min(1)).float().mean() > 0.9
 
 
 def test_the_long_form_counts_halvings_in_steps_and_the_short_one_in_shares() -> None:
@@ -173,9 +173,9 @@ def test_the_long_form_counts_halvings_in_steps_and_the_short_one_in_shares() ->
 
 
 def test_no_query_repeats_the_best_image() -> None:
-    history, asked, _ = walked(Square(), 100)
-    for state, question in zip(history[1:-1], asked[1:], strict=True):
-        assert (question != state.adv).flatten(1).any(1).all()
+    history, queries, _ = walked(Square(), 100)
+    for state, query in zip(history[1:-1], queries[1:], strict=True):
+        assert (query != state.adv).flatten(1).any(1).all()
 
 
 def test_channels_have_their_own_signs_and_rows_their_own_places() -> None:

@@ -39,22 +39,22 @@ def walked(
     """The states and queries for 64 digits, and the clean images."""
     x, y = digits(64)
     rows = rows_of(attack, small_cnn(), x, y, ball, access=Access.SCORES)
-    asked: list[Tensor] = []
-    rows.on_query = lambda adv, _logits, _charged: asked.append(adv)
-    return list(states(attack, rows, steps)), asked, x
+    queries: list[Tensor] = []
+    rows.on_query = lambda adv, _logits, _charged: queries.append(adv)
+    return list(states(attack, rows, steps)), queries, x
 
 
 @each_norm
 def test_every_query_is_legal_and_the_margin_of_the_kept_image_never_falls(
     attack: SquareL2L1, ball: PerturbationSet
 ) -> None:
-    history, asked, x = walked(attack, ball, 100)
-    assert len(asked) == 100
+    history, queries, x = walked(attack, ball, 100)
+    assert len(queries) == 100
     _, y = digits(64)
-    for before, after, question in zip(history, history[1:], asked, strict=False):
-        assert ball.contains(question, x).all()
-        offered = margin(ModelAccess(small_cnn()).logits(question), y)
-        assert torch.equal(after.margin, torch.maximum(before.margin, offered))
+    for before, after, query in zip(history, history[1:], queries, strict=False):
+        assert ball.contains(query, x).all()
+        new_margin = margin(ModelAccess(small_cnn()).logits(query), y)
+        assert torch.equal(after.margin, torch.maximum(before.margin, new_margin))
     assert (history[-1].margin > history[1].margin).float().mean() > 0.9
 
 
@@ -142,5 +142,5 @@ def test_on_a_linear_model_the_l2_form_is_near_the_farthest_point() -> None:
     *_, state = states(attack, rows_of(attack, model, x, y, ball))
     start = margin(ModelAccess(model).logits(x), y)
     best = 2 * weight.norm() * ball.radius
-    assert (state.gain - start <= best + 1e-4).all()
-    assert (state.gain - start).mean() > 0.6 * best
+    assert (state.margin - start <= best + 1e-4).all()
+    assert (state.margin - start).mean() > 0.6 * best

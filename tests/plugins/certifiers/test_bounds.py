@@ -218,10 +218,10 @@ def program(module: nn.Module, x: Tensor, label: int, rival: int, ball: Perturba
     )
 
 
-def solved(made: Program, *, whole: bool) -> float:
+def solved(made: Program, *, integral: bool) -> float:
     """The minimum by HiGHS, over the network itself or over its convex outer polytope."""
     sides = np.zeros(len(made.cost))
-    sides[-int(len(made.limits) / 3) :] = whole
+    sides[-int(len(made.limits) / 3) :] = integral
     answer = milp(
         made.cost,
         constraints=LinearConstraint(made.rows, -np.inf, made.limits),
@@ -269,7 +269,7 @@ def test_the_milp_equals_the_enumeration_of_all_patterns() -> None:
     for i in range(4):
         label, rival = int(y[i]), (int(y[i]) + 1) % 3
         case = (module, x[i : i + 1], label, rival, ball)
-        assert solved(program(*case), whole=True) == pytest.approx(enumerated(*case), abs=1e-6)
+        assert solved(program(*case), integral=True) == pytest.approx(enumerated(*case), abs=1e-6)
 
 
 @pytest.mark.row("V03")
@@ -284,7 +284,7 @@ def test_interval_bound_dual_bound_polytope_milp_and_images_are_in_this_order() 
         reached = exact_gaps(module, corners(x[i : i + 1], ball, 500), y[i].expand(500)).amin(0)
         for place, rival in enumerate(other_classes(y, 3)[i].tolist()):
             made = program(module, x[i : i + 1], int(y[i]), rival, ball)
-            loose, exact = solved(made, whole=False), solved(made, whole=True)
+            loose, exact = solved(made, integral=False), solved(made, integral=True)
             assert float(dual[i, place]) <= loose + 1e-6
             assert loose <= exact + 1e-6
             assert exact <= float(reached[place]) + 1e-4
@@ -478,12 +478,12 @@ def test_certificates_do_not_depend_on_the_batch(certifier: Certifier) -> None:
 def test_no_attack_breaks_a_certified_example(certifier: Certifier, registry: Registry) -> None:
     module, ball = shallow(), Linf(Fraction(1, 100))
     x, y = images(module, 300)
-    held = certifier.certify(module, x, y, ball)
-    assert 30 < int(held.sum()) < 300
+    certified = certifier.certify(module, x, y, ball)
+    assert 30 < int(certified.sum()) < 300
     for attack in ("fgsm", "pgd", "pgd-margin"):
         found = registry.attacks[attack].value
         adv = attack_once(found, module, x, y, ball, seed=0, example=torch.arange(300))
-        assert (module(adv).argmax(1) == y)[held].all()
+        assert (module(adv).argmax(1) == y)[certified].all()
 
 
 @pytest.fixture(scope="module")
@@ -502,13 +502,13 @@ class Hooked(nn.Sequential):
 class Symbolic(nn.Module):
     """A module that shows another network during tracing."""
 
-    def __init__(self, shown: nn.Module, played: nn.Module) -> None:
+    def __init__(self, shown: nn.Module, evaluated: nn.Module) -> None:
         super().__init__()
-        self.shown, self.played = shown, played
+        self.shown, self.evaluated = shown, evaluated
 
     def forward(self, images: Tensor) -> Tensor:
         real = isinstance(images, Tensor)
-        answer: Tensor = (self.played if real else self.shown)(images)
+        answer: Tensor = (self.evaluated if real else self.shown)(images)
         return answer
 
 
@@ -546,8 +546,8 @@ def test_other_models_are_refused_with_a_sentence(
 
 @every_certifier
 def test_nothing_is_certified_of_a_model_that_shows_another_network(certifier: Certifier) -> None:
-    shown, played = tiny(), tiny()
-    module = frozen(Symbolic(shown, played))
+    shown, evaluated = tiny(), tiny()
+    module = frozen(Symbolic(shown, evaluated))
     x, y = images(shown, 20)
     assert certifier.refuses(module, Linf(Fraction(0))) == ""
     assert certifier.certify(shown, x, y, Linf(Fraction(0))).any()
@@ -580,6 +580,6 @@ def test_the_published_network_is_certified_as_published(registry: Registry) -> 
     except UnavailableError as error:
         pytest.skip(str(error))
     x, y = examples.tensor(), torch.tensor(examples.labels)
-    held = DualBound().certify(module, x, y, Linf(Fraction(1, 10)))
-    assert int(held.sum()) == 29
+    certified = DualBound().certify(module, x, y, Linf(Fraction(1, 10)))
+    assert int(certified.sum()) == 29
     assert not Intervals().certify(module, x, y, Linf(Fraction(1, 10))).any()

@@ -26,12 +26,12 @@ CLASSES = 4
 NORMS: list[Callable[[Fraction], PerturbationSet]] = [Linf, L2, L1]
 DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
 HALVING = {"Linf": Fraction(1, 4), "L2": Fraction(3, 5), "L1": Fraction(1)}
-"""Radii at which some of the examples of `world` are certified and some are not."""
+"""Radii at which some of the examples of `model_and_x` are certified and some are not."""
 every_norm = pytest.mark.parametrize("norm", NORMS, ids=["Linf", "L2", "L1"])
 certifier = LinearExact()
 
 
-def world(rows: int = 12, seed: int = 0, sharpness: float = 1.0) -> tuple[nn.Module, Tensor]:
+def model_and_x(rows: int = 12, seed: int = 0, sharpness: float = 1.0) -> tuple[nn.Module, Tensor]:
     """A softmax regression, and images with many pixels at the edge of the box."""
     generator = torch.Generator().manual_seed(seed)
     model = regression(SHAPE, CLASSES)
@@ -76,7 +76,7 @@ def reference(weight: Array, x: Array, ball: PerturbationSet) -> float:
 def test_the_worst_margin_is_the_optimum_of_scipy(
     norm: Callable[[Fraction], PerturbationSet], eps: Fraction
 ) -> None:
-    model, x = world(rows=6)
+    model, x = model_and_x(rows=6)
     y = torch.arange(6) % CLASSES
     ball = norm(eps)
     weight, bias = (part.numpy() for part in weight_and_bias(model))
@@ -96,7 +96,7 @@ def test_random_search_never_breaks_a_certified_example(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     ball = norm(HALVING[norm(Fraction(0)).name])
-    model, x = world(rows=64, seed=1)
+    model, x = model_and_x(rows=64, seed=1)
     y = model(x).argmax(1)
     certified = certifier.certify(model, x, y, ball)
     gap = worst_margin(model, x, y, ball)
@@ -118,7 +118,7 @@ def test_an_example_that_is_not_certified_is_broken_by_its_worst_image(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
     ball = norm(HALVING[norm(Fraction(0)).name])
-    model, x = world(rows=64, seed=1)
+    model, x = model_and_x(rows=64, seed=1)
     y = model(x).argmax(1)
     certified = certifier.certify(model, x, y, ball)
     weight, _ = weight_and_bias(model)
@@ -134,7 +134,7 @@ def test_an_example_that_is_not_certified_is_broken_by_its_worst_image(
 def test_away_from_the_box_the_radius_is_the_margin_over_the_dual_norm(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
-    model, _ = world(sharpness=3)
+    model, _ = model_and_x(sharpness=3)
     x = torch.full((1, *SHAPE), 0.5) + 0.01 * torch.arange(12).view(1, *SHAPE) / 12
     y = model(x).argmax(1)
     weight, bias = weight_and_bias(model)
@@ -171,7 +171,7 @@ def test_the_radius_is_the_distance_found_by_deepfool(
 def test_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
     norm: Callable[[Fraction], PerturbationSet],
 ) -> None:
-    model, x = world(rows=64, seed=2)
+    model, x = model_and_x(rows=64, seed=2)
     y = (torch.arange(64) * 7) % CLASSES
     before = model(x).argmax(1) == y
     assert torch.equal(certifier.certify(model, x, y, norm(Fraction(0))), before)
@@ -182,7 +182,7 @@ def test_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
 
 
 def test_a_tie_is_not_certified() -> None:
-    model, x = world(rows=2)
+    model, x = model_and_x(rows=2)
     for parameter in model.parameters():
         parameter.zero_()
     assert not certifier.certify(model, x, torch.zeros(2).long(), Linf(Fraction(0))).any()
@@ -241,19 +241,19 @@ def turned(module: nn.Module, taken: tuple[Tensor], answer: Tensor) -> Tensor:
 
 
 def with_hook(place: str) -> nn.Module:
-    model, _ = world()
+    model, _ = model_and_x()
     model.get_submodule(place).register_forward_hook(turned)
     return model
 
 
 def with_hook_before() -> nn.Module:
-    model, _ = world()
+    model, _ = model_and_x()
     model.register_forward_pre_hook(lambda module, taken: (1 - taken[0],))
     return model
 
 
 def with_forward_of_its_own() -> nn.Module:
-    model, _ = world()
+    model, _ = model_and_x()
     layer = model.get_submodule("1")
     weight, bias = layer.parameters()
     layer.forward = lambda taken: -nn.functional.linear(taken, weight, bias)
@@ -278,20 +278,22 @@ class Fading(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         answer: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
-        return torch.where(bright(images)[:, None], -answer, answer) if seen(images) else answer
+        return (
+            torch.where(bright(images)[:, None], -answer, answer) if are_numbers(images) else answer
+        )
 
 
 def bright(images: Tensor) -> Tensor:
     return images.flatten(1).mean(1) > 0.5
 
 
-def seen(images: object) -> bool:
+def are_numbers(images: object) -> bool:
     """Whether these are numbers and not the symbols of a trace."""
     return isinstance(images, Tensor)
 
 
 def test_nothing_is_certified_where_the_logits_differ_from_the_traced_network() -> None:
-    model, x = world(rows=64)
+    model, x = model_and_x(rows=64)
     y = model(x).argmax(1)
     assert 8 < int(bright(x).sum()) < 56
     assert certifier.certify(model, x, y, Linf(Fraction(0))).all()
@@ -302,11 +304,11 @@ def test_nothing_is_certified_where_the_logits_differ_from_the_traced_network() 
 @pytest.mark.row("M03")
 @every_norm
 def test_softmax_regression_is_supported(norm: Callable[[Fraction], PerturbationSet]) -> None:
-    assert certifier.refuses(world()[0], norm(Fraction(1, 10))) == ""
+    assert certifier.refuses(model_and_x()[0], norm(Fraction(1, 10))) == ""
 
 
 def test_a_layer_without_bias_is_supported() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES, bias=False)).requires_grad_(False)
-    _, x = world()
+    _, x = model_and_x()
     y = model(x).argmax(1)
     assert certifier.certify(model, x, y, Linf(Fraction(0))).all()

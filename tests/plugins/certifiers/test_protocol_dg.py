@@ -88,10 +88,10 @@ def test_every_certified_curve_falls_and_is_below_robust_accuracy(
     tools: list[Certifier] = [Intervals(), DualBound(), LipschitzMargin()]
     before = {tool.name: module(x).argmax(1) == y for tool in tools}
     for eps in RADII:
-        held = module(attacked(module, x, y, Linf(eps))).argmax(1) == y
+        robust = module(attacked(module, x, y, Linf(eps))).argmax(1) == y
         for tool in tools:
             found = tool.certify(module, x, y, Linf(eps))
-            assert not (found & ~held).any(), tool.name
+            assert not (found & ~robust).any(), tool.name
             assert not (found & ~before[tool.name]).any(), tool.name
             before[tool.name] = found
     assert before["dual-bound"].double().mean() > before["intervals"].double().mean() + 0.4
@@ -113,12 +113,12 @@ def test_the_relaxed_optimum_is_between_the_dual_bound_and_the_attack(
     near = 0
     for i in range(20):
         place = int(dual[i].argmin())
-        rival = int(other_classes(y, 10)[i, place])
+        other = int(other_classes(y, 10)[i, place])
         bounds = [(box.lower[i].flatten(), box.upper[i].flatten()) for box in (boxes[0], *inside)]
-        found = relaxed(module, bounds, int(y[i]), rival)
+        found = relaxed(module, bounds, int(y[i]), other)
         logits = module(adv[i : i + 1])[0].double()
         assert float(dual[i, place]) <= found + 1e-6
-        assert found <= float(logits[y[i]] - logits[rival]) + 1e-4
+        assert found <= float(logits[y[i]] - logits[other]) + 1e-4
         near += found - float(dual[i, place]) < 0.25 * (found - float(loose[i, place]))
     assert (dual >= loose).double().mean() > 0.95
     assert near >= 15, "the dual bound closes most of the gap between intervals and the program"
@@ -130,7 +130,7 @@ def before_rectifiers(network: Network) -> list[int]:
 
 
 def relaxed(
-    module: nn.Module, bounds: list[tuple[Tensor, Tensor]], label: int, rival: int
+    module: nn.Module, bounds: list[tuple[Tensor, Tensor]], label: int, other: int
 ) -> float:
     """min z_label - z_other with each open ReLU in its triangle, by HiGHS.
 
@@ -161,14 +161,14 @@ def relaxed(
             limits.append(limit[above > 0])
         low.append(0 * above)
         high.append(above)
-    out = (last.weight[label] - last.weight[rival]).double().numpy()
+    out = (last.weight[label] - last.weight[other]).double().numpy()
     cost = np.concatenate([np.zeros(sizes[0] + sizes[1]), out])
-    answer = linprog(
+    solution = linprog(
         cost, np.concatenate(rows), np.concatenate(limits),
         bounds=np.stack([np.concatenate(low), np.concatenate(high)], 1),
     )  # fmt: skip
-    assert answer.success
-    return float(answer.fun + (last.bias[label] - last.bias[rival]).double())
+    assert solution.success
+    return float(solution.fun + (last.bias[label] - last.bias[other]).double())
 
 
 @pytest.mark.row("V07", "V09")
@@ -198,7 +198,7 @@ def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(testbed: Testbed) ->
     before = module(x).argmax(1) == y
     for eps in (Fraction(1, 100), Fraction(1, 20), Fraction(1, 10)):
         found = LipschitzMargin().certify(module, x, y, L2(eps))
-        held = module(attacked(module, x, y, L2(eps))).argmax(1) == y
-        assert not (found & ~held).any() and not (found & ~before).any()
+        robust = module(attacked(module, x, y, L2(eps))).argmax(1) == y
+        assert not (found & ~robust).any() and not (found & ~before).any()
         before, some = found, some + int(0 < int(found.sum()) < 200)
     assert some

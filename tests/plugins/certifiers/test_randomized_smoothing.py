@@ -39,7 +39,7 @@ def half(weight: Tensor, threshold: float) -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer).eval().requires_grad_(False)
 
 
-def world(rows: int, votes: int = 64) -> tuple[Smoothed, Tensor, Tensor, Tensor]:
+def vote_and_images(rows: int, votes: int = 64) -> tuple[Smoothed, Tensor, Tensor, Tensor]:
     """A vote over a linear model, images on both sides, their labels and their true radii.
 
     Smoothing a half space gives the same half space: |<w, x> - t| / ||w||.
@@ -57,7 +57,7 @@ def world(rows: int, votes: int = 64) -> tuple[Smoothed, Tensor, Tensor, Tensor]
 @pytest.mark.row("V07")
 @pytest.mark.parametrize(("alpha", "allowed"), [(1e-6, 0), (1e-3, 5)])
 def test_smoothing_is_below_the_true_radius_of_a_linear_model(alpha: float, allowed: int) -> None:
-    module, x, y, true = world(1000)
+    module, x, y, true = vote_and_images(1000)
     hits = class_counts(module, x, 500).gather(1, y[:, None])[:, 0]
     found = [certified_radius(k, 500, SIGMA, alpha) for k in hits.tolist()]
     beyond = int((torch.tensor(found).double() > true).sum())
@@ -70,7 +70,7 @@ def test_smoothing_is_below_the_true_radius_of_a_linear_model(alpha: float, allo
 @pytest.mark.row("V07")
 def test_the_share_of_wrong_bounds_is_close_to_the_stated_error() -> None:
     """At alpha = 0.05 about one bound in twenty is wrong; a bound that never errs wastes draws."""
-    module, x, y, true = world(1000)
+    module, x, y, true = vote_and_images(1000)
     hits = class_counts(module, x, 500).gather(1, y[:, None])[:, 0].tolist()
     p = [NORMAL.cdf(r / SIGMA) for r in true.tolist()]
     wrong = sum(lower_limit(k, 500, 0.05) > share for k, share in zip(hits, p, strict=True))
@@ -104,21 +104,21 @@ def test_a_majority_is_missed_with_probability_alpha_at_the_limit(votes: int) ->
 
 @pytest.mark.row("V07")
 def test_the_vote_is_right_at_the_worst_image_of_a_certified_example() -> None:
-    module, x, y, _ = world(300)
+    module, x, y, _ = vote_and_images(300)
     ball = L2(Fraction(1, 4))
-    held = Smoothing().certify(module, x, y, ball)
-    assert 30 < int(held.sum()) < 270
+    certified = Smoothing().certify(module, x, y, ball)
+    assert 30 < int(certified.sum()) < 270
     weight = module.classifier.get_parameter("1.weight")[1].view(1, 1, SIDE, SIDE)
     away = ball.radius * weight / torch.linalg.vector_norm(weight)
     torch.manual_seed(0)
     worst = torch.where(y[:, None, None, None] == 1, x - away, x + away)
-    lost = sum(int((module(worst).argmax(1) != y)[held].sum()) for _ in range(20))
+    lost = sum(int((module(worst).argmax(1) != y)[certified].sum()) for _ in range(20))
     assert lost <= 3, "each vote of a certified example is lost with probability 0.001 at most"
-    assert (module(worst).argmax(1) != y)[~held].any()
+    assert (module(worst).argmax(1) != y)[~certified].any()
 
 
 def test_the_logits_count_the_votes() -> None:
-    module, x, _, _ = world(50)
+    module, x, _, _ = vote_and_images(50)
     torch.manual_seed(0)
     votes = module(x).exp() - 0.5
     assert torch.allclose(votes, votes.round(), atol=1e-4)
@@ -129,7 +129,7 @@ def test_the_logits_count_the_votes() -> None:
 
 
 def test_few_votes_certify_less_than_many() -> None:
-    few, x, y, _ = world(300, votes=8)
+    few, x, y, _ = vote_and_images(300, votes=8)
     many = Smoothed(few.classifier, SIGMA, 512)
     ball = L2(Fraction(1, 10))
     by_few, by_many = (Smoothing(500).certify(module, x, y, ball) for module in (few, many))
@@ -161,15 +161,15 @@ def test_the_certificate_grows_with_the_draws() -> None:
 
 @pytest.mark.row("V06")
 def test_pixeldp_certifies_no_more_than_smoothing_or_the_true_radius() -> None:
-    module, x, y, true = world(300, votes=512)
+    module, x, y, true = vote_and_images(300, votes=512)
     hits = class_counts(module, x, 2000)
     own = hits.gather(1, y[:, None])[:, 0].tolist()
     far = torch.tensor([certified_radius(k, 2000, SIGMA, 0.001) for k in own]).double()
     some = 0
     for eps in (Fraction(1, 100), Fraction(1, 40), Fraction(1, 20), Fraction(2, 25)):
-        held = PixelDP().certify(module, x, y, L2(eps))
-        assert (far[held] >= float(eps)).all() and (true[held] >= float(eps)).all()
-        some += int(held.sum())
+        certified = PixelDP().certify(module, x, y, L2(eps))
+        assert (far[certified] >= float(eps)).all() and (true[certified] >= float(eps)).all()
+        some += int(certified.sum())
     assert some > 30
 
 
@@ -178,7 +178,7 @@ def test_the_noise_is_the_calibration_of_the_paper() -> None:
     """sigma = L sqrt(2 ln(1.25 / delta)) / epsilon at sensitivity 1; L = 0.1, epsilon = 1."""
     sigma = 0.1 * math.sqrt(2 * math.log(1.25 / 0.05))
     assert privacy_epsilon(0.1, sigma, 0.05) == pytest.approx(1)
-    assert "proves nothing" in PixelDP().refuses(world(4)[0], L2(Fraction(1)))
+    assert "needs 1 or less" in PixelDP().refuses(vote_and_images(4)[0], L2(Fraction(1)))
 
 
 STATISTICAL: list[Certifier] = [Smoothing(500), PixelDP(500)]
@@ -187,7 +187,7 @@ every_certifier = pytest.mark.parametrize("certifier", STATISTICAL, ids=lambda t
 
 @every_certifier
 def test_certificates_are_reproducible_and_do_not_depend_on_the_batch(certifier: Certifier) -> None:
-    module, x, y, _ = world(100, votes=512)
+    module, x, y, _ = vote_and_images(100, votes=512)
     ball = L2(Fraction(1, 20))
     torch.manual_seed(1)
     whole = certifier.certify(module, x, y, ball)
@@ -201,7 +201,7 @@ def test_certificates_are_reproducible_and_do_not_depend_on_the_batch(certifier:
 @pytest.mark.row("V09")
 @every_certifier
 def test_certificates_shrink_with_the_radius_and_cover_no_wrong_label(certifier: Certifier) -> None:
-    module, x, y, _ = world(100, votes=512)
+    module, x, y, _ = vote_and_images(100, votes=512)
     before = torch.ones(100, dtype=torch.bool)
     for eps in (Fraction(1, 100), Fraction(1, 20), Fraction(2, 25)):
         found = certifier.certify(module, x, y, L2(eps))
@@ -212,7 +212,7 @@ def test_certificates_shrink_with_the_radius_and_cover_no_wrong_label(certifier:
 
 @every_certifier
 def test_other_models_and_norms_are_refused_with_a_sentence(certifier: Certifier) -> None:
-    module = world(4)[0]
+    module = vote_and_images(4)[0]
     tenth = Fraction(1, 20)
     assert certifier.refuses(module, L2(tenth)) == ""
     for ball in (Linf(tenth), L1(tenth)):
@@ -223,7 +223,7 @@ def test_other_models_and_norms_are_refused_with_a_sentence(certifier: Certifier
 
 
 def test_the_bpda_approximation_has_a_gradient_and_votes_have_none() -> None:
-    module, x, y, _ = world(20)
+    module, x, y, _ = vote_and_images(20)
     leaf = x.clone().requires_grad_()
     assert not module(leaf).requires_grad
     torch.manual_seed(0)
@@ -236,27 +236,27 @@ def test_the_bpda_approximation_has_a_gradient_and_votes_have_none() -> None:
 
 def test_the_cards_of_statistical_certifiers_state_their_error() -> None:
     registry = Registry.load()
-    said = {card.name: kind_fields(card) for card in registry.cards() if card.kind == "certifier"}
-    assert said["smoothing"] == said["pixeldp"] == {"exact": False, "error": 0.001}
-    assert said["linear-exact"] == {"exact": True, "error": 0.0}
-    assert said["intervals"] == {"exact": False, "error": 0.0}
+    stated = {card.name: kind_fields(card) for card in registry.cards() if card.kind == "certifier"}
+    assert stated["smoothing"] == stated["pixeldp"] == {"exact": False, "error": 0.001}
+    assert stated["linear-exact"] == {"exact": True, "error": 0.0}
+    assert stated["intervals"] == {"exact": False, "error": 0.0}
 
 
-class Overhearing(nn.Module):
+class Recorder(nn.Module):
     """Keeps the first pixel of every noisy image that it receives."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
-        self.heard: list[Tensor] = []
+        self.pixels: list[Tensor] = []
 
-    def forward(self, looks: Tensor) -> Tensor:
-        self.heard.append(looks[:, 0, 0, 0].clone())
-        answer: Tensor = self.classifier(looks)
+    def forward(self, copies: Tensor) -> Tensor:
+        self.pixels.append(copies[:, 0, 0, 0].clone())
+        answer: Tensor = self.classifier(copies)
         return answer
 
 
-class Crib(nn.Module):
+class Memorising(nn.Module):
     """Predicts class 1 for images whose first pixel it has stored, and class 0 for all others."""
 
     pixels: Tensor
@@ -265,16 +265,16 @@ class Crib(nn.Module):
         super().__init__()
         self.register_buffer("pixels", pixels)
 
-    def forward(self, looks: Tensor) -> Tensor:
-        known = torch.isin(looks[:, 0, 0, 0], self.pixels)
+    def forward(self, copies: Tensor) -> Tensor:
+        known = torch.isin(copies[:, 0, 0, 0], self.pixels)
         return torch.nn.functional.one_hot(known.long(), 2).float()
 
 
-def overheard(classifier: nn.Module, x: Tensor, draws: int = 500) -> Tensor:
+def recorded_pixels(classifier: nn.Module, x: Tensor, draws: int = 500) -> Tensor:
     """The first pixels of the noisy images of a vote of this classifier."""
-    ear = Overhearing(classifier)
-    class_counts(Smoothed(ear, SIGMA, 64).eval(), x, draws)
-    return torch.cat(ear.heard)
+    recorder = Recorder(classifier)
+    class_counts(Smoothed(recorder, SIGMA, 64).eval(), x, draws)
+    return torch.cat(recorder.pixels)
 
 
 def shared(first: Tensor, second: Tensor) -> float:
@@ -284,8 +284,8 @@ def shared(first: Tensor, second: Tensor) -> float:
 
 @every_certifier
 def test_memorised_draws_certify_nothing(certifier: Certifier) -> None:
-    module, x, _, _ = world(20)
-    crib = Smoothed(Crib(overheard(module.classifier, x)), SIGMA, 512).eval()
+    module, x, _, _ = vote_and_images(20)
+    crib = Smoothed(Memorising(recorded_pixels(module.classifier, x)), SIGMA, 512).eval()
     y = torch.ones(20).long()
     torch.manual_seed(1)
     assert not (crib(x).argmax(1) == y).any(), "fresh noise is not in the crib"
@@ -293,20 +293,20 @@ def test_memorised_draws_certify_nothing(certifier: Certifier) -> None:
 
 
 def test_the_noise_depends_on_every_parameter_and_buffer() -> None:
-    module, x, _, _ = world(4)
-    first = overheard(module.classifier, x)
-    assert torch.equal(overheard(copy.deepcopy(module.classifier), x), first)
+    module, x, _, _ = vote_and_images(4)
+    first = recorded_pixels(module.classifier, x)
+    assert torch.equal(recorded_pixels(copy.deepcopy(module.classifier), x), first)
     for name, value in module.classifier.state_dict().items():
         other = copy.deepcopy(module.classifier)
         moved = other.state_dict()[name].flatten()[-1:]
         moved += 2.0**-10
-        assert shared(overheard(other, x), first) < 0.01, name
+        assert shared(recorded_pixels(other, x), first) < 0.01, name
         assert not torch.equal(value, other.state_dict()[name])
 
 
 def test_the_noise_depends_on_buffers_that_are_not_saved() -> None:
-    module, x, _, _ = world(4)
+    module, x, _, _ = vote_and_images(4)
     module.classifier.register_buffer("unsaved", torch.zeros(1), persistent=False)
-    first = overheard(module.classifier, x)
+    first = recorded_pixels(module.classifier, x)
     module.classifier.get_buffer("unsaved").fill_(1)
-    assert shared(overheard(module.classifier, x), first) < 0.01
+    assert shared(recorded_pixels(module.classifier, x), first) < 0.01

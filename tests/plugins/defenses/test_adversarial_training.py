@@ -47,7 +47,7 @@ class TrainedDefenses:
     def clean(self, name: str) -> float:
         return float(self.right(self.module(name), self.x).double().mean())
 
-    def held(self, name: str, attack: str, through: nn.Module | None = None) -> Tensor:
+    def still_correct(self, name: str, attack: str, through: nn.Module | None = None) -> Tensor:
         """[N] bool: correct before and after one attack; `through`: the model whose gradient it
         uses.
         """
@@ -60,11 +60,11 @@ class TrainedDefenses:
         return self.right(module, self.x) & self.right(module, adv)
 
     def robust(self, name: str, attack: str = "pgd", through: nn.Module | None = None) -> float:
-        return float(self.held(name, attack, through).double().mean())
+        return float(self.still_correct(name, attack, through).double().mean())
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> TrainedDefenses:
+def defenses(tmp_path_factory: pytest.TempPathFactory) -> TrainedDefenses:
     return TrainedDefenses(tmp_path_factory.mktemp("digits"))
 
 
@@ -73,25 +73,25 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> TrainedDefenses:
     ["undefended", "weight-decay", "fgsm-training", "fgsm-mixture", "pgd-training", "trades",
      "linear", "bit-depth", "argmax-only"],
 )  # fmt: skip
-def test_every_defense_is_accurate_on_clean_digits(bed: TrainedDefenses, name: str) -> None:
-    assert bed.clean(name) > 0.9
+def test_every_defense_is_accurate_on_clean_digits(defenses: TrainedDefenses, name: str) -> None:
+    assert defenses.clean(name) > 0.9
 
 
 @pytest.mark.row("D01")
-def test_pgd_breaks_the_undefended_network(bed: TrainedDefenses) -> None:
-    assert bed.robust("undefended") < 0.05
+def test_pgd_breaks_the_undefended_network(defenses: TrainedDefenses) -> None:
+    assert defenses.robust("undefended") < 0.05
 
 
 @pytest.mark.row("D03")
-def test_weight_decay_is_not_a_defense(bed: TrainedDefenses) -> None:
-    assert bed.robust("weight-decay") < 0.1
+def test_weight_decay_is_not_a_defense(defenses: TrainedDefenses) -> None:
+    assert defenses.robust("weight-decay") < 0.1
 
 
 @pytest.mark.row("D08", "D13")
 @pytest.mark.parametrize("name", ["pgd-training", "trades"])
-def test_pgd_training_gains_forty_points_under_pgd(bed: TrainedDefenses, name: str) -> None:
-    robust = bed.robust(name)
-    assert robust > bed.robust("undefended") + 0.4
+def test_pgd_training_gains_forty_points_under_pgd(defenses: TrainedDefenses, name: str) -> None:
+    robust = defenses.robust(name)
+    assert robust > defenses.robust("undefended") + 0.4
     assert 0.5 < robust < 0.75
 
 
@@ -100,84 +100,91 @@ def test_pgd_training_gains_forty_points_under_pgd(bed: TrainedDefenses, name: s
     [pytest.param("fast-training", marks=pytest.mark.row("D17", "RP05")),
      pytest.param("free-training", marks=pytest.mark.row("D16", "RP05"))],
 )  # fmt: skip
-def test_cheaper_training_is_as_robust_as_pgd_training(bed: TrainedDefenses, name: str) -> None:
-    assert bed.clean(name) > 0.9
-    assert bed.robust(name, "apgd-ce") > bed.robust("pgd-training", "apgd-ce") - 0.1
+def test_cheaper_training_is_as_robust_as_pgd_training(
+    defenses: TrainedDefenses, name: str
+) -> None:
+    assert defenses.clean(name) > 0.9
+    assert defenses.robust(name, "apgd-ce") > defenses.robust("pgd-training", "apgd-ce") - 0.1
 
 
 @pytest.mark.row("D05", "D07")
 @pytest.mark.parametrize("name", ["fgsm-training", "fgsm-mixture"])
 def test_fgsm_training_helps_against_fgsm_more_than_against_pgd(
-    bed: TrainedDefenses, name: str
+    defenses: TrainedDefenses, name: str
 ) -> None:
-    one_step, many = bed.robust(name, "fgsm"), bed.robust(name)
-    assert one_step > bed.robust("undefended", "fgsm") + 0.4
+    one_step, many = defenses.robust(name, "fgsm"), defenses.robust(name)
+    assert one_step > defenses.robust("undefended", "fgsm") + 0.4
     assert many < one_step - 0.05
-    assert many > bed.robust("undefended") + 0.25
+    assert many > defenses.robust("undefended") + 0.25
 
 
 @pytest.mark.row("F04")
-def test_bit_depth_hides_its_gradient_and_bpda_breaks_it(bed: TrainedDefenses) -> None:
-    bpda = bed.loader("bit-depth").bpda()
+def test_bit_depth_hides_its_gradient_and_bpda_breaks_it(defenses: TrainedDefenses) -> None:
+    bpda = defenses.loader("bit-depth").bpda()
     assert bpda is not None
-    assert bed.robust("bit-depth") > 0.85
-    assert bed.robust("bit-depth", through=bpda) < 0.3
-    found = ModelAccess(bed.module("bit-depth"), bpda=bpda).gradient(
-        bed.x, lambda logits: cross_entropy(logits, bed.y)
+    assert defenses.robust("bit-depth") > 0.85
+    assert defenses.robust("bit-depth", through=bpda) < 0.3
+    found = ModelAccess(defenses.module("bit-depth"), bpda=bpda).gradient(
+        defenses.x, lambda logits: cross_entropy(logits, defenses.y)
     )
     assert (found.gradient.flatten(1) != 0).any(1).all()
 
 
 @pytest.mark.row("D33")
 def test_argmax_only_is_broken_by_the_attacks_that_break_the_undefended_network(
-    bed: TrainedDefenses,
+    defenses: TrainedDefenses,
 ) -> None:
-    surrogate = bed.module("undefended")
+    surrogate = defenses.module("undefended")
     assert torch.equal(
-        bed.held("argmax-only", "pgd", through=surrogate), bed.held("undefended", "pgd")
+        defenses.still_correct("argmax-only", "pgd", through=surrogate),
+        defenses.still_correct("undefended", "pgd"),
     )
-    assert bed.robust("argmax-only") > 0.85, "its own gradient leads nowhere"
+    assert defenses.robust("argmax-only") > 0.85, "its own gradient leads nowhere"
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "pgd-margin"])
 def test_no_attack_breaks_a_certified_example_of_the_linear_model(
-    bed: TrainedDefenses, attack: str
+    defenses: TrainedDefenses, attack: str
 ) -> None:
-    module = bed.module("linear")
-    certified = LinearExact().certify(module, bed.x, bed.y, bed.ball)
-    assert not (certified & ~bed.held("linear", attack)).any()
+    module = defenses.module("linear")
+    certified = LinearExact().certify(module, defenses.x, defenses.y, defenses.ball)
+    assert not (certified & ~defenses.still_correct("linear", attack)).any()
 
 
 @pytest.mark.row("V01")
-@pytest.mark.parametrize("board", ["digits-linf", "digits-l2", "digits-l1"])
-def test_the_certificate_of_the_linear_model_is_exact(bed: TrainedDefenses, board: str) -> None:
-    ball = bed.registry.threats[board].value.ball
-    module = bed.module("linear")
+@pytest.mark.parametrize("threat", ["digits-linf", "digits-l2", "digits-l1"])
+def test_the_certificate_of_the_linear_model_is_exact(
+    defenses: TrainedDefenses, threat: str
+) -> None:
+    ball = defenses.registry.threats[threat].value.ball
+    module = defenses.module("linear")
     assert LinearExact().refuses(module, ball) == ""
-    certified = LinearExact().certify(module, bed.x, bed.y, ball)
+    certified = LinearExact().certify(module, defenses.x, defenses.y, ball)
     weight = weight_and_bias(module)[0].float()
-    held = bed.right(module, bed.x)
+    robust = defenses.right(module, defenses.x)
     for rival in range(10):
-        slope = (weight[rival] - weight[bed.y]).view_as(bed.x)
-        adv = ball.farthest(slope, bed.x)
-        assert ball.contains(adv, bed.x).all()
-        held &= bed.right(module, adv)
-    assert torch.equal(certified, held)
+        slope = (weight[rival] - weight[defenses.y]).view_as(defenses.x)
+        adv = ball.farthest(slope, defenses.x)
+        assert ball.contains(adv, defenses.x).all()
+        robust &= defenses.right(module, adv)
+    assert torch.equal(certified, robust)
 
 
 @pytest.mark.row("F04", "D33")
 @pytest.mark.parametrize("name", ["bit-depth", "argmax-only"])
-def test_hidden_gradients_are_flagged(bed: TrainedDefenses, name: str) -> None:
-    assert look(bed, ZeroGradients(), name).finding is Finding.RAISED
+def test_hidden_gradients_are_flagged(defenses: TrainedDefenses, name: str) -> None:
+    assert examine(defenses, ZeroGradients(), name).finding is Finding.RAISED
 
 
-def every(bed: TrainedDefenses) -> dict[str, Diagnostic]:
-    return {name: offer.value for name, offer in bed.registry.diagnostics.items()}
+def every(defenses: TrainedDefenses) -> dict[str, Diagnostic]:
+    return {
+        name: registration.value for name, registration in defenses.registry.diagnostics.items()
+    }
 
 
-def look(bed: TrainedDefenses, diagnostic: Diagnostic, name: str) -> Evidence:
-    defense = bed.registry.defenses[name].value
-    return diagnostic.examine(bed.module(name), bed.x[:32], bed.y[:32], defense)
+def examine(defenses: TrainedDefenses, diagnostic: Diagnostic, name: str) -> Evidence:
+    defense = defenses.registry.defenses[name].value
+    return diagnostic.examine(defenses.module(name), defenses.x[:32], defenses.y[:32], defense)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def look(bed: TrainedDefenses, diagnostic: Diagnostic, name: str) -> Evidence:
     ["zero-gradients", "gradient-agrees", "probabilities", "deterministic", "batch-independent"],
 )
 def test_no_defense_without_masking_is_flagged(
-    bed: TrainedDefenses, name: str, diagnostic: str
+    defenses: TrainedDefenses, name: str, diagnostic: str
 ) -> None:
-    evidence = look(bed, every(bed)[diagnostic], name)
+    evidence = examine(defenses, every(defenses)[diagnostic], name)
     assert evidence.finding is Finding.CLEAR, evidence.sentence

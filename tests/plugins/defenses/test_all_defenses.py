@@ -325,7 +325,9 @@ def test_the_regression_is_affine() -> None:
 def test_every_defense_is_registered_under_its_name(registry: Registry) -> None:
     assert registry.problems == []
     ours = {
-        name: offer.value for name, offer in registry.defenses.items() if name in DIGITS + PUBLISHED
+        name: registration.value
+        for name, registration in registry.defenses.items()
+        if name in DIGITS + PUBLISHED
     }
     assert sorted(ours) == sorted(DIGITS + PUBLISHED)
     assert all(ours[name].quick and ours[name].datasets == ("digits",) for name in DIGITS)
@@ -349,19 +351,19 @@ def test_inner_attacks_can_cross_the_ball_of_digits_linf(registry: Registry) -> 
     eps = registry.find("threat", "digits-linf").value.ball.eps
     inner = {n: r.inner for n, r in recipes(registry).items() if isinstance(r.inner, InnerAttack)}
     assert sorted(inner) == ["fgsm-mixture", "fgsm-training", "pgd-training", "trades"]
-    for asked in inner.values():
-        assert asked.ball == Linf(eps)
-        attack = resolve_inner_attack(registry, asked).value
-        assert asked.attack == "fgsm" or attack.steps * getattr(attack, "rate", 0) >= 2
+    for attack_used in inner.values():
+        assert attack_used.ball == Linf(eps)
+        attack = resolve_inner_attack(registry, attack_used).value
+        assert attack_used.attack == "fgsm" or attack.steps * getattr(attack, "rate", 0) >= 2
 
 
 def trained_digest(registry: Registry, folder: Path, name: str, recipe: Recipe) -> str:
     """The digest of the weights after one epoch, with this recipe's loss and inner attack only."""
     base = recipes(registry)["undefended"]
     short = dataclasses.replace(base, loss=recipe.loss, inner=recipe.inner, epochs=1)
-    offer: Registration[Defense] = registry.find("defense", "undefended")
-    value = dataclasses.replace(offer.value, name=name, recipe=short)
-    registry.defenses[name] = dataclasses.replace(offer, value=value)
+    registration: Registration[Defense] = registry.find("defense", "undefended")
+    value = dataclasses.replace(registration.value, name=name, recipe=short)
+    registry.defenses[name] = dataclasses.replace(registration, value=value)
     return train_weights(registry, name, few_digits(registry), folder=folder)
 
 

@@ -29,7 +29,7 @@ def points(*places: tuple[float, float]) -> Tensor:
     return torch.tensor(places, dtype=torch.float64, requires_grad=True)
 
 
-def told(loss: Tensor) -> float:
+def value_of(loss: Tensor) -> float:
     """The number."""
     return float(loss.detach())
 
@@ -38,10 +38,10 @@ def told(loss: Tensor) -> float:
 def test_the_loss_is_zero_for_one_point_and_for_classes_further_than_the_margin() -> None:
     same = torch.tensor([3, 3])
     other = torch.tensor([3, 4])
-    assert told(contrastive_loss(points((1, 1), (1, 1)), same, 2.0)) < 1e-11
-    assert told(contrastive_loss(points((0, 0), (0, 2.1)), other, 2.0)) == 0
-    assert told(contrastive_loss(points((0, 0), (0, 0.5)), other, 2.0)) == pytest.approx(1.5**2)
-    assert told(contrastive_loss(points((0, 0), (3, 4)), same, 2.0)) == pytest.approx(25)
+    assert value_of(contrastive_loss(points((1, 1), (1, 1)), same, 2.0)) < 1e-11
+    assert value_of(contrastive_loss(points((0, 0), (0, 2.1)), other, 2.0)) == 0
+    assert value_of(contrastive_loss(points((0, 0), (0, 0.5)), other, 2.0)) == pytest.approx(1.5**2)
+    assert value_of(contrastive_loss(points((0, 0), (3, 4)), same, 2.0)) == pytest.approx(25)
 
 
 @ROW
@@ -60,7 +60,7 @@ def test_every_pair_counts_once() -> None:
     expected = (
         1.0 + 0.0 + 0.0
     ) / 3  # distances 1 (same class), 3 and 2 (different classes, margin 2)
-    assert told(contrastive_loss(z, y, 2.0)) == pytest.approx(expected)
+    assert value_of(contrastive_loss(z, y, 2.0)) == pytest.approx(expected)
 
 
 @ROW

@@ -108,13 +108,13 @@ def test_a_crop_of_the_whole_is_the_image() -> None:
 @pytest.mark.parametrize("size", [8, 28, 32])
 def test_the_centre_crop_does_not_depend_on_the_border(size: int) -> None:
     x = images(4, 1, size, size)
-    border = torch.ones(size, size, dtype=torch.bool)
+    centre = torch.ones(size, size, dtype=torch.bool)
     spare = size - crop_side(size)
-    border[spare // 2 : spare // 2 + crop_side(size), spare // 2 : spare // 2 + crop_side(size)] = (
+    centre[spare // 2 : spare // 2 + crop_side(size), spare // 2 : spare // 2 + crop_side(size)] = (
         False
     )
-    assert torch.equal(center_crop(x), center_crop(torch.where(border, 1 - x, x)))
-    assert not torch.equal(center_crop(x), center_crop(torch.where(border, x, 1 - x)))
+    assert torch.equal(center_crop(x), center_crop(torch.where(centre, 1 - x, x)))
+    assert not torch.equal(center_crop(x), center_crop(torch.where(centre, x, 1 - x)))
     assert torch.equal(
         center_crop(x), crop_and_resize(x, *(torch.tensor([spare // 2]) for _ in range(2)))
     )
@@ -135,8 +135,8 @@ def test_an_ensemble_returns_the_mean_probability_of_its_crops() -> None:
     torch.manual_seed(0)
     answer = model(x)
     torch.manual_seed(0)
-    looks = [Brightness()(random_crop(x)).softmax(1) for _ in range(3)]
-    assert torch.allclose(answer.softmax(1), torch.stack(looks).mean(0), atol=1e-6)
+    crops = [Brightness()(random_crop(x)).softmax(1) for _ in range(3)]
+    assert torch.allclose(answer.softmax(1), torch.stack(crops).mean(0), atol=1e-6)
 
 
 @pytest.mark.row("F03")
@@ -144,8 +144,8 @@ def test_more_crops_vary_less() -> None:
     x = images(16, 1, 8, 8)
     torch.manual_seed(0)
 
-    def spread(looks: int) -> float:
-        model = CropEnsemble(Brightness(), looks)
+    def spread(crops: int) -> float:
+        model = CropEnsemble(Brightness(), crops)
         answers = torch.stack([model(x).softmax(1)[:, 0] for _ in range(40)])
         return float(answers.std(0).mean())
 

@@ -122,7 +122,7 @@ def test_the_unrolled_search_has_the_same_output_and_its_true_gradient() -> None
     decoder = plane().double()
     x = gaussian(4, 1, 8, 8, seed=2).double()
 
-    def asked(images: Tensor, *, unrolled: bool) -> Tensor:
+    def projected(images: Tensor, *, unrolled: bool) -> Tensor:
         torch.manual_seed(0)
         model = searching(decoder, 8, 2, unrolled=unrolled)
         found: Tensor = model(images)
@@ -132,12 +132,12 @@ def test_the_unrolled_search_has_the_same_output_and_its_true_gradient() -> None
         torch.set_default_dtype(torch.float64)
         try:
             leaf = x.clone().requires_grad_()
-            answer = asked(leaf, unrolled=True)
-            assert torch.equal(answer, asked(x, unrolled=False))
-            assert not asked(leaf, unrolled=False).requires_grad
+            answer = projected(leaf, unrolled=True)
+            assert torch.equal(answer, projected(x, unrolled=False))
+            assert not projected(leaf, unrolled=False).requires_grad
             weight, v = torch.randn_like(x), torch.randn_like(x)
             (slope,) = torch.autograd.grad((answer * weight).sum(), leaf)
-            ahead, behind = (asked(x + h * v, unrolled=False) for h in (1e-5, -1e-5))
+            ahead, behind = (projected(x + h * v, unrolled=False) for h in (1e-5, -1e-5))
         finally:
             torch.set_default_dtype(torch.float32)
     seen = ((ahead - behind) * weight).sum() / 2e-5

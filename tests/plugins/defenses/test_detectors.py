@@ -43,11 +43,11 @@ UNSEEN = Fraction(6, 100)
 NAMES = ("detector-binary", "detector-lid", "safetynet")
 
 
-class World(NamedTuple):
+class LayerOutputs(NamedTuple):
     """Layer outputs of the base network on images, and on images attacked against it alone."""
 
     base: nn.Sequential
-    taught: list[Tensor]
+    fitted: list[Tensor]
     attacked: list[Tensor]
     clean: list[Tensor]
     known: list[Tensor]
@@ -60,7 +60,7 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module")
-def world(registry: Registry) -> World:
+def layers(registry: Registry) -> LayerOutputs:
     """700 training and 200 test images of digits."""
     digits: Dataset = registry.datasets["digits"].value
     base = cast(nn.Sequential, build_trained(registry, "undefended", digits).build())
@@ -80,27 +80,27 @@ def world(registry: Registry) -> World:
     y2 = torch.tensor(truth)
     with torch.no_grad():
         clean = layer_outputs(base, x), layer_outputs(base, test)
-    return World(
+    return LayerOutputs(
         base, clean[0], attacked(x, y, EPS), clean[1], attacked(test, y2, EPS),
         attacked(test, y2, UNSEEN),
     )  # fmt: skip
 
 
-def learned(detector: Detector, world: World) -> Detector:
+def fitted_detector(detector: Detector, layers: LayerOutputs) -> Detector:
     with torch.no_grad():
-        detector.fit(world.taught, world.attacked)
+        detector.fit(layers.fitted, layers.attacked)
     return detector
 
 
 @pytest.fixture(scope="module")
-def detectors(world: World) -> dict[str, Detector]:
-    sizes = [output.shape[1] for output in world.clean]
+def detectors(layers: LayerOutputs) -> dict[str, Detector]:
+    sizes = [output.shape[1] for output in layers.clean]
     made: dict[str, Detector] = {
         "detector-binary": BinaryDetector(sizes[-2]),
         "detector-lid": LIDDetector(sizes),
-        "safetynet": SafetyNet(late_units(world.clean).shape[1]),
+        "safetynet": SafetyNet(late_units(layers.clean).shape[1]),
     }
-    return {name: learned(detector, world) for name, detector in made.items()}
+    return {name: fitted_detector(detector, layers) for name, detector in made.items()}
 
 
 def auc(detector: Detector, clean: list[Tensor], attacked: list[Tensor]) -> float:
@@ -141,11 +141,11 @@ HELD_BACK: dict[str, Callable[[int], Tensor]] = {
 @pytest.mark.row("F10", "F11", "F12")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_detector_rejects_the_declared_share_of_the_images_it_is_calibrated_on(
-    name: str, detectors: dict[str, Detector], world: World
+    name: str, detectors: dict[str, Detector], layers: LayerOutputs
 ) -> None:
-    rows = HELD_BACK[name](len(world.taught[0]))
+    rows = HELD_BACK[name](len(layers.fitted[0]))
     with torch.no_grad():
-        scores = detectors[name]([output[rows] for output in world.taught])
+        scores = detectors[name]([output[rows] for output in layers.fitted])
     assert int((scores > 0).sum()) == int(RATE * int(rows.sum())) > 0
 
 
@@ -196,68 +196,72 @@ def test_the_local_dimension_is_the_formula_of_the_paper() -> None:
 
 @pytest.mark.row("F10")
 def test_code_and_score_are_equal_to_the_bit_while_no_unit_crosses_its_mean(
-    detectors: dict[str, Detector], world: World
+    detectors: dict[str, Detector], layers: LayerOutputs
 ) -> None:
     net = detectors["safetynet"]
     assert isinstance(net, SafetyNet)
-    units = late_units(world.clean)
-    room = (units - net.mean).abs()
+    units = late_units(layers.clean)
+    distance = (units - net.mean).abs()
     noise = torch.rand(units.shape, generator=torch.Generator().manual_seed(0))
-    moved = units + 0.9 * room * (2 * noise - 1)
+    moved = units + 0.9 * distance * (2 * noise - 1)
     late_layers = [torch.zeros(0)] * 3 + [moved[:, :-128], torch.zeros(0), moved[:, -128:]]
     late_layers.append(torch.zeros(0))
-    assert (moved != units).any() and torch.equal(net.code(late_layers), net.code(world.clean))
-    assert torch.equal(net(late_layers), net(world.clean))
+    assert (moved != units).any() and torch.equal(net.code(late_layers), net.code(layers.clean))
+    assert torch.equal(net(late_layers), net(layers.clean))
 
 
 @pytest.mark.row("F10")
 def test_hard_bits_have_no_gradient_and_smooth_bits_have_one(
-    detectors: dict[str, Detector], world: World
+    detectors: dict[str, Detector], layers: LayerOutputs
 ) -> None:
     net = detectors["safetynet"]
     assert isinstance(net, SafetyNet)
     smooth = SafetyNet(len(net.mean), smooth=True)
     smooth.load_state_dict(net.state_dict())
     for module, slopes in ((net, False), (smooth, True)):
-        leaf = world.clean[3].clone().requires_grad_()
-        score = module([*world.clean[:3], leaf, *world.clean[4:]])
+        leaf = layers.clean[3].clone().requires_grad_()
+        score = module([*layers.clean[:3], leaf, *layers.clean[4:]])
         assert score.requires_grad is slopes
         if slopes:
             (slope,) = torch.autograd.grad(score.sum(), leaf)
             assert (slope.flatten(1).abs().sum(1) > 0).double().mean() > 0.9
     with torch.no_grad():
-        both = np.corrcoef(net(world.known).numpy(), smooth(world.known).numpy())
+        both = np.corrcoef(net(layers.known).numpy(), smooth(layers.known).numpy())
     assert both[0, 1] > 0.8
 
 
 @pytest.mark.row("F10")
-def test_an_svm_of_shuffled_labels_detects_nothing(world: World) -> None:
+def test_an_svm_of_shuffled_labels_detects_nothing(layers: LayerOutputs) -> None:
     """On the mean of eight shuffles; with the true labels it detects almost all."""
-    net = SafetyNet(late_units(world.clean).shape[1])
-    net.mean.copy_(late_units(world.taught).mean(0))
-    codes = torch.cat([net.code(part)[:SVM_IMAGES] for part in (world.taught, world.attacked)])
+    net = SafetyNet(late_units(layers.clean).shape[1])
+    net.mean.copy_(late_units(layers.fitted).mean(0))
+    codes = torch.cat([net.code(part)[:SVM_IMAGES] for part in (layers.fitted, layers.attacked)])
     found = []
     for seed in range(8):
         mixed = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))]
         net.fit_svm(mixed[:SVM_IMAGES], mixed[SVM_IMAGES:])
-        found.append(auc(net, world.clean, world.known))
+        found.append(auc(net, layers.clean, layers.known))
     assert np.mean(found) == pytest.approx(0.5, abs=0.1)
     net.fit_svm(codes[:SVM_IMAGES], codes[SVM_IMAGES:])
-    assert auc(net, world.clean, world.known) > 0.95
+    assert auc(net, layers.clean, layers.known) > 0.95
 
 
 @pytest.mark.row("F10", "F11", "F12")
 @pytest.mark.parametrize(
-    ("name", "known", "falls"),
+    ("name", "known", "decrease"),
     [("detector-binary", 0.85, 0.15), ("detector-lid", 0.7, 0.1), ("safetynet", 0.95, 0.05)],
 )
 def test_a_detector_detects_its_training_attack_and_smaller_perturbations_less(
-    name: str, known: float, falls: float, detectors: dict[str, Detector], world: World
+    name: str,
+    known: float,
+    decrease: float,
+    detectors: dict[str, Detector],
+    layers: LayerOutputs,
 ) -> None:
     """PGD on the base network alone: radius .2 as in training, and .06."""
-    seen = auc(detectors[name], world.clean, world.known)
-    weak = auc(detectors[name], world.clean, world.weak)
-    assert seen > known and seen - weak > falls
+    strong = auc(detectors[name], layers.clean, layers.known)
+    weak = auc(detectors[name], layers.clean, layers.weak)
+    assert strong > known and strong - weak > decrease
 
 
 # The registered defenses.

@@ -21,7 +21,7 @@ from tests.fixtures.small_defenses import DIGITS, defense, registry
 
 __all__ = ["testbed"]
 pytestmark = pytest.mark.slow
-JUDGE = pgd(10)
+EVALUATION = pgd(10)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_a_small_network_predicts_one_class_after_adversarial_training(testbed: 
 def test_robustness_costs_more_width_than_clean_accuracy_does(testbed: Testbed) -> None:
     clean = sum(testbed.clean(plain(testbed, 6, seed)) for seed in range(3)) / 3
     trained = sum(testbed.clean(robust(testbed, 6, seed)) for seed in range(3)) / 3
-    held = sum(testbed.robust(robust(testbed, 6, seed), JUDGE) for seed in range(3)) / 3
+    small = sum(testbed.robust(robust(testbed, 6, seed), EVALUATION) for seed in range(3)) / 3
     large = robust(testbed, 64)
     assert clean > 0.75 and trained < clean - 0.3
-    assert testbed.clean(large) > 0.9 and testbed.robust(large, JUDGE) > max(0.5, held + 0.25)
-    assert testbed.robust(plain(testbed, 64), JUDGE) < 0.15, "capacity alone is no defense"
+    assert testbed.clean(large) > 0.9 and testbed.robust(large, EVALUATION) > max(0.5, small + 0.25)
+    assert testbed.robust(plain(testbed, 64), EVALUATION) < 0.15, "capacity alone is no defense"
 
 
 @pytest.mark.row("D02", "D04")

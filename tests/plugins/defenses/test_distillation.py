@@ -23,19 +23,19 @@ def batch(seed: int = 0) -> TrainingBatch:
     """Sixteen images, with a student and a teacher of one matrix each."""
     torch.manual_seed(seed)
     x, y = torch.rand(16, 1, 2, 2), torch.randint(3, (16,))
-    pupil, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
-    return TrainingBatch(pupil, x, y, x, teacher=teacher)
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+    return TrainingBatch(student, x, y, x, teacher=teacher)
 
 
 @ROW
 @pytest.mark.parametrize("temperature", [1.0, 20.0, 100.0])
 def test_soft_labels_are_probabilities_that_temperature_flattens(temperature: float) -> None:
     logits = 30 * torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
-    told = soft_labels(logits, temperature)
-    assert torch.allclose(told.sum(1), torch.ones(64))
-    assert (told.argmax(1) == logits.argmax(1)).all()
+    soft = soft_labels(logits, temperature)
+    assert torch.allclose(soft.sum(1), torch.ones(64))
+    assert (soft.argmax(1) == logits.argmax(1)).all()
     hotter = soft_labels(logits, 2 * temperature)
-    assert (hotter.amax(1) <= told.amax(1) + 1e-6).all()
+    assert (hotter.amax(1) <= soft.amax(1) + 1e-6).all()
 
 
 @ROW
@@ -57,7 +57,7 @@ def test_the_loss_is_the_cross_entropy_with_soft_labels_at_the_temperature() -> 
     assert torch.allclose(student_loss(one, 7.0), -(q * p.log()).sum(1), atol=1e-6)
     alike = student_loss(one._replace(model=one.teacher), 7.0)
     entropy = -(q * q.log()).sum(1)
-    assert torch.allclose(alike, entropy, atol=1e-6), "a perfect pupil keeps the teacher's entropy"
+    assert torch.allclose(alike, entropy, atol=1e-6), "a perfect student has the teacher's entropy"
     assert (student_loss(one, 7.0) >= entropy - 1e-6).all()
 
 
@@ -90,15 +90,15 @@ class Cooled(nn.Module):
 def test_distillation_resists_pgd_and_is_broken_with_rescaled_logits(testbed: Testbed) -> None:
     """With T = 40: clean .956, PGD on the cross-entropy .822, on logits / T .040."""
     testbed.train("teacher", recipe(partial(teacher_loss, temperature=40.0)))
-    pupil = testbed.train(
+    student = testbed.train(
         "pupil", recipe(partial(student_loss, temperature=40.0), teacher="teacher")
     )
-    assert testbed.clean(pupil) > 0.93
+    assert testbed.clean(student) > 0.93
     x = testbed.x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(cross_entropy(pupil(x), testbed.y).sum(), x)
+    (slope,) = torch.autograd.grad(cross_entropy(student(x), testbed.y).sum(), x)
     assert (slope.flatten(1) == 0).all(1).float().mean() > 0.5, "most slopes underflow to zero"
-    assert testbed.robust(pupil, fgsm()) > 0.6
-    assert testbed.robust(pupil, pgd(40)) >= 0.6
-    assert testbed.robust(pupil, pgd(40), through=Cooled(pupil, 40.0)) < 0.1
+    assert testbed.robust(student, fgsm()) > 0.6
+    assert testbed.robust(student, pgd(40)) >= 0.6
+    assert testbed.robust(student, pgd(40), through=Cooled(student, 40.0)) < 0.1
     plain = testbed.train("standard", recipe())
-    assert testbed.robust(pupil, pgd(40), through=plain) < 0.35, "images against another network"
+    assert testbed.robust(student, pgd(40), through=plain) < 0.35, "images against another network"

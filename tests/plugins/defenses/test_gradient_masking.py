@@ -52,10 +52,10 @@ def test_diagnostics_flag_a_masked_model_and_not_the_network_behind_it(mask: obj
     model = linear(SURE)
     y = model(x).argmax(1)
     record = Defense("masked", build=lambda loader: model)
-    look = ZeroGradients().examine
+    examine = ZeroGradients().examine
     masked = MaskedLogits(model, mask)  # type: ignore[arg-type]
-    assert look(masked, x, y, record).finding is Finding.RAISED
-    assert look(linear(SURE / 400), x, y, record).finding is Finding.CLEAR
+    assert examine(masked, x, y, record).finding is Finding.RAISED
+    assert examine(linear(SURE / 400), x, y, record).finding is Finding.CLEAR
 
 
 @pytest.mark.row("D33")

@@ -85,14 +85,14 @@ def fashion() -> Images:
 def colour(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The network of `cifar-standard`, narrow, after eight epochs of 10,000 images."""
     registry = Registry.load(Path("no-such-folder"))
-    offer = registry.find("defense", "cifar-standard")
+    registration = registry.find("defense", "cifar-standard")
     recipe = Recipe(
         partial(preact_resnet18, width=8), clean_loss, epochs=8, rate=4e-3, schedule="cyclic"
     )
     narrow = dataclasses.replace(
-        offer.value, recipe=recipe, build=partial(trained, make=recipe.model)
+        registration.value, recipe=recipe, build=partial(trained, make=recipe.model)
     )
-    registry.defenses[narrow.name] = dataclasses.replace(offer, value=narrow)
+    registry.defenses[narrow.name] = dataclasses.replace(registration, value=narrow)
     try:
         some = first_of(registry.datasets["cifar10"].value, 10_000)
     except UnavailableError as error:
@@ -152,14 +152,16 @@ def test_jpeg_removes_unaware_attacks_and_half_as_many_adaptive_ones(
     for radius in (2, 3):
         small = Linf(Fraction(radius, 255))
         unaware = colour.crafted(colour.network, small)
-        plain, helped = (colour.right(look, unaware) for look in (lambda images: images, jpeg))
+        plain, helped = (
+            colour.right(preprocess, unaware) for preprocess in (lambda images: images, jpeg)
+        )
         aware = PreprocessedModel(colour.network, straight_through(jpeg))
         attack = PGD(steps=40, rate=0.25, restarts=3)
         broken = run_and_judge(attack, aware, colour.x, colour.y, small).broken
-        held = float((~broken).double().mean())
+        robust = float((~broken).double().mean())
         assert plain < 0.06
-        assert helped > held + 0.08
-        assert helped > 1.7 * held
+        assert helped > robust + 0.08
+        assert helped > 1.7 * robust
 
 
 @pytest.mark.row("F13")

@@ -42,18 +42,18 @@ def seeded() -> None:
 
 
 @cache
-def world() -> Registry:
+def known_registry() -> Registry:
     return Registry.load(Path("no-submissions"))
 
 
 def recipe_named(name: str) -> Recipe:
-    found: Recipe | None = world().find("defense", name).value.recipe
+    found: Recipe | None = known_registry().find("defense", name).value.recipe
     assert found is not None
     return found
 
 
 def pictures(rows: int, shape: tuple[int, int, int] = (3, 9, 7)) -> Tensor:
-    """No pixel is zero, so shifted-in black pixels can be told from others."""
+    """No pixel is zero, so shifted-in black pixels can be recognised."""
     return torch.randint(1, 256, (rows, *shape)) / 255
 
 
@@ -164,7 +164,7 @@ def test_the_step_of_fast_training_has_five_quarters_of_the_radius_from_any_star
     eps, weight, x = inner.ball.radius, gaussian(12), interior(200, 12)
     model = binary(weight, 100.0)
     y = torch.ones(200, dtype=torch.int64)
-    attack = resolve_inner_attack(world(), inner).value
+    attack = resolve_inner_attack(known_registry(), inner).value
     adv = attack_once(attack, model, x, y, inner.ball, seed=0, example=torch.arange(200))
     ahead = ((adv - x) * -weight.sign().view(1, 1, 1, 12)) / eps
     assert ahead.min() > 0.25 - 1e-3 and ahead.max() < 1 + 1e-3
@@ -192,7 +192,7 @@ def test_inner_attacks_have_the_papers_steps_inside_eight_of_255(
 ) -> None:
     inner = recipe_named(name).inner
     assert isinstance(inner, InnerAttack) and inner.ball == Linf(Fraction(8, 255))
-    attack = resolve_inner_attack(world(), inner).value
+    attack = resolve_inner_attack(known_registry(), inner).value
     assert attack.steps == steps
     assert getattr(attack, "rate", 0) * 8 == pytest.approx(pixels)
     assert steps == 1 or attack.steps * getattr(attack, "rate", 0) * 8 >= 13, "it can turn round"
@@ -201,13 +201,13 @@ def test_inner_attacks_have_the_papers_steps_inside_eight_of_255(
 def test_the_image_recipes_are_registered_outside_the_default_set() -> None:
     ours = {"augmented", "cnn-dropout", "undefended-images", "cifar-base", *REAL}
     ours |= {"resnet-20", "preresnet-20", "se-resnet-20", "resnext-29", "wide-resnet-16-4"}
-    assert world().problems == []
+    assert known_registry().problems == []
     for name in ours:
-        defense: Defense = world().find("defense", name).value
+        defense: Defense = known_registry().find("defense", name).value
         assert not defense.quick and defense.recipe is not None
-        surrogate: Defense = world().find("defense", defense.surrogate).value
+        surrogate: Defense = known_registry().find("defense", defense.surrogate).value
         assert set(defense.datasets) <= set(surrogate.datasets), (
-            "transfer attacks ask the surrogate"
+            "transfer attacks query the surrogate"
         )
 
 
@@ -222,7 +222,7 @@ def test_the_recipes_page_states_the_trained_numbers() -> None:
         assert float(decay) == recipe.weight_decay and recipe.batch == 128
         inner = recipe.inner
         steps = (
-            resolve_inner_attack(world(), inner).value.steps
+            resolve_inner_attack(known_registry(), inner).value.steps
             if isinstance(inner, InnerAttack)
             else 0
         )
@@ -237,18 +237,18 @@ def photographs() -> Dataset:
     """CIFAR-10 with its first 256 training images."""
     if not (datasets.data_folder() / "cifar-10-batches-py").is_dir():
         pytest.skip("BENCH_DATA names no folder with cifar-10-batches-py")
-    return first_of(world().datasets["cifar10"].value, FEW)
+    return first_of(known_registry().datasets["cifar10"].value, FEW)
 
 
 def narrow(name: str) -> Registry:
     """The recipe on a narrow network for two epochs."""
     registry = Registry.load(Path("no-submissions"))
-    offer: Registration[Defense] = registry.find("defense", name)
+    registration: Registration[Defense] = registry.find("defense", name)
     short = dataclasses.replace(
         recipe_named(name), model=partial(preact_resnet18, width=4), epochs=2, batch=64
     )
-    value = dataclasses.replace(offer.value, recipe=short)
-    registry.defenses[name] = dataclasses.replace(offer, value=value)
+    value = dataclasses.replace(registration.value, recipe=short)
+    registry.defenses[name] = dataclasses.replace(registration, value=value)
     return registry
 
 

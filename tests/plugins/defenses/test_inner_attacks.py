@@ -23,8 +23,8 @@ from plugins.defenses.mma_training import BoundaryPGD, State
 from tests.fixtures.known_models import binary, digits, interior, rows_of, states
 from tests.fixtures.training_family import (
     BALL,
-    played,
-    reader,
+    attacked_digits,
+    linear_classifier,
     recipe_of,
     registry,
     short,
@@ -61,7 +61,7 @@ def test_the_distance_found_is_exact_where_the_boundary_is_a_plane() -> None:
 
 def bracket(attack: BoundaryPGD, ball: Linf) -> tuple[nn.Module, Tensor, Tensor, list[State]]:
     x, y = digits(64)
-    model = reader()
+    model = linear_classifier()
     return model, x, y, list(states(attack, rows_of(attack, model, x, y, ball)))
 
 
@@ -95,10 +95,10 @@ def test_without_a_boundary_in_the_ball_the_search_stays_at_the_endpoint() -> No
     ball = Linf(Fraction(1, 1000))
     model, x, y, trace = bracket(attack, ball)
     last = trace[-1]
-    held = model(last.endpoint).argmax(1) == y
-    assert held.sum() > 32
-    assert (last.high[held] == 1).all() and (last.low[held] == 1).all()
-    assert torch.equal(last.adv[held], last.endpoint[held])
+    robust = model(last.endpoint).argmax(1) == y
+    assert robust.sum() > 32
+    assert (last.high[robust] == 1).all() and (last.low[robust] == 1).all()
+    assert torch.equal(last.adv[robust], last.endpoint[robust])
     assert ball.contains(last.adv, x).all()
 
 
@@ -108,19 +108,25 @@ def test_without_a_boundary_in_the_ball_the_search_stays_at_the_endpoint() -> No
 @pytest.mark.row("D17")
 def test_from_the_clean_image_with_one_radius_the_fast_step_is_fgsm() -> None:
     zero = steps_of(fast_training.STEP, random_start=False, rate=1.0)
-    assert torch.equal(played(zero), played(InnerAttack("fgsm", BALL)))
-    assert not torch.equal(played(fast_training.STEP), played(InnerAttack("fgsm", BALL)))
+    assert torch.equal(attacked_digits(zero), attacked_digits(InnerAttack("fgsm", BALL)))
+    assert not torch.equal(
+        attacked_digits(fast_training.STEP), attacked_digits(InnerAttack("fgsm", BALL))
+    )
 
 
 @pytest.mark.row("D17")
 def test_the_fast_step_is_five_quarters_of_the_radius_from_a_uniform_start() -> None:
     x, y = digits(64)
     attack = PGD(steps=1, rate=1.25)
-    first, after = states(attack, rows_of(attack, reader(), x, y, BALL))
-    slope = ModelAccess(reader()).gradient(first, lambda logits: cross_entropy(logits, y)).gradient
+    first, after = states(attack, rows_of(attack, linear_classifier(), x, y, BALL))
+    slope = (
+        ModelAccess(linear_classifier())
+        .gradient(first, lambda logits: cross_entropy(logits, y))
+        .gradient
+    )
     change = (first + 1.25 * BALL.radius * slope.sign() - x).clamp(-BALL.radius, BALL.radius)
     assert torch.allclose(after, (x + change).clamp(0, 1), atol=1e-6)
-    assert torch.equal(after, played(fast_training.STEP))
+    assert torch.equal(after, attacked_digits(fast_training.STEP))
     inside = (x > 0.25) & (x < 0.75)
     start = ((first - x)[inside] / BALL.radius).sort().values
     assert torch.allclose(start, torch.linspace(-1, 1, len(start)), atol=0.1), "uniform"
@@ -160,7 +166,7 @@ def test_the_cascade_s_transferred_images_are_bim_images_of_the_first_stage() ->
     assert dataclasses.replace(second, teacher="", transfer=None) == dataclasses.replace(
         recipe_of("cascade-first"), loss=second.loss
     )
-    images = played(second.transfer)
+    images = attacked_digits(second.transfer)
     assert BALL.contains(images, digits(64)[0]).all()
 
 
@@ -169,9 +175,9 @@ def test_the_cascade_s_transferred_images_are_bim_images_of_the_first_stage() ->
 
 def price(name: str, folder: Path) -> float:
     """Gradients for each image and epoch, counted while the registered inner attack trains."""
-    heard: list[EpochReport] = []
-    trained_digest(short(recipe_of(name)), folder / name, heard.append)
-    return heard[0].gradients / 128
+    reports: list[EpochReport] = []
+    trained_digest(short(recipe_of(name)), folder / name, reports.append)
+    return reports[0].gradients / 128
 
 
 @pytest.mark.row("RP05", "D16", "D17")

@@ -75,7 +75,7 @@ def test_adversarial_training_makes_a_linear_model_sparser(testbed: Testbed) -> 
         torch.where(testbed.y[rows] == 5, -1.0, 1.0).double(),
     )
 
-    def taught(eps: float) -> Tensor:
+    def trained_weights(eps: float) -> Tensor:
         w = torch.zeros(64, dtype=torch.float64, requires_grad=True)
         b = torch.zeros((), dtype=torch.float64, requires_grad=True)
         adam = torch.optim.Adam([w, b], 0.02)
@@ -90,7 +90,7 @@ def test_adversarial_training_makes_a_linear_model_sparser(testbed: Testbed) -> 
         """(sum |w|)^2 / sum w^2: as many as share the mass."""
         return float(w.abs().sum() ** 2 / w.square().sum())
 
-    assert pixels(taught(0.15)) < 0.6 * pixels(taught(0.0))
+    assert pixels(trained_weights(0.15)) < 0.6 * pixels(trained_weights(0.0))
 
 
 # --- D21 and D22 ---------------------------------------------------------------------------------

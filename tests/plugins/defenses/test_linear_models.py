@@ -112,6 +112,6 @@ def test_no_attack_on_a_linear_model_goes_below_its_exact_certificate(
     ball, tool = Linf(Fraction(1, 20)), LinearExact()
     assert tool.refuses(module, ball) == ""
     certified = tool.certify(module, x, y, ball)
-    held = module(attacked(module, x, y, ball)).argmax(1) == y
+    robust = module(attacked(module, x, y, ball)).argmax(1) == y
     assert 20 < int(certified.sum()) < 180
-    assert not (certified & ~held).any() and int(held.sum()) - int(certified.sum()) < 10
+    assert not (certified & ~robust).any() and int(robust.sum()) - int(certified.sum()) < 10

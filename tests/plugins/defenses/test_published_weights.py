@@ -44,7 +44,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return Registry.load(tmp_path_factory.mktemp("submissions"))
 
 
-def world(registry: Registry, defense: str, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+def network_and_images(
+    registry: Registry, defense: str, name: str
+) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, every test image and every label; skips where a file is missing."""
     dataset = registry.datasets[name].value
     place = datasets.data_folder()
@@ -68,14 +70,14 @@ def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("known", KNOWN, ids=[known.defense for known in KNOWN])
 def test_clean_accuracy_is_the_published_one(registry: Registry, known: Published) -> None:
-    model, x, y = world(registry, known.defense, known.dataset)
+    model, x, y = network_and_images(registry, known.defense, known.dataset)
     assert len(x) == 10_000
     share = float(right(model, x, y).double().mean())
     assert share == pytest.approx(known.clean, abs=known.digits + 1e-9)
 
 
 def test_the_fashion_network_has_the_accuracy_measured_before(registry: Registry) -> None:
-    model, x, y = world(registry, "convex-fashion", "fashion-mnist")
+    model, x, y = network_and_images(registry, "convex-fashion", "fashion-mnist")
     share = float(right(model, x, y).double().mean())
     assert 0.77 < share < 0.81, "79.3 % of a thousand images was measured"
 
@@ -85,20 +87,20 @@ def attacked(
 ) -> float:
     """The share of all images that one attack leaves correct."""
     found = registry.attacks[attack].value
-    held = []
+    robust = []
     for part in torch.split(torch.arange(len(x)), 500):
         clean, label = x[part], y[part]
         adv = attack_once(found, model, clean, label, ball, seed=0, example=part)
         assert ball.contains(adv, clean).all()
-        held.append(right(model, clean, label) & right(model, adv, label))
-    return float(torch.cat(held).double().mean())
+        robust.append(right(model, clean, label) & right(model, adv, label))
+    return float(torch.cat(robust).double().mean())
 
 
 @pytest.mark.slow
 def test_certified_accuracy_is_published_and_below_accuracy_under_pgd(
     registry: Registry,
 ) -> None:
-    model, x, y = world(registry, "convex-mnist", "mnist")
+    model, x, y = network_and_images(registry, "convex-mnist", "mnist")
     share = attacked(registry, model, x, y, Linf(Fraction(1, 10)), "pgd")
     assert 0.942 <= share <= 0.961
 
@@ -107,7 +109,7 @@ def test_certified_accuracy_is_published_and_below_accuracy_under_pgd(
 def test_verified_accuracy_is_published_and_below_accuracy_under_pgd(
     registry: Registry,
 ) -> None:
-    model, x, y = world(registry, "resnet2b-cifar10", "cifar10")
+    model, x, y = network_and_images(registry, "resnet2b-cifar10", "cifar10")
     share = attacked(registry, model, x, y, Linf(Fraction(2, 255)), "pgd")
     assert 0.2688 <= share <= 0.57
 

@@ -34,8 +34,8 @@ def problem(n: int = 16, share: float = 0.5) -> tuple[Tensor, Tensor]:
 
 
 def test_the_variation_of_a_checkerboard_is_its_number_of_edges() -> None:
-    board = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(4, 4)[None, None]
-    assert total_variation(board) == 2 * 8 * 7
+    checkerboard = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(4, 4)[None, None]
+    assert total_variation(checkerboard) == 2 * 8 * 7
 
 
 @pytest.mark.parametrize("size", [2, 8, 28])

@@ -31,13 +31,13 @@ ALL: list[Diagnostic] = [
 NAMES = [diagnostic.name for diagnostic in ALL]
 
 
-def honest(build: Callable[[tuple[int, int, int], int], nn.Module] = cnn) -> nn.Module:
+def ordinary(build: Callable[[tuple[int, int, int], int], nn.Module] = cnn) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return build(SHAPE, 10).eval().requires_grad_(False)
 
 
-def look(diagnostic: Diagnostic, module: nn.Module, defense: Defense | None = None) -> Evidence:
+def examine(diagnostic: Diagnostic, module: nn.Module, defense: Defense | None = None) -> Evidence:
     generator = torch.Generator().manual_seed(1)
     # 8-bit images: no pixel is within a difference step of a rounding threshold.
     grey = torch.randint(0, 17, (32, *SHAPE), generator=generator)
@@ -51,11 +51,11 @@ def random_defense(module: nn.Module) -> Defense:
 
 
 class Then(nn.Module):
-    """The honest network followed by a function of its logits."""
+    """The ordinary network followed by a function of its logits."""
 
     def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.network, self.change = honest(), change
+        self.network, self.change = ordinary(), change
 
     def forward(self, images: Tensor) -> Tensor:
         return self.change(self.network(images), images)
@@ -77,12 +77,12 @@ class Counter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.calls = honest(), 0
+        self.network, self.calls = ordinary(), 0
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
-        answer: Tensor = self.network(images)
-        return answer if self.calls < 4 else -answer
+        logits: Tensor = self.network(images)
+        return logits if self.calls < 4 else -logits
 
 
 class AfterGradient(nn.Module):
@@ -90,12 +90,12 @@ class AfterGradient(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.seen = honest(), False
+        self.network, self.seen = ordinary(), False
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen |= images.requires_grad
-        answer: Tensor = self.network(images)
-        return 2 * answer if self.seen else answer
+        logits: Tensor = self.network(images)
+        return 2 * logits if self.seen else logits
 
 
 class OffTheGrid(nn.Module):
@@ -103,12 +103,12 @@ class OffTheGrid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = honest()
+        self.network = ordinary()
 
     def forward(self, images: Tensor) -> Tensor:
         moved = (255 * images - (255 * images).round()).flatten(1).abs().amax(1) > 0.01
-        answer: Tensor = self.network(images)
-        return torch.where((moved & (torch.rand(len(images)) < 0.3))[:, None], -answer, answer)
+        logits: Tensor = self.network(images)
+        return torch.where((moved & (torch.rand(len(images)) < 0.3))[:, None], -logits, logits)
 
 
 def with_batch_mean() -> nn.Module:
@@ -129,12 +129,12 @@ def order_dependent() -> nn.Module:
 
 
 def misleading() -> nn.Module:
-    return PreprocessedModel(honest(), lambda images: _Misleading.apply(images))
+    return PreprocessedModel(ordinary(), lambda images: _Misleading.apply(images))
 
 
 def downhill() -> nn.Module:
     """A function with an unchanged value and a reversed gradient."""
-    return PreprocessedModel(honest(), lambda images: 2 * images.detach() - images)
+    return PreprocessedModel(ordinary(), lambda images: 2 * images.detach() - images)
 
 
 def mostly_downhill() -> nn.Module:
@@ -156,14 +156,14 @@ def noisy() -> nn.Module:
 def test_an_ordinary_model_passes(
     diagnostic: Diagnostic, build: Callable[[tuple[int, int, int], int], nn.Module]
 ) -> None:
-    evidence = look(diagnostic, honest(build))
+    evidence = examine(diagnostic, ordinary(build))
     assert evidence.finding is Finding.CLEAR, evidence.sentence
     assert evidence.sentence.endswith(".")
 
 
 FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
-    (ZeroGradients(), lambda: ArgmaxOnly(honest())),
-    (ZeroGradients(), lambda: PreprocessedModel(honest(), three_bits)),
+    (ZeroGradients(), lambda: ArgmaxOnly(ordinary())),
+    (ZeroGradients(), lambda: PreprocessedModel(ordinary(), three_bits)),
     (ZeroGradients(), lambda: Then(lambda logits, images: logits.detach())),
     (ZeroGradients(), lambda: Then(lambda logits, images: 1e6 * logits)),
     (ZeroGradients(), lambda: Then(lambda logits, images: logits + (images.sum() - 1e9).sqrt())),
@@ -171,7 +171,7 @@ FAKES: list[tuple[Diagnostic, Callable[[], nn.Module]]] = [
     (GradientAgrees(), downhill),
     (GradientAgrees(), mostly_downhill),
     (GradientAgrees(), lambda: Then(lambda logits, images: logits.detach())),
-    (Probabilities(), lambda: ArgmaxOnly(honest())),
+    (Probabilities(), lambda: ArgmaxOnly(ordinary())),
     (Probabilities(), lambda: Then(lambda logits, images: logits.softmax(1))),
     (Deterministic(), noisy),
     (Deterministic(), Counter),
@@ -190,16 +190,16 @@ FAKE_NAMES = [
 
 @pytest.mark.parametrize(("diagnostic", "fake"), FAKES, ids=FAKE_NAMES)
 def test_a_planted_fake_is_raised(diagnostic: Diagnostic, fake: Callable[[], nn.Module]) -> None:
-    evidence = look(diagnostic, fake())
+    evidence = examine(diagnostic, fake())
     assert evidence.finding is Finding.RAISED, evidence.sentence
     assert evidence.sentence.endswith(".")
 
 
 def test_the_bpda_approximation_is_not_queried_but_named() -> None:
-    module = PreprocessedModel(honest(), three_bits)
-    slope = PreprocessedModel(honest(), straight_through(three_bits))
+    module = PreprocessedModel(ordinary(), three_bits)
+    slope = PreprocessedModel(ordinary(), straight_through(three_bits))
     declared = Defense("mine", lambda loader: module, bpda=lambda loader: slope)
-    evidence = look(ZeroGradients(), module, declared)
+    evidence = examine(ZeroGradients(), module, declared)
     assert evidence.finding is Finding.RAISED
     assert "declared bpda" in evidence.sentence
     assert "32 of 32" in evidence.sentence
@@ -221,7 +221,7 @@ def test_one_percent_of_zero_gradients_is_the_limit() -> None:
 
 def test_a_gradient_on_one_pixel_is_not_zero() -> None:
     model = Then(lambda logits, images: images[:, 0, 0, :1] * torch.arange(1.0, 11.0))
-    assert look(ZeroGradients(), model).finding is Finding.CLEAR
+    assert examine(ZeroGradients(), model).finding is Finding.CLEAR
 
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
@@ -232,7 +232,7 @@ def test_all_queries_are_valid_images(diagnostic: Diagnostic) -> None:
         outside.append(bool(((images < 0) | (images > 1)).any()))
         return logits
 
-    look(diagnostic, Then(watch))
+    examine(diagnostic, Then(watch))
     assert outside
     assert not any(outside)
 
@@ -249,20 +249,20 @@ def test_all_queries_are_valid_images(diagnostic: Diagnostic) -> None:
 def test_logits_with_one_property_of_probabilities_pass(
     change: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    assert look(Probabilities(), Then(change)).finding is Finding.CLEAR
+    assert examine(Probabilities(), Then(change)).finding is Finding.CLEAR
 
 
 def test_constant_logits_are_not_tested() -> None:
-    evidence = look(GradientAgrees(), PreprocessedModel(honest(), three_bits))
+    evidence = examine(GradientAgrees(), PreprocessedModel(ordinary(), three_bits))
     assert evidence.finding is Finding.NOT_TESTED
 
 
 def test_declared_randomness_must_be_observed() -> None:
-    module, still = noisy(), honest()
-    assert look(Deterministic(), module, random_defense(module)).finding is Finding.CLEAR
-    assert look(Deterministic(), still, random_defense(still)).finding is Finding.RAISED
+    module, still = noisy(), ordinary()
+    assert examine(Deterministic(), module, random_defense(module)).finding is Finding.CLEAR
+    assert examine(Deterministic(), still, random_defense(still)).finding is Finding.RAISED
     for diagnostic in (GradientAgrees(), BatchIndependent()):
-        assert look(diagnostic, module, random_defense(module)).finding is Finding.NOT_TESTED
+        assert examine(diagnostic, module, random_defense(module)).finding is Finding.NOT_TESTED
 
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
@@ -270,10 +270,10 @@ def test_diagnostics_leave_module_and_random_state_unchanged(diagnostic: Diagnos
     module = noisy()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.random.get_rng_state()
-    first = look(diagnostic, module)
+    first = examine(diagnostic, module)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.rand(3)
-    assert look(diagnostic, module) == first, "the caller's random state must not matter"
+    assert examine(diagnostic, module) == first, "the caller's random state must not matter"
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
 
@@ -281,25 +281,30 @@ def test_diagnostics_leave_module_and_random_state_unchanged(diagnostic: Diagnos
 def test_every_image_has_equal_weight_in_the_correlation() -> None:
     """Images with larger and smaller gradients: only the agreement of each matters."""
     generator = torch.Generator().manual_seed(2)
-    told = torch.randn(4, 50, generator=generator).double()
-    seen = told.clone()
-    seen[:, :20] *= -1
+    analytic = torch.randn(4, 50, generator=generator).double()
+    numeric = analytic.clone()
+    numeric[:, :20] *= -1
     scale = torch.logspace(-6, 6, 50).double()
-    plain, stretched = scaled_per_image(told, seen), scaled_per_image(scale * told, scale * seen)
+    plain, stretched = (
+        scaled_per_image(analytic, numeric),
+        scaled_per_image(scale * analytic, scale * numeric),
+    )
     assert correlation(*stretched) == pytest.approx(correlation(*plain))
     assert 0 < correlation(*plain) < 0.5
     for pair in (
         plain,
         stretched,
-        scaled_per_image(1e-9 * told, seen),
-        scaled_per_image(told, 1e-9 * seen),
+        scaled_per_image(1e-9 * analytic, numeric),
+        scaled_per_image(analytic, 1e-9 * numeric),
     ):
         assert torch.maximum(pair[0].abs(), pair[1].abs()).amax(0).tolist() == [1.0] * 50
 
 
 def test_zero_and_nan_derivatives_are_unchanged() -> None:
-    told, seen = scaled_per_image(torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2))
-    assert not told.any() and not seen[:, 0].any() and seen[:, 1].isnan().all()
+    analytic, numeric = scaled_per_image(
+        torch.zeros(4, 2), torch.tensor([[0.0, torch.nan]]).expand(4, 2)
+    )
+    assert not analytic.any() and not numeric[:, 0].any() and numeric[:, 1].isnan().all()
 
 
 def test_correlation_is_pearsons() -> None:

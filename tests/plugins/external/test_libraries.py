@@ -43,11 +43,15 @@ def registry() -> Registry:
 
 def library_attacks() -> list[str]:
     """The names registered here; none where no library is installed."""
-    offers = registry().attacks.items()
-    return [name for name, offer in offers if offer.module.startswith("plugins.external.")]
+    registrations = registry().attacks.items()
+    return [
+        name
+        for name, registration in registrations
+        if registration.module.startswith("plugins.external.")
+    ]
 
 
-def offer(name: str) -> Registration[Any]:
+def find(name: str) -> Registration[Any]:
     return registry().find("attack", name)
 
 
@@ -66,19 +70,21 @@ def right() -> tuple[Tensor, Tensor]:
     return x[sure], y[sure]
 
 
-def match(name: str, balls: dict[str, PerturbationSet], model: nn.Module | None = None) -> CellSpec:
+def cell_spec(
+    name: str, balls: dict[str, PerturbationSet], model: nn.Module | None = None
+) -> CellSpec:
     """The attack's cell on correctly classified images: few, where it runs one by one."""
-    attack = offer(name).value
+    attack = find(name).value
     n = 2 if Traits.of(attack).rows == 1 else BATCH_UNIT
     x, y = right()
     ball = balls[attack.norms[0]]
-    game = cell(attack, model or small_cnn(), n, ball)
+    spec = cell(attack, model or small_cnn(), n, ball)
     return dataclasses.replace(
-        game,
+        spec,
         x=x[:n],
         y=y[:n],
         reached_on_clean=torch.zeros(n, dtype=torch.bool),
-        clean_logits=game.clean_logits[:n],
+        clean_logits=spec.clean_logits[:n],
     )
 
 
@@ -86,41 +92,41 @@ def match(name: str, balls: dict[str, PerturbationSet], model: nn.Module | None 
 def test_counts_equal_those_of_independent_hooks(name: str) -> None:
     """In a ball so small that the library makes its whole run."""
     model = copy.deepcopy(small_cnn())
-    game = match(name, NARROW, model)
+    spec = cell_spec(name, NARROW, model)
     rows = hooked(model)
-    found = played(game)
-    looks = int(found.final_checks.sum())
-    assert looks == len(game.x) and (found.step == -1).all()
-    assert rows["forward"] == int(found.forwards.sum()) + looks
+    found = played(spec)
+    checks = int(found.final_checks.sum())
+    assert checks == len(spec.x) and (found.step == -1).all()
+    assert rows["forward"] == int(found.forwards.sum()) + checks
     assert rows["backward"] == int(found.gradients.sum())
-    white = offer(name).value.needs is Access.GRADIENTS
+    white = find(name).value.needs is Access.GRADIENTS
     assert (rows["backward"] > 0) == white and int(found.forwards.min()) > 0
 
 
 @every
 def test_it_breaks_digits_and_changes_no_state(name: str) -> None:
     model = copy.deepcopy(small_cnn())
-    state, world = ModelState.of(model), RandomState.snapshot()
-    x, y = (part[: 8 if Traits.of(offer(name).value).rows == 1 else BATCH_UNIT] for part in right())
-    attack = offer(name).value
+    state, random_state = ModelState.of(model), RandomState.snapshot()
+    x, y = (part[: 8 if Traits.of(find(name).value).rows == 1 else BATCH_UNIT] for part in right())
+    attack = find(name).value
     result = run_and_judge(attack, model, x, y, BALLS[attack.norms[0]], access=attack.needs)
     assert int(result.broken.sum()) >= 2
     assert (result.distance[result.broken] <= BALLS[attack.norms[0]].radius + 1e-5).all()
-    assert state.changed(model) == [] and world.changed() == []
+    assert state.changed(model) == [] and random_state.changed() == []
 
 
 @every
 def test_the_same_seed_gives_the_same_images(name: str) -> None:
-    game = match(name, BALLS)
-    first = played(game)
+    spec = cell_spec(name, BALLS)
+    first = played(spec)
     torch.rand(5)
-    assert same(first, played(game))
+    assert same(first, played(spec))
 
 
 @every
 def test_a_budget_stops_it(name: str) -> None:
-    game = match(name, NARROW)
-    found = played(dataclasses.replace(game, budget=Budget(queries=12, gradients=12)))
+    spec = cell_spec(name, NARROW)
+    found = played(dataclasses.replace(spec, budget=Budget(queries=12, gradients=12)))
     assert 0 < int(found.forwards.max()) <= 12 and int(found.gradients.max()) <= 12
 
 
@@ -128,7 +134,7 @@ def test_a_budget_stops_it(name: str) -> None:
     "name", [name for name in library_attacks() if "hop" in name or "sign" in name]
 )
 def test_a_label_only_attack_uses_at_most_1000_queries(name: str) -> None:
-    attack = offer(name).value
+    attack = find(name).value
     x, y = (part[:2] for part in right())
     ball = NARROW[attack.norms[0]]
     result = run_and_judge(
@@ -143,28 +149,28 @@ def test_the_images_are_those_of_foolbox_itself() -> None:
     model = foolbox.PyTorchModel(small_cnn(), bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.DDNAttack(steps=100)
     own = attack.run(model, x, foolbox.Misclassification(y), early_stop=None)
-    assert torch.equal(played(match("foolbox-ddn", NARROW)).image, own)
+    assert torch.equal(played(cell_spec("foolbox-ddn", NARROW)).image, own)
 
 
 def test_the_images_are_those_of_adversarial_library_itself() -> None:
     attacks = pytest.importorskip("adv_lib.attacks", reason="the extra `peers` is not installed")
     x, y = right()
     own = attacks.fmn(small_cnn(), x, y, norm=float("inf"), steps=100)
-    assert torch.equal(played(match("adv-lib-fmn-linf", NARROW)).image, own)
+    assert torch.equal(played(cell_spec("adv-lib-fmn-linf", NARROW)).image, own)
 
 
 def test_an_unknown_option_gives_a_plugin_error() -> None:
     pytest.importorskip("foolbox", reason="the extra `peers` is not installed")
-    attack = dataclasses.replace(offer("foolbox-ddn").value, options={"pace": 3})
-    world = RandomState.snapshot()
+    attack = dataclasses.replace(find("foolbox-ddn").value, options={"pace": 3})
+    random_state = RandomState.snapshot()
     with pytest.raises(PluginError, match="foolbox-ddn failed in its own run: TypeError"):
         run_and_judge(attack, small_cnn(), *right(), BALLS["L2"])
-    assert world.changed() == []
+    assert random_state.changed() == []
 
 
 @every
 def test_the_digest_depends_on_the_version_of_the_library(name: str) -> None:
-    here = offer(name)
+    here = find(name)
     other = dataclasses.replace(here, value=dataclasses.replace(here.value, version="0"))
     assert attack_digest(other) != attack_digest(here)
 

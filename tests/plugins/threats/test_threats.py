@@ -14,8 +14,8 @@ from bench.registry.registry import Registry
 from bench.threats.threat_model import ThreatModel
 from plugins.threats import digits, images
 
-BOARDS = [*digits.bench_threat_models(), *images.bench_threat_models()]
-BY_NAME = {board.name: board for board in BOARDS}
+MODELS = [*digits.bench_threat_models(), *images.bench_threat_models()]
+BY_NAME = {threat_model.name: threat_model for threat_model in MODELS}
 
 RULES = [
     ("digits-linf", "digits", "Linf", Fraction(1, 5), "untargeted", True),
@@ -46,7 +46,7 @@ IDS = {
     "cifar10-l2": "484e9bd20b4a6981",
     "cifar100-linf": "16c266da9d23ec89",
 }
-"""What is stored of a board is stored under its id: another one, and nothing of it is found."""
+"""Results are stored under these ids; with another id they would not be found."""
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +58,27 @@ def known() -> Registry:
 def test_the_threat_models_have_these_rules() -> None:
     found = [
         (b.name, b.dataset, b.ball.name, b.ball.eps, b.goal.kind, b.ranked)
-        for b in sorted(BOARDS, key=lambda board: board.order)
+        for b in sorted(MODELS, key=lambda threat_model: threat_model.order)
     ]
     assert found == RULES
 
 
 def test_every_threat_model_has_its_own_id_order_and_summary() -> None:
     for field in ("id", "order", "summary"):
-        values = [getattr(board, field) for board in BOARDS]
+        values = [getattr(threat_model, field) for threat_model in MODELS]
         assert len(set(values)) == len(values)
         assert all(values)
 
 
 def test_the_ids_are_unchanged() -> None:
-    assert {board.name: board.id for board in BOARDS} == IDS
+    assert {threat_model.name: threat_model.id for threat_model in MODELS} == IDS
 
 
 def test_only_digits_labels_hides_scores_and_limits_queries() -> None:
-    for board in BOARDS:
-        labels = board.name == "digits-labels"
-        assert board.access == (Access.LABELS if labels else Access.GRADIENTS)
-        assert board.budget == (Budget(queries=1000) if labels else Budget())
+    for threat_model in MODELS:
+        labels = threat_model.name == "digits-labels"
+        assert threat_model.access == (Access.LABELS if labels else Access.GRADIENTS)
+        assert threat_model.budget == (Budget(queries=1000) if labels else Budget())
 
 
 def test_the_targeted_threat_model_declares_the_target_class() -> None:
@@ -95,20 +95,20 @@ def test_the_radius_of_digits_nearest_covers_every_image() -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_required_attacks_exist_and_can_run(name: str, known: Registry) -> None:
-    board: ThreatModel = known.find("threat", name).value
-    assert board.required
-    assert board.dataset in known.datasets
+    threat_model: ThreatModel = known.find("threat", name).value
+    assert threat_model.required
+    assert threat_model.dataset in known.datasets
     plain = replace(known.defenses["undefended"].value, name="other")
     detector = replace(plain, rejects=0.05)
-    for attack in (known.find("attack", name).value for name in board.required):
+    for attack in (known.find("attack", name).value for name in threat_model.required):
         other = detector if Traits.of(attack).joint else plain
-        assert why_not_applicable(board, other, attack) == ""
+        assert why_not_applicable(threat_model, other, attack) == ""
 
 
 def test_ranked_threat_models_require_more_than_one_gradient_step(known: Registry) -> None:
-    for board in BOARDS:
-        attacks = [known.find("attack", name).value for name in board.required]
-        if board.ranked:
+    for threat_model in MODELS:
+        attacks = [known.find("attack", name).value for name in threat_model.required]
+        if threat_model.ranked:
             assert any(attack.steps >= 20 and not Traits.of(attack).source for attack in attacks)
 
 
