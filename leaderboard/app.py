@@ -37,7 +37,11 @@ def choose_leaderboard(boards: list[Leaderboard]) -> None:
     """The selector of the threat model; its value travels in the URL from page to page."""
     left, _ = st.columns([2, 3])
     choice.select_option(
-        choice.THREAT_KEY, "Threat model", list(words.leaderboards_by_label(boards)), what="threat model", place=left
+        choice.THREAT_KEY,
+        "Threat model",
+        list(words.leaderboards_by_label(boards)),
+        what="threat model",
+        place=left,
     )
 
 
@@ -49,7 +53,9 @@ def main() -> None:
     }
     page = st.navigation(list(pages.values()), position="top")
     st.set_page_config(
-        page_title=f"{page.title} · {words.PRODUCT}", page_icon=APP_FOLDER / "mark.svg", layout="wide"
+        page_title=f"{page.title} · {words.PRODUCT}",
+        page_icon=APP_FOLDER / "mark.svg",
+        layout="wide",
     )
     st.logo(APP_FOLDER / "logo.svg", icon_image=APP_FOLDER / "mark.svg", size="large")
     st.html(APP_FOLDER / "style.css")

@@ -287,7 +287,9 @@ def _corners(curve: AccuracyCurve, end: float) -> list[tuple[float, int]]:
     return [*made, (end, made[-1][1])] if end > made[-1][0] else made
 
 
-def radius_rows(distances: Mapping[str, AccuracyCurve], points: Iterable[RadiusPoint]) -> list[ChartRow]:
+def radius_rows(
+    distances: Mapping[str, AccuracyCurve], points: Iterable[RadiusPoint]
+) -> list[ChartRow]:
     """Curves of smallest distances, and one point for each board of a fixed radius."""
     drawn = [
         {**row, "eps": row["step"], "kind": "smallest distance"}

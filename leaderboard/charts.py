@@ -78,7 +78,9 @@ def forest_chart(rows: Sequence[Row]) -> Chart:
     lines = alt.Y("defense:N", sort=order, title=None, axis=_labels())
     base = alt.Chart(_data(rows)).encode(y=lines, color=colour)
     whiskers = base.mark_rule(strokeWidth=2, opacity=0.75).encode(
-        x=alt.X("low:Q", title="share of the examples still right", axis=PERCENT_AXIS, scale=SHARE_SCALE),
+        x=alt.X(
+            "low:Q", title="share of the examples still right", axis=PERCENT_AXIS, scale=SHARE_SCALE
+        ),
         x2="high:Q",
     )
     points = base.mark_point(filled=True, size=95, opacity=1).encode(
@@ -143,7 +145,8 @@ def trade_off_chart(rows: Sequence[Row]) -> Chart:
             legend=alt.Legend(title=None, orient="top"),
         ),
         color=alt.Color(
-            "standing:N", scale=alt.Scale(domain=["ranked", "not ranked"], range=[ROBUST_COLOUR, CLAIM_COLOUR])
+            "standing:N",
+            scale=alt.Scale(domain=["ranked", "not ranked"], range=[ROBUST_COLOUR, CLAIM_COLOUR]),
         ),
         tooltip=[
             alt.Tooltip("defense:N", title="defense"),

@@ -1,4 +1,4 @@
-"""One defense as tables and pictures: records in, HTML out."""
+"""Tables and images of one defense as HTML, from records."""
 
 from __future__ import annotations
 
@@ -14,53 +14,57 @@ from leaderboard.tables import CLAIM_KIND, checks_cell, rank_cell, required_done
 
 
 def identity_list(card: DefenseCard) -> Html:
-    """What a defense is, by its card."""
+    """The declared properties of a defense."""
     draws = card.randomness
     pairs = [
         ("Origin", card.origin),
-        ("Paper", card.cite or "none named"),
+        ("Paper", card.cite or "none"),
         (
             "Randomness",
             f"declared; attacks average over {draws} draws" if draws else "none declared",
         ),
-        ("Stand-in", "declares one for the gradient" if card.bpda else "none"),
+        ("BPDA approximation", "declared" if card.bpda else "none"),
         ("Rejects", _rejects(card.rejects)),
-        ("Twin", f"{card.surrogate or 'none'} (asked by transfer attacks)"),
+        ("Surrogate model", f"{card.surrogate or 'none'} (for transfer attacks)"),
     ]
     built = card.digests or {"": card.digest}
     digests = [
         (f"Digest {dataset}".strip(), markup.tag("code", markup.text(digest)))
         for dataset, digest in built.items()
     ]
-    return markup.definition_list([*((term, markup.text(said)) for term, said in pairs), *digests])
+    return markup.definition_list(
+        [*((term, markup.text(value)) for term, value in pairs), *digests]
+    )
 
 
 def _rejects(share: float | None) -> str:
     return "nothing" if share is None else f"declares {100 * share:g} % of clean images"
 
 
-def detector_table(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapping[str, AttackCard]) -> Html:
-    """What a detector does to clean images and to what each attack brought; nothing without one."""
+def detector_table(
+    row: RankingRow, cells: Sequence[MatrixCell], attacks: Mapping[str, AttackCard]
+) -> Html:
+    """Rejection rates of a detector on clean and attacked images; empty without a detector."""
     if row.rejects is None:
         return markup.NOTHING
-    faced = {square.attack for square in squares if square.detection}
+    faced = {cell.attack for cell in cells if cell.detection}
     both = any(card.joint for name, card in attacks.items() if name in faced)
     columns = (
         Column("Images", kind="name"),
-        Column("AUC ↑", "chance that an attacked image scores above a clean one", "right"),
-        Column("Rejected", "at the threshold that the defense has", "figure"),
-        Column("Fooled ↓", "another class named, rejected or not", "figure"),
-        Column("Fooled and accepted ↓", "got past classifier and detector", "figure"),
+        Column("AUC ↑", "probability that an attacked image scores above a clean one", "right"),
+        Column("Rejected", "at the threshold of the defense", "figure"),
+        Column("Fooled ↓", "misclassified, rejected or not", "figure"),
+        Column("Fooled and accepted ↓", "misclassified and not rejected", "figure"),
     )
     declared = Html(f"<b>clean</b>, {markup.text(_rejects(row.rejects.declared))}")
     none = markup.text("—")
     lines: list[tuple[Html, ...]] = [
         (declared, none, markup.bar(row.rejects.clean, "clean"), none, none)
     ]
-    for square in squares:
-        if found := square.detection:
+    for cell in cells:
+        if found := cell.detection:
             counts = (found.rejected, found.fooled, found.passed)
-            name = markup.tag("b", markup.text(square.attack))
+            name = markup.tag("b", markup.text(cell.attack))
             auc = markup.text(f"{found.auc:.3f}")
             lines.append((name, auc, *(markup.bar(count) for count in counts)))
     table = markup.html_table(columns, lines)
@@ -68,35 +72,35 @@ def detector_table(row: RankingRow, squares: Sequence[MatrixCell], attacks: Mapp
 
 
 def claims_table(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
-    """Every claim of a defense beside what was measured."""
+    """Every claim of a defense compared with the measurement."""
     columns = (
         Column("Threat model", kind="name"), Column("Claimed", kind="right"),
         Column("Measured", "robust accuracy with its interval", "figure"),
         Column("Verdict"), Column("Source"),
     )  # fmt: skip
     lines = []
-    for said in card.claims:
-        row = rows.get(said.threat)
+    for claim in card.claims:
+        row = rows.get(claim.threat)
         found = row.claim.verdict if row and row.claim else "not testable"
         lines.append(
             (
-                markup.text(said.threat),
-                markup.text(f"{100 * said.robust:.1f} %"),
+                markup.text(claim.threat),
+                markup.text(f"{100 * claim.robust:.1f} %"),
                 markup.bar(row.robust if row else None),
                 markup.chip(words.CLAIM_LABELS[found], CLAIM_KIND[found]),
-                markup.text(said.cite or "—"),
+                markup.text(claim.cite or "—"),
             )
         )
     return markup.html_table(columns, lines) if lines else markup.notice(words.NO_CLAIM)
 
 
 def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
-    """One defense on every board where it was played, under the board's label."""
+    """One defense under every threat model that it was evaluated under, with its label."""
     columns = (
         Column("Threat model", kind="name"), Column("Rank", kind="rank"),
         Column("Robust accuracy ↑", kind="figure"), Column("Clean accuracy ↑", kind="figure"),
-        Column("8-bit ↑", "broken only by images that survive rounding to k/255", "right"),
-        Column("Strongest attack"), Column("Required"), Column("Signs"),
+        Column("8-bit ↑", "robust where adversarial examples are rounded to k/255", "right"),
+        Column("Strongest attack"), Column("Required"), Column("Checks"),
     )  # fmt: skip
     lines = [
         (
@@ -115,7 +119,7 @@ def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
 
 
 def example_pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
-    """Original, adversarial and magnified change, with labels and confidences."""
+    """Clean image, adversarial example and magnified perturbation, with predictions."""
     return markup.tag("div", markup.join(_picture(k, classes) for k in kept), class_="g-pictures")
 
 
@@ -125,18 +129,18 @@ def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
         _class(classes, n) for n in (kept.true_label, kept.clean_label, kept.label)
     )
     largest = float(abs(markup.perturbation_of(kept.original, kept.adversarial)).max())
-    enlarged = f"Change \u00d7 {factor:.3g}" if largest else "No change"
-    around = f"around grey; largest {largest:.2g}" if largest else "nothing beyond rounding"
+    enlarged = f"Perturbation \u00d7 {factor:.3g}" if largest else "No perturbation"
+    around = f"around grey; largest {largest:.2g}" if largest else "only rounding noise"
     triple = (
-        (kept.original, "Original", f"it is {truth}; answered {clean}", kept.clean_confidence),
-        (kept.adversarial, "Adversarial", f"answered {fooled}", kept.confidence),
+        (kept.original, "Clean", f"label {truth}; predicted {clean}", kept.clean_confidence),
+        (kept.adversarial, "Adversarial", f"predicted {fooled}", kept.confidence),
         (change, enlarged, around, None),
     )
     drawn = []
-    for pixels, title, said, sure in triple:
-        confidence = "" if sure is None else f", {100 * sure:.0f} % sure"
-        caption = Html(f"<b>{markup.text(title)}</b><br>{markup.text(said + confidence)}")
-        image = markup.picture(pixels, f"{title} of example {kept.item}: {said}")
+    for pixels, title, description, sure in triple:
+        text = description if sure is None else f"{description}, {100 * sure:.0f} % confidence"
+        caption = Html(f"<b>{markup.text(title)}</b><br>{markup.text(text)}")
+        image = markup.picture(pixels, f"{title} of example {kept.item}: {description}")
         drawn.append(markup.tag("figure", Html(image + markup.tag("figcaption", caption))))
     inside = Html(markup.small(f"example {kept.item}")
                   + markup.tag("div", markup.join(drawn), class_="g-triple"))  # fmt: skip
@@ -144,4 +148,4 @@ def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
 
 
 def _class(classes: Sequence[str], label: int) -> str:
-    return f"“{classes[label]}”" if 0 <= label < len(classes) else "nothing finite"
+    return f"“{classes[label]}”" if 0 <= label < len(classes) else "no class (not finite)"

@@ -21,7 +21,8 @@ def viridis(share: float) -> tuple[int, int, int]:
     low = min(int(place), len(VIRIDIS_STOPS) - 2)
     part = place - low
     red, green, blue = (
-        round(a + part * (b - a)) for a, b in zip(VIRIDIS_STOPS[low], VIRIDIS_STOPS[low + 1], strict=True)
+        round(a + part * (b - a))
+        for a, b in zip(VIRIDIS_STOPS[low], VIRIDIS_STOPS[low + 1], strict=True)
     )
     return red, green, blue
 

@@ -94,7 +94,9 @@ class Column(NamedTuple):
     kind: str = "left"
 
 
-def html_table(columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = "") -> Html:
+def html_table(
+    columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = ""
+) -> Html:
     """A table that scrolls sideways on a narrow screen; the first cell of a row heads it."""
     head = join(
         tag("th", text(c.label), scope="col", title=c.means or None, class_=f"g-{c.kind}")

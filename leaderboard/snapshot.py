@@ -56,7 +56,9 @@ def _pages(store: Store, boards: Mapping[str, Leaderboard]) -> dict[str, str]:
             report = json.dumps(found, indent=1, sort_keys=True)
             pages[snapshot_file("board", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
-        pages[snapshot_file("defense", name)] = _page(name, _defense(store, name, cards[name], boards, rows))
+        pages[snapshot_file("defense", name)] = _page(
+            name, _defense(store, name, cards[name], boards, rows)
+        )
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
     pages["index.html"] = _page(words.PRODUCT, _index(boards, rows, digest))
     pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
@@ -158,7 +160,9 @@ def _defense(
             told = defense_tables.detector_table(row, entry.cells, attacks)
             parts.append(_part(f"The detector under {label}", told))
         cells = [(square.attack, square) for square in entry.cells]
-        parts.append(_part(f"Cells under {label}", tables.cells_table(cells, "Attack", boards[label])))
+        parts.append(
+            _part(f"Cells under {label}", tables.cells_table(cells, "Attack", boards[label]))
+        )
         classes = store.examples(boards[label].examples).classes
         for attack, kept in entry.images.items():
             title = f"What the attack brought: {attack} under {label}"

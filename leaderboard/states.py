@@ -96,5 +96,6 @@ def state_tiles(cells: Sequence[CellRow]) -> Html:
     """Headline counts of the cells by state."""
     counts = {state: sum(cell.state == state for cell in cells) for state in CellState}
     return markup.figure_tiles(
-        (state.capitalize(), str(counts[state]), words.STATE_EXPLANATIONS[state]) for state in CellState
+        (state.capitalize(), str(counts[state]), words.STATE_EXPLANATIONS[state])
+        for state in CellState
     )

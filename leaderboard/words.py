@@ -1,4 +1,4 @@
-"""What the pages say: figures as text, rules as sentences, and every empty state."""
+"""Texts of the pages: figures, rules as sentences, captions and notices for missing results."""
 
 from __future__ import annotations
 
@@ -11,44 +11,51 @@ from typing import Any, NamedTuple
 from bench.core.isolation import Isolation
 from bench.core.statistics import Count
 from bench.results.leaderboards import Leaderboard
+from bench.results.masking_checks import CLEAR, NOT_TESTED, RAISED
 from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
-MOTTO = "Every attack against every defense, under rules declared first and checked by a referee."
+MOTTO = (
+    "Adversarial attacks against defenses under declared threat models. Every adversarial example"
+    " is re-verified by an independent referee."
+)
 BASELINE = "undefended"
 MAX_TEXT = 200
-"""Characters of a stranger's text that a page prints before it cuts."""
+"""Characters of a submitted text that a page prints."""
 MAX_REASON = 1000
-"""The same where a judgement rests on the text: evidence of a sign, the reason of a state."""
+"""The same for evidence of a check and the reason of a state."""
 
 NORM_SENTENCES = {
     "Linf": ("L∞", "no pixel may change by more than {eps} of the full range"),
-    "L2": ("L2", "the Euclidean length of the whole change is at most {eps}"),
-    "L1": ("L1", "the changes of all pixels together are at most {eps}"),
+    "L2": ("L2", "the L2 norm of the perturbation is at most {eps}"),
+    "L1": ("L1", "the sum of all absolute changes is at most {eps}"),
     "L0": ("L0", "at most {eps} pixels may change"),
 }
 ACCESS_SENTENCES = {
-    "nothing": "Nothing: the attacker may not ask the defense at all.",
-    "labels": "Labels: the attacker sees only the class that the defense answers.",
-    "scores": "Scores: the attacker sees the defense's scores for every class.",
-    "gradients": "White box: the attacker sees scores and gradients, and knows the defense.",
+    "nothing": "None: the attacker cannot query the defense.",
+    "labels": "Labels: the attacker sees the predicted class only.",
+    "scores": "Scores: the attacker sees the logits of every class.",
+    "gradients": "White box: the attacker sees logits and gradients, and knows the defense.",
 }
 GOAL_SENTENCES = {
     "untargeted": "Untargeted: any wrong class is a success.",
     "targeted": "Targeted ({rule}): only the declared target class is a success.",
-    "nearest": "Nearest: any wrong class, as close to the clean image as possible.",
+    "nearest": "Minimum norm: any wrong class, as close to the clean image as possible.",
 }
 VERDICT_LABELS = {"sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ invalid"}
 CLAIM_LABELS = {"holds": "✓ holds", "below": "✕ below the claim", "not testable": "○ not testable"}
-CHECK_STATES = {"raised": "▲ raised", "clear": "✓ clear", "not tested": "○ not tested"}
+CHECK_STATES = {RAISED: "▲ warning", CLEAR: "✓ passed", NOT_TESTED: "○ not tested"}
+"""State of a gradient-masking check -> its label, in the order of display."""
+CHECK_NAMES = {state: label.partition(" ")[2] for state, label in CHECK_STATES.items()}
+"""The same without the symbols."""
 ISOLATION_NOTES = {
-    Isolation.SANDBOXED.value: "its code ran in a separate worker process: no network, no files",
+    Isolation.SANDBOXED.value: "its code ran in a sandboxed process without network and files",
     Isolation.UNSANDBOXED.value: "its code ran in the harness's process, by --allow-unsandboxed",
 }
 DEFENSE_TAGS = {
-    "bpda": ("stand-in", "declares what an attacker should differentiate through"),
-    "randomness": ("random", "answers differently on each call, and says so"),
-    "rejects": ("rejects", "may refuse an image; a clean one refused counts as a mistake"),
+    "bpda": ("BPDA", "declares a BPDA approximation for attackers to differentiate through"),
+    "randomness": ("randomized", "declares that its outputs are random"),
+    "rejects": ("rejects", "may reject an image; a rejected clean image counts as an error"),
 }
 STATE_LABELS = {
     "done": "done",
@@ -59,66 +66,69 @@ STATE_LABELS = {
     "not applicable": "n/a",
 }
 STATE_EXPLANATIONS = {
-    "done": "every example it met has been judged",
-    "missing": "not played, or not with the code as it is now",
-    "running": "a worker holds it; Submissions tells its last sign of life",
-    "failed": "it stopped without a figure; the reason says who must act",
-    "skipped": "left out on purpose",
-    "not applicable": "this attack and this defense cannot meet under this threat model",
+    "done": "every example has a verified outcome",
+    "missing": "not evaluated, or not with the current code",
+    "running": "being evaluated; the page Submissions shows the last update",
+    "failed": "ended without a result; the reason names the cause",
+    "skipped": "excluded deliberately",
+    "not applicable": "the attack does not apply to this defense under this threat model",
 }
 
 
 MODE_SENTENCES = {
     "full": "full: every attack meets every example",
-    "rank": "rank: a cascade, later attacks meet only the survivors; cells are not comparable",
+    "rank": "rank: later attacks meet only examples not broken yet; cells are not comparable",
 }
 RANK_MODE = (
-    "Rank mode: a cascade. The required attacks came first, the cheapest of them in front, and each"
-    " later one met only the examples that were left.",
-    "The worst case is whole, over the required attacks and over all; ranks come from the first.",
-    "A cell says how many of the survivors that an attack met it left standing: cells of different"
-    " attacks are not comparable, and none is called the strongest.",
+    "Rank mode: a cascade. The required attacks run first, the cheapest ones at the beginning, and"
+    " each later attack meets only the examples that are not broken yet.",
+    "The worst case over the required attacks decides ranks; it and the worst case over all attacks"
+    " are complete.",
+    "A cell shows how many of the examples that its attack met stayed robust: cells of different"
+    " attacks are not comparable, and no attack is called the strongest.",
 )
 SUBMISSIONS_LEAD = (
-    "What happened to an entry, and what the workers are doing. A cell without a sign of life is"
-    " called stalled, not running."
+    "The state of every submission and of every evaluation cell. A running cell without a recent"
+    " update is shown as stalled."
 )
-RULES_LEAD = "What the attacker may do on the chosen board, and how every figure here is made."
+RULES_LEAD = "The rules of the selected threat model, and how every figure is computed."
 
 FOREST_CAPTION = (
-    "Each dot is a figure, each line its 95 % interval. Overlapping lines do not decide anything:"
-    " ranks come from the paired test on the same examples."
+    "Dots are accuracies, lines their 95 % intervals. Overlapping intervals do not imply a tie:"
+    " ranks come from paired tests on the same examples."
 )
 TRADE_OFF_CAPTION = (
-    "Clean against robust accuracy. On the dashed line no attack took anything; the green staircase"
-    " joins the defenses that no other ranked one beats in both. Names may stand above their point."
+    "On the dashed line robust accuracy equals clean accuracy; the green line joins the ranked"
+    " defenses that no other ranked defense exceeds in both (the Pareto front). Names may be"
+    " shifted upwards."
 )
 CHECKS_CAPTION = (
-    "A high figure may only mean that the attacks could not see the slope. Clear and not tested are"
-    " different facts."
+    "Masked gradients can make an attack fail without making the model robust. A check that was not"
+    " tested is no evidence in favour of the defense."
 )
 RADIUS_CAPTION = (
-    "Lines: smallest distances found by one attack, valid at every radius. Diamonds: the worst case"
-    " over all attacks of a board with that fixed radius, and under it what is proved there; the"
-    " truth lies between the two. The dashed line is the board's radius."
+    "Lines: from the smallest distances that one attack found, valid at every radius. Diamonds: the"
+    " worst case over all attacks under the threat model of that radius, and the certified accuracy"
+    " there; the true robust accuracy lies between the two. Dashed line: the radius of this threat"
+    " model."
 )
 
 DETECTOR_CAPTION = (
-    "Shares rejected as the threshold falls; the dot is the threshold that the defense has, on the"
-    " dashed line it tells nothing. Attacked is what an attack brought: its first success against"
-    " classifier and detector together, else its last iterate."
+    "Rejection rates as the threshold decreases; the dot is the threshold of the defense, the"
+    " dashed line is chance. Attacked images are, per example, the attack's first success against"
+    " classifier and detector together, or else its last iterate."
 )
 
 
 def method_sections() -> list[tuple[str, str]]:
-    """How everything is computed: titles and static Markdown, the only Markdown of the pages."""
+    """Titles and texts of the method page, the only Markdown of the pages."""
     whole = Path(__file__).with_name("method.md").read_text(encoding="utf-8")
     sections = whole.removeprefix("## ").split("\n## ")
     return [(title, text) for title, _, text in (section.partition("\n") for section in sections)]
 
 
 class Notice(NamedTuple):
-    """A state of the whole page: a heading, sentences, and commands that help."""
+    """A notice on a page: a heading, sentences, and commands to run."""
 
     heading: str
     sentences: tuple[str, ...]
@@ -126,42 +136,42 @@ class Notice(NamedTuple):
 
 
 def plain_text(text: object, most: int = MAX_TEXT) -> str:
-    """A stranger's text on one line: no control or direction marks, cut at so many characters."""
+    """Submitted text on one line, without control or direction marks, cut at `most` characters."""
     kept = "".join(c if not unicodedata.category(c).startswith("C") else " " for c in str(text))
     return kept if len(kept) <= most else kept[: most - 1] + "…"
 
 
 def format_share(share: float, n: int) -> str:
-    """A share as precisely as n examples support: one decimal, two from 10 000 on."""
+    """A share of n examples in percent: one decimal, two from n = 10 000."""
     return f"{100 * share:.{2 if n >= 10_000 else 1}f} %"
 
 
 def format_count(count: Count | None) -> str:
-    """`62.0 %`, or a dash where nothing was measured."""
+    """`62.0 %`, or a dash without a measurement."""
     return format_share(count.k / count.n, count.n) if count and count.n else "—"
 
 
 def format_interval(count: Count | None) -> str:
-    """`57.7-66.1 %, 310/500`."""
+    """The 95 % interval and k of n: `57.7-66.1 %, 310/500`."""
     if not count or not count.n:
-        return "no figure"
+        return "no result"
     low, high = (format_share(edge, count.n).removesuffix(" %") for edge in (count.low, count.high))
     return f"{low}–{high} %, {count.k}/{count.n}"  # noqa: RUF001
 
 
 def certificate_note(found: CertifiedCount) -> str:
-    """Who proved it, and how often one of the proofs may be wrong."""
-    sure = f"each wrong with probability {found.error:g} at most" if found.error else ""
-    return ", ".join(filter(None, (f"by {found.certifier}", sure)))
+    """The certifier, and the probability that one of its certificates is wrong."""
+    bound = f"each wrong with probability at most {found.error:g}" if found.error else ""
+    return ", ".join(filter(None, (f"by {found.certifier}", bound)))
 
 
 def rank_range(best: int, worst: int) -> str:
-    """`1` or `1-3`."""
+    """A range of ranks: `1` or `1-3`."""
     return str(best) if best == worst else f"{best}–{worst}"  # noqa: RUF001
 
 
 def format_seconds(value: float) -> str:
-    """A duration a person can read."""
+    """A duration in seconds, minutes or hours."""
     if value < 60:
         return f"{value:.1f} s"
     if value < 3600:
@@ -170,12 +180,12 @@ def format_seconds(value: float) -> str:
 
 
 def norm_symbol(name: str) -> str:
-    """`L∞` for `Linf`."""
+    """The symbol of a norm: `L∞` for `Linf`."""
     return NORM_SENTENCES.get(name, (name, ""))[0]
 
 
 def perturbation_sentence(ball: Mapping[str, Any]) -> str:
-    """What may be changed, in words and in both notations of the radius."""
+    """The perturbation set as a sentence, with the radius as fraction and decimal."""
     symbol, sentence = NORM_SENTENCES.get(str(ball["name"]), (str(ball["name"]), "radius {eps}"))
     eps, radius = str(ball["eps"]), float(ball["radius"])
     both = eps if "/" not in eps else f"{eps} (= {radius:.4g})"
@@ -183,142 +193,150 @@ def perturbation_sentence(ball: Mapping[str, Any]) -> str:
 
 
 def access_sentence(word: str) -> str:
-    """What the attacker may ask, as a sentence."""
+    """The attacker's access as a sentence."""
     return ACCESS_SENTENCES.get(word, word)
 
 
-def goal_sentence(wish: Mapping[str, Any]) -> str:
-    """What counts as a success, as a sentence."""
-    kind = str(wish.get("kind", ""))
-    return GOAL_SENTENCES.get(kind, kind).format(rule=wish.get("rule", ""))
+def goal_sentence(rules: Mapping[str, Any]) -> str:
+    """The attacker's goal as a sentence."""
+    kind = str(rules.get("kind", ""))
+    return GOAL_SENTENCES.get(kind, kind).format(rule=rules.get("rule", ""))
 
 
 def budget_sentence(limit: Mapping[str, Any]) -> str:
-    """What may be spent on one example, as a sentence."""
+    """The attacker's budget per example as a sentence."""
     parts = [
         f"{limit[what]} {name}"
-        for what, name in (("gradients", "gradients"), ("queries", "forward passes"))
+        for what, name in (("gradients", "gradient evaluations"), ("queries", "queries"))
         if limit.get(what) is not None
     ]
-    return "At most " + " and ".join(parts) + " an example." if parts else "Without limit."
+    return "At most " + " and ".join(parts) + " per example." if parts else "No limit."
 
 
 def plural(n: int, noun: str) -> str:
-    """`1 defense`, `2 defenses`."""
+    """A number with its noun: `1 defense`, `2 defenses`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 FILL_COMMANDS = (
     "bench run                  # every required attack against the quick defenses",
     "bench run --defense all --attack all",
-    "bench leaderboard          # come back here",
+    "bench leaderboard          # show the results here",
 )
 
 
-def as_sentence(said: str) -> str:
-    """A message of the program as a sentence on a page."""
-    return said[:1].upper() + said[1:].replace("`", "")
+def as_sentence(message: str) -> str:
+    """A message of an error as a sentence on a page."""
+    return message[:1].upper() + message[1:].replace("`", "")
 
 
-def no_database(said: str) -> Notice:
-    """There is nothing to read yet."""
+def no_database(message: str) -> Notice:
+    """The notice for a database file that does not exist."""
     return Notice(
         "No database yet",
-        (as_sentence(said), "Play the first cells from the same folder, then reload this page:"),
+        (as_sentence(message), "Evaluate some cells from the same folder, then reload this page:"),
         FILL_COMMANDS,
     )
 
 
-def unreadable_database(said: str) -> Notice:
-    """There is a file, and it is not for us; the command that the program named comes first."""
-    told = re.findall(r"`(bench [^`]+)`", said)
+def unreadable_database(message: str) -> Notice:
+    """The notice for a database that cannot be read; a command in the message comes first."""
+    commands = re.findall(r"`(bench [^`]+)`", message)
     return Notice(
         "This database cannot be read",
-        (as_sentence(said), "Nothing was changed. These commands say more, or point to another file:"),
-        (*told, "bench db check", "bench leaderboard --db sqlite:///other.db"),
+        (as_sentence(message), "Nothing was changed. Examine it, or open another database:"),
+        (*commands, "bench db check", "bench leaderboard --db sqlite:///other.db"),
     )
 
 
 EMPTY_DATABASE = Notice(
     "The database is empty",
-    ("It has no threat model and no cell yet. Fill it, then reload this page:",),
+    ("It holds no evaluation cell yet. Evaluate some, then reload this page:",),
     FILL_COMMANDS,
 )
 
 NO_SUBMISSIONS = Notice(
     "No submissions yet",
-    ("An entry is one folder with a card and a plugin. Check it before you hand it in:",),
+    ("A submission is a folder with a card and a plugin. Check it before you submit it:",),
     ("bench new defense mine", "bench check submissions/mine", "bench submit submissions/mine"),
 )
 
 NOTHING_LEFT = Notice(
     "The filter hides every defense", ("Clear the field above, or press “Show all”.",)
 )
-NO_CLAIM = Notice("No claim", ("The authors name no robust accuracy under a known threat model.",))
+NO_CLAIM = Notice("No claim", ("The authors claim no robust accuracy under a known threat model.",))
 NO_IMAGES = Notice(
-    "No images kept",
-    ("The store keeps a sample of images where it is asked to, and only of broken examples:",),
+    "No images stored",
+    ("Adversarial examples are stored on request, and only for broken examples:",),
     ("bench run --keep-images sample",),
 )
 
 
 NO_JOINT_ATTACK = Notice(
-    "No attack has gone for both",
-    ("Attacks that do not know of a detector say little of it. One that goes for both:",),
+    "No attack on classifier and detector together",
+    ("Attacks that ignore the detector are weak evidence for it. Run a joint attack:",),
     ("bench run --attack joint-pgd",),
 )
 
 
 def best_defense_sentence(defense: str, robust: Count) -> str:
-    """The one-sentence finding of the forest plot."""
-    return f"{plain_text(defense)} stands first; all attacks left {format_count(robust)} ({format_interval(robust)})."
+    """The description of the interval plot."""
+    accuracy = f"{format_count(robust)} ({format_interval(robust)})"
+    return f"{plain_text(defense)} is first; its robust accuracy is {accuracy}."
 
 
-def not_evaluated(defense: str, board: Leaderboard) -> Notice:
-    """A defense without a cell on the chosen board."""
+def not_evaluated(defense: str, leaderboard: Leaderboard) -> Notice:
+    """The notice for a defense without a cell under the selected threat model."""
     return Notice(
-        "Not played under this threat model",
-        (f"“{plain_text(defense)}” has met no attack under “{plain_text(leaderboard_label(board))}” yet.",),
-        (f"bench run --threat {board.name} --defense {defense}{_mode(board)}",),
+        "Not evaluated under this threat model",
+        (
+            f"“{plain_text(defense)}” has not been evaluated under"
+            f" “{plain_text(leaderboard_label(leaderboard))}” yet.",
+        ),
+        (f"bench run --threat {leaderboard.name} --defense {defense}{_mode(leaderboard)}",),
     )
 
 
-def no_results(board: Leaderboard) -> Notice:
-    """A threat model that nobody has played."""
+def no_results(leaderboard: Leaderboard) -> Notice:
+    """The notice for a threat model without results."""
     return Notice(
-        "Nothing played under this threat model yet",
-        (f"“{leaderboard_label(board)}” is declared, but no defense has met an attack under it.",),
-        (f"bench run --threat {board.name}{_mode(board)}",),
+        "No results under this threat model yet",
+        (
+            f"“{leaderboard_label(leaderboard)}” is declared, but no defense has been evaluated"
+            " under it.",
+        ),
+        (f"bench run --threat {leaderboard.name}{_mode(leaderboard)}",),
     )
 
 
-def _mode(board: Leaderboard) -> str:
-    return " --mode rank" if board.mode == "rank" else ""
+def _mode(leaderboard: Leaderboard) -> str:
+    return " --mode rank" if leaderboard.mode == "rank" else ""
 
 
-def leaderboard_label(board: Leaderboard) -> str:
-    """The threat model's name; a cascade says that it is one."""
-    return f"{board.name} in rank mode" if board.mode == "rank" else board.name
+def leaderboard_label(leaderboard: Leaderboard) -> str:
+    """The name of the threat model, with the mode where that is rank mode."""
+    return f"{leaderboard.name} in rank mode" if leaderboard.mode == "rank" else leaderboard.name
 
 
 def stale_link(what: str, name: str) -> Notice:
-    """A link to something that is no longer there."""
+    """The notice for a link to something that this database does not have."""
     return Notice(
-        f"This link names a {what} that is not here",
-        (f"“{name}” is not known to this database. What you see below is something else.",),
+        f"This link names an unknown {what}",
+        (f"“{name}” is not in this database. The page below shows something else.",),
     )
 
 
 def leaderboards_by_label(known: Sequence[Leaderboard]) -> dict[str, Leaderboard]:
-    """Boards by the name that the URL carries: threat and mode, with n where it repeats."""
+    """Leaderboards by their name in the URL: threat model and mode, with n where ambiguous."""
     named: dict[str, Leaderboard] = {}
-    for board in known:
-        for said in (
-            leaderboard_label(board),
-            f"{leaderboard_label(board)} ({board.n} examples)",
-            f"{leaderboard_label(board)} ({board.n} examples, {board.examples[:8]})",
+    for leaderboard in known:
+        label, n = leaderboard_label(leaderboard), leaderboard.n
+        for name in (
+            label,
+            f"{label} ({n} examples)",
+            f"{label} ({n} examples, {leaderboard.examples[:8]})",
         ):
-            if said not in named:
-                named[said] = board
+            if name not in named:
+                named[name] = leaderboard
                 break
     return named

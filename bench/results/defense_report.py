@@ -1,4 +1,4 @@
-"""One defense in full: its row, its cells, its curves, its images."""
+"""The report of one defense: its row, cells, curves and images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.core.cells import CellState
 from bench.core.errors import BenchError
 from bench.core.outcomes import KeptImage
 from bench.core.statistics import Count, count_interval
-from bench.results.detection import Roc, curve
+from bench.results.detection import DetectorRoc, roc_curve
 from bench.results.example_results import (
     AttackResult,
     DefenseResult,
@@ -23,92 +23,107 @@ from bench.results.example_results import (
 )
 from bench.results.leaderboards import Leaderboard, leaderboards
 from bench.results.matrix import MatrixCell, matrix_cells
-from bench.results.ranking import CertifiedCount, RankingRow, best_proof, coverage, ranking_rows
-from bench.results.verdicts import load_context
+from bench.results.ranking import (
+    CertifiedCount,
+    RankingRow,
+    best_certificate,
+    coverage,
+    ranking_rows,
+)
+from bench.results.verdicts import load_check_context
 from bench.store import Store
 
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """How many examples are still right as the attacker may spend more: a falling staircase."""
+    """Correct examples against the attacker's effort: a step function that never rises."""
 
     x: Floats
-    """Where it falls: steps, forwards or distances, rising. It starts at 0."""
-    right: npt.NDArray[np.int64]
-    """Examples still right at and beyond x."""
+    """[k]: efforts at which it falls (steps, queries or distances), rising from 0."""
+    correct: npt.NDArray[np.int64]
+    """[k]: examples still correct at and beyond x."""
     n: int
 
 
 @dataclass(frozen=True)
 class RadiusPoint:
-    """What a whole board says at its one radius."""
+    """The figures of a leaderboard at its radius."""
 
     eps: str
     """As an exact fraction."""
     radius: float
     robust: Count
     certified: CertifiedCount | None
-    """What is proved there: a floor under the truth, as `robust` is a ceiling over it."""
-    board: str
+    """Certified accuracy: a lower bound of robust accuracy, as `robust` is an upper bound."""
+    leaderboard: str
     complete: bool
-    """Are all required attacks done?"""
+    """Whether all required attacks are done."""
 
 
 @dataclass(frozen=True)
 class DefenseReport:
-    """Everything that is known of one defense on one board."""
+    """The results of one defense on one leaderboard."""
 
     row: RankingRow
-    squares: tuple[MatrixCell, ...]
+    cells: tuple[MatrixCell, ...]
     steps: Mapping[str, AccuracyCurve]
-    """By attack, against steps: those of earlier runs count."""
+    """By attack, against steps; those of earlier restarts count."""
     forwards: Mapping[str, AccuracyCurve]
-    """By attack, against forward passes, those with a gradient included."""
+    """By attack, against queries, those with a gradient evaluation included."""
     distances: Mapping[str, AccuracyCurve]
-    """Against the radius, by attack of the distance board for this set and these examples."""
-    points: tuple[RadiusPoint, ...]
-    """Boards that differ in their radius alone, this one among them; never part of a curve."""
+    """Against the radius, by attack of the nearest-example threat model on the same examples."""
+    radii: tuple[RadiusPoint, ...]
+    """This leaderboard and those that differ in the radius alone."""
     images: Mapping[str, tuple[KeptImage, ...]]
     """By attack."""
-    rocs: Mapping[str, Roc]
+    rocs: Mapping[str, DetectorRoc]
     """By attack, where the defense rejects."""
 
 
-def defense_report(store: Store, board: Leaderboard, defense: str) -> DefenseReport:
-    """One defense on one board; BenchError where it was not played there."""
-    played, known = load_results(store, board), leaderboards(store)
-    standing = played.standings.get(defense)
-    if standing is None:
-        names = ", ".join(played.standings) or "none yet"
-        raise BenchError(f"{defense!r} was not played on {board.name}; played: {names}.")
-    mine = ranking_rows(played, load_context(store, played, known))
-    met = {name: bout for name, bout in standing.bouts.items() if bout.faced.any()}
+def defense_report(store: Store, leaderboard: Leaderboard, defense: str) -> DefenseReport:
+    """The report of one defense on one leaderboard.
+
+    Raises BenchError where the defense was not evaluated there.
+    """
+    results, known = load_results(store, leaderboard), leaderboards(store)
+    result = results.defenses.get(defense)
+    if result is None:
+        names = ", ".join(results.defenses) or "none yet"
+        raise BenchError(
+            f"{defense!r} was not evaluated on {leaderboard.name}; evaluated: {names}."
+        )
+    rows = ranking_rows(results, load_check_context(store, results, known))
+    done = {name: attack for name, attack in result.attacks.items() if attack.evaluated.any()}
     return DefenseReport(
-        row=next(row for row in mine if row.defense == defense),
-        squares=tuple(square for square in matrix_cells(played) if square.defense == defense),
-        steps={a: _among(bout, bout.total, standing) for a, bout in met.items()},
-        forwards={a: _among(bout, bout.forwards, standing) for a, bout in met.items()},
-        distances=_distances(store, played, known, defense),
-        points=_points(store, played, known, defense),
-        images=_images(store, played, defense),
-        rocs=_rocs(standing),
+        row=next(row for row in rows if row.defense == defense),
+        cells=tuple(cell for cell in matrix_cells(results) if cell.defense == defense),
+        steps={a: _curve_over(attack, attack.total_steps, result) for a, attack in done.items()},
+        forwards={a: _curve_over(attack, attack.forwards, result) for a, attack in done.items()},
+        distances=_distances(store, results, known, defense),
+        radii=_radius_points(store, results, known, defense),
+        images=_images(store, results, defense),
+        rocs=_rocs(result),
     )
 
 
-def _rocs(standing: DefenseResult) -> Mapping[str, Roc]:
-    found = {name: curve(standing.scores, bout.attacked) for name, bout in standing.bouts.items()}
+def _rocs(result: DefenseResult) -> Mapping[str, DetectorRoc]:
+    found = {
+        name: roc_curve(result.clean_scores, attack.scores)
+        for name, attack in result.attacks.items()
+    }
     return {name: roc for name, roc in found.items() if roc is not None}
 
 
-def _among(bout: AttackResult, spent: Floats, standing: DefenseResult) -> AccuracyCurve:
-    """The staircase of the examples that the attack met; in a cascade these are not all."""
-    return falling(spent[bout.faced], standing.clean[bout.faced])
+def _curve_over(attack: AttackResult, spent: Floats, result: DefenseResult) -> AccuracyCurve:
+    """The curve over the examples that the attack was run on; in a cascade these are not all."""
+    return accuracy_curve(spent[attack.evaluated], result.clean[attack.evaluated])
 
 
-def falling(spent: Floats, clean: npt.NDArray[np.bool_]) -> AccuracyCurve:
-    """The staircase of examples right on the clean image, each falling at what was spent on it.
+def accuracy_curve(spent: Floats, clean: npt.NDArray[np.bool_]) -> AccuracyCurve:
+    """The curve of the examples that are right on the clean image.
 
-    `spent` [n] is inf where an example never fell.
+    `spent` [n] is the effort that broke an example, inf where it is unbroken; `clean` [n] is
+    True where an example is right on the clean image.
     """
     falls = spent[clean & np.isfinite(spent)]
     x, how_many = np.unique(np.concatenate([[0.0], falls]), return_counts=True)
@@ -117,61 +132,67 @@ def falling(spent: Floats, clean: npt.NDArray[np.bool_]) -> AccuracyCurve:
 
 
 def _distances(
-    store: Store, played: LeaderboardResults, known: Iterable[Leaderboard], defense: str
+    store: Store, results: LeaderboardResults, known: Iterable[Leaderboard], defense: str
 ) -> Mapping[str, AccuracyCurve]:
     for other in known:
-        if other.nearest and _same_space(other, played.board):
-            far = played if other == played.board else load_results(store, other)
-            if defense in far.standings:
-                return _distance_curves(far.standings[defense])
+        if other.is_nearest and _same_space(other, results.leaderboard):
+            nearest = results if other == results.leaderboard else load_results(store, other)
+            if defense in nearest.defenses:
+                return _distance_curves(nearest.defenses[defense])
     return {}
 
 
-def _same_space(other: Leaderboard, board: Leaderboard) -> bool:
+def _same_space(other: Leaderboard, leaderboard: Leaderboard) -> bool:
     return (other.examples, other.set["name"], other.mode) == (
-        board.examples, board.set["name"], board.mode,
+        leaderboard.examples, leaderboard.set["name"], leaderboard.mode,
     )  # fmt: skip
 
 
-def _distance_curves(standing: DefenseResult) -> Mapping[str, AccuracyCurve]:
-    return {a: falling(bout.distance, standing.clean) for a, bout in standing.bouts.items()}
+def _distance_curves(result: DefenseResult) -> Mapping[str, AccuracyCurve]:
+    return {
+        a: accuracy_curve(attack.distance, result.clean) for a, attack in result.attacks.items()
+    }
 
 
-def _points(
-    store: Store, played: LeaderboardResults, known: Iterable[Leaderboard], defense: str
+def _radius_points(
+    store: Store, results: LeaderboardResults, known: Iterable[Leaderboard], defense: str
 ) -> tuple[RadiusPoint, ...]:
-    if played.board.nearest:
+    if results.leaderboard.is_nearest:
         return ()
-    others = [load_results(store, kin) for kin in played.board.relatives(known)]
-    both = [board for board in (played, *others) if defense in board.standings]
-    both.sort(key=lambda one: one.board.radius)
+    others = [load_results(store, other) for other in results.leaderboard.other_radii(known)]
+    everywhere = [one for one in (results, *others) if defense in one.defenses]
+    everywhere.sort(key=lambda one: one.leaderboard.radius)
     return tuple(
-        _point(store, one, one.standings[defense]) for one in both if _has_figure(one, defense)
+        _radius_point(store, one, one.defenses[defense])
+        for one in everywhere
+        if _has_figure(one, defense)
     )
 
 
-def _has_figure(played: LeaderboardResults, defense: str) -> bool:
-    return played.standings[defense].cleaned and bool(played.standings[defense].bouts)
+def _has_figure(results: LeaderboardResults, defense: str) -> bool:
+    return results.defenses[defense].has_clean_pass and bool(results.defenses[defense].attacks)
 
 
-def _point(store: Store, played: LeaderboardResults, standing: DefenseResult) -> RadiusPoint:
-    board, covered = played.board, coverage(played, standing)
+def _radius_point(store: Store, results: LeaderboardResults, result: DefenseResult) -> RadiusPoint:
+    leaderboard, covered = results.leaderboard, coverage(results, result)
     certifiers = {card.name: card for card in store.cards(CertifierCard)}
     return RadiusPoint(
-        eps=str(board.set["eps"]),
-        radius=board.radius,
-        robust=count_interval(int(standing.robust().sum()), len(standing.clean)),
-        certified=best_proof(standing, store.certificates(board.id, standing.examples), certifiers),
-        board=board.name,
+        eps=str(leaderboard.set["eps"]),
+        radius=leaderboard.radius,
+        robust=count_interval(int(result.robust().sum()), len(result.clean)),
+        certified=best_certificate(
+            result, store.certificates(leaderboard.id, result.examples), certifiers
+        ),
+        leaderboard=leaderboard.name,
         complete=covered.done == covered.required,
     )
 
 
 def _images(
-    store: Store, played: LeaderboardResults, defense: str
+    store: Store, results: LeaderboardResults, defense: str
 ) -> Mapping[str, tuple[KeptImage, ...]]:
     found: dict[str, tuple[KeptImage, ...]] = {}
-    for (name, attack), cells in played.cells.items():
+    for (name, attack), cells in results.cells.items():
         done = [row.key for row in cells if row.state == CellState.DONE]
         if name == defense and done:
             found[attack] = tuple(store.images(done[0]))

@@ -1,9 +1,9 @@
-"""How a rejecting defense tells attacked images from clean ones, and what gets past it.
+"""Detection: how a rejecting defense separates attacked images from clean ones.
 
-An *attacked* image is what an attack brought to the referee: its first success against classifier
-and detector together, else its last iterate. Images left as they were, and those the referee
-refused, are none. So a curve speaks of what is left of an attack that stops as soon as it gets
-through; its rejected share is no detection rate of an attack that never looks at the detector.
+An *attacked* image is the candidate that an attack handed to the referee: its first success against
+classifier and detector together, else its last iterate. Unchanged images and candidates that the
+referee refused are excluded. An attack stops at its first success, so the rejected share is not the
+detection rate of an attack that ignores the detector.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ Floats = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
 
 
-class Scored(NamedTuple):
-    """Images that a rejecting defense was shown: [m] each; of no image where it never rejects."""
+class RejectionScores(NamedTuple):
+    """Images that a rejecting defense classified, [m] each; empty where it never rejects."""
 
     score: Floats
     """Rejection score less its threshold: rejected where positive."""
     wrong: Bits
-    """Another class than the true one was named, rejected or not."""
+    """Classified wrongly, rejected or not."""
     broken: Bits
-    """The goal of the board was reached, and the image accepted."""
+    """The goal of the threat model was reached and the image accepted."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """The detector before one attack; each count is of the attacked images."""
+    """The detector against one attack; each count is over the attacked images."""
 
     auc: float
-    """The chance that an attacked image scores above a clean one; ties count half."""
+    """Probability that an attacked image scores above a clean one; ties count half."""
     rejected: Count
-    """At the threshold that the defense has: its true-positive rate."""
+    """At the threshold of the defense: the true-positive rate."""
     fooled: Count
-    """Named another class, rejected or not."""
+    """Classified wrongly, rejected or not."""
     passed: Count
-    """Reached the goal of the board and were accepted: fooled and unflagged."""
+    """Reached the goal of the threat model and were accepted."""
 
 
 @dataclass(frozen=True)
-class Roc:
+class DetectorRoc:
     """Shares rejected as the threshold falls: two rising arrays from 0 to 1."""
 
     clean: Floats
@@ -55,31 +55,36 @@ class Roc:
     attacked: Floats
     """Of attacked images: the true-positive rate."""
     at: tuple[float, float]
-    """Both at the threshold that the defense has."""
+    """Both at the threshold of the defense."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """What a rejecting defense does to clean images."""
+    """The rejection of clean images by a rejecting defense."""
 
     declared: float
-    """The share that its threshold was set to reject, on calibration images."""
+    """The share of calibration images that its threshold was set to reject."""
     clean: Count
-    """Rejected of the clean examples here."""
+    """Rejected clean examples."""
 
 
-def scored(made: Outcomes, truth: npt.NDArray[np.int16], *, clean: bool = False) -> Scored:
-    """The images with a score; of an attack only those that it changed."""
-    known = np.isfinite(made.rejection) & (clean | (made.distance > 0))
-    return Scored(
-        score=made.rejection[known].astype(np.float64),
-        wrong=(made.label != truth)[known],
-        broken=(made.verdict == Verdict.BROKEN)[known],
+def rejection_scores(
+    outcomes: Outcomes, truth: npt.NDArray[np.int16], *, clean: bool = False
+) -> RejectionScores:
+    """The images [m] with a rejection score; of an attack only those that it changed.
+
+    `truth` is the true label [n] of each outcome.
+    """
+    known = np.isfinite(outcomes.rejection) & (clean | (outcomes.distance > 0))
+    return RejectionScores(
+        score=outcomes.rejection[known].astype(np.float64),
+        wrong=(outcomes.label != truth)[known],
+        broken=(outcomes.verdict == Verdict.BROKEN)[known],
     )
 
 
-def detection(clean: Scored, attacked: Scored) -> Detection | None:
-    """The figures of one attack; None where there are no scores on either side."""
+def detector_counts(clean: RejectionScores, attacked: RejectionScores) -> Detection | None:
+    """The counts of one attack; None where clean or attacked images have no scores."""
     if not len(clean.score) or not len(attacked.score):
         return None
     return Detection(
@@ -90,17 +95,17 @@ def detection(clean: Scored, attacked: Scored) -> Detection | None:
     )
 
 
-def curve(clean: Scored, attacked: Scored) -> Roc | None:
-    """The ROC of one attack; None where there are no scores on either side."""
+def roc_curve(clean: RejectionScores, attacked: RejectionScores) -> DetectorRoc | None:
+    """The ROC of one attack; None where clean or attacked images have no scores."""
     if not len(clean.score) or not len(attacked.score):
         return None
     here = float((clean.score > 0).mean()), float((attacked.score > 0).mean())
     found = roc(clean.score, attacked.score)
-    return Roc(found.negative, found.positive, here)
+    return DetectorRoc(found.negative, found.positive, here)
 
 
-def rejection(declared: float | None, clean: Scored) -> Rejection | None:
-    """What it does to clean images; None where it never rejects or the clean pass is missing."""
+def rejection(declared: float | None, clean: RejectionScores) -> Rejection | None:
+    """The rejection of clean images; None without a detector or a clean pass."""
     if declared is None or not len(clean.score):
         return None
     return Rejection(float(declared), _count(clean.score > 0))

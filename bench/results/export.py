@@ -1,4 +1,4 @@
-"""What leaves the house: outcomes as CSV, adversarial images as safetensors; no torch."""
+"""Exports: outcomes as CSV, adversarial images as safetensors; torch-free."""
 
 from __future__ import annotations
 
@@ -23,53 +23,58 @@ COLUMNS = (
     "defense", "attack", "seed", "example", "target", "true_label", "clean_right",
     "label", "verdict", "distance", "forwards", "gradients", "step", "eight_bit", "fragile",
 )  # fmt: skip
-SQLITE = b"SQLite format 3\0"
-"""How every such database begins, the open one too."""
+SQLITE_HEADER = b"SQLite format 3\0"
+"""The first bytes of a SQLite database."""
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written, and whether it is everything."""
+class ExportedFile:
+    """An exported file, and whether it is complete."""
 
     path: Path
     n: int
-    """Rows or images."""
+    """Number of rows or images."""
     complete: bool
     sentence: str
-    """For people: how much of what is there, and how to get the rest."""
+    """What was exported, and how to get the rest."""
 
 
-def outcomes(store: Store, threat: str | None, path: Path, mode: str = "full") -> Exported:
-    """Write one row for each (defense, attack, example) of a board's finished cells.
+def export_outcomes(
+    store: Store, threat: str | None, path: Path, mode: str = "full"
+) -> ExportedFile:
+    """Write one row for each (defense, attack, example) of a leaderboard's finished cells.
 
-    An example is robust where `clean_right` is 1 and no row of it says `broken`. On boards that aim
-    at all classes in turn there is one row for each (example, target); in rank mode there is none
-    where the example fell before the attack came. The file appears whole or
-    not at all.
+    An example is robust where `clean_right` is 1 and no row of it is `broken`. Where the goal is
+    every wrong class in turn there is one row for each (example, target); in rank mode there is
+    none where an earlier attack broke the example. The file is written whole or not at all.
+    Raises BenchError where there is no such leaderboard, and UnavailableError where the file cannot
+    be written.
     """
-    played = load_results(store, find_leaderboard(store, threat, mode))
-    examples = store.examples(played.board.examples)
+    results = load_results(store, find_leaderboard(store, threat, mode))
+    examples = store.examples(results.leaderboard.examples)
     rows, open_cells = 0, 0
-    with _whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with _written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for cells in (played.cells[pair] for pair in sorted(played.cells)):
+        for cells in (results.cells[pair] for pair in sorted(results.cells)):
             for cell in cells:
-                lines = list(_lines(store, played, examples, cell))
+                lines = list(_lines(store, results, examples, cell))
                 writer.writerows(lines)
                 rows += len(lines)
                 open_cells += cell.state in (CellState.MISSING, CellState.RUNNING)
-    return Exported(path, rows, not open_cells, _about_rows(played.board, rows, open_cells))
+    return ExportedFile(
+        path, rows, not open_cells, _about_rows(results.leaderboard, rows, open_cells)
+    )
 
 
 def _lines(
-    store: Store, played: LeaderboardResults, examples: ExamplesRow, cell: CellRow
+    store: Store, results: LeaderboardResults, examples: ExamplesRow, cell: CellRow
 ) -> Iterator[tuple[object, ...]]:
     if cell.state != CellState.DONE or cell.cell.attack == CLEAN:
         return
-    standing = played.standings[cell.cell.defense]
-    targets = len(examples.classes) - 1 if played.board.targets else 1
-    names = _harmless(cell.cell.defense), _harmless(cell.cell.attack), cell.cell.seed
+    result = results.defenses[cell.cell.defense]
+    targets = len(examples.classes) - 1 if results.leaderboard.has_all_targets else 1
+    names = _no_formula(cell.cell.defense), _no_formula(cell.cell.attack), cell.cell.seed
     found = store.outcomes(cell.key)
     for row, item in enumerate(found.item.tolist()):
         example, target = divmod(item, targets)
@@ -78,7 +83,7 @@ def _lines(
             example,
             target if targets > 1 else "",
             int(examples.labels[example]),
-            int(standing.clean[example]) if standing.cleaned else "",
+            int(result.clean[example]) if result.has_clean_pass else "",
             int(found.label[row]),
             Verdict(int(found.verdict[row])).name.lower(),
             float(found.distance[row]),
@@ -90,48 +95,49 @@ def _lines(
         )
 
 
-def _harmless(name: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
+def _no_formula(name: str) -> str:
+    """The name, quoted where a spreadsheet would read it as a formula."""
     return f"'{name}" if name[:1] in {"=", "+", "-", "@", "\t", "\r"} else name
 
 
-def _about_rows(board: Leaderboard, rows: int, unfinished: int) -> str:
+def _about_rows(leaderboard: Leaderboard, rows: int, unfinished: int) -> str:
     if not unfinished:
-        return f"{rows} outcomes: every planned cell of {board.name} is there."
+        return f"{rows} outcomes: every planned cell of {leaderboard.name} is done."
     return (
-        f"{rows} outcomes; incomplete: {unfinished} planned cells of {board.name} are not done,"
-        " `bench run` finishes them."
+        f"{rows} outcomes; incomplete: {unfinished} planned cells of {leaderboard.name} are not"
+        " done, `bench run` finishes them."
     )
 
 
-def images(
+def export_images(
     store: Store, threat: str | None, defense: str, attack: str, path: Path, mode: str = "full"
-) -> Exported:
+) -> ExportedFile:
     """Write `adv` float32 [n, C, H, W] and `index` int64 [n], the item of each image.
 
-    Exact images where they were kept, else the sample for the pages. BenchError where the cell
-    was never played or no image of it was kept.
+    Exact images where they were recorded, else the sample for the leaderboard. Raises BenchError
+    where the cell was never evaluated or no image of it was recorded, and UnavailableError where
+    the file cannot be written.
     """
     from safetensors.numpy import save_file
 
-    board = find_leaderboard(store, threat, mode)
-    cell = _cell(load_results(store, board), defense, attack)
+    leaderboard = find_leaderboard(store, threat, mode)
+    cell = _cell(load_results(store, leaderboard), defense, attack)
     index, adv = _pixels(store, cell)
-    about = {"threat": board.name, "defense": defense, "attack": attack, "cell": cell.key}
-    with _whole(path) as partial:
+    about = {"threat": leaderboard.name, "defense": defense, "attack": attack, "cell": cell.key}
+    with _written_whole(path) as partial:
         save_file({"adv": adv, "index": index}, partial, metadata=about)
-    return Exported(
+    return ExportedFile(
         path, len(index), len(index) == cell.cell.items, _about_images(cell, len(index))
     )
 
 
-def _cell(played: LeaderboardResults, defense: str, attack: str) -> CellRow:
-    cells = played.cells.get((defense, attack), ())
+def _cell(results: LeaderboardResults, defense: str, attack: str) -> CellRow:
+    cells = results.cells.get((defense, attack), ())
     started = [cell for cell in cells if cell.items_done]
     if not started:
-        known = sorted(f"{d}/{a}" for (d, a), rows in played.cells.items() if rows and a != CLEAN)
+        known = sorted(f"{d}/{a}" for (d, a), rows in results.cells.items() if rows and a != CLEAN)
         raise BenchError(
-            f"{attack!r} was not played against {defense!r} on {played.board.name};"
+            f"{attack!r} was not evaluated against {defense!r} on {results.leaderboard.name};"
             f" cells there: {', '.join(known)}."
         )
     return min(started, key=lambda cell: (cell.state != CellState.DONE, cell.cell.seed))
@@ -161,10 +167,10 @@ def _about_images(cell: CellRow, n: int) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A neighbour to write into, renamed when all is written, removed when something fails."""
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside the path, renamed when all is written, removed on failure."""
     try:
-        partial = _beside(path)
+        partial = _temporary_file(path)
         try:
             yield partial
             partial.replace(path)
@@ -177,11 +183,11 @@ def _whole(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _beside(path: Path) -> Path:
-    """A new temporary file; UnavailableError where a database lies, OSError elsewhere."""
+def _temporary_file(path: Path) -> Path:
+    """A new temporary file; raises UnavailableError where the path is a database, else OSError."""
     if path.exists() and not path.is_file():
-        raise OSError("it is there, and no file")
-    if path.is_file() and _begins(path) == SQLITE:
+        raise OSError("it exists and is not a file")
+    if path.is_file() and _first_bytes(path) == SQLITE_HEADER:
         raise UnavailableError(
             f"{path} is a database, which an export would erase: name another file."
         )
@@ -190,6 +196,6 @@ def _beside(path: Path) -> Path:
     return partial
 
 
-def _begins(path: Path) -> bytes:
+def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(len(SQLITE))
+        return file.read(len(SQLITE_HEADER))

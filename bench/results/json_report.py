@@ -10,7 +10,7 @@ from bench.core.cells import PROTOCOL, SCHEMA
 from bench.results.example_results import DefenseResult, load_results
 from bench.results.leaderboards import Leaderboard, find_leaderboard, leaderboards
 from bench.results.matrix import matrix_cells
-from bench.results.ranking import RankingRow, robust_count, ranking_rows
+from bench.results.ranking import RankingRow, ranking_rows, robust_count
 from bench.results.verdicts import load_check_context
 from bench.store import Store
 from bench.threats.suites import Suite

@@ -1,4 +1,4 @@
-"""Boards: one for each threat model, example set and mode that has cells."""
+"""Leaderboards: one for each threat model, example set and mode that has cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.store import Store
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The rules that every row of one board shares."""
+    """The rules that every row of one leaderboard shares."""
 
     name: str
     """Name of the threat model."""
@@ -29,13 +29,13 @@ class Leaderboard:
     goal: Mapping[str, str]
     """kind and rule."""
     budget: Mapping[str, int | None]
-    """gradients and queries an example."""
+    """Gradient evaluations and queries per example."""
     summary: str
     ranked: bool
-    """False for boards that are evidence only."""
+    """False where the leaderboard is evidence only."""
     order: int
     required: tuple[str, ...]
-    """Attacks without which an entry has no rank."""
+    """Attacks without which a defense has no rank."""
     examples: str
     """Digest of the example set."""
     n: int
@@ -47,24 +47,24 @@ class Leaderboard:
         return float(self.set["radius"])
 
     @property
-    def unbounded(self) -> bool:
-        """Is every image of the pixel box allowed?"""
+    def is_unbounded(self) -> bool:
+        """Whether every image of the pixel box is allowed."""
         return self.set["name"] == "Linf" and self.radius >= 1
 
     @property
-    def targets(self) -> bool:
-        """Does an example stand once for each wrong class?"""
+    def has_all_targets(self) -> bool:
+        """Whether each example has one item for each wrong class."""
         return self.goal["rule"] == "all"
 
     @property
-    def nearest(self) -> bool:
-        """Does the board hold distances rather than a verdict at one radius?"""
+    def is_nearest(self) -> bool:
+        """Whether attacks look for the nearest adversarial example, not for one within a radius."""
         return self.goal["kind"] == "nearest"
 
-    def relatives(self, others: Iterable[Leaderboard]) -> list[Leaderboard]:
-        """Boards that differ from this one in the radius alone, the smallest first."""
-        kin = [other for other in others if other._family() == self._family()]
-        return sorted((o for o in kin if o.radius != self.radius), key=lambda o: o.radius)
+    def other_radii(self, others: Iterable[Leaderboard]) -> list[Leaderboard]:
+        """Leaderboards that differ from this one in the radius alone, the smallest first."""
+        alike = [other for other in others if other._family() == self._family()]
+        return sorted((one for one in alike if one.radius != self.radius), key=lambda o: o.radius)
 
     def _family(self) -> tuple[object, ...]:
         rules = canonical([dict(self.goal), dict(self.budget)])
@@ -72,7 +72,7 @@ class Leaderboard:
 
 
 def leaderboards(store: Store) -> list[Leaderboard]:
-    """All boards in display order: by the threat's order and name, the most examples first."""
+    """All leaderboards: by the threat model's order and name, the most examples first."""
     threats = _by_id(store.cards(ThreatCard))
     rows = (
         row for row in store.cells() if row.cell.attack != CLEAN and row.cell.threat_id in threats
@@ -80,13 +80,12 @@ def leaderboards(store: Store) -> list[Leaderboard]:
     costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)}
     found: dict[tuple[str, str, str], set[str]] = {}
     for row in rows:
-        found.setdefault((row.cell.threat_id, row.cell.examples, row.cell.mode), set()).add(
-            row.cell.defense
-        )
+        key = (row.cell.threat_id, row.cell.examples, row.cell.mode)
+        found.setdefault(key, set()).add(row.cell.defense)
     sizes = {examples: store.examples(examples).n for _, examples, _ in found}
     large = {(id_, mode) for id_, examples, mode in found if sizes[examples] > FEW_EXAMPLES}
     made = [
-        _board(threats[id_], examples, sizes[examples], mode)
+        _leaderboard(threats[id_], examples, sizes[examples], mode)
         for (id_, examples, mode), names in found.items()
         if not (sizes[examples] == FEW_EXAMPLES and names <= costly and (id_, mode) in large)
     ]
@@ -94,38 +93,40 @@ def leaderboards(store: Store) -> list[Leaderboard]:
 
 
 def is_costly(defense: DefenseCard) -> bool:
-    """Does one answer cost so much that the defense is played on FEW examples?
+    """Whether an answer costs so much that the defense is evaluated on FEW_EXAMPLES alone.
 
-    Then it is a guest of the large board, and has none of its own beside it.
+    Such a defense is listed on the leaderboard of all examples and has none of its own.
     """
     return defense.forwards > COSTLY_FORWARDS
 
 
 def find_leaderboard(store: Store, threat: str | None, mode: str = "full") -> Leaderboard:
-    """The first board of a mode, or the first of the named threat model.
+    """The first leaderboard of a mode, or the first of the named threat model.
 
-    BenchError where there is none.
+    Raises BenchError where there is none.
     """
     if mode not in MODES:
-        raise BenchError(f"--mode came as {mode!r}; use one of {', '.join(MODES)}.")
+        raise BenchError(f"--mode is {mode!r}; use one of {', '.join(MODES)}.")
     known = leaderboards(store)
-    for board in known:
-        if board.mode == mode and (threat is None or threat in (board.name, board.id)):
-            return board
+    for leaderboard in known:
+        if leaderboard.mode == mode and (
+            threat is None or threat in (leaderboard.name, leaderboard.id)
+        ):
+            return leaderboard
     raise BenchError(_nothing(threat, mode, known))
 
 
 def _by_id(cards: Iterable[ThreatCard]) -> dict[str, ThreatCard]:
-    """Threat cards by the digest of their rules; of two names for one set of rules, the first.
+    """Threat cards by the digest of their rules; of two names for the same rules, the first.
 
-    Entries whose code nobody has read yet have no rules.
+    Submissions whose code has not been imported have no rules.
     """
     known = [card for card in cards if card.id]
     ordered = sorted(known, key=lambda card: (card.order, card.name), reverse=True)
     return {card.id: card for card in ordered}
 
 
-def _board(card: ThreatCard, examples: str, n: int, mode: str) -> Leaderboard:
+def _leaderboard(card: ThreatCard, examples: str, n: int, mode: str) -> Leaderboard:
     return Leaderboard(
         name=card.name,
         id=card.id,
@@ -146,15 +147,19 @@ def _board(card: ThreatCard, examples: str, n: int, mode: str) -> Leaderboard:
 
 def _nothing(threat: str | None, mode: str, known: list[Leaderboard]) -> str:
     if not known:
-        return "the database holds no board yet; `bench run` plays the default ones."
-    wanted = [board for board in known if threat in (None, board.name, board.id)]
+        return (
+            "the database has no leaderboard yet; `bench run` evaluates the default threat models."
+        )
+    wanted = [
+        leaderboard for leaderboard in known if threat in (None, leaderboard.name, leaderboard.id)
+    ]
     if wanted:
         other = wanted[0]
         return (
-            f"{other.name} was played in {other.mode} mode alone; name it with --mode {other.mode},"
-            f" or play it with `bench run --threat {other.name} --mode {mode}`."
+            f"{other.name} was evaluated in {other.mode} mode alone; add --mode {other.mode}, or"
+            f" evaluate it with `bench run --threat {other.name} --mode {mode}`."
         )
-    near = get_close_matches(str(threat), [board.name for board in known], n=1)
+    near = get_close_matches(str(threat), [leaderboard.name for leaderboard in known], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(dict.fromkeys(board.name for board in known))
-    return f"no board of a threat model named {threat!r}.{hint} Boards: {names}."
+    names = ", ".join(dict.fromkeys(leaderboard.name for leaderboard in known))
+    return f"no leaderboard of a threat model named {threat!r}.{hint} Leaderboards: {names}."

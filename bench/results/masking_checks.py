@@ -1,7 +1,7 @@
-"""Signs that a robust accuracy is not what it looks like, each with the numbers behind it.
+"""Gradient-masking checks: signs of an overestimated robust accuracy, each with its numbers.
 
-The first four are the signs of obfuscated gradients of arXiv:1802.00420 (part 3.1), read off the
-stored outcomes by example. Clean mistakes are nobody's success.
+The first four are the signs of obfuscated gradients of arXiv:1802.00420 (section 3.1), computed per
+example from the stored outcomes. Examples that are wrong on the clean image count for no attack.
 """
 
 from __future__ import annotations
@@ -20,65 +20,68 @@ from bench.store import CertificateRow
 RAISED, CLEAR, NOT_TESTED = "raised", "clear", "not tested"
 
 TOLERANCE = 0.01
-"""Share of the examples by which good searches may miss each other's finds."""
+"""Share of the examples that one good attack may break and another miss."""
 
-BLIND_TOLERANCE = 0.002
-"""The same where one of the two only draws points."""
+SAMPLING_TOLERANCE = 0.002
+"""The same where one of the two attacks only samples points."""
 
-NAMED = 10
-"""Examples that a sentence calls by their numbers."""
+NAMED_EXAMPLES = 10
+"""Number of examples that a sentence lists by index."""
 
-LATE = 0.9
-"""Share of a run's steps after which a first success is late."""
+LATE_STEPS = 0.9
+"""Share of a restart's steps after which a first success is late."""
 
 LATE_SHARE = 0.05
-"""Share of late first successes from which on the runs were too short."""
+"""Share of late first successes above which the attack has too few steps."""
 
-_IT_TAKES = "It takes {} attack, both done on all examples."
+_REQUIRES = "Requires {} attack, both done on all examples."
 
 
 @dataclass(frozen=True)
 class MaskingCheck:
-    """One sign, tested or not."""
+    """The result of one check."""
 
     name: str
     state: str
-    """`raised`, `clear` or `not tested`: the last two are different facts."""
+    """`raised` (a warning), `clear` (passed) or `not tested`."""
     evidence: str
     """One sentence with the numbers."""
 
 
-def asks_gradients(attack: AttackCard) -> bool:
+def uses_gradients(attack: AttackCard) -> bool:
     """Whether it follows the gradient of the defense itself."""
     return attack.needs == "gradients" and not attack.source
 
 
-def is_blind(attack: AttackCard) -> bool:
+def samples_blindly(attack: AttackCard) -> bool:
     """Whether it draws points without following an answer or a gradient of the defense."""
-    return attack.samples and not asks_gradients(attack)
+    return attack.samples and not uses_gradients(attack)
 
 
-def one_step_beats_iterative(played: LeaderboardResults, standing: DefenseResult) -> MaskingCheck:
-    """Raised where the best one-step attack breaks more than the best iterative one, by 2 s.e."""
+def one_step_beats_iterative(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
+    """Warns where the best one-step attack breaks more than the best iterative one.
+
+    The difference must exceed 2 standard errors of the paired counts.
+    """
     name = "one-step-beats-iterative"
-    gradient = _done(played, standing, gradient=True)
-    iterative = [attack for attack in gradient if steps_of(played.attacks[attack]) != 1]
-    one = standing.strongest(set(gradient) - set(iterative))
-    many = standing.strongest(iterative)
-    if one is None or many is None or played.board.mode == "rank":
+    gradient = _done(results, result, gradient=True)
+    iterative = [attack for attack in gradient if steps_of(results.attack_cards[attack]) != 1]
+    one = result.strongest_attack(set(gradient) - set(iterative))
+    many = result.strongest_attack(iterative)
+    if one is None or many is None or results.leaderboard.mode == "rank":
         return MaskingCheck(
-            name, NOT_TESTED, _IT_TAKES.format("a one-step and an iterative gradient")
+            name, NOT_TESTED, _REQUIRES.format("a one-step and an iterative gradient")
         )
-    by_one, by_many = standing.fallen([one]), standing.fallen([many])
+    by_one, by_many = result.broken_by([one]), result.broken_by([many])
     only_one, only_many = int((by_one & ~by_many).sum()), int((by_many & ~by_one).sum())
     error = paired_error(only_one, only_many, len(by_one))
-    alone = int((by_one & ~standing.fallen(iterative)).sum())
+    alone = int((by_one & ~result.broken_by(iterative)).sum())
     return MaskingCheck(
         name,
         RAISED if only_one - only_many > 2 * error else CLEAR,
         f"{one} breaks {by_one.sum()} of {len(by_one)} and {many} {by_many.sum()}: a difference of"
-        f" {only_one - only_many:+d} with a standard error of {error:.1f}; {alone} fell to {one}"
-        " and to no iterative attack.",
+        f" {only_one - only_many:+d} with a standard error of {error:.1f}; {alone} are broken by"
+        f" {one} and by no iterative attack.",
     )
 
 
@@ -87,55 +90,59 @@ def paired_error(only_a: int, only_b: int, n: int) -> float:
     return math.sqrt(only_a + only_b - (only_a - only_b) ** 2 / n) if n else 0.0
 
 
-def black_box_beats_white_box(played: LeaderboardResults, standing: DefenseResult) -> MaskingCheck:
-    """Raised where attacks that see less break what no gradient attack breaks."""
-    others = _done(played, standing, gradient=False)
-    return _missed("black-box-beats-white-box", played, standing, others, TOLERANCE)
+def black_box_beats_white_box(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
+    """Warns where attacks without the true gradient break what no gradient attack breaks."""
+    others = _done(results, result, gradient=False)
+    return _missed("black-box-beats-white-box", results, result, others, TOLERANCE)
 
 
-def random_beats_gradient(played: LeaderboardResults, standing: DefenseResult) -> MaskingCheck:
-    """Raised where drawing points breaks what no gradient attack breaks."""
-    others = [a for a in _done(played, standing, gradient=False) if is_blind(played.attacks[a])]
-    return _missed("random-beats-gradient", played, standing, others, BLIND_TOLERANCE)
+def random_beats_gradient(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
+    """Warns where sampling points breaks what no gradient attack breaks."""
+    others = [
+        a
+        for a in _done(results, result, gradient=False)
+        if samples_blindly(results.attack_cards[a])
+    ]
+    return _missed("random-beats-gradient", results, result, others, SAMPLING_TOLERANCE)
 
 
-def _done(played: LeaderboardResults, standing: DefenseResult, *, gradient: bool) -> list[str]:
-    """Attacks with a figure for this defense, those that follow its gradient or the others."""
-    return [name for name in standing.bouts if asks_gradients(played.attacks[name]) == gradient]
+def _done(results: LeaderboardResults, result: DefenseResult, *, gradient: bool) -> list[str]:
+    """Attacks with a figure for this defense: those that use its gradient, or the others."""
+    return [
+        name for name in result.attacks if uses_gradients(results.attack_cards[name]) == gradient
+    ]
 
 
 def _missed(
     name: str,
-    played: LeaderboardResults,
-    standing: DefenseResult,
+    results: LeaderboardResults,
+    result: DefenseResult,
     others: Sequence[str],
     tolerance: float,
 ) -> MaskingCheck:
-    gradient = _done(played, standing, gradient=True)
-    if not others or not gradient or played.board.mode == "rank":
-        return MaskingCheck(name, NOT_TESTED, _IT_TAKES.format("such an attack and a gradient"))
-    only = standing.fallen(others) & ~standing.fallen(gradient)
-    allowed = chance(tolerance, len(only))
+    gradient = _done(results, result, gradient=True)
+    if not others or not gradient or results.leaderboard.mode == "rank":
+        return MaskingCheck(name, NOT_TESTED, _REQUIRES.format("such an attack and a gradient"))
+    only = result.broken_by(others) & ~result.broken_by(gradient)
+    allowed = tolerated_count(tolerance, len(only))
     return MaskingCheck(
         name,
         RAISED if only.sum() > allowed else CLEAR,
-        f"{only.sum()} of {len(only)} fell to {', '.join(others)} and to no gradient attack"
-        f" ({', '.join(gradient)}); up to {allowed} would be chance.",
+        f"{only.sum()} of {len(only)} are broken by {', '.join(others)} and by no gradient attack"
+        f" ({', '.join(gradient)}); up to {allowed} may be chance.",
     )
 
 
-def chance(tolerance: float, n: int) -> int:
-    """How many examples a tolerance is: never less than one in a hundred examples or fewer."""
+def tolerated_count(tolerance: float, n: int) -> int:
+    """The number of examples that a tolerance allows, at least 1."""
     return max(1, math.floor(tolerance * n))
 
 
-def unbounded_falls_short(
-    standing: DefenseResult, box: Mapping[str, DefenseResult]
-) -> MaskingCheck:
-    """Raised where examples stand although every image of the pixel box was allowed."""
+def unbounded_falls_short(result: DefenseResult, box: Mapping[str, DefenseResult]) -> MaskingCheck:
+    """Warns where examples are unbroken although every image of the pixel box is allowed."""
     name = "unbounded-falls-short"
-    free = box.get(standing.defense)
-    if free is None or not free.cleaned or not free.bouts:
+    free = box.get(result.defense)
+    if free is None or not free.has_clean_pass or not free.attacks:
         return MaskingCheck(
             name, NOT_TESTED, "No attack without a bound is done on these examples."
         )
@@ -143,117 +150,122 @@ def unbounded_falls_short(
     return MaskingCheck(
         name,
         RAISED if left else CLEAR,
-        f"With the whole pixel box allowed, {left} of {len(free.clean)} still stand against"
-        f" {', '.join(sorted(free.bouts))}.",
+        f"With the whole pixel box allowed, {left} of {len(free.clean)} are unbroken by"
+        f" {', '.join(sorted(free.attacks))}.",
     )
 
 
 def larger_bound_does_not_help(
-    played: LeaderboardResults, standing: DefenseResult, smaller: Iterable[LeaderboardResults]
+    results: LeaderboardResults, result: DefenseResult, smaller: Iterable[LeaderboardResults]
 ) -> MaskingCheck:
-    """Raised where examples stand here that fell within a smaller radius."""
+    """Warns where examples are unbroken that an attack broke within a smaller radius."""
     name = "larger-bound-does-not-help"
     found = []
     for other in smaller:
-        less = other.standings.get(standing.defense)
-        common = [] if less is None else sorted(set(less.bouts) & set(standing.bouts))
-        if less is not None and common and less.examples == standing.examples:
-            lost = int((less.fallen(common) & standing.robust()).sum())
-            found.append((lost, other.board.set["eps"]))
+        less = other.defenses.get(result.defense)
+        common = [] if less is None else sorted(set(less.attacks) & set(result.attacks))
+        if less is not None and common and less.examples == result.examples:
+            lost = int((less.broken_by(common) & result.robust()).sum())
+            found.append((lost, other.leaderboard.set["eps"]))
     if not found:
         return MaskingCheck(
             name, NOT_TESTED, "No attack is done both here and within a smaller radius."
         )
     lost, eps = max(found)
-    n = len(standing.clean)
+    n = len(result.clean)
     return MaskingCheck(
         name,
-        RAISED if lost > chance(TOLERANCE, n) else CLEAR,
-        f"{lost} of {n} fell within {eps} and stand within {played.board.set['eps']}, which"
-        f" contains it; up to {chance(TOLERANCE, n)} would be chance.",
+        RAISED if lost > tolerated_count(TOLERANCE, n) else CLEAR,
+        f"{lost} of {n} are broken within {eps} and unbroken within"
+        f" {results.leaderboard.set['eps']}, which contains it; up to"
+        f" {tolerated_count(TOLERANCE, n)} may be chance.",
     )
 
 
-def not_converged(played: LeaderboardResults, standing: DefenseResult) -> MaskingCheck:
-    """Raised where many examples first fall in the last tenth of every run that breaks them."""
+def not_converged(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
+    """Warns where many examples break only in the last tenth of every restart that breaks them."""
     name = "not-converged"
-    lengths = {a: steps_of(played.attacks[a]) for a in _done(played, standing, gradient=True)}
-    runs = [standing.bouts[a].step / steps for a, steps in lengths.items() if steps > 1]
-    # In a cascade nobody else tries to break earlier what one attack broke late.
-    if not runs or played.board.mode == "rank":
+    lengths = {a: steps_of(results.attack_cards[a]) for a in _done(results, result, gradient=True)}
+    runs = [result.attacks[a].step / steps for a, steps in lengths.items() if steps > 1]
+    # In a cascade no other attack runs on the example that one attack broke late.
+    if not runs or results.leaderboard.mode == "rank":
         return MaskingCheck(
             name, NOT_TESTED, "No iterative gradient attack is done on all examples."
         )
-    earliest = np.minimum.reduce(runs)[standing.clean]
+    earliest = np.minimum.reduce(runs)[result.clean]
     first = earliest[np.isfinite(earliest)]
-    won, late = len(first), int((first > LATE).sum())
+    won, late = len(first), int((first > LATE_STEPS).sum())
     return MaskingCheck(
         name,
-        RAISED if late > max(chance(TOLERANCE, len(standing.clean)), LATE_SHARE * won) else CLEAR,
+        RAISED
+        if late > max(tolerated_count(TOLERANCE, len(result.clean)), LATE_SHARE * won)
+        else CLEAR,
         f"{late} of {won} first successes came in the last tenth of the steps; more steps would"
         f" find more if that were above {LATE_SHARE:.0%}.",
     )
 
 
 def soundness_error(
-    standing: DefenseResult,
+    result: DefenseResult,
     smaller: Iterable[LeaderboardResults],
     certificates: Iterable[CertificateRow],
     certifiers: Mapping[str, CertifierCard],
 ) -> MaskingCheck:
-    """Raised where a proof covers an example that a verified attempt broke, here or nearer.
+    """Warns where a certified example is broken, here or within a smaller radius.
 
-    certified <= attacked, example by example: one example refutes a deterministic proof, while a
-    statistical one is refuted only by more than its stated error explains.
+    One example refutes a deterministic certifier; a statistical one is refuted where the broken
+    share is significantly above its stated error.
     """
     name = "soundness-error"
-    mine = proofs(standing, certificates, certifiers)
-    if not mine or not standing.cleaned:
+    mine = current_certificates(result, certificates, certifiers)
+    if not mine or not result.has_clean_pass:
         return MaskingCheck(
-            name, NOT_TESTED, "No proof was made for this defense under these rules."
+            name, NOT_TESTED, "No certificate was made for this defense under this threat model."
         )
-    broken = ~standing.robust() | _broken_nearer(standing, smaller)
+    broken = ~result.robust() | _broken_nearer(result, smaller)
     crossed = [_crossed(proof, broken, certifiers[proof.certifier]) for proof in mine]
     raised = [sentence for refuted, sentence in crossed if refuted]
     told = raised or [sentence for _, sentence in crossed]
     return MaskingCheck(name, RAISED if raised else CLEAR, " ".join(told))
 
 
-def _broken_nearer(standing: DefenseResult, smaller: Iterable[LeaderboardResults]) -> Bits:
-    """[n]: wrong in a smaller ball, which this one contains."""
-    found = np.zeros_like(standing.clean)
+def _broken_nearer(result: DefenseResult, smaller: Iterable[LeaderboardResults]) -> Bits:
+    """[n]: broken within a smaller radius."""
+    found = np.zeros_like(result.clean)
     for other in smaller:
-        less = other.standings.get(standing.defense)
-        if less is None or (less.digest, less.examples) != (standing.digest, standing.examples):
+        less = other.defenses.get(result.defense)
+        if less is None or (less.digest, less.examples) != (result.digest, result.examples):
             continue
-        if less.cleaned:
+        if less.has_clean_pass:
             found |= ~less.robust()
     return found
 
 
 def _crossed(proof: CertificateRow, broken: Bits, certifier: CertifierCard) -> tuple[bool, str]:
-    """Is the proof refuted, and the sentence with its numbers."""
+    """Whether a certifier is refuted, and the sentence with its numbers."""
     wrong = np.flatnonzero(proof.certified & broken)
-    proved, error = int(proof.certified.sum()), stated_error(proof, certifier)
-    refuted = clopper_pearson(len(wrong), proved).low > error
-    named = ", ".join(map(str, wrong[:NAMED])) + (" and more" if len(wrong) > NAMED else "")
+    certified, error = int(proof.certified.sum()), stated_error(proof, certifier)
+    refuted = clopper_pearson(len(wrong), certified).low > error
+    named = ", ".join(map(str, wrong[:NAMED_EXAMPLES])) + (
+        " and more" if len(wrong) > NAMED_EXAMPLES else ""
+    )
     return refuted, (
-        f"Of {proved} examples proved by {proof.certifier}, {len(wrong)} are broken by a verified"
-        f" attempt{f' (number {named})' if len(wrong) else ''}"
-        f"{f'; it says that {error:.1%} may be' if error else ''}."
+        f"Of {certified} examples certified by {proof.certifier}, {len(wrong)} are broken by a"
+        f" verified adversarial example{f' (number {named})' if len(wrong) else ''}"
+        f"{f'; its stated error is {error:.1%}' if error else ''}."
     )
 
 
-def proofs(
-    standing: DefenseResult,
+def current_certificates(
+    result: DefenseResult,
     certificates: Iterable[CertificateRow],
     certifiers: Mapping[str, CertifierCard],
 ) -> list[CertificateRow]:
-    """The proofs of a defense as it stands, by certifiers as they stand."""
-    now = {(standing.digest, card.name, card.digest) for card in certifiers.values()}
+    """The certificates of the defense's current digest by current certifiers."""
+    now = {(result.digest, card.name, card.digest) for card in certifiers.values()}
     return [p for p in certificates if (p.defense_digest, p.certifier, p.certifier_digest) in now]
 
 
 def stated_error(proof: CertificateRow, certifier: CertifierCard) -> float:
-    """The share of its proofs that a statistical certifier admits to be wrong; 0 by default."""
+    """The stated probability that a certificate is wrong; 0 where the certifier is exact."""
     return 0.0 if proof.exact else certifier.error

@@ -1,4 +1,4 @@
-"""The ranking: one row a defense, with everything that says how far to believe its figure."""
+"""The ranking: one row per defense, with its figures, intervals, checks and claims."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.core.statistics import Count, RankRange, count_interval, rank_ranges
 from bench.results.detection import Rejection, rejection
 from bench.results.example_results import Bits, DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard, leaderboards
-from bench.results.masking_checks import MaskingCheck, proofs, stated_error
-from bench.results.verdicts import Context, all_checks, load_context, verdict
+from bench.results.masking_checks import MaskingCheck, current_certificates, stated_error
+from bench.results.verdicts import CheckContext, all_checks, load_check_context, verdict
 from bench.store import CertificateRow, Store
 
 LOW_N = 500
-"""With fewer examples nobody is ranked."""
+"""With fewer examples no defense is ranked."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the required attacks are done, of those that apply to the defense."""
+    """Required attacks: done, and applicable to the defense."""
 
     done: int
     required: int
@@ -29,7 +29,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class ClaimCheck:
-    """A claim beside the interval that was measured."""
+    """A claim compared with the measured interval."""
 
     robust: float
     cite: str
@@ -41,39 +41,39 @@ class ClaimCheck:
 
 @dataclass(frozen=True)
 class CertifiedCount:
-    """How many examples a certifier proved."""
+    """The number of examples that a certifier certified."""
 
     certifier: str
     exact: bool
-    """Can every other example be broken?"""
+    """Whether every other example can be broken."""
     error: float
-    """The probability that one of the proofs is wrong; 0 for a deterministic certifier."""
+    """Probability that one of the certificates is wrong; 0 for a deterministic certifier."""
     count: Count
 
 
 @dataclass(frozen=True)
 class RankingRow:
-    """One defense on one board."""
+    """One defense on one leaderboard."""
 
     defense: str
     rank: RankRange | None
-    """None where the row is provisional, invalid, of few examples, or the board ranks nobody."""
+    """None where the row is provisional, invalid or of few examples, or nothing is ranked here."""
     note: str
     """Why there is no rank; else empty."""
     clean: Count
     robust: Count
-    """Right, and broken by no verified attempt of any attack."""
+    """Right, and broken by no verified adversarial example of any attack."""
     robust_required: Count
-    """The same over the required attacks alone, by which rows are ranked: of nothing where none
-    is done, or where a cascade cannot tell."""
+    """The same over the required attacks alone, by which rows are ranked; n is 0 where none is
+    done, or where other attacks of a cascade decide it."""
     robust_8bit: Count
-    """Right, and broken by no attempt that survives rounding to 8 bits; of nothing in a cascade
-    and on boards of distances."""
+    """Right, and broken by no adversarial example that survives rounding to 8 bits; n is 0 in a
+    cascade and where the goal is `nearest`."""
     strongest: str | None
-    """The attack that leaves the fewest examples right; a cascade names none."""
+    """The attack that leaves the fewest examples right; None in a cascade."""
     coverage: Coverage
     provisional: bool
-    """Is a required attack missing? Then the figure can only fall."""
+    """Whether a required attack is missing; the figure can then only fall."""
     low_n: bool
     flags: tuple[MaskingCheck, ...]
     verdict: str
@@ -82,27 +82,27 @@ class RankingRow:
     certified: CertifiedCount | None
     """The certificate that covers most; None without one."""
     tier: str
-    """How far a stranger's code was locked in."""
+    """Isolation of the plugins' code."""
     rejects: Rejection | None = None
-    """What a detector does to clean images; None without one."""
+    """Clean images that a detector rejects; None without one."""
     further: int = 0
-    """Attacks done besides the required ones: they lower `robust` and no rank."""
+    """Attacks done besides the required ones; they lower `robust` but not the rank."""
     tied: int = 0
-    """How many others are in its tie group."""
+    """Number of other rows in its tie group."""
 
 
-def ranking(store: Store, board: Leaderboard) -> list[RankingRow]:
-    """All rows: the ranked ones first, the most robust to the required attacks first."""
-    played = load_results(store, board)
-    return ranking_rows(played, load_context(store, played, leaderboards(store)))
+def load_ranking(store: Store, leaderboard: Leaderboard) -> list[RankingRow]:
+    """All rows: the ranked ones first, ordered by robustness to the required attacks."""
+    results = load_results(store, leaderboard)
+    return ranking_rows(results, load_check_context(store, results, leaderboards(store)))
 
 
-def ranking_rows(played: LeaderboardResults, around: Context) -> list[RankingRow]:
-    """The same from what was read already."""
-    drafts = [_row(played, standing, around) for standing in played.standings.values()]
-    required = played.board.required
-    fit = [played.standings[row.defense] for row in drafts if not row.note]
-    places = rank_ranges({standing.defense: standing.robust(required) for standing in fit})
+def ranking_rows(results: LeaderboardResults, context: CheckContext) -> list[RankingRow]:
+    """The rows of results that are already loaded."""
+    drafts = [_row(results, result, context) for result in results.defenses.values()]
+    required = results.leaderboard.required
+    fit = [results.defenses[row.defense] for row in drafts if not row.note]
+    places = rank_ranges({result.defense: result.robust(required) for result in fit})
     order = {name: place for place, name in enumerate(places)}
 
     def first(row: RankingRow) -> tuple[int, bool, int, int, str]:
@@ -113,75 +113,77 @@ def ranking_rows(played: LeaderboardResults, around: Context) -> list[RankingRow
     return sorted((_placed(row, places) for row in drafts), key=first)
 
 
-def _row(played: LeaderboardResults, standing: DefenseResult, around: Context) -> RankingRow:
-    board = played.board
-    raised = all_checks(played, standing, around)
-    covered = coverage(played, standing)
-    opinion = verdict(raised)
-    robust = _count(standing, standing.robust())
-    complete = standing.cleaned and bool(standing.bouts) and covered.done == covered.required
+def _row(results: LeaderboardResults, result: DefenseResult, context: CheckContext) -> RankingRow:
+    leaderboard = results.leaderboard
+    checks = all_checks(results, result, context)
+    covered = coverage(results, result)
+    row_verdict = verdict(checks)
+    robust = _count(result, result.robust())
+    complete = result.has_clean_pass and bool(result.attacks) and covered.done == covered.required
     return RankingRow(
-        defense=standing.defense,
+        defense=result.defense,
         rank=None,
-        note=_why_not(board, standing, covered, opinion),
-        clean=_count(standing, standing.clean),
+        note=_why_not(leaderboard, result, covered, row_verdict),
+        clean=_count(result, result.clean),
         robust=robust,
-        robust_required=alone(standing, board.required),
-        robust_8bit=_eight_bit(board, standing),
-        # Who came first in a cascade broke the most because it came first.
-        strongest=None if board.mode == "rank" else standing.strongest(),
+        robust_required=robust_count(result, leaderboard.required),
+        robust_8bit=_eight_bit(leaderboard, result),
+        # The first attack of a cascade breaks the most because it runs first.
+        strongest=None if leaderboard.mode == "rank" else result.strongest_attack(),
         coverage=covered,
         provisional=not complete,
-        low_n=len(standing.clean) < LOW_N,
-        flags=raised,
-        verdict=opinion,
-        claim=_claim(played, standing.defense, robust, opinion, complete=complete),
-        certified=best_proof(standing, around.certificates, around.certifiers),
-        tier=standing.tier,
-        rejects=rejection(played.defenses[standing.defense].rejects, standing.scores),
-        further=len(set(standing.bouts) - set(board.required)),
+        low_n=len(result.clean) < LOW_N,
+        flags=checks,
+        verdict=row_verdict,
+        claim=_claim(results, result.defense, robust, row_verdict, complete=complete),
+        certified=best_certificate(result, context.certificates, context.certifiers),
+        tier=result.tier,
+        rejects=rejection(results.defense_cards[result.defense].rejects, result.clean_scores),
+        further=len(set(result.attacks) - set(leaderboard.required)),
     )
 
 
-def coverage(played: LeaderboardResults, standing: DefenseResult) -> Coverage:
-    """Done and applicable among the required attacks."""
-    required = played.board.required
-    applies = [attack for attack in required if _applies(played, attack, standing.defense)]
-    return Coverage(sum(attack in standing.bouts for attack in applies), len(applies))
+def coverage(results: LeaderboardResults, result: DefenseResult) -> Coverage:
+    """The required attacks that are done, and those that apply to the defense."""
+    required = results.leaderboard.required
+    applies = [attack for attack in required if _applies(results, attack, result.defense)]
+    return Coverage(sum(attack in result.attacks for attack in applies), len(applies))
 
 
-def _applies(played: LeaderboardResults, attack: str, defense: str) -> bool:
-    """One that was never planned does, unless it goes for a detector that is not there."""
-    states = {row.state for row in played.cells.get((defense, attack), ())}
-    if states or attack not in played.attacks:
+def _applies(results: LeaderboardResults, attack: str, defense: str) -> bool:
+    """An attack that was never planned applies, unless it attacks a detector that is missing."""
+    states = {row.state for row in results.cells.get((defense, attack), ())}
+    if states or attack not in results.attack_cards:
         return states != {CellState.NOT_APPLICABLE}
-    detector = played.defenses[defense].rejects is not None
-    return detector or not played.attacks[attack].joint
+    detector = results.defense_cards[defense].rejects is not None
+    return detector or not results.attack_cards[attack].joint
 
 
-def _why_not(board: Leaderboard, standing: DefenseResult, covered: Coverage, opinion: str) -> str:
-    if not board.ranked:
-        return "This board is evidence and ranks nobody."
-    if standing.examples != board.examples:
+def _why_not(
+    leaderboard: Leaderboard, result: DefenseResult, covered: Coverage, row_verdict: str
+) -> str:
+    if not leaderboard.ranked:
+        return "This leaderboard is evidence only; nothing is ranked."
+    if result.examples != leaderboard.examples:
         return (
-            f"Low n: its answers are so costly that it met the first {len(standing.clean)} of "
-            f"{board.n} examples; it is not compared with the others."
+            f"Low n: its answers are so costly that it was evaluated on the first "
+            f"{len(result.clean)} of {leaderboard.n} examples; it is not compared with the others."
         )
-    if not standing.cleaned:
+    if not result.has_clean_pass:
         return "Provisional: the clean pass is not done."
-    if not standing.bouts or covered.done < covered.required:
+    if not result.attacks or covered.done < covered.required:
         return f"Provisional: {covered.done} of {covered.required} required attacks are done."
     if not covered.required:
-        return "No required attack applies to it, so there is nothing to compare it by."
-    if opinion == "invalid":
-        return "Invalid: a raised flag contradicts the figure."
-    if not standing.decided_by(board.required):
+        return "No required attack applies to it, so it cannot be compared."
+    if row_verdict == "invalid":
+        return "Invalid: a warning contradicts the figure."
+    if not result.decided_by(leaderboard.required):
         return (
-            "Another attack of its cascade broke examples before a required one met them: what the "
-            "required attacks alone leave is not known."
+            "Another attack of its cascade broke examples before a required one ran on them: the "
+            "figure over the required attacks alone is not known."
         )
-    if len(standing.clean) < LOW_N:
-        return f"Low n: with fewer than {LOW_N} examples nobody is ranked."
+    if len(result.clean) < LOW_N:
+        return f"Low n: with fewer than {LOW_N} examples nothing is ranked."
     return ""
 
 
@@ -193,72 +195,73 @@ def _placed(row: RankingRow, places: Mapping[str, RankRange]) -> RankingRow:
     return replace(row, rank=rank, tied=tied)
 
 
-def _count(standing: DefenseResult, right: Bits) -> Count:
-    """k of n; of nothing while the clean pass is missing, since then nothing is known."""
+def _count(result: DefenseResult, right: Bits) -> Count:
+    """k of n; 0 of 0 while the clean pass is missing."""
     return (
-        count_interval(int(right.sum()), len(right)) if standing.cleaned else count_interval(0, 0)
+        count_interval(int(right.sum()), len(right))
+        if result.has_clean_pass
+        else count_interval(0, 0)
     )
 
 
-def _eight_bit(board: Leaderboard, standing: DefenseResult) -> Count:
-    """The figure after rounding; of nothing where what it repairs met no second attempt.
+def _eight_bit(leaderboard: Leaderboard, result: DefenseResult) -> Count:
+    """The count after rounding to 8 bits; 0 of 0 in a cascade and where the goal is `nearest`.
 
-    A cascade spares later attacks what was broken in float alone, and the nearest wrong answer
-    lies where the slightest rounding takes it back.
+    In a cascade an example broken in float alone is not attacked again, and the nearest adversarial
+    example is so close to the boundary that rounding undoes it.
     """
-    if board.mode == "rank" or board.nearest:
+    if leaderboard.mode == "rank" or leaderboard.is_nearest:
         return count_interval(0, 0)
-    return _count(standing, standing.robust_8bit())
+    return _count(result, result.robust_8bit())
 
 
-def alone(standing: DefenseResult, attacks: Iterable[str]) -> Count:
-    """Right, and broken by none of these attacks.
+def robust_count(result: DefenseResult, attacks: Iterable[str]) -> Count:
+    """Examples that are right and that none of these attacks broke.
 
-    Of nothing where none of them is done, or where other attacks decided it.
+    0 of 0 where none of them is done, or where other attacks of a cascade decide it.
     """
-    names = [name for name in attacks if name in standing.bouts]
-    known = bool(names) and standing.decided_by(names)
-    return _count(standing, standing.robust(names)) if known else count_interval(0, 0)
+    names = [name for name in attacks if name in result.attacks]
+    known = bool(names) and result.decided_by(names)
+    return _count(result, result.robust(names)) if known else count_interval(0, 0)
 
 
 def _claim(
-    played: LeaderboardResults, defense: str, robust: Count, opinion: str, *, complete: bool
+    results: LeaderboardResults, defense: str, robust: Count, row_verdict: str, *, complete: bool
 ) -> ClaimCheck | None:
-    for claim in played.defenses[defense].claims:
-        if claim.threat == played.board.name:
-            said = claim.robust
-            found = _claim_verdict(said, robust, opinion, complete=complete)
-            told = _claim_sentence(said, robust, opinion)
-            return ClaimCheck(said, claim.cite, found, told)
+    for claim in results.defense_cards[defense].claims:
+        if claim.threat == results.leaderboard.name:
+            found = _claim_verdict(claim.robust, robust, row_verdict, complete=complete)
+            sentence = _claim_sentence(claim.robust, robust, row_verdict)
+            return ClaimCheck(claim.robust, claim.cite, found, sentence)
     return None
 
 
-def _claim_verdict(said: float, robust: Count, opinion: str, *, complete: bool) -> str:
-    """A missing attack can only lower the figure: what is below already stays below."""
-    if opinion == "invalid":
+def _claim_verdict(claimed: float, robust: Count, row_verdict: str, *, complete: bool) -> str:
+    """Compare a claim; `below` holds also while attacks are missing, as they can only lower it."""
+    if row_verdict == "invalid":
         return "not testable"
-    if robust.n and robust.high < said:
+    if robust.n and robust.high < claimed:
         return "below"
     return "holds" if complete else "not testable"
 
 
-def _claim_sentence(said: float, robust: Count, opinion: str) -> str:
+def _claim_sentence(claimed: float, robust: Count, row_verdict: str) -> str:
     if not robust.n:
-        return f"Claimed {said:.1%}; nothing is measured yet."
-    doubt = " The row contradicts itself: this settles nothing." if opinion == "invalid" else ""
+        return f"Claimed {claimed:.1%}; nothing is measured yet."
+    doubt = " The row is invalid, so this decides nothing." if row_verdict == "invalid" else ""
     return (
-        f"Claimed {said:.1%}; measured {robust.k} of {robust.n}, that is between {robust.low:.1%}"
-        f" and {robust.high:.1%}.{doubt}"
+        f"Claimed {claimed:.1%}; measured {robust.k} of {robust.n}, that is between"
+        f" {robust.low:.1%} and {robust.high:.1%}.{doubt}"
     )
 
 
-def best_proof(
-    standing: DefenseResult,
+def best_certificate(
+    result: DefenseResult,
     certificates: Iterable[CertificateRow],
     certifiers: Mapping[str, CertifierCard],
 ) -> CertifiedCount | None:
-    """Of the proofs that stand the one that covers most; None without one."""
-    mine = proofs(standing, certificates, certifiers)
+    """The current certificate with the most examples; None without one."""
+    mine = current_certificates(result, certificates, certifiers)
     if not mine:
         return None
     best = max(mine, key=lambda proof: int(proof.certified.sum()))

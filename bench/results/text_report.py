@@ -25,9 +25,11 @@ def text_report(report: Json) -> Group:
     """What `report` gave, as tables: ranking, matrix, detectors and raised flags."""
     flags = [(row["defense"], flag) for row in report["ranking"] for flag in row["flags"]]
     raised = [(defense, flag) for defense, flag in flags if flag["state"] == "raised"]
-    shown: list[RenderableType] = [_heading(report), ranking(report), matrix(report)]
-    shown += [detectors(report)] if any(square["detection"] for square in report["matrix"]) else []
-    shown += [evidence(raised)] if raised else []
+    shown: list[RenderableType] = [_heading(report), ranking_table(report), matrix_table(report)]
+    shown += (
+        [detector_table(report)] if any(square["detection"] for square in report["matrix"]) else []
+    )
+    shown += [warning_table(raised)] if raised else []
     return Group(*shown, *_notes(report["ranking"]))
 
 
@@ -40,7 +42,7 @@ def _heading(report: Json) -> Text:
     )
 
 
-def ranking(report: Json) -> Table:
+def ranking_table(report: Json) -> Table:
     """One line a defense."""
     table = _table(f"Ranking: {escape(report['threat']['name'])}")
     battery = report.get("suite")
@@ -51,12 +53,12 @@ def ranking(report: Json) -> Table:
         cells = (
             _rank(row),
             row["defense"],
-            fraction(row["clean"]),
+            count_text(row["clean"]),
             _known(row["robust_required"]),
-            fraction(row["robust"]),
-            interval(row["robust"]),
+            count_text(row["robust"]),
+            interval_text(row["robust"]),
             row["strongest"] or "-",
-            done(row),
+            coverage_text(row),
             _verdict(row),
             *([_together(row["suite"])] if battery else []),
         )
@@ -75,7 +77,7 @@ UNMET = ("missing", "skipped", "not applicable")
 """States of a square that nobody has played."""
 
 
-def matrix(report: Json) -> Group:
+def matrix_table(report: Json) -> Group:
     """Right after each attack, of n; states where there is no figure.
 
     In rank mode of those it met, the attacks in the order in which they came. Attacks that nobody
@@ -84,8 +86,8 @@ def matrix(report: Json) -> Group:
     squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
     every = list(dict.fromkeys(attack for _, attack in squares))
     cascade = report["mode"] == "rank"
-    played = {attack for (_, attack), one in squares.items() if one["state"] not in UNMET}
-    attacks = [name for name in every if name in played] or every
+    results = {attack for (_, attack), one in squares.items() if one["state"] not in UNMET}
+    attacks = [name for name in every if name in results] or every
     shown = {pair: _square(one) for pair, one in squares.items()}
     defenses = [row["defense"] for row in report["ranking"]]
     title = "Right after each attack" + ", of the survivors it met" * cascade
@@ -146,7 +148,7 @@ def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
     return blocks
 
 
-def detectors(report: Json) -> Table:
+def detector_table(report: Json) -> Table:
     """What each detector rejects of clean images and of what each attack brought."""
     clean = {row["defense"]: row["rejects"]["clean"] for row in report["ranking"] if row["rejects"]}
     table = _table("Detectors: images rejected, and what got past")
@@ -155,12 +157,12 @@ def detectors(report: Json) -> Table:
     for square in report["matrix"]:
         if found := square["detection"]:
             name, counts = square["defense"], (found["rejected"], found["fooled"], found["passed"])
-            told = (fraction(clean[name]), *map(fraction, counts))
+            told = (count_text(clean[name]), *map(count_text, counts))
             table.add_row(*map(escape, (name, square["attack"], f"{found['auc']:.3f}", *told)))
     return table
 
 
-def evidence(raised: Iterable[tuple[str, Json]]) -> Table:
+def warning_table(raised: Iterable[tuple[str, Json]]) -> Table:
     """The raised flags with their sentences."""
     table = _table("Raised flags")
     for name in ("Defense", "Flag", "Evidence"):
@@ -174,22 +176,22 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def fraction(count: Json) -> str:
+def count_text(count: Json) -> str:
     """k/n."""
     return f"{count['k']}/{count['n']}"
 
 
 def _known(count: Json) -> str:
-    return fraction(count) if count["n"] else "-"
+    return count_text(count) if count["n"] else "-"
 
 
-def done(row: Json) -> str:
+def coverage_text(row: Json) -> str:
     """How many of the required attacks are done, and how many others."""
     further = f" + {row['further']}" if row["further"] else ""
     return f"{row['coverage']['done']}/{row['coverage']['required']}{further}"
 
 
-def interval(count: Json) -> str:
+def interval_text(count: Json) -> str:
     """In percent, with no more decimals than n supports."""
     decimals = 1 if count["n"] < 10_000 else 2
     return f"{100 * count['low']:.{decimals}f}-{100 * count['high']:.{decimals}f}"
@@ -213,11 +215,11 @@ def _together(found: Json) -> str:
     """The figure over a suite's battery; without one, how much of it is done."""
     if found["robust"] is None:
         return f"{found['done']} of {found['attacks']} done"
-    return fraction(found["robust"]) if found["robust"]["n"] else "not told apart"
+    return count_text(found["robust"]) if found["robust"]["n"] else "not told apart"
 
 
 def _square(square: Json) -> str:
-    return fraction(square["robust"]) if square["robust"] else str(square["state"])
+    return count_text(square["robust"]) if square["robust"] else str(square["state"])
 
 
 def _notes(rows: Iterable[Json]) -> list[Text]:

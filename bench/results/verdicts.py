@@ -1,4 +1,4 @@
-"""All flags of a row: the signs read off the outcomes, and what the diagnostics noted."""
+"""All gradient-masking checks of a row: from the outcomes, and from the diagnostics."""
 
 from __future__ import annotations
 
@@ -10,96 +10,103 @@ from bench.results import masking_checks
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import NOT_TESTED, RAISED, MaskingCheck
-from bench.store import CertificateRow, Store
-from bench.store import EvidenceRow as Note
+from bench.store import CertificateRow, EvidenceRow, Store
 
 INVALIDATING = frozenset({"soundness-error", "deterministic", "batch-independent"})
-"""Flags after which a row contradicts itself: its figure is no fact about the defense."""
+"""Checks whose warning makes a row invalid: its figure is not a fact about the defense."""
 
 
-def verdict(flags: Iterable[MaskingCheck]) -> str:
-    """`invalid` where the row contradicts itself, `suspect` where any flag is raised."""
-    raised = {flag.name for flag in flags if flag.state == RAISED}
+def verdict(checks: Iterable[MaskingCheck]) -> str:
+    """`invalid` where a warning contradicts the figure, `suspect` with another warning, else
+    `sound`.
+    """
+    raised = {check.name for check in checks if check.state == RAISED}
     if raised & INVALIDATING:
         return "invalid"
     return "suspect" if raised else "sound"
 
 
 @dataclass(frozen=True)
-class Context:
-    """What is known of a board's defenses besides the board."""
+class CheckContext:
+    """What the checks need besides the results of the leaderboard."""
 
-    box: Mapping[str, DefenseResult]
-    """By defense, where the whole pixel box is allowed."""
+    unbounded: Mapping[str, DefenseResult]
+    """Results by defense, where the whole pixel box is allowed."""
     smaller: Sequence[LeaderboardResults]
-    """The boards that differ in a smaller radius alone."""
+    """Results of the leaderboards that differ in a smaller radius alone."""
     certificates: Sequence[CertificateRow]
     certifiers: Mapping[str, CertifierCard]
     diagnostics: Mapping[str, DiagnosticCard]
-    notes: Mapping[str, Sequence[Note]]
+    evidence: Mapping[str, Sequence[EvidenceRow]]
     """By defense."""
 
 
-def load_context(store: Store, played: LeaderboardResults, known: Sequence[Leaderboard]) -> Context:
-    """Read them from the store; `known` are all its boards."""
-    board = played.board
-    smaller = [kin for kin in board.relatives(known) if kin.radius < board.radius]
-    return Context(
-        box=_box(store, played, known),
-        smaller=[load_results(store, kin) for kin in smaller],
+def load_check_context(
+    store: Store, results: LeaderboardResults, known: Sequence[Leaderboard]
+) -> CheckContext:
+    """Read the context from the store; `known` are all its leaderboards."""
+    leaderboard = results.leaderboard
+    smaller = [
+        other for other in leaderboard.other_radii(known) if other.radius < leaderboard.radius
+    ]
+    return CheckContext(
+        unbounded=_unbounded_results(store, results, known),
+        smaller=[load_results(store, other) for other in smaller],
         certificates=[
-            proof
-            for examples in dict.fromkeys(s.examples for s in played.standings.values())
-            for proof in store.certificates(board.id, examples)
+            certificate
+            for examples in dict.fromkeys(s.examples for s in results.defenses.values())
+            for certificate in store.certificates(leaderboard.id, examples)
         ],
         certifiers={card.name: card for card in store.cards(CertifierCard)},
         diagnostics={card.name: card for card in store.cards(DiagnosticCard)},
-        notes={
-            name: store.evidence(standing.digest, standing.examples)
-            for name, standing in played.standings.items()
+        evidence={
+            name: store.evidence(result.digest, result.examples)
+            for name, result in results.defenses.items()
         },
     )
 
 
-def _box(
-    store: Store, played: LeaderboardResults, known: Sequence[Leaderboard]
+def _unbounded_results(
+    store: Store, results: LeaderboardResults, known: Sequence[Leaderboard]
 ) -> Mapping[str, DefenseResult]:
     for other in known:
-        here = played.board
-        same_data = (other.examples, other.mode) == (here.examples, here.mode)
-        if same_data and other.unbounded and other.access == "gradients":
+        this = results.leaderboard
+        same_data = (other.examples, other.mode) == (this.examples, this.mode)
+        if same_data and other.is_unbounded and other.access == "gradients":
             return (
-                played.standings if other == played.board else load_results(store, other).standings
+                results.defenses
+                if other == results.leaderboard
+                else load_results(store, other).defenses
             )
     return {}
 
 
 def all_checks(
-    played: LeaderboardResults, standing: DefenseResult, around: Context
+    results: LeaderboardResults, result: DefenseResult, context: CheckContext
 ) -> tuple[MaskingCheck, ...]:
-    """Every sign of one defense, the untested ones too."""
+    """Every check of one defense, also those not tested."""
     computed = (
-        masking_checks.one_step_beats_iterative(played, standing),
-        masking_checks.black_box_beats_white_box(played, standing),
-        masking_checks.unbounded_falls_short(standing, around.box),
-        masking_checks.random_beats_gradient(played, standing),
-        masking_checks.larger_bound_does_not_help(played, standing, around.smaller),
-        masking_checks.not_converged(played, standing),
+        masking_checks.one_step_beats_iterative(results, result),
+        masking_checks.black_box_beats_white_box(results, result),
+        masking_checks.unbounded_falls_short(result, context.unbounded),
+        masking_checks.random_beats_gradient(results, result),
+        masking_checks.larger_bound_does_not_help(results, result, context.smaller),
+        masking_checks.not_converged(results, result),
         masking_checks.soundness_error(
-            standing, around.smaller, around.certificates, around.certifiers
+            result, context.smaller, context.certificates, context.certifiers
         ),
     )
-    taken = {flag.name for flag in computed}
-    others = [card for name, card in sorted(around.diagnostics.items()) if name not in taken]
+    names = {check.name for check in computed}
+    others = [card for name, card in sorted(context.diagnostics.items()) if name not in names]
     return (
         *computed,
-        *(diagnostic_checks(card, around.notes.get(standing.defense, ())) for card in others),
+        *(diagnostic_check(card, context.evidence.get(result.defense, ())) for card in others),
     )
 
 
-def diagnostic_checks(diagnostic: DiagnosticCard, notes: Iterable[Note]) -> MaskingCheck:
-    """What a diagnostic has noted as its code stands now."""
-    for note in notes:
-        if (note.diagnostic, note.source) == (diagnostic.name, diagnostic.digest):
-            return MaskingCheck(note.diagnostic, note.finding, note.sentence)
-    return MaskingCheck(diagnostic.name, NOT_TESTED, "Not examined on these examples.")
+def diagnostic_check(diagnostic: DiagnosticCard, evidence: Iterable[EvidenceRow]) -> MaskingCheck:
+    """The check of a diagnostic, from the finding of its current code."""
+    for found in evidence:
+        if (found.diagnostic, found.source) == (diagnostic.name, diagnostic.digest):
+            return MaskingCheck(found.diagnostic, found.finding, found.sentence)
+    return MaskingCheck(diagnostic.name, NOT_TESTED, "Not run on these examples.")

@@ -54,14 +54,20 @@ with left:
     st.subheader("As the attack goes on", anchor="steps")
     st.caption(charts.STEPS_CAPTION)
     drawn = chart_rows.accuracy_rows(entry.steps, attacks)
-    st.altair_chart(charts.with_description(charts.steps_chart(drawn, "steps of the attack"), charts.STEPS_CAPTION))
+    st.altair_chart(
+        charts.with_description(
+            charts.steps_chart(drawn, "steps of the attack"), charts.STEPS_CAPTION
+        )
+    )
 with right:
     st.subheader("As the radius grows", anchor="radius")
     st.caption(words.RADIUS_CAPTION)
     drawn = chart_rows.radius_rows(entry.distances, entry.radii)
     axis = f"radius in {words.norm_symbol(here.set['name'])}"
     mark = None if here.is_nearest else here.radius
-    st.altair_chart(charts.with_description(charts.radius_chart(drawn, axis, mark), words.RADIUS_CAPTION))
+    st.altair_chart(
+        charts.with_description(charts.radius_chart(drawn, axis, mark), words.RADIUS_CAPTION)
+    )
 
 if entry.rocs:
     st.subheader("The detector", anchor="detector")
@@ -76,7 +82,9 @@ if entry.rocs:
 st.subheader("What the attack brought", anchor="images")
 if entry.images:
     left, _ = st.columns([2, 3])
-    by = choice.select_option("attack", "Attack", list(entry.images), what="attack with images", place=left)
+    by = choice.select_option(
+        "attack", "Attack", list(entry.images), what="attack with images", place=left
+    )
     classes = reading.read_examples(here.examples).classes
     st.html(defense_tables.example_pictures(entry.images[by], classes))
 else:

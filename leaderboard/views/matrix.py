@@ -21,7 +21,9 @@ if said := tables.mode_note(board):
 
 left, _ = st.columns([2, 3])
 metrics = chart_rows.cell_metrics(board)
-metric = choice.select_option("metric", "Figure in each cell", list(metrics), what="figure", place=left)
+metric = choice.select_option(
+    "metric", "Figure in each cell", list(metrics), what="figure", place=left
+)
 rows = reading.read_ranking(board)
 defenses = [row.defense for row in rows]
 attacks = chart_rows.attack_columns(board, squares)
@@ -51,4 +53,6 @@ ordered = sorted(squares, key=lambda s: (place[s.defense], attacks.index(s.attac
 with st.expander("The same as a table, with every reason"):
     pairs = [(f"{square.attack} → {square.defense}", square) for square in ordered]
     st.html(tables.cells_table(pairs, "Cell", board))
-export.download_buttons(f"matrix-{choice.selected_label()}", board, ordered, export.flat_matrix(ordered))
+export.download_buttons(
+    f"matrix-{choice.selected_label()}", board, ordered, export.flat_matrix(ordered)
+)

@@ -9,7 +9,8 @@ board = choice.selected_leaderboard()
 rows = reading.read_ranking(board)
 st.html(
     markup.heading(
-        f"Which defenses hold under {words.leaderboard_label(board)}?", tables.leaderboard_summary(board, choice.selected_label())
+        f"Which defenses hold under {words.leaderboard_label(board)}?",
+        tables.leaderboard_summary(board, choice.selected_label()),
     )
 )
 if not rows:
@@ -41,10 +42,18 @@ with left:
     st.subheader("Where the figures lie", anchor="intervals")
     st.caption(words.FOREST_CAPTION)
     leads = words.best_defense_sentence(shown[0].defense, shown[0].robust)
-    st.altair_chart(charts.with_description(charts.forest_chart(chart_rows.interval_rows(shown)), leads))
+    st.altair_chart(
+        charts.with_description(charts.forest_chart(chart_rows.interval_rows(shown)), leads)
+    )
 with right:
     st.subheader("What robustness costs", anchor="trade")
     st.caption(words.TRADE_OFF_CAPTION)
-    st.altair_chart(charts.with_description(charts.trade_off_chart(chart_rows.trade_off_rows(shown)), words.TRADE_OFF_CAPTION))
+    st.altair_chart(
+        charts.with_description(
+            charts.trade_off_chart(chart_rows.trade_off_rows(shown)), words.TRADE_OFF_CAPTION
+        )
+    )
 
-export.download_buttons(f"ranking-{choice.selected_label()}", board, shown, export.flat_ranking(shown))
+export.download_buttons(
+    f"ranking-{choice.selected_label()}", board, shown, export.flat_ranking(shown)
+)

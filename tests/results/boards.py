@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.results.leaderboards import find_leaderboard
 from bench.results.masking_checks import MaskingCheck
-from bench.results.ranking import RankingRow, ranking
+from bench.results.ranking import RankingRow, load_ranking
 from bench.store import CertificateRow, Store
 from tests.fixtures.small_store import Bits, World, first
 
@@ -37,7 +37,7 @@ def enter(world: World, name: str, right: Bits, *broken: Bits) -> None:
 
 
 def rows_of(world: World, threat: str = "linf") -> dict[str, RankingRow]:
-    return {row.defense: row for row in ranking(world.store, find_leaderboard(world.store, threat))}
+    return {row.defense: row for row in load_ranking(world.store, find_leaderboard(world.store, threat))}
 
 
 def flag_of(world: World, name: str, defense: str = "d", threat: str = "linf") -> MaskingCheck:

@@ -48,8 +48,8 @@ def test_a_refuted_proof_names_its_examples(world: World) -> None:
     flag = flag_of(world, "soundness-error")
     assert flag.state == "raised"
     assert flag.evidence == (
-        "Of 600 examples proved by honest-looking, 3 are broken by a verified attempt"
-        " (number 7, 41, 599)."
+        "Of 600 examples certified by honest-looking, 3 are broken by a verified"
+        " adversarial example (number 7, 41, 599)."
     )
 
 
@@ -71,7 +71,7 @@ def test_every_radius_shows_what_is_proved_under_what_attacks_left(world: World)
     world.play("d", "pgd", first(200), threat="near")
     certify(world, ~first(450))
     certify(world, ~first(400), "smoothing", exact=False)
-    near, here = defense_report(world.store, find_leaderboard(world.store, "linf"), "d").points
+    near, here = defense_report(world.store, find_leaderboard(world.store, "linf"), "d").radii
     assert near.certified is None and near.robust.k == 400
     assert here.certified is not None and here.robust.k == 300
     assert (here.certified.certifier, here.certified.count.k) == ("smoothing", 200)

@@ -21,11 +21,11 @@ from bench.core.cards import AttackCard, Claim, ThreatCard
 from bench.core.errors import BenchError
 from bench.core.outcomes import KeptImage
 from bench.registry.registry import Registry
-from bench.results.defense_report import defense_report, falling
+from bench.results.defense_report import defense_report, accuracy_curve
 from bench.results.json_report import json_report
 from bench.results.leaderboards import find_leaderboard
-from bench.results.masking_checks import asks_gradients, is_blind
-from bench.results.ranking import ranking
+from bench.results.masking_checks import uses_gradients, samples_blindly
+from bench.results.ranking import load_ranking
 from bench.results.text_report import text_report
 from bench.store import EvidenceRow, Store
 from leaderboard import words
@@ -69,7 +69,7 @@ def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
     row = rows_of(world)["d"]
     assert row.claim is not None
     assert (row.verdict, row.claim.verdict) == ("invalid", "not testable")
-    assert "300 of 600" in row.claim.sentence and "contradicts itself" in row.claim.sentence
+    assert "300 of 600" in row.claim.sentence and "row is invalid" in row.claim.sentence
 
 
 def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
@@ -96,15 +96,15 @@ def test_a_claim_under_other_rules_is_no_claim_here(world: World) -> None:
 def test_a_staircase_falls_where_examples_fell() -> None:
     spent = np.array([1.0, 3.0, 3.0, np.inf, 2.0, 0.0])
     clean = np.array([True, True, True, True, False, True])
-    curve = falling(spent, clean)
+    curve = accuracy_curve(spent, clean)
     assert curve.x.tolist() == [0, 1, 3]
-    assert curve.right.tolist() == [4, 3, 1]
+    assert curve.correct.tolist() == [4, 3, 1]
     assert curve.n == 6
 
 
 def test_a_staircase_of_nobody_is_flat() -> None:
-    curve = falling(np.full(3, np.inf), np.array([True, True, False]))
-    assert (curve.x.tolist(), curve.right.tolist()) == ([0], [2])
+    curve = accuracy_curve(np.full(3, np.inf), np.array([True, True, False]))
+    assert (curve.x.tolist(), curve.correct.tolist()) == ([0], [2])
 
 
 def test_steps_of_earlier_runs_count_in_the_curve(world: World) -> None:
@@ -114,7 +114,7 @@ def test_steps_of_earlier_runs_count_in_the_curve(world: World) -> None:
     world.play("d", "pgd", first(2), step=step, run=run)
     found = defense_report(world.store, find_leaderboard(world.store, None), "d")
     assert found.steps["pgd"].x.tolist() == [0, 5, 85]
-    assert found.steps["pgd"].right.tolist() == [600, 599, 598]
+    assert found.steps["pgd"].correct.tolist() == [600, 599, 598]
     assert found.forwards["pgd"].x.tolist() == [0, 3]
 
 
@@ -129,14 +129,14 @@ def test_a_distance_board_gives_the_whole_curve_and_other_radii_give_points(worl
     world.play("d", "deepfool", first(201), distance=far, label=first(500), threat="nearest")
     found = defense_report(world.store, find_leaderboard(world.store, "linf"), "d")
     curve = found.distances["deepfool"]
-    at = {x: int(k) for x, k in zip(np.round(curve.x, 6), curve.right, strict=True)}
+    at = {x: int(k) for x, k in zip(np.round(curve.x, 6), curve.correct, strict=True)}
     assert (at[0.0], at[0.1], at[0.3], at[0.499]) == (500, 499, 299, 100)
-    assert curve.right.min() == 100
-    assert [(p.radius, p.robust.k, p.complete) for p in found.points] == [
+    assert curve.correct.min() == 100
+    assert [(p.radius, p.robust.k, p.complete) for p in found.radii] == [
         (0.1, 400, True),
         (0.2, 300, True),
     ]
-    assert defense_report(world.store, find_leaderboard(world.store, "nearest"), "d").points == ()
+    assert defense_report(world.store, find_leaderboard(world.store, "nearest"), "d").radii == ()
 
 
 def test_an_entry_brings_its_row_its_squares_and_its_images(world: World) -> None:
@@ -147,17 +147,17 @@ def test_an_entry_brings_its_row_its_squares_and_its_images(world: World) -> Non
     world.record(world.cell("d", "pgd"), outcomes(first(9)), images=(kept,))
     found = defense_report(world.store, find_leaderboard(world.store, None), "d")
     assert found.row.robust.k == 591
-    assert [square.attack for square in found.squares] == ["fgsm", "pgd"]
+    assert [square.attack for square in found.cells] == ["fgsm", "pgd"]
     assert [image.item for image in found.images["pgd"]] == [3]
 
 
 def test_an_unknown_board_or_entry_is_refused_with_what_is_known(world: World) -> None:
-    with pytest.raises(BenchError, match="no board yet"):
+    with pytest.raises(BenchError, match="no leaderboard yet"):
         json_report(world.store)
     enter(world, "d", ALL, NONE)
     with pytest.raises(BenchError, match=r"'lnif'.*Did you mean 'linf'"):
         json_report(world.store, "lnif")
-    with pytest.raises(BenchError, match="played: d"):
+    with pytest.raises(BenchError, match="evaluated: d"):
         defense_report(world.store, find_leaderboard(world.store, None), "e")
 
 
@@ -263,7 +263,7 @@ def test_the_terminal_shows_counts_intervals_ranks_coverage_and_flags(world: Wor
     assert "87.3-92.2" in text
     assert "suspect 2/4" in text
     assert "random-beats-gradient" in text
-    assert "60 of 600 fell to random" in text
+    assert "60 of 600 are broken by random" in text
     assert "[bold]e: Provisional: 1 of 2 required attacks are done." in text
     assert "missing" in text
 
@@ -289,10 +289,10 @@ def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     cards = Registry.load().cards({"undefended": {"digits": "weights"}})
     store.record_cards(cards)
     attacks = {card.name: card for card in cards if isinstance(card, AttackCard)}
-    assert asks_gradients(attacks["pgd"])
-    assert not asks_gradients(attacks["transfer"])
-    assert is_blind(attacks["random"])
-    assert not is_blind(attacks["pgd"])
+    assert uses_gradients(attacks["pgd"])
+    assert not uses_gradients(attacks["transfer"])
+    assert samples_blindly(attacks["random"])
+    assert not samples_blindly(attacks["pgd"])
     threat = next(card for card in cards if card.name == "digits-box")
     assert isinstance(threat, ThreatCard)
     world = World(store)
@@ -302,8 +302,8 @@ def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     world.clean("undefended", ALL)
     world.play("undefended", "unbounded", ALL, threat="digits-box")
     board = find_leaderboard(store, "digits-box")
-    assert board.unbounded
-    (row,) = ranking(store, board)
+    assert board.is_unbounded
+    (row,) = load_ranking(store, board)
     states = {flag.name: flag.state for flag in row.flags}
     assert (row.robust.k, row.rank, states["unbounded-falls-short"]) == (0, None, "clear")
     assert states["zero-gradients"] == "not tested"

@@ -25,8 +25,8 @@ from bench.registry.registry import Registry
 from bench.results.defense_report import defense_report
 from bench.results.json_report import json_report
 from bench.results.leaderboards import find_leaderboard
-from bench.results.matrix import matrix
-from bench.results.ranking import ranking
+from bench.results.matrix import load_matrix
+from bench.results.ranking import load_ranking
 from bench.results.text_report import text_report
 from bench.store import Store
 from tests.fixtures.small_store import World, outcomes, some
@@ -88,7 +88,7 @@ def attacked(world: World) -> None:
 
 def test_each_attack_has_its_counts_and_its_area(world: World) -> None:
     attacked(world)
-    (square,) = matrix(world.store, find_leaderboard(world.store, None))
+    (square,) = load_matrix(world.store, find_leaderboard(world.store, None))
     found = square.detection
     assert found is not None
     # Two are left out: they were wrong and accepted as they came, so nothing was attacked.
@@ -101,7 +101,7 @@ def test_each_attack_has_its_counts_and_its_area(world: World) -> None:
 
 def test_a_row_says_what_the_detector_does_to_clean_images(world: World) -> None:
     attacked(world)
-    (row,) = ranking(world.store, find_leaderboard(world.store, None))
+    (row,) = load_ranking(world.store, find_leaderboard(world.store, None))
     assert row.rejects is not None and row.rejects.declared == 0.05
     assert (row.rejects.clean.k, row.rejects.clean.n) == (2, N)
     assert (row.clean.k, row.robust.k) == (16, 10)
@@ -116,7 +116,7 @@ def test_nobody_without_a_detector_owes_an_attack_on_detectors(world: World) -> 
     attacked(world)
     rows = {
         row.defense: row.coverage
-        for row in ranking(world.store, find_leaderboard(world.store, None))
+        for row in load_ranking(world.store, find_leaderboard(world.store, None))
     }
     assert (rows["plain"].done, rows["plain"].required) == (1, 1)
     assert (rows["d"].done, rows["d"].required) == (1, 2)
@@ -147,9 +147,9 @@ def test_a_defense_without_a_detector_has_no_such_figures(world: World) -> None:
     world.clean("plain", ~some(N, 0))
     world.play("plain", "pgd", some(N, 1))
     board = find_leaderboard(world.store, None)
-    assert matrix(world.store, board)[0].detection is None
+    assert load_matrix(world.store, board)[0].detection is None
     assert defense_report(world.store, board, "plain").rocs == {}
-    (row,) = (row for row in ranking(world.store, board) if row.defense == "plain")
+    (row,) = (row for row in load_ranking(world.store, board) if row.defense == "plain")
     assert row.rejects is None
 
 
@@ -162,7 +162,7 @@ def test_on_a_distance_board_what_is_rejected_is_no_wrong_answer(world: World) -
     curve = defense_report(world.store, find_leaderboard(world.store, "nearest"), "d").distances[
         "pgd"
     ]
-    assert curve.right.tolist() == [16, 15]
+    assert curve.correct.tolist() == [16, 15]
 
 
 def test_a_real_run_reports_detection_and_the_joint_attack(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_real_run_reports_detection_and_the_joint_attack(tmp_path: Path) -> No
         told = json.loads(json.dumps(json_report(store, "digits-linf")))
         assert told == json.loads(json.dumps(json_report(store, "digits-linf")))
         board = find_leaderboard(store, "digits-linf")
-        rows = {row.defense: row for row in ranking(store, board)}
-        squares = {(s.defense, s.attack): s for s in matrix(store, board)}
+        rows = {row.defense: row for row in load_ranking(store, board)}
+        squares = {(s.defense, s.attack): s for s in load_matrix(store, board)}
     mine = {square["attack"]: square for square in told["matrix"]
             if square["defense"] == "detector-binary"}  # fmt: skip
     joint, plain = mine["joint-pgd"], mine["fgsm"]

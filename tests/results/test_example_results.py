@@ -16,7 +16,7 @@ from bench.registry.registry import Registry
 from bench.results.defense_report import defense_report
 from bench.results.json_report import json_report
 from bench.results.leaderboards import find_leaderboard, leaderboards
-from bench.results.ranking import ranking
+from bench.results.ranking import load_ranking
 from bench.store import CertificateRow, Store
 from tests.fixtures.small_store import World, first, some
 
@@ -46,7 +46,7 @@ def world(store: Store) -> World:
 def test_a_guest_stands_on_the_large_board_with_its_own_n_and_without_a_rank(
     store: Store, world: World
 ) -> None:
-    plain, costly = ranking(store, find_leaderboard(store, "linf"))
+    plain, costly = load_ranking(store, find_leaderboard(store, "linf"))
     assert (plain.defense, plain.rank and plain.rank.best, plain.low_n) == ("plain", 1, False)
     assert (plain.robust.k, plain.robust.n) == (400, 600)
     assert (costly.defense, costly.rank, costly.low_n) == ("costly", None, True)
@@ -69,7 +69,7 @@ def test_a_costly_defense_that_met_all_examples_is_no_guest(store: Store, world:
     world.clean("costly", first(600))
     world.play("costly", "pgd", some(600, *range(50)))
     row = next(
-        row for row in ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
+        row for row in load_ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
     )
     assert (row.robust.k, row.robust.n) == (550, 600)
     assert row.rank is not None
@@ -83,7 +83,7 @@ def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world:
     found = CertificateRow(*whose, exact=False, certified=proved)
     store.record_certificate(world.threats["linf"], "the first few", found)
     row = next(
-        row for row in ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
+        row for row in load_ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
     )
     assert row.certified is not None
     assert (row.certified.count.k, row.certified.count.n) == (2, FEW_EXAMPLES)
@@ -101,7 +101,7 @@ def test_without_a_large_board_the_few_are_a_board(tmp_path: Path) -> None:
         few.clean("costly", first(FEW_EXAMPLES, FEW_EXAMPLES))
         few.play("costly", "pgd", first(0, FEW_EXAMPLES))
         assert [board.n for board in leaderboards(alone)] == [FEW_EXAMPLES]
-        (row,) = ranking(alone, find_leaderboard(alone, "linf"))
+        (row,) = load_ranking(alone, find_leaderboard(alone, "linf"))
         assert (row.rank, row.provisional) == (None, False)
         assert "Low n" in row.note
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.results.masking_checks import MaskingCheck, chance, paired_error
+from bench.results.masking_checks import MaskingCheck, tolerated_count, paired_error
 from bench.results.verdicts import verdict
 from bench.store import EvidenceRow
 from tests.fixtures.small_store import World, first, some
@@ -18,7 +18,7 @@ def test_one_step_that_beats_many_is_raised_with_its_numbers(world: World) -> No
     assert flag.state == "raised"
     # The difference is 40 with s.e. sqrt(40 - 1600 / 600) = 6.1; example 590 was never right.
     assert "fgsm breaks 120 of 600 and pgd 80" in flag.evidence
-    assert "+40 with a standard error of 6.1; 40 fell to fgsm" in flag.evidence
+    assert "+40 with a standard error of 6.1; 40 are broken by fgsm" in flag.evidence
 
 
 @pytest.mark.parametrize(("ahead", "state"), [(3, "clear"), (5, "raised")])
@@ -53,7 +53,7 @@ def test_a_black_box_that_finds_what_gradients_miss_is_raised(
     world.play("d", name, some(600, 0, 1, 2, *range(100, 100 + only)))
     flag = flag_of(world, "black-box-beats-white-box")
     assert flag.state == state
-    assert f"{only} of 600 fell to {name}" in flag.evidence
+    assert f"{only} of 600 are broken by {name}" in flag.evidence
     assert flag_of(world, "random-beats-gradient").state == "not tested"
 
 
@@ -105,7 +105,7 @@ def test_whoever_stands_with_the_whole_box_allowed_is_suspect(
     world.play("d", "unbounded", ~first(5 + left), threat="box")
     flag = flag_of(world, "unbounded-falls-short")
     assert flag.state == state
-    assert f"{left} of 600 still stand against unbounded" in flag.evidence
+    assert f"{left} of 600 are unbroken by unbounded" in flag.evidence
     assert flag_of(world, "unbounded-falls-short", threat="box") == flag
 
 
@@ -117,7 +117,7 @@ def test_what_falls_within_a_small_radius_must_fall_within_a_larger_one(
     enter(world, "d", ALL, NONE, ~first(lost))
     world.play("d", "pgd", first(100), threat="near")
     flag = flag_of(world, "larger-bound-does-not-help")
-    assert (flag.state, f"{lost} of 600 fell within 0.1" in flag.evidence) == (state, True)
+    assert (flag.state, f"{lost} of 600 are broken within 0.1" in flag.evidence) == (state, True)
     assert flag_of(world, "larger-bound-does-not-help", threat="near").state == "not tested"
 
 
@@ -182,4 +182,4 @@ def test_the_paired_error_is_that_of_a_difference_of_two_counts() -> None:
 
 
 def test_a_tolerance_is_a_share_but_never_nothing() -> None:
-    assert [chance(0.01, n) for n in (10, 100, 250, 600)] == [1, 1, 2, 6]
+    assert [tolerated_count(0.01, n) for n in (10, 100, 250, 600)] == [1, 1, 2, 6]

@@ -14,8 +14,8 @@ from bench.results import text_report
 from bench.results.example_results import load_results
 from bench.results.json_report import json_report
 from bench.results.leaderboards import find_leaderboard, leaderboards
-from bench.results.matrix import matrix
-from bench.results.ranking import ranking
+from bench.results.matrix import load_matrix
+from bench.results.ranking import load_ranking
 from bench.store import Store
 from bench.threats.suites import Suite
 from leaderboard import plots, words
@@ -29,7 +29,7 @@ def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(worl
     assert (row.clean.k, row.robust.k, row.robust.n) == (500, 496, 600)
     assert row.strongest == "pgd"
     alone = [
-        s.robust and s.robust.k for s in matrix(world.store, find_leaderboard(world.store, None))
+        s.robust and s.robust.k for s in load_matrix(world.store, find_leaderboard(world.store, None))
     ]
     assert alone == [498, 497]
 
@@ -62,7 +62,7 @@ def test_a_cascade_has_no_eight_bit_figure(world: World) -> None:
     left = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(50, 400), items=left, mode="rank", before=fgsm.key)
     told = [
-        ranking(world.store, find_leaderboard(world.store, None, mode))[0]
+        load_ranking(world.store, find_leaderboard(world.store, None, mode))[0]
         for mode in ("full", "rank")
     ]
     assert [row.robust.k for row in told] == [350, 350]
@@ -94,7 +94,7 @@ def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
     assert list(rows_of(world)) == ["d"]
     assert rows_of(world)["d"].robust.k == 600
     assert {
-        square.attack for square in matrix(world.store, find_leaderboard(world.store, None))
+        square.attack for square in load_matrix(world.store, find_leaderboard(world.store, None))
     } == {
         "fgsm",
         "pgd",
@@ -114,7 +114,7 @@ def test_a_cell_played_with_what_has_changed_since_says_so(
     if changed == "attack":
         world.attack("pgd", version="2")
     (square,) = [
-        s for s in matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
+        s for s in load_matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
     ]
     assert (square.state, square.robust) == ("missing", None)
     assert said in square.reason
@@ -127,7 +127,7 @@ def test_a_cell_of_an_older_defense_says_so(world: World) -> None:
     world.defense("d", version="2")
     world.play("d", "fgsm", NONE)
     (square,) = [
-        s for s in matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
+        s for s in load_matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
     ]
     assert "an older version of the defense" in square.reason
 
@@ -141,8 +141,8 @@ def test_a_cell_behind_an_attack_of_its_cascade_that_changed_says_so(world: Worl
     world.attack("fgsm", steps=1, version="2")
     world.play("d", "fgsm", first(10), mode="rank")
     board = find_leaderboard(world.store, None, "rank")
-    (square,) = [s for s in matrix(world.store, board) if s.attack == "pgd"]
-    assert square.reason.startswith("Played with an older version of an attack before it")
+    (square,) = [s for s in load_matrix(world.store, board) if s.attack == "pgd"]
+    assert square.reason.startswith("Evaluated with an older version of an attack before it")
 
 
 def test_a_card_without_a_digest_leaves_the_newest_version_standing(world: World) -> None:
@@ -155,7 +155,7 @@ def test_a_card_without_a_digest_leaves_the_newest_version_standing(world: World
     assert rows_of(world)["d"].robust.k == 570
     assert (
         "fgsm"
-        not in load_results(world.store, find_leaderboard(world.store, None)).standings["d"].bouts
+        not in load_results(world.store, find_leaderboard(world.store, None)).defenses["d"].attacks
     )
 
 
@@ -194,7 +194,7 @@ def test_all_seeds_of_an_attack_are_one_square(world: World) -> None:
     world.play("d", "pgd", some(600, 1), seed=0)
     world.play("d", "pgd", some(600, 2), seed=1)
     (square,) = [
-        s for s in matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
+        s for s in load_matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
     ]
     assert square.robust is not None
     assert (square.robust.k, square.gradients, square.seconds) == (598, 2400, 1.0)
@@ -212,11 +212,11 @@ def test_costs_are_those_of_the_seeds_that_have_a_figure(world: World) -> None:
     world.store.record(lease, Chunk(half, 7.0))
     world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
     (square,) = [
-        s for s in matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
+        s for s in load_matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
     ]
     assert (square.state, square.items, square.items_done) == ("done", 600, 600)
     assert (square.forwards, square.gradients, square.seconds) == (1800, 1200, 0.5)
-    told = {name: metric.value(square) for name, metric in plots.METRICS.items()}
+    told = {name: metric.value(square) for name, metric in plots.FULL_MODE_METRICS.items()}
     assert told["gradients an example"] == 2
     assert told["forward passes an example"] == 3
     assert told["seconds an example"] == 0.5 / 600
@@ -227,7 +227,7 @@ def test_what_no_seed_has_finished_counts_all_of_them(world: World) -> None:
     for seed in (0, 1):
         world.plan(world.cell("d", "pgd", seed=seed))
     (square,) = [
-        s for s in matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
+        s for s in load_matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
     ]
     assert (square.state, square.items, square.forwards) == ("missing", 1200, None)
 
@@ -241,13 +241,13 @@ def test_a_board_of_all_targets_counts_the_worst_target_of_each_example(store: S
     # Items are (example, target): 0, 1 belong to example 0; 6, 7 to example 3.
     world.play("d", "pgd", some(8, 0, 5, 6, 7), threat="all")
     board = find_leaderboard(store, "all")
-    assert load_results(store, board).standings["d"].robust().tolist() == [
+    assert load_results(store, board).defenses["d"].robust().tolist() == [
         False,
         True,
         False,
         False,
     ]
-    assert ranking(store, board)[0].robust.k == 1
+    assert load_ranking(store, board)[0].robust.k == 1
 
 
 def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
@@ -257,10 +257,10 @@ def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
     survivors = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(100, 400), items=survivors, mode="rank")
     board = find_leaderboard(world.store, None, "rank")
-    squares = {s.attack: s.robust for s in matrix(world.store, board)}
+    squares = {s.attack: s.robust for s in load_matrix(world.store, board)}
     assert squares["pgd"] is not None
     assert (squares["pgd"].k, squares["pgd"].n) == (300, 400)
-    (row,) = ranking(world.store, board)
+    (row,) = load_ranking(world.store, board)
     assert row.strongest is None
     assert row.robust.k == 300
     states = {flag.name: flag.state for flag in row.flags}
@@ -276,12 +276,12 @@ def test_a_cell_of_a_cascade_counts_only_after_what_came_before(world: World) ->
     left = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
     board = find_leaderboard(world.store, None, "rank")
-    (row,) = ranking(world.store, board)
+    (row,) = load_ranking(world.store, board)
     assert (row.robust.k, row.coverage.done, row.provisional) == (300, 2, False)
     world.attack("fgsm", steps=1, version="2")
-    assert ranking(world.store, board) == []
+    assert load_ranking(world.store, board) == []
     world.play("d", "fgsm", first(10), mode="rank")
-    (row,) = ranking(world.store, board)
+    (row,) = load_ranking(world.store, board)
     assert (row.robust.k, row.coverage.done, row.provisional) == (590, 1, True)
 
 
@@ -293,10 +293,10 @@ def test_a_cascade_tells_apart_only_what_it_can(world: World) -> None:
     before = world.play("d", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
-    (row,) = ranking(world.store, find_leaderboard(world.store, None, "rank"))
+    (row,) = load_ranking(world.store, find_leaderboard(world.store, None, "rank"))
     assert (row.robust.k, row.robust_required.n) == (300, 0)
     world.play("d", "pgd", first(250), mode="rank")
-    (row,) = ranking(world.store, find_leaderboard(world.store, None, "rank"))
+    (row,) = load_ranking(world.store, find_leaderboard(world.store, None, "rank"))
     assert (row.robust.k, row.robust_required.k, row.robust_required.n) == (300, 300, 600)
 
 
@@ -319,9 +319,9 @@ def test_attacks_of_a_cascade_stand_in_the_order_in_which_they_came(world: World
     world.plan(world.cell("b", "fgsm", mode="rank"), CellState.NOT_APPLICABLE, "Its own surrogate.")
     board = find_leaderboard(world.store, None, "rank")
     came = ["fgsm", "pgd", "bim", "joint"]
-    assert [s.attack for s in matrix(world.store, board)] == came + came
-    assert plots.columns(board, matrix(world.store, board)) == came
-    shown = text_report.matrix(json_report(world.store, None, "rank")).renderables[0]
+    assert [s.attack for s in load_matrix(world.store, board)] == came + came
+    assert plots.attack_columns(board, load_matrix(world.store, board)) == came
+    shown = text_report.matrix_table(json_report(world.store, None, "rank")).renderables[0]
     assert isinstance(shown, text_report.Folded)
     assert list(shown.lines) == [name for name in came if name != "joint"], "nobody met it"
 
@@ -330,7 +330,7 @@ def test_cascades_that_contradict_each_other_have_an_order_too(world: World) -> 
     cascade(world, "a", ("fgsm", first(100)), ("pgd", first(200)))
     cascade(world, "b", ("pgd", first(100)), ("fgsm", first(200)))
     board = find_leaderboard(world.store, None, "rank")
-    assert [s.attack for s in matrix(world.store, board)] == ["fgsm", "pgd"] * 2
+    assert [s.attack for s in load_matrix(world.store, board)] == ["fgsm", "pgd"] * 2
 
 
 def test_a_profile_counts_its_own_attacks_once_all_are_done(world: World) -> None:
