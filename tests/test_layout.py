@@ -22,11 +22,8 @@ TESTED_BY = {
     "bench/cli/serve.py": "tests/leaderboard/test_serve.py",
     "bench/contract/attack_fixture.py": "tests/contract/test_attack_checks.py",
     "bench/contract/check.py": "tests/contract/test_runner.py",
-    "bench/contract/dataset_checks.py": "tests/contract/test_other_checks.py",
     "bench/contract/defense_fixture.py": "tests/contract/test_defense_checks.py",
     "bench/contract/fixtures.py": "tests/contract/test_defense_checks.py",
-    "bench/contract/threat_checks.py": "tests/contract/test_other_checks.py",
-    "bench/contract/tool_checks.py": "tests/contract/test_other_checks.py",
     "bench/core/cells.py": "tests/store/test_cells.py",
     "bench/core/isolation.py": "tests/sandbox/test_isolation.py",
     "bench/engine/answers.py": "tests/referee/test_rejection.py",
@@ -35,8 +32,6 @@ TESTED_BY = {
     "bench/engine/final_check.py": "tests/engine/test_scheduler.py",
     "bench/engine/model_access.py": "tests/engine/test_ledger.py",
     "bench/engine/problem.py": "tests/engine/test_ledger.py",
-    "bench/engine/slots.py": "tests/engine/test_scheduler.py",
-    "bench/engine/success_tracker.py": "tests/engine/test_scheduler.py",
     "bench/plugin/attack.py": "tests/contract/test_attack_checks.py",
     "bench/plugin/bpda.py": "tests/plugin/test_plugin.py",
     "bench/plugin/certifier.py": "tests/plugins/certifiers/test_bounds.py",
@@ -72,10 +67,6 @@ TESTED_BY = {
     "bench/threats/access.py": "tests/engine/test_ledger.py",
     "bench/threats/random_numbers.py": "tests/plugin/test_plugin.py",
     "bench/threats/threat_model.py": "tests/threats/test_norms.py",
-    "bench/training/recipes.py": "tests/training/test_recipe_options.py",
-    "bench/training/state.py": "tests/training/test_loop.py",
-    "bench/training/tasks.py": "tests/training/test_recipe_options.py",
-    "bench/training/weights_cache.py": "tests/training/test_defense_builder.py",
 }
 """Module without a test file of its own name -> the file that tests it."""
 

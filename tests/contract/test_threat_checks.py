@@ -1,0 +1,80 @@
+"""Every check of threat models can fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.contract.check import CheckOutcome
+from bench.plugin import Access, Goal, Linf, ThreatModel
+from bench.registry.registry import Registry
+from tests.contract.planted import run_named_check
+
+
+@dataclass(frozen=True)
+class Loose(Linf):
+    """A cube whose projection leaves [0, 1]."""
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        return torch.clamp(adv, x - self.radius, x + self.radius)
+
+
+@dataclass(frozen=True)
+class Drifting(Linf):
+    """A cube whose projection moves every point halfway to the clean image."""
+
+    def project(self, adv: Tensor, x: Tensor) -> Tensor:
+        return x + (super().project(adv, x) - x) / 2
+
+
+@dataclass(frozen=True)
+class Shifted(Linf):
+    """A cube whose distance of equal images is not 0."""
+
+    def distance(self, adv: Tensor, x: Tensor) -> Tensor:
+        return super().distance(adv, x) + 0.01
+
+
+@dataclass(frozen=True)
+class Far(Linf):
+    """A cube whose samples are twice too far."""
+
+    def sample(self, x: Tensor, draws: Any) -> Tensor:
+        return Linf(2 * self.eps).sample(x, draws)
+
+
+EPS = Fraction(1, 5)
+THREATS: list[tuple[str, dict[str, Any]]] = [
+    ("radius-is-an-exact-fraction", {"ball": SimpleNamespace(eps=0.031)}),
+    ("radius-is-an-exact-fraction", {"ball": Linf(Fraction(0))}),
+    ("data-set-is-known", {"dataset": "digitz"}),
+    ("data-set-is-known", {"examples": 501}),
+    ("required-attacks-are-known", {"required": ("pdg",)}),
+    ("required-attacks-are-applicable", {"required": ("pgd",), "access": Access.LABELS}),
+    (
+        "required-attacks-are-applicable",
+        {"required": ("deepfool",), "goal": Goal("targeted", "next")},
+    ),
+    ("id-is-a-digest-of-the-rules", {"ball": SimpleNamespace(eps=EPS, name="x", radius=np.inf)}),
+    ("projection-is-feasible-and-idempotent", {"ball": Loose(EPS)}),
+    ("projection-is-feasible-and-idempotent", {"ball": Drifting(EPS)}),
+    ("clean-image-is-inside", {"ball": Shifted(EPS)}),
+    ("samples-are-inside", {"ball": Far(EPS)}),
+]
+
+
+@pytest.mark.parametrize(("check", "record"), THREATS)
+def test_a_check_fails_on_a_threat_model_made_to_fail_it(
+    registry: Registry, check: str, record: dict[str, Any]
+) -> None:
+    good = ThreatModel("planted", "digits", Linf(EPS))
+    assert run_named_check(registry, "threat", good, check).outcome is CheckOutcome.PASS
+    bad = replace(good, **record)
+    assert run_named_check(registry, "threat", bad, check).outcome is CheckOutcome.FAIL
