@@ -184,7 +184,10 @@ def a_zero_gradient_is_no_crash(fixture: AttackFixture) -> str:
 
 
 def radius_zero_is_the_clean_image(fixture: AttackFixture) -> str:
-    """In a ball of radius 0 every iterate is the clean image."""
+    """In a ball of radius 0 every iterate is the clean image.
+
+    Raises DoesNotApply for an attack that minimises.
+    """
     if fixture.traits.minimises:
         raise DoesNotApply("it minimises; its iterates need not stay in the ball.")
     for name, ball in fixture.balls.items():
@@ -221,7 +224,10 @@ def rows_are_independent(fixture: AttackFixture) -> str:
 
 
 def late_rows_are_as_good(fixture: AttackFixture) -> str:
-    """An image that joins a batch after others have made steps gets the same result, to the bit."""
+    """An image that joins a batch after others have made steps gets the same result, to the bit.
+
+    Raises DoesNotApply for an attack of one step and for an external attack.
+    """
     fixture.require_steps()
     ahead = min(3, fixture.attack.steps // 2)
     if ahead == 0:
@@ -333,7 +339,10 @@ def _with_other_rows_set(query: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def done_answers_for_each_row(fixture: AttackFixture) -> str:
-    """`done(state)` returns bool [n]."""
+    """`done(state)` returns bool [n].
+
+    Raises DoesNotApply for an attack that does not stop by convergence.
+    """
     if fixture.traits.stop_rule is not StopRule.CONVERGENCE:
         raise DoesNotApply("its stop_rule is not CONVERGENCE.")
     problem = fixture.problem()
@@ -345,7 +354,10 @@ def done_answers_for_each_row(fixture: AttackFixture) -> str:
 
 
 def it_breaks_something(fixture: AttackFixture) -> str:
-    """In a wide ball around digits, it breaks at least one example of an undefended model."""
+    """In a wide ball around digits, it breaks at least one example of an undefended model.
+
+    Raises DoesNotApply for an attack of more than 500 steps.
+    """
     external, classes = Traits.is_external(fixture.attack), fixture.model_fixture.classes
     restarts = Traits.restart_count(fixture.attack, classes)
     steps = 0 if external else fixture.attack.steps * restarts
@@ -358,6 +370,7 @@ def it_breaks_something(fixture: AttackFixture) -> str:
     wrong = spec.reached_on_clean
 
     def confirm(items: Tensor, images: Tensor) -> Tensor:
+        """Which candidates [m, C, H, W] are adversarial examples, bool [m]."""
         inside = spec.ball.contains(images.double(), spec.x[items].double())
         return inside & spec.reaches_goal(spec.defense.logits(images), items)
 

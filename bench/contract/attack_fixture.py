@@ -125,7 +125,7 @@ class AttackFixture:
         )  # fmt: skip
 
     def require_steps(self) -> None:
-        """Raise DoesNotApply for an external attack."""
+        """Do nothing for a stepwise attack. Raises DoesNotApply for an external one."""
         if Traits.is_external(self.attack):
             raise DoesNotApply("it is an external attack, without `start` and `step`.")
 
@@ -172,6 +172,7 @@ class AttackFixture:
         spec = self.cell_spec(problem, EXTERNAL_BUDGET)
 
         def confirm(items: Tensor, images: Tensor) -> Tensor:
+            """Which candidates [m, C, H, W] lie in the set, bool [m]."""
             return spec.ball.contains(images.double(), spec.x[items].double())
 
         images = problem.x.clone()

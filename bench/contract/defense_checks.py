@@ -1,7 +1,7 @@
 """Checks of a defense: a deterministic function of each image, with true declarations.
 
-Logits that may differ in float32 rounding are compared up to `ROUNDING`. Measured: rounding is near
-1e-6 of the largest logit, a forward in train mode changes logits by half of it.
+Logits that may differ in float32 rounding are compared up to `LOGIT_ROUNDING`. Measured: rounding
+is near 1e-6 of the largest logit, a forward in train mode changes logits by half of it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from bench.data import datasets
 from bench.data.datasets import to_float
 from bench.engine.answers import column_mismatch
 
-ROUNDING = 1e-4  # of the largest logit
+LOGIT_ROUNDING = 1e-4  # of the largest logit
 DIFFERENCE_STEP = 2.0**-10  # of a pixel: above float32 rounding, below most kinks
 
 
 def _why_different(what: str, one: Tensor, two: Tensor, hint: str) -> str:
     """A sentence where logits [n, K] that should be equal differ by more than rounding."""
     far = relative_difference(one, two)
-    if far <= ROUNDING:
+    if far <= LOGIT_ROUNDING:
         return ""
     return (
-        f"logits changed by {far:.2g} of their scale {what}; {ROUNDING:g} is allowed for rounding. "
-        f"{hint}"
+        f"logits changed by {far:.2g} of their scale {what}; at most {LOGIT_ROUNDING:g} was "
+        f"expected. {hint}"
     )
 
 
@@ -204,7 +204,10 @@ def randomness_is_declared(fixture: DefenseFixture) -> str:
 
 
 def a_gradient_exists(fixture: DefenseFixture) -> str:
-    """Some input gradient is not zero, or a `bpda` is declared."""
+    """Some input gradient is not zero, or a `bpda` is declared.
+
+    Raises DoesNotApply for a defense with a `bpda` and for a built-in control.
+    """
     _exempt(fixture)
     if fixture.defense.bpda is not None:
         raise DoesNotApply("it declares a bpda.")
@@ -218,7 +221,10 @@ def a_gradient_exists(fixture: DefenseFixture) -> str:
 
 
 def gradient_is_the_slope(fixture: DefenseFixture) -> str:
-    """Input gradients agree with finite differences, or a `bpda` is declared."""
+    """Input gradients agree with finite differences, or a `bpda` is declared.
+
+    Raises DoesNotApply for a defense with a `bpda` and for a built-in control.
+    """
     _exempt(fixture)
     if fixture.defense.bpda is not None:
         raise DoesNotApply("it declares a bpda.")
@@ -253,7 +259,10 @@ def _exempt(fixture: DefenseFixture) -> None:
 
 
 def bpda_answers_alike(fixture: DefenseFixture) -> str:
-    """The `bpda` gives finite logits of the same shape, and gradients that are not zero."""
+    """The `bpda` gives finite logits of the same shape, and gradients that are not zero.
+
+    Raises DoesNotApply for a defense without a `bpda`.
+    """
     loader = fixture.loader
     other = loader.bpda()
     if other is None:
@@ -328,7 +337,10 @@ def better_than_chance(fixture: DefenseFixture) -> str:
 
 
 def clean_images_are_accepted(fixture: DefenseFixture) -> str:
-    """It rejects at most twice the declared share of clean test images, up to chance."""
+    """It rejects at most twice the declared share of clean test images, up to chance.
+
+    Raises DoesNotApply for a defense that does not reject images.
+    """
     share = fixture.defense.rejects
     if share is None:
         raise DoesNotApply("it does not reject images.")
@@ -358,7 +370,10 @@ def not_looked_up(fixture: DefenseFixture) -> str:
 
 
 def not_memorised(fixture: DefenseFixture) -> str:
-    """Accuracy on test images is not higher than on training images, up to chance."""
+    """Accuracy on test images is not higher than on training images, up to chance.
+
+    Raises DoesNotApply where the data set has no training half.
+    """
     train = datasets.load_dataset(fixture.dataset).train
     if train is None:
         raise DoesNotApply(f"{fixture.dataset.name} has no training half.")

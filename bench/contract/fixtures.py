@@ -159,7 +159,7 @@ class ModelState(NamedTuple):
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers, any shape, by name."""
+    """Parameters and buffers by name, [n] or any other shape."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 

@@ -29,20 +29,20 @@ from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import ThreatModel
 
 
-def attack_digest(offer: Registration[Attack]) -> str:
+def attack_digest(registration: Registration[Attack]) -> str:
     """Source, name (it keys the random numbers) and resolved parameters of an attack."""
-    own = {"name": offer.value.name, "parameters": parameters_of(offer.value)}
-    return digest({"source": offer.source, **own})
+    own = {"name": registration.value.name, "parameters": parameters_of(registration.value)}
+    return digest({"source": registration.source, **own})
 
 
-def attack_card(offer: Registration[Attack]) -> AttackCard:
+def attack_card(registration: Registration[Attack]) -> AttackCard:
     """The card of an attack; an external attack has no number of steps."""
-    attack = offer.value
+    attack = registration.value
     traits = Traits.of(attack)
     return AttackCard(
         name=attack.name,
-        origin=offer.origin,
-        digest=attack_digest(offer),
+        origin=registration.origin,
+        digest=attack_digest(registration),
         cite=traits.cite,
         summary=traits.summary,
         needs=attack.needs.name.lower(),
@@ -59,13 +59,13 @@ def attack_card(offer: Registration[Attack]) -> AttackCard:
 
 
 def defense_card(
-    offer: Registration[Defense], digests: Mapping[str, str] | None = None
+    registration: Registration[Defense], digests: Mapping[str, str] | None = None
 ) -> DefenseCard:
     """The card of a defense; `digests`: data set -> digest of the defense as built for it."""
-    defense = offer.value
+    defense = registration.value
     return DefenseCard(
         name=defense.name,
-        origin=offer.origin,
+        origin=registration.origin,
         cite=defense.cite,
         summary=defense.summary,
         claims=defense.claims,
@@ -81,12 +81,12 @@ def defense_card(
     )
 
 
-def threat_card(offer: Registration[ThreatModel]) -> ThreatCard:
+def threat_card(registration: Registration[ThreatModel]) -> ThreatCard:
     """The card of a threat model, with all its rules."""
-    threat = offer.value
+    threat = registration.value
     return ThreatCard(
         name=threat.name,
-        origin=offer.origin,
+        origin=registration.origin,
         digest=threat.id,
         summary=threat.summary,
         id=threat.id,
@@ -96,12 +96,12 @@ def threat_card(offer: Registration[ThreatModel]) -> ThreatCard:
     )
 
 
-def dataset_card(offer: Registration[Dataset]) -> DatasetCard:
+def dataset_card(registration: Registration[Dataset]) -> DatasetCard:
     """The card of a data set."""
-    data = offer.value
+    data = registration.value
     return DatasetCard(
         name=data.name,
-        origin=offer.origin,
+        origin=registration.origin,
         digest=data.digest,
         cite=data.cite,
         summary=data.summary,
@@ -111,13 +111,13 @@ def dataset_card(offer: Registration[Dataset]) -> DatasetCard:
     )
 
 
-def certifier_card(offer: Registration[Certifier]) -> CertifierCard:
+def certifier_card(registration: Registration[Certifier]) -> CertifierCard:
     """The card of a certifier."""
-    tool = offer.value
+    tool = registration.value
     return CertifierCard(
         name=tool.name,
-        origin=offer.origin,
-        digest=offer.source,
+        origin=registration.origin,
+        digest=registration.source,
         cite=getattr(tool, "cite", ""),
         summary=getattr(tool, "summary", ""),
         exact=tool.exact,
@@ -125,23 +125,25 @@ def certifier_card(offer: Registration[Certifier]) -> CertifierCard:
     )
 
 
-def diagnostic_card(offer: Registration[Diagnostic]) -> DiagnosticCard:
+def diagnostic_card(registration: Registration[Diagnostic]) -> DiagnosticCard:
     """The card of a diagnostic."""
-    tool = offer.value
+    tool = registration.value
     return DiagnosticCard(
         name=tool.name,
-        origin=offer.origin,
-        digest=offer.source,
+        origin=registration.origin,
+        digest=registration.source,
         cite=getattr(tool, "cite", ""),
         summary=getattr(tool, "summary", ""),
     )
 
 
-def card_of(kind: str, offer: Registration[Any], digests: Mapping[str, str] | None = None) -> Card:
+def card_of(
+    kind: str, registration: Registration[Any], digests: Mapping[str, str] | None = None
+) -> Card:
     """The card of a registered plugin of any kind; `digests` of a defense."""
     if kind == "defense":
-        return defense_card(offer, digests)
-    return _CARD_OF[kind](offer)
+        return defense_card(registration, digests)
+    return _CARD_OF[kind](registration)
 
 
 _CARD_OF: Mapping[str, Callable[[Registration[Any]], Card]] = {
@@ -153,8 +155,8 @@ _CARD_OF: Mapping[str, Callable[[Registration[Any]], Card]] = {
 }
 
 
-def card_json(kind: str, offer: Registration[Any]) -> str:
+def card_json(kind: str, registration: Registration[Any]) -> str:
     """The card as canonical JSON; raises where it cannot be listed."""
-    card = card_of(kind, offer)
+    card = card_of(kind, registration)
     f"{card.cite}{card.summary}".encode()  # a terminal must be able to write it
     return canonical(card_record(card))

@@ -12,7 +12,7 @@ from bench.registry.submission import NAME_PATTERN, did_you_mean
 AUTHOR = "Your Name"
 """Placeholder in a new card; `bench submit` rejects it."""
 
-ATTACK = '''"""{title}: an attack to start from. Say in one sentence what it does."""
+ATTACK_TEMPLATE = '''"""{title}: an attack to start from. Say in one sentence what it does."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bench_attacks() -> Iterator[Attack]:
     yield {class_name}()
 '''
 
-DEFENSE = '''"""{title}: a defense to start from. Say in one sentence what it does."""
+DEFENSE_TEMPLATE = '''"""{title}: a defense to start from. Say in one sentence what it does."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def bench_defenses() -> Iterator[Defense]:
     yield Defense(name="{name}", build=build, summary="Classifies blurred images.")
 '''
 
-THREAT = '''"""{title}: a threat model to start from. Say here what the attacker may do."""
+THREAT_TEMPLATE = '''"""{title}: a threat model to start from. Say here what the attacker may do."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
     )
 '''
 
-CARD = """# What lists show without running plugin.py.
+CARD_TEMPLATE = """# What lists show without running plugin.py.
 schema = 1
 kind = "{kind}"
 name = "{name}"
@@ -123,14 +123,14 @@ summary = ""
 cite = ""  # arXiv:1412.6572, doi:10.1000/182 or https://...
 """
 
-CLAIM = """
+CLAIM_TEMPLATE = """
 # One for each threat model under which you claim a robust accuracy; it is shown beside the result.
 # [[claims]]
 # threat = "digits-linf"
 # robust = 0.30
 """
 
-README = """# {title}
+README_TEMPLATE = """# {title}
 
     bench check {name}          run all contract checks of a {kind}
     bench submit {name}         add it to the submissions; the next run evaluates it
@@ -139,7 +139,7 @@ README = """# {title}
 Weights belong into `weights.safetensors`, with their SHA-256 in the card.
 """
 
-TEMPLATES = {"attack": ATTACK, "defense": DEFENSE, "threat": THREAT}
+TEMPLATES = {"attack": ATTACK_TEMPLATE, "defense": DEFENSE_TEMPLATE, "threat": THREAT_TEMPLATE}
 
 
 def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
@@ -184,6 +184,6 @@ def template_files(kind: str, name: str) -> dict[str, str]:
         "author": AUTHOR,
         "class_name": class_name if free else f"My{class_name}",
     }
-    card = CARD + (CLAIM if kind == "defense" else "")
-    parts = {"plugin.py": TEMPLATES[kind], "card.toml": card, "README.md": README}
+    card = CARD_TEMPLATE + (CLAIM_TEMPLATE if kind == "defense" else "")
+    parts = {"plugin.py": TEMPLATES[kind], "card.toml": card, "README.md": README_TEMPLATE}
     return {file: text.format(**filled) for file, text in parts.items()}

@@ -37,7 +37,7 @@ def smallest_step(slope: Tensor, cap: Tensor, bound: Tensor) -> Tensor:
 
 
 def smallest_divisor(like: Tensor) -> float:
-    """A divisor, for the dtype of `like` of any shape, in place of a slope of zero."""
+    """A divisor in place of a slope of zero, for the dtype of slopes [n, d]."""
     return math.sqrt(torch.finfo(like.dtype).tiny)
 
 

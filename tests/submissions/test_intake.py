@@ -53,7 +53,7 @@ def mine(tmp_path: Path) -> Path:
 
 def sign(place: Path) -> None:
     card = place / "card.toml"
-    card.write_text(card.read_text().replace(templates.AUTHOR, "Somebody"))
+    card.write_text(card.read_text().replace(templates.AUTHOR, "An Author"))
 
 
 def states(store: Store, name: str = "mine") -> list[str]:
@@ -203,7 +203,7 @@ CARDS: list[tuple[str, str]] = [
     (GOOD.replace("A submission", "bell \\u0007"), r"cannot be seen \(U\+0007\)"),
     (GOOD.replace("A submission", "two\\nlines"), "holds a line break"),
     (GOOD.replace("A submission", "e\\u0301"), "normal form NFC"),
-    (GOOD.replace('["Somebody"]', "[]"), "field 'authors'"),
+    (GOOD.replace('["An Author"]', "[]"), "field 'authors'"),
     (GOOD + 'cite = "javascript:alert(1)"', "field 'cite' came as 'javascript"),
     (GOOD + 'weights = "abc"', "field 'weights'"),
     (
@@ -231,7 +231,7 @@ def test_a_card_that_is_not_utf8_is_refused() -> None:
 
 def test_a_valid_card_is_read() -> None:
     card = parse_card(GOOD.encode(), "mine")
-    assert (card.name, card.kind, card.authors, card.claims) == ("mine", "attack", ["Somebody"], [])
+    assert (card.name, card.kind, card.authors, card.claims) == ("mine", "attack", ["An Author"], [])
 
 
 @given(st.text(max_size=300))
