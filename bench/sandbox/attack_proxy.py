@@ -34,7 +34,9 @@ REQUIRED_ARGUMENTS = {
     "gradient": {"adv"}, "jacobian": {"adv", "classes"}, "logits": {"adv"}, "labels": {"adv"},
 }  # fmt: skip
 
-PROXY_METHODS = {"done": "_done", "stays": "_stays", "restart_count": "_restart_count"}
+PROXY_METHODS = {
+    "done": "_rows_done", "stays": "_rows_unchanged", "restart_count": "_number_of_restarts",
+}  # fmt: skip
 """Optional method of an attack -> the method of AttackProxy that calls it in the worker."""
 
 
@@ -98,14 +100,14 @@ class AttackProxy:
             self.process, self.sent = self.single.start(self.start_process), {}
         return self.process
 
-    def _done(self, state: State) -> Tensor:
+    def _rows_done(self, state: State) -> Tensor:
         return self._mask("done", state_tensors("state ", state))
 
-    def _stays(self, before: State, after: State) -> Tensor:
+    def _rows_unchanged(self, before: State, after: State) -> Tensor:
         tensors = state_tensors("before ", before) | state_tensors("after ", after)
         return self._mask("stays", tensors)
 
-    def _restart_count(self, classes: int) -> int:
+    def _number_of_restarts(self, classes: int) -> int:
         frame = self._call({"method": "restart_count", "classes": classes}, {}, 0)
         found = frame.header.get("restart_count")
         if type(found) is not int:
