@@ -14,7 +14,7 @@ from bench.threats.norms import Linf
 from bench.threats.threat_model import Goal
 from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
-from tests.engine.single_run import CountingModel, SingleRun, NoisyModel, assert_same
+from tests.engine.single_run import CountingModel, NoisyModel, SingleRun, assert_same
 
 
 class Chunky(CountingModel):

@@ -197,7 +197,12 @@ class Coupled(Around):
 
 def test_what_a_healthy_network_allows_is_applied() -> None:
     quick = fastest_form(normalised(), probes(), Numeric.FAST)
-    assert quick.applied == ("folded BatchNorm", "blocked gradient", "ReLU in place", "channels last")
+    assert quick.applied == (
+        "folded BatchNorm",
+        "blocked gradient",
+        "ReLU in place",
+        "channels last",
+    )
     assert quick.notes == ()
     parts = list(quick.module.modules())
     assert any(isinstance(part, BlockedGradientConv) for part in parts)

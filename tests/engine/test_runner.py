@@ -21,7 +21,7 @@ from plugins.attacks.pgd import PGD
 from plugins.attacks.pgd_margin import MarginPGD
 from plugins.attacks.random_noise import RandomNoise
 from plugins.attacks.transfer import Transfer
-from tests.engine.single_run import COUNT, NEAREST, SingleRun, NoisyModel, assert_same
+from tests.engine.single_run import COUNT, NEAREST, NoisyModel, SingleRun, assert_same
 from tests.fixtures.known_models import digits
 
 

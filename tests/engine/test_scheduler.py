@@ -1,27 +1,33 @@
-"""What attacks and models may do at the engine's table, and what is left as it was found."""
+"""Tests of bench.engine.scheduler: admission, steps, retirement, and what it leaves unchanged."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bench.core.errors import PluginError
+from bench.engine import scheduler
+from bench.engine.cell_spec import Candidates
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import BATCH_UNIT
 from bench.engine.runner import run_attack
+from bench.engine.scheduler import ChunkBuffer
 from bench.plugin import Access, Attack, Problem, cross_entropy
+from bench.threats.norms import Linf
 from plugins.attacks.pgd import PGD
-from tests.engine.single_run import COUNT, SingleRun, NoisyModel
+from tests.engine.single_run import COUNT, NoisyModel, SingleRun
 from tests.fixtures.known_models import digits, small_cnn
 
 
-class Peek:
-    """Asks in start, which is forbidden."""
+class QueriesInStart:
+    """Makes a query in start, which is refused."""
 
-    name = "peek"
+    name = "queries-in-start"
     needs = Access.GRADIENTS
     steps = 1
 
@@ -32,8 +38,8 @@ class Peek:
         return adv
 
 
-class Raises(Peek):
-    """Fails in the middle, after soiling nothing."""
+class Raises(QueriesInStart):
+    """Raises in its fourth step."""
 
     steps = 9
 
@@ -46,8 +52,8 @@ class Raises(Peek):
         return adv + 0.01 * problem.gradient(adv, cross_entropy).gradient
 
 
-class Twice(Peek):
-    """Draws under one name in start and in the first step."""
+class DrawsTwice(QueriesInStart):
+    """Draws under the same name in start and in the first step."""
 
     def start(self, problem: Problem) -> Tensor:
         return problem.uniform("same", tuple(problem.x.shape[1:]))
@@ -57,8 +63,8 @@ class Twice(Peek):
         return adv
 
 
-class Clock(Peek):
-    """Looks at every row's clock, idle ones included: a schedule may be indexed by it."""
+class ReadsStepCounts(QueriesInStart):
+    """Checks the step count of every slot, empty ones included: it may index a schedule."""
 
     steps = 5
 
@@ -70,38 +76,40 @@ class Clock(Peek):
         return problem.ball.project(adv + 0.03 * problem.gradient(adv, cross_entropy).gradient, adv)
 
 
-class Blind(nn.Module):
-    """No slope, and not a number on dark images."""
+class NoGradient(nn.Module):
+    """Has no gradient, and NaN logits for dark images."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits = small_cnn()(images).detach()
         return torch.where(images.flatten(1).mean(1, keepdim=True) < 0.05, torch.nan, logits)
 
 
-def test_start_draws_other_numbers_than_the_first_step() -> None:
-    assert len(SingleRun(Twice(), count=BATCH_UNIT).run(BATCH_UNIT).outcomes.item) == BATCH_UNIT
+def test_start_and_the_first_step_draw_different_random_numbers() -> None:
+    assert (
+        len(SingleRun(DrawsTwice(), count=BATCH_UNIT).run(BATCH_UNIT).outcomes.item) == BATCH_UNIT
+    )
 
 
-def test_no_clock_runs_past_the_last_step() -> None:
-    assert len(SingleRun(Clock()).run(32).outcomes.item) == COUNT
+def test_no_step_count_passes_the_last_step() -> None:
+    assert len(SingleRun(ReadsStepCounts()).run(32).outcomes.item) == COUNT
 
 
-def test_start_may_not_ask() -> None:
-    match = SingleRun(Peek())
-    game = match.spec()
-    with pytest.raises(PluginError, match="peek asked the defense a question in start"):
-        list(run_attack(game, match.referee(game).confirm))
+def test_a_query_in_start_is_refused() -> None:
+    single = SingleRun(QueriesInStart())
+    spec = single.spec()
+    with pytest.raises(PluginError, match="queries-in-start queried the defense in start"):
+        list(run_attack(spec, single.referee(spec).confirm))
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=4), Raises()], ids=["to the end", "until it fails"])
-def test_model_and_random_state_are_left_alone(attack: Attack) -> None:
+def test_an_attack_leaves_model_and_random_state_unchanged(attack: Attack) -> None:
     model = copy.deepcopy(small_cnn())
-    match = SingleRun(attack, model=model)
+    single = SingleRun(attack, model=model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, hooks = torch.get_rng_state(), len(model._forward_hooks)
-    game = match.spec()
+    spec = single.spec()
     try:
-        list(run_attack(game, match.referee(game).confirm))
+        list(run_attack(spec, single.referee(spec).confirm))
     except RuntimeError as error:
         assert str(error) == "out of ideas"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -110,27 +118,27 @@ def test_model_and_random_state_are_left_alone(attack: Attack) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_no_gradient_and_no_number_end_in_verdicts() -> None:
-    outcomes = SingleRun(PGD(steps=3), model=Blind()).run().outcomes
+def test_a_model_without_gradients_and_with_nan_logits_gets_outcomes() -> None:
+    outcomes = SingleRun(PGD(steps=3), model=NoGradient()).run().outcomes
     assert len(outcomes.item) == COUNT
 
 
-def test_a_random_defense_sees_fresh_noise_at_every_call() -> None:
+def test_a_random_defense_draws_new_noise_at_every_call() -> None:
     model = NoisyModel(0.3)
     noise = SeededNoise(0, "play", torch.device("cpu"))
-    door = ModelAccess(model, noise=noise)
+    access = ModelAccess(model, noise=noise)
     x, _ = digits(8)
     noise.begin(0)
-    first, second = door.logits(x), door.logits(x)
+    first, second = access.logits(x), access.logits(x)
     noise.begin(0)
     assert not torch.equal(first, second)
-    assert torch.equal(first, door.logits(x))
+    assert torch.equal(first, access.logits(x))
     noise.begin(1)
-    assert not torch.equal(first, door.logits(x))
+    assert not torch.equal(first, access.logits(x))
 
 
-class Lottery(nn.Module):
-    """The small network; off the grid of the digits it names, undeclared, now and then another."""
+class UndeclaredNoise(nn.Module):
+    """The small CNN with undeclared random wrong answers to images off the grid of the digits."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -139,15 +147,83 @@ class Lottery(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.body(images)
         moved = (images * 16 - (images * 16).round()).flatten(1).abs().amax(1) > 0.1
-        lucky = moved & (torch.rand(len(images)) < self.share)
-        return torch.where(lucky[:, None], logits.roll(1, 1), logits)
+        wrong = moved & (torch.rand(len(images)) < self.share)
+        return torch.where(wrong[:, None], logits.roll(1, 1), logits)
 
 
-def test_a_lucky_answer_of_an_undeclared_lottery_ends_no_attack() -> None:
-    """Else it would help the defense: its row would leave, and hold before the judge."""
+def test_a_random_wrong_answer_of_an_undeclared_random_defense_ends_no_attack() -> None:
+    """Otherwise the item would retire early and then count as robust for the referee."""
 
     def broken(share: float) -> int:
         torch.manual_seed(0)
-        return int((SingleRun(PGD(), model=Lottery(share)).run().outcomes.verdict == 1).sum())
+        return int(
+            (SingleRun(PGD(), model=UndeclaredNoise(share)).run().outcomes.verdict == 1).sum()
+        )
 
     assert broken(0.1) > 0.85 * broken(0.0) > 100
+
+
+@dataclass(frozen=True)
+class SucceedsOnSchedule:
+    """Queries the clean image, except the negative at one step of one restart of each example."""
+
+    name = "succeeds-on-schedule"
+    needs = Access.SCORES
+    steps: int = 7
+
+    def restart_count(self, classes: int) -> int:
+        return 3
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        due = self.due(1 - problem.x)
+        now = (problem.restart == due // self.steps) & (problem.t == due % self.steps)
+        problem.logits(torch.where(now[:, None, None, None], 1 - problem.x, problem.x))
+        return adv
+
+    def due(self, negative: Tensor) -> Tensor:
+        """The query [n] that succeeds, counted over all restarts; from the pixels of the image."""
+        brightness = (negative.flatten(1).double().sum(1) * 255).round().long()
+        return brightness % (3 * self.steps)
+
+
+@pytest.mark.parametrize("slots", [32, 512])
+def test_each_item_retires_at_its_success_and_pays_for_no_later_query(slots: int) -> None:
+    attack = SucceedsOnSchedule()
+    spec = SingleRun(attack, Linf(Fraction(1))).spec(slots)
+    never = small_cnn()(1 - spec.x).argmax(1) == spec.y
+    parts = list(run_attack(spec, lambda items, images: torch.ones(len(items)) > 0))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    found = Candidates(*(column[columns[0].argsort()] for column in columns))
+    due, won = attack.due(1 - spec.x), ~spec.reached_on_clean & ~never
+    assert won.sum() > 100 and len(due[won].unique()) == 3 * attack.steps
+    assert torch.equal(found.step[won], due[won] % attack.steps)
+    assert torch.equal(found.restart[won], due[won] // attack.steps)
+    assert torch.equal(found.forwards[won], due[won] + 1)
+    assert torch.equal(found.final_checks[won], due[won] // attack.steps)
+    assert torch.equal(found.image[won], 1 - spec.x[won])
+    lost = ~spec.reached_on_clean & never
+    assert set(found.step[lost].tolist()) <= {-1}
+    assert set(found.forwards[lost].tolist()) <= {3 * attack.steps}
+
+
+def test_finished_items_are_yielded_in_chunks_and_in_item_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer = ChunkBuffer()
+    spec = SingleRun(PGD(), count=40).spec()
+    assert not buffer.due
+    buffer.add(Candidates.of_clean_images(spec, [7, 3]))
+    assert not buffer.due
+    monkeypatch.setattr(scheduler, "CHUNK_SECONDS", -1.0)
+    assert buffer.due
+    monkeypatch.setattr(scheduler, "CHUNK_SECONDS", 1e9)
+    buffer.add(Candidates.of_clean_images(spec, [1]))
+    monkeypatch.setattr(scheduler, "CHUNK_ITEMS", 4)
+    assert not buffer.due
+    monkeypatch.setattr(scheduler, "CHUNK_ITEMS", 3)
+    assert buffer.due
+    assert buffer.take().item.tolist() == [1, 3, 7]
+    assert not buffer.due and buffer.parts == []

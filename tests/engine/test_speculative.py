@@ -19,7 +19,7 @@ from bench.threats.access import Budget
 from bench.threats.norms import L2, Linf, PerturbationSet
 from plugins.attacks.square import Square, State
 from plugins.attacks.square_l2_l1 import SquareL2L1
-from tests.engine.single_run import LINF, SingleRun, NoisyModel, assert_same
+from tests.engine.single_run import LINF, NoisyModel, SingleRun, assert_same
 
 
 @dataclass(frozen=True)
