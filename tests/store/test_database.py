@@ -364,7 +364,7 @@ def test_a_migration_that_leaves_dangling_rows_changes_nothing(filled: Path, new
     assert on_disk(filled) == before
 
 
-# Backup and check.
+# Backup.
 
 
 def test_a_backup_is_a_whole_database_and_never_replaces_a_file(filled: Path) -> None:
@@ -378,36 +378,3 @@ def test_a_backup_is_a_whole_database_and_never_replaces_a_file(filled: Path) ->
         with Store.open(f"sqlite:///{target}") as copy:
             assert copy.cells() == store.cells()
             assert copy.check() == []
-
-
-@pytest.mark.parametrize(
-    ("edit", "sentence"),
-    [
-        ("UPDATE cells SET robust = 3", "has robust that its outcomes do not give"),
-        ("UPDATE cells SET items_done = 2", "counts 2 outcomes and has 3"),
-        ("UPDATE cells SET seal = 'x'", "does not match its seal"),
-        ("UPDATE chunks SET outcomes = x'01'", "1 altered chunks"),
-        (
-            "INSERT INTO chunks SELECT cell, 3, count, first, last, digest, exact, outcomes"
-            " FROM chunks; UPDATE cells SET items_done = 6, state = 'running'",
-            "has an item twice",
-        ),
-        ("UPDATE chunks SET cell = 'x'", "refers to a missing row of cells"),
-    ],
-)
-def test_a_row_edited_by_hand_is_named(filled: Path, edit: str, sentence: str) -> None:
-    with closing(sqlite3.connect(filled)) as connection:
-        connection.executescript(edit)
-    with Store.open(f"sqlite:///{filled}") as store:
-        (found,) = store.check()
-    assert sentence in found
-
-
-def test_a_damaged_page_is_found(filled: Path) -> None:
-    with closing(sqlite3.connect(filled)) as connection:
-        connection.execute("PRAGMA journal_mode=DELETE")
-    pages = bytearray(filled.read_bytes())
-    pages[4096 * 6 : 4096 * 7] = bytes([255]) * 4096
-    filled.write_bytes(pages)
-    with Store.open(f"sqlite:///{filled}") as store:
-        assert any("damaged" in sentence for sentence in store.check())

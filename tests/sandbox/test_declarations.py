@@ -1,0 +1,55 @@
+"""Declarations of a worker are validated field by field in the harness."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bench.core.errors import PluginError
+from bench.sandbox.declarations import DefenseDeclarations
+from bench.sandbox.protocol import Frame
+
+DECLARED: dict[str, Any] = {
+    "cite": "", "summary": "A plain network.", "datasets": ["digits"], "surrogate": "linear",
+    "quick": True, "forwards": 1, "rejects": None, "claims": [], "draws": None, "bpda": False,
+    "recipe": False,
+}  # fmt: skip
+
+
+def parsed(**changes: Any) -> DefenseDeclarations:
+    """The declarations that a worker sent, with changed fields."""
+    header = {"declarations": json.loads(json.dumps(DECLARED | changes))}
+    return DefenseDeclarations.parse("defense planted", Frame(1, header, b""))
+
+
+def test_valid_declarations_are_accepted() -> None:
+    claim = {"threat": "digits-linf", "robust": 0.5, "cite": ""}
+    found = parsed(claims=[claim], draws=4)
+    assert found.claims[0].model_dump() == claim
+    assert found.model_dump() == DECLARED | {"claims": [claim], "draws": 4}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cite", "x" * 201),
+        ("summary", 3),
+        ("datasets", "digits"),
+        ("quick", 1),
+        ("forwards", 0),
+        ("rejects", "0.5"),
+        ("draws", 1001),
+        ("claims", [{"threat": "t", "robust": "much", "cite": ""}]),
+        ("unknown", 1),
+    ],
+)
+def test_the_first_invalid_field_is_named(field: str, value: object) -> None:
+    with pytest.raises(PluginError, match=f"defense planted declares an invalid field: {field}"):
+        parsed(**{field: value})
+
+
+def test_a_reply_without_declarations_is_refused() -> None:
+    with pytest.raises(PluginError, match="declares an invalid field: the whole"):
+        DefenseDeclarations.parse("defense planted", Frame(1, {}, b""))
