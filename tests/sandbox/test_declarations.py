@@ -21,7 +21,7 @@ DECLARED: dict[str, Any] = {
 def parsed(**changes: Any) -> DefenseDeclarations:
     """The declarations that a worker sent, with changed fields."""
     header = {"declarations": json.loads(json.dumps(DECLARED | changes))}
-    return DefenseDeclarations.parse("defense planted", Frame(1, header, b""))
+    return DefenseDeclarations.parse("defense planted", Frame(1, header, bytearray()))
 
 
 def test_valid_declarations_are_accepted() -> None:
@@ -52,4 +52,4 @@ def test_the_first_invalid_field_is_named(field: str, value: object) -> None:
 
 def test_a_reply_without_declarations_is_refused() -> None:
     with pytest.raises(PluginError, match="declares an invalid field: the whole"):
-        DefenseDeclarations.parse("defense planted", Frame(1, {}, b""))
+        DefenseDeclarations.parse("defense planted", Frame(1, {}, bytearray()))
