@@ -47,7 +47,7 @@ def step_onto(ball: PerturbationSet, point: Tensor, boundary: LinearBoundary) ->
 
 
 def dual_norm(slope: Tensor, direction: Tensor) -> Tensor:
-    """||w||* = <w, steepest(w)> [n], over the pixels that can move.
+    """The dual norm ||w||* = <w, steepest(w)> [n], over the pixels that can move.
 
     Both arguments are [n, C, H, W].
     """

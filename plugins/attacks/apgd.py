@@ -148,7 +148,7 @@ def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
 
 @functools.lru_cache(maxsize=16)
 def checkpoint_intervals(steps: int, device: torch.device) -> Tensor:
-    """[steps + 1] int64: at a checkpoint the steps since the checkpoint before; elsewhere 0.
+    """Steps since the checkpoint before at each checkpoint, elsewhere 0: [steps + 1] int64.
 
     Checkpoints are ceil(p_j n): p_1 = .22, then p_{j+1} - p_j = max(p_j - p_{j-1} - .03, .06). The
     shares are counted in hundredths, so that no rounding moves a checkpoint.
@@ -192,7 +192,7 @@ def targeted_dlr(target: Tensor) -> Loss:
 
 
 def sorted_logits(logits: Tensor) -> Tensor:
-    """[n, K]: the logits of each row in descending order."""
+    """The logits of each row in descending order, [n, K]."""
     return logits.sort(dim=1, descending=True, stable=True).values
 
 

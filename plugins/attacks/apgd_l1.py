@@ -71,7 +71,7 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True)
 class SparseAPGD:
-    """L1 APGD: x_{t+1} = Proj(x_t + eta s / |s|_1), s the sign of g in its k largest entries.
+    """APGD in L1: x_{t+1} = Proj(x_t + eta s / |s|_1), s the sign of g in its k largest entries.
 
     At each check k becomes the number of pixels in which the best point is changed, over 1.5 and
     rounded down; rounded up it could never fall from two to one. Where that number has fallen, eta
@@ -152,7 +152,7 @@ class SparseAPGD:
 
 
 def sparse_direction(gradient: Tensor, adv: Tensor, changed: Tensor) -> Tensor:
-    """[n, C, H, W] of L1 norm 1: the sign of the gradient in its `changed` / 1.5 largest entries.
+    """A direction [n, C, H, W] of L1 norm 1: signs of the `changed` / 1.5 largest gradient entries.
 
     `gradient` and `adv` are [n, C, H, W], `changed` [n]. Pixels that would leave [0, 1] are
     skipped.

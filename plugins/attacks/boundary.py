@@ -79,7 +79,7 @@ class Boundary:
         return State(adv, found | wrong, around, inward, given_up=~querying)
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: no starting point was found, or the next step is below float32's resolution."""
+        """Whether no starting point was found or the next step is below float32 resolution, [n]."""
         return state.given_up | (state.source_step < 1e-6)
 
 
@@ -92,7 +92,7 @@ def adapted(length: Tensor, won: Tensor, rate: float) -> Tensor:
 
 
 def spherical_proposal(problem: Problem, adv: Tensor, around: Tensor) -> Tensor:
-    """[n, C, H, W]: a random step orthogonal to the direction of x, rescaled to the old distance.
+    """A random step orthogonal to the direction of x, at the old distance from x: [n, C, H, W].
 
     `adv` is [n, C, H, W] and `around` [n] the length of the step, in distances.
     """

@@ -47,10 +47,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """min ||x' - x||^2 + c max(z_y - max_j z_j, -kappa), x' = (1 + tanh w) / 2 (arXiv:1608.04644).
+    """Carlini and Wagner's L2 attack, with a binary search for the weight c of the margin.
 
-    Each round is Adam from the clean image with one c. c grows tenfold until a round succeeds, then
-    the interval of c is halved. A row whose round has converged starts its next round at once.
+    It minimises ||x' - x||^2 + c max(z_y - max_j z_j, -kappa) over x' = (1 + tanh w) / 2
+    (arXiv:1608.04644). Each round is Adam from the clean image with one c. c grows tenfold until a
+    round succeeds, then the interval of c is halved. A row whose round has converged starts its
+    next round at once.
     """
 
     name = "cw"
@@ -105,7 +107,7 @@ class CarliniWagner:
         )
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: the interval of c is narrow enough, or no round is left."""
+        """Whether the interval of c is narrow enough or no round is left, [n] bool."""
         narrow = state.high - state.low < self.precision * state.high
         return narrow | (state.finished_rounds >= self.rounds)
 
@@ -160,7 +162,7 @@ class CarliniWagner:
 
 
 def tanh_space(x: Tensor) -> Tensor:
-    """[n, C, H, W]: the w of images x [n, C, H, W], moved slightly from the edges of the box."""
+    """The w [n, C, H, W] of images x [n, C, H, W], moved slightly from the edges of the box."""
     return torch.atanh((2 * x - 1) * BOX_SHARE)
 
 

@@ -92,11 +92,11 @@ class DeepFool:
         )
 
     def done(self, state: State) -> Tensor:
-        """[n] bool: the label has changed."""
+        """Whether the label has changed, [n] bool."""
         return state.flipped
 
     def _secant_search(self, problem: Problem, segment: Segment, where: Tensor) -> Tensor:
-        """[n, C, H, W]: the outer end, moved near to the boundary in the rows `where` [n] bool."""
+        """The outer end [n, C, H, W], moved near to the boundary in the rows `where` [n] bool."""
         current = segment
         for _ in range(self.search):
             image = current.crossing(self.lean)

@@ -44,11 +44,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class FAB:
-    """x_{i+1} = (1 - a)(x_i + eta d) + a (x + eta d'), with d and d' the steps onto the boundary.
+    """FAB: steps onto the linearised decision boundary, biased towards the clean image.
 
-    a = min(||d|| / (||d|| + ||d'||), alpha), and every adversarial image is moved back to (1 -
-    beta) x + beta x_{i+1} before the next step. The last steps are secants between the nearest
-    adversarial image and the clean one (arXiv:1907.02044).
+    x_{i+1} = (1 - a)(x_i + eta d) + a (x + eta d'), with d and d' the steps onto the boundary from
+    x_i and x, and a = min(||d|| / (||d|| + ||d'||), alpha). Every adversarial image is moved back
+    to (1 - beta) x + beta x_{i+1} before the next step. The last steps are secants between the
+    nearest adversarial image and the clean one (arXiv:1907.02044).
     """
 
     name: str

@@ -15,9 +15,10 @@ from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl, selec
 
 @dataclass(frozen=True)
 class TargetedFGSM:
-    """x - eps sign(grad CE(x, target)); restart r takes the r-th most likely other class.
+    """FGSM towards each other class in turn: x - eps sign(grad CE(x, target)).
 
-    Under a threat model that declares the target, FGSM is this attack (arXiv:1611.01236).
+    Restart r takes the r-th most likely other class. Under a threat model that declares the target,
+    FGSM is this attack (arXiv:1611.01236).
     """
 
     name = "fgsm-targeted"

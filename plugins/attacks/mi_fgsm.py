@@ -23,7 +23,10 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class MomentumFGSM:
-    """m_{t+1} = mu m_t + g_t / |g_t|_1, then a step of eps / steps along m (arXiv:1710.06081)."""
+    """FGSM with momentum: m_{t+1} = mu m_t + g_t / |g_t|_1, then a step of eps / steps along m.
+
+    Dong et al. 2018, arXiv:1710.06081.
+    """
 
     name = "mi-fgsm"
     needs = Access.GRADIENTS
@@ -47,7 +50,7 @@ class MomentumFGSM:
 
 
 def l1_normalized(gradient: Tensor) -> Tensor:
-    """g / |g|_1 [n, C, H, W]; zero where the gradient is zero."""
+    """The gradient divided by its L1 norm, [n, C, H, W]; zero where it is zero."""
     length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
     return gradient / per_row(length)
 

@@ -12,7 +12,10 @@ from bench.plugin import Access, Attack, Problem, cross_entropy, hookimpl
 
 @dataclass(frozen=True)
 class PGD:
-    """x_{t+1} = Proj(x_t + alpha steepest(g_t)), x_0 uniform in the ball (arXiv:1706.06083)."""
+    """Projected gradient ascent from a uniform random point of the ball.
+
+    x_{t+1} = Proj(x_t + alpha steepest(g_t)) (Madry et al. 2018, arXiv:1706.06083).
+    """
 
     name = "pgd"
     needs = Access.GRADIENTS

@@ -11,7 +11,7 @@ from plugins.attacks.pgd import PGD
 
 @dataclass(frozen=True)
 class PGDRestarts(PGD):
-    """max over r < R of PGD from x_0^r, each x_0^r uniform in the ball (arXiv:1706.06083).
+    """The best of R runs of PGD, each from a uniform random point of the ball (arXiv:1706.06083).
 
     Starts are keyed by their number, so the starts of a smaller R are the first of a larger one,
     and robust accuracy cannot rise with R. A row that one restart breaks begins no other.

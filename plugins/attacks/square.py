@@ -81,11 +81,11 @@ class Square:
         return state._replace(adv=adv, margin=torch.fmax(new_margin, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:
-        """[n] bool: the margin did not grow."""
+        """Whether the margin did not grow, [n] bool."""
         return after.margin == before.margin
 
     def candidate(self, problem: Problem, state: State) -> Tensor:
-        """[n, C, H, W]: the best image with one square set to corners of the ball.
+        """The best image with one square set to corners of the ball, [n, C, H, W].
 
         A proposal that would change nothing has its signs flipped, so that no query is wasted.
         """
@@ -97,13 +97,13 @@ class Square:
         return torch.where(inside, torch.where(up, high, low), adv)
 
     def side(self, problem: Problem) -> Tensor:
-        """[n] int64: the side of the square, of area p H W and below the image's; first 0."""
+        """The side of the square, of area p H W and below the image's, [n] int64; first 0."""
         return square_sides(self, *problem.x.shape[2:], problem.t.device)[problem.t]
 
 
 @functools.lru_cache(maxsize=64)
 def square_sides(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
-    """[steps + 1] int64: the side of each step's square; the first step changes nothing."""
+    """The side of each step's square, [steps + 1] int64; the first step changes nothing."""
     most = max(1, min(height, width) - 1)
     edges = [
         max(1, min(round((share * height * width) ** 0.5), most))
@@ -113,7 +113,7 @@ def square_sides(attack: Square, height: int, width: int, device: torch.device) 
 
 
 def area_shares(first: float, steps: int, *, rescaled: bool) -> list[float]:
-    """[steps + 1]: the share p of the image at each step, halved after HALVINGS."""
+    """The share p of the image at each step, [steps + 1] values, halved after HALVINGS."""
     scale = steps if rescaled else SCHEDULE_STEPS
     return [
         first * 0.5 ** sum(t * SCHEDULE_STEPS > at * scale for at in HALVINGS)
@@ -129,28 +129,34 @@ def draw_proposal(problem: Problem) -> Proposal:
 
 
 def random_bits(words: Tensor, count: int) -> Tensor:
-    """[n, count, 1, 1] int64: the first bits of words [n, m] of BITS bits each."""
+    """The first `count` bits of words [n, m] of BITS bits each, as [n, count, 1, 1] int64."""
     place = torch.arange(min(count, BITS), device=words.device)
     flat = (words[:, :, None] >> place & 1).flatten(1)[:, :count]
     return flat.view(len(words), count, 1, 1)
 
 
 def square_mask(place: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """[n, 1, H, W] bool: a square of `side` [n] inside each image, at the random `place` [n]."""
+    """The mask [n, 1, H, W] of a square of `side` [n] in each image, at a random place.
+
+    `place` [n] holds the random bits.
+    """
     rows = interval_mask(place, side, height)
     columns = interval_mask(place >> FRACTION, side, width)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def interval_mask(place: Tensor, side: Tensor, length: int) -> Tensor:
-    """[n, length] bool: `side` [n] neighbouring pixels at an offset drawn from `place` [n]."""
+    """The mask [n, length] of `side` [n] neighbouring pixels at a random offset (`place` [n])."""
     position = torch.arange(length, device=side.device)
     offset = position - random_offset(place, side, length)[:, None]
     return (offset >= 0) & (offset < side[:, None])
 
 
 def random_offset(place: Tensor, side: Tensor, length: int) -> Tensor:
-    """floor(u (length - side + 1)) [n] int64, with u of FRACTION bits of `place` [n]."""
+    """A random integer in [0, length - side] for each row, [n] int64.
+
+    floor(u (length - side + 1)), with u of FRACTION bits of `place` [n].
+    """
     spread: Tensor = (place & (2**FRACTION - 1)) * (length - side + 1) >> FRACTION
     return spread
 

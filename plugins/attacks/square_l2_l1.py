@@ -108,11 +108,11 @@ class SquareL2L1:
         return State(adv, torch.fmax(new_margin, state.margin))
 
     def stays(self, before: State, after: State) -> Tensor:
-        """[n] bool: the margin did not grow."""
+        """Whether the margin did not grow, [n] bool."""
         return after.margin == before.margin
 
     def moved_budget(self, problem: Problem, change: Tensor) -> Tensor:
-        """[n, C, H, W]: the change with the source window cleared and the target window filled.
+        """The change with the source window cleared and the target window filled, [n, C, H, W].
 
         It is not projected yet.
         """
@@ -174,7 +174,7 @@ def schedule(attack: SquareL2L1, height: int, width: int, device: torch.device) 
 
 
 def update_pattern(side: int, power: int, device: torch.device) -> Tensor:
-    """[side, side]: eta, a pyramid over the upper half and a negative one over the lower half."""
+    """The pattern eta [side, side]: a pyramid in the upper half, a negative one in the lower."""
     upper = side // 2
     eta = torch.cat([pyramid(upper, side, power), -pyramid(side - upper, side, power)])
     size = eta.abs().sum() if power == 1 else eta.square().sum().sqrt()
@@ -182,7 +182,7 @@ def update_pattern(side: int, power: int, device: torch.device) -> Tensor:
 
 
 def pyramid(height: int, width: int, power: int) -> Tensor:
-    """[height, width] of norm 1: at r pixels from the middle the sum over k > r of k^-2p."""
+    """A pyramid [height, width] of norm 1: sum over k > r of k^-2p at r pixels from the middle."""
     down = (torch.arange(height) - height // 2).abs()
     across = (torch.arange(width) - width // 2).abs()
     top = max(height, width) // 2 + 1
@@ -194,7 +194,7 @@ def pyramid(height: int, width: int, power: int) -> Tensor:
 
 
 def offsets(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """[n, H, 1] and [n, 1, W] int64: each line's distance from the window drawn by `word` [n]."""
+    """Each line's distance from the window drawn by `word` [n]: [n, H, 1] and [n, 1, W] int64."""
     rows, columns = (torch.arange(length, device=word.device) for length in (height, width))
     down = rows - random_offset(word, side, height)[:, None]
     across = columns - random_offset(word >> FRACTION, side, width)[:, None]
@@ -202,7 +202,7 @@ def offsets(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor
 
 
 def window_mask(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
-    """[n, H, W] bool: inside the window with this side [n]."""
+    """The mask [n, H, W] of a window with this side [n]."""
     edge = side[:, None, None]
     return ((down >= 0) & (down < edge)) & ((across >= 0) & (across < edge))
 

@@ -48,11 +48,11 @@ class Affine:
     one."""
 
     def offset(self, like: Tensor) -> Tensor:
-        """b [1, ...], for one h of that shape."""
+        """The constant b [1, ...], for one h of that shape."""
         return self.apply(torch.zeros_like(like))
 
     def apply_transpose(self, weight: Tensor, shape: torch.Size) -> Tensor:
-        """A^T v for each v [m, ...]."""
+        """The product A^T v for each v [m, ...]."""
         if self.transpose is not None:
             return self.transpose(weight, shape)
         leaf = weight.new_zeros((len(weight), *shape)).requires_grad_()
@@ -64,7 +64,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class ReLU:
-    """max(h, 0)."""
+    """The map max(h, 0)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Network:
 
 
 class Box(NamedTuple):
-    """lower <= h <= upper, entry by entry, each [n, ...]."""
+    """Bounds of a step's values, lower <= h <= upper entry by entry, each [n, ...]."""
 
     lower: Tensor
     upper: Tensor
@@ -254,7 +254,7 @@ def averaging(apply: Map) -> Affine:
 
 
 def linear(layer: nn.Linear) -> list[Op]:
-    """W h + b."""
+    """The map W h + b."""
     weight = layer.weight.detach().double()
     bias = None if layer.bias is None else layer.bias.detach().double()
     return [
@@ -277,7 +277,7 @@ def convolution(layer: nn.Conv2d) -> list[Op]:
     shape = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def transpose(v: Tensor, one: torch.Size) -> Tensor:
-        """A^T v for v [m, ...]; `one` is the shape of one input."""
+        """The product A^T v for v [m, ...]; `one` is the shape of one input."""
         found: Tensor = conv2d_input((len(v), *one), weight, v, *shape)  # type: ignore[no-untyped-call]
         return found
 
@@ -293,7 +293,7 @@ def convolution(layer: nn.Conv2d) -> list[Op]:
 
 
 def batch_norm(layer: nn.BatchNorm2d) -> list[Op]:
-    """(h - mean) / sqrt(variance + eps) * gain + bias, with the running statistics.
+    """Batch normalisation with running statistics: (h - mean) / sqrt(variance + eps) * gain + bias.
 
     Raises UnsupportedModelError where the layer has none.
     """
@@ -309,12 +309,12 @@ def batch_norm(layer: nn.BatchNorm2d) -> list[Op]:
 
 
 def shift(constant: Tensor | float) -> Affine:
-    """h [n, ...] -> h + c."""
+    """The map h [n, ...] -> h + c."""
     return Affine(lambda h: h + constant, lambda h: h, 2)
 
 
 def scale_by(factor: Tensor, shift: Tensor | float = 0.0) -> Affine:
-    """h [n, ...] -> s h + c; the factor itself may be the result of a few roundings."""
+    """The map h [n, ...] -> s h + c; the factor may itself be the result of a few roundings."""
     return Affine(lambda h: h * factor + shift, lambda h: h * factor.abs(), 6)
 
 
@@ -331,7 +331,7 @@ def identity(layer: nn.Module) -> list[Op]:
 
 
 def flatten(_: None, start: int = 0, end: int = -1) -> Affine:
-    """[n, ...] to [n, d]. Raises UnsupportedModelError for other axes."""
+    """The map from [n, ...] to [n, d]. Raises UnsupportedModelError for other axes."""
     if (start, end) != (1, -1):
         raise UnsupportedModelError(f"the model flattens from axis {start} to {end}")
     return averaging(lambda h: h.flatten(1))

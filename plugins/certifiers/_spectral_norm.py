@@ -10,7 +10,7 @@ SLACK = 1 + 1e-9  # covers the rounding of the decomposition
 
 
 def matrix_norm(weight: Tensor) -> float:
-    """||W||_2 of W [K, d], the largest singular value."""
+    """The spectral norm ||W||_2 of W [K, d], its largest singular value."""
     return float(torch.linalg.matrix_norm(weight, 2)) * SLACK
 
 

@@ -61,7 +61,7 @@ class DualBound:
         return sentence
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
+        """Whether the label of x [n, C, H, W] holds on every image of ball and box, [n] bool."""
         return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:

@@ -44,7 +44,7 @@ class Intervals:
         return why_unsupported(self.name, module)
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
+        """Whether the label of x [n, C, H, W] holds on every image of ball and box, [n] bool."""
         return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
@@ -58,7 +58,7 @@ Part = Callable[[Network, Tensor, Tensor, PerturbationSet], Tensor]
 def certify_in_batches(
     certify: Part, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet
 ) -> Tensor:
-    """[n] bool for x [n, C, H, W], some rows at a time.
+    """The certificates [n] bool for x [n, C, H, W], some rows at a time.
 
     False for an example whose logits in the module differ from those of the network that was read.
     """
@@ -89,7 +89,7 @@ def perturbation_box(x: Tensor, ball: PerturbationSet) -> Box:
 
 
 def matches_model(module: nn.Module, network: Network, x: Tensor) -> Tensor:
-    """[n] bool: the module's logits equal those of the network that was read, up to rounding.
+    """Whether the module's logits equal those of the network read, up to rounding: [n] bool.
 
     `x` is [n, C, H, W].
     """
@@ -100,7 +100,7 @@ def matches_model(module: nn.Module, network: Network, x: Tensor) -> Tensor:
 
 
 def other_classes(y: Tensor, classes: int) -> Tensor:
-    """[n, K - 1]: the classes other than the label y [n]."""
+    """The classes other than the label y [n]: [n, K - 1]."""
     other = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
     return other + (other >= y[:, None])
 
@@ -144,7 +144,7 @@ def last_layer_margins(network: Network, boxes: list[Box], y: Tensor) -> LinearM
 
 
 def interval_margins(network: Network, boxes: list[Box], y: Tensor) -> Tensor:
-    """[n, K - 1] float64: lower bounds of z_y - z_k from the box in front of the last layer."""
+    """Lower bounds [n, K - 1] float64 of z_y - z_k from the box in front of the last layer."""
     weight, box, constant, spare = last_layer_margins(network, boxes, y)
     low, high = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
     return (weight.clamp_min(0) * low + weight.clamp_max(0) * high).sum(2) + constant - spare

@@ -44,7 +44,7 @@ class LinearExact:
         return ""
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
+        """Whether the label of x [n, C, H, W] holds on every image of ball and box, [n] bool."""
         weight, bias = weight_and_bias(module)
         slack = rounding_bound(weight, bias) + ball.tolerance(x[0].numel()) * 2 * largest_row_norm(
             weight
@@ -55,7 +55,7 @@ class LinearExact:
 
 
 def worst_margin(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-    """max over k != y and allowed x' of z_k(x') - z_y(x') [n] float64; x is [n, C, H, W]."""
+    """The largest z_k(x') - z_y(x') over k != y and allowed x', [n] float64; x is [n, C, H, W]."""
     weight, bias = weight_and_bias(module)
     x = x.double()
     gaps = []
@@ -67,7 +67,7 @@ def worst_margin(module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet)
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """W [K, d] and b [K] of the model's one linear layer, in float64."""
+    """Weight W [K, d] and bias b [K] of the model's one linear layer, in float64."""
     (layer,) = (part for part in module.modules() if isinstance(part, nn.Linear))
     weight = layer.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()

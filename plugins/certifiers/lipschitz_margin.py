@@ -58,7 +58,7 @@ class LipschitzMargin:
         return f"the model's last layer is not linear; {self.name} needs one that is."
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: the label of x [n, C, H, W] holds on every image of ball and box."""
+        """Whether the label of x [n, C, H, W] holds on every image of ball and box, [n] bool."""
         return certify_in_batches(self._part, module, x, y, ball)
 
     def _part(self, network: Network, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
@@ -75,7 +75,7 @@ ORDERS = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
 def margin_change(
     network: Network, boxes: list[Box], y: Tensor, reach: float, order: float
 ) -> Tensor:
-    """[n, K - 1]: the largest decrease of each margin within reach, float32 rounding included.
+    """The largest decrease of each margin within reach, float32 rounding included: [n, K - 1].
 
     `y` [n] are the labels.
     """
@@ -85,7 +85,7 @@ def margin_change(
 
 
 def feature_change(network: Network, boxes: list[Box], reach: float, order: float) -> Tensor:
-    """[n]: the largest change of the last layer's input, in the norm of that order."""
+    """The largest change [n] of the last layer's input, in the norm of that order."""
     gain = lipschitz_constants(network, boxes, order)
     moved = boxes[0].lower.new_full((len(boxes[0].lower),), gain[-1] * reach)
     for place, box in enumerate(boxes[1:-1]):
@@ -109,7 +109,7 @@ def lipschitz_constants(network: Network, boxes: list[Box], order: float) -> dic
 
 
 def operator_norm(step: Step, boxes: list[Box], order: float) -> float:
-    """The operator norm of one step, or an upper bound: 1 for a ReLU and each branch of a sum."""
+    """The operator norm of one step or a bound of it; 1 for a ReLU and each branch of a sum."""
     if not isinstance(step.op, Affine):
         return 1.0
     (box,) = inputs_of(step, boxes)
@@ -117,12 +117,15 @@ def operator_norm(step: Step, boxes: list[Box], order: float) -> float:
 
 
 def norm_inf(op: Affine, ones: Tensor) -> float:
-    """||A||_inf = max_i sum_j |a_ij|; `ones` [1, ...] has the shape of one input."""
+    """The norm ||A||_inf = max_i sum_j |a_ij|; `ones` [1, ...] has the shape of one input."""
     return float(op.apply_absolute(ones).amax())
 
 
 def norm_1(op: Affine, ones: Tensor) -> float:
-    """||A||_1 = max_j sum_i |a_ij|, the gradient of the sum of |A| h; `ones` is [1, ...]."""
+    """The norm ||A||_1 = max_j sum_i |a_ij|: the gradient of the sum of |A| h.
+
+    `ones` [1, ...] has the shape of one input.
+    """
     leaf = ones.clone().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(op.apply_absolute(leaf).sum(), leaf)
@@ -130,7 +133,7 @@ def norm_1(op: Affine, ones: Tensor) -> float:
 
 
 def norm_2(op: Affine, ones: Tensor) -> float:
-    """||A||_2 <= sqrt(||A||_1 ||A||_inf), or the layer's own bound; `ones` is [1, ...]."""
+    """A bound of ||A||_2: sqrt(||A||_1 ||A||_inf) or the layer's own; `ones` is [1, ...]."""
     bound = math.sqrt(norm_inf(op, ones) * norm_1(op, ones))
     return bound if op.spectral is None else min(bound, op.spectral(ones.shape[1:]))
 

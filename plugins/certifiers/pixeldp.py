@@ -54,9 +54,9 @@ class PixelDP:
         return f"epsilon is {reach:.2f} at radius {ball.eps}; {self.name} needs 1 or less."
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: the label of x [n, C, H, W] holds everywhere, each with probability 1 - error.
+        """Whether the label of x [n, C, H, W] holds everywhere, each with probability 1 - error.
 
-        Raises TypeError for a model that is no vote under Gaussian noise.
+        Returns [n] bool. Raises TypeError for a model that is no vote under Gaussian noise.
         """
         if not isinstance(module, Smoothed):
             raise TypeError(

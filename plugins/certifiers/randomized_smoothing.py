@@ -56,9 +56,9 @@ class Smoothing:
         return why_unsupported(self.name, module, ball)
 
     def certify(self, module: nn.Module, x: Tensor, y: Tensor, ball: PerturbationSet) -> Tensor:
-        """[n] bool: the label of x [n, C, H, W] holds everywhere, each with probability 1 - error.
+        """Whether the label of x [n, C, H, W] holds everywhere, each with probability 1 - error.
 
-        Raises TypeError for a model that is no vote under Gaussian noise.
+        Returns [n] bool. Raises TypeError for a model that is no vote under Gaussian noise.
         """
         if not isinstance(module, Smoothed):
             raise TypeError(
@@ -81,7 +81,7 @@ def why_unsupported(name: str, module: nn.Module, ball: PerturbationSet) -> str:
 
 
 def certified_radius(hits: int, draws: int, sigma: float, alpha: float) -> float:
-    """sigma Phi^-1(lower limit of p), the paper's radius; 0 where it abstains."""
+    """The paper's certified radius sigma Phi^-1(lower limit of p); 0 where it abstains."""
     return max(0.0, sigma * quantile(lower_limit(hits, draws, alpha)))
 
 
@@ -105,7 +105,7 @@ def quantile(p: float) -> float:
 
 
 def class_counts(module: Smoothed, x: Tensor, draws: int) -> Tensor:
-    """[n, K] int64: how often the classifier predicts each class of x [n, C, H, W] under the noise.
+    """How often the classifier predicts each class of x [n, C, H, W] under noise: [n, K] int64.
 
     The noise of an image is keyed by its own pixels and by the module's parameters and buffers, so
     it depends on no other image, and no weights can be fitted to the draws in advance. Draws that

@@ -16,9 +16,7 @@ TEST = 500
 
 def read(folder: Path | None) -> Images:
     """All 1797 images; the grey level k of 0..16 becomes the pixel round(255 k / 16)."""
-    from sklearn.datasets import (
-        load_digits,
-    )  # imported here: it takes seconds, and listing does not need it
+    from sklearn.datasets import load_digits  # imported here: it takes seconds
 
     bunch = load_digits()
     pixels = np.rint(255 * bunch.images / 16).astype(np.uint8)[:, None]

@@ -49,9 +49,7 @@ def read(path: Path, size: int, examples: int, folder: Path | None) -> Images:
 
 def folder_index(path: Path) -> Any:
     """The index of the folder by torchvision; no image is decoded."""
-    from torchvision.datasets import (
-        ImageFolder,
-    )  # imported here: it takes seconds, and listing does not need it
+    from torchvision.datasets import ImageFolder  # imported here: it takes seconds
 
     return ImageFolder(path)
 

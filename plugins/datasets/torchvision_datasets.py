@@ -71,9 +71,7 @@ def split_class(source: Source, *, train: bool) -> Any:
 
 def dataset_class(source: Source) -> Any:
     """The class in torchvision.datasets."""
-    from torchvision import (
-        datasets,
-    )  # imported here: it takes seconds, and listing does not need it
+    from torchvision import datasets  # imported here: it takes seconds
 
     return getattr(datasets, source.kind)
 

@@ -84,7 +84,7 @@ class LinearDetector(Detector):
         raise NotImplementedError
 
     def score(self, outputs: list[Tensor]) -> Tensor:
-        """<w, features> + b [n], from layer outputs [n, d] each."""
+        """The rejection score <w, features> + b [n], from layer outputs [n, d] each."""
         return (self.features(outputs) * self.weight).sum(1) + self.bias
 
     def fit(self, clean: list[Tensor], attacked: list[Tensor]) -> None:
@@ -194,9 +194,9 @@ def score_threshold(scores: Tensor, rate: float) -> Tensor:
 
 
 def logistic_regression(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
-    """(w [d], b []) of the logistic regression of attacked [m, d] against clean features [m, d].
+    """Weight w [d] and bias b [] that separate attacked [m, d] from clean features [m, d].
 
-    It minimises sum log(1 + exp(-t (<w, z> + b))) + RIDGE |w|^2 / 2 over standardised features z,
+    They minimise sum log(1 + exp(-t (<w, z> + b))) + RIDGE |w|^2 / 2 over standardised features z,
     t = +-1, by Newton's method; w and b are returned for the features before standardisation.
     """
     x = torch.cat([clean, attacked]).double()

@@ -12,7 +12,7 @@ GREY = ((0.25,), (0.35,))
 
 
 class Normalize(nn.Module):
-    """(x - mean) / deviation of each channel.
+    """Input normalisation: (x - mean) / deviation for each channel.
 
     It is part of the network, so that attacks and perturbation sets apply to pixels in [0, 1].
     """

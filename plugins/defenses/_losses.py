@@ -8,10 +8,10 @@ from bench.plugin import TrainingBatch, cross_entropy
 
 
 def clean_loss(batch: TrainingBatch) -> Tensor:
-    """-log p(y | x) [n], the cross-entropy of the clean images [n, C, H, W]."""
+    """The cross-entropy -log p(y | x) [n] of the clean images [n, C, H, W]."""
     return cross_entropy(batch.model(batch.x), batch.y)
 
 
 def adversarial_loss(batch: TrainingBatch) -> Tensor:
-    """-log p(y | x') [n], the cross-entropy of what the inner attack made of the images."""
+    """The cross-entropy -log p(y | x') [n] of the inner attack's images [n, C, H, W]."""
     return cross_entropy(batch.model(batch.adv), batch.y)

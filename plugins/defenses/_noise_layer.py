@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class GaussianNoise(nn.Module):
-    """h + N(0, sigma^2), with new noise on every call."""
+    """A layer h + N(0, sigma^2), with new noise on every call."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()

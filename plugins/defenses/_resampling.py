@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def crop_matrix(start: Tensor, side: int, size: int) -> Tensor:
-    """[n, size, size]: `side` pixels from `start` [n] on, stretched to all `size`."""
+    """Matrices [n, size, size] that stretch `side` pixels from `start` [n] on to all `size`."""
     place = (torch.arange(size, device=start.device) + 0.5) * (side / size) - 0.5
     return _interpolated(start[:, None] + place.clamp(0, side - 1), size)
 
 
 def pad_matrix(start: Tensor, side: Tensor, size: int, width: int) -> Tensor:
-    """[n, width, size]: `size` pixels stretched to `side` [n] of `width`, from `start` [n] on.
+    """Matrices [n, width, size] that stretch `size` pixels to `side` [n], from `start` [n] on.
 
     Rows outside are zero.
     """
@@ -28,7 +28,7 @@ def pad_matrix(start: Tensor, side: Tensor, size: int, width: int) -> Tensor:
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """R X C^T for each image of [n, C, H, W]; `rows` [n, h, H], `columns` [n, w, W]."""
+    """The images R X C^T of [n, C, H, W]; `rows` R are [n, h, H], `columns` C [n, w, W]."""
     return rows[:, None] @ images @ columns[:, None].mT
 
 

@@ -87,7 +87,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 def basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """relu(x + F(x)) with F of two 3 x 3 convolutions."""
+    """The block relu(x + F(x)) with F of two 3 x 3 convolutions."""
     from torchvision.models.resnet import BasicBlock
 
     block: nn.Module = BasicBlock(inputs, outputs, stride, shortcut(inputs, outputs, stride))
@@ -95,7 +95,7 @@ def basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def se_block(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """relu(x + s F(x)), s from the mean of each channel (arXiv:1709.01507, reduction 16)."""
+    """The block relu(x + s F(x)), s from each channel's mean (arXiv:1709.01507, reduction 16)."""
     from torchvision.ops import SqueezeExcitation
 
     block = basic_block(inputs, outputs, stride)
@@ -104,7 +104,7 @@ def se_block(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def bottleneck_block(cardinality: int, width: int) -> MakeBlock:
-    """relu(x + F(x)), F of 1 x 1, 3 x 3 in `cardinality` groups, 1 x 1 (arXiv:1611.05431)."""
+    """The block relu(x + F(x)), F of three convolutions, one of them grouped (arXiv:1611.05431)."""
     from torchvision.models.resnet import Bottleneck
 
     def make(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -139,7 +139,7 @@ def resnext(
 
 
 class PreActivationBlock(nn.Module):
-    """x + F(relu(norm(x))), F of two convolutions; torchvision has no such block.
+    """The block x + F(relu(norm(x))), F of two convolutions; torchvision has none.
 
     Where the shape changes, the shortcut also starts from relu(norm(x)).
     """
@@ -157,7 +157,7 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]; may be negative."""
+        """Values [n, inputs, H, W] to [n, outputs, H / stride, W / stride]; may be negative."""
         active = self.norm1(x).relu()
         kept = x if self.project is None else self.project(active)
         change: Tensor = self.conv2(self.norm2(self.conv1(active)).relu())

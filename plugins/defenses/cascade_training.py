@@ -30,8 +30,9 @@ PIVOT = 1e-4
 
 
 def cascade_loss(batch: TrainingBatch, alpha: float, pivot: float) -> Tensor:
-    """alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2 [n], e the input of the last layer.
+    """Clean and adversarial cross-entropy and the distance of both embeddings, [n].
 
+    alpha J(x) + (1 - alpha) J(x') + pivot ||e(x') - e(x)||^2, with e the input of the last layer.
     No gradient flows through e(x). With two kinds of x', those of the inner attack and those
     transferred from the teacher, the mean of both is taken.
     """

@@ -45,7 +45,7 @@ class NearestSupport(nn.Module):
 
 
 def support_distances(z: Tensor, support: Tensor) -> Tensor:
-    """[n, K]: the distance of z [n, d] to the nearest support [K, m, d] of each class."""
+    """The distance [n, K] of z [n, d] to the nearest support [K, m, d] of each class."""
     square = (z[:, None, None] - support).square().sum(3).amin(2)
     return (square + 1e-12).sqrt()
 
@@ -61,7 +61,7 @@ def contrastive_loss(z: Tensor, y: Tensor, margin: float) -> Tensor:
 
 
 def training_loss(batch: TrainingBatch, margin: float) -> Tensor:
-    """-log p(y | x) [n] of the linear head, plus the contrastive loss of the batch."""
+    """The cross-entropy -log p(y | x) [n] of the linear head, plus the contrastive loss."""
     model = require_type(batch.model, NearestSupport, "the model")
     z = model.encoder(batch.x)
     return cross_entropy(model.head(z), batch.y) + contrastive_loss(z, batch.y, margin)

@@ -18,7 +18,7 @@ FASHION = "7665f7a1ae64f9696cd2ddda31b0110524b26a879ab1d097d7e21d9197b015d2"
 
 
 def network() -> nn.Sequential:
-    """[n, 1, 28, 28] in [0, 1] to logits [n, 10]: two strided convolutions and one hidden layer."""
+    """Two strided convolutions and one hidden layer: [n, 1, 28, 28] in [0, 1] to logits [n, 10]."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2, padding=1),
         nn.ReLU(),

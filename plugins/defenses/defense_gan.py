@@ -25,7 +25,10 @@ BETA = 0.05  # weight of the divergence relative to the squared error of all pix
 
 
 class Projection(nn.Module):
-    """G(z*) with z* = argmin ||G(z) - x||^2, the best of several searches from random starts."""
+    """The generator's nearest image G(z*), the best of several searches from random starts.
+
+    z* minimises ||G(z) - x||^2.
+    """
 
     def __init__(self, decoder: nn.Module, latent: int, *, unrolled: bool = False) -> None:
         """With `unrolled` the search keeps its graph for gradients; its outputs are the same."""
@@ -43,7 +46,10 @@ class Projection(nn.Module):
         return nearest if self.unrolled else nearest.detach()
 
     def search(self, goal: Tensor) -> Tensor:
-        """G(z) [n, pixels] after gradient descent with momentum from z ~ N(0, 1), for `goal`."""
+        """The image G(z) [n, pixels] after gradient descent with momentum towards `goal`.
+
+        z starts from N(0, 1); `goal` is [n, pixels].
+        """
         z = torch.randn(len(goal), self.latent, device=goal.device, requires_grad=True)
         velocity = torch.zeros_like(z)
         for _ in range(self.steps):
@@ -56,7 +62,7 @@ class Projection(nn.Module):
 
 
 def squared_error(made: Tensor, goal: Tensor) -> Tensor:
-    """||G(z) - x||^2 [..., n] for G(z) [..., n, pixels] and x [n, pixels]."""
+    """The squared distance ||G(z) - x||^2 [..., n] of G(z) [..., n, pixels] and x [n, pixels]."""
     return (made - goal).square().sum(-1)
 
 
@@ -72,7 +78,7 @@ class AffineGenerator(nn.Module):
         self.register_buffer("basis", torch.zeros(pixels, latent))
 
     def forward(self, images: Tensor) -> Tensor:
-        """G(z*) of images [n, C, H, W], with the least squares z* = B^T (x - mean)."""
+        """The nearest images G(z*) to images [n, C, H, W], by least squares z* = B^T (x - mean)."""
         z = (images.flatten(1) - self.mean) @ self.basis
         made: Tensor = self.mean + z @ self.basis.T
         return made.view_as(images)
@@ -108,7 +114,10 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder_loss(batch: TrainingBatch) -> Tensor:
-    """-log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)) [n], with z drawn from q."""
+    """Classification and autoencoder loss [n] of one batch.
+
+    -log p(y | x) + ||G(z) - x||^2 + beta KL(q(z | x) || N(0, 1)), with z drawn from q.
+    """
     parts = cast(Autoencoder, batch.model)
     middle, log_variance = parts.encoder(batch.x).chunk(2, dim=1)
     z = middle + torch.randn_like(middle) * (log_variance / 2).exp()

@@ -20,7 +20,7 @@ MIN_LOG_RATIO = 1e-6  # mean log ratio where all neighbours are at the same dist
 
 
 def lid(points: Tensor, reference: Tensor, k: int) -> Tensor:
-    """-(1/k sum_i log(r_i / r_k))^-1 [n]: the local intrinsic dimension at points [n, d].
+    """The local intrinsic dimension -(1/k sum_i log(r_i / r_k))^-1 [n] at points [n, d].
 
     r_1 <= ... <= r_k are the distances to the k nearest of `reference` [m, d]. The estimate is of
     maximum likelihood and does not change with the scale (arXiv:1801.02613, eq. 4).

@@ -20,17 +20,20 @@ TEMPERATURE = 40.0
 
 
 def soft_labels(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(z / T) [n, K] of logits z [n, K]."""
+    """Probabilities softmax(z / T) [n, K] of logits z [n, K]."""
     return logits.div(temperature).softmax(1)
 
 
 def teacher_loss(batch: TrainingBatch, temperature: float) -> Tensor:
-    """-log softmax(z / T)_y [n], the loss of the teacher."""
+    """The teacher's cross-entropy -log softmax(z / T)_y [n] at temperature T."""
     return cross_entropy(batch.model(batch.x) / temperature, batch.y)
 
 
 def student_loss(batch: TrainingBatch, temperature: float) -> Tensor:
-    """-sum_k q_k log softmax(z / T)_k [n] with the teacher's q = softmax(z' / T)."""
+    """The student's cross-entropy with the teacher's soft labels at temperature T, [n].
+
+    -sum_k q_k log softmax(z / T)_k, with q = softmax(z' / T) of the teacher's logits z'.
+    """
     teacher = require_type(batch.teacher, nn.Module, "the teacher")
     target = soft_labels(teacher(batch.x), temperature)
     return F.cross_entropy(batch.model(batch.x) / temperature, target, reduction="none")

@@ -28,7 +28,7 @@ ALPHA = 0.5
 
 
 def mixture_loss(batch: TrainingBatch, alpha: float) -> Tensor:
-    """alpha J(x) + (1 - alpha) J(x') [n]: alpha is the weight of the clean images."""
+    """The weighted sum alpha J(x) + (1 - alpha) J(x') [n]; alpha weights the clean images."""
     clean = cross_entropy(batch.model(batch.x), batch.y)
     return alpha * clean + (1 - alpha) * cross_entropy(batch.model(batch.adv), batch.y)
 

@@ -20,7 +20,7 @@ L2_STRENGTH = 1.0
 
 
 def loss_and_gradient(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """L = -log p(y | x) [n], and grad_x L [n, d] with a graph of its own."""
+    """The loss L = -log p(y | x) [n], and its gradient for x [n, d] with a graph."""
     x = batch.x.detach().requires_grad_()
     loss = cross_entropy(batch.model(x), batch.y)
     (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
@@ -28,13 +28,16 @@ def loss_and_gradient(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
 
 
 def l1_penalty_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """L + strength ||grad_x L||_1 [n]."""
+    """The loss with an L1 penalty on its input gradient: L + strength ||grad_x L||_1 [n]."""
     loss, gradient = loss_and_gradient(batch)
     return loss + strength * gradient.abs().sum(1)
 
 
 def l2_penalty_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """L + strength / 2 ||grad_x L||_2^2 [n], double backpropagation."""
+    """The loss with a squared penalty on its input gradient: L + strength / 2 ||grad_x L||_2^2 [n].
+
+    This is double backpropagation.
+    """
     loss, gradient = loss_and_gradient(batch)
     return loss + strength / 2 * gradient.square().sum(1)
 

@@ -40,7 +40,7 @@ def jpeg_compress(images: Tensor, quality: int) -> Tensor:
 
 
 def encode_and_decode(levels: Tensor, quality: int) -> Tensor:
-    """uint8 images [n, C, H, W], stacked into one JPEG file and read back."""
+    """The uint8 images [n, C, H, W], stacked into one JPEG file and read back."""
     n, channels, height, width = levels.shape
     sheet = levels.movedim(1, 3).reshape(n * height, width, channels).numpy()
     file = BytesIO()

@@ -56,7 +56,7 @@ def layer_bounds(model: nn.Module) -> list[Tensor]:
 
 
 def regularized_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """-log p(y | x') + strength * sum over layers of log of the bound [n]."""
+    """Adversarial cross-entropy plus strength * sum over layers of the log of the bound, [n]."""
     loss = cross_entropy(batch.model(batch.adv), batch.y)
     return loss + strength * torch.stack(layer_bounds(batch.model)).log().sum()
 

@@ -29,7 +29,7 @@ SIGMA = 0.25
 
 
 def squared_distance(one: Tensor, other: Tensor, form: str) -> Tensor:
-    """||one - other||_2^2 [n] of logits [n, K], or of their `probabilities`."""
+    """The squared distance [n] of logits [n, K], or of their `probabilities`."""
     if form == "probabilities":
         one, other = one.softmax(1), other.softmax(1)
     return (one - other).square().sum(1)
@@ -61,7 +61,7 @@ def random_pairing(batch: TrainingBatch, strength: float) -> Tensor:
 
 
 def add_noise(x: Tensor, sigma: float) -> Tensor:
-    """x [n, C, H, W] + N(0, sigma^2), clipped to the box."""
+    """Images x [n, C, H, W] + N(0, sigma^2), clipped to the box."""
     return (x + sigma * torch.randn_like(x)).clamp(0, 1)
 
 

@@ -29,7 +29,7 @@ STRENGTH = 5.0
 
 
 def boosted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """-log p_label - log(1 - max_{k != label} p_k) [n], for logits [n, K]."""
+    """Boosted cross-entropy -log p_label - log(1 - max_{k != label} p_k) [n] of logits [n, K]."""
     own = label[:, None]
     rival = logits.scatter(1, own, -math.inf).argmax(1, keepdim=True)
     rest = logits.scatter(1, rival, -math.inf).logsumexp(1) - logits.logsumexp(1)
@@ -37,7 +37,7 @@ def boosted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def mart_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x)) [n]."""
+    """The MART loss BCE(x', y) + strength KL(p(x) || p(x')) (1 - p_y(x)) [n]."""
     clean, adv = batch.model(batch.x), batch.model(batch.adv)
     weight = 1 - select_column(clean.softmax(1), batch.y)
     return boosted_cross_entropy(adv, batch.y) + strength * kl_divergence(clean, adv) * weight

@@ -34,10 +34,11 @@ LARGEST = Fraction(102, 255)
 
 
 def mma_loss(batch: TrainingBatch, weight: float) -> Tensor:
-    """weight J(x) + (1 - weight) M(x) [n], with x' = batch.adv on the boundary or at the radius.
+    """The MMA loss weight J(x) + (1 - weight) M(x) [n], with x' = batch.adv on the boundary.
 
     M = J(x') where x is right and the boundary was found: its gradient is that of the margin. M = 0
-    where x is right out to the largest margin, and M = J(x) where x is wrong.
+    where x is right out to the largest margin, where x' is at the radius, and M = J(x) where x is
+    wrong.
     """
     logits, adv_logits = batch.model(batch.x), batch.model(batch.adv)
     clean, boundary = cross_entropy(logits, batch.y), cross_entropy(adv_logits, batch.y)
@@ -116,7 +117,7 @@ class BoundaryPGD:
 
 
 def interpolate(x: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """x + share (end - x) [n, C, H, W] in the box; `share` is [n]."""
+    """The point x + share (end - x) [n, C, H, W] in the box; `share` is [n]."""
     return (x + per_row(share) * (end - x)).clamp(0, 1)
 
 

@@ -18,10 +18,10 @@ MAX_PROBABILITY = 1 - 1e-6  # p = 1 has no finite gradient
 
 
 def survival_probability(hidden: Tensor, share: float) -> Tensor:
-    """1 - (1 - p)^r [n, ...] with p = |h| / sum |h| and r = share of the number of values.
+    """The probability 1 - (1 - p)^r [n, ...] that a value is among r draws with replacement.
 
-    It is the probability that a value is among r draws with replacement. Sums are over the values
-    of one example, `hidden` is [n, ...].
+    p = |h| / sum |h| over the values of one example, `hidden` is [n, ...], and r is `share` of
+    their number.
     """
     size = hidden.abs().flatten(1)
     p = size / size.sum(1, keepdim=True).clamp_min(TINY)
@@ -30,7 +30,10 @@ def survival_probability(hidden: Tensor, share: float) -> Tensor:
 
 
 class ActivationPruning(nn.Module):
-    """h / q with probability q, else 0, so the mean is h; each value is drawn independently."""
+    """A layer that returns h / q with probability q, else 0; each value is drawn independently.
+
+    The mean of the output is h.
+    """
 
     def __init__(self, share: float) -> None:
         super().__init__()

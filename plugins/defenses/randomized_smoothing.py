@@ -36,7 +36,7 @@ class Smoothed(nn.Module):
         return (votes.sum(0) + 0.5).log()
 
     def vote(self, images: Tensor) -> Tensor:
-        """[n, K] one-hot predictions for images [n, C, H, W] under one draw of the noise."""
+        """One-hot predictions [n, K] for images [n, C, H, W] under one draw of the noise."""
         logits: Tensor = self.classifier(add_noise(images, self.sigma))
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
@@ -60,7 +60,7 @@ def add_noise(images: Tensor, sigma: float) -> Tensor:
 
 
 def noisy_loss(batch: TrainingBatch) -> Tensor:
-    """-log p(y | x + noise) [n]."""
+    """The cross-entropy -log p(y | x + noise) [n]."""
     return cross_entropy(batch.model(add_noise(batch.x, SIGMA)), batch.y)
 
 

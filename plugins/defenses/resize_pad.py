@@ -34,7 +34,10 @@ def random_resize_pad(images: Tensor, width: int) -> Tensor:
 
 
 def padded_size(size: int) -> int:
-    """10 for 8: with 331 / 299 as published, images of 8 pixels could not move."""
+    """The side of the padded image, 5/4 of the image's.
+
+    With 331 / 299 as published, images of 8 pixels could not move.
+    """
     return size * 5 // 4
 
 

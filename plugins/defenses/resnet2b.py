@@ -19,7 +19,7 @@ DEVIATION = (0.2471, 0.2435, 0.2616)
 
 
 class Block(nn.Module):
-    """relu(conv(relu(conv(x))) + shortcut(x)), without batch normalisation."""
+    """The block relu(conv(relu(conv(x))) + shortcut(x)), without batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
             self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride=stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, H, W] to [n, outputs, H / stride, W / stride]."""
+        """Values [n, inputs, H, W] to [n, outputs, H / stride, W / stride]."""
         residual: Tensor = self.conv2(self.conv1(x).relu())
         shortcut: Tensor = self.shortcut(x)
         return (residual + shortcut).relu()

@@ -71,7 +71,7 @@ class SafetyNet(Detector):
 
     def fit_svm(self, clean: Tensor, attacked: Tensor) -> None:
         """Fit the SVM to codes [m, units] and store its support vectors."""
-        from sklearn.svm import SVC  # imported here: it takes seconds, and listing does not need it
+        from sklearn.svm import SVC  # imported here: it takes seconds
 
         codes = torch.cat([clean, attacked])
         is_attacked = torch.arange(len(codes)) >= len(clean)

@@ -65,7 +65,7 @@ class MeanProbability(nn.Module):
 
 
 def vaccination_loss(batch: TrainingBatch) -> Tensor:
-    """sum over qualities q of -log p_q(y | JPEG_q(x)) [n]: each network trains at one quality."""
+    """The sum over qualities q of -log p_q(y | JPEG_q(x)) [n], one quality for each network."""
     voters = cast(MajorityVote, batch.model).voters
     losses = [
         cross_entropy(voter(jpeg_compress(batch.x, quality)), batch.y)

@@ -18,9 +18,9 @@ STRENGTH = 1e-3
 
 
 def hinge_loss(batch: TrainingBatch, strength: float) -> Tensor:
-    """mean of max(0, 1 + max_{j != y} z_j - z_y) over logits z [n, K], plus strength / 2 ||W||_2^2.
+    """The multi-class hinge loss of logits z [n, K] with a penalty on the weights.
 
-    The offsets are not penalised.
+    mean of max(0, 1 + max_{j != y} z_j - z_y), plus strength / 2 ||W||_2^2; the offsets are free.
     """
     losses = (1 + margin(batch.model(batch.x), batch.y)).clamp_min(0)
     matrices = [weight for weight in batch.model.parameters() if weight.ndim > 1]

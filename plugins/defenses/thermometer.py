@@ -20,7 +20,7 @@ RAMP = 0.25  # of the range; the gradient of a ramp as narrow as one level misle
 
 
 def thresholds(like: Tensor, levels: int) -> Tensor:
-    """[levels, 1, 1]: k / levels for k = 1..levels."""
+    """The thresholds k / levels for k = 1..levels, shaped [levels, 1, 1]."""
     return (torch.arange(1, levels + 1, device=like.device) / levels)[:, None, None]
 
 

@@ -22,7 +22,7 @@ PENALTY = 0.15
 
 
 def difference_matrix(size: int) -> Tensor:
-    """[size - 1, size]: each pixel minus the one before it."""
+    """The matrix [size - 1, size] that subtracts from each pixel the one before it."""
     eye = torch.eye(size)
     return eye[1:] - eye[:-1]
 
@@ -34,7 +34,7 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def objective(z: Tensor, x: Tensor, kept: Tensor, weight: float) -> Tensor:
-    """1/2 ||kept (z - x)||^2 + weight TV(z) [n], all of z, x, kept [n, C, H, W]."""
+    """The objective 1/2 ||kept (z - x)||^2 + weight TV(z) [n], with z, x, kept [n, C, H, W]."""
     return (kept * (z - x)).square().flatten(1).sum(1) / 2 + weight * total_variation(z)
 
 
@@ -46,7 +46,7 @@ def cosine_basis(size: int) -> tuple[Tensor, Tensor]:
 
 
 def minimizer(x: Tensor, kept: Tensor, weight: float, iterations: int) -> Tensor:
-    """argmin over z [n, C, H, W] of the objective by split Bregman.
+    """The minimiser z [n, C, H, W] of the objective, by split Bregman.
 
     `kept` is 0 or 1 for each pixel. w replaces z in the first term, and p and q replace its
     differences in the second. The remaining quadratic problem for z is diagonal in the cosine
@@ -71,13 +71,13 @@ def minimizer(x: Tensor, kept: Tensor, weight: float, iterations: int) -> Tensor
 
 
 def fill_dropped(x: Tensor, kept: Tensor) -> Tensor:
-    """x [n, C, H, W] with the mean of the kept pixels in place of the others, for each channel."""
+    """Images x [n, C, H, W] with the mean of a channel's kept pixels in place of the others."""
     mean = (kept * x).sum((2, 3), keepdim=True) / kept.sum((2, 3), keepdim=True).clamp_min(1)
     return kept * x + (1 - kept) * mean
 
 
 def soft_threshold(value: Tensor, by: float) -> Tensor:
-    """sign(v) max(|v| - by, 0) for v [n, ...]."""
+    """Soft thresholding sign(v) max(|v| - by, 0) of v [n, ...]."""
     return value - value.clamp(-by, by)
 
 

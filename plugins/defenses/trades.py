@@ -36,7 +36,7 @@ def kl_divergence(clean: Tensor, other: Tensor) -> Tensor:
 
 
 def trades_loss(batch: TrainingBatch, beta: float) -> Tensor:
-    """-log p(y | x) + beta KL(p(x) || p(x')) [n]."""
+    """The TRADES loss -log p(y | x) + beta KL(p(x) || p(x')) [n]."""
     clean = batch.model(batch.x)
     adv = batch.model(batch.adv)
     return cross_entropy(clean, batch.y) + beta * kl_divergence(clean, adv)
@@ -59,7 +59,7 @@ class KLPGD:
     """Standard deviation of the start; at x itself the divergence has no gradient."""
 
     def start(self, problem: Problem) -> Tensor:
-        """x + noise N(0, 1), projected onto the set; [n, C, H, W]."""
+        """The clean image plus noise N(0, 1), projected onto the set; [n, C, H, W]."""
         normal = problem.normal("start", tuple(problem.x.shape[1:]))
         return problem.ball.project(problem.x + self.noise * normal, problem.x)
 

@@ -33,9 +33,9 @@ class Deterministic:
         declared = defense.randomness is not None
         sentence = f"on repeated queries logits change by {moved:.2g} of the largest logit"
         if declared == (moved > TOLERANCE):
-            return Evidence(Finding.CLEAR, f"{sentence}, as declared.")
+            return Evidence(Finding.PASSED, f"{sentence}, as declared.")
         word = "randomness is declared" if declared else "no randomness is declared"
-        return Evidence(Finding.RAISED, f"{sentence}, but {word}.")
+        return Evidence(Finding.WARNING, f"{sentence}, but {word}.")
 
 
 def change_on_repeat(module: nn.Module, images: Tensor, y: Tensor) -> float:
@@ -64,12 +64,15 @@ class BatchIndependent:
         moved = max(relative_change(alone, together), relative_change(reverse, together))
         sentence = f"alone or in reverse order, logits change by {moved:.2g} of the largest logit"
         if moved <= TOLERANCE:
-            return Evidence(Finding.CLEAR, f"{sentence}.")
-        return Evidence(Finding.RAISED, f"{sentence}, more than {TOLERANCE:g}.")
+            return Evidence(Finding.PASSED, f"{sentence}.")
+        return Evidence(Finding.WARNING, f"{sentence}, more than {TOLERANCE:g}.")
 
 
 def relative_change(a: Tensor, b: Tensor) -> float:
-    """max |a - b| over max |b|, for logits [n, K]; infinite where one is not finite."""
+    """The largest |a - b| over the largest |b|, for logits [n, K].
+
+    Infinite where one is not finite.
+    """
     scale = b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)
     value = float((a - b).abs().max() / scale)
     return value if value == value else float("inf")

@@ -41,9 +41,9 @@ class GradientAgrees:
         value = correlation(*scaled_per_image(analytic, numeric))
         sentence = f"gradients and finite differences correlate by {value:.3f}"
         if value >= LEAST:
-            return Evidence(Finding.CLEAR, f"{sentence}.")
+            return Evidence(Finding.PASSED, f"{sentence}.")
         return Evidence(
-            Finding.RAISED, f"{sentence}, less than {LEAST}; the gradient is misleading."
+            Finding.WARNING, f"{sentence}, less than {LEAST}; the gradient is misleading."
         )
 
 

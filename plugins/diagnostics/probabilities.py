@@ -32,9 +32,9 @@ class Probabilities:
             sentence = (
                 f"all outputs lie in [{low:.2g}, {high:.2g}] and sum to 1; return logits instead."
             )
-            return Evidence(Finding.RAISED, sentence)
+            return Evidence(Finding.WARNING, sentence)
         sentence = f"outputs lie in [{low:.2g}, {high:.2g}], their sums up to {off:.2g} from 1."
-        return Evidence(Finding.CLEAR, sentence)
+        return Evidence(Finding.PASSED, sentence)
 
 
 @hookimpl

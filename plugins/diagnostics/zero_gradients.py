@@ -28,13 +28,13 @@ class ZeroGradients:
         count, share = int(useless.sum()), float(useless.double().mean())
         found = f"the gradient of the cross-entropy is zero or not finite on {count} of {len(x)}"
         if share <= LIMIT:
-            return Evidence(Finding.CLEAR, f"{found} images.")
+            return Evidence(Finding.PASSED, f"{found} images.")
         way_out = (
             "attacks use the declared BPDA approximation"
             if defense.bpda
             else "no BPDA approximation is declared"
         )
-        return Evidence(Finding.RAISED, f"{found} images, more than {LIMIT:.0%}; {way_out}.")
+        return Evidence(Finding.WARNING, f"{found} images, more than {LIMIT:.0%}; {way_out}.")
 
 
 @hookimpl

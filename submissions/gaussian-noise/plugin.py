@@ -17,7 +17,7 @@ SIGMA = 0.25
 
 
 class GaussianNoise(nn.Module):
-    """h + N(0, sigma^2), with new noise on every call."""
+    """A layer h + N(0, sigma^2), with new noise on every call."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def noisy_cnn(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
 
 
 def noisy_loss(batch: TrainingBatch) -> Tensor:
-    """-log p(y | x) [n] of one noisy forward, on clean images."""
+    """The cross-entropy -log p(y | x) [n] of one noisy forward, on clean images."""
     return cross_entropy(batch.model(batch.x), batch.y)
 
 
