@@ -174,7 +174,7 @@ def export_outcomes(
     from bench.store import Store
 
     with Store.open(database_url(db), read_only=True) as store:
-        print(exporter.export_outcomes(store, threat, out, mode).sentence, file=sys.stderr)
+        print(exporter.write_outcomes(store, threat, out, mode).sentence, file=sys.stderr)
 
 
 @export.command("images")
@@ -193,7 +193,7 @@ def export_images(
     from bench.store import Store
 
     with Store.open(database_url(db), read_only=True) as store:
-        print(exporter.export_images(store, threat, defense, attack, out, mode).sentence, file=sys.stderr)
+        print(exporter.write_images(store, threat, defense, attack, out, mode).sentence, file=sys.stderr)
 
 
 def leaderboard(

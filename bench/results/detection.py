@@ -17,18 +17,18 @@ import numpy.typing as npt
 from bench.core.outcomes import Outcomes, Verdict
 from bench.core.statistics import Count, count_interval, roc
 
-Floats = npt.NDArray[np.float64]
-Bits = npt.NDArray[np.bool_]
+_Floats = npt.NDArray[np.float64]
+_Bits = npt.NDArray[np.bool_]
 
 
 class RejectionScores(NamedTuple):
     """Images that a rejecting defense classified, [m] each; empty where it never rejects."""
 
-    score: Floats
+    score: _Floats
     """Rejection score less its threshold: rejected where positive."""
-    wrong: Bits
+    wrong: _Bits
     """Classified wrongly, rejected or not."""
-    broken: Bits
+    broken: _Bits
     """The goal of the threat model was reached and the image accepted."""
 
 
@@ -50,9 +50,9 @@ class Detection:
 class DetectorRoc:
     """Shares rejected as the threshold falls: two rising arrays from 0 to 1."""
 
-    clean: Floats
+    clean: _Floats
     """Of clean images: the false-positive rate."""
-    attacked: Floats
+    attacked: _Floats
     """Of attacked images: the true-positive rate."""
     at: tuple[float, float]
     """Both at the threshold of the defense."""
@@ -111,5 +111,5 @@ def rejection(declared: float | None, clean: RejectionScores) -> Rejection | Non
     return Rejection(float(declared), _count(clean.score > 0))
 
 
-def _count(flags: Bits) -> Count:
+def _count(flags: _Bits) -> Count:
     return count_interval(int(flags.sum()), len(flags))

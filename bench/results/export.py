@@ -39,7 +39,7 @@ class ExportedFile:
     """What was exported, and how to get the rest."""
 
 
-def export_outcomes(
+def write_outcomes(
     store: Store, threat: str | None, path: Path, mode: str = "full"
 ) -> ExportedFile:
     """Write one row for each (defense, attack, example) of a leaderboard's finished cells.
@@ -109,7 +109,7 @@ def _about_rows(leaderboard: Leaderboard, rows: int, unfinished: int) -> str:
     )
 
 
-def export_images(
+def write_images(
     store: Store, threat: str | None, defense: str, attack: str, path: Path, mode: str = "full"
 ) -> ExportedFile:
     """Write `adv` float32 [n, C, H, W] and `index` int64 [n], the item of each image.

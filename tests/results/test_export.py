@@ -46,7 +46,7 @@ def test_the_table_has_a_row_for_each_defense_attack_and_example(
     distance = np.array([0.1, 1 / 3, 0.5, 0.5, 0.0, 0.0])
     label = np.array([2, 0, -1, -1, -1, 1])
     world.play("d", "pgd", some(6, 0, 5), verdict=verdict, distance=distance, label=label)
-    made = export.export_outcomes(world.store, "linf", tmp_path / "out.csv")
+    made = export.write_outcomes(world.store, "linf", tmp_path / "out.csv")
     rows = table(made.path)
     assert (made.n, made.complete) == (12, True)
     assert [(r["defense"], r["attack"], r["example"]) for r in rows] == [
@@ -62,7 +62,7 @@ def test_the_table_has_a_row_for_each_defense_attack_and_example(
 
 def test_the_robust_figure_can_be_made_from_the_table_alone(world: World, tmp_path: Path) -> None:
     world.play("d", "pgd", some(6, 1, 2))
-    export.export_outcomes(world.store, "linf", tmp_path / "out.csv")
+    export.write_outcomes(world.store, "linf", tmp_path / "out.csv")
     right: dict[str, bool] = defaultdict(lambda: True)
     for row in table(tmp_path / "out.csv"):
         right[row["example"]] &= row["clean_right"] == "1" and row["verdict"] != "broken"
@@ -72,7 +72,7 @@ def test_the_robust_figure_can_be_made_from_the_table_alone(world: World, tmp_pa
 def test_targets_are_rows_of_their_own(world: World, tmp_path: Path) -> None:
     world.threat("all", goal="targeted", rule="all")
     world.play("d", "pgd", some(12, 3), threat="all")
-    export.export_outcomes(world.store, "all", tmp_path / "out.csv")
+    export.write_outcomes(world.store, "all", tmp_path / "out.csv")
     rows = table(tmp_path / "out.csv")
     assert [(r["example"], r["target"]) for r in rows[:4]] == [
         ("0", "0"),
@@ -85,19 +85,19 @@ def test_targets_are_rows_of_their_own(world: World, tmp_path: Path) -> None:
 
 def test_a_table_of_an_unfinished_board_says_so(world: World, tmp_path: Path) -> None:
     world.plan(world.cell("d", "pgd"))
-    made = export.export_outcomes(world.store, None, tmp_path / "out.csv")
+    made = export.write_outcomes(world.store, None, tmp_path / "out.csv")
     assert (made.n, made.complete) == (6, False)
     assert "incomplete: 1 planned" in made.sentence
     world.attack("bim")
     world.plan(world.cell("d", "bim"), CellState.NOT_APPLICABLE, "Not here.")
-    assert "incomplete: 1 planned" in export.export_outcomes(world.store, None, made.path).sentence
+    assert "incomplete: 1 planned" in export.write_outcomes(world.store, None, made.path).sentence
 
 
 def test_a_name_is_never_a_formula(world: World, tmp_path: Path) -> None:
     world.defense("=cmd()")
     world.clean("=cmd()", first(6, 6))
     world.play("=cmd()", "fgsm", some(6, 0))
-    export.export_outcomes(world.store, "linf", tmp_path / "out.csv")
+    export.write_outcomes(world.store, "linf", tmp_path / "out.csv")
     assert table(tmp_path / "out.csv")[0]["defense"] == "'=cmd()"
 
 
@@ -105,7 +105,7 @@ def test_exact_images_come_back_bit_for_bit_in_item_order(world: World, tmp_path
     adv = np.random.default_rng(0).random((6, 1, 2, 2), np.float32)
     cell = world.cell("d", "pgd")
     world.record(cell, outcomes(first(3, 6)), chunks=[[4, 1], [0, 5, 3, 2]], exact=adv)
-    made = export.export_images(world.store, "linf", "d", "pgd", tmp_path / "adv.safetensors")
+    made = export.write_images(world.store, "linf", "d", "pgd", tmp_path / "adv.safetensors")
     read = load_file(made.path)
     assert (made.n, made.complete) == (6, True)
     assert read["adv"].dtype == np.float32
@@ -118,7 +118,7 @@ def test_a_sample_says_that_it_is_incomplete(world: World, tmp_path: Path) -> No
     adv = np.full((1, 2, 2), 0.25, np.float32)
     kept = KeptImage(4, np.zeros((1, 2, 2), np.uint8), adv, 0, 0, 0.9, 1, 0.8)
     world.record(world.cell("d", "pgd"), outcomes(first(3, 6)), images=(kept,))
-    made = export.export_images(world.store, None, "d", "pgd", tmp_path / "adv.safetensors")
+    made = export.write_images(world.store, None, "d", "pgd", tmp_path / "adv.safetensors")
     read = load_file(made.path)
     assert (made.n, made.complete) == (1, False)
     assert "1 of 6 images" in made.sentence
@@ -130,24 +130,26 @@ def test_a_sample_says_that_it_is_incomplete(world: World, tmp_path: Path) -> No
 def test_images_that_are_not_there_are_refused_with_a_way_out(world: World, tmp_path: Path) -> None:
     to = tmp_path / "adv.safetensors"
     with pytest.raises(BenchError, match="cells there: d/fgsm"):
-        export.export_images(world.store, "linf", "d", "pgd", to)
+        export.write_images(world.store, "linf", "d", "pgd", to)
     with pytest.raises(BenchError, match="--keep-images all"):
-        export.export_images(world.store, "linf", "d", "fgsm", to)
+        export.write_images(world.store, "linf", "d", "fgsm", to)
     assert not to.exists()
 
 
 def test_a_file_appears_whole_or_not_at_all(world: World, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="cannot be written"):
-        export.export_outcomes(world.store, "linf", tmp_path / "nowhere" / "out.csv")
+        export.write_outcomes(world.store, "linf", tmp_path / "nowhere" / "out.csv")
     world.record(
         world.cell("d", "pgd"), outcomes(first(0, 6)), exact=np.zeros((6, 1, 2, 2), np.float32)
     )
     with pytest.raises(UnavailableError, match="cannot be written"):
-        export.export_images(world.store, "linf", "d", "pgd", tmp_path / "nowhere" / "adv.safetensors")
+        export.write_images(
+            world.store, "linf", "d", "pgd", tmp_path / "nowhere" / "adv.safetensors"
+        )
     old = tmp_path / "out.csv"
     old.write_text("old")
     with pytest.raises(BenchError):
-        export.export_outcomes(world.store, "unknown", old)
+        export.write_outcomes(world.store, "unknown", old)
     assert old.read_text() == "old"
-    export.export_outcomes(world.store, "linf", old)
+    export.write_outcomes(world.store, "linf", old)
     assert sorted(p.name for p in tmp_path.glob("*out.csv*")) == ["out.csv"]

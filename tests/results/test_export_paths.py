@@ -53,7 +53,7 @@ def test_no_database_is_written_over(world: World, tmp_path: Path, place: Place)
     out = place(tmp_path)
     before = out.read_bytes()
     with pytest.raises(UnavailableError, match=rf"{out.name} is a database.*name another file"):
-        export.export_outcomes(world.store, "linf", out)
+        export.write_outcomes(world.store, "linf", out)
     assert out.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 
@@ -63,7 +63,7 @@ def test_images_are_not_written_over_a_database(world: World, tmp_path: Path) ->
     world.attack("pgd")
     world.record(world.cell("d", "pgd"), outcomes(first(3, 6)), exact=adv)
     with pytest.raises(UnavailableError, match=r"bench\.db is a database"):
-        export.export_images(world.store, "linf", "d", "pgd", itself(tmp_path))
+        export.write_images(world.store, "linf", "d", "pgd", itself(tmp_path))
 
 
 @pytest.mark.parametrize("out", [".", "/", "", "..", "folder", "pipe", "a" * 300, "file/x"])
@@ -76,7 +76,7 @@ def test_what_is_no_file_is_refused_in_a_sentence(
     (tmp_path / "file").write_text("no folder")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UnavailableError, match=r"cannot be written .*name a file in a folder that"):
-        export.export_outcomes(world.store, "linf", Path(out))
+        export.write_outcomes(world.store, "linf", Path(out))
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "pipe").is_fifo()
 
@@ -84,5 +84,5 @@ def test_what_is_no_file_is_refused_in_a_sentence(
 def test_an_earlier_export_is_replaced(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("before")
-    assert export.export_outcomes(world.store, "linf", out).n == 6
+    assert export.write_outcomes(world.store, "linf", out).n == 6
     assert out.read_text().startswith("defense,attack")
