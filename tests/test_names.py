@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 ALLOWED = {
-    "main": "the entry point of a program, whichever it is",
+    "main": "the entry point of a program or page",
+    "app": "the application object of a program, as typer and streamlit call it",
 }
 """Names with one meaning in several modules -> the reason why they are defined more than once."""
 
