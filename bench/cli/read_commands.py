@@ -193,7 +193,10 @@ def export_images(
     from bench.store import Store
 
     with Store.open(database_url(db), read_only=True) as store:
-        print(exporter.write_images(store, threat, defense, attack, out, mode).sentence, file=sys.stderr)
+        print(
+            exporter.write_images(store, threat, defense, attack, out, mode).sentence,
+            file=sys.stderr,
+        )
 
 
 def leaderboard(
