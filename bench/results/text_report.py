@@ -1,35 +1,31 @@
-"""The report for a terminal: figures as k of n with their interval, flags as words."""
+"""The report for a terminal: counts k/n with their interval, and gradient-masking warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
+
+from bench.results.text_table import BlockTable, TextColumn
 
 Json = Mapping[str, Any]
 
-
-GAP = "  "
-"""Between two columns: one for the padding, one for the box."""
-MODES = {"full": "mode full", "rank": "mode rank: later attacks meet only the survivors"}
+MODES = {"full": "mode full", "rank": "mode rank: later attacks run on the survivors only"}
+NO_FIGURE = ("missing", "skipped", "not applicable")
+"""States of a matrix cell that was not evaluated."""
 
 
 def text_report(report: Json) -> Group:
-    """What `report` gave, as tables: ranking, matrix, detectors and raised flags."""
-    flags = [(row["defense"], flag) for row in report["ranking"] for flag in row["flags"]]
-    raised = [(defense, flag) for defense, flag in flags if flag["state"] == "raised"]
+    """The JSON report as tables: ranking, matrix, detectors and warnings."""
+    checks = [(row["defense"], check) for row in report["ranking"] for check in row["flags"]]
+    warnings = [(defense, check) for defense, check in checks if check["state"] == "raised"]
     shown: list[RenderableType] = [_heading(report), ranking_table(report), matrix_table(report)]
-    shown += (
-        [detector_table(report)] if any(square["detection"] for square in report["matrix"]) else []
-    )
-    shown += [warning_table(raised)] if raised else []
+    if any(cell["detection"] for cell in report["matrix"]):
+        shown.append(detector_table(report))
+    if warnings:
+        shown.append(warning_table(warnings))
     return Group(*shown, *_notes(report["ranking"]))
 
 
@@ -38,19 +34,21 @@ def _heading(report: Json) -> Text:
     rules = f"{threat['set']['name']} {threat['set']['eps']} on {threat['dataset']}"
     return Text(
         f"{threat['name']}: {rules}, access {threat['access']}, {threat['goal']['kind']}, "
-        f"{examples['n']} examples, {MODES[report['mode']]}, digest {report['digest'][:12]}"
+        f"{examples['n']} examples, {MODES[report['mode']]}, digest {report['digest'][:12]}\n"
     )
 
 
-def ranking_table(report: Json) -> Table:
-    """One line a defense."""
-    table = _table(f"Ranking: {escape(report['threat']['name'])}")
-    battery = report.get("suite")
-    for name in [*_COLUMNS, *([battery["name"]] if battery else [])]:
-        justify: JustifyMethod = "left" if name in _LEFT else "right"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in _WORDS)
-    for row in report["ranking"]:
-        cells = (
+def ranking_table(report: Json) -> BlockTable:
+    """One row per defense."""
+    suite = report.get("suite")
+    columns = (
+        TextColumn("Rank"), TextColumn("Defense", "left"), TextColumn("Clean"),
+        TextColumn("Required"), TextColumn("Robust"), TextColumn("95 %"),
+        TextColumn("Strongest", "left"), TextColumn("Done"), TextColumn("Verdict", "left"),
+        *([TextColumn(suite["name"])] if suite else []),
+    )  # fmt: skip
+    rows = [
+        (
             _rank(row),
             row["defense"],
             count_text(row["clean"]),
@@ -60,124 +58,66 @@ def ranking_table(report: Json) -> Table:
             row["strongest"] or "-",
             coverage_text(row),
             _verdict(row),
-            *([_together(row["suite"])] if battery else []),
+            *([_suite_figure(row["suite"])] if suite else []),
         )
-        table.add_row(*map(escape, cells))
-    return table
-
-
-_COLUMNS = (
-    "Rank", "Defense", "Clean", "Required", "Robust", "95 %", "Strongest", "Done", "Verdict",
-)  # fmt: skip
-_LEFT = ("Defense", "Strongest", "Verdict")
-_WORDS = ("Strongest", "Verdict")
-
-
-UNMET = ("missing", "skipped", "not applicable")
-"""States of a square that nobody has played."""
+        for row in report["ranking"]
+    ]
+    return BlockTable(f"Ranking under {report['threat']['name']}", columns, rows, keys=2)
 
 
 def matrix_table(report: Json) -> Group:
-    """Right after each attack, of n; states where there is no figure.
+    """Unbroken examples of n after each attack, or the state of a cell without a figure.
 
-    In rank mode of those it met, the attacks in the order in which they came. Attacks that nobody
-    met are left out, and the longer list of names stands in lines.
+    In rank mode n is the survivors of the attacks before, and the attacks are in the order in which
+    they ran. Attacks that were run on no defense are left out, and the longer list of names is in
+    rows.
     """
-    squares = {(one["defense"], one["attack"]): one for one in report["matrix"]}
-    every = list(dict.fromkeys(attack for _, attack in squares))
-    cascade = report["mode"] == "rank"
-    results = {attack for (_, attack), one in squares.items() if one["state"] not in UNMET}
-    attacks = [name for name in every if name in results] or every
-    shown = {pair: _square(one) for pair, one in squares.items()}
+    cells = {(cell["defense"], cell["attack"]): cell for cell in report["matrix"]}
+    every = list(dict.fromkeys(attack for _, attack in cells))
+    done = {attack for (_, attack), cell in cells.items() if cell["state"] not in NO_FIGURE}
+    attacks = [name for name in every if name in done] or every
     defenses = [row["defense"] for row in report["ranking"]]
-    title = "Right after each attack" + ", of the survivors it met" * cascade
+    of_survivors = ", of the survivors it ran on" if report["mode"] == "rank" else ""
+    title = f"Robust examples by attack{of_survivors}"
     if len(attacks) > len(defenses):
-        lines = {attack: [shown[name, attack] for name in defenses] for attack in attacks}
-        return Group(Folded(title, ("Attack", *defenses), lines), *_left_out(every, attacks))
-    lines = {name: [shown[name, attack] for attack in attacks] for name in defenses}
-    return Group(Folded(title, ("Defense", *attacks), lines), *_left_out(every, attacks))
+        rows = [(a, *(_figure(cells[d, a]) for d in defenses)) for a in attacks]
+        columns = [TextColumn("Attack", "left"), *map(TextColumn, defenses)]
+    else:
+        rows = [(d, *(_figure(cells[d, a]) for a in attacks)) for d in defenses]
+        columns = [TextColumn("Defense", "left"), *map(TextColumn, attacks)]
+    return Group(BlockTable(title, columns, rows), *_left_out(every, attacks))
 
 
 def _left_out(every: Sequence[str], shown: Sequence[str]) -> list[Text]:
     left = len(every) - len(shown)
     noun = "attack" if left == 1 else "attacks"
-    return [Text(f"Left out: {left} {noun} that no defense has met.")] if left else []
+    return [Text(f"Left out: {left} {noun} that no defense was evaluated with.")] if left else []
 
 
-@dataclass(frozen=True)
-class Folded:
-    """A table that goes on in another block where the screen is too narrow for its columns."""
-
-    title: str
-    names: Sequence[str]
-    """The heads of the columns; the first heads the lines and stands in each block."""
-    lines: Mapping[str, Sequence[str]]
-
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """The blocks, one below the other."""
-        head, *widths = self._widths(options.max_width // 2 - len(GAP))
-        for number, block in enumerate(_blocks(widths, options.max_width - head - len(GAP))):
-            table = _table(self.title if number == 0 else f"{self.title}, continued")
-            table.add_column(self.names[0], width=head, overflow="fold")
-            for at in block:
-                name = escape(self.names[1 + at])
-                table.add_column(name, width=widths[at], justify="right", overflow="fold")
-            for name, cells in self.lines.items():
-                table.add_row(escape(name), *(escape(cells[at]) for at in block))
-            yield table
-
-    def _widths(self, most: int) -> list[int]:
-        """What each column asks for, cut where it is more than half of the screen."""
-        columns = zip(*([name, *cells] for name, cells in self.lines.items()), strict=True)
-        return [
-            min(most, max(map(cell_len, (name, *column))))
-            for name, column in zip(self.names, columns, strict=True)
-        ]
-
-
-def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
-    """Columns by number, as many in a block as there is room for, one at least."""
-    blocks: list[list[int]] = []
-    left = 0
-    for at, width in enumerate(widths):
-        left -= width + len(GAP)
-        if left < 0 or not blocks:
-            blocks.append([])
-            left = room - width - len(GAP)
-        blocks[-1].append(at)
-    return blocks
-
-
-def detector_table(report: Json) -> Table:
-    """What each detector rejects of clean images and of what each attack brought."""
+def detector_table(report: Json) -> BlockTable:
+    """Rejected clean images, and rejected, fooled and accepted images of each attack."""
     clean = {row["defense"]: row["rejects"]["clean"] for row in report["ranking"] if row["rejects"]}
-    table = _table("Detectors: images rejected, and what got past")
-    for name in ("Defense", "Attack", "AUC", "Clean", "Attacked", "Fooled", "Fooled, accepted"):
-        table.add_column(name, justify="left" if name in ("Defense", "Attack") else "right")
-    for square in report["matrix"]:
-        if found := square["detection"]:
-            name, counts = square["defense"], (found["rejected"], found["fooled"], found["passed"])
-            told = (count_text(clean[name]), *map(count_text, counts))
-            table.add_row(*map(escape, (name, square["attack"], f"{found['auc']:.3f}", *told)))
-    return table
+    names = ("AUC", "Clean", "Attacked", "Fooled", "Fooled, accepted")
+    keys = (TextColumn("Defense", "left"), TextColumn("Attack", "left"))
+    rows = []
+    for cell in report["matrix"]:
+        if found := cell["detection"]:
+            counts = (clean[cell["defense"]], found["rejected"], found["fooled"], found["passed"])
+            figures = (f"{found['auc']:.3f}", *map(count_text, counts))
+            rows.append((cell["defense"], cell["attack"], *figures))
+    title = "Detectors: images rejected, and adversarial images accepted"
+    return BlockTable(title, (*keys, *map(TextColumn, names)), rows, keys=2)
 
 
-def warning_table(raised: Iterable[tuple[str, Json]]) -> Table:
-    """The raised flags with their sentences."""
-    table = _table("Raised flags")
-    for name in ("Defense", "Flag", "Evidence"):
-        table.add_column(name, overflow="fold")
-    for defense, flag in raised:
-        table.add_row(*map(escape, (defense, flag["name"], flag["evidence"])))
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def warning_table(warnings: Iterable[tuple[str, Json]]) -> BlockTable:
+    """The gradient-masking warnings of each defense with their evidence."""
+    columns = [TextColumn(name, "left") for name in ("Defense", "Check", "Evidence")]
+    rows = [(defense, check["name"], check["evidence"]) for defense, check in warnings]
+    return BlockTable("Gradient-masking warnings", columns, rows, keys=2)
 
 
 def count_text(count: Json) -> str:
-    """k/n."""
+    """A count as k/n."""
     return f"{count['k']}/{count['n']}"
 
 
@@ -186,13 +126,13 @@ def _known(count: Json) -> str:
 
 
 def coverage_text(row: Json) -> str:
-    """How many of the required attacks are done, and how many others."""
+    """Required attacks done, of those required, and other attacks done."""
     further = f" + {row['further']}" if row["further"] else ""
     return f"{row['coverage']['done']}/{row['coverage']['required']}{further}"
 
 
 def interval_text(count: Json) -> str:
-    """In percent, with no more decimals than n supports."""
+    """The interval in percent; two decimals from 10,000 examples on, else one."""
     decimals = 1 if count["n"] < 10_000 else 2
     return f"{100 * count['low']:.{decimals}f}-{100 * count['high']:.{decimals}f}"
 
@@ -205,25 +145,25 @@ def _rank(row: Json) -> str:
 
 
 def _verdict(row: Json) -> str:
-    """The verdict, how many flags are raised, and how many were tested at all."""
-    raised = sum(flag["state"] == "raised" for flag in row["flags"])
-    tested = sum(flag["state"] != "not tested" for flag in row["flags"])
-    return f"{row['verdict']} {raised}/{tested}"
+    """The verdict, and the number of warnings of all checks that were tested."""
+    warnings = sum(check["state"] == "raised" for check in row["flags"])
+    tested = sum(check["state"] != "not tested" for check in row["flags"])
+    return f"{row['verdict']} {warnings}/{tested}"
 
 
-def _together(found: Json) -> str:
-    """The figure over a suite's battery; without one, how much of it is done."""
+def _suite_figure(found: Json) -> str:
+    """The count over the attacks of a suite; until all are done, how many are."""
     if found["robust"] is None:
         return f"{found['done']} of {found['attacks']} done"
-    return count_text(found["robust"]) if found["robust"]["n"] else "not told apart"
+    return count_text(found["robust"]) if found["robust"]["n"] else "undecided"
 
 
-def _square(square: Json) -> str:
-    return count_text(square["robust"]) if square["robust"] else str(square["state"])
+def _figure(cell: Json) -> str:
+    return count_text(cell["robust"]) if cell["robust"] else str(cell["state"])
 
 
 def _notes(rows: Iterable[Json]) -> list[Text]:
-    """Each note once, with the entries it is about."""
+    """Each note once, after the defenses that it is about."""
     about: dict[str, list[str]] = {}
     for row in rows:
         if row["note"]:

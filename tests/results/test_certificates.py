@@ -8,7 +8,7 @@ import pytest
 from bench.results.defense_report import defense_report
 from bench.results.leaderboards import find_leaderboard
 from tests.fixtures.small_store import World, first
-from tests.results.boards import ALL, NONE, certify, enter, flag_of, rows_of
+from tests.results.small_results import ALL, NONE, certify, enter, flag_of, rows_of
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -21,16 +21,16 @@ from bench.core.cards import AttackCard, Claim, ThreatCard
 from bench.core.errors import BenchError
 from bench.core.outcomes import KeptImage
 from bench.registry.registry import Registry
-from bench.results.defense_report import defense_report, accuracy_curve
+from bench.results.defense_report import accuracy_curve, defense_report
 from bench.results.json_report import json_report
 from bench.results.leaderboards import find_leaderboard
-from bench.results.masking_checks import uses_gradients, samples_blindly
+from bench.results.masking_checks import samples_blindly, uses_gradients
 from bench.results.ranking import load_ranking
 from bench.results.text_report import text_report
 from bench.store import EvidenceRow, Store
 from leaderboard import words
 from tests.fixtures.small_store import Bits, World, first, outcomes, some
-from tests.results.boards import ALL, NONE, certify, enter, rows_of, small
+from tests.results.small_results import ALL, NONE, certify, enter, rows_of, small
 
 # Claims.
 
@@ -80,7 +80,7 @@ def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
     world.play("d", "pgd", first(300))
     claim = rows_of(world)["d"].claim
     assert claim is not None and claim.verdict == "holds"
-    (text,) = [text for title, text in words.method() if title == "Claims"]
+    (text,) = [text for title, text in words.method_sections() if title == "Claims"]
     assert "unless the whole interval lies below it" in text
 
 

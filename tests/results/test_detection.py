@@ -30,6 +30,7 @@ from bench.results.ranking import load_ranking
 from bench.results.text_report import text_report
 from bench.store import Store
 from tests.fixtures.small_store import World, outcomes, some
+from tests.results.small_results import matrix_of, ranking_of
 
 N = 20
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
@@ -88,7 +89,7 @@ def attacked(world: World) -> None:
 
 def test_each_attack_has_its_counts_and_its_area(world: World) -> None:
     attacked(world)
-    (square,) = load_matrix(world.store, find_leaderboard(world.store, None))
+    (square,) = matrix_of(world.store, None)
     found = square.detection
     assert found is not None
     # Two are left out: they were wrong and accepted as they came, so nothing was attacked.
@@ -101,7 +102,7 @@ def test_each_attack_has_its_counts_and_its_area(world: World) -> None:
 
 def test_a_row_says_what_the_detector_does_to_clean_images(world: World) -> None:
     attacked(world)
-    (row,) = load_ranking(world.store, find_leaderboard(world.store, None))
+    (row,) = ranking_of(world.store, None)
     assert row.rejects is not None and row.rejects.declared == 0.05
     assert (row.rejects.clean.k, row.rejects.clean.n) == (2, N)
     assert (row.clean.k, row.robust.k) == (16, 10)
@@ -114,10 +115,7 @@ def test_nobody_without_a_detector_owes_an_attack_on_detectors(world: World) -> 
     world.clean("plain", ~some(N, 0))
     world.play("plain", "pgd", some(N, 0, 1))
     attacked(world)
-    rows = {
-        row.defense: row.coverage
-        for row in load_ranking(world.store, find_leaderboard(world.store, None))
-    }
+    rows = {row.defense: row.coverage for row in ranking_of(world.store, None)}
     assert (rows["plain"].done, rows["plain"].required) == (1, 1)
     assert (rows["d"].done, rows["d"].required) == (1, 2)
 

@@ -19,6 +19,7 @@ from bench.results.leaderboards import find_leaderboard, leaderboards
 from bench.results.ranking import load_ranking
 from bench.store import CertificateRow, Store
 from tests.fixtures.small_store import World, first, some
+from tests.results.small_results import ranking_of
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def world(store: Store) -> World:
 def test_a_guest_stands_on_the_large_board_with_its_own_n_and_without_a_rank(
     store: Store, world: World
 ) -> None:
-    plain, costly = load_ranking(store, find_leaderboard(store, "linf"))
+    plain, costly = ranking_of(store, "linf")
     assert (plain.defense, plain.rank and plain.rank.best, plain.low_n) == ("plain", 1, False)
     assert (plain.robust.k, plain.robust.n) == (400, 600)
     assert (costly.defense, costly.rank, costly.low_n) == ("costly", None, True)
@@ -68,9 +69,7 @@ def test_report_and_page_read_a_guest(store: Store, world: World) -> None:
 def test_a_costly_defense_that_met_all_examples_is_no_guest(store: Store, world: World) -> None:
     world.clean("costly", first(600))
     world.play("costly", "pgd", some(600, *range(50)))
-    row = next(
-        row for row in load_ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
-    )
+    row = next(row for row in ranking_of(store, "linf") if row.defense == "costly")
     assert (row.robust.k, row.robust.n) == (550, 600)
     assert row.rank is not None
 
@@ -82,9 +81,7 @@ def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world:
     whose = ("costly", digest, "prover", world.digests["certifier", "prover"])
     found = CertificateRow(*whose, exact=False, certified=proved)
     store.record_certificate(world.threats["linf"], "the first few", found)
-    row = next(
-        row for row in load_ranking(store, find_leaderboard(store, "linf")) if row.defense == "costly"
-    )
+    row = next(row for row in ranking_of(store, "linf") if row.defense == "costly")
     assert row.certified is not None
     assert (row.certified.count.k, row.certified.count.n) == (2, FEW_EXAMPLES)
     crossed = next(flag for flag in row.flags if flag.name == "soundness-error")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.results.masking_checks import MaskingCheck, tolerated_count, paired_error
+from bench.results.masking_checks import MaskingCheck, paired_error, tolerated_count
 from bench.results.verdicts import verdict
 from bench.store import EvidenceRow
 from tests.fixtures.small_store import World, first, some
-from tests.results.boards import ALL, NONE, enter, flag_of, rows_of
+from tests.results.small_results import ALL, NONE, enter, flag_of, rows_of
 
 
 def test_one_step_that_beats_many_is_raised_with_its_numbers(world: World) -> None:

@@ -6,21 +6,16 @@ import numpy as np
 import pytest
 
 from bench.core.cells import CellState, Culprit, Failure
-from bench.results.leaderboards import find_leaderboard
-from bench.results.matrix import load_matrix
-from bench.results.ranking import load_ranking
 from bench.store import Store
 from tests.fixtures.small_store import World, first
-from tests.results.boards import ALL, NONE, enter, rows_of
+from tests.results.small_results import ALL, NONE, enter, matrix_of, ranking_of, rows_of
 
 
 def test_ranks_are_ranges_from_paired_tests(world: World) -> None:
     enter(world, "strong", ALL, NONE, first(100))
     enter(world, "peer", ALL, NONE, first(103))
     enter(world, "weak", ALL, NONE, first(400))
-    found = [
-        (row.defense, row.rank) for row in load_ranking(world.store, find_leaderboard(world.store, None))
-    ]
+    found = [(row.defense, row.rank) for row in ranking_of(world.store, None)]
     assert found == [("strong", (1, 2, 1)), ("peer", (1, 2, 1)), ("weak", (3, 3, 2))]
 
 
@@ -29,9 +24,7 @@ def test_a_row_knows_how_many_others_it_is_tied_with(world: World) -> None:
     enter(world, "peer", ALL, NONE, first(103))
     enter(world, "weak", ALL, NONE, first(400))
     enter(world, "part", ALL, NONE)
-    found = {
-        row.defense: row.tied for row in load_ranking(world.store, find_leaderboard(world.store, None))
-    }
+    found = {row.defense: row.tied for row in ranking_of(world.store, None)}
     assert found == {"strong": 1, "peer": 1, "weak": 0, "part": 0}
 
 
@@ -41,7 +34,7 @@ def test_an_attack_that_one_entry_alone_met_moves_nobody(world: World) -> None:
     enter(world, "less", ALL, NONE, first(103))
     world.attack("extra")
     world.play("more", "extra", first(400))
-    more, less = load_ranking(world.store, find_leaderboard(world.store, None))
+    more, less = ranking_of(world.store, None)
     assert (more.defense, more.rank, less.rank) == ("more", (1, 2, 1), (1, 2, 1))
     assert (more.robust_required.k, more.robust.k, less.robust.k) == (500, 200, 497)
     assert (more.coverage, more.further, less.further) == (less.coverage, 1, 0)
@@ -55,7 +48,7 @@ def test_an_entry_that_no_required_attack_applies_to_is_compared_with_nobody(wor
         world.plan(world.cell("spared", attack), CellState.NOT_APPLICABLE, "Nothing to climb.")
     world.attack("extra")
     world.play("spared", "extra", first(20))
-    whole, spared = load_ranking(world.store, find_leaderboard(world.store, None))
+    whole, spared = ranking_of(world.store, None)
     assert (whole.defense, whole.rank, spared.rank) == ("whole", (1, 1, 1), None)
     assert "No required attack applies" in spared.note
 
@@ -69,7 +62,7 @@ def test_a_cascade_that_cannot_tell_the_required_attacks_alone_ranks_nobody(worl
     before = world.play("unknown", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
     world.play("unknown", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
-    known, unknown = load_ranking(world.store, find_leaderboard(world.store, None, "rank"))
+    known, unknown = ranking_of(world.store, None, "rank")
     assert (known.defense, known.rank, unknown.rank) == ("known", (1, 1, 1), None)
     assert "before a required one ran on them" in unknown.note
 
@@ -77,7 +70,7 @@ def test_a_cascade_that_cannot_tell_the_required_attacks_alone_ranks_nobody(worl
 def test_an_entry_without_a_required_attack_is_provisional_and_moves_nobody(world: World) -> None:
     enter(world, "whole", ALL, first(100), first(300))
     enter(world, "part", ALL, first(100))
-    whole, part = load_ranking(world.store, find_leaderboard(world.store, None))
+    whole, part = ranking_of(world.store, None)
     assert (whole.defense, whole.rank, whole.provisional) == ("whole", (1, 1, 1), False)
     assert (part.rank, part.provisional, part.coverage.done, part.coverage.required) == (
         None,
@@ -94,9 +87,7 @@ def test_what_is_skipped_or_missing_is_never_a_figure(world: World, state: CellS
     world.plan(world.cell("d", "pgd"), state, "No time.")
     row = rows_of(world)["d"]
     assert (row.rank, row.robust.k) == (None, 500)
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
     assert (square.state, square.reason, square.robust) == (str(state), "No time.", None)
 
 
@@ -107,9 +98,7 @@ def test_a_failed_cell_has_its_reason_and_no_figure(world: World) -> None:
     lease = world.store.lease(cell.key, "away@another-host")
     assert lease is not None
     world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
     assert (square.state, square.reason, square.robust) == ("failed", "It divided by zero.", None)
     assert rows_of(world)["d"].provisional
 
@@ -151,7 +140,7 @@ def test_with_few_examples_nobody_is_ranked(store: Store) -> None:
     world.defense("part")
     world.clean("part", first(499, 499))
     world.plan(world.cell("part", "pgd"))
-    good, bad, part = load_ranking(store, find_leaderboard(store, None))
+    good, bad, part = ranking_of(store, None)
     assert [row.defense for row in (good, bad, part)] == ["good", "bad", "part"]
     assert good.low_n and not good.provisional and part.provisional
     assert (good.rank, bad.rank, part.rank) == (None, None, None)
@@ -166,7 +155,7 @@ def test_five_hundred_examples_are_enough_for_a_first_place(store: Store) -> Non
     world.defense("d")
     world.clean("d", first(500, 500))
     world.play("d", "pgd", first(50, 500))
-    (row,) = load_ranking(store, find_leaderboard(store, None))
+    (row,) = ranking_of(store, None)
     assert (row.rank, row.low_n, row.note) == ((1, 1, 1), False, "")
 
 

@@ -16,11 +16,12 @@ from bench.results.json_report import json_report
 from bench.results.leaderboards import find_leaderboard, leaderboards
 from bench.results.matrix import load_matrix
 from bench.results.ranking import load_ranking
+from bench.results.text_table import BlockTable
 from bench.store import Store
 from bench.threats.suites import Suite
-from leaderboard import plots, words
+from leaderboard import chart_rows, words
 from tests.fixtures.small_store import Bits, World, first, outcomes, some
-from tests.results.boards import ALL, NONE, enter, rows_of
+from tests.results.small_results import ALL, NONE, enter, matrix_of, ranking_of, rows_of
 
 
 def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(world: World) -> None:
@@ -28,9 +29,7 @@ def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(worl
     row = rows_of(world)["d"]
     assert (row.clean.k, row.robust.k, row.robust.n) == (500, 496, 600)
     assert row.strongest == "pgd"
-    alone = [
-        s.robust and s.robust.k for s in load_matrix(world.store, find_leaderboard(world.store, None))
-    ]
+    alone = [s.robust and s.robust.k for s in matrix_of(world.store, None)]
     assert alone == [498, 497]
 
 
@@ -61,10 +60,7 @@ def test_a_cascade_has_no_eight_bit_figure(world: World) -> None:
     world.record(fgsm := world.cell("d", "fgsm", mode="rank"), whole["fgsm"])
     left = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(50, 400), items=left, mode="rank", before=fgsm.key)
-    told = [
-        load_ranking(world.store, find_leaderboard(world.store, None, mode))[0]
-        for mode in ("full", "rank")
-    ]
+    told = [ranking_of(world.store, None, mode)[0] for mode in ("full", "rank")]
     assert [row.robust.k for row in told] == [350, 350]
     assert [(row.robust_8bit.k, row.robust_8bit.n) for row in told] == [(350, 600), (0, 0)]
 
@@ -93,9 +89,7 @@ def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
     world.defense("e", version="2")
     assert list(rows_of(world)) == ["d"]
     assert rows_of(world)["d"].robust.k == 600
-    assert {
-        square.attack for square in load_matrix(world.store, find_leaderboard(world.store, None))
-    } == {
+    assert {square.attack for square in matrix_of(world.store, None)} == {
         "fgsm",
         "pgd",
     }
@@ -113,22 +107,18 @@ def test_a_cell_played_with_what_has_changed_since_says_so(
         world.play("d", "pgd", first(300), protocol=99 if changed == "protocol" else PROTOCOL)
     if changed == "attack":
         world.attack("pgd", version="2")
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
     assert (square.state, square.robust) == ("missing", None)
     assert said in square.reason
     assert ("older version" in square.reason) == (changed != "nothing")
-    assert "planned" not in words.STATE_MEANS["missing"]
+    assert "planned" not in words.STATE_EXPLANATIONS["missing"]
 
 
 def test_a_cell_of_an_older_defense_says_so(world: World) -> None:
     enter(world, "d", ALL, NONE, NONE)
     world.defense("d", version="2")
     world.play("d", "fgsm", NONE)
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, None)) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
     assert "an older version of the defense" in square.reason
 
 
@@ -193,9 +183,7 @@ def test_all_seeds_of_an_attack_are_one_square(world: World) -> None:
     enter(world, "d", ALL, NONE)
     world.play("d", "pgd", some(600, 1), seed=0)
     world.play("d", "pgd", some(600, 2), seed=1)
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
     assert square.robust is not None
     assert (square.robust.k, square.gradients, square.seconds) == (598, 2400, 1.0)
 
@@ -211,12 +199,10 @@ def test_costs_are_those_of_the_seeds_that_have_a_figure(world: World) -> None:
     half = Outcomes._make(column[:300] for column in outcomes(NONE))
     world.store.record(lease, Chunk(half, 7.0))
     world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
     assert (square.state, square.items, square.items_done) == ("done", 600, 600)
     assert (square.forwards, square.gradients, square.seconds) == (1800, 1200, 0.5)
-    told = {name: metric.value(square) for name, metric in plots.FULL_MODE_METRICS.items()}
+    told = {name: metric.value(square) for name, metric in chart_rows.FULL_MODE_METRICS.items()}
     assert told["gradients an example"] == 2
     assert told["forward passes an example"] == 3
     assert told["seconds an example"] == 0.5 / 600
@@ -226,9 +212,7 @@ def test_what_no_seed_has_finished_counts_all_of_them(world: World) -> None:
     enter(world, "d", ALL, NONE)
     for seed in (0, 1):
         world.plan(world.cell("d", "pgd", seed=seed))
-    (square,) = [
-        s for s in load_matrix(world.store, find_leaderboard(world.store, "linf")) if s.attack == "pgd"
-    ]
+    (square,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
     assert (square.state, square.items, square.forwards) == ("missing", 1200, None)
 
 
@@ -293,10 +277,10 @@ def test_a_cascade_tells_apart_only_what_it_can(world: World) -> None:
     before = world.play("d", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
     world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
-    (row,) = load_ranking(world.store, find_leaderboard(world.store, None, "rank"))
+    (row,) = ranking_of(world.store, None, "rank")
     assert (row.robust.k, row.robust_required.n) == (300, 0)
     world.play("d", "pgd", first(250), mode="rank")
-    (row,) = load_ranking(world.store, find_leaderboard(world.store, None, "rank"))
+    (row,) = ranking_of(world.store, None, "rank")
     assert (row.robust.k, row.robust_required.k, row.robust_required.n) == (300, 300, 600)
 
 
@@ -320,10 +304,10 @@ def test_attacks_of_a_cascade_stand_in_the_order_in_which_they_came(world: World
     board = find_leaderboard(world.store, None, "rank")
     came = ["fgsm", "pgd", "bim", "joint"]
     assert [s.attack for s in load_matrix(world.store, board)] == came + came
-    assert plots.attack_columns(board, load_matrix(world.store, board)) == came
+    assert chart_rows.attack_columns(board, load_matrix(world.store, board)) == came
     shown = text_report.matrix_table(json_report(world.store, None, "rank")).renderables[0]
-    assert isinstance(shown, text_report.Folded)
-    assert list(shown.lines) == [name for name in came if name != "joint"], "nobody met it"
+    assert isinstance(shown, BlockTable)
+    assert [row[0] for row in shown.rows] == ["fgsm", "pgd", "bim"], "joint was not evaluated"
 
 
 def test_cascades_that_contradict_each_other_have_an_order_too(world: World) -> None:

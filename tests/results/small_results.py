@@ -1,4 +1,4 @@
-"""Boards with outcomes made by hand."""
+"""Leaderboards with outcomes made by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.results.leaderboards import find_leaderboard
 from bench.results.masking_checks import MaskingCheck
+from bench.results.matrix import MatrixCell, load_matrix
 from bench.results.ranking import RankingRow, load_ranking
-from bench.store import CertificateRow, Store
 from tests.fixtures.small_store import Bits, World, first
 
 ALL = first(600)
@@ -36,8 +36,18 @@ def enter(world: World, name: str, right: Bits, *broken: Bits) -> None:
         world.play(name, attack, bits)
 
 
+def ranking_of(store: Store, threat: str | None = None, mode: str = "full") -> list[RankingRow]:
+    """The ranking of the first leaderboard, or of a threat model's."""
+    return load_ranking(store, find_leaderboard(store, threat, mode))
+
+
+def matrix_of(store: Store, threat: str | None = None, mode: str = "full") -> list[MatrixCell]:
+    """The matrix of the first leaderboard, or of a threat model's."""
+    return load_matrix(store, find_leaderboard(store, threat, mode))
+
+
 def rows_of(world: World, threat: str = "linf") -> dict[str, RankingRow]:
-    return {row.defense: row for row in load_ranking(world.store, find_leaderboard(world.store, threat))}
+    return {row.defense: row for row in ranking_of(world.store, threat)}
 
 
 def flag_of(world: World, name: str, defense: str = "d", threat: str = "linf") -> MaskingCheck:
@@ -45,7 +55,7 @@ def flag_of(world: World, name: str, defense: str = "d", threat: str = "linf") -
 
 
 def certify(world: World, bits: Bits, certifier: str = "linear", *, exact: bool = True) -> None:
-    """A certifier that was not declared is; the proof is by its source as declared."""
+    """Record a certificate for defense `d`; a certifier without a card gets one."""
     if ("certifier", certifier) not in world.digests:
         world.certifier(certifier)
     whose = ("d", world.digests["defense", "d"], certifier, world.digests["certifier", certifier])
