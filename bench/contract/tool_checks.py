@@ -114,8 +114,8 @@ def evidence_is_a_finding_and_a_sentence(fixture: ToolFixture) -> str:
 def honest_models_raise_no_flag(fixture: ToolFixture) -> str:
     """There is no warning on a linear model, which hides nothing."""
     found = fixture.examined()
-    raised = found.finding is Finding.RAISED
-    return f"there is a warning on a linear model: {found.sentence}" if raised else ""
+    warned = found.finding is Finding.WARNING
+    return f"there is a warning on a linear model: {found.sentence}" if warned else ""
 
 
 def looking_is_repeatable(fixture: ToolFixture) -> str:

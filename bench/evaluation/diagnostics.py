@@ -37,7 +37,8 @@ def run_diagnostics(
             finding, sentence = Finding.NOT_TESTED, f"It failed: {failure_of(error).reason}"
             listener(RunNotice(f"{name} gives no finding for {built.defense.name}. {sentence}"))
         names = (built.defense.name, built.digest, built.examples.digest)
-        store.record_evidence(*names, EvidenceRow(name, str(finding), sentence, registration.source))
+        row = EvidenceRow(name, str(finding), sentence, registration.source)
+        store.record_evidence(*names, row)
 
 
 def evidence_of(diagnostic: Diagnostic, built: BuiltDefense) -> Evidence:

@@ -13,10 +13,10 @@ from bench.plugin.defense import Defense
 class Finding(StrEnum):
     """The result of a diagnostic."""
 
-    RAISED = "raised"
-    """Warning: the evidence speaks for masked gradients or cheating."""
-    CLEAR = "clear"
-    """Passed."""
+    WARNING = "raised"
+    """The evidence speaks for masked gradients or cheating."""
+    PASSED = "clear"
+    """It does not."""
     NOT_TESTED = "not tested"
     """The test does not apply to this defense."""
 

@@ -57,18 +57,18 @@ EXAMINATIONS = 0
 def changing_evidence(*args: Any) -> Evidence:
     global EXAMINATIONS
     EXAMINATIONS += 1
-    return Evidence(Finding.CLEAR, f"look {EXAMINATIONS}.")
+    return Evidence(Finding.PASSED, f"look {EXAMINATIONS}.")
 
 
 def seeding(*args: Any) -> Evidence:
     torch.manual_seed(0)
-    return Evidence(Finding.CLEAR, "all is well.")
+    return Evidence(Finding.PASSED, "all is well.")
 
 
 DIAGNOSTICS: list[tuple[str, Callable[..., Any]]] = [
     ("evidence-is-a-finding-and-a-sentence", lambda *args: True),
-    ("evidence-is-a-finding-and-a-sentence", lambda *args: Evidence(Finding.CLEAR, " ")),
-    ("honest-models-raise-no-flag", lambda *args: Evidence(Finding.RAISED, "guilty.")),
+    ("evidence-is-a-finding-and-a-sentence", lambda *args: Evidence(Finding.PASSED, " ")),
+    ("honest-models-raise-no-flag", lambda *args: Evidence(Finding.WARNING, "guilty.")),
     ("looking-is-repeatable", changing_evidence),
     ("model-is-left-alone", seeding),
 ]

@@ -173,7 +173,7 @@ def test_the_certificate_of_the_linear_model_is_exact(
 @pytest.mark.row("F04", "D33")
 @pytest.mark.parametrize("name", ["bit-depth", "argmax-only"])
 def test_hidden_gradients_are_flagged(defenses: TrainedDefenses, name: str) -> None:
-    assert examine(defenses, ZeroGradients(), name).finding is Finding.RAISED
+    assert examine(defenses, ZeroGradients(), name).finding is Finding.WARNING
 
 
 def every(defenses: TrainedDefenses) -> dict[str, Diagnostic]:
@@ -200,4 +200,4 @@ def test_no_defense_without_masking_is_flagged(
     defenses: TrainedDefenses, name: str, diagnostic: str
 ) -> None:
     evidence = examine(defenses, every(defenses)[diagnostic], name)
-    assert evidence.finding is Finding.CLEAR, evidence.sentence
+    assert evidence.finding is Finding.PASSED, evidence.sentence

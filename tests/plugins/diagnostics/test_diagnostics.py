@@ -157,7 +157,7 @@ def test_an_ordinary_model_passes(
     diagnostic: Diagnostic, build: Callable[[tuple[int, int, int], int], nn.Module]
 ) -> None:
     evidence = examine(diagnostic, ordinary(build))
-    assert evidence.finding is Finding.CLEAR, evidence.sentence
+    assert evidence.finding is Finding.PASSED, evidence.sentence
     assert evidence.sentence.endswith(".")
 
 
@@ -191,7 +191,7 @@ FAKE_NAMES = [
 @pytest.mark.parametrize(("diagnostic", "fake"), FAKES, ids=FAKE_NAMES)
 def test_a_planted_fake_is_raised(diagnostic: Diagnostic, fake: Callable[[], nn.Module]) -> None:
     evidence = examine(diagnostic, fake())
-    assert evidence.finding is Finding.RAISED, evidence.sentence
+    assert evidence.finding is Finding.WARNING, evidence.sentence
     assert evidence.sentence.endswith(".")
 
 
@@ -200,7 +200,7 @@ def test_the_bpda_approximation_is_not_queried_but_named() -> None:
     slope = PreprocessedModel(ordinary(), straight_through(three_bits))
     declared = Defense("mine", lambda loader: module, bpda=lambda loader: slope)
     evidence = examine(ZeroGradients(), module, declared)
-    assert evidence.finding is Finding.RAISED
+    assert evidence.finding is Finding.WARNING
     assert "declared bpda" in evidence.sentence
     assert "32 of 32" in evidence.sentence
 
@@ -215,13 +215,13 @@ def test_one_percent_of_zero_gradients_is_the_limit() -> None:
             model, x, torch.zeros(200).long(), Defense("mine", lambda loader: model)
         )
 
-    assert some(2).finding is Finding.CLEAR
-    assert some(3).finding is Finding.RAISED
+    assert some(2).finding is Finding.PASSED
+    assert some(3).finding is Finding.WARNING
 
 
 def test_a_gradient_on_one_pixel_is_not_zero() -> None:
     model = Then(lambda logits, images: images[:, 0, 0, :1] * torch.arange(1.0, 11.0))
-    assert examine(ZeroGradients(), model).finding is Finding.CLEAR
+    assert examine(ZeroGradients(), model).finding is Finding.PASSED
 
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=NAMES)
@@ -249,7 +249,7 @@ def test_all_queries_are_valid_images(diagnostic: Diagnostic) -> None:
 def test_logits_with_one_property_of_probabilities_pass(
     change: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    assert examine(Probabilities(), Then(change)).finding is Finding.CLEAR
+    assert examine(Probabilities(), Then(change)).finding is Finding.PASSED
 
 
 def test_constant_logits_are_not_tested() -> None:
@@ -259,8 +259,8 @@ def test_constant_logits_are_not_tested() -> None:
 
 def test_declared_randomness_must_be_observed() -> None:
     module, still = noisy(), ordinary()
-    assert examine(Deterministic(), module, random_defense(module)).finding is Finding.CLEAR
-    assert examine(Deterministic(), still, random_defense(still)).finding is Finding.RAISED
+    assert examine(Deterministic(), module, random_defense(module)).finding is Finding.PASSED
+    assert examine(Deterministic(), still, random_defense(still)).finding is Finding.WARNING
     for diagnostic in (GradientAgrees(), BatchIndependent()):
         assert examine(diagnostic, module, random_defense(module)).finding is Finding.NOT_TESTED
 
