@@ -26,7 +26,7 @@ LAST = ("random", "square", "boundary")
 among them longer variants of these."""
 
 
-def cascade_order(
+def in_cascade_order(
     attacks: Iterable[Attack], classes: int, required: Collection[str] = ()
 ) -> list[Attack]:
     """The attacks of one cascade: the required ones first, each part by expected cost.

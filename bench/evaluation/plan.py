@@ -87,8 +87,8 @@ def suite_attacks(selection: Selection, threat: ThreatModel) -> tuple[str, ...]:
     """The suite's attacks for a threat model; raises BenchError where it has none for it."""
     if not selection.suite:
         return ()
-    access = threat.access.name.lower()
-    return find_suite(selection.suite).attacks_for(threat.name, threat.ball.name, access, threat.goal.kind)
+    rules = (threat.ball.name, threat.access.name.lower(), threat.goal.kind)
+    return find_suite(selection.suite).attacks_for(threat.name, *rules)
 
 
 EMBEDDED_DATASET = "digits"
@@ -149,7 +149,7 @@ def selected_attacks(registry: Registry, selection: Selection, threat: ThreatMod
     if selection.mode == "full":
         return chosen
     classes = len(registry.find("dataset", threat.dataset).value.classes)
-    return cascade.cascade_order(chosen, classes, threat.required)
+    return cascade.in_cascade_order(chosen, classes, threat.required)
 
 
 def _suite_attacks(

@@ -51,7 +51,7 @@ def matrix_run(folder: Path, **changes: Any) -> MatrixRun:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
     """Both modes in one database, every adversarial image kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
@@ -85,8 +85,8 @@ def pairs(url: str | None) -> Iterator[tuple[Store, CellRow, CellRow]]:
             yield store, row, full[pair]
 
 
-def test_a_cascade_has_the_outcomes_and_images_of_full_mode(played: MatrixRun) -> None:
-    for store, rank, full in pairs(played.url):
+def test_a_cascade_has_the_outcomes_and_images_of_full_mode(finished: MatrixRun) -> None:
+    for store, rank, full in pairs(finished.url):
         mine, whole = store.outcomes(rank.key), store.outcomes(full.key)
         same = np.isin(whole.item, mine.item)
         for name in set(Outcomes._fields) - {"confidence"}:
@@ -97,10 +97,12 @@ def test_a_cascade_has_the_outcomes_and_images_of_full_mode(played: MatrixRun) -
             assert np.array_equal(images[1], others[1][np.isin(others[0], images[0])])
 
 
-def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: MatrixRun) -> None:
+def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(
+    finished: MatrixRun,
+) -> None:
     union: dict[tuple[str, str], set[int]] = {}
     spent = {"rank": 0, "full": 0}
-    for store, rank, full in pairs(played.url):
+    for store, rank, full in pairs(finished.url):
         for row in (rank, full):
             union.setdefault((row.cell.defense, row.cell.mode), set()).update(
                 broken(store.outcomes(row.key))
@@ -109,7 +111,7 @@ def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: 
     for name in SELECTION.defenses:
         assert union[name, "rank"] == union[name, "full"]
     assert spent["rank"] < 0.5 * spent["full"], spent
-    with Store.open(played.url, read_only=True) as store:
+    with Store.open(finished.url, read_only=True) as store:
         rows = [
             json_report.json_report(store, "digits-linf", mode)["ranking"]
             for mode in ("full", "rank")
@@ -120,9 +122,9 @@ def test_the_same_examples_are_broken_in_both_modes_for_fewer_gradients(played: 
 
 
 def test_each_cell_runs_on_exactly_the_examples_that_the_one_before_left_unbroken(
-    played: MatrixRun,
+    finished: MatrixRun,
 ) -> None:
-    with Store.open(played.url, read_only=True) as store:
+    with Store.open(finished.url, read_only=True) as store:
         rank = cells(store, "rank")
         for name in SELECTION.defenses:
             left, before = list(range(96)), ""
@@ -135,17 +137,17 @@ def test_each_cell_runs_on_exactly_the_examples_that_the_one_before_left_unbroke
 
 
 def test_the_integrity_check_compares_a_cell_with_the_one_before(
-    played: MatrixRun, tmp_path: Path
+    finished: MatrixRun, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.db"
-    with Store.open(played.url, read_only=True) as store:
+    with Store.open(finished.url, read_only=True) as store:
         assert store.check() == []
         rank = cells(store, "rank")
         store.backup(copy)
-    victim, other = rank["linear", "pgd"].key, rank["linear", "fgsm"].key
-    for value, sentence in ((other, "others than the survivors"), ("nobody", "is not there")):
+    changed, other = rank["linear", "pgd"].key, rank["linear", "fgsm"].key
+    for value, sentence in ((other, "other items than"), ("unknown", "missing or not done")):
         with closing(sqlite3.connect(copy)) as connection, connection:
-            connection.execute("UPDATE cells SET before = ? WHERE key = ?", (value, victim))
+            connection.execute("UPDATE cells SET before = ? WHERE key = ?", (value, changed))
         with Store.open(f"sqlite:///{copy}", read_only=True) as store:
             assert any(sentence in problem for problem in store.check())
 
@@ -154,24 +156,24 @@ def test_the_integrity_check_compares_a_cell_with_the_one_before(
     "changes", [{"batch": 7}, pytest.param({"workers": 2}, marks=pytest.mark.slow)]
 )
 def test_batch_and_workers_change_no_verdict(
-    played: MatrixRun, tmp_path: Path, changes: dict[str, int]
+    finished: MatrixRun, tmp_path: Path, changes: dict[str, int]
 ) -> None:
     other = matrix_run(tmp_path, **changes)
     assert other.run() == 0
-    assert digest(other.url) == digest(played.url)
+    assert digest(other.url) == digest(finished.url)
 
 
-def test_the_order_of_the_items_changes_no_verdict(played: MatrixRun, tmp_path: Path) -> None:
+def test_the_order_of_the_items_changes_no_verdict(finished: MatrixRun, tmp_path: Path) -> None:
     shuffled, generator = matrix_run(tmp_path), np.random.default_rng(0)
     with Store.open(shuffled.url) as store:
         worker = make_worker(shuffled, store, Registry.load(), lambda event: None)
         worker.player.order = lambda count: generator.permutation(count).tolist()
         worker.run()
-    assert digest(shuffled.url) == digest(played.url)
+    assert digest(shuffled.url) == digest(finished.url)
 
 
 def test_a_run_that_is_interrupted_in_every_cell_gives_the_same_report(
-    played: MatrixRun, tmp_path: Path
+    finished: MatrixRun, tmp_path: Path
 ) -> None:
     stopped = matrix_run(tmp_path)
     seen: set[str] = set()
@@ -190,7 +192,7 @@ def test_a_run_that_is_interrupted_in_every_cell_gives_the_same_report(
         except KeyboardInterrupt:
             continue
     assert len(seen) == 17
-    assert digest(stopped.url) == digest(played.url)
+    assert digest(stopped.url) == digest(finished.url)
 
 
 def run_all(url: str) -> None:
@@ -200,7 +202,7 @@ def run_all(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_changes_no_report(played: MatrixRun, tmp_path: Path) -> None:
+def test_kill_9_changes_no_report(finished: MatrixRun, tmp_path: Path) -> None:
     killed = matrix_run(tmp_path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.evaluation.test_cascade"])
@@ -211,19 +213,19 @@ def test_kill_9_changes_no_report(played: MatrixRun, tmp_path: Path) -> None:
         process.kill()
         process.join()
     assert killed.run() == 0
-    assert digest(killed.url) == digest(played.url)
+    assert digest(killed.url) == digest(finished.url)
 
 
-def test_a_finished_cascade_is_not_evaluated_again(played: MatrixRun) -> None:
-    with Store.open(played.url, read_only=True) as store:
+def test_a_finished_cascade_is_not_evaluated_again(finished: MatrixRun) -> None:
+    with Store.open(finished.url, read_only=True) as store:
         before = {row.key: row.updated for row in store.cells()}
-    assert played.run() == 0
-    with Store.open(played.url, read_only=True) as store:
+    assert finished.run() == 0
+    with Store.open(finished.url, read_only=True) as store:
         assert {row.key: row.updated for row in store.cells()} == before
 
 
 def test_an_attack_that_fails_breaks_no_example_and_is_tried_again_by_the_next_run(
-    played: MatrixRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: MatrixRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",)))
     whole = CellPlayer.chunks
@@ -240,7 +242,7 @@ def test_an_attack_that_fails_breaks_no_example_and_is_tried_again_by_the_next_r
         rank = cells(store, "rank")
         assert rank["linear", "transfer"].cell.before == rank["linear", "fgsm"].key
     assert one.run() == 0
-    with Store.open(played.url, read_only=True) as store:
+    with Store.open(finished.url, read_only=True) as store:
         wanted = {r["defense"]: r for r in json_report.json_report(store, None, "rank")["ranking"]}
     with Store.open(one.url, read_only=True) as store:
         assert store.check() == []
@@ -267,30 +269,30 @@ def test_an_attack_that_never_stops_early_runs_on_the_unbroken_examples_too(
     assert union[0] == union[1]
 
 
-def test_the_two_modes_have_separate_reports(played: MatrixRun, tmp_path: Path) -> None:
-    with Store.open(played.url, read_only=True) as store:
+def test_the_two_modes_have_separate_reports(finished: MatrixRun, tmp_path: Path) -> None:
+    with Store.open(finished.url, read_only=True) as store:
         full, rank = (json_report.json_report(store, None, mode) for mode in ("full", "rank"))
     assert (full["mode"], rank["mode"]) == ("full", "rank")
-    assert {square["robust"]["n"] for square in full["matrix"] if square["robust"]} == {96}
-    counts = [square["robust"]["n"] for square in rank["matrix"] if square["robust"]]
+    assert {cell["robust"]["n"] for cell in full["matrix"] if cell["robust"]} == {96}
+    counts = [cell["robust"]["n"] for cell in rank["matrix"] if cell["robust"]]
     assert max(counts) == 96 and min(counts) < 10
     assert {row["strongest"] for row in rank["ranking"]} == {None}
     only = matrix_run(tmp_path, selection=replace(SELECTION, defenses=("linear",)))
     assert only.run() == 0
     with (
         Store.open(only.url, read_only=True) as store,
-        pytest.raises(BenchError, match="played in rank mode alone; name it with --mode rank"),
+        pytest.raises(BenchError, match="in rank mode alone; add --mode rank"),
     ):
         json_report.json_report(store)
     full_plan = replace(only, selection=replace(only.selection, mode="full")).plan()
     assert {line["state"] for line in full_plan} == {"missing"}
 
 
-def test_a_cell_of_a_cascade_can_be_reproduced(played: MatrixRun) -> None:
-    with Store.open(played.url, read_only=True) as store:
+def test_a_cell_of_a_cascade_can_be_reproduced(finished: MatrixRun) -> None:
+    with Store.open(finished.url, read_only=True) as store:
         rank = cells(store, "rank")
     for pair in (("linear", "bim"), ("gaussian-noise", "pgd")):
-        result = reproduce(rank[pair].key[:16], played.url, "cpu", allow_unsandboxed=False)
+        result = reproduce(rank[pair].key[:16], finished.url, "cpu", allow_unsandboxed=False)
         assert result["same"], result["sentence"]
 
 
@@ -325,13 +327,13 @@ def test_gradient_attacks_come_first_then_the_cheapest() -> None:
         UnlistedAttack("runs", Access.GRADIENTS, 30, runs=3),
         UnlistedAttack("blind", Access.LABELS, 1),
     ]
-    names = [attack.name for attack in cascade.cascade_order([*unlisted, *known], 10)]  # type: ignore[list-item]
+    names = [attack.name for attack in cascade.in_cascade_order([*unlisted, *known], 10)]  # type: ignore[list-item]
     assert names[0] == "fgsm"
-    assert names == [a.name for a in cascade.cascade_order([*known[::-1], *unlisted], 10)]  # type: ignore[list-item]
+    assert names == [a.name for a in cascade.in_cascade_order([*known[::-1], *unlisted], 10)]  # type: ignore[list-item]
     last = max(names.index(name) for name in cascade.FIRST if name in names)
     assert last < names.index("runs") < names.index("long")
     assert names.index("long") < names.index("random") < names.index("blind")
     required = ("fgsm", "bim", "transfer", "pgd", "random")
-    names = [attack.name for attack in cascade.cascade_order(known, 10, required)]
+    names = [attack.name for attack in cascade.in_cascade_order(known, 10, required)]
     assert names[:5] == list(required)
     assert [name for name in names if name in ATTACKS] == list(ATTACKS)

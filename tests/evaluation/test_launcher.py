@@ -59,8 +59,8 @@ def digest(url: str | None) -> str:
     with Store.open(url, read_only=True) as store:
         assert store.check() == []
         report = json_report.json_report(store, "digits-linf")
-    played = [s for s in report["matrix"] if s["attack"] in SELECTION.attacks]
-    assert {square["state"] for square in played} == {"done", "not applicable"}
+    cells = [c for c in report["matrix"] if c["attack"] in SELECTION.attacks]
+    assert {cell["state"] for cell in cells} == {"done", "not applicable"}
     return str(report["digest"])
 
 
@@ -70,7 +70,7 @@ def rows(url: str | None) -> list[CellRow]:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
     """The small matrix, evaluated once with batches of 64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_SUBMISSIONS", str(SUBMISSIONS))
@@ -80,32 +80,32 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> MatrixRun:
 
 
 @pytest.mark.parametrize("batch", [7, 32, 512])
-def test_the_batch_size_changes_no_verdict(played: MatrixRun, tmp_path: Path, batch: int) -> None:
+def test_the_batch_size_changes_no_verdict(finished: MatrixRun, tmp_path: Path, batch: int) -> None:
     other = matrix_run(tmp_path / "bench.db", batch=batch)
     assert other.run() == 0
-    assert digest(other.url) == digest(played.url)
+    assert digest(other.url) == digest(finished.url)
 
 
-def test_the_item_order_changes_no_verdict(played: MatrixRun, tmp_path: Path) -> None:
+def test_the_item_order_changes_no_verdict(finished: MatrixRun, tmp_path: Path) -> None:
     shuffled = matrix_run(tmp_path / "bench.db")
     generator = np.random.default_rng(0)
     with Store.open(shuffled.url) as store:
         worker = make_worker(shuffled, store, Registry.load(), lambda event: None)
         worker.player.order = lambda count: generator.permutation(count).tolist()
         worker.run()
-    assert digest(shuffled.url) == digest(played.url)
+    assert digest(shuffled.url) == digest(finished.url)
 
 
-def test_two_workers_share_the_matrix(played: MatrixRun, tmp_path: Path) -> None:
+def test_two_workers_share_the_matrix(finished: MatrixRun, tmp_path: Path) -> None:
     shared = matrix_run(tmp_path / "bench.db", workers=2)
     assert shared.run() == 0
-    assert digest(shared.url) == digest(played.url)
+    assert digest(shared.url) == digest(finished.url)
     owners = {row.owner for row in rows(shared.url) if row.state is CellState.DONE}
     assert len(owners) == 2
 
 
 def test_an_interrupted_run_resumes_in_the_middle_of_a_cell(
-    played: MatrixRun, tmp_path: Path
+    finished: MatrixRun, tmp_path: Path
 ) -> None:
     stopped = matrix_run(tmp_path / "bench.db")
     interrupted: list[str] = []
@@ -121,7 +121,7 @@ def test_an_interrupted_run_resumes_in_the_middle_of_a_cell(
         (row,) = [row for row in store.cells() if row.key == interrupted[0]]
         assert row.state is CellState.MISSING and 0 < row.items_done < row.cell.items
     assert stopped.run() == 0
-    assert digest(stopped.url) == digest(played.url)
+    assert digest(stopped.url) == digest(finished.url)
 
 
 def command(url: str | None) -> list[str]:
@@ -144,13 +144,13 @@ def start(url: str | None) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_two_runs_on_one_database_evaluate_each_cell_once(
-    played: MatrixRun, tmp_path: Path
+    finished: MatrixRun, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/bench.db"
     both = [start(url), start(url)]
     errors = [process.communicate()[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert digest(url) == digest(played.url)
+    assert digest(url) == digest(finished.url)
     done = [line for text in errors for line in text.splitlines() if ": robust " in line]
     cells = [line.split("] ", 1)[1] for line in done]
     assert len(cells) == len(set(cells)) == len(rows(url)) - 1  # one is not applicable
@@ -181,7 +181,7 @@ def killed_after(count: int, delay: float, url: str) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_no_outcome_and_change_none(played: MatrixRun, tmp_path: Path) -> None:
+def test_twenty_kills_lose_no_outcome_and_change_none(finished: MatrixRun, tmp_path: Path) -> None:
     """kill -9 at random moments: every recorded outcome is still there, unchanged."""
     url = f"sqlite:///{tmp_path}/bench.db"
     generator = random.Random(0)
@@ -197,32 +197,32 @@ def test_twenty_kills_lose_no_outcome_and_change_none(played: MatrixRun, tmp_pat
         seen = found
     assert sum(len(outcomes.item) for outcomes in seen.values()) > 128
     assert matrix_run(tmp_path / "bench.db").run() == 0
-    assert digest(url) == digest(played.url)
+    assert digest(url) == digest(finished.url)
 
 
-def test_a_finished_matrix_is_not_evaluated_again(played: MatrixRun) -> None:
-    before = {row.key: row.updated for row in rows(played.url)}
-    assert played.run() == 0
-    assert {row.key: row.updated for row in rows(played.url)} == before
+def test_a_finished_matrix_is_not_evaluated_again(finished: MatrixRun) -> None:
+    before = {row.key: row.updated for row in rows(finished.url)}
+    assert finished.run() == 0
+    assert {row.key: row.updated for row in rows(finished.url)} == before
 
 
-def test_a_finished_cell_can_be_reproduced(played: MatrixRun) -> None:
+def test_a_finished_cell_can_be_reproduced(finished: MatrixRun) -> None:
     for attack, defense in (
         ("pgd", "undefended"),
         ("transfer", "linear"),
         ("pgd", "gaussian-noise"),
     ):
         (row,) = [
-            r for r in rows(played.url) if (r.cell.attack, r.cell.defense) == (attack, defense)
+            r for r in rows(finished.url) if (r.cell.attack, r.cell.defense) == (attack, defense)
         ]
-        result = reproduce(row.key[:16], played.url, "cpu", allow_unsandboxed=False)
+        result = reproduce(row.key[:16], finished.url, "cpu", allow_unsandboxed=False)
         assert result["same"], result["sentence"]
     with pytest.raises(BenchError, match="0 finished cells have a key that begins with 'zz'"):
-        reproduce("zz", played.url, "cpu", allow_unsandboxed=False)
+        reproduce("zz", finished.url, "cpu", allow_unsandboxed=False)
 
 
-def test_the_plan_shows_why_an_attack_does_not_apply(played: MatrixRun) -> None:
-    plan = {(row["attack"], row["defense"]): row for row in played.plan()}
+def test_the_plan_shows_why_an_attack_does_not_apply(finished: MatrixRun) -> None:
+    plan = {(row["attack"], row["defense"]): row for row in finished.plan()}
     assert len(plan) == 20
     assert plan["transfer", "undefended"]["state"] == "not applicable"
     assert "its own surrogate" in plan["transfer", "undefended"]["reason"]

@@ -65,7 +65,7 @@ def test_a_threat_model_has_failed_only_where_every_cell_has(
     for each in cells:
         states.begin(each)
     for each in cells[:failed]:
-        lease = store.lease(each.key, "somebody")
+        lease = store.lease(each.key, "worker")
         assert lease is not None
         store.fail(lease, Failure(Culprit.PLUGIN, "It broke."))
     states.end(cells)
