@@ -117,7 +117,10 @@ class RocCurve(NamedTuple):
 
 
 def roc(negative: npt.NDArray[np.float64], positive: npt.NDArray[np.float64]) -> RocCurve:
-    """One point for each distinct score, the highest first, after (0, 0).
+    """The ROC curve of negative scores [m] and positive scores [n].
+
+    One point for each distinct score, the highest first, after (0, 0). Raises ValueError where
+    there are no negative or no positive scores.
 
     >>> roc(np.array([0.0, 1.0]), np.array([1.0, 2.0])).area
     0.875
@@ -137,6 +140,8 @@ def roc(negative: npt.NDArray[np.float64], positive: npt.NDArray[np.float64]) ->
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """The exact two-sided p of a paired comparison, from the examples that only one got right.
+
+    Raises ValueError where a count is negative.
 
     >>> mcnemar(6, 0)
     0.03125

@@ -42,7 +42,9 @@ SEEDS: dict[tuple[str, str], str] = {
 """(file, word) -> why a string keeps a retired word: it seeds random numbers or a digest."""
 
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-SHAPE = re.compile(r"\[\s*(\*?[A-Za-z.][^\[\],]*(,[^\[\]]*)?|\d+\s*,\s*\*?[A-Za-z.][^\[\]]*)\]")
+_SIZE, _NUMBER = r"\s*[\w.*/+ ()-]+?\s*", r"\d+"
+SHAPE = re.compile(rf"\[(?!\s*-?{_NUMBER}\s*,\s*-?{_NUMBER}\s*\])(?!\s*-)({_SIZE})(,{_SIZE})*\]")
+"""`[n, C, H, W]`, `[n]` or `[32]`, but no interval such as `[0, 1]`."""
 
 
 class Place(NamedTuple):
