@@ -1,1 +1,1 @@
-"""The leaderboard: pages over the store. It never imports torch."""
+"""The leaderboard pages over a database of results. This package never imports torch."""

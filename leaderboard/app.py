@@ -1,4 +1,4 @@
-"""The frame: title, navigation, the choice of the threat model, and every state without figures."""
+"""The app: navigation, selection of the threat model, and notices where there are no results."""
 
 from pathlib import Path
 
@@ -16,25 +16,25 @@ PAGE_TITLES = {
     "submissions": "Submissions",
     "rules": "Rules and method",
 }
-# Views that have something to say before the first cell is played.
+# Pages that have content before the first cell has been evaluated.
 PAGES_WITHOUT_RESULTS = {"submissions", "rules"}
 
 
 def load_leaderboards() -> list[Leaderboard] | None:
-    """The boards; None where the database cannot be read, after saying why."""
+    """The leaderboards; None, after a notice, where the database cannot be read."""
     try:
         return reading.read_leaderboards()
     except BenchError as error:
         missing = not reading.database_exists()
-        said = str(error)
-        state = words.no_database(said) if missing else words.unreadable_database(said)
+        message = str(error)
+        state = words.no_database(message) if missing else words.unreadable_database(message)
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
         st.html(markup.notice(state, "warn" if missing else "bad"))
         return None
 
 
 def choose_leaderboard(boards: list[Leaderboard]) -> None:
-    """The selector of the threat model; its value travels in the URL from page to page."""
+    """Show the selection of the threat model; its value is part of the URL of every page."""
     left, _ = st.columns([2, 3])
     choice.select_option(
         choice.THREAT_KEY,
@@ -46,7 +46,7 @@ def choose_leaderboard(boards: list[Leaderboard]) -> None:
 
 
 def main() -> None:
-    """Handle what is broken or empty first, then run the chosen page."""
+    """Show a notice for a missing or empty database, else the selected page."""
     pages = {
         name: st.Page(APP_FOLDER / "views" / f"{name}.py", title=title, default=name == "ranking")
         for name, title in PAGE_TITLES.items()

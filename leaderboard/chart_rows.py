@@ -1,4 +1,4 @@
-"""From the board's records to the rows that a chart draws."""
+"""Rows of the charts, from the records of a leaderboard."""
 
 from __future__ import annotations
 
@@ -20,75 +20,75 @@ ChartRow: TypeAlias = dict[str, Any]
 
 ACCURACY_NAME = "robust accuracy"
 MARGIN_COLUMNS = ("clean", "all attacks")
-"""Columns of the matrix that belong to no attack."""
+"""Columns of the matrix that are no attack."""
 NOT_EVALUATED = ("missing", "skipped", "not applicable")
-"""States of a cell that nobody has played."""
+"""States of a cell that has not been evaluated."""
 MAX_POINTS = 160
-"""Corners of a staircase that are drawn; more cannot be told apart on a screen."""
+"""Points of a curve that are drawn; more cannot be distinguished on a screen."""
 
 
 class CellMetric(NamedTuple):
     """A figure of a cell that the matrix can show."""
 
-    means: str
+    explanation: str
     value: Callable[[MatrixCell], float | None]
     """None where the cell has no such figure."""
-    shown: Callable[[MatrixCell, float], str]
+    format: Callable[[MatrixCell, float], str]
     share: bool = False
-    """Is it a share of the examples, so that clean and worst case may stand beside it?"""
+    """Whether it is a share of the examples, comparable with clean and worst-case accuracy."""
 
 
 def _each(name: str) -> Callable[[MatrixCell], float | None]:
-    def value(square: MatrixCell) -> float | None:
-        total: int | float | None = getattr(square, name)
-        return None if square.state != "done" or total is None else total / max(square.items, 1)
+    def value(cell: MatrixCell) -> float | None:
+        total: int | float | None = getattr(cell, name)
+        return None if cell.state != "done" or total is None else total / max(cell.items, 1)
 
     return value
 
 
 def _total(name: str) -> Callable[[MatrixCell], float | None]:
-    def value(square: MatrixCell) -> float | None:
-        total: int | None = getattr(square, name)
+    def value(cell: MatrixCell) -> float | None:
+        total: int | None = getattr(cell, name)
         return None if total is None else float(total)
 
     return value
 
 
-def _accuracy(square: MatrixCell) -> float | None:
-    return square.robust.k / square.robust.n if square.robust and square.robust.n else None
+def _accuracy(cell: MatrixCell) -> float | None:
+    return cell.robust.k / cell.robust.n if cell.robust and cell.robust.n else None
 
 
-def _number(square: MatrixCell, value: float) -> str:
+def _number(cell: MatrixCell, value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
 FULL_MODE_METRICS: Mapping[str, CellMetric] = {
     ACCURACY_NAME: CellMetric(
-        "Share of the examples that are right on the clean image and that this attack did not"
-        " break, in percent. Higher is better for the defense.",
+        "Share of the examples that are classified correctly and that this attack did not break,"
+        " in percent. Higher is better for the defense.",
         _accuracy,
-        lambda square, share: f"{100 * share:.1f}",
+        lambda cell, share: f"{100 * share:.1f}",
         share=True,
     ),
-    "gradients an example": CellMetric(
-        "Gradients that the attack asked for, up to its first success, averaged over the examples.",
+    "gradient evaluations per example": CellMetric(
+        "Gradient evaluations up to the first success, averaged over the examples.",
         _each("gradients"),
         _number,
     ),
-    "forward passes an example": CellMetric(
-        "Forward passes that the attack asked for, those with a gradient included, averaged.",
+    "queries per example": CellMetric(
+        "Forward passes, those of gradient evaluations included, averaged over the examples.",
         _each("forwards"),
         _number,
     ),
-    "seconds an example": CellMetric(
+    "seconds per example": CellMetric(
         "CPU seconds, averaged over the examples.", _each("seconds"), lambda _, s: f"{s:.2g}"
     ),
-    "refused offers": CellMetric(
-        "Examples whose offer the referee refused: outside the set or the box, or not finite.",
+    "refused candidates": CellMetric(
+        "Examples whose candidate the referee refused: outside the set or [0, 1], or not finite.",
         _total("out_of_ball"),
         _number,
     ),
-    "fragile wins": CellMetric(
+    "fragile successes": CellMetric(
         "Broken examples whose margin is under 1e-4 of the logit scale.",
         _total("fragile"),
         _number,
@@ -96,18 +96,18 @@ FULL_MODE_METRICS: Mapping[str, CellMetric] = {
 }
 
 
-SURVIVOR_ACCURACY = "right of the survivors met"
+SURVIVOR_ACCURACY = "robust of the examples met"
 
 
-def _of_met(square: MatrixCell, share: float) -> str:
-    """An attack of a cascade speaks of those it met, so their number stands beside."""
-    return f"{square.robust.k} of {square.robust.n}" if square.robust else ""
+def _of_met(cell: MatrixCell, share: float) -> str:
+    """`k of n`: in a cascade each attack has its own n."""
+    return f"{cell.robust.k} of {cell.robust.n}" if cell.robust else ""
 
 
 RANK_MODE_METRICS: Mapping[str, CellMetric] = {
     SURVIVOR_ACCURACY: CellMetric(
-        "k of the n survivors of earlier attacks that are right and that this attack did not break"
-        " either. Attacks stand in the order in which they came.",
+        "k of the n examples that no earlier attack broke, and that this attack did not break"
+        " either. Attacks are in the order of the cascade.",
         _accuracy,
         _of_met,
         share=True,
@@ -116,40 +116,40 @@ RANK_MODE_METRICS: Mapping[str, CellMetric] = {
 }
 
 
-def cell_metrics(board: Leaderboard) -> Mapping[str, CellMetric]:
-    """The figures that the cells of a board have."""
-    return RANK_MODE_METRICS if board.mode == "rank" else FULL_MODE_METRICS
+def cell_metrics(leaderboard: Leaderboard) -> Mapping[str, CellMetric]:
+    """The figures of the cells of a leaderboard."""
+    return RANK_MODE_METRICS if leaderboard.mode == "rank" else FULL_MODE_METRICS
 
 
-def matrix_tiles(squares: Iterable[MatrixCell], metric: CellMetric) -> list[ChartRow]:
-    """The cells of the matrix, with a figure or with the state that stands for it."""
-    return [_tile(square, metric) for square in squares]
+def matrix_tiles(cells: Iterable[MatrixCell], metric: CellMetric) -> list[ChartRow]:
+    """The cells of the matrix, with a figure or a state."""
+    return [_tile(cell, metric) for cell in cells]
 
 
-def _tile(square: MatrixCell, metric: CellMetric) -> ChartRow:
-    value = metric.value(square)
-    without = _without(square)
-    said = words.format_interval(square.robust) if value is not None else square.reason or without
+def _tile(cell: MatrixCell, metric: CellMetric) -> ChartRow:
+    value = metric.value(cell)
+    without = _without(cell)
+    text = words.format_interval(cell.robust) if value is not None else cell.reason or without
     return {
-        "defense": square.defense,
-        "attack": square.attack,
-        "state": square.state,
+        "defense": cell.defense,
+        "attack": cell.attack,
+        "state": cell.state,
         "value": value,
-        "shown": without if value is None else metric.shown(square, value),
-        "words": said if metric.share or value is None else metric.shown(square, value),
+        "shown": without if value is None else metric.format(cell, value),
+        "words": text if metric.share or value is None else metric.format(cell, value),
     }
 
 
-def _without(square: MatrixCell) -> str:
-    if square.state == "running":
-        return f"running {square.items_done}/{square.items}"
-    if square.state == "done":
-        return "nobody left" if square.robust is not None and not square.robust.n else "—"
-    return words.STATE_LABELS[square.state]
+def _without(cell: MatrixCell) -> str:
+    if cell.state == "running":
+        return f"running {cell.items_done}/{cell.items}"
+    if cell.state == "done":
+        return "none left" if cell.robust is not None and not cell.robust.n else "—"
+    return words.STATE_LABELS[cell.state]
 
 
 def margin_tiles(rows: Iterable[RankingRow]) -> list[ChartRow]:
-    """Clean accuracy and the worst case over all attacks, as columns of the matrix."""
+    """Clean accuracy and worst case over all attacks, as columns of the matrix."""
     found = []
     for row in rows:
         for column, count in zip(MARGIN_COLUMNS, (row.clean, row.robust), strict=True):
@@ -168,46 +168,46 @@ def margin_tiles(rows: Iterable[RankingRow]) -> list[ChartRow]:
 
 
 def colour_limit(metric: CellMetric, drawn: Iterable[ChartRow]) -> float:
-    """Where the colour scale ends."""
+    """The upper end of the colour scale."""
     if metric.share:
         return 1.0
     return max((row["value"] for row in drawn if row["value"] is not None), default=1.0)
 
 
-def attack_columns(board: Leaderboard, squares: Sequence[MatrixCell]) -> list[str]:
-    """The attacks in the order of their columns: the strongest first, or as they came."""
-    return cascade_order(squares) if board.mode == "rank" else strongest_first(squares)
+def attack_columns(leaderboard: Leaderboard, cells: Sequence[MatrixCell]) -> list[str]:
+    """The attacks in the order of their columns: strongest first, or as in the cascade."""
+    return cascade_order(cells) if leaderboard.mode == "rank" else strongest_first(cells)
 
 
-def evaluated_attacks(attacks: Sequence[str], squares: Iterable[MatrixCell]) -> list[str]:
-    """Those of the attacks that any defense has met; all of them where none has met any."""
-    played = {square.attack for square in squares if square.state not in NOT_EVALUATED}
+def evaluated_attacks(attacks: Sequence[str], cells: Iterable[MatrixCell]) -> list[str]:
+    """The attacks that any defense was evaluated against; all of them where there is none."""
+    played = {cell.attack for cell in cells if cell.state not in NOT_EVALUATED}
     return [attack for attack in attacks if attack in played] or list(attacks)
 
 
 def left_out_note(attacks: Sequence[str], shown: Sequence[str]) -> str:
-    """How many have no column, as a sentence; empty where all have one."""
+    """A sentence on attacks without a column; empty where all have one."""
     left = len(attacks) - len(shown)
-    return f"Left out: {words.plural(left, 'attack')} that no defense has met." if left else ""
+    return f"Not shown: {words.plural(left, 'attack')} without a result." if left else ""
 
 
-def cascade_order(squares: Sequence[MatrixCell]) -> list[str]:
-    """Attacks of a cascade, as the squares of its board stand."""
-    return list(dict.fromkeys(square.attack for square in squares))
+def cascade_order(cells: Sequence[MatrixCell]) -> list[str]:
+    """Attacks in the order of a cascade, which the cells have."""
+    return list(dict.fromkeys(cell.attack for cell in cells))
 
 
-def strongest_first(squares: Sequence[MatrixCell]) -> list[str]:
-    """Attacks by the mean accuracy they leave; those without a figure last."""
-    left: dict[str, list[float]] = {square.attack: [] for square in squares}
-    for square in squares:
-        share = _accuracy(square)
+def strongest_first(cells: Sequence[MatrixCell]) -> list[str]:
+    """Attacks by mean robust accuracy, the lowest first; those without a result last."""
+    left: dict[str, list[float]] = {cell.attack: [] for cell in cells}
+    for cell in cells:
+        share = _accuracy(cell)
         if share is not None:
-            left[square.attack].append(share)
+            left[cell.attack].append(share)
     return sorted(left, key=lambda name: (np.mean(left[name]) if left[name] else 2.0, name))
 
 
 def interval_rows(rows: Iterable[RankingRow]) -> list[ChartRow]:
-    """What a forest plot shows: clean, robust, claimed and certified figures."""
+    """Clean, robust, claimed and certified accuracies with intervals."""
     drawn: list[ChartRow] = []
     for row in rows:
         drawn.append(_interval(row.defense, "clean", row.clean))
@@ -215,9 +215,10 @@ def interval_rows(rows: Iterable[RankingRow]) -> list[ChartRow]:
         if row.certified is not None:
             drawn.append(_interval(row.defense, "certified", row.certified.count))
         if row.claim is not None:
-            said = row.claim.robust
-            drawn.append({"defense": row.defense, "what": "claimed", "value": said, "low": said,
-                          "high": said, "words": f"{100 * said:.1f} %"})  # fmt: skip
+            claimed = row.claim.robust
+            figures = {"value": claimed, "low": claimed, "high": claimed}
+            text = f"{100 * claimed:.1f} %"
+            drawn.append({"defense": row.defense, "what": "claimed", **figures, "words": text})
     return [point for point in drawn if point["value"] is not None]
 
 
@@ -233,7 +234,7 @@ def _interval(defense: str, what: str, count: Count) -> ChartRow:
 
 
 def trade_off_rows(rows: Iterable[RankingRow]) -> list[ChartRow]:
-    """Clean against robust accuracy, one point a defense, with a free height for its name."""
+    """Clean and robust accuracy, one point per defense, with a free height for its name."""
     points: list[ChartRow] = [
         {
             "defense": row.defense,
@@ -250,7 +251,7 @@ def trade_off_rows(rows: Iterable[RankingRow]) -> list[ChartRow]:
 
 
 def spread_heights(heights: Sequence[float], least: float) -> list[float]:
-    """The heights, those too near to the one below lifted until `least` lies between them."""
+    """Heights raised so that any two differ by at least `least`."""
     lifted = [0.0] * len(heights)
     below = -least
     for index in sorted(range(len(heights)), key=lambda i: heights[i]):
@@ -261,7 +262,7 @@ def spread_heights(heights: Sequence[float], least: float) -> list[float]:
 def accuracy_rows(
     curves: Mapping[str, AccuracyCurve], attacks: Mapping[str, AttackCard] | None
 ) -> list[ChartRow]:
-    """Accuracy as the attacker spends more; with `attacks`, each line ends where its steps end."""
+    """Robust accuracy vs steps or distance; with `attacks` each line extends to their steps."""
     drawn: list[ChartRow] = []
     for name, curve in curves.items():
         card = attacks.get(name) if attacks else None
@@ -281,7 +282,7 @@ def accuracy_rows(
 
 
 def _corners(curve: AccuracyCurve, end: float) -> list[tuple[float, int]]:
-    """At most `CORNERS` corners, the first and the last among them, and a level end."""
+    """At most `MAX_POINTS` points with the first and the last, and a horizontal end."""
     chosen = np.unique(np.linspace(0, len(curve.x) - 1, MAX_POINTS).astype(int))
     made = [(float(curve.x[i]), int(curve.correct[i])) for i in chosen]
     return [*made, (end, made[-1][1])] if end > made[-1][0] else made
@@ -290,22 +291,22 @@ def _corners(curve: AccuracyCurve, end: float) -> list[tuple[float, int]]:
 def radius_rows(
     distances: Mapping[str, AccuracyCurve], points: Iterable[RadiusPoint]
 ) -> list[ChartRow]:
-    """Curves of smallest distances, and one point for each board of a fixed radius."""
+    """Curves of smallest distances, and one point per threat model of a fixed radius."""
     drawn = [
         {**row, "eps": row["step"], "kind": "smallest distance"}
         for row in accuracy_rows(distances, None)
     ]
     for point in points:
         note = "" if point.complete else ", provisional"
-        drawn.append(_at_radius(point, "all attacks, one board each", point.robust, note))
+        drawn.append(_at_radius(point, "all attacks, fixed radius", point.robust, note))
         if point.certified is not None:
             by = f", {words.certificate_note(point.certified)}"
-            drawn.append(_at_radius(point, "proved, one board each", point.certified.count, by))
+            drawn.append(_at_radius(point, "certified, fixed radius", point.certified.count, by))
     return drawn
 
 
 def _at_radius(point: RadiusPoint, name: str, count: Count, note: str) -> ChartRow:
-    """One side of the sandwich: what attacks left, or what is proved."""
+    """The upper bound by attacks, or the lower bound by certificates, at one radius."""
     return {
         "attack": name,
         "eps": point.radius,
@@ -316,7 +317,7 @@ def _at_radius(point: RadiusPoint, name: str, count: Count, note: str) -> ChartR
 
 
 def roc_rows(curves: Mapping[str, DetectorRoc]) -> list[ChartRow]:
-    """The corners of each attack's ROC, and where the threshold of the defense stands on it."""
+    """The points of each attack's ROC curve, and the one at the threshold of the defense."""
     drawn: list[ChartRow] = []
     for name, curve in curves.items():
         chosen = np.unique(np.linspace(0, len(curve.clean) - 1, MAX_POINTS).astype(int))
@@ -327,8 +328,8 @@ def roc_rows(curves: Mapping[str, DetectorRoc]) -> list[ChartRow]:
 
 
 def _rejected(attack: str, at: int, clean: float, attacked: float, *, here: bool) -> ChartRow:
-    said = f"{100 * attacked:.1f} % at {100 * clean:.1f} %"
+    rates = f"{100 * attacked:.1f} % at {100 * clean:.1f} %"
     return {
         "attack": attack, "at": at, "clean": clean, "attacked": attacked, "here": here,
-        "words": f"{said}, at its threshold" if here else said,
+        "words": f"{rates}, at its threshold" if here else rates,
     }  # fmt: skip

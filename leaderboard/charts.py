@@ -1,6 +1,6 @@
-"""Rows in, chart out: pure functions from plain dictionaries to Altair charts.
+"""Altair charts from rows of plain values.
 
-Every chart has words beside its symbols and a number wherever there is a colour.
+Every symbol has a label, and every coloured cell has a number.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ GREY = "#8795a1"
 ROBUST_COLOUR = "#21918c"
 CLEAN_COLOUR = "#8795a1"
 STEPS_CAPTION = (
-    "Share of the examples still right after so many steps of each attack, those of earlier runs"
-    " included. The dot is the last success, or the end of the first run where that is later. A"
-    " line that still falls at the end of a single run was stopped too early; of several runs the"
-    " dot does not say when they ended."
+    "Robust accuracy after so many steps of each attack, those of earlier restarts included. The"
+    " dot is the last success, or the end of the first restart where that is later. A line that"
+    " still falls at the end of a single restart was stopped too early; with several restarts the"
+    " dot does not show when they ended."
 )
-"""What the plot of steps shows, and no more than the curves can tell."""
+"""Caption of the chart of robust accuracy vs iterations."""
 STEP_TICKS = [0, *(m * 10**e for e in range(6) for m in (1, 2, 5))]
-"""Where a logarithmic axis of steps is marked."""
+"""Ticks of the logarithmic axis of steps."""
 MAX_CHART_COLUMNS = 10
-"""Columns up to which the matrix is a chart; more of them stand in a table, which scrolls."""
+"""Columns up to which the matrix is a chart; with more it is a table, which scrolls."""
 MAX_LEVEL_LETTERS = 110
-"""Letters that stand side by side above the matrix; where names have more, they slant."""
+"""Letters of all column names up to which the names above the matrix are horizontal."""
 LEGEND_COLUMNS = 3
-"""Names side by side in the legend under a plot."""
+"""Columns of the legend under a chart."""
 PLOT_HEIGHT, LEGEND_LINE_HEIGHT = 300, 30
-"""Points of height for a plot and for each line of its legend, which share what a chart has."""
+"""Height of a plot and of each line of its legend, in points."""
 CLAIM_COLOUR = "#d1495b"
 CERTIFIED_COLOUR = "#8a6fd1"
 PERCENT_AXIS = alt.Axis(format="%", tickCount=6)
@@ -43,7 +43,7 @@ SHARE_SCALE = alt.Scale(domain=[0, 1], nice=False)
 
 
 def with_description(chart: Chart, sentence: str) -> Chart:
-    """The chart with its finding as words, for readers who do not see it."""
+    """The chart with a description for screen readers."""
     return chart.properties(description=sentence)
 
 
@@ -64,7 +64,10 @@ INTERVAL_MARKS = {
 
 
 def forest_chart(rows: Sequence[Row]) -> Chart:
-    """Intervals, one line a defense. Rows: defense, what (a key of `MARKS`), value, low, high."""
+    """Accuracies with intervals, one line per defense.
+
+    Rows: defense, what (a key of `INTERVAL_MARKS`), value, low, high, words.
+    """
     order = _names(rows, "defense")
     kinds = [what for what in INTERVAL_MARKS if any(row["what"] == what for row in rows)]
     colour = alt.Color(
@@ -78,9 +81,7 @@ def forest_chart(rows: Sequence[Row]) -> Chart:
     lines = alt.Y("defense:N", sort=order, title=None, axis=_labels())
     base = alt.Chart(_data(rows)).encode(y=lines, color=colour)
     whiskers = base.mark_rule(strokeWidth=2, opacity=0.75).encode(
-        x=alt.X(
-            "low:Q", title="share of the examples still right", axis=PERCENT_AXIS, scale=SHARE_SCALE
-        ),
+        x=alt.X("low:Q", title="accuracy", axis=PERCENT_AXIS, scale=SHARE_SCALE),
         x2="high:Q",
     )
     points = base.mark_point(filled=True, size=95, opacity=1).encode(
@@ -109,7 +110,7 @@ def _labels(limit: int = 220, *, grid: bool = True) -> alt.Axis:
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other row beats in both clean and robust accuracy, best clean first."""
+    """The rows that no other row exceeds in both clean and robust accuracy, best clean first."""
     best: list[Row] = []
     for row in sorted(rows, key=lambda r: (-r["clean"], -r["robust"], str(r["defense"]))):
         if not best or row["robust"] > best[-1]["robust"]:
@@ -118,9 +119,9 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def trade_off_chart(rows: Sequence[Row]) -> Chart:
-    """Clean against robust accuracy. Rows: defense, clean, robust, name_at, standing, words.
+    """Clean and robust accuracy. Rows: defense, clean, robust, name_at, standing, words.
 
-    `name_at` is the height at which the name stands, where it covers no other.
+    `name_at` is the height of the name, which overlaps no other.
     """
     least = min((row["clean"] for row in rows), default=0.0)
     left = max(0.0, math.floor(10 * least - 1) / 10)
@@ -160,9 +161,9 @@ def trade_off_chart(rows: Sequence[Row]) -> Chart:
 
 
 def matrix_chart(
-    squares: Sequence[Row], rows: Sequence[str], columns: Sequence[str], metric: str, top: float
+    cells: Sequence[Row], rows: Sequence[str], columns: Sequence[str], metric: str, top: float
 ) -> Chart:
-    """The matrix. Squares: defense, attack, state, value (None: no figure), shown, words."""
+    """The matrix. Cells: defense, attack, state, value (None: no result), shown, words."""
     level = len(columns) * max(map(len, columns), default=0) <= MAX_LEVEL_LETTERS
     x = alt.X(
         "attack:N",
@@ -182,7 +183,7 @@ def matrix_chart(
         alt.Tooltip("state:N", title="state"),
         alt.Tooltip("words:N", title=metric),
     ]
-    base = alt.Chart(_data(squares)).encode(x=x, y=y, tooltip=tips)
+    base = alt.Chart(_data(cells)).encode(x=x, y=y, tooltip=tips)
     known = "isValid(datum.value)"
     tiles = (
         base.transform_filter(known)
@@ -213,7 +214,7 @@ def matrix_chart(
 
 
 def steps_chart(rows: Sequence[Row], axis: str) -> Chart:
-    """Accuracy as an attack goes on. Rows: attack, step, accuracy, words, end (the last one?)."""
+    """Robust accuracy vs iterations. Rows: attack, step, accuracy, words, end (is it the last)."""
     base = alt.Chart(_data(rows)).encode(
         x=alt.X(
             "step:Q",
@@ -221,7 +222,7 @@ def steps_chart(rows: Sequence[Row], axis: str) -> Chart:
             axis=alt.Axis(values=STEP_TICKS),
             scale=alt.Scale(type="symlog", nice=False),
         ),
-        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT_AXIS, scale=SHARE_SCALE),
+        y=alt.Y("accuracy:Q", title="robust accuracy", axis=PERCENT_AXIS, scale=SHARE_SCALE),
         color=_series("attack", rows),
         tooltip=_point_tips("attack", axis, "step"),
     )
@@ -231,11 +232,13 @@ def steps_chart(rows: Sequence[Row], axis: str) -> Chart:
 
 
 def radius_chart(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
-    """Accuracy against eps. Rows: attack, kind (`smallest distance` or `fixed radius`), eps,
-    accuracy, words. A line holds smallest distances; a fixed radius is a point, joined to none."""
+    """Robust accuracy vs radius. Rows: attack, kind, eps, accuracy, words.
+
+    Rows of kind `smallest distance` form a line; one of kind `fixed radius` is a point.
+    """
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("eps:Q", title=axis, scale=alt.Scale(zero=True, nice=False)),
-        y=alt.Y("accuracy:Q", title="still right", axis=PERCENT_AXIS, scale=SHARE_SCALE),
+        y=alt.Y("accuracy:Q", title="robust accuracy", axis=PERCENT_AXIS, scale=SHARE_SCALE),
         color=_series("attack", rows),
         tooltip=_point_tips("attack", axis, "eps"),
     )
@@ -257,9 +260,9 @@ def radius_chart(rows: Sequence[Row], axis: str, radius: float | None) -> Chart:
 
 
 def roc_chart(rows: Sequence[Row]) -> Chart:
-    """Shares rejected of clean and of attacked images as the threshold falls, a line an attack.
+    """ROC curves of a detector, one per attack: rejection rates of clean and attacked images.
 
-    Rows: attack, clean, attacked, words, here (at the threshold that the defense has?).
+    Rows: attack, clean, attacked, words, here (at the threshold of the defense), at (order).
     """
     x = alt.X("clean:Q", title="clean images rejected", axis=PERCENT_AXIS, scale=SHARE_SCALE)
     y = alt.Y("attacked:Q", title="attacked images rejected", axis=PERCENT_AXIS, scale=SHARE_SCALE)
@@ -289,7 +292,7 @@ def _series(field: str, rows: Sequence[Row]) -> alt.Color:
 
 
 def _height(field: str, rows: Sequence[Row]) -> int:
-    """As much as a plot takes with all names under it."""
+    """Height of a plot with its legend."""
     return PLOT_HEIGHT + LEGEND_LINE_HEIGHT * -(-len(_names(rows, field)) // LEGEND_COLUMNS)
 
 
@@ -297,5 +300,5 @@ def _point_tips(field: str, axis: str, x: str) -> list[alt.Tooltip]:
     return [
         alt.Tooltip(f"{field}:N", title=field),
         alt.Tooltip(f"{x}:Q", title=axis),
-        alt.Tooltip("words:N", title="still right"),
+        alt.Tooltip("words:N", title="robust accuracy"),
     ]

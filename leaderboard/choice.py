@@ -1,4 +1,4 @@
-"""The state of a view is its URL: what is chosen, and what to say when a link is stale."""
+"""Selections on the pages, stored in the URL, and notices for links to unknown things."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FILTER_KEY = "q"
 
 
 def url_value(key: str) -> str | None:
-    """What the URL asks for, before a widget drops a value that it does not know."""
+    """The value in the URL, before a widget removes an unknown one."""
     return st.query_params.get(key)
 
 
 def warn_when_stale(key: str, what: str, known: Sequence[str]) -> None:
-    """Say so when a link names what is not there; the widget would silently show another thing.
+    """Show a notice where the URL names something unknown; the widget would show another thing.
 
-    The widget removes the value from the URL with its first run, so the answer is kept until the
-    URL names something that is known. Once the widget is there, its value is no link's.
+    The widget removes the value from the URL in its first run, so the value is kept in the session
+    until the URL names something known. Once the widget exists, its value is not from a link.
     """
     wanted, memory = url_value(key), f"stale {key}"
     if wanted is not None and (wanted in known or key not in st.session_state):
@@ -35,22 +35,22 @@ def warn_when_stale(key: str, what: str, known: Sequence[str]) -> None:
 
 
 def dismiss_stale_notice(key: str) -> None:
-    """The reader has chosen; the old link does not matter any more."""
+    """Remove the notice after a selection."""
     st.session_state[f"stale {key}"] = None
 
 
 def clear_field(key: str) -> None:
-    """Empty a field; for a button."""
+    """Empty a text field; the callback of a button."""
     st.session_state[key] = ""
 
 
 def select_option(
     key: str, label: str, options: Sequence[str], *, what: str, place: DeltaGenerator | None = None
 ) -> str:
-    """One of `options`, held in the URL under `key`. Options are shown as plain text."""
+    """The selected option, stored in the URL under `key`. Options are shown as plain text."""
     warn_when_stale(key, what, options)
     if st.session_state.get(key, url_value(key)) not in options:
-        # Named in the URL like any other: what stands first today may not tomorrow.
+        # The default is written into the URL, too: another option may come first later.
         if key not in st.session_state:
             st.query_params[key] = options[0]
         st.session_state[key] = options[0]
@@ -67,11 +67,11 @@ def select_option(
 
 
 def selected_label() -> str:
-    """What the frame's selector shows: the board's name in the URL."""
+    """The label of the selected leaderboard, as in the URL."""
     chosen: str = st.session_state[THREAT_KEY]
     return chosen
 
 
 def selected_leaderboard() -> Leaderboard:
-    """The board that the frame's selector shows."""
+    """The selected leaderboard."""
     return words.leaderboards_by_label(reading.read_leaderboards())[selected_label()]

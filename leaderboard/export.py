@@ -1,4 +1,4 @@
-"""What is on the screen, as files: CSV that no spreadsheet runs, and JSON with its schema."""
+"""Downloads of what a page shows: CSV without spreadsheet formulas, and JSON with a schema."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 
 NESTED_FIELDS = ("robust", "detection")
-"""Fields of a cell that are records of their own."""
+"""Fields of a matrix cell that are records themselves."""
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
 def spreadsheet_text(value: object) -> str:
-    """A cell that a spreadsheet shows and never runs."""
+    """A value as text that no spreadsheet interprets as a formula."""
     text = "" if value is None else str(value)
     return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA_PREFIXES) else text
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """The rows under the names of the first one."""
+    """Rows as CSV, with the field names of the first row as header."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = list(rows[0]) if rows else []
@@ -41,7 +41,7 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
 def as_json(
     board: Leaderboard, key: str, records: Sequence[RankingRow] | Sequence[MatrixCell]
 ) -> str:
-    """The records with the board that they belong to."""
+    """Records with their leaderboard as JSON."""
     whole = {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
@@ -52,7 +52,7 @@ def as_json(
 
 
 def flat_ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
-    """One flat line a defense."""
+    """One flat record per defense."""
     return [
         {
             "defense": row.defense,
@@ -77,16 +77,16 @@ def flat_ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
     ]
 
 
-def flat_matrix(squares: Sequence[MatrixCell]) -> list[dict[str, object]]:
-    """One flat line a cell."""
+def flat_matrix(cells: Sequence[MatrixCell]) -> list[dict[str, object]]:
+    """One flat record per cell."""
     return [
         {
-            **{key: value for key, value in asdict(square).items() if key not in NESTED_FIELDS},
-            **_counts("robust", square.robust),
-            "auc": square.detection.auc if square.detection else None,
-            **_counts("passed", square.detection.passed if square.detection else None),
+            **{key: value for key, value in asdict(cell).items() if key not in NESTED_FIELDS},
+            **_counts("robust", cell.robust),
+            "auc": cell.detection.auc if cell.detection else None,
+            **_counts("passed", cell.detection.passed if cell.detection else None),
         }
-        for square in squares
+        for cell in cells
     ]
 
 
@@ -99,7 +99,7 @@ def download_buttons(
     name: str, board: Leaderboard, records: Sequence[RankingRow] | Sequence[MatrixCell],
     flat: Sequence[Mapping[str, object]],
 ) -> None:  # fmt: skip
-    """Two buttons that hand out exactly what is shown."""
+    """Buttons that download the shown records as CSV and JSON."""
     key = name.partition("-")[0]
     with st.container(horizontal=True):
         st.download_button("Download CSV", as_csv(flat), f"{name}.csv", "text/csv")

@@ -1,4 +1,4 @@
-"""The matrix as a plain table of coloured cells: many columns, narrow screens, no scripts."""
+"""The matrix as an HTML table of coloured cells, for many columns and narrow screens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ VIRIDIS_STOPS = (
     (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140),
     (40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37),
 )  # fmt: skip
-"""The viridis scale at nine even places."""
+"""The viridis colour map at nine evenly spaced positions."""
 
 
 def viridis(share: float) -> tuple[int, int, int]:
-    """Viridis at `share` of its length."""
+    """The colour (red, green, blue) of a value in [0, 1] on the viridis colour map."""
     place = min(max(share, 0.0), 1.0) * (len(VIRIDIS_STOPS) - 1)
     low = min(int(place), len(VIRIDIS_STOPS) - 2)
     part = place - low
@@ -30,7 +30,7 @@ def viridis(share: float) -> tuple[int, int, int]:
 def matrix_table(
     tiles: Sequence[Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str], top: float
 ) -> Html:
-    """One line a defense. Tiles as for `charts.heat`."""
+    """The matrix, one line per defense; tiles as for `charts.matrix_chart`."""
     by = {(tile["defense"], tile["attack"]): tile for tile in tiles}
     head = markup.join(_head(name) for name in ("", *columns))
     lines = []
@@ -44,17 +44,17 @@ def matrix_table(
 
 
 def _head(name: str) -> Html:
-    """A name above its column: upright, so that columns are as narrow as their figures."""
+    """A column heading with vertical text, so that columns are narrow."""
     return markup.tag("th", markup.tag("span", markup.text(name), title=name), scope="col")
 
 
 def _cell(tile: Mapping[str, Any] | None, top: float) -> Html:
     if tile is None:
         return markup.tag("td", NOTHING)
-    said = f"{tile['defense']}, {tile['attack']}: {tile['words']}"
+    title = f"{tile['defense']}, {tile['attack']}: {tile['words']}"
     if tile["value"] is None:
-        return markup.tag("td", markup.small(tile["shown"]), title=said)
+        return markup.tag("td", markup.small(tile["shown"]), title=title)
     share = tile["value"] / (top or 1)
     ink = "#10161c" if share > 0.6 else "#ffffff"
     style = f"background:rgb{viridis(share)};color:{ink}"
-    return markup.tag("td", markup.text(tile["shown"]), title=said, style=style)
+    return markup.tag("td", markup.text(tile["shown"]), title=title, style=style)

@@ -1,7 +1,7 @@
-"""Pieces of HTML for the pages: a stranger's text goes in as text and comes out inert.
+"""HTML elements of the pages; all text is escaped.
 
-The type `Html` marks what is safe to print; only `text` and the pieces built from it make one, so
-the type checker sees where something unescaped would slip in. No Markdown is read here.
+The type `Html` marks safe HTML. Only `text` and the functions that build on it return it, so the
+type checker finds unescaped text. No Markdown is rendered.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ Html = NewType("Html", str)
 
 NOTHING = Html("")
 ROUNDING_NOISE = 1e-6
-"""Below it a change of all pixels is the noise of float32, not somebody's work."""
+"""Perturbations up to this size are float32 rounding."""
 
 
 def text(value: object, most: int = words.MAX_TEXT) -> Html:
-    """Anything as inert text: one line, no control or direction marks, cut when long."""
+    """Escaped text: one line without control or direction marks, cut at `most` characters."""
     return Html(html.escape(words.plain_text(value, most), quote=True))
 
 
 def reason(value: object) -> Html:
-    """What a judgement rests on: the same, but only a flood of words is cut."""
+    """Escaped text of a reason or of evidence, with a higher limit."""
     return text(value, words.MAX_REASON)
 
 
 def join(parts: Iterable[Html], between: str = "") -> Html:
-    """Pieces one after the other."""
+    """Concatenated elements."""
     return Html(between.join(parts))
 
 
 def tag(name: str, inside: Html = NOTHING, **attributes: object) -> Html:
-    """One element. Attribute values are text; `class_` stands for `class`."""
+    """One element. Attribute values are escaped; `class_` is the attribute `class`."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'
         for key, value in attributes.items()
@@ -53,23 +53,23 @@ def tag(name: str, inside: Html = NOTHING, **attributes: object) -> Html:
 
 
 def link(page: str, label: Html, **query: str) -> Html:
-    """A link to one of our own pages, never to anywhere else."""
+    """A link to another page of this site."""
     path = f"/{page}" + (f"?{urlencode(query)}" if query else "")
     return tag("a", label, href=path)
 
 
 def chip(label: str, kind: str = "plain", why: str | None = None) -> Html:
-    """A small label; `kind` colours it, the words carry the meaning."""
+    """A small label; `kind` sets its colour."""
     return tag("span", text(label), class_=f"g-chip g-{kind}", title=why)
 
 
 def small(value: object) -> Html:
-    """Secondary words."""
+    """Secondary text."""
     return tag("span", text(value), class_="g-small")
 
 
 def bar(count: Count | None, kind: str = "robust") -> Html:
-    """A figure with its interval drawn under it: share filled, whisker from low to high."""
+    """A percentage with a bar: filled up to the share, with a whisker over the interval."""
     if count is None or not count.n:
         return tag("span", text("—"), class_="g-small")
     share = 100 * count.k / count.n
@@ -87,7 +87,7 @@ def bar(count: Count | None, kind: str = "robust") -> Html:
 
 
 class Column(NamedTuple):
-    """A heading, what it means, and how its cells stand."""
+    """Heading, explanation and alignment of a table column."""
 
     label: str
     means: str = ""
@@ -97,7 +97,7 @@ class Column(NamedTuple):
 def html_table(
     columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = ""
 ) -> Html:
-    """A table that scrolls sideways on a narrow screen; the first cell of a row heads it."""
+    """A table that scrolls sideways on a narrow screen."""
     head = join(
         tag("th", text(c.label), scope="col", title=c.means or None, class_=f"g-{c.kind}")
         for c in columns
@@ -114,27 +114,27 @@ def html_table(
 
 
 def definition_list(pairs: Iterable[tuple[str, Html]]) -> Html:
-    """Terms and what they are here."""
+    """A definition list."""
     rows = (tag("dt", text(term)) + tag("dd", inside) for term, inside in pairs)
     return tag("dl", Html("".join(rows)), class_="g-facts")
 
 
-def notice(said: words.Notice, kind: str = "info") -> Html:
-    """A heading, sentences, and the commands that help."""
-    body = tag("h3", text(said.heading)) + join(tag("p", text(s)) for s in said.sentences)
-    if said.commands:
-        lines = Html("\n".join(html.escape(command) for command in said.commands))
+def notice(content: words.Notice, kind: str = "info") -> Html:
+    """A notice: heading, sentences and commands."""
+    body = tag("h3", text(content.heading)) + join(tag("p", text(s)) for s in content.sentences)
+    if content.commands:
+        lines = Html("\n".join(html.escape(command) for command in content.commands))
         body += tag("pre", tag("code", lines))
     return tag("section", Html(body), class_=f"g-notice g-notice-{kind}", role="status")
 
 
 def heading(title: str, under: Html = NOTHING) -> Html:
-    """The head of a page whose title may hold a stranger's words."""
+    """The head of a page; the title is escaped."""
     return tag("header", Html(tag("h1", text(title)) + tag("p", under)), class_="g-head")
 
 
 def figure_tiles(values: Iterable[tuple[str, str, str]]) -> Html:
-    """Headline figures: label, figure, what it means."""
+    """Tiles of label, figure and explanation."""
     made = (
         tag(
             "div",
@@ -151,7 +151,7 @@ def figure_tiles(values: Iterable[tuple[str, str, str]]) -> Html:
 
 
 def picture(pixels: npt.NDArray[Any], alt: str, edge: int = 132) -> Html:
-    """[C, H, W], uint8 or float in [0, 1], as an image of `edge` points; pixels stay square."""
+    """An image element of pixels [C, H, W], uint8 or float in [0, 1], `edge` points wide."""
     return Html(
         f'<img class="g-picture" width="{edge}" height="{edge}" alt="{text(alt)}" '
         f'src="data:image/png;base64,{png(pixels)}">'
@@ -159,7 +159,7 @@ def picture(pixels: npt.NDArray[Any], alt: str, edge: int = 132) -> Html:
 
 
 def png(pixels: npt.NDArray[Any]) -> str:
-    """[C, H, W] as base64 of a PNG; one channel is grey, otherwise the first three are colours."""
+    """Pixels [C, H, W] as a PNG in base64: grey, or the first three channels as colours."""
     scaled = pixels if pixels.dtype == np.uint8 else np.rint(np.clip(pixels, 0, 1) * 255)
     rows = np.moveaxis(scaled.astype(np.uint8), 0, -1)
     shown = rows[..., 0] if rows.shape[-1] < 3 else rows[..., :3]
@@ -171,7 +171,7 @@ def png(pixels: npt.NDArray[Any]) -> str:
 def perturbation_of(
     original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """What was added to the image; nothing where all of it is `ROUNDING`."""
+    """The perturbation [C, H, W]; 0 where all of it is rounding."""
     change = adversarial.astype(np.float32) - original.astype(np.float32) / np.float32(255)
     return change if np.abs(change).max(initial=0) >= ROUNDING_NOISE else np.zeros_like(change)
 
@@ -179,7 +179,7 @@ def perturbation_of(
 def magnified_perturbation(
     original: npt.NDArray[np.uint8], adversarial: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """The change around mid grey, and the factor it was enlarged by (1 where nothing changed)."""
+    """The magnified perturbation [C, H, W] around mid grey, and its factor (1 without one)."""
     change = perturbation_of(original, adversarial)
     largest = float(np.abs(change).max(initial=0))
     factor = 1.0 if largest == 0 else 0.5 / largest

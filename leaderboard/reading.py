@@ -1,4 +1,4 @@
-"""The one reader: opens the database read-only, answers from memory until the database changes."""
+"""Reads the database, read-only, and caches results until the database changes."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Result = TypeVar("Result")
 
 SQLITE_PREFIX = "sqlite:///"
 DEFAULT_ADDRESS = f"{SQLITE_PREFIX}bench.db"
-REMOTE_SECONDS = 10  # seconds for which an answer from a database server is kept
+REMOTE_SECONDS = 10  # for which results from a database server are cached
 
 
 def database_address() -> str:
-    """Where the database is: BENCH_DB, else a file in the current folder."""
+    """The URL of the database: $BENCH_DB, else a file in the current folder."""
     return os.environ.get("BENCH_DB") or DEFAULT_ADDRESS
 
 
 def database_file(url: str) -> Path | None:
-    """The database file; None on a server, or where the address is none."""
+    """The database file; None for a server, or an invalid URL."""
     path = url.removeprefix(SQLITE_PREFIX)
     return Path(path).expanduser() if url.startswith(SQLITE_PREFIX) and path else None
 
 
 def database_exists() -> bool:
-    """False where the address is a file that is not there."""
+    """False where the URL names a file that does not exist."""
     path = database_file(database_address())
     return path is None or path.exists()
 
 
 def database_stamp(url: str) -> tuple[object, ...]:
-    """Changes whenever the database may have changed."""
+    """A value that differs whenever the database may have changed."""
     path = database_file(url)
     if path is None:
         return (int(time.time()) // REMOTE_SECONDS,)
@@ -55,64 +55,64 @@ def database_stamp(url: str) -> tuple[object, ...]:
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
-def _answer(
+def _cached(
     url: str,
-    seen: tuple[object, ...],
-    question: str,
-    rest: tuple[Any, ...],
-    _ask: Callable[..., Any],
+    stamp: tuple[object, ...],
+    function: str,
+    arguments: tuple[Any, ...],
+    _read: Callable[..., Any],  # Streamlit leaves it out of the cache key: `function` is its name
 ) -> Any:
     with Store.open(url, read_only=True) as store:
-        return _ask(store, *rest)
+        return _read(store, *arguments)
 
 
-def _asked(ask: Callable[..., Result], *rest: Any) -> Result:
+def _call(read: Callable[..., Result], *arguments: Any) -> Result:
     url = database_address()
-    answer: Result = _answer(url, database_stamp(url), ask.__qualname__, rest, ask)
-    return answer
+    result: Result = _cached(url, database_stamp(url), read.__qualname__, arguments, read)
+    return result
 
 
 def read_leaderboards() -> list[Leaderboard]:
-    """Every board, in display order."""
-    return _asked(leaderboards.leaderboards)
+    """Every leaderboard, in display order."""
+    return _call(leaderboards.leaderboards)
 
 
 def read_ranking(board: Leaderboard) -> list[RankingRow]:
-    """The rows of a board, best first."""
-    return _asked(rankings.load_ranking, board)
+    """The rows of a leaderboard, best first."""
+    return _call(rankings.load_ranking, board)
 
 
 def read_row(board: Leaderboard, defense: str) -> RankingRow | None:
-    """One defense's row of a board; None where it was not played there."""
+    """The row of one defense; None where it has none."""
     return next((row for row in read_ranking(board) if row.defense == defense), None)
 
 
 def read_matrix(board: Leaderboard) -> list[MatrixCell]:
-    """Every attack against every defense of a board."""
-    return _asked(matrices.load_matrix, board)
+    """Every attack against every defense of a leaderboard."""
+    return _call(matrices.load_matrix, board)
 
 
 def read_defense_report(board: Leaderboard, defense: str) -> DefenseReport:
-    """One defense on one board: cells, curves, images."""
-    return _asked(defense_report.defense_report, board, defense)
+    """Cells, curves and images of one defense on a leaderboard."""
+    return _call(defense_report.defense_report, board, defense)
 
 
 def read_cards(model: type[CardT]) -> list[CardT]:
     """The cards of one kind of plugin, given by the model of its cards."""
-    found: list[CardT] = _asked(Store.cards, model)
+    found: list[CardT] = _call(Store.cards, model)
     return found
 
 
 def read_cells() -> list[CellRow]:
-    """Every cell as it stands."""
-    return _asked(Store.cells)
+    """Every cell with its current state."""
+    return _call(Store.cells)
 
 
 def read_examples(digest: str) -> ExamplesRow:
     """Labels and class names of an example set."""
-    return _asked(Store.examples, digest)
+    return _call(Store.examples, digest)
 
 
 def read_submissions() -> list[SubmissionRow]:
     """Every submission with its history."""
-    return _asked(Store.submissions)
+    return _call(Store.submissions)

@@ -1,4 +1,4 @@
-"""The frame behind its headers: one ASGI app for `streamlit run` and for uvicorn alike."""
+"""The ASGI app of the leaderboard with security headers, for `streamlit run` and uvicorn."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
-        "script-src 'self'",  # the front end's charts run without eval
-        "style-src 'self' 'unsafe-inline'",  # it writes its styles into the page
+        "script-src 'self'",  # the charts run without eval
+        "style-src 'self' 'unsafe-inline'",  # Streamlit writes styles into the page
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
         "connect-src 'self'",
@@ -30,20 +30,20 @@ SECURITY_HEADERS = (
 
 
 class SecurityHeaders:
-    """Middleware: the browser may ask this host, and no other."""
+    """Middleware that restricts the browser to requests to this host."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; add the headers to each HTTP answer."""
+        """Forward every request; add the headers to each HTTP response."""
 
-        async def sealed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
             await send(message)
 
-        await self.app(scope, receive, sealed)
+        await self.app(scope, receive, send_with_headers)
 
 
 app = st.App(Path(__file__).with_name("app.py"), middleware=[Middleware(SecurityHeaders)])

@@ -1,4 +1,4 @@
-"""The board as plain files: HTML without scripts, and the report as JSON; for any static host."""
+"""The leaderboards as plain files for any static host: HTML without scripts, reports as JSON."""
 
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ h2 { font-size: 1.3rem; margin: 2rem 0 .6rem; }
 
 
 def write_snapshot(url: str | None, folder: Path) -> list[Path]:
-    """Write every page; returns the files. BenchError where the database cannot be read."""
+    """Write every page and return the files.
+
+    Raises BenchError where the database cannot be read or is empty.
+    """
     with Store.open(url, read_only=True) as store:
         boards = words.leaderboards_by_label(leaderboards.leaderboards(store))
         if not boards:
-            raise BenchError("the database holds no board yet; `bench run` plays the default ones.")
+            raise BenchError(
+                "the database holds no results yet; `bench run` evaluates the default cells."
+            )
         pages = _pages(store, boards)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():
@@ -66,26 +71,26 @@ def _pages(store: Store, boards: Mapping[str, Leaderboard]) -> dict[str, str]:
 
 
 def snapshot_file(kind: str, name: str) -> str:
-    """A file name for any text; the same for the same."""
+    """A file name for any text; equal texts get equal names."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower())[:60]
     mark = "" if plain == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{kind}-{plain}{mark}.html"
 
 
 def _relative(page: str) -> str:
-    """Links of the app as links between the files."""
+    """HTML with links between pages of the app changed to links between files."""
 
-    def turned(link: re.Match[str]) -> str:
+    def file_link(link: re.Match[str]) -> str:
         query = parse_qs(html.unescape(link[2]))
         kind, key = ("defense", "name") if link[1] == "defense" else ("board", "threat")
         return f'href="{markup.text(snapshot_file(kind, query[key][0]))}"'
 
-    return re.sub(r'href="/(\w*)\?([^"]*)"', turned, page)
+    return re.sub(r'href="/(\w*)\?([^"]*)"', file_link, page)
 
 
 def _page(title: str, body: Html) -> str:
     style = SNAPSHOT_STYLE + (PACKAGE_FOLDER / "style.css").read_text(encoding="utf-8")
-    home = markup.tag("p", markup.tag("a", markup.text("All boards"), href="index.html"))
+    home = markup.tag("p", markup.tag("a", markup.text("All leaderboards"), href="index.html"))
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{SNAPSHOT_POLICY}">'
@@ -106,16 +111,16 @@ def _board(
     rows: Sequence[RankingRow],
     cards: Mapping[str, DefenseCard],
 ) -> Html:
-    squares = matrix.load_matrix(store, board)
+    cells = matrix.load_matrix(store, board)
     metric = next(iter(chart_rows.cell_metrics(board).values()))
-    tiles = [*chart_rows.margin_tiles(rows), *chart_rows.matrix_tiles(squares, metric)]
-    attacks = chart_rows.attack_columns(board, squares)
-    met = chart_rows.evaluated_attacks(attacks, squares)
+    tiles = [*chart_rows.margin_tiles(rows), *chart_rows.matrix_tiles(cells, metric)]
+    attacks = chart_rows.attack_columns(board, cells)
+    met = chart_rows.evaluated_attacks(attacks, cells)
     names = [row.defense for row in rows]
-    reasons = [(f"{s.attack} → {s.defense}", s) for s in squares if s.state != "done"]
+    reasons = [(f"{s.attack} → {s.defense}", s) for s in cells if s.state != "done"]
     return markup.join(
         (
-            markup.heading(f"Which defenses hold under {label}?", markup.text(board.summary)),
+            markup.heading(f"Robust accuracy under {label}", markup.text(board.summary)),
             tables.mode_note(board),
             tables.headline_tiles(rows, board),
             _part("Ranking", tables.ranking_table(rows, cards, label)),
@@ -125,8 +130,8 @@ def _board(
                 grid.matrix_table(tiles, names, [*chart_rows.MARGIN_COLUMNS, *met], 1.0),
             ),
             markup.tag("p", markup.small(chart_rows.left_out_note(attacks, met))),
-            tables.state_legend(squares),
-            _part("Cells without a figure", tables.cells_table(reasons, "Cell", board)),
+            tables.state_legend(cells),
+            _part("Cells without a result", tables.cells_table(reasons, "Cell", board)),
             _part("Rules", tables.rules_list(board)),
         )
     )
@@ -147,25 +152,27 @@ def _defense(
     parts = [
         markup.heading(name, markup.text(card.summary)),
         _part("Identity", defense_tables.identity_list(card)),
-        _part("Claim and measurement", defense_tables.claims_table(card, named)),
+        _part("Claims", defense_tables.claims_table(card, named)),
     ]
     for title, part in (("", whole), (", in rank mode", spared)):
         if part:
             table = defense_tables.threat_models_table(list(part.items()))
-            parts.append(_part(f"Under every threat model{title}", table))
+            parts.append(_part(f"All threat models{title}", table))
     for label, row in mine.items():
         entry = defense_report.defense_report(store, boards[label], name)
-        parts.append(_part(f"Signs under {label}", tables.checks_table(row.flags)))
+        parts.append(
+            _part(f"Gradient-masking checks under {label}", tables.checks_table(row.flags))
+        )
         if row.rejects is not None:
             told = defense_tables.detector_table(row, entry.cells, attacks)
-            parts.append(_part(f"The detector under {label}", told))
+            parts.append(_part(f"Detector under {label}", told))
         cells = [(square.attack, square) for square in entry.cells]
         parts.append(
             _part(f"Cells under {label}", tables.cells_table(cells, "Attack", boards[label]))
         )
         classes = store.examples(boards[label].examples).classes
         for attack, kept in entry.images.items():
-            title = f"What the attack brought: {attack} under {label}"
+            title = f"Adversarial examples of {attack} under {label}"
             parts.append(_part(title, defense_tables.example_pictures(kept[:2], classes)))
     return markup.join(parts)
 
@@ -182,20 +189,22 @@ def _index(
         )
         for label, board in boards.items()
     ]
-    columns = [markup.Column(name) for name in ("Threat model", "May change", "Played", "n")]
+    columns = [
+        markup.Column(name) for name in ("Threat model", "Perturbation set", "Evaluated", "n")
+    ]
     today = f"Snapshot of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; content sha256 {digest}."
-    method = markup.tag("a", markup.text("How the figures are made"), href="method.txt")
+    method = markup.tag("a", markup.text("How the figures are computed"), href="method.txt")
     return markup.join(
         (
             markup.heading(words.PRODUCT, markup.text(words.MOTTO)),
-            _part("Boards", markup.html_table(columns, lines, today)),
+            _part("Leaderboards", markup.html_table(columns, lines, today)),
             markup.tag("p", method),
         )
     )
 
 
 def main() -> int:
-    """`python -m leaderboard.snapshot FOLDER`."""
+    """Write a snapshot: `python -m leaderboard.snapshot FOLDER`."""
     try:
         for path in write_snapshot(None, Path(sys.argv[1])):
             print(path)

@@ -1,4 +1,4 @@
-"""Submissions and cells in play as tables: records in, HTML out."""
+"""Tables of submissions and unfinished cells as HTML, from records."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 
 STALLED_AFTER = 180.0
-"""Seconds without a sign of life after which a running cell is called stalled."""
+"""Seconds without an update after which a running cell is shown as stalled."""
 
 SUBMISSION_STATE_KIND = {"rejected": "bad", "failed": "bad", "finished": "good", "running": "warn"}
 
 
 def utc_time(at: float) -> str:
-    """A time that means the same everywhere."""
+    """A time stamp in UTC."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def time_ago(at: float, now: float) -> str:
-    """How long ago, in words."""
+    """The time since then: `5.0 s ago`."""
     return f"{words.format_seconds(max(0.0, now - at))} ago"
 
 
 def submissions_table(entries: Sequence[SubmissionRow], now: float) -> Html:
-    """Where every submission stands, and how it came there."""
+    """Every submission with its state and history."""
     columns = (
         Column("Submission", kind="name"),
         Column("State"),
         Column("Since", "time of the last change"),
         Column("Reason", "why it was rejected or failed", "words"),
-        Column("History", "every state it has been in", "words"),
+        Column("History", "all its states", "words"),
     )
     return markup.html_table(columns, [_submission(entry, now) for entry in entries])
 
@@ -51,11 +51,11 @@ def _submission(entry: SubmissionRow, now: float) -> list[Html]:
 
 
 def running_table(cells: Iterable[CellRow], now: float) -> Html:
-    """Cells in play; one without a sign of life is stalled, never `running`."""
+    """Running cells; one without a recent update is stalled."""
     columns = (
         Column("Cell", kind="name"), Column("Threat model"), Column("State"),
-        Column("Judged", "examples that have their verdict", "right"),
-        Column("Last sign of life"), Column("Worker", kind="code"),
+        Column("Verified", "examples with a verified outcome", "right"),
+        Column("Last update"), Column("Worker", kind="code"),
     )  # fmt: skip
     rows = []
     for cell in cells:
@@ -74,10 +74,10 @@ def running_table(cells: Iterable[CellRow], now: float) -> Html:
 
 
 def failed_table(cells: Iterable[CellRow]) -> Html:
-    """Cells without a figure, who must act, and why."""
+    """Failed cells with cause and reason."""
     columns = (
         Column("Cell", kind="name"), Column("Threat model"),
-        Column("Who must act"), Column("Reason", kind="words"), Column("When"),
+        Column("Caused by"), Column("Reason", kind="words"), Column("When"),
     )  # fmt: skip
     rows = [
         (
@@ -93,7 +93,7 @@ def failed_table(cells: Iterable[CellRow]) -> Html:
 
 
 def state_tiles(cells: Sequence[CellRow]) -> Html:
-    """Headline counts of the cells by state."""
+    """Number of cells in each state."""
     counts = {state: sum(cell.state == state for cell in cells) for state in CellState}
     return markup.figure_tiles(
         (state.capitalize(), str(counts[state]), words.STATE_EXPLANATIONS[state])

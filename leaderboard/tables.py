@@ -153,6 +153,9 @@ def ranking_table(
 ) -> Html:
     """The ranking: rank, accuracies with intervals, checks and claims of every defense."""
     has_certificates = any(row.certified for row in rows)
+    certificates = Column(
+        "Certified ↑", "examples with a certificate: no attack can break them", "figure"
+    )
     columns = [
         Column("Rank", "range of ranks that the paired tests allow, and the tie group", "rank"),
         Column("Defense", kind="name"),
@@ -162,7 +165,7 @@ def ranking_table(
         Column("Strongest attack", "the attack with the lowest accuracy"),
         Column("Required", "required attacks that are done, and others; the accuracy under the"
                " required attacks alone, which decides the rank"),
-        *([Column("Certified ↑", "examples with a certificate: no attack can break them", "figure")] if has_certificates else []),
+        *([certificates] if has_certificates else []),
         Column("Checks", "gradient-masking checks: warning, passed, not tested"),
         Column("Claim", "the authors' claim compared with the measured interval"),
     ]  # fmt: skip

@@ -19,7 +19,6 @@ TESTED_BY = {
     "bench/cli/plugin_commands.py": "tests/submissions/test_templates.py",
     "bench/cli/read_commands.py": "tests/results/test_defense_report.py",
     "bench/cli/run_commands.py": "tests/evaluation/test_launcher.py",
-    "bench/cli/serve.py": "tests/leaderboard/test_serve.py",
     "bench/contract/attack_fixture.py": "tests/contract/test_attack_checks.py",
     "bench/contract/check.py": "tests/contract/test_runner.py",
     "bench/contract/defense_fixture.py": "tests/contract/test_defense_checks.py",

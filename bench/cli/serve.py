@@ -1,4 +1,4 @@
-"""Starts the leaderboard in a process of its own and waits for it; no torch."""
+"""Starts the leaderboard in another process and waits for it; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from types import FrameType
 from bench.core.errors import UnavailableError
 
 STDERR = 2  # stdout is for data
-PATIENCE = 90.0
-"""Seconds until a server that does not answer is given up."""
+START_TIMEOUT = 90.0
+"""Seconds within which the server must answer."""
 
 
 def serve(
@@ -29,10 +29,10 @@ def serve(
     open_browser: bool = True,
     export: Path | None = None,
 ) -> int:
-    """Serve the pages until interrupted; or write them as plain files to `export`.
+    """Serve the pages until interrupted, or write them as plain files to `export`.
 
-    Port 0 takes a free one. Returns the exit code: 0 after Ctrl-C. UnavailableError where the port
-    is     taken or the server does not start.
+    Port 0 selects a free port. Returns the exit code, which is 0 after Ctrl-C. Raises
+    UnavailableError where the port is in use or the server does not start.
     """
     environment = {**os.environ, **({"BENCH_DB": db} if db else {})}
     if export is not None:
@@ -45,7 +45,7 @@ def serve(
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         url = _wait_until_healthy(server, host, port)
-        print(f"Leaderboard: {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+        print(f"Leaderboard: {url} (stop it with Ctrl-C)", file=sys.stderr, flush=True)
         if open_browser:
             webbrowser.open(url)
         return server.wait()
@@ -78,7 +78,7 @@ def _command(host: str, port: int) -> list[str]:
 
 
 def _free(host: str, port: int) -> int:
-    """The port, or a free one for 0; UnavailableError where it is taken."""
+    """The port, or a free one for 0; raises UnavailableError where it is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -87,17 +87,17 @@ def _free(host: str, port: int) -> int:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", "") or error
             raise UnavailableError(
-                f"port {port} of {host} cannot be used ({reason}): stop what listens"
-                " there, or give another --port (0 takes a free one)."
+                f"port {port} of {host} cannot be used ({reason}): stop the program that"
+                " listens there, or use another --port (0 selects a free one)."
             ) from error
         return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], host: str, port: int) -> str:
-    """The address to open, once the server answers."""
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    url = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
-    deadline = time.monotonic() + PATIENCE
+    """The URL of the leaderboard, once the server answers."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2):
@@ -105,8 +105,7 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], host: str, port: int) -
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise UnavailableError(
-        f"the leaderboard did not answer at {url}: its message stands above; `bench doctor` looks"
-        " further."
+        f"the leaderboard did not answer at {url}: see its message above, or run `bench doctor`."
     )
 
 

@@ -1,98 +1,126 @@
-"""Should I believe this defense? What it is, what it claims, what was measured, and the signs."""
+"""Page of one defense: its declarations, claims, gradient-masking checks, curves and images."""
+
+from collections.abc import Mapping
 
 import streamlit as st
 
 from bench.core.cards import AttackCard, DefenseCard
+from bench.results.defense_report import DefenseReport
+from bench.results.leaderboards import Leaderboard
+from bench.results.ranking import RankingRow
 from leaderboard import chart_rows, charts, choice, defense_tables, markup, reading, tables, words
 
-here = choice.selected_leaderboard()
-# Figures of one mode stand together, never beside those of the other.
-known = {
-    label: board
-    for label, board in words.leaderboards_by_label(reading.read_leaderboards()).items()
-    if board.mode == here.mode
-}
-cards = {card.name: card for card in reading.read_cards(DefenseCard)}
-attacks = {card.name: card for card in reading.read_cards(AttackCard)}
-ranked = [row.defense for row in reading.read_ranking(here)]
-names = [*ranked, *(name for name in cards if name not in ranked)]
 
-left, _ = st.columns([2, 3])
-name = choice.select_option(choice.DEFENSE_KEY, "Defense", names, what="defense", place=left)
-card = cards[name]
-st.html(markup.heading(name, markup.text(card.summary)))
-if said := tables.mode_note(here):
-    st.html(said)
+def main() -> None:
+    """Show the page."""
+    selected, label = choice.selected_leaderboard(), choice.selected_label()
+    # Results of one mode are shown together, never beside those of the other.
+    leaderboards = {
+        name: leaderboard
+        for name, leaderboard in words.leaderboards_by_label(reading.read_leaderboards()).items()
+        if leaderboard.mode == selected.mode
+    }
+    card = select_defense(selected)
+    st.html(markup.heading(card.name, markup.text(card.summary)))
+    if note := tables.mode_note(selected):
+        st.html(note)
+    rows = {name: reading.read_row(leaderboards[name], card.name) for name in leaderboards}
+    found = {name: row for name, row in rows.items() if row}
+    show_declarations(card, {leaderboards[name].name: row for name, row in reversed(found.items())})
+    st.subheader("All threat models", anchor="threat-models")
+    st.html(defense_tables.threat_models_table(list(found.items())))
+    if label not in found:
+        st.html(markup.notice(words.not_evaluated(card.name, selected)))
+        return
+    show_report(selected, reading.read_defense_report(selected, card.name))
+    show_cells(card.name, selected, leaderboards)
 
-rows = {label: reading.read_row(board, name) for label, board in known.items()}
-left, right = st.columns([2, 3], gap="large")
-with left:
-    st.subheader("Identity", anchor="identity")
-    st.html(defense_tables.identity_list(card))
-with right:
-    st.subheader("Claim and measurement", anchor="claims")
-    st.html(
-        defense_tables.claims_table(
-            card, {known[label].name: row for label, row in reversed(rows.items()) if row}
-        )
-    )
 
-st.subheader("Under every threat model", anchor="boards")
-st.html(defense_tables.threat_models_table([(label, row) for label, row in rows.items() if row]))
+def select_defense(selected: Leaderboard) -> DefenseCard:
+    """The card of the selected defense; the ranked defenses come first in the list."""
+    cards = {card.name: card for card in reading.read_cards(DefenseCard)}
+    ranked = [row.defense for row in reading.read_ranking(selected)]
+    names = [*ranked, *(name for name in cards if name not in ranked)]
+    left, _ = st.columns([2, 3])
+    key = choice.DEFENSE_KEY
+    return cards[choice.select_option(key, "Defense", names, what="defense", place=left)]
 
-if rows[choice.selected_label()] is None:
-    st.html(markup.notice(words.not_evaluated(name, here)))
-    st.stop()
-entry = reading.read_defense_report(here, name)
 
-st.subheader(f"Signs under {words.leaderboard_label(here)}", anchor="signs")
-st.caption(words.CHECKS_CAPTION)
-st.html(tables.checks_table(entry.row.flags))
+def show_declarations(card: DefenseCard, rows: Mapping[str, RankingRow]) -> None:
+    """Show what the defense declares, and its claims compared with the measurements."""
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        st.subheader("Identity", anchor="identity")
+        st.html(defense_tables.identity_list(card))
+    with right:
+        st.subheader("Claims", anchor="claims")
+        st.html(defense_tables.claims_table(card, rows))
 
-left, right = st.columns(2, gap="large")
-with left:
-    st.subheader("As the attack goes on", anchor="steps")
-    st.caption(charts.STEPS_CAPTION)
-    drawn = chart_rows.accuracy_rows(entry.steps, attacks)
-    st.altair_chart(
-        charts.with_description(
-            charts.steps_chart(drawn, "steps of the attack"), charts.STEPS_CAPTION
-        )
-    )
-with right:
-    st.subheader("As the radius grows", anchor="radius")
-    st.caption(words.RADIUS_CAPTION)
-    drawn = chart_rows.radius_rows(entry.distances, entry.radii)
-    axis = f"radius in {words.norm_symbol(here.set['name'])}"
-    mark = None if here.is_nearest else here.radius
-    st.altair_chart(
-        charts.with_description(charts.radius_chart(drawn, axis, mark), words.RADIUS_CAPTION)
-    )
 
-if entry.rocs:
-    st.subheader("The detector", anchor="detector")
+def show_report(selected: Leaderboard, report: DefenseReport) -> None:
+    """Show checks, curves, the detector and adversarial examples under one threat model."""
+    attacks = {card.name: card for card in reading.read_cards(AttackCard)}
+    title = f"Gradient-masking checks under {words.leaderboard_label(selected)}"
+    st.subheader(title, anchor="checks")
+    st.caption(words.CHECKS_CAPTION)
+    st.html(tables.checks_table(report.row.flags))
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Robust accuracy vs iterations", anchor="steps")
+        st.caption(charts.STEPS_CAPTION)
+        drawn = chart_rows.accuracy_rows(report.steps, attacks)
+        chart = charts.steps_chart(drawn, "steps of the attack")
+        st.altair_chart(charts.with_description(chart, charts.STEPS_CAPTION))
+    with right:
+        st.subheader("Robust accuracy vs radius", anchor="radius")
+        st.caption(words.RADIUS_CAPTION)
+        drawn = chart_rows.radius_rows(report.distances, report.radii)
+        axis = f"radius in {words.norm_symbol(selected.set['name'])}"
+        mark = None if selected.is_nearest else selected.radius
+        chart = charts.radius_chart(drawn, axis, mark)
+        st.altair_chart(charts.with_description(chart, words.RADIUS_CAPTION))
+    show_detector(report, attacks)
+    show_images(selected, report)
+
+
+def show_detector(report: DefenseReport, attacks: Mapping[str, AttackCard]) -> None:
+    """Show the ROC curves and rejection rates of a detector; nothing without one."""
+    if not report.rocs:
+        return
+    st.subheader("Detector", anchor="detector")
     left, right = st.columns([2, 3], gap="large")
     with left:
         st.caption(words.DETECTOR_CAPTION)
-        drawn = chart_rows.roc_rows(entry.rocs)
-        st.altair_chart(charts.with_description(charts.roc_chart(drawn), words.DETECTOR_CAPTION))
+        chart = charts.roc_chart(chart_rows.roc_rows(report.rocs))
+        st.altair_chart(charts.with_description(chart, words.DETECTOR_CAPTION))
     with right:
-        st.html(defense_tables.detector_table(entry.row, entry.cells, attacks))
+        st.html(defense_tables.detector_table(report.row, report.cells, attacks))
 
-st.subheader("What the attack brought", anchor="images")
-if entry.images:
+
+def show_images(selected: Leaderboard, report: DefenseReport) -> None:
+    """Show the stored adversarial examples of the selected attack."""
+    st.subheader("Adversarial examples", anchor="images")
+    if not report.images:
+        st.html(markup.notice(words.NO_IMAGES))
+        return
     left, _ = st.columns([2, 3])
-    by = choice.select_option(
-        "attack", "Attack", list(entry.images), what="attack with images", place=left
-    )
-    classes = reading.read_examples(here.examples).classes
-    st.html(defense_tables.example_pictures(entry.images[by], classes))
-else:
-    st.html(markup.notice(words.NO_IMAGES))
+    names = list(report.images)
+    attack = choice.select_option("attack", "Attack", names, what="attack with images", place=left)
+    classes = reading.read_examples(selected.examples).classes
+    st.html(defense_tables.example_pictures(report.images[attack], classes))
 
-st.subheader("Cells", anchor="cells")
-for label, board in known.items():
-    mine = [(s.attack, s) for s in reading.read_matrix(board) if s.defense == name]
-    if mine:
-        with st.expander(words.plain_text(label), expanded=board == here):
-            st.html(tables.cells_table(mine, "Attack", board))
+
+def show_cells(
+    defense: str, selected: Leaderboard, leaderboards: Mapping[str, Leaderboard]
+) -> None:
+    """Show the cells of the defense under every threat model."""
+    st.subheader("Cells", anchor="cells")
+    for label, leaderboard in leaderboards.items():
+        matrix = reading.read_matrix(leaderboard)
+        cells = [(cell.attack, cell) for cell in matrix if cell.defense == defense]
+        if cells:
+            with st.expander(words.plain_text(label), expanded=leaderboard == selected):
+                st.html(tables.cells_table(cells, "Attack", leaderboard))
+
+
+main()

@@ -1,59 +1,67 @@
-"""Which defenses hold under this threat model, and how far can these examples tell?"""
+"""Page of the ranking: robust accuracy of every defense under one threat model."""
+
+from collections.abc import Sequence
 
 import streamlit as st
 
 from bench.core.cards import DefenseCard
+from bench.results.leaderboards import Leaderboard
+from bench.results.ranking import RankingRow
 from leaderboard import chart_rows, charts, choice, export, markup, reading, tables, words
 
-board = choice.selected_leaderboard()
-rows = reading.read_ranking(board)
-st.html(
-    markup.heading(
-        f"Which defenses hold under {words.leaderboard_label(board)}?",
-        tables.leaderboard_summary(board, choice.selected_label()),
+
+def main() -> None:
+    """Show the page."""
+    leaderboard, label = choice.selected_leaderboard(), choice.selected_label()
+    rows = reading.read_ranking(leaderboard)
+    title = f"Robust accuracy under {words.leaderboard_label(leaderboard)}"
+    st.html(markup.heading(title, tables.leaderboard_summary(leaderboard, label)))
+    if not rows:
+        st.html(markup.notice(words.no_results(leaderboard)))
+        return
+    if note := tables.mode_note(leaderboard):
+        st.html(note)
+    st.html(tables.headline_tiles(rows, leaderboard))
+    shown = filtered(rows)
+    if not shown:
+        st.html(markup.notice(words.NOTHING_LEFT, "warn"))
+        return
+    show_ranking(shown, leaderboard, label)
+
+
+def filtered(rows: Sequence[RankingRow]) -> list[RankingRow]:
+    """The rows whose name matches the text field, with a note on the hidden ones."""
+    field_column, note_column = st.columns([2, 3], vertical_alignment="bottom")
+    wanted = field_column.text_input(
+        "Show only defenses whose name contains", key=choice.FILTER_KEY, bind="query-params"
     )
-)
-if not rows:
-    st.html(markup.notice(words.no_results(board)))
-    st.stop()
-if said := tables.mode_note(board):
-    st.html(said)
-st.html(tables.headline_tiles(rows, board))
+    shown = [row for row in rows if wanted.casefold() in row.defense.casefold()]
+    if len(shown) < len(rows):
+        hidden = len(rows) - len(shown)
+        note_column.text(f"{len(shown)} of {len(rows)} shown, {hidden} hidden by the name.")
+        note_column.button("Show all", on_click=choice.clear_field, args=(choice.FILTER_KEY,))
+    return shown
 
-filter_at, said_at = st.columns([2, 3], vertical_alignment="bottom")
-wanted = filter_at.text_input(
-    "Show only defenses whose name contains", key=choice.FILTER_KEY, bind="query-params"
-)
-shown = [row for row in rows if wanted.casefold() in row.defense.casefold()]
-if len(shown) < len(rows):
-    said_at.text(f"{len(shown)} of {len(rows)} shown, {len(rows) - len(shown)} hidden by the name.")
-    said_at.button("Show all", on_click=choice.clear_field, args=(choice.FILTER_KEY,))
-if not shown:
-    st.html(markup.notice(words.NOTHING_LEFT, "warn"))
-    st.stop()
 
-cards = {card.name: card for card in reading.read_cards(DefenseCard)}
-st.html(tables.ranking_table(shown, cards, choice.selected_label()))
-if notes := tables.unranked_list(shown):
-    st.html(notes)
+def show_ranking(shown: Sequence[RankingRow], leaderboard: Leaderboard, label: str) -> None:
+    """Show the table, the notes, two charts and the downloads."""
+    cards = {card.name: card for card in reading.read_cards(DefenseCard)}
+    st.html(tables.ranking_table(shown, cards, label))
+    if notes := tables.unranked_list(shown):
+        st.html(notes)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.subheader("Accuracies with intervals", anchor="intervals")
+        st.caption(words.FOREST_CAPTION)
+        description = words.best_defense_sentence(shown[0].defense, shown[0].robust)
+        chart = charts.forest_chart(chart_rows.interval_rows(shown))
+        st.altair_chart(charts.with_description(chart, description))
+    with right:
+        st.subheader("Clean vs robust accuracy", anchor="trade")
+        st.caption(words.TRADE_OFF_CAPTION)
+        chart = charts.trade_off_chart(chart_rows.trade_off_rows(shown))
+        st.altair_chart(charts.with_description(chart, words.TRADE_OFF_CAPTION))
+    export.download_buttons(f"ranking-{label}", leaderboard, shown, export.flat_ranking(shown))
 
-left, right = st.columns([3, 2], gap="large")
-with left:
-    st.subheader("Where the figures lie", anchor="intervals")
-    st.caption(words.FOREST_CAPTION)
-    leads = words.best_defense_sentence(shown[0].defense, shown[0].robust)
-    st.altair_chart(
-        charts.with_description(charts.forest_chart(chart_rows.interval_rows(shown)), leads)
-    )
-with right:
-    st.subheader("What robustness costs", anchor="trade")
-    st.caption(words.TRADE_OFF_CAPTION)
-    st.altair_chart(
-        charts.with_description(
-            charts.trade_off_chart(chart_rows.trade_off_rows(shown)), words.TRADE_OFF_CAPTION
-        )
-    )
 
-export.download_buttons(
-    f"ranking-{choice.selected_label()}", board, shown, export.flat_ranking(shown)
-)
+main()

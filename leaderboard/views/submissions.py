@@ -1,4 +1,4 @@
-"""What happened to mine? Submissions, and the cells that are in play or failed."""
+"""Page of the submissions with their states, and of running and failed cells."""
 
 import time
 
@@ -7,21 +7,24 @@ import streamlit as st
 from bench.core.cells import CellState
 from leaderboard import markup, reading, states, words
 
-st.html(markup.heading("Submissions and cells", markup.text(words.SUBMISSIONS_LEAD)))
-now = time.time()
 
-st.subheader("Submissions", anchor="submissions")
-entries = reading.read_submissions()
-st.html(states.submissions_table(entries, now) if entries else markup.notice(words.NO_SUBMISSIONS))
+def main() -> None:
+    """Show the page."""
+    st.html(markup.heading("Submissions and cells", markup.text(words.SUBMISSIONS_LEAD)))
+    now = time.time()
+    st.subheader("Submissions", anchor="submissions")
+    submissions = reading.read_submissions()
+    none = markup.notice(words.NO_SUBMISSIONS)
+    st.html(states.submissions_table(submissions, now) if submissions else none)
+    st.subheader("Cells", anchor="cells")
+    cells = reading.read_cells()
+    st.html(states.state_tiles(cells))
+    if running := [cell for cell in cells if cell.state == CellState.RUNNING]:
+        st.subheader("Running", anchor="running")
+        st.html(states.running_table(running, now))
+    if failed := [cell for cell in cells if cell.state == CellState.FAILED]:
+        st.subheader("Failed", anchor="failed")
+        st.html(states.failed_table(failed))
 
-st.subheader("Cells", anchor="cells")
-cells = reading.read_cells()
-st.html(states.state_tiles(cells))
-playing = [cell for cell in cells if cell.state == CellState.RUNNING]
-if playing:
-    st.subheader("In play", anchor="playing")
-    st.html(states.running_table(playing, now))
-broken = [cell for cell in cells if cell.state == CellState.FAILED]
-if broken:
-    st.subheader("Failed", anchor="failed")
-    st.html(states.failed_table(broken))
+
+main()

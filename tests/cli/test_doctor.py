@@ -1,4 +1,4 @@
-"""The doctor looks into the data that are there, and tells what is broken."""
+"""bench doctor: reads the data sets that are present and reports damaged ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACES = ("MNIST", "FashionMNIST", "cifar-10-batches-py", "cifar-100-python")
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
-        raise AssertionError("the doctor went online")
+        raise AssertionError("bench doctor opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
@@ -28,7 +28,7 @@ def found(name: str) -> DoctorFinding:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_folder_of_junk_is_not_fit(
+def test_a_folder_with_damaged_files_is_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -48,7 +48,7 @@ def test_an_empty_data_folder_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_read_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_that_are_present_are_read_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = Registry.load().datasets
     there = [
         n

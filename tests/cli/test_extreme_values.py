@@ -1,4 +1,4 @@
-"""Numbers and addresses that nothing can hold are answered in a sentence, not by a traceback."""
+"""Values out of range: refused with one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["shell"]
 
 
 @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 99999999999999999999])
-def test_a_seed_that_no_column_holds_is_refused(shell: Shell, seed: int) -> None:
+def test_a_seed_beyond_64_bits_is_refused(shell: Shell, seed: int) -> None:
     code, _, err = shell.run("run", *SMALL, "--seed", str(seed))
     assert code == 2
     assert "Invalid value for '--seed'" in err
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
-def test_the_outermost_seeds_play(shell: Shell, seed: int) -> None:
+def test_the_largest_and_smallest_seeds_work(shell: Shell, seed: int) -> None:
     code, _, _ = shell.run("run", *SMALL, "--seed", str(seed))
     assert code == 0 and ("fgsm", "linear") in states(shell.folder)
 
 
 @pytest.mark.parametrize("port", [99999, -1])
-def test_a_port_that_no_machine_has_is_refused(shell: Shell, port: int) -> None:
+def test_a_port_out_of_range_is_refused(shell: Shell, port: int) -> None:
     code, _, err = shell.run("leaderboard", "--port", str(port), "--no-open")
     assert code == 2
     assert "Invalid value for '--port'" in err
@@ -35,7 +35,7 @@ def test_a_port_that_no_machine_has_is_refused(shell: Shell, port: int) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgresql://h:abc/x", "postgresql://[::1/x"])
-def test_an_address_that_is_none_is_refused(shell: Shell, url: str) -> None:
+def test_an_invalid_database_url_is_refused(shell: Shell, url: str) -> None:
     with pytest.raises(BenchError, match="is not a database URL"):
         resolve_url(url)
     code, _, err = shell.run("report", "--db", url)

@@ -1,4 +1,4 @@
-"""The made-up world in a file, and the pages as the app's test driver sees them."""
+"""The example database in a file, and the pages in Streamlit's test driver."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from bench.store import Store
-from tests.leaderboard.example_database import crowd, fill
+from tests.leaderboard.example_database import add_attacks, fill
 
 APP = Path(__file__).parents[2] / "leaderboard" / "app.py"
 Visit = Callable[..., AppTest]
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a database with everything that the pages must tell apart."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('world') / 'bench.db'}"
+def example_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database with everything that the pages distinguish."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('example_url') / 'bench.db'}"
     with Store.open(url) as store:
         fill(store)
     return url
 
 
 @pytest.fixture(scope="session")
-def crowded(world: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same world after many more attacks, ten of which met nobody."""
-    copy = tmp_path_factory.mktemp("crowded") / "bench.db"
-    shutil.copy(world.removeprefix("sqlite:///"), copy)
+def crowded_url(example_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of the same database with many more attacks, ten of them without a result."""
+    copy = tmp_path_factory.mktemp("crowded_url") / "bench.db"
+    shutil.copy(example_url.removeprefix("sqlite:///"), copy)
     with Store.open(f"sqlite:///{copy}") as store:
-        crowd(store, met=15, unmet=10)
+        add_attacks(store, met=15, unmet=10)
     return f"sqlite:///{copy}"
 
 
 @pytest.fixture
 def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
-    """Open a page of the app on a database, with a query string as keywords; none may raise."""
+    """Opens a page on a database, with the query string as keywords; no page may raise."""
 
     def open_page(url: str, page: str = "ranking", **query: str) -> AppTest:
         monkeypatch.setenv("BENCH_DB", url)
@@ -59,6 +59,6 @@ MAIN = sys.modules["__main__"]
 
 @pytest.fixture(autouse=True)
 def main_module() -> Iterator[None]:
-    """A page run in this process takes the place of `__main__`, which child processes import."""
+    """Restores `__main__`, which a page that runs in this process replaces."""
     yield
     sys.modules["__main__"] = MAIN

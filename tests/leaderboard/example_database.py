@@ -1,4 +1,4 @@
-"""A small database of hand-made outcomes: honest, masked, failed, unfinished, hostile entries."""
+"""A small database of synthetic outcomes: robust, masked, failed, unfinished, hostile names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
 from bench.store import CertificateRow, EvidenceRow, PlannedCell, Store
 
 HOSTILE = "![x](http://evil.example/x.png)<img src=http://evil.example/y.png>:red[a]"
-"""A name no registry would pass; the pages must be safe all the same."""
+"""A name that the registry refuses; the pages must escape it all the same."""
 
 N = 500
 SET = "digits-first-500"
@@ -34,14 +34,14 @@ SET = "digits-first-500"
 
 @dataclass(frozen=True)
 class Strength:
-    """How a made-up defense answers."""
+    """Clean and robust accuracy of a synthetic defense."""
 
     clean: float
-    """Share right on clean images."""
+    """Clean accuracy."""
     margin: float
-    """Typical radius at which an image breaks, in the norm of the board, relative to its radius."""
+    """Typical radius at which an example breaks, relative to that of the threat model."""
     masked: bool = False
-    """Gradient attacks miss what others find."""
+    """Whether gradient attacks break fewer examples than others."""
 
 
 DEFENSES: Mapping[str, tuple[Strength, dict[str, Any]]] = {
@@ -64,7 +64,7 @@ DEFENSES: Mapping[str, tuple[Strength, dict[str, Any]]] = {
     "noisy-logits": (Strength(0.95, 0.55, masked=True), {"randomness": 10}),
     "lipschitz-margin": (Strength(0.88, 1.2), {}),
     HOSTILE: (Strength(0.9, 0.8), {}),
-    "half-played": (Strength(0.96, 1.0), {}),
+    "half-evaluated": (Strength(0.96, 1.0), {}),
     "detector": (Strength(0.96, 0.7), {"rejects": 0.05}),
 }
 ATTACKS: Mapping[str, tuple[float, dict[str, Any]]] = {
@@ -78,7 +78,7 @@ ATTACKS: Mapping[str, tuple[float, dict[str, Any]]] = {
 PAPER = "arXiv:1706.06083"
 REQUIRED = ("apgd", "pgd", "square")
 CASCADES = ("undefended", "trades", "lipschitz-margin")
-"""Defenses that are played in rank mode, too."""
+"""Defenses that are evaluated in rank mode, too."""
 
 
 def _threat(
@@ -111,18 +111,18 @@ BUILT = [("digits-linf", 1.0), ("digits-l2", 1.0), ("digits-linf-nearest", 5.0)]
 
 
 def cards() -> Iterator[Card]:
-    """Everything that plugins would declare."""
+    """The cards of all plugins."""
     yield from (card for card, _ in THREATS)
     for name, (_, extra) in ATTACKS.items():
         yield AttackCard(
             name=name, origin="built-in", digest=digest(["attack", name]), cite=PAPER,
-            summary="A made-up attack.", **extra,
+            summary="A synthetic attack.", **extra,
         )  # fmt: skip
     for name, (_, extra) in DEFENSES.items():
         origin = "submission" if name == HOSTILE else "built-in"
         yield DefenseCard(
             name=name, origin=origin, digest=digest(["defense", name]), cite=PAPER,
-            summary=f"A made-up defense called {name}.", surrogate="undefended", **extra,
+            summary=f"A synthetic defense called {name}.", surrogate="undefended", **extra,
         )  # fmt: skip
     yield DiagnosticCard(name="gradient-check", origin="built-in", summary="Are there gradients?")
     source = digest(["certifier", "margin-bound"])
@@ -146,7 +146,7 @@ def _judged(
     margin: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int16],
     radius: float, nearest: bool, steps: int,
 ) -> Outcomes:  # fmt: skip
-    """Outcomes of one attack for which example i breaks at `margin[i]`."""
+    """Outcomes of one attack that breaks example i at radius `margin[i]`."""
     n = len(labels)
     broken = ~right | (margin <= radius)
     distance = np.where(right, margin if nearest else np.minimum(margin, radius), 0.0)
@@ -162,9 +162,9 @@ def _judged(
         confidence=np.full(n, 0.83, np.float32),
         forwards=np.where(broken, step + 1, steps).astype(np.int32),
         gradients=np.where(broken, step, steps).astype(np.int32),
-        looks=np.ones(n, np.int32),
+        final_checks=np.ones(n, np.int32),
         step=step,
-        run=np.where(broken, 0, -1).astype(np.int32),
+        restart=np.where(broken, 0, -1).astype(np.int32),
         rejection=np.full(n, -np.inf, np.float32),
     )
 
@@ -198,7 +198,7 @@ def _cell(threat: ThreatCard | None, defense: str, attack: str) -> Cell:
 
 
 def _scored(found: Outcomes, *, clean: bool) -> Outcomes:
-    """The same with rejection scores: attacked images higher by one, what broke was accepted."""
+    """Outcomes with rejection scores: attacked images score one more; broken ones are accepted."""
     score = np.random.default_rng(found.item.size + clean).normal(-1.7 + (not clean), 1, N)
     broken = found.verdict == Verdict.BROKEN
     if clean:
@@ -219,7 +219,7 @@ def _play(store: Store, cell: Cell, found: Outcomes, images: tuple[KeptImage, ..
 
 
 def fill(store: Store) -> None:
-    """Play, fail, skip and leave open what the pages must tell apart."""
+    """Store finished, failed, skipped and unfinished cells that the pages distinguish."""
     digits = _digits()
     store.record_cards(cards())
     classes = tuple(map(str, range(10)))
@@ -251,7 +251,7 @@ def _play_board(
             reason = f"{attack} does not look for the nearest wrong answer"
             store.plan([PlannedCell(cell, CellState.NOT_APPLICABLE, reason, required)])
             continue
-        if name == "half-played" and attack in ("square", "random-noise", "deepfool"):
+        if name == "half-evaluated" and attack in ("square", "random-noise", "deepfool"):
             state = CellState.SKIPPED if attack == "random-noise" else CellState.MISSING
             store.plan([PlannedCell(cell, state, "left out by --attack", required)])
             continue
@@ -261,7 +261,7 @@ def _play_board(
             assert lease is not None
             store.fail(lease, Failure(Culprit.PLUGIN, "deepfool gave NaN on 3 images; mask them."))
             continue
-        if name == "half-played" and attack == "fgsm":
+        if name == "half-evaluated" and attack == "fgsm":
             store.lease(cell.key, "worker-2@elsewhere:1")
             continue
         weak = strength.masked and detail["needs"] == "gradients"
@@ -275,7 +275,7 @@ def _play_cascade(
     store: Store, digits: _Digits, name: str, right: npt.NDArray[np.bool_],
     margin: npt.NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """The first board once more, in rank mode: each attack meets the survivors alone."""
+    """Store the first threat model in rank mode: each attack meets the remaining examples."""
     (threat, radius), left, before = THREATS[0], np.arange(N), ""
     for attack in ("fgsm", "pgd", "apgd", "square"):
         power, detail = ATTACKS[attack]
@@ -308,19 +308,23 @@ def _say_more(store: Store) -> None:
     proven &= store.outcomes(square).verdict == Verdict.ROBUST
     whose = ("lipschitz-margin", digest(["defense", "lipschitz-margin"]))
     by = ("margin-bound", digest(["certifier", "margin-bound"]))
-    store.record_certificate(linf.id, SET, CertificateRow(*whose, *by, exact=True, certified=proven))
+    store.record_certificate(
+        linf.id, SET, CertificateRow(*whose, *by, exact=True, certified=proven)
+    )
     store.record_submission_state("careful-entry", "received")
     store.record_submission_state("careful-entry", "queued")
     store.record_submission_state("careful-entry", "running")
     store.record_submission_state("careful-entry", "finished")
     store.record_submission_state(HOSTILE, "received")
-    store.record_submission_state(HOSTILE, "rejected", f"card.toml: {HOSTILE} is not a name; use a-z, 0-9.")
+    store.record_submission_state(
+        HOSTILE, "rejected", f"card.toml: {HOSTILE} is not a name; use a-z, 0-9."
+    )
     store.record_submission_state("waiting-entry", "received")
     store.record_submission_state("waiting-entry", "queued")
 
 
-def crowd(store: Store, met: int, unmet: int) -> None:
-    """More attacks on the first board: `met` played against trades, `unmet` against nobody."""
+def add_attacks(store: Store, met: int, unmet: int) -> None:
+    """Store more attacks of the first threat model: `met` with a cell, `unmet` without."""
     digits, (threat, radius) = _digits(), THREATS[0]
     for number in range(met + unmet):
         name = f"a-further-attack-{number}"

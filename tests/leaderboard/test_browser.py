@@ -1,4 +1,4 @@
-"""The pages in a real browser, behind their real headers, started as `bench leaderboard` does."""
+"""The pages in a browser with their security headers, served by `bench leaderboard`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATIENCE = 30_000  # milliseconds
 
 
 def chromium() -> str:
-    """The browser to drive, or skip with the reason."""
+    """The browser, or a skip with the reason."""
     asked = os.environ.get("BENCH_CHROMIUM")
     found = asked or next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
@@ -69,13 +69,13 @@ def start(db: str, log: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def server(world: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(example_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     chromium()
-    yield from start(world, tmp_path_factory.mktemp("log") / "server.log")
+    yield from start(example_url, tmp_path_factory.mktemp("log") / "server.log")
 
 
 class Visitor:
-    """One browser page; whatever it asks of another host is refused and remembered."""
+    """One browser page; requests to other hosts are refused and recorded."""
 
     def __init__(self, page: Page, home: str) -> None:
         self.page = page
@@ -115,49 +115,51 @@ def visitor(server: Server) -> Iterator[Visitor]:
         browser.close()
 
 
-def test_pages_render_under_the_policy_with_titles_of_their_own(visitor: Visitor) -> None:
+def test_pages_render_under_the_content_policy_with_their_own_titles(visitor: Visitor) -> None:
     titles = set()
     for path in ("/", "/matrix", "/defense?name=bit-depth-3", "/submissions", "/rules"):
         page = visitor.go(path)
-        assert page.locator("[role=dialog]").count() == 0, f"{path} says that it is not found"
+        assert page.locator("[role=dialog]").count() == 0, f"{path} is not found"
         titles.add(page.title())
     assert len(titles) == 5 and all(title.endswith("Gauntlet") for title in titles)
     assert visitor.outside == []
 
 
-def test_a_cascade_is_a_board_of_its_own_that_says_so(visitor: Visitor) -> None:
+def test_rank_mode_has_its_own_leaderboard_with_an_explanation(visitor: Visitor) -> None:
     page = visitor.go("/?threat=digits-linf%20in%20rank%20mode")
-    assert page.inner_text(".g-head h1") == "Which defenses hold under digits-linf in rank mode?"
-    assert "none is called the strongest" in page.inner_text(".g-mode")
+    assert page.inner_text(".g-head h1") == "Robust accuracy under digits-linf in rank mode"
+    assert "no attack is called the strongest" in page.inner_text(".g-mode")
     names = page.locator(".g-table tbody tr").all_inner_texts()
-    assert len(names) == 3 and not any("half-played" in name for name in names)
+    assert len(names) == 3 and not any("half-evaluated" in name for name in names)
     page.get_by_role("link", name="Matrix").click()
     page.wait_for_selector("text=Every attack against every defense under digits-linf in rank mode")
     visitor.settle()
     page.locator("[data-testid=stVegaLiteChart]").locator("canvas, svg").first.wait_for()
     page.get_by_text("The same as a table").click()
-    assert "Right of the survivors met" in page.inner_text("[data-testid=stExpander] table")
+    assert "Robust of the examples met" in page.inner_text("[data-testid=stExpander] table")
     visitor.go("/matrix?threat=digits-linf")
     assert page.locator(".g-mode").count() == 0
     assert visitor.outside == []
 
 
-def test_charts_are_drawn_and_described(visitor: Visitor) -> None:
+def test_charts_are_drawn_and_have_descriptions(visitor: Visitor) -> None:
     page = visitor.go("/")
     charts = page.locator("[data-testid=stVegaLiteChart]")
     charts.nth(1).locator("canvas, svg").first.wait_for()
     assert charts.count() == 2
-    assert page.locator("[aria-label*='trades stands first; all attacks left 69.4 %']").count() == 1
+    assert (
+        page.locator("[aria-label*='trades is first; its robust accuracy is 69.4 %']").count() == 1
+    )
     assert visitor.outside == []
 
 
-def test_the_packaged_theme_is_in_force(visitor: Visitor) -> None:
+def test_the_packaged_theme_is_used(visitor: Visitor) -> None:
     page = visitor.go("/rules")
     colour = page.evaluate("getComputedStyle(document.querySelector('.g-head h1')).color")
     assert colour == "rgb(23, 33, 43)"
 
 
-def test_a_hostile_name_asks_no_other_host(visitor: Visitor) -> None:
+def test_a_hostile_name_causes_no_request_to_another_host(visitor: Visitor) -> None:
     page = visitor.go("/")
     page.get_by_role("link", name=HOSTILE).click()
     visitor.page.wait_for_selector("text=Identity")
@@ -170,7 +172,7 @@ def test_a_hostile_name_asks_no_other_host(visitor: Visitor) -> None:
     assert page.locator("img[src*='evil']").count() == 0
 
 
-def test_a_choice_reaches_the_url_and_the_url_makes_the_choice(visitor: Visitor) -> None:
+def test_a_selection_is_written_to_the_url_and_read_from_it(visitor: Visitor) -> None:
     page = visitor.go("/matrix?threat=digits-l2&metric=fragile%20wins")
     assert "under digits-l2" in page.inner_text(".g-head h1")
     assert "Broken examples whose margin" in visitor.said()
@@ -183,7 +185,7 @@ def test_a_choice_reaches_the_url_and_the_url_makes_the_choice(visitor: Visitor)
     page.wait_for_url("**threat=digits-linf-nearest**")
 
 
-def test_what_nobody_chose_stands_in_the_url_too(visitor: Visitor) -> None:
+def test_the_default_selection_is_written_to_the_url(visitor: Visitor) -> None:
     page = visitor.go("/defense?threat=digits-l2")
     shown = page.inner_text(".g-head h1")
     page.wait_for_url(f"**name={shown}**")
@@ -201,7 +203,7 @@ def test_what_nobody_chose_stands_in_the_url_too(visitor: Visitor) -> None:
     page.wait_for_url("**name=**")
 
 
-def test_who_goes_on_to_a_board_of_other_figures_followed_no_stale_link(visitor: Visitor) -> None:
+def test_changing_the_threat_model_shows_no_notice_about_the_figure(visitor: Visitor) -> None:
     page = visitor.go("/matrix?threat=digits-linf")
     page.wait_for_url("**metric=robust**")
     page.get_by_role("combobox").first.click()
@@ -212,12 +214,12 @@ def test_who_goes_on_to_a_board_of_other_figures_followed_no_stale_link(visitor:
     assert "This link names" not in visitor.said()
 
 
-def test_a_stale_link_warns_in_the_browser_too(visitor: Visitor) -> None:
+def test_a_stale_link_shows_a_notice_in_the_browser(visitor: Visitor) -> None:
     visitor.go("/?threat=retired")
-    assert "“retired” is not known to this database" in visitor.said()
+    assert "“retired” is not in this database" in visitor.said()
 
 
-def test_a_phone_scrolls_the_table_and_not_the_page(visitor: Visitor) -> None:
+def test_on_a_phone_the_table_scrolls_and_not_the_page(visitor: Visitor) -> None:
     visitor.page.set_viewport_size({"width": 390, "height": 844})
     try:
         for path in ("/", "/defense"):
@@ -229,7 +231,7 @@ def test_a_phone_scrolls_the_table_and_not_the_page(visitor: Visitor) -> None:
         visitor.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_a_phone_reads_the_matrix_as_a_table_and_a_wide_screen_as_a_chart(
+def test_the_matrix_is_a_table_on_a_phone_and_a_chart_on_a_wide_screen(
     visitor: Visitor,
 ) -> None:
     page = visitor.go("/matrix")
@@ -248,7 +250,7 @@ def test_a_phone_reads_the_matrix_as_a_table_and_a_wide_screen_as_a_chart(
         visitor.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_a_download_holds_exactly_what_is_shown(visitor: Visitor) -> None:
+def test_a_download_has_exactly_the_shown_rows(visitor: Visitor) -> None:
     page = visitor.go("/?q=tra")
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download CSV").click()
@@ -256,7 +258,7 @@ def test_a_download_holds_exactly_what_is_shown(visitor: Visitor) -> None:
     assert [line.split(",")[0] for line in lines] == ["defense", "trades", "adversarial-training"]
 
 
-def test_pictures_tables_and_scrolling_boxes_can_be_read_without_eyes(visitor: Visitor) -> None:
+def test_pictures_tables_and_scrolling_boxes_are_accessible(visitor: Visitor) -> None:
     page = visitor.go("/defense?name=bit-depth-3")
     assert page.locator(".g-picture").count() >= 3
     assert page.locator(".g-picture:not([alt]), .g-picture[alt='']").count() == 0
@@ -265,7 +267,7 @@ def test_pictures_tables_and_scrolling_boxes_can_be_read_without_eyes(visitor: V
     assert page.locator("h1").count() == 1
 
 
-def test_every_answer_carries_the_policy(server: Server) -> None:
+def test_every_response_has_the_content_policy(server: Server) -> None:
     for path in ("/", "/matrix", "/_stcore/health"):
         with urllib.request.urlopen(server.url + path) as answer:
             assert answer.headers["Content-Security-Policy"] == CONTENT_POLICY
