@@ -1,4 +1,7 @@
-"""What the README states about commands, plugins and start-up time holds."""
+"""What the README states about commands, plugins and start-up time holds.
+
+Covers bench.cli.__main__ too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""User errors: one clear sentence each, the right exit code, and no lost data."""
+"""User errors: one clear sentence each, the right exit code, and no lost data.
+
+Covers bench.cli.options too.
+"""
 
 from __future__ import annotations
 

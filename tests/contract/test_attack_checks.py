@@ -1,4 +1,7 @@
-"""Every check of attacks fails on an attack made to fail it, and passes on a correct one."""
+"""Every check of attacks fails on an attack made to fail it, and passes on a correct one.
+
+Covers bench.contract.attack_fixture too.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +135,7 @@ class InPlace(Climb):
 
 class WritesModel(Climb):
     def step(self, problem: Problem, state: State) -> State:
-        problem.asked.module.bias.zero_()  # type: ignore[attr-defined]
+        problem.required_model_access.module.bias.zero_()  # type: ignore[attr-defined]
         return super().step(problem, state)
 
 
@@ -270,6 +273,8 @@ def test_a_check_fails_on_an_attack_made_to_fail_it(
     result = run_named_check(registry, "attack", bad(), check)
     assert result.outcome is CheckOutcome.FAIL, result.sentence
     assert result.sentence.endswith(".")
+    raised = "Error: " in result.sentence
+    assert raised == (bad is Narrow), "the check failed for another reason than it was made for"
 
 
 @pytest.mark.parametrize("check", [check.name for check in CHECKS["attack"]])

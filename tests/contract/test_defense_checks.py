@@ -1,4 +1,7 @@
-"""Every check of defenses fails on a defense made to fail it, and passes on a correct one."""
+"""Every check of defenses fails on a defense made to fail it, and passes on a correct one.
+
+Covers bench.contract.defense_fixture too.
+"""
 
 from __future__ import annotations
 

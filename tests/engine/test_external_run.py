@@ -1,4 +1,7 @@
-"""Who may end a run of its own: the harness, and nobody in its name."""
+"""Tests of bench.engine.external_run: only the engine ends the run of an external attack.
+
+Covers bench.engine.external_tracker too.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from bench.core.errors import PluginError
 from bench.engine.external_model import AttackStopped
 from bench.plugin import ExternalProblem
 from bench.threats.access import Budget
-from tests.engine.test_external_model import attack, cell, climb, played
+from tests.engine.test_external_model import attack, cell, run_cell, sign_steps
 from tests.fixtures.known_models import small_cnn
 
 
-class Stopping(nn.Module):
-    """Answers `calls` times, then says in the harness's words that the run is over."""
+class StopsTheRun(nn.Module):
+    """Answers `calls` times, then raises the engine's AttackStopped."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -31,8 +34,8 @@ class Stopping(nn.Module):
         return answer
 
 
-class StoppingBackwards(torch.autograd.Function):
-    """The identity, whose slope is no slope but the end of the run."""
+class StopInBackward(torch.autograd.Function):
+    """The identity, which raises AttackStopped in the backward pass."""
 
     @staticmethod
     def forward(ctx: object, logits: Tensor) -> Tensor:
@@ -43,42 +46,50 @@ class StoppingBackwards(torch.autograd.Function):
         raise AttackStopped
 
 
-class Sloping(nn.Module):
-    """A network that ends the run as soon as its gradient is taken."""
+class StopsInBackward(nn.Module):
+    """A network that raises AttackStopped when its gradient is computed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = small_cnn()
 
     def forward(self, images: Tensor) -> Tensor:
-        answer: Tensor = StoppingBackwards.apply(self.body(images))
+        answer: Tensor = StopInBackward.apply(self.body(images))
         return answer
 
 
-# The clean pass asks once before the run begins.
+# The clean images are queried once before the run begins.
 @pytest.mark.parametrize(
-    "defense", [lambda: Stopping(1), lambda: Stopping(3), Sloping],
-    ids=["at the first question", "at the third", "in the backward pass"],
+    "defense", [lambda: StopsTheRun(1), lambda: StopsTheRun(3), StopsInBackward],
+    ids=["at the first query", "at the third query", "in the backward pass"],
 )  # fmt: skip
-def test_a_defense_cannot_end_the_run(defense: Callable[[], nn.Module]) -> None:
-    with pytest.raises(PluginError, match=r"whole was stopped .* test_external_run\.py, line \d+"):
-        played(cell(attack(climb), defense()))
+def test_a_defense_that_raises_attack_stopped_is_a_plugin_error(
+    defense: Callable[[], nn.Module],
+) -> None:
+    with pytest.raises(
+        PluginError, match=r"external was stopped .* test_external_run\.py, line \d+"
+    ):
+        run_cell(cell(attack(sign_steps), defense()))
 
 
-def test_an_attack_cannot_end_its_run_in_the_harness_name() -> None:
+def test_an_attack_that_raises_attack_stopped_is_a_plugin_error() -> None:
     def quitting(problem: ExternalProblem) -> Tensor:
         raise AttackStopped
 
-    with pytest.raises(PluginError, match=r"whole was stopped .* though nothing was spent or won"):
-        played(cell(attack(quitting)))
+    with pytest.raises(
+        PluginError, match=r"external was stopped .* although neither its budget was spent"
+    ):
+        run_cell(cell(attack(quitting)))
 
 
-def test_a_run_that_the_harness_stopped_is_over() -> None:
-    found = played(cell(attack(lambda problem: climb(problem, 40)), budget=Budget(queries=3)))
+def test_a_run_ends_when_its_budget_is_spent() -> None:
+    found = run_cell(
+        cell(attack(lambda problem: sign_steps(problem, 40)), budget=Budget(queries=3))
+    )
     assert int(found.forwards.max()) == 3
 
 
-def test_a_stop_that_a_library_kept_and_raises_again_is_the_harness_own() -> None:
+def test_attack_stopped_may_be_caught_and_raised_again_after_the_budget_is_spent() -> None:
     def late(problem: ExternalProblem) -> Tensor:
         kept: list[AttackStopped] = []
         while not kept:
@@ -88,5 +99,5 @@ def test_a_stop_that_a_library_kept_and_raises_again_is_the_harness_own() -> Non
                 kept.append(stop)
         raise kept[0]
 
-    found = played(cell(attack(late), budget=Budget(queries=3)))
+    found = run_cell(cell(attack(late), budget=Budget(queries=3)))
     assert int(found.forwards.max()) == 3

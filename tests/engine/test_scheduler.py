@@ -1,4 +1,7 @@
-"""Tests of bench.engine.scheduler: admission, steps, retirement, and what it leaves unchanged."""
+"""Tests of bench.engine.scheduler: admission, steps, retirement, and what it leaves unchanged.
+
+Covers bench.engine.final_check too.
+"""
 
 from __future__ import annotations
 

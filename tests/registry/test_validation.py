@@ -1,4 +1,7 @@
-"""Type checks of registered records and attributes: a wrong one refuses that plugin alone."""
+"""Type checks of registered records and attributes: a wrong one refuses that plugin alone.
+
+Covers bench.registry.registration too.
+"""
 
 from __future__ import annotations
 

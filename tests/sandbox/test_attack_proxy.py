@@ -1,4 +1,7 @@
-"""A sandboxed attack runs bit for bit as in this process, and sends permitted queries only."""
+"""A sandboxed attack runs bit for bit as in this process, and sends permitted queries only.
+
+Covers bench.sandbox.attack_worker too.
+"""
 
 from __future__ import annotations
 

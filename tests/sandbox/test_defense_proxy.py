@@ -1,4 +1,7 @@
-"""A sandboxed defense returns exactly what it returns in this process; a dead one is replaced."""
+"""A sandboxed defense returns exactly what it returns in this process; a dead one is replaced.
+
+Covers bench.sandbox.defense_worker too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hostile submissions: each one ends in one clear message, and no process is left."""
+"""Hostile submissions: each one ends in one clear message, and no process is left.
+
+Covers bench.sandbox.worker too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The protocol: frames and tensors arrive unchanged, and invalid bytes are refused."""
+"""The protocol: frames and tensors arrive unchanged, and invalid bytes are refused.
+
+Covers bench.sandbox.channel too.
+"""
 
 from __future__ import annotations
 
