@@ -415,8 +415,8 @@ def test_the_image_folder_is_registered_when_the_variable_names_it(
     assert list(image_folder.bench_datasets()) == []
     monkeypatch.setenv("BENCH_IMAGE_FOLDER", str(photographs))
     monkeypatch.setenv("BENCH_IMAGE_SIZE", "7")
-    (offered,) = image_folder.bench_datasets()
-    assert (offered.shape, offered.test_size) == ((3, 7, 7), 6)
+    (registered,) = image_folder.bench_datasets()
+    assert (registered.shape, registered.test_size) == ((3, 7, 7), 6)
 
 
 def test_pixels_are_contiguous_for_any_memory_layout_of_the_input() -> None:

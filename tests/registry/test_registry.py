@@ -149,12 +149,12 @@ def test_of_two_plugins_with_one_name_the_first_is_used_and_both_are_named(tmp_p
 
 
 def test_a_plugin_with_two_entry_points_is_registered_once(site: Path) -> None:
-    text = "from bench.plugin import *\n" + attack("stranger-fast")
-    install(site, "fast = stranger_fast\nfaster = stranger_fast", "stranger_fast", text)
+    text = "from bench.plugin import *\n" + attack("installed-fast")
+    install(site, "fast = installed_fast\nfaster = installed_fast", "installed_fast", text)
     found = Registry.without_submissions()
-    assert found.problems == ["stranger_fast is registered twice; the first one is used."]
-    assert found.attacks["stranger-fast"].module == "stranger_fast"
-    assert found.manager.has_plugin("stranger_fast")
+    assert found.problems == ["installed_fast is registered twice; the first one is used."]
+    assert found.attacks["installed-fast"].module == "installed_fast"
+    assert found.manager.has_plugin("installed_fast")
 
 
 @pytest.mark.parametrize(
@@ -264,29 +264,29 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.startswith("stranger"):
+        if name.startswith("installed_"):
             del sys.modules[name]
 
 
 def test_an_installed_package_is_found_by_its_entry_point(site: Path) -> None:
-    install(site, "fast = stranger_fast", "stranger_fast",
-            "from bench.plugin import *\n" + attack("stranger-fast"))  # fmt: skip
-    fast = Registry.without_submissions().find("attack", "stranger-fast")
-    assert (fast.origin, fast.module) == ("entry-point", "stranger_fast")
+    install(site, "fast = installed_fast", "installed_fast",
+            "from bench.plugin import *\n" + attack("installed-fast"))  # fmt: skip
+    fast = Registry.without_submissions().find("attack", "installed-fast")
+    assert (fast.origin, fast.module) == ("entry-point", "installed_fast")
 
 
 @pytest.mark.parametrize(
     ("point", "sentence"),
     [
-        ("x = stranger_gone", "No module named 'stranger_gone'"),
-        ("x = stranger_here:bench_attacks", "which is not a module"),
+        ("x = installed_gone", "No module named 'installed_gone'"),
+        ("x = installed_here:bench_attacks", "which is not a module"),
         ("x = plugins.datasets.digits", "which is built in"),
     ],
 )
 def test_an_entry_point_without_a_plugin_module_is_reported(
     site: Path, point: str, sentence: str
 ) -> None:
-    install(site, point, "stranger_here", "def bench_attacks():\n    return ()\n")
+    install(site, point, "installed_here", "def bench_attacks():\n    return ()\n")
     problems = Registry.without_submissions().problems
     assert any("entry point 'x' could not be imported" in p and sentence in p for p in problems)
 

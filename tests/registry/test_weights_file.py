@@ -1,4 +1,4 @@
-"""A weights file whose header asks for endless work is refused at once, in a short sentence."""
+"""A weights file with a hostile header is refused at once, with a short message."""
 
 from __future__ import annotations
 

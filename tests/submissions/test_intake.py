@@ -166,7 +166,7 @@ def test_a_plugin_that_cannot_register_anything_is_rejected_without_running_it(
         accept_submission(mine, store, tmp_path / "in")
 
 
-@pytest.mark.parametrize("kind", ["symlink", "fifo", "folder", "setuid", "stranger", "huge"])
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "folder", "setuid", "unknown", "huge"])
 def test_a_submission_holds_plain_files_only(
     tmp_path: Path, store: Store, mine: Path, kind: str
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_submission_holds_plain_files_only(
         case "setuid":
             path.write_text("x")
             path.chmod(stat.S_ISUID | 0o755)
-        case "stranger":
+        case "unknown":
             (mine / "weights.pt").write_bytes(b"pickle")
         case "huge":
             path.write_bytes(b"x" * ((1 << 20) + 1))
@@ -231,7 +231,12 @@ def test_a_card_that_is_not_utf8_is_refused() -> None:
 
 def test_a_valid_card_is_read() -> None:
     card = parse_card(GOOD.encode(), "mine")
-    assert (card.name, card.kind, card.authors, card.claims) == ("mine", "attack", ["An Author"], [])
+    assert (card.name, card.kind, card.authors, card.claims) == (
+        "mine",
+        "attack",
+        ["An Author"],
+        [],
+    )
 
 
 @given(st.text(max_size=300))

@@ -74,14 +74,14 @@ def test_a_cached_property_is_not_a_parameter() -> None:
 def test_a_source_digest_depends_on_the_modules_that_are_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "stranger_family"
+    package = tmp_path / "example_family"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "part.py").write_text("WIDTH = 8\n")
     (package / "alone.py").write_text("WIDTH = 8\n")
-    (package / "entry.py").write_text("from stranger_family.part import WIDTH\n")
-    module = ModuleType("stranger_family.entry")
-    module.__file__ = str(package / "entry.py")
+    (package / "main.py").write_text("from example_family.part import WIDTH\n")
+    module = ModuleType("example_family.main")
+    module.__file__ = str(package / "main.py")
     before = source_digest(module)
     (package / "alone.py").write_text("WIDTH = 9\n")
     assert source_digest(module) == before
@@ -91,20 +91,20 @@ def test_a_source_digest_depends_on_the_modules_that_are_imported(
 
 @pytest.mark.parametrize("statement", ["from . import part", "from .part import WIDTH"])
 def test_a_source_digest_depends_on_relative_imports(tmp_path: Path, statement: str) -> None:
-    package = tmp_path / "stranger_near"
+    package = tmp_path / "example_near"
     package.mkdir()
     (package / "part.py").write_text("WIDTH = 8\n")
-    (package / "entry.py").write_text(statement)
-    module = ModuleType("stranger_near.entry")
-    module.__file__ = str(package / "entry.py")
+    (package / "main.py").write_text(statement)
+    module = ModuleType("example_near.main")
+    module.__file__ = str(package / "main.py")
     before = source_digest(module)
-    assert before != hashlib.sha256((package / "entry.py").read_bytes()).hexdigest()
+    assert before != hashlib.sha256((package / "main.py").read_bytes()).hexdigest()
     (package / "part.py").write_text("WIDTH = 9\n")
     assert source_digest(module) != before
 
 
 def test_the_source_digest_of_a_class_is_that_of_the_file_that_was_run(tmp_path: Path) -> None:
-    path = tmp_path / "entry.py"
+    path = tmp_path / "main.py"
     path.write_text("class Patch: side = 1\n")
     first = module_from_source(path.read_bytes(), path).Patch
     before = class_source_digest(first)

@@ -13,7 +13,7 @@ from bench.threats.fingerprint import source_digest
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """An installed plugin whose network is in a subpackage, which imports a module of its own."""
-    net = tmp_path / "stranger_deep" / "net"
+    net = tmp_path / "example_deep" / "net"
     net.mkdir(parents=True)
     (net.parent / "__init__.py").write_text("")
     (net / "__init__.py").write_text("from .layer import WIDTH\n")
@@ -23,16 +23,16 @@ def package(tmp_path: Path) -> Path:
 
 
 def digest(package: Path, statement: str) -> str:
-    (package / "entry.py").write_text(statement + "\n")
-    module = ModuleType("stranger_deep.entry")
-    module.__file__ = str(package / "entry.py")
+    (package / "main.py").write_text(statement + "\n")
+    module = ModuleType("example_deep.main")
+    module.__file__ = str(package / "main.py")
     return source_digest(module)
 
 
 IMPORTS = (
-    "import stranger_deep.net",
-    "from stranger_deep.net import WIDTH",
-    "from stranger_deep import net",
+    "import example_deep.net",
+    "from example_deep.net import WIDTH",
+    "from example_deep import net",
     "from .net import WIDTH",
     "from . import net",
     "from .net.alone import WIDTH",
@@ -58,7 +58,7 @@ def test_the_digest_does_not_depend_on_modules_that_are_not_imported(package: Pa
 
 def test_the_digest_of_a_plugin_package_depends_on_its_modules(package: Path) -> None:
     (package / "__init__.py").write_text("from .net import WIDTH\n")
-    module = ModuleType("stranger_deep")
+    module = ModuleType("example_deep")
     module.__file__ = str(package / "__init__.py")
     before = source_digest(module)
     (package / "net" / "layer.py").write_text("WIDTH = 9\n")

@@ -59,7 +59,9 @@ def test_an_unknown_suite_or_attack_is_reported(
         MatrixRun(Selection(suite="plus"), f"sqlite:///{tmp_path}/bench.db").plan()
     strange = Suite("tiny", {"Linf": ("fgsm", "unknown-attack")}, "", "")
     monkeypatch.setattr(suites, "SUITES", {"tiny": strange})
-    with pytest.raises(BenchError, match="runs unknown-attack under digits-linf, which no plugin registers"):
+    with pytest.raises(
+        BenchError, match="runs unknown-attack under digits-linf, which no plugin registers"
+    ):
         plan(tmp_path, "digits-linf")
 
 
