@@ -12,7 +12,7 @@ from bench.results.text_table import BlockTable, TextColumn
 
 Json = Mapping[str, Any]
 
-MODES = {"full": "mode full", "rank": "mode rank: later attacks run on the survivors only"}
+MODE_TEXT = {"full": "mode full", "rank": "mode rank: later attacks run on the survivors only"}
 NO_FIGURE = ("missing", "skipped", "not applicable")
 """States of a matrix cell that was not evaluated."""
 
@@ -21,11 +21,15 @@ def text_report(report: Json) -> Group:
     """The JSON report as tables: ranking, matrix, detectors and warnings."""
     checks = [(row["defense"], check) for row in report["ranking"] for check in row["flags"]]
     warnings = [(defense, check) for defense, check in checks if check["state"] == "raised"]
-    shown: list[RenderableType] = [_heading(report), ranking_table(report), matrix_table(report)]
+    shown: list[RenderableType] = [
+        _heading(report),
+        terminal_rankinging(report),
+        terminal_matrix(report),
+    ]
     if any(cell["detection"] for cell in report["matrix"]):
-        shown.append(detector_table(report))
+        shown.append(terminal_detectors(report))
     if warnings:
-        shown.append(warning_table(warnings))
+        shown.append(terminal_warnings(warnings))
     return Group(*shown, *_notes(report["ranking"]))
 
 
@@ -34,11 +38,11 @@ def _heading(report: Json) -> Text:
     rules = f"{threat['set']['name']} {threat['set']['eps']} on {threat['dataset']}"
     return Text(
         f"{threat['name']}: {rules}, access {threat['access']}, {threat['goal']['kind']}, "
-        f"{examples['n']} examples, {MODES[report['mode']]}, digest {report['digest'][:12]}\n"
+        f"{examples['n']} examples, {MODE_TEXT[report['mode']]}, digest {report['digest'][:12]}\n"
     )
 
 
-def ranking_table(report: Json) -> BlockTable:
+def terminal_rankinging(report: Json) -> BlockTable:
     """One row per defense."""
     suite = report.get("suite")
     columns = (
@@ -65,7 +69,7 @@ def ranking_table(report: Json) -> BlockTable:
     return BlockTable(f"Ranking under {report['threat']['name']}", columns, rows, keys=2)
 
 
-def matrix_table(report: Json) -> Group:
+def terminal_matrix(report: Json) -> Group:
     """Unbroken examples of n after each attack, or the state of a cell without a figure.
 
     In rank mode n is the survivors of the attacks before, and the attacks are in the order in which
@@ -94,7 +98,7 @@ def _left_out(every: Sequence[str], shown: Sequence[str]) -> list[Text]:
     return [Text(f"Left out: {left} {noun} that no defense was evaluated with.")] if left else []
 
 
-def detector_table(report: Json) -> BlockTable:
+def terminal_detectors(report: Json) -> BlockTable:
     """Rejected clean images, and rejected, fooled and accepted images of each attack."""
     clean = {row["defense"]: row["rejects"]["clean"] for row in report["ranking"] if row["rejects"]}
     names = ("AUC", "Clean", "Attacked", "Fooled", "Fooled, accepted")
@@ -109,7 +113,7 @@ def detector_table(report: Json) -> BlockTable:
     return BlockTable(title, (*keys, *map(TextColumn, names)), rows, keys=2)
 
 
-def warning_table(warnings: Iterable[tuple[str, Json]]) -> BlockTable:
+def terminal_warnings(warnings: Iterable[tuple[str, Json]]) -> BlockTable:
     """The gradient-masking warnings of each defense with their evidence."""
     columns = [TextColumn(name, "left") for name in ("Defense", "Check", "Evidence")]
     rows = [(defense, check["name"], check["evidence"]) for defense, check in warnings]
