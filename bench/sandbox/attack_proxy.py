@@ -256,12 +256,14 @@ class _RemoteLoss(torch.autograd.Function):
         ctx: Any, logits: Tensor, label: Tensor,
         evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:  # fmt: skip
+        """Loss [n] of logits [n, K] and labels [n]."""
         value, gradient = evaluate(logits.detach(), label)
         ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient [n, K] of the loss, weighted with [n]."""
         (gradient,) = ctx.saved_tensors
         return weight[:, None] * gradient, None, None
 

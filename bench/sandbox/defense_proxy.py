@@ -89,6 +89,7 @@ class _RemoteForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, proxy: DefenseProxy) -> Tensor:
+        """Logits [n, K] of images [n, C, H, W]; the worker keeps the graph."""
         ctx.proxy, ctx.state = proxy, torch.get_rng_state()
         ctx.save_for_backward(images)
         logits = proxy.evaluate(images, ctx.state, keep=True)
@@ -98,6 +99,7 @@ class _RemoteForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
+        """Gradient [n, C, H, W] of the logits, weighted with [n, K]."""
         proxy: DefenseProxy = ctx.proxy
         (images,) = ctx.saved_tensors
         if proxy.current_graph != ctx.graph or not proxy.process.alive:

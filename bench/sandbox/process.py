@@ -241,7 +241,7 @@ class SandboxProcess:
     def tensors(self, title: str, frame: Frame, *names: str) -> dict[str, Tensor]:
         """The tensors [*shape] of a frame by name; with `names` exactly these.
 
-        Raises PluginError and ends the process where the frame has no such tensors.
+        Raises PluginError, from a BadFrameError, and ends the process where they are not there.
         """
         try:
             found = decode_tensors(frame.header.get("tensors"), frame.body)
