@@ -12,6 +12,7 @@ import pytest
 import bench.plugin
 from tests.docs.pages import DOCS, ROOT
 from tests.docs.walk import command_names
+from tests.test_structure import ORDER
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,24 @@ def test_new_names_of_the_changelog_exist() -> None:
             value = getattr(bench.plugin, owner)
             known = {*dir(value), *getattr(value, "__annotations__", {})}
             assert not member or member in known, name
+
+
+def test_the_architecture_page_lists_the_packages_in_order() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    assert tuple(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == ORDER
+
+
+def test_the_architecture_picture_names_packages_that_exist() -> None:
+    picture = (DOCS / "architecture.svg").read_text()
+    for names in re.findall(r'class="t"[^>]*>([^<]+)<', picture):
+        for name in names.split(", "):
+            assert name in ORDER or (ROOT / name).is_dir(), name
+
+
+def test_the_reference_names_every_environment_variable() -> None:
+    page = (DOCS / "reference" / "cli.md").read_text()
+    files = [
+        path for top in ("bench", "plugins", "leaderboard") for path in ROOT.glob(f"{top}/**/*.py")
+    ]
+    used = {name for path in files for name in re.findall(r"\bBENCH_[A-Z_]+\b", path.read_text())}
+    assert used == set(re.findall(r"`(BENCH_[A-Z_]+)`", page))
