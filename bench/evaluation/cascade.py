@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from bench.plugin import Access, Attack, Traits
 from bench.store import CellRow
 
-FIRST = (
+GRADIENT_ATTACKS = (
     "fgsm", "fgm-l2", "fgm-l1", "fgsm-targeted", "bim", "transfer", "pgd", "apgd-ce", "apgd-l1-ce",
     "apgd-dlr", "pgd-kl", "pgd-l2step", "mi-fgsm", "deepfool", "pgd-margin", "apgd-t", "apgd-l1-t",
     "cw", "fab-t", "unbounded",
@@ -21,7 +21,7 @@ FIRST = (
 """Gradient attacks by cost per newly broken example on the digits threat models, a gradient
 evaluation counting as three forward passes. Attacks that are not listed follow."""
 
-LAST = ("random", "square", "boundary")
+QUERY_ATTACKS = ("random", "square", "boundary")
 """Attacks without gradients: many queries per broken example. Attacks that are not listed follow,
 among them longer variants of these."""
 
@@ -39,7 +39,7 @@ def in_cascade_order(
 def order_key(attack: Attack, classes: int) -> tuple[bool, int, float, str]:
     """The sort key of an attack, smaller is earlier; external attacks, without steps, come last."""
     without_gradients = attack.needs is not Access.GRADIENTS
-    known = LAST if without_gradients else FIRST
+    known = QUERY_ATTACKS if without_gradients else GRADIENT_ATTACKS
     position = known.index(attack.name) if attack.name in known else len(known)
     steps = (
         math.inf

@@ -23,7 +23,7 @@ def text_report(report: Json) -> Group:
     warnings = [(defense, check) for defense, check in checks if check["state"] == "raised"]
     shown: list[RenderableType] = [
         _heading(report),
-        terminal_rankinging(report),
+        terminal_ranking(report),
         terminal_matrix(report),
     ]
     if any(cell["detection"] for cell in report["matrix"]):
@@ -42,7 +42,7 @@ def _heading(report: Json) -> Text:
     )
 
 
-def terminal_rankinging(report: Json) -> BlockTable:
+def terminal_ranking(report: Json) -> BlockTable:
     """One row per defense."""
     suite = report.get("suite")
     columns = (

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.outcomes import OUTCOME_DTYPES, Outcomes
 
-FIRST, SCORED = 1, 2
+FORMAT_1, FORMAT_2 = 1, 2
 
 
 def pack(outcomes: Outcomes) -> bytes:
@@ -32,7 +32,7 @@ def pack(outcomes: Outcomes) -> bytes:
         columns.append(_column_bytes(column))
     scored = bool((outcomes.rejection != -np.inf).any())
     kept = columns if scored else columns[:-1]
-    format_ = SCORED if scored else FIRST
+    format_ = FORMAT_2 if scored else FORMAT_1
     return bytes([format_]) + zlib.compress(struct.pack("<I", count) + b"".join(kept))
 
 
@@ -44,14 +44,14 @@ def unpack(blob: bytes) -> Outcomes:
     payload = _inflate(blob)
     (count,) = struct.unpack_from("<I", payload)
     offset, columns = 4, []
-    kinds = OUTCOME_DTYPES if blob[0] == SCORED else OUTCOME_DTYPES[:-1]
+    kinds = OUTCOME_DTYPES if blob[0] == FORMAT_2 else OUTCOME_DTYPES[:-1]
     for kind in map(np.dtype, kinds):
         size = -(-count // 8) if kind == np.bool_ else count * kind.itemsize
         columns.append(_column(payload[offset : offset + size], kind, count))
         offset += size
     if offset != len(payload):
         raise BenchError(f"a chunk of {count} outcomes has {len(payload)} bytes, not {offset}.")
-    if blob[0] == FIRST:
+    if blob[0] == FORMAT_1:
         columns.append(np.full(count, -np.inf, np.float32))
     return Outcomes._make(columns)
 
@@ -91,10 +91,10 @@ def _column(stored: bytes, kind: np.dtype[np.generic], count: int) -> npt.NDArra
 
 
 def _inflate(blob: bytes) -> bytes:
-    if not blob or blob[0] > SCORED:
+    if not blob or blob[0] > FORMAT_2:
         found = blob[0] if blob else "none"
         raise UnavailableError(
-            f"outcomes are packed in format {found}, this program reads up to {SCORED}:"
+            f"outcomes are packed in format {found}, this program reads up to {FORMAT_2}:"
             " update gauntlet-bench."
         )
     try:

@@ -330,7 +330,7 @@ def test_gradient_attacks_come_first_then_the_cheapest() -> None:
     names = [attack.name for attack in cascade.in_cascade_order([*unlisted, *known], 10)]  # type: ignore[list-item]
     assert names[0] == "fgsm"
     assert names == [a.name for a in cascade.in_cascade_order([*known[::-1], *unlisted], 10)]  # type: ignore[list-item]
-    last = max(names.index(name) for name in cascade.FIRST if name in names)
+    last = max(names.index(name) for name in cascade.GRADIENT_ATTACKS if name in names)
     assert last < names.index("runs") < names.index("long")
     assert names.index("long") < names.index("random") < names.index("blind")
     required = ("fgsm", "bim", "transfer", "pgd", "random")
