@@ -125,22 +125,23 @@ def example_pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
 
 def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
     change, factor = markup.magnified_perturbation(kept.original, kept.adversarial)
-    truth, clean, fooled = (
+    truth, clean, predicted = (
         _class(classes, n) for n in (kept.true_label, kept.clean_label, kept.label)
     )
     largest = float(abs(markup.perturbation_of(kept.original, kept.adversarial)).max())
     enlarged = f"Perturbation \u00d7 {factor:.3g}" if largest else "No perturbation"
     around = f"around grey; largest {largest:.2g}" if largest else "only rounding noise"
+    title = "Adversarial" if kept.label != kept.true_label else "Last candidate, not broken"
     triple = (
         (kept.original, "Clean", f"label {truth}; predicted {clean}", kept.clean_confidence),
-        (kept.adversarial, "Adversarial", f"predicted {fooled}", kept.confidence),
+        (kept.adversarial, title, f"predicted {predicted}", kept.confidence),
         (change, enlarged, around, None),
     )
     drawn = []
-    for pixels, title, description, sure in triple:
+    for pixels, name, description, sure in triple:
         text = description if sure is None else f"{description}, {100 * sure:.0f} % confidence"
-        caption = Html(f"<b>{markup.text(title)}</b><br>{markup.text(text)}")
-        image = markup.picture(pixels, f"{title} of example {kept.item}: {description}")
+        caption = Html(f"<b>{markup.text(name)}</b><br>{markup.text(text)}")
+        image = markup.picture(pixels, f"{name} of example {kept.item}: {description}")
         drawn.append(markup.tag("figure", Html(image + markup.tag("figcaption", caption))))
     inside = Html(markup.small(f"example {kept.item}")
                   + markup.tag("div", markup.join(drawn), class_="g-triple"))  # fmt: skip

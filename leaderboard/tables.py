@@ -131,7 +131,9 @@ def defense_cell(row: RankingRow, card: DefenseCard | None, threat: str) -> Html
 def checks_cell(row: RankingRow) -> Html:
     """The verdict on a row, and its gradient-masking checks by state."""
     counts = {state: sum(check.state == state for check in row.flags) for state in CHECK_KIND}
-    summary = " · ".join(f"{count} {words.CHECK_NAMES[state]}" for state, count in counts.items())
+    warned = words.plural(counts.pop(RAISED), words.CHECK_NAMES[RAISED])
+    others = (f"{count} {words.CHECK_NAMES[state]}" for state, count in counts.items())
+    summary = " · ".join((warned, *others))
     warnings = ", ".join(check.name for check in row.flags if check.state == RAISED)
     label, kind = words.VERDICT_LABELS[row.verdict], VERDICT_KIND[row.verdict]
     chip = markup.chip(label, kind, warnings or None)

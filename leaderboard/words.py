@@ -267,7 +267,7 @@ NOTHING_LEFT = Notice(
 NO_CLAIM = Notice("No claim", ("The authors claim no robust accuracy under a known threat model.",))
 NO_IMAGES = Notice(
     "No images stored",
-    ("Adversarial examples are stored on request, and only for broken examples:",),
+    ("The last candidates of the first examples are stored on request:",),
     ("bench run --keep-images sample",),
 )
 

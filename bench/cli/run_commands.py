@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from bench.evaluation.launcher import MatrixRun
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+KeepImages = Annotated[
+    str, typer.Option(help="Adversarial examples to store: none, sample or all.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print one summary line and nothing else.")]
 
 
 def add_run_commands(app: typer.Typer) -> None:
@@ -44,17 +48,13 @@ def run(
         str, typer.Option(help="float32; or fast or bfloat16 where the defense allows it.")
     ] = "float32",
     certify: Annotated[str, typer.Option(help="Certifiers to run: none, quick or all.")] = "quick",
-    keep_images: Annotated[
-        str, typer.Option(help="Adversarial examples to store: none, sample or all.")
-    ] = "sample",
+    keep_images: KeepImages = "sample",
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
     db: Database = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     json: AsJson = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print one summary line and nothing else.")
-    ] = False,
+    quiet: Quiet = False,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
     """Evaluate every attack against every defense; resumes where the last run stopped.
@@ -83,8 +83,7 @@ def run(
     else:
         print_reports(reports, as_json=json)
     if not quiet:
-        option = f" --db {db}" if db else ""
-        print(f"next: bench leaderboard{option}", file=sys.stderr)
+        print(f"next: bench leaderboard{f' --db {db}' if db else ''}", file=sys.stderr)
     if failed:
         print(f"bench: {failed} cells failed; `bench report` lists the reasons.", file=sys.stderr)
         raise typer.Exit(3)
