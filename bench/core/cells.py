@@ -8,7 +8,7 @@ from enum import StrEnum
 from bench.core.hashing import digest
 
 PROTOCOL = 1
-"""Version of the rules of play. A change that may move a verdict moves this number."""
+"""Version of the evaluation protocol; raised by a change that may change a verdict."""
 
 
 SCHEMA = 1
@@ -16,22 +16,23 @@ SCHEMA = 1
 
 
 MODES = ("full", "rank")
-"""Every attack meets every example; or, in a cascade, the survivors of the attacks before it."""
+"""full: every attack runs on every example; rank: a cascade, where each attack runs on the examples
+that the attacks before it did not break."""
 
 
 class Numeric(StrEnum):
-    """In which arithmetic the attacks ask a defense; successes are confirmed in float32 always."""
+    """The arithmetic in which attacks query a model; successes are always confirmed in float32."""
 
     FLOAT32 = "float32"
-    """As it was built."""
+    """The model as it was built."""
     FAST = "fast"
-    """float32, rearranged: BatchNorm folded, channels last."""
+    """float32 with BatchNorm folded and channels last."""
     BFLOAT16 = "bfloat16"
-    """The same, with products in bfloat16; survivors are audited in float32 by sample."""
+    """`fast` with products in bfloat16; a sample of the survivors is audited in float32."""
 
 
 class CellState(StrEnum):
-    """Where a cell stands. Only `done` cells carry a figure."""
+    """The state of a cell; only `done` cells have figures."""
 
     MISSING = "missing"
     RUNNING = "running"
@@ -42,7 +43,7 @@ class CellState(StrEnum):
 
 
 class Culprit(StrEnum):
-    """Who must act when a cell failed."""
+    """Whose fault a failed cell is."""
 
     PLUGIN = "plugin"
     HARNESS = "harness"
@@ -52,7 +53,7 @@ class Culprit(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a cell has no figure."""
+    """Why a cell has no figures."""
 
     culprit: Culprit
     reason: str
@@ -61,7 +62,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack, one defense, one threat model, one seed, one set of examples."""
+    """An evaluation cell: one attack, one defense, one threat model, one seed, one example set."""
 
     threat: str
     """Name of the threat model; empty for the clean pass."""
@@ -76,32 +77,34 @@ class Cell:
     examples: str
     """Digest of data and index list."""
     items: int
-    """How many outcomes make the cell complete: examples, or (example, target) pairs; in rank
-    mode those that it meets."""
+    """Outcomes of the complete cell: examples, or (example, target) pairs; in rank mode those of
+    the survivors."""
     seed: int = 0
     mode: str = "full"
     numeric: str = Numeric.FLOAT32
     source_digest: str = ""
-    """Digest of the model that a transfer attack asks instead of the defense."""
+    """Digest of the surrogate model that a transfer attack queries instead of the defense."""
     before: str = ""
-    """Key of the cell whose survivors this one meets; empty for the first, and in full mode."""
+    """Key of the cell before this one in a cascade; empty for the first, and in full mode."""
     protocol: int = PROTOCOL
 
     @property
     def key(self) -> str:
-        """The content key. Names are not part of it: renaming does not play a cell again."""
+        """Digest of the inputs; names are no part of it, so a renamed plugin keeps its cells."""
         named = asdict(self)
-        # A cell that follows none has the key it had before cascades were there.
+        # Without a cell before it the key is the one from before cascades existed.
         for name in ("threat", "defense", "attack", *([] if self.before else ["before"])):
             del named[name]
         return digest(named)
 
 
 CLEAN = "clean"
+"""Attack name of the clean pass: the model on the unchanged images."""
 
 
 COSTLY_FORWARDS = 20
-"""Passes of the network for one answer, above which a defense is played on FEW examples."""
+"""Forward passes per answer above which a defense is evaluated on FEW_EXAMPLES."""
 
 
 FEW_EXAMPLES = 128
+"""Examples on which a costly defense is evaluated."""

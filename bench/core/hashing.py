@@ -7,7 +7,10 @@ import json
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys and no spaces: the same text for the same content."""
+    """JSON with sorted keys and no spaces: the same text for the same content.
+
+    Raises ValueError for NaN and infinite numbers.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

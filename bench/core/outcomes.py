@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 
 class Verdict(IntEnum):
-    """What the referee found for one attempt."""
+    """The referee's verdict on one item."""
 
     ROBUST = 0
     BROKEN = 1
@@ -22,46 +22,47 @@ class Verdict(IntEnum):
 
 
 NO_ANSWER = -1
-"""The label of an image that got no finite answer."""
+"""The label of an image with NaN or infinite logits."""
 
 
 REJECTED = -2
-"""The label of an image that a defense refused to classify."""
+"""The label of an image that a defense rejected."""
 
 
 class Outcomes(NamedTuple):
-    """What the referee found and what it cost: parallel arrays, one entry an item."""
+    """Verdicts and costs as parallel arrays [n], one entry per item."""
 
     item: npt.NDArray[np.int32]
     verdict: npt.NDArray[np.uint8]
     """Codes of `Verdict`."""
     eight_bit: npt.NDArray[np.bool_]
-    """Still broken after rounding each pixel to k/255 towards the clean one."""
+    """Whether it is still broken after rounding each pixel to k/255 towards the clean one."""
     fragile: npt.NDArray[np.bool_]
-    """Broken by a margin under 1e-4 of the logit scale."""
+    """Whether it is broken by a margin under 1e-4 of the logit scale."""
     distance: npt.NDArray[np.float64]
     """From the clean image, in the norm of the perturbation set."""
     label: npt.NDArray[np.int16]
-    """What the referee's fresh defense answered, rejected or not; -1 where it gave no finite
-    answer."""
+    """The class predicted by the referee's fresh model, rejected or not; -1 for logits that are
+    not finite."""
     confidence: npt.NDArray[np.float32]
-    """Softmax of that answer."""
+    """Softmax of that class."""
     forwards: npt.NDArray[np.int32]
-    """Forward passes the attack asked for, up to its first success."""
+    """Queries of the attack up to its first success."""
     gradients: npt.NDArray[np.int32]
-    looks: npt.NDArray[np.int32]
-    """Forwards the harness added: one for each run's last iterate."""
+    """Gradient evaluations of the attack up to its first success."""
+    final_checks: npt.NDArray[np.int32]
+    """Forward passes of the harness: one for the last iterate of each restart."""
     step: npt.NDArray[np.int32]
-    """Steps done before the first success (queries, in a run of its own); -1 where it held."""
-    run: npt.NDArray[np.int32]
-    """The restart or target of the first success; -1 where the item held."""
+    """Steps (of an external attack: queries) before the first success; -1 where unbroken."""
+    restart: npt.NDArray[np.int32]
+    """The restart or target of the first success; -1 where unbroken."""
     rejection: npt.NDArray[np.float32]
-    """The rejection score of the judged image less its threshold: rejected where positive. -inf
-    where there is none: the defense never rejects, or the referee refused the image."""
+    """Rejection score less its threshold: rejected where positive. -inf where there is none: the
+    defense never rejects, or the referee refused the candidate."""
 
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
-        """Join chunks, in item order."""
+        """The outcomes of all parts, in item order."""
         if not parts:
             return cls._make(np.zeros(0, dtype=kind) for kind in OUTCOME_DTYPES)
         joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
@@ -69,9 +70,9 @@ class Outcomes(NamedTuple):
         return cls._make(column[order] for column in joined)
 
     def survivors(self) -> list[int]:
-        """The items that were not broken, in order."""
-        held: list[int] = self.item[self.verdict != Verdict.BROKEN].tolist()
-        return held
+        """The unbroken items, in order."""
+        unbroken: list[int] = self.item[self.verdict != Verdict.BROKEN].tolist()
+        return unbroken
 
 
 OUTCOME_DTYPES = (
@@ -82,7 +83,7 @@ OUTCOME_DTYPES = (
 
 @dataclass(frozen=True)
 class KeptImage:
-    """One adversarial image for the pages, with its original."""
+    """One adversarial image for the leaderboard, with its original."""
 
     item: int
     original: npt.NDArray[np.uint8]
@@ -98,17 +99,17 @@ class KeptImage:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is committed at once: finished items, and the images kept of them."""
+    """Finished items with their images, committed in one transaction."""
 
     outcomes: Outcomes
     seconds: float
-    """CPU seconds since the chunk before."""
+    """CPU seconds since the previous chunk."""
     images: tuple[KeptImage, ...] = ()
     exact: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None = None
-    """Items and their images [n, C, H, W] where every image is kept."""
+    """Items [n] and their images [n, C, H, W], where every image is kept."""
 
     def without(self, items: Collection[int]) -> Chunk:
-        """The same without these items; its seconds stay, for they were spent."""
+        """The chunk without these items; its seconds stay."""
         kept = ~np.isin(self.outcomes.item, list(items))
         exact = self.exact
         return Chunk(

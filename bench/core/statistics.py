@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals, paired tests, ranks that are ranges; no torch, no scipy."""
+"""Statistics of counts: intervals, paired tests, rank ranges and ROC curves; torch-free."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ _HALVINGS = 64  # an interval of length 1 is then below the resolution of a floa
 
 
 class Interval(NamedTuple):
-    """Where a share may lie, as fractions."""
+    """A confidence interval of a share, as fractions."""
 
     low: float
     high: float
 
 
 class RankRange(NamedTuple):
-    """The places that an entry may hold, as far as the examples can tell."""
+    """The ranks that a defense may have, given the paired tests."""
 
     best: int
-    """1 + how many entries are significantly better."""
+    """1 + the number of significantly better defenses."""
     worst: int
-    """How many entries there are, less those that are significantly worse."""
+    """The number of defenses less those that are significantly worse."""
     group: int
-    """Entries of one group are tied: each may hold the place of the group's first. From 1."""
+    """Tie group, from 1: each defense of a group may have the rank of its first one."""
 
 
 def wilson(k: int, n: int, z: float = Z95) -> Interval:
-    """The score interval of k of n; of nothing at all, 0 to 1.
+    """The Wilson score interval of k of n; 0 to 1 where n is 0.
+
+    Raises ValueError unless 0 <= k <= n.
 
     >>> low, high = wilson(350, 500)
     >>> round(low, 3), round(high, 3)
     (0.658, 0.739)
     """
-    _of(k, n)
+    _require_count(k, n)
     if n == 0:
         return Interval(0.0, 1.0)
     share, square = k / n, z * z / n
@@ -60,8 +62,8 @@ def count_interval(k: int, n: int) -> Count:
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
-    """The exact interval: each tail of the binomial keeps (1 - level) / 2."""
-    _of(k, n)
+    """The exact (Clopper-Pearson) interval of k of n. Raises ValueError unless 0 <= k <= n."""
+    _require_count(k, n)
     tail = (1 - level) / 2
     at_least = _upper_tail(k, n)
     more_than = _upper_tail(k + 1, n)
@@ -71,13 +73,13 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
     )
 
 
-def _of(k: int, n: int) -> None:
+def _require_count(k: int, n: int) -> None:
     if not 0 <= k <= n:
-        raise ValueError(f"a count came as {k} of {n}; it must satisfy 0 <= k <= n.")
+        raise ValueError(f"a count is {k} of {n}; it must satisfy 0 <= k <= n.")
 
 
 def _upper_tail(k: int, n: int) -> Callable[[float], float]:
-    """p -> P(X >= k) for X binomial(n, p); rises with p."""
+    """The function p -> P(X >= k) for X binomial(n, p), which rises with p."""
     hits = np.arange(k, n + 1)
     ways = np.array(
         [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in hits.tolist()]
@@ -91,7 +93,7 @@ def _upper_tail(k: int, n: int) -> Callable[[float], float]:
 
 
 def _crossing(rising: Callable[[float], float], value: float) -> float:
-    """Where a function that rises on (0, 1) takes the value, by bisection."""
+    """The point where a function that rises on (0, 1) has the value, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -102,16 +104,16 @@ def _crossing(rising: Callable[[float], float], value: float) -> float:
 
 
 class RocCurve(NamedTuple):
-    """How many of two kinds score above a falling threshold: the ROC."""
+    """A ROC curve: shares of negatives and positives above a falling threshold."""
 
     negative: npt.NDArray[np.float64]
-    """Share of the negatives at or above each threshold, rising from 0 to 1."""
+    """[m]: share of the negatives at or above each threshold, rising from 0 to 1."""
     positive: npt.NDArray[np.float64]
-    """Share of the positives there."""
+    """[m]: share of the positives at or above each threshold."""
 
     @property
     def area(self) -> float:
-        """P(positive > negative) + P(equal) / 2, the Mann-Whitney statistic."""
+        """Area under the curve, P(positive > negative) + P(equal) / 2 (Mann-Whitney)."""
         height = (self.positive[1:] + self.positive[:-1]) / 2
         return float((np.diff(self.negative) * height).sum())
 
@@ -132,6 +134,7 @@ def roc(negative: npt.NDArray[np.float64], positive: npt.NDArray[np.float64]) ->
     falling = np.unique(np.concatenate([negative, positive]))[::-1]
 
     def above(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Share of the scores [n] at or above each threshold [m], after a 0."""
         below = np.searchsorted(np.sort(scores), falling, side="left")
         return np.concatenate([[0.0], 1 - below / len(scores)])
 
@@ -139,7 +142,9 @@ def roc(negative: npt.NDArray[np.float64], positive: npt.NDArray[np.float64]) ->
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The exact two-sided p of a paired comparison, from the examples that only one got right.
+    """The exact two-sided McNemar p-value, from the examples that only one has right.
+
+    Raises ValueError for negative counts.
 
     Raises ValueError where a count is negative.
 
@@ -159,7 +164,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses fall when all are tested together (step-down), in the order given.
+    """Which hypotheses are rejected by Holm's step-down procedure, in the order given.
 
     >>> holm([0.01, 0.04, 0.03])
     [True, False, False]
@@ -174,22 +179,22 @@ def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:
 
 
 def rank_ranges(robust: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, RankRange]:
-    """Each entry's range of places, from paired tests on the shared examples.
+    """The rank range of each defense, from paired tests on the shared examples; best first.
 
-    `robust[name]` is [n] bool, one entry an example, in the same order for all. Exact McNemar,
-    Holm over the comparisons of an entry. Arrays of different length: ValueError, since entries
-    played on different examples are never compared. The result is ordered: most robust first.
+    `robust[name]` is [n] bool over the same examples. Exact McNemar tests, Holm-corrected over the
+    comparisons of a defense. Raises ValueError where the arrays differ in length, since defenses
+    evaluated on different examples are not compared.
     """
     _same_examples(robust)
-    right = {name: int(np.count_nonzero(held)) for name, held in robust.items()}
+    right = {name: int(np.count_nonzero(bits)) for name, bits in robust.items()}
     pvalues = {pair: compare(*map(robust.__getitem__, pair)) for pair in combinations(robust, 2)}
     pvalues |= {(b, a): p for (a, b), p in pvalues.items()}
-    places = {name: _places(name, right, pvalues) for name in robust}
-    order = sorted(robust, key=lambda name: (-right[name], places[name], name))
+    ranges = {name: _rank_range(name, right, pvalues) for name in robust}
+    order = sorted(robust, key=lambda name: (-right[name], ranges[name], name))
     ranks: dict[str, RankRange] = {}
     group, first = 0, 0
     for position, name in enumerate(order, start=1):
-        best, worst = places[name]
+        best, worst = ranges[name]
         if group == 0 or best > first:
             group, first = group + 1, position
         ranks[name] = RankRange(best, worst, group)
@@ -197,26 +202,26 @@ def rank_ranges(robust: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, RankRa
 
 
 def _same_examples(robust: Mapping[str, npt.NDArray[np.bool_]]) -> None:
-    lengths = {len(held) for held in robust.values()}
+    lengths = {len(bits) for bits in robust.values()}
     if len(lengths) > 1:
         raise ValueError(
-            f"entries came with {', '.join(map(str, sorted(lengths)))} examples; "
-            "only entries played on the same examples can be compared."
+            f"defenses came with {', '.join(map(str, sorted(lengths)))} examples; "
+            "only defenses evaluated on the same examples can be compared."
         )
 
 
-def _places(
+def _rank_range(
     name: str, right: Mapping[str, int], pvalues: Mapping[tuple[str, str], float]
 ) -> tuple[int, int]:
     others = [other for other in right if other != name]
-    said = holm([pvalues[name, other] for other in others])
-    differ = [other for other, apart in zip(others, said, strict=True) if apart]
+    rejected = holm([pvalues[name, other] for other in others])
+    differ = [other for other, apart in zip(others, rejected, strict=True) if apart]
     better = sum(right[other] > right[name] for other in differ)
     return 1 + better, len(right) - (len(differ) - better)
 
 
 def compare(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    """McNemar's p of two entries on the same examples [n] bool."""
+    """McNemar's p-value of two defenses on the same examples [n] bool."""
     return mcnemar(int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a)))
 
 

@@ -143,9 +143,9 @@ class Referee:
             confidence=_numpy(torch.where(admissible, answer.confidence, 0), np.float32),
             forwards=candidates.forwards.numpy().astype(np.int32),
             gradients=candidates.gradients.numpy().astype(np.int32),
-            looks=candidates.final_checks.numpy().astype(np.int32),
+            final_checks=candidates.final_checks.numpy().astype(np.int32),
             step=_numpy(torch.where(broken.cpu(), candidates.step.clamp_min(0), -1), np.int32),
-            run=_numpy(torch.where(broken.cpu(), candidates.restart.clamp_min(0), -1), np.int32),
+            restart=_numpy(torch.where(broken.cpu(), candidates.restart.clamp_min(0), -1), np.int32),
             rejection=_numpy(torch.where(admissible, answer.rejection, -torch.inf), np.float32),
         )
 
@@ -238,7 +238,7 @@ def clean_outcomes(answer: FreshAnswers, y: Tensor) -> Outcomes:
         distance=np.zeros(count),
         label=_numpy(answer.label, np.int16),
         confidence=_numpy(answer.confidence, np.float32),
-        forwards=zero, gradients=zero, looks=zero, step=none, run=none,
+        forwards=zero, gradients=zero, final_checks=zero, step=none, restart=none,
         rejection=_numpy(answer.rejection, np.float32),
     )  # fmt: skip
 

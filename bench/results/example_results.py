@@ -296,7 +296,7 @@ def _attack_result(
         broken=_any(n, example, broken),
         broken_8bit=_any(n, example, broken & made.eight_bit),
         step=_least(n, example, made.step, broken),
-        total_steps=_least(n, example, made.run * steps + made.step, broken),
+        total_steps=_least(n, example, made.restart * steps + made.step, broken),
         forwards=_least(n, example, made.forwards, broken),
         distance=_least(n, example, made.distance, wrong),
         scores=rejection_scores(made, examples.labels[example]),

@@ -93,7 +93,7 @@ def cell_figures(found: Outcomes) -> CellFigures:
         broken_8bit=int((broken & found.eight_bit).sum()),
         forwards=int(found.forwards.sum(dtype=np.int64)),
         gradients=int(found.gradients.sum(dtype=np.int64)),
-        looks=int(found.looks.sum(dtype=np.int64)),
+        looks=int(found.final_checks.sum(dtype=np.int64)),
         max_distance=float(found.distance[broken].max()) if broken.any() else None,
     )
 

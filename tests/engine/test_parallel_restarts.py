@@ -1,4 +1,4 @@
-"""The runs of an item: one after another or side by side, the earliest winner counts."""
+"""Tests of bench.engine.parallel_restarts: the first restart that succeeds counts."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from tests.fixtures.known_models import small_cnn
         (MarginPGD(steps=5), L2(Fraction(1, 2))),
         (FAB("fab-t", True, "", walk=7), L2(Fraction(3, 10))),
     ],
-    ids=["restarts", "rivals", "the nearest of each run"],
+    ids=["restarts", "targets", "nearest success of each restart"],
 )
-def test_runs_side_by_side_come_to_what_runs_one_after_another_do(
+def test_parallel_restarts_give_the_results_of_restarts_in_turn(
     attack: Attack, ball: PerturbationSet
 ) -> None:
-    match = SingleRun(attack, ball, count=40)
-    alone, together, abreast = (match.run(slots) for slots in (32, 64, 512))
-    assert_same(alone, together)
-    assert_same(alone, abreast)
-    assert {-1, 0} < set(alone.outcomes.run.tolist())
-    assert abreast.calls < alone.calls / 2
-    assert together.calls < alone.calls
+    single = SingleRun(attack, ball, count=40)
+    in_turn, mixed, parallel = (single.run(slots) for slots in (32, 64, 512))
+    assert_same(in_turn, mixed)
+    assert_same(in_turn, parallel)
+    assert {-1, 0} < set(in_turn.outcomes.restart.tolist())
+    assert parallel.calls < in_turn.calls / 2
+    assert mixed.calls < in_turn.calls
 
 
-def test_an_item_is_handed_on_when_its_verdict_is_known() -> None:
-    match = SingleRun(PGD(steps=6, restarts=6), Linf(Fraction(1, 10)))
-    game = match.spec(192)
-    parts = list(run_attack(game, match.referee(game).confirm))
+def test_an_item_is_yielded_once_its_outcome_is_known() -> None:
+    single = SingleRun(PGD(steps=6, restarts=6), Linf(Fraction(1, 10)))
+    spec = single.spec(192)
+    parts = list(run_attack(spec, single.referee(spec).confirm))
     whole = torch.cat([part.item for part in parts])
     assert whole.sort().values.tolist() == list(range(COUNT))
     assert len([part for part in parts if part.forwards.any()]) > 2
 
 
 @dataclass(frozen=True)
-class FirstRunWins:
-    """Its first run asks the negative at once; the others ask the clean image, in vain."""
+class FirstRestartSucceeds:
+    """Its first restart queries the negative at once; the others query the clean image."""
 
-    name = "first-run-wins"
+    name = "first-restart-succeeds"
     needs = Access.SCORES
     steps: int = 40
 
@@ -68,25 +68,27 @@ class FirstRunWins:
         return adv
 
 
-def test_a_run_that_has_lost_the_race_is_let_go() -> None:
-    match = SingleRun(FirstRunWins(), Linf(Fraction(1)), model=CountingModel(), count=32)
-    game = match.spec(256)
-    game.reached_on_clean[small_cnn()(1 - game.x).argmax(1) == game.y] = True
-    module = game.model_access.module
+def test_restarts_after_a_successful_one_are_cancelled() -> None:
+    single = SingleRun(FirstRestartSucceeds(), Linf(Fraction(1)), model=CountingModel(), count=32)
+    spec = single.spec(256)
+    spec.reached_on_clean[small_cnn()(1 - spec.x).argmax(1) == spec.y] = True
+    module = spec.model_access.module
     assert isinstance(module, CountingModel)
     module.rows.clear()
     (parts,) = [
-        part for part in run_attack(game, match.referee(game).confirm) if part.forwards.any()
+        part for part in run_attack(spec, single.referee(spec).confirm) if part.forwards.any()
     ]
     assert parts.step.tolist() == [0] * len(parts.item)
-    assert sum(module.rows) < 2 * 8 * len(parts.item)  # of 40 steps that the other runs would make
+    assert sum(module.rows) < 2 * 8 * len(
+        parts.item
+    )  # of 40 steps that each other restart would make
 
 
 @dataclass(frozen=True)
-class LastStepWins:
-    """Only the last question of the first run is the negative."""
+class LastStepSucceeds:
+    """Queries the negative in the last step of the first restart only."""
 
-    name = "last-step-wins"
+    name = "last-step-succeeds"
     needs = Access.SCORES
     steps: int = 6
 
@@ -102,12 +104,12 @@ class LastStepWins:
         return adv
 
 
-def test_runs_that_wait_for_their_look_when_an_earlier_one_wins_are_let_go_too() -> None:
-    match = SingleRun(LastStepWins(), Linf(Fraction(1)), count=32)
-    game = match.spec(256)
-    game.reached_on_clean[small_cnn()(1 - game.x).argmax(1) == game.y] = True
-    parts = list(run_attack(game, match.referee(game).confirm))
-    played = [part for part in parts if part.forwards.any()]
-    assert [(set(part.step.tolist()), set(part.restart.tolist())) for part in played] == [
+def test_pending_final_checks_of_later_restarts_are_cancelled_too() -> None:
+    single = SingleRun(LastStepSucceeds(), Linf(Fraction(1)), count=32)
+    spec = single.spec(256)
+    spec.reached_on_clean[small_cnn()(1 - spec.x).argmax(1) == spec.y] = True
+    parts = list(run_attack(spec, single.referee(spec).confirm))
+    attacked = [part for part in parts if part.forwards.any()]
+    assert [(set(part.step.tolist()), set(part.restart.tolist())) for part in attacked] == [
         ({5}, {0})
     ]

@@ -1,4 +1,4 @@
-"""The engine's laws: nothing an example gets depends on the company it keeps."""
+"""Tests of bench.engine.runner: results depend on nothing but cell, seed and example."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core.outcomes import Verdict
 from bench.engine.runner import run_attack
@@ -22,11 +22,22 @@ from plugins.attacks.pgd_margin import MarginPGD
 from plugins.attacks.random_noise import RandomNoise
 from plugins.attacks.transfer import Transfer
 from tests.engine.single_run import COUNT, NEAREST, NoisyModel, SingleRun, assert_same
-from tests.fixtures.known_models import digits
+from tests.fixtures.known_models import UNTARGETED, digits, run_and_judge, small_cnn
+from tests.fixtures.rejecting_defenses import (
+    BALL,
+    SMALL_STEPS,
+    TARGETED,
+    FirstPixelClassifier,
+    always_rejects,
+    grey_images,
+    never_rejects,
+    rejects_by_second_pixel,
+    run_on_grey_images,
+)
 
 
 def nearest_mean() -> nn.Module:
-    """The linear classifier whose classes are their means: a surrogate without a draw."""
+    """The nearest-class-mean classifier of the digits, a deterministic surrogate."""
     x, y = digits(COUNT)
     means = torch.stack([x[y == label].flatten(1).mean(0) for label in range(10)])
     linear = nn.Linear(64, 10)
@@ -36,7 +47,7 @@ def nearest_mean() -> nn.Module:
     return nn.Sequential(nn.Flatten(), linear)
 
 
-MATCHES = {
+RUNS = {
     "pgd with restarts": SingleRun(PGD(steps=6, restarts=3)),
     "pgd in L2": SingleRun(PGD(steps=10), L2(Fraction(1))),
     "pgd in L1": SingleRun(PGD(steps=10), L1(Fraction(2))),
@@ -51,29 +62,29 @@ MATCHES = {
 }
 
 
-@pytest.mark.parametrize("name", MATCHES)
-def test_company_order_and_interruption_change_nothing(name: str) -> None:
-    match = MATCHES[name]
-    first = match.run(64)
+@pytest.mark.parametrize("name", RUNS)
+def test_results_depend_on_neither_batch_nor_order_nor_interruption(name: str) -> None:
+    single = RUNS[name]
+    first = single.run(64)
     assert first.outcomes.item.tolist() == list(range(COUNT))
-    assert 0 < (first.outcomes.verdict == Verdict.BROKEN).sum() < COUNT or match.goal is NEAREST
-    assert_same(first, match.run(32))
-    assert_same(first, match.run(512))
-    assert_same(first, match.run(64, order=np.random.default_rng(0).permutation(COUNT).tolist()))
-    assert_same(first, match.run(64, cuts=[1, 1]))
+    assert 0 < (first.outcomes.verdict == Verdict.BROKEN).sum() < COUNT or single.goal is NEAREST
+    assert_same(first, single.run(32))
+    assert_same(first, single.run(512))
+    assert_same(first, single.run(64, order=np.random.default_rng(0).permutation(COUNT).tolist()))
+    assert_same(first, single.run(64, cuts=[1, 1]))
 
 
-def test_another_seed_plays_another_game() -> None:
-    match = SingleRun(PGD(steps=5))
-    game, other = match.spec(), replace(match.spec(), seed=1)
+def test_another_seed_gives_other_images() -> None:
+    single = SingleRun(PGD(steps=5))
+    spec, other = single.spec(), replace(single.spec(), seed=1)
     one, two = (
-        torch.cat([part.image for part in run_attack(g, match.referee(g).confirm)])
-        for g in (game, other)
+        torch.cat([part.image for part in run_attack(g, single.referee(g).confirm)])
+        for g in (spec, other)
     )
     assert not torch.equal(one, two)
 
 
-def test_success_at_step_s_means_broken_with_s_steps_and_not_with_fewer() -> None:
+def test_a_success_at_step_s_is_broken_with_s_steps_and_not_with_fewer() -> None:
     whole = SingleRun(PGD(steps=12)).run().outcomes
     assert len(set(whole.step.tolist())) > 4
     for steps in (1, 3, 7):
@@ -85,10 +96,10 @@ def test_success_at_step_s_means_broken_with_s_steps_and_not_with_fewer() -> Non
 def test_restarts_are_nested() -> None:
     once = SingleRun(PGD(steps=4)).run()
     thrice = SingleRun(PGD(steps=4, restarts=3)).run()
-    first = thrice.outcomes.run == 0
+    first = thrice.outcomes.restart == 0
     assert np.array_equal(first, once.outcomes.verdict == Verdict.BROKEN)
     assert torch.equal(thrice.images[torch.from_numpy(first)], once.images[torch.from_numpy(first)])
-    assert (thrice.outcomes.run > 0).sum() > 3
+    assert (thrice.outcomes.restart > 0).sum() > 3
 
 
 def test_more_steps_and_more_restarts_break_no_less() -> None:
@@ -100,24 +111,65 @@ def test_more_steps_and_more_restarts_break_no_less() -> None:
 
 
 def test_radius_zero_leaves_clean_accuracy() -> None:
-    match = SingleRun(PGD(steps=3), Linf(Fraction(0)))
-    game = match.spec()
-    outcomes = match.run().outcomes
-    assert np.array_equal(outcomes.verdict == Verdict.BROKEN, game.reached_on_clean.numpy())
+    single = SingleRun(PGD(steps=3), Linf(Fraction(0)))
+    spec = single.spec()
+    outcomes = single.run().outcomes
+    assert np.array_equal(outcomes.verdict == Verdict.BROKEN, spec.reached_on_clean.numpy())
 
 
-def test_a_transfer_attack_never_hears_the_target() -> None:
-    match = MATCHES["transfer"]
-    outcomes = match.run().outcomes
-    lost = match.spec().reached_on_clean.numpy()
-    assert set(outcomes.gradients[~lost].tolist()) == {8}
-    assert set(outcomes.looks[~lost].tolist()) == {1}
-    assert set(outcomes.step[~lost].tolist()) <= {-1, 8}
+def test_a_transfer_attack_does_not_stop_at_a_success_on_the_target() -> None:
+    single = RUNS["transfer"]
+    outcomes = single.run().outcomes
+    reached = single.spec().reached_on_clean.numpy()
+    assert set(outcomes.gradients[~reached].tolist()) == {8}
+    assert set(outcomes.final_checks[~reached].tolist()) == {1}
+    assert set(outcomes.step[~reached].tolist()) <= {-1, 8}
 
 
-def test_a_distance_board_keeps_the_nearest_success() -> None:
+def test_the_goal_nearest_keeps_the_nearest_success() -> None:
     far = SingleRun(Boundary(steps=60), L2(Fraction(8)), NEAREST).run().outcomes
     near = SingleRun(Boundary(steps=300), L2(Fraction(8)), NEAREST).run().outcomes
     assert (near.distance <= far.distance + 1e-9).all()
     assert np.median(near.distance) < 0.8 * np.median(far.distance)
     assert (near.verdict == Verdict.BROKEN).all()
+
+
+def test_a_score_that_never_rejects_changes_no_result() -> None:
+    x, y = digits(96)
+    model = small_cnn()
+
+    class Scored(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = model(images)
+            return torch.cat([logits, 0 * logits[:, :1] - 1], 1)
+
+    attack = PGD(steps=8)
+    plain, scored = (
+        run_and_judge(attack, model, x, y, BALL),
+        run_and_judge(attack, Scored(), x, y, BALL, rejects=True),
+    )
+    assert plain.broken.any() and not plain.broken.all()
+    assert all(torch.equal(a, b) for a, b in zip(plain, scored, strict=True))
+
+
+@pytest.mark.parametrize(("goal", "target"), [(UNTARGETED, None), (TARGETED, 1)])
+def test_images_that_are_always_rejected_are_never_broken(goal: Goal, target: int | None) -> None:
+    wanted = None if target is None else torch.full((64,), target)
+    accepted = run_on_grey_images(SMALL_STEPS, never_rejects, goal=goal, target=wanted)
+    assert accepted.broken.all() and (accepted.step == 3).all()
+    robust = run_on_grey_images(SMALL_STEPS, always_rejects, goal=goal, target=wanted)
+    assert not robust.broken.any() and (robust.step == -1).all()
+    assert torch.allclose(robust.image[:, 0, 0, 0], torch.tensor(0.65))
+
+
+def test_a_misclassified_and_rejected_clean_image_is_attacked() -> None:
+    x, y = grey_images()
+    found = run_and_judge(
+        SMALL_STEPS,
+        FirstPixelClassifier(rejects_by_second_pixel(0.3)),
+        x,
+        1 - y,
+        BALL,
+        rejects=True,
+    )
+    assert (found.forwards > 0).all() and not found.broken.any()

@@ -12,6 +12,7 @@ from bench.results.leaderboards import find_leaderboard
 from bench.results.masking_checks import MaskingCheck
 from bench.results.matrix import MatrixCell, load_matrix
 from bench.results.ranking import RankingRow, load_ranking
+from bench.store import CertificateRow, Store
 from tests.fixtures.small_store import Bits, World, first
 
 ALL = first(600)

@@ -81,7 +81,7 @@ def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
     claim = rows_of(world)["d"].claim
     assert claim is not None and claim.verdict == "holds"
     (text,) = [text for title, text in words.method_sections() if title == "Claims"]
-    assert "unless the whole interval lies below it" in text
+    assert "unless the whole interval is below it" in text
 
 
 def test_a_claim_under_other_rules_is_no_claim_here(world: World) -> None:
@@ -110,8 +110,8 @@ def test_a_staircase_of_nobody_is_flat() -> None:
 def test_steps_of_earlier_runs_count_in_the_curve(world: World) -> None:
     world.defense("d")
     world.clean("d", ALL)
-    step, run = np.where(first(2), 5, -1), np.where(some(600, 1), 2, 0)
-    world.play("d", "pgd", first(2), step=step, run=run)
+    step, restart = np.where(first(2), 5, -1), np.where(some(600, 1), 2, 0)
+    world.play("d", "pgd", first(2), step=step, restart=restart)
     found = defense_report(world.store, find_leaderboard(world.store, None), "d")
     assert found.steps["pgd"].x.tolist() == [0, 5, 85]
     assert found.steps["pgd"].correct.tolist() == [600, 599, 598]

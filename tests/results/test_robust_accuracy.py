@@ -305,7 +305,7 @@ def test_attacks_of_a_cascade_stand_in_the_order_in_which_they_came(world: World
     came = ["fgsm", "pgd", "bim", "joint"]
     assert [s.attack for s in load_matrix(world.store, board)] == came + came
     assert chart_rows.attack_columns(board, load_matrix(world.store, board)) == came
-    shown = text_report.matrix_table(json_report(world.store, None, "rank")).renderables[0]
+    shown = text_report.terminal_matrix(json_report(world.store, None, "rank")).renderables[0]
     assert isinstance(shown, BlockTable)
     assert [row[0] for row in shown.rows] == ["fgsm", "pgd", "bim"], "joint was not evaluated"
 

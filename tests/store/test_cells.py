@@ -49,7 +49,7 @@ def test_a_failed_and_a_skipped_cell_open_again_when_planned(store: Store) -> No
     }
 
 
-def test_what_fails_in_a_run_stays_failed_for_all_who_work_on_it(store: Store) -> None:
+def test_a_cell_that_failed_in_a_run_stays_failed_for_all_its_workers(store: Store) -> None:
     plan = PlannedCell(tiny_cell())
     before = store.clock()
     store.plan([plan], since=before)

@@ -54,7 +54,7 @@ def test_outcomes_of_the_wrong_type_or_length_are_refused() -> None:
         pack(good._replace(step=good.step[:1]))
 
 
-def test_a_newer_packing_or_a_damaged_one_is_refused_with_a_sentence() -> None:
+def test_a_newer_format_or_damaged_bytes_are_refused_with_a_message() -> None:
     blob = pack(tiny_outcomes([1]))
     with pytest.raises(UnavailableError, match="format 3"):
         unpack(b"\3" + blob[1:])

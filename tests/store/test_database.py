@@ -62,7 +62,7 @@ def filled(path: Path) -> Path:
     with Store.open(f"sqlite:///{path}") as store:
         cell = tiny_cell(items=3)
         store.plan([PlannedCell(cell)])
-        lease = store.lease(cell.key, "somebody")
+        lease = store.lease(cell.key, "owner")
         assert lease is not None
         store.record(lease, Chunk(tiny_outcomes([0, 1, 2]), 0.0))
         store.finish(lease)
@@ -118,7 +118,7 @@ def test_the_store_loads_without_torch_and_opens_without_alembic(filled: Path) -
     assert run(code, f"sqlite:///{filled}") == "set()"
 
 
-def test_every_connection_keeps_the_promises_of_durability(filled: Path) -> None:
+def test_every_connection_is_durable(filled: Path) -> None:
     with Store.open(f"sqlite:///{filled}") as store, store._engine.connect() as connection:
         told = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -236,7 +236,7 @@ def test_a_reader_cannot_write(filled: Path) -> None:
             connection.execute(text("DELETE FROM chunks"))
 
 
-def test_a_reader_reads_while_a_writer_is_in_the_middle(filled: Path) -> None:
+def test_a_reader_reads_during_a_writers_transaction(filled: Path) -> None:
     url = f"sqlite:///{filled}"
     with Store.open(url) as writer, Store.open(url, read_only=True) as reader:
         with writer._engine.begin() as connection:
@@ -246,7 +246,7 @@ def test_a_reader_reads_while_a_writer_is_in_the_middle(filled: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can become nobody"
+    not hasattr(os, "setuid") or os.geteuid() != 0, reason="only root can give up its rights"
 )
 @pytest.mark.parametrize("writing", [False, True])
 def test_a_reader_needs_no_permission_to_write(filled: Path, writing: bool) -> None:
@@ -278,11 +278,11 @@ def test_a_locked_database_is_named(filled: Path) -> None:
         second.plan([PlannedCell(tiny_cell(2))])
 
 
-def test_a_full_disk_loses_nothing_acknowledged_and_the_cell_goes_on(filled: Path) -> None:
+def test_a_full_disk_loses_no_committed_outcome_and_the_cell_can_go_on(filled: Path) -> None:
     with Store.open(f"sqlite:///{filled}") as store:
         cell = tiny_cell(1, items=64_000)
         store.plan([PlannedCell(cell)])
-        lease = store.lease(cell.key, "somebody")
+        lease = store.lease(cell.key, "owner")
         assert lease is not None
         with store._reader.connect() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
@@ -317,7 +317,7 @@ def test_a_newer_database_is_refused_and_left_alone(filled: Path, newer: Path) -
     assert on_disk(filled) == before
 
 
-def test_an_older_database_is_copied_and_then_moved_on(filled: Path, newer: Path) -> None:
+def test_an_older_database_is_backed_up_and_then_upgraded(filled: Path, newer: Path) -> None:
     before = on_disk(filled)
     backup = migrate.upgrade(
         resolve_url(f"sqlite:///{filled}"), migrations=newer, known=(*REVISIONS, NEXT)

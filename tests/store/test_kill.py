@@ -32,7 +32,7 @@ def nursery(*arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_kill_9_loses_nothing_acknowledged_and_plays_nothing_twice(tmp_path: Path) -> None:
+def test_kill_9_loses_no_committed_outcome_and_repeats_none(tmp_path: Path) -> None:
     url, log = f"sqlite:///{tmp_path / 'bench.db'}", tmp_path / "log"
     cells = [tiny_cell(number, ITEMS) for number in range(CELLS)]
     with Store.open(url) as store:

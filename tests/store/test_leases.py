@@ -29,7 +29,7 @@ sys.stdin.read()
 """
 
 
-def test_a_held_cell_is_not_leased_again(store: Store) -> None:
+def test_a_leased_cell_is_not_leased_again(store: Store) -> None:
     key = planned(store)
     assert leased(store, key, process_id()).fence == 1
     assert store.lease(key, AWAY) is None
@@ -37,7 +37,7 @@ def test_a_held_cell_is_not_leased_again(store: Store) -> None:
     assert store.lease("unknown", AWAY) is None
 
 
-def test_of_many_who_ask_at_once_one_gets_the_cell(store: Store) -> None:
+def test_of_many_simultaneous_requests_one_gets_the_lease(store: Store) -> None:
     key = planned(store)
     barrier, got = threading.Barrier(4), []
 
@@ -76,7 +76,7 @@ def test_a_late_owner_cannot_write_once_another_has_taken_over(store: Store) -> 
         store.record(new, tiny_chunk(2))
 
 
-def test_a_lease_with_somebody_elses_name_cannot_write(store: Store) -> None:
+def test_a_lease_under_another_owners_name_cannot_write(store: Store) -> None:
     key = planned(store)
     lease = leased(store, key)
     with pytest.raises(LeaseLostError):
@@ -138,7 +138,7 @@ def test_a_late_owner_of_another_host_is_taken_for_dead(store: Store) -> None:
     assert leased(store, key, process_id()).fence == 2
 
 
-def test_who_asks_for_its_own_late_cell_has_left_it(store: Store) -> None:
+def test_an_owner_that_leases_its_own_late_cell_again_starts_anew(store: Store) -> None:
     key = planned(store)
     leased(store, key, process_id())
     assert store.lease(key, process_id()) is None
@@ -157,7 +157,7 @@ def test_a_released_cell_is_open_and_keeps_its_outcomes(store: Store) -> None:
     assert store.finished_items(key).tolist() == [3]
 
 
-def test_three_attempts_without_an_outcome_poison_a_cell(store: Store) -> None:
+def test_three_attempts_without_an_outcome_fail_a_cell(store: Store) -> None:
     key = planned(store)
     for _ in range(3):
         leased(store, key)

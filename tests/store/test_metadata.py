@@ -35,7 +35,7 @@ def test_examples_are_kept_once(store: Store) -> None:
         store.keep_examples("short", "digits", 4, labels, (), (1, 8, 8))
 
 
-def test_the_newest_finding_of_a_diagnostic_stands(store: Store) -> None:
+def test_the_newest_finding_of_a_diagnostic_is_current(store: Store) -> None:
     before = EvidenceRow("zero-gradient", "raised", "all gradients are zero.", "old")
     after = EvidenceRow("zero-gradient", "clear", "none is zero.", "new")
     alike = EvidenceRow("batch", "clear", "one image at a time answers alike.", "s")

@@ -68,7 +68,7 @@ def test_the_summary_follows_from_the_outcomes(store: Store) -> None:
         distance=np.array([0.25, 9, 9, 9, 0.5, np.inf]),
         forwards=np.full(6, 2**31 - 1, np.int32),
         gradients=np.arange(6, dtype=np.int32),
-        looks=np.ones(6, np.int32),
+        final_checks=np.ones(6, np.int32),
     )
     lease = leased(store, key)
     store.record(lease, Chunk(found, seconds=1.25))

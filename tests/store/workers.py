@@ -130,9 +130,9 @@ def upgrades(url: str, migrations: Path, known: tuple[str, ...]) -> None:
         at += 1
 
 
-def read_as_nobody(url: str) -> None:
+def read_without_rights(url: str) -> None:
     """Read a database in a folder that this process may not write; prints its cells."""
-    # Whatever the driver imports late lies where nobody may not read.
+    # Imports the driver now: without rights its modules may not be readable.
     Store.open(url.replace("bench.db", "other.db")).close()
     os.setuid(65534)
     with Store.open(url, read_only=True) as store:
@@ -144,6 +144,6 @@ if __name__ == "__main__":
     if command == "chaos":
         chaos(url, Path(path), int(rest[0]), int(rest[1]), float(rest[2]))
     elif command == "read":
-        read_as_nobody(url)
+        read_without_rights(url)
     else:
         upgrades(url, Path(path), tuple(rest))
