@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,3 +201,8 @@ class AttackFixture:
                     "project them."
                 )
         return ""
+
+
+def tensors_of(state: State) -> list[Any]:
+    """The parts of a state: itself where it is a tensor [n, ...], else its fields."""
+    return [state] if isinstance(state, Tensor) else list(state)

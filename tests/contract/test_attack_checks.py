@@ -13,39 +13,14 @@ from torch import Tensor
 
 from bench.contract.check import CheckOutcome
 from bench.contract.runner import CHECKS
-from bench.plugin import Access, Linf, Problem, State, StopRule, cross_entropy
+from bench.plugin import Access, Linf, Problem, State, StopRule
 from bench.registry.registry import Registry
-from tests.contract.planted import run_named_check
+from tests.contract.planted import Climb, gradient, run_named_check
 
 
 class Pair(NamedTuple):
     adv: Tensor
     other: Any
-
-
-class Climb:
-    """A correct attack of eight steps; subclasses replace one part by a faulty one."""
-
-    name = "planted"
-    needs = Access.GRADIENTS
-    steps = 8
-
-    def start(self, problem: Problem) -> State:
-        return problem.ball.sample(problem.x, problem)
-
-    def step(self, problem: Problem, state: State) -> State:
-        uphill = self.uphill(problem, state)
-        return self.inside(problem, state + 0.25 * problem.ball.radius * uphill)
-
-    def uphill(self, problem: Problem, adv: Tensor) -> Tensor:
-        return problem.ball.steepest(problem.gradient(adv, cross_entropy).gradient, adv)
-
-    def inside(self, problem: Problem, adv: Tensor) -> Tensor:
-        return problem.ball.project(adv, problem.x)
-
-
-def gradient(problem: Problem, adv: Tensor) -> Tensor:
-    return problem.gradient(adv, cross_entropy).gradient
 
 
 class AmericanSpelling(Climb):
@@ -102,74 +77,8 @@ class Scaled(Climb):
         return problem.ball.project(problem.x + problem.ball.radius * share, problem.x)
 
 
-class Global(Climb):
-    def start(self, problem: Problem) -> State:
-        return problem.ball.project(problem.x + 0.1 * torch.randn_like(problem.x), problem.x)
-
-
-class Batch(Climb):
-    def uphill(self, problem: Problem, adv: Tensor) -> Tensor:
-        found = gradient(problem, adv)
-        return found / (found.abs().mean() + 1e-9)
-
-
-class Clock(Climb):
-    def uphill(self, problem: Problem, adv: Tensor) -> Tensor:
-        return super().uphill(problem, adv) / (1 + problem.t.max())
-
-
-class WritesInputs(Climb):
-    def start(self, problem: Problem) -> State:
-        return problem.x.clone()
-
-    def step(self, problem: Problem, state: State) -> State:
-        problem.x.mul_(0.99)
-        return super().step(problem, state)
-
-
-class InPlace(Climb):
-    def step(self, problem: Problem, state: State) -> State:
-        state.add_(0.01)
-        return super().step(problem, state)
-
-
-class WritesModel(Climb):
-    def step(self, problem: Problem, state: State) -> State:
-        problem.required_model_access.module.bias.zero_()  # type: ignore[attr-defined]
-        return super().step(problem, state)
-
-
-class Seeding(Climb):
-    def step(self, problem: Problem, state: State) -> State:
-        torch.manual_seed(0)
-        return super().step(problem, state)
-
-
-class KeepsState(Climb):
-    def __init__(self) -> None:
-        self.count = 0
-
-    def step(self, problem: Problem, state: State) -> State:
-        self.count += 1
-        return super().step(problem, state)
-
-
 class UndeclaredAccess(Climb):
     needs = Access.LABELS
-
-
-class ReadsMaskedRows(Climb):
-    def uphill(self, problem: Problem, adv: Tensor) -> Tensor:
-        even = torch.arange(len(adv)) % 2 == 0
-        found = problem.gradient(adv, cross_entropy, even).gradient
-        return problem.ball.steepest(found, adv)
-
-
-class Masked(Climb):
-    def uphill(self, problem: Problem, adv: Tensor) -> Tensor:
-        even = torch.arange(len(adv)) % 2 == 0
-        found = problem.gradient(adv, cross_entropy, even).gradient
-        return problem.ball.steepest(found * even[:, None, None, None], adv)
 
 
 class Idle(Climb):
@@ -251,16 +160,7 @@ ATTACKS: list[tuple[str, type[Climb]]] = [
     ("other-shapes-and-class-counts-work", Narrow),
     ("a-zero-gradient-is-no-crash", Divided),
     ("radius-zero-is-the-clean-image", Scaled),
-    ("the-same-again", Global),
-    ("rows-are-independent", Batch),
-    ("late-rows-are-as-good", Clock),
-    ("inputs-are-left-alone", WritesInputs),
-    ("states-are-left-alone", InPlace),
-    ("model-is-left-alone", WritesModel),
-    ("global-random-state-is-left-alone", Seeding),
-    ("attack-is-left-alone", KeepsState),
     ("it-asks-only-what-it-declares", UndeclaredAccess),
-    ("masked-rows-are-not-read", ReadsMaskedRows),
     ("done-answers-for-each-row", WrongDone),
     ("it-breaks-something", Idle),
 ]
@@ -280,10 +180,3 @@ def test_a_check_fails_on_an_attack_made_to_fail_it(
 @pytest.mark.parametrize("check", [check.name for check in CHECKS["attack"]])
 def test_a_correct_attack_fails_no_check(registry: Registry, check: str) -> None:
     assert run_named_check(registry, "attack", Climb(), check).outcome is not CheckOutcome.FAIL
-
-
-def test_answers_for_the_rows_in_where_may_be_used(registry: Registry) -> None:
-    assert (
-        run_named_check(registry, "attack", Masked(), "masked-rows-are-not-read").outcome
-        is CheckOutcome.PASS
-    )

@@ -5,7 +5,6 @@ Covers bench.contract.defense_fixture too.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,23 +18,9 @@ from bench.contract.check import CheckOutcome
 from bench.contract.fixtures import RidgeClassifier
 from bench.contract.runner import CHECKS
 from bench.data import datasets
-from bench.plugin import Claim, Randomness, straight_through
+from bench.plugin import Claim, Randomness
 from bench.registry.registry import Registry
-from tests.contract.planted import defense, run_named_check
-
-
-class Wrapped(nn.Module):
-    """A classifier inside a forward function that may be faulty."""
-
-    def __init__(self, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]) -> None:
-        super().__init__()
-        self.inner = copy.deepcopy(classifier)
-        self.around = forward
-        self.calls = 0
-        self.register_buffer("seen", torch.zeros(1))
-
-    def forward(self, images: Tensor) -> Any:
-        return self.around(self, images)
+from tests.contract.planted import Wrapped, defense, run_named_check
 
 
 def counting(self: Any, images: Tensor) -> Any:
@@ -97,10 +82,6 @@ def batch_mean(self: Any, images: Tensor) -> Any:
     return self.inner(images - images.mean(0) + 0.5)
 
 
-def rounded(self: Any, images: Tensor) -> Any:
-    return self.inner(straight_through(lambda x: (7 * x).round() / 7)(images))
-
-
 FORWARDS: dict[str, Callable[[Any, Tensor], Any]] = {
     "logits-have-one-column-a-class": lambda self, x: self.inner(x)[:, :9],
     "logits-are-float32": lambda self, x: self.inner(x).double(),
@@ -118,8 +99,6 @@ FORWARDS: dict[str, Callable[[Any, Tensor], Any]] = {
     "images-are-left-alone": overwriting,
     "global-random-state-is-left-alone": drawing,
     "randomness-is-declared": lambda self, x: self.inner(x) + torch.randn(10),
-    "a-gradient-exists": lambda self, x: self.inner(x.detach()),
-    "gradient-is-the-slope": rounded,
     "better-than-chance": lambda self, x: -self.inner(x),
 }
 
@@ -265,65 +244,6 @@ def test_a_private_random_generator_is_not_declared_randomness(
     bad = defense(lambda loader: Wrapped(classifier, private), randomness=Randomness())
     result = run_named_check(registry, "defense", bad, "randomness-is-declared")
     assert "one seed of torch gave two results" in result.sentence
-
-
-@pytest.mark.parametrize(
-    "forward", [lambda self, x: self.inner(x.detach()), lambda self, x: self.inner(x)[:, :3]]
-)
-def test_a_bpda_without_use_fails(
-    registry: Registry, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]
-) -> None:
-    bad = defense(lambda loader: classifier, bpda=lambda loader: Wrapped(classifier, forward))
-    assert (
-        run_named_check(registry, "defense", bad, "bpda-answers-alike").outcome is CheckOutcome.FAIL
-    )
-    good = defense(lambda loader: classifier, bpda=lambda loader: copy.deepcopy(classifier))
-    assert (
-        run_named_check(registry, "defense", good, "bpda-answers-alike").outcome
-        is CheckOutcome.PASS
-    )
-
-
-def test_gradient_checks_do_not_apply_to_a_defense_with_a_bpda(
-    registry: Registry, classifier: nn.Module
-) -> None:
-    hidden = defense(
-        lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
-        bpda=lambda loader: copy.deepcopy(classifier),
-    )
-    for check in ("a-gradient-exists", "gradient-is-the-slope"):
-        assert (
-            run_named_check(registry, "defense", hidden, check).outcome
-            is CheckOutcome.NOT_APPLICABLE
-        )
-
-
-def test_gradient_checks_do_not_apply_to_a_built_in_control(
-    registry: Registry, classifier: nn.Module
-) -> None:
-    control = defense(
-        lambda loader: Wrapped(classifier, FORWARDS["a-gradient-exists"]),
-        control="on purpose",
-    )
-    result = run_named_check(registry, "defense", control, "a-gradient-exists", origin="built-in")
-    assert result.outcome is CheckOutcome.NOT_APPLICABLE
-    assert "a control: on purpose" in result.sentence
-    assert (
-        run_named_check(registry, "defense", control, "better-than-chance").outcome
-        is CheckOutcome.PASS
-    )
-
-
-@pytest.mark.parametrize("origin", ["entry-point", "submission", "file"])
-@pytest.mark.parametrize("check", ["a-gradient-exists", "gradient-is-the-slope"])
-def test_gradient_checks_apply_to_a_control_that_is_not_built_in(
-    registry: Registry, classifier: nn.Module, origin: str, check: str
-) -> None:
-    other = defense(lambda loader: Wrapped(classifier, FORWARDS[check]), control="on purpose")
-    assert (
-        run_named_check(registry, "defense", other, check, origin=origin).outcome
-        is CheckOutcome.FAIL
-    )
 
 
 def test_declared_randomness_fails_no_check(registry: Registry, classifier: nn.Module) -> None:
