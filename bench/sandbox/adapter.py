@@ -248,7 +248,5 @@ class WeightsServer:
                 "defenses only."
             )
         loader.defense(name)
-        self.loaders[(*loader.chain, name)] = DefenseBuilder(
-            loader.registry, name, loader.dataset, loader.folder, below=loader.chain
-        )
+        self.loaders[(*loader.chain, name)] = loader.dependency(name)
         return registered.module

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.answers import checked_logits
-from bench.engine.model_access import freeze, input_gradient
+from bench.engine.model_access import input_gradient
 from bench.plugin import Defense
 from bench.registry.discovery import load_built_in
 from bench.registry.registry import Registry
 from bench.sandbox.channel import WorkerChannel, frame_tensors
 from bench.sandbox.protocol import Frame
-from bench.training.state import seeded_by_name
+from bench.training.defense_builder import build_module
 from bench.training.weights_cache import load_weights
 
 VALUE_FIELDS = ("cite", "summary", "datasets", "surrogate", "quick", "forwards", "rejects")
@@ -54,13 +54,7 @@ class DefenseWorker:
         make = defense.bpda if frame.header["role"] == "bpda" else defense.build
         if make is None:
             raise TypeError("it declares no BPDA approximation")
-        with seeded_by_name(f"build {defense.name}", torch.device("cpu")):
-            module = make(loader)
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"build returned {type(module).__name__}; a torch.nn.Module was expected"
-            )
-        self.module = freeze(module)
+        self.module = build_module(defense.name, make, loader)
         self.channel.reply({})
 
     def forward(self, frame: Frame) -> None:
@@ -117,8 +111,7 @@ class RemoteLoader:
         registry = Registry.empty()
         registry.add_plugins([load_built_in(answer.header["module"])])
         below = RemoteLoader(self.channel, (*self.chain, name), self.shape, self.classes)
-        with seeded_by_name(f"build {name}", torch.device("cpu")):
-            return freeze(registry.find("defense", name).value.build(below))
+        return build_module(name, registry.find("defense", name).value.build, below)
 
     def _with_weights(self, module: nn.Module, request: Mapping[str, Any]) -> nn.Module:
         answer = self.channel.request({**request, "of": self.chain})

@@ -35,10 +35,10 @@ class NeedsTraining(BenchError):  # noqa: N818 - an expected state: the caller t
 
 
 class DefenseBuilder:
-    """Builds one defense on one data set; the only code that calls `Defense.build` and `.bpda`.
+    """Builds one defense on one data set and computes its digest.
 
-    It is the `Loader` that these functions receive, so it records the digest of every weights file
-    and every other defense that a build uses.
+    It is the `Loader` that `Defense.build` and `.bpda` receive, so it records the digest of every
+    weights file and every other defense that a build uses.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class DefenseBuilder:
 
         Raises NeedsTraining where weights are missing, its own or those of a defense it builds on.
         """
-        return self._build_module("build", self.record.build)
+        return self._build_role("build", self.record.build)
 
     def bpda(self) -> nn.Module | None:
         """The declared BPDA approximation, built like the model; None without one."""
         make = self.record.bpda
-        return self._build_module("bpda", make) if make else None
+        return self._build_role("bpda", make) if make else None
 
     def complete(self) -> None:
         """Build what has not been built yet, so that the digest of every weights file is known."""
@@ -207,13 +207,20 @@ class DefenseBuilder:
         self._digests[f"weights {name}"] = hashlib.sha256(content).hexdigest()
         return content
 
-    def _build_module(self, role: str, make: Callable[[Loader], nn.Module]) -> nn.Module:
-        # A build may draw, for example, a random projection: it is the same in every process.
-        with seeded_by_name(f"build {self.name}", torch.device("cpu")):
-            module = make(self)
-        if not isinstance(module, nn.Module):
-            raise PluginError(
-                f"{self.name} built {type(module).__name__}; a torch.nn.Module was expected."
-            )
+    def _build_role(self, role: str, make: Callable[[Loader], nn.Module]) -> nn.Module:
+        module = build_module(self.name, make, self)
         self._built_roles.add(role)
-        return freeze(module)
+        return module
+
+
+def build_module(name: str, make: Callable[[Loader], nn.Module], loader: Loader) -> nn.Module:
+    """Call `Defense.build` or `.bpda` with seeded generators; the module in eval mode and frozen.
+
+    Raises PluginError where the function returns no nn.Module.
+    """
+    # A build may draw, for example, a random projection: it is the same in every process.
+    with seeded_by_name(f"build {name}", torch.device("cpu")):
+        module = make(loader)
+    if not isinstance(module, nn.Module):
+        raise PluginError(f"{name} built {type(module).__name__}; a torch.nn.Module was expected.")
+    return freeze(module)
