@@ -59,7 +59,7 @@ class BatchProblem:
         name: str,
         budget: Budget,
     ) -> None:
-        self.door, self.ball, self.goal = model_access, ball, goal
+        self.model_access, self.ball, self.goal = model_access, ball, goal
         self.x, self.y, self.target, self.example = x, y, target, example
         self.clean = clean_logits
         self.classes = clean_logits.shape[1]
@@ -115,11 +115,11 @@ class BatchProblem:
     @property
     def required_model_access(self) -> ModelAccess:
         """The model; raises PluginError in `start`, where the attack must not query it."""
-        if self.door is None:
+        if self.model_access is None:
             raise PluginError(
                 f"{self.name} queried the defense in start; make the first query in step."
             )
-        return self.door
+        return self.model_access
 
     def _reveal(self, access: Access) -> None:
         if self.access is not None and self.access >= access:

@@ -1,4 +1,4 @@
-"""One attack against one model on the digits, and what came of it."""
+"""Helper: runs one attack against one model on the digits and judges the candidates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FREE = Budget()
 
 
 class RunResult(tuple[Outcomes, Tensor, int]):
-    """Outcomes and images in item order, and how often the model was called."""
+    """Outcomes and images [n, C, H, W] in item order, and the number of model calls."""
 
     outcomes = property(lambda self: self[0])
     images = property(lambda self: self[1])
@@ -40,7 +40,7 @@ class RunResult(tuple[Outcomes, Tensor, int]):
 
 @dataclass(frozen=True)
 class SingleRun:
-    """One attack against one model; the rest may be varied."""
+    """One attack against one model under one threat model, on the first `count` digits."""
 
     attack: Attack
     ball: PerturbationSet = LINF
@@ -54,52 +54,55 @@ class SingleRun:
     def spec(self, slots: int = 64) -> CellSpec:
         model = self.model or small_cnn()
         x, y = digits(self.count)
-        aim = (y + 1) % 10 if self.goal.kind == "targeted" else torch.full_like(y, -1)
+        target = (y + 1) % 10 if self.goal.kind == "targeted" else torch.full_like(y, -1)
         noise = self.noise("play")
         groups = range(-(-len(x) // 64))
         clean = FreshModel(copy.deepcopy(model), noise=self.noise("clean")).answer(x, groups)
-        door = ModelAccess(self.source) if self.source else ModelAccess(model, noise=noise)
+        defense = ModelAccess(model, noise=noise)
         return CellSpec(
-            attack=self.attack, model_access=door,
-        defense=ModelAccess(model, noise=noise), ball=self.ball,
-            goal=self.goal, budget=self.budget, x=x, y=y, target=aim, clean_logits=clean.logits,
-            reached_on_clean=goal_reached(clean.votes, y, aim, self.goal), seed=0, slots=slots, noise=noise,
+            attack=self.attack, model_access=ModelAccess(self.source) if self.source else defense,
+            defense=defense, ball=self.ball, goal=self.goal, budget=self.budget,
+            x=x, y=y, target=target, clean_logits=clean.logits,
+            reached_on_clean=goal_reached(clean.votes, y, target, self.goal),
+            seed=0, slots=slots, noise=noise,
         )  # fmt: skip
 
     def noise(self, role: str) -> SeededNoise | None:
         return SeededNoise(0, role, torch.device("cpu")) if self.random else None
 
-    def referee(self, game: CellSpec) -> Referee:
-        court = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=self.noise("judge"))
+    def referee(self, spec: CellSpec) -> Referee:
+        fresh_model = FreshModel(
+            copy.deepcopy(self.model or small_cnn()), noise=self.noise("judge")
+        )
         minimises = Traits.of(self.attack).minimises
-        fresh = self.noise("confirm")
-        rules = (self.ball, self.goal, game.x, game.y, game.target)
-        return Referee(court, *rules, minimises=minimises, confirmation_noise=fresh)
+        confirmation = self.noise("confirm")
+        rules = (self.ball, self.goal, spec.x, spec.y, spec.target)
+        return Referee(fresh_model, *rules, minimises=minimises, confirmation_noise=confirmation)
 
     def run(self, slots: int = 64, cuts: Sequence[int] = (), **options: Any) -> RunResult:
-        """Play to the end; at each cut the engine is thrown away after so many chunks."""
-        game = self.spec(slots)
-        answer = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=self.noise("x"))
-        clean = answer.answer(game.x, range(-(-len(game.x) // 64)))
-        attempts: list[Candidates] = []
+        """Runs to the end; at each cut the engine is replaced by a new one after so many chunks."""
+        spec = self.spec(slots)
+        clean_model = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=self.noise("x"))
+        clean = clean_model.answer(spec.x, range(-(-len(spec.x) // 64)))
+        candidates: list[Candidates] = []
         calls = [0]
-        module = game.model_access.module
+        module = spec.model_access.module
         hook = module.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
         for cut in [*cuts, None]:
-            done = [item for part in attempts for item in part.item.tolist()]
-            referee, chunks = self.referee(game), range(cut or 10**9)
+            done = [item for part in candidates for item in part.item.tolist()]
+            referee, chunks = self.referee(spec), range(cut or 10**9)
             stream = run_attack(self.spec(slots), referee.confirm, finished=done, **options)
-            attempts += [part for _, part in zip(chunks, stream, strict=False)]
+            candidates += [part for _, part in zip(chunks, stream, strict=False)]
         hook.remove()
-        judged = list(judge(attempts, self.referee(game), clean))
+        judged = list(judge(candidates, self.referee(spec), clean))
         outcomes = Outcomes.concatenate([chunk.outcomes for chunk in judged])
-        item = torch.cat([part.item for part in attempts])
-        images = torch.cat([part.image for part in attempts])[item.argsort()]
+        item = torch.cat([part.item for part in candidates])
+        images = torch.cat([part.image for part in candidates])[item.argsort()]
         return RunResult((outcomes, images, calls[0]))
 
 
 class NoisyModel(nn.Module):
-    """The small network behind noise, which draws from the global generator."""
+    """The small CNN behind Gaussian noise from the global generator."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -111,7 +114,7 @@ class NoisyModel(nn.Module):
 
 
 class CountingModel(nn.Module):
-    """The small network, with a note of how many rows came each time."""
+    """The small CNN, with a record of the batch size of each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +127,7 @@ class CountingModel(nn.Module):
 
 
 def assert_same(one: RunResult, two: RunResult) -> None:
+    """Asserts that outcomes and images are identical."""
     for name, first, second in zip(Outcomes._fields, one.outcomes, two.outcomes, strict=True):
         assert np.array_equal(first, second), name
     assert torch.equal(one.images, two.images)

@@ -1,4 +1,4 @@
-"""The forms of a defense: the same function and the same slope, whatever lies in between."""
+"""Tests of bench.engine.fast_forms: the same function and the same gradient as the module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fixtures.known_models import digits, gaussian, small_cnn
 
 
 def convolution(channels: int, size: int, pad: int, kind: torch.dtype = torch.float64) -> nn.Conv2d:
-    """Five filters, drawn."""
+    """A convolution with five random filters."""
     conv = nn.Conv2d(channels, 5, size, padding=pad).to(kind)
     with torch.no_grad():
         conv.weight.copy_(gaussian(*conv.weight.shape))
@@ -30,8 +30,8 @@ def convolution(channels: int, size: int, pad: int, kind: torch.dtype = torch.fl
     return freeze(conv)  # type: ignore[return-value]
 
 
-def asked(layer: nn.Module, images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The answer, and the slope of its sum under these weights."""
+def answer_and_gradient(layer: nn.Module, images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer [n, ...], and the gradient [n, C, H, W] of its weighted sum."""
     leaf = images.clone().requires_grad_()
     answer = layer(leaf)
     return answer.detach(), torch.autograd.grad((answer * weight).sum(), leaf)[0]
@@ -39,26 +39,29 @@ def asked(layer: nn.Module, images: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("channels", SIDES)
 @pytest.mark.parametrize(("size", "pad"), [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (5, 2), (5, 4)])
-def test_a_slope_in_blocks_is_the_slope(channels: int, size: int, pad: int) -> None:
+def test_the_blocked_gradient_is_the_gradient(channels: int, size: int, pad: int) -> None:
     conv, x = convolution(channels, size, pad), gaussian(3, channels, 8, 12).double()
     weight = gaussian(*conv(x).shape, seed=1).double()
-    (wanted, slope), (answer, found) = (
-        asked(m, x, weight) for m in (conv, freeze(BlockedGradientConv(conv)))
+    (expected, gradient), (answer, blocked) = (
+        answer_and_gradient(m, x, weight) for m in (conv, freeze(BlockedGradientConv(conv)))
     )
-    assert torch.equal(answer, wanted)
-    assert torch.allclose(found, slope, rtol=0, atol=1e-12)
+    assert torch.equal(answer, expected)
+    assert torch.allclose(blocked, gradient, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(10, 12), (12, 9)])
-def test_an_image_that_is_no_whole_number_of_blocks_gets_its_slope_as_ever(
+def test_images_that_do_not_divide_into_blocks_use_the_plain_gradient(
     shape: tuple[int, int],
 ) -> None:
     conv, x = convolution(1, 3, 1), gaussian(2, 1, *shape).double()
     weight = gaussian(*conv(x).shape, seed=1).double()
-    assert torch.equal(asked(BlockedGradientConv(conv), x, weight)[1], asked(conv, x, weight)[1])
+    assert torch.equal(
+        answer_and_gradient(BlockedGradientConv(conv), x, weight)[1],
+        answer_and_gradient(conv, x, weight)[1],
+    )
 
 
-def test_blocks_are_for_plain_convolutions_of_few_channels() -> None:
+def test_blocks_apply_to_plain_convolutions_with_few_channels() -> None:
     assert has_few_channels(nn.Conv2d(3, 8, 3, padding=1))
     for other in (
         nn.Conv2d(8, 8, 3), nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(3, 8, 3, dilation=2),
@@ -71,30 +74,30 @@ def test_blocks_are_for_plain_convolutions_of_few_channels() -> None:
         block_first_gradient(nn.Sequential(nn.Conv2d(8, 8, 3)))
 
 
-def test_several_slopes_are_taken_of_one_answer() -> None:
+def test_several_gradients_can_be_taken_of_one_answer() -> None:
     layer, leaf = freeze(block_first_gradient(small_cnn())), digits(32)[0].requires_grad_()
-    answer, wanted = layer(leaf), small_cnn()(leaf)
+    answer, expected = layer(leaf), small_cnn()(leaf)
     for column in range(3):
         one, two = (
-            torch.autograd.grad(said[:, column].sum(), leaf, retain_graph=True)[0]
-            for said in (answer, wanted)
+            torch.autograd.grad(logits[:, column].sum(), leaf, retain_graph=True)[0]
+            for logits in (answer, expected)
         )
         assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_a_slope_of_a_slope_is_refused() -> None:
+def test_a_second_derivative_is_refused() -> None:
     layer, leaf = freeze(block_first_gradient(small_cnn())), digits(32)[0].requires_grad_()
-    (slope,) = torch.autograd.grad(layer(leaf).square().sum(), leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(layer(leaf).square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.backward(slope.sum())
+        torch.autograd.backward(gradient.sum())
 
 
-def test_what_is_no_image_is_flattened_as_ever() -> None:
+def test_inputs_that_are_no_images_are_flattened_as_usual() -> None:
     linear, rows = nn.Linear(12, 2), torch.arange(24.0).view(2, 3, 4)
     assert torch.equal(ReorderedFlatten(linear)(rows), linear(rows.flatten(1)))
 
 
-def test_a_cuda_graph_answers_as_the_module_does() -> None:
+def test_a_cuda_graph_gives_the_answers_of_the_module() -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
     device = torch.device("cuda")
@@ -102,8 +105,8 @@ def test_a_cuda_graph_answers_as_the_module_does() -> None:
     graphed = CudaGraphModel(model)
     for images in (x, 1 - x):
         one, two = (images.clone().requires_grad_() for _ in range(2))
-        logits, wanted = graphed(one), model(two)
-        assert torch.allclose(logits, wanted, atol=1e-4)
-        (slope,) = torch.autograd.grad(logits.sum(), one)
-        (expected,) = torch.autograd.grad(wanted.sum(), two)
-        assert torch.allclose(slope, expected, atol=1e-4)
+        logits, expected = graphed(one), model(two)
+        assert torch.allclose(logits, expected, atol=1e-4)
+        (gradient,) = torch.autograd.grad(logits.sum(), one)
+        (plain,) = torch.autograd.grad(expected.sum(), two)
+        assert torch.allclose(gradient, plain, atol=1e-4)

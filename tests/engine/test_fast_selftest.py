@@ -1,4 +1,4 @@
-"""A faster form may waste time; it may never move a verdict it cannot prove."""
+"""Tests of bench.engine.fast_selftest: a form that changes answers or gradients is refused."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BALL = Linf(Fraction(51, 255))
 
 
 @pytest.fixture(autouse=True)
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 is tried here on any processor: slow without the instructions, but the same."""
+def bfloat16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allows bfloat16 on any processor; emulation is slow but gives the same results."""
     monkeypatch.setattr(fast_forms, "has_bfloat16", lambda device: True)
 
 
@@ -34,8 +34,8 @@ def probes() -> Tensor:
 
 
 @functools.cache
-def normalised() -> nn.Module:
-    """A small network with BatchNorm whose statistics are no longer those of a new one."""
+def batchnorm_cnn() -> nn.Module:
+    """A small CNN with BatchNorm and running statistics from data."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -49,32 +49,32 @@ def normalised() -> nn.Module:
     return freeze(model)
 
 
-class Around(nn.Module):
-    """A healthy network with something beside it."""
+class WithBatchNormCNN(nn.Module):
+    """Base class: holds a CNN that passes every self-test."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = copy.deepcopy(normalised())
+        self.body = copy.deepcopy(batchnorm_cnn())
 
 
-class Branching(Around):
-    """Its way depends on the data: it cannot be traced."""
+class DataDependentBranch(WithBatchNormCNN):
+    """Branches on its input, so that it cannot be traced."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
         return logits if images.sum() > 0 else -logits
 
 
-class TwoFaced(Around):
-    """Answers otherwise while it is being traced."""
+class DiffersWhileTraced(WithBatchNormCNN):
+    """Returns other logits while it is being traced."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
         return logits if isinstance(images, Tensor) else -logits
 
 
-class LayoutBound(Around):
-    """Reads the memory in its order, whatever that order means."""
+class ReadsMemoryOrder(WithBatchNormCNN):
+    """Reads activations in memory order, whatever the memory format."""
 
     def forward(self, images: Tensor) -> Tensor:
         wide: Tensor = next(self.body.children())(images)
@@ -83,8 +83,8 @@ class LayoutBound(Around):
         return logits + (inner[0] - inner[1]).abs().sum() * torch.eye(10)[0]
 
 
-class Skipping(Around):
-    """Goes on with what its first ReLU has read."""
+class ReusesReluInput(WithBatchNormCNN):
+    """Uses the input of its first ReLU again."""
 
     def forward(self, images: Tensor) -> Tensor:
         layers = list(self.body.children())
@@ -93,8 +93,8 @@ class Skipping(Around):
         return logits
 
 
-class Squaring(nn.Module):
-    """Its slope needs what its ReLU has read, which is never negative."""
+class ExponentialReluGradient(nn.Module):
+    """Its gradient needs the input of its ReLU, which is never negative."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,8 +107,8 @@ class Squaring(nn.Module):
         return logits
 
 
-class Negative(nn.Module):
-    """Its first layer is a convolution by name, and reads the negative."""
+class PatchedConvForward(nn.Module):
+    """Its first convolution has a patched forward, which negates the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,19 +116,19 @@ class Negative(nn.Module):
         first = cast(nn.Conv2d, self.body[0])
         with torch.no_grad():
             first.weight.neg_()
-        first.forward = functools.partial(negative, first)  # type: ignore[method-assign]
+        first.forward = functools.partial(negative_convolution, first)  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
         return logits
 
 
-def negative(layer: nn.Conv2d, images: Tensor) -> Tensor:
+def negative_convolution(layer: nn.Conv2d, images: Tensor) -> Tensor:
     return nn.functional.conv2d(-images, layer.weight, layer.bias, padding=1)
 
 
-class Peeking(nn.Module):
-    """Reads the weights of the layer behind its Flatten."""
+class ReadsLinearWeight(nn.Module):
+    """Reads the weight of the Linear after its Flatten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,8 +139,8 @@ class Peeking(nn.Module):
         return logits
 
 
-class Delicate(Around):
-    """Its answer is the small difference of large numbers."""
+class Cancellation(WithBatchNormCNN):
+    """Its logits are small differences of large numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,8 +154,8 @@ class Delicate(Around):
         return logits
 
 
-class Rippled(Around):
-    """Waves too low for the logits to show, and too steep to climb with rounded images."""
+class SteepRipple(WithBatchNormCNN):
+    """Adds a ripple that hardly changes the logits, but whose gradient is large."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
@@ -163,8 +163,8 @@ class Rippled(Around):
         return logits + ripple * torch.eye(10)[logits.detach().argmax(1)]
 
 
-class Even(nn.Module):
-    """Two rivals, each of half an image: on symmetric ones nearer than bfloat16 can tell."""
+class TiedClasses(nn.Module):
+    """Two classes, one for each half of an image, nearly tied on symmetric images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,197 +179,202 @@ class Even(nn.Module):
         return logits
 
 
-class Noisy(Around):
-    """Another answer at each call."""
+class RandomLogits(WithBatchNormCNN):
+    """Returns other logits at each call."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
         return logits + 0.1 * torch.rand_like(logits)
 
 
-class Coupled(Around):
-    """Takes the mean of the batch away."""
+class BatchCoupled(WithBatchNormCNN):
+    """Subtracts the mean of the batch."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images - images.mean(0, keepdim=True))
         return logits
 
 
-def test_what_a_healthy_network_allows_is_applied() -> None:
-    quick = fastest_form(normalised(), probes(), Numeric.FAST)
-    assert quick.applied == (
+def test_all_forms_are_applied_to_a_plain_cnn() -> None:
+    fast = fastest_form(batchnorm_cnn(), probes(), Numeric.FAST)
+    assert fast.applied == (
         "folded BatchNorm",
         "blocked gradient",
         "ReLU in place",
         "channels last",
     )
-    assert quick.notes == ()
-    parts = list(quick.module.modules())
+    assert fast.notes == ()
+    parts = list(fast.module.modules())
     assert any(isinstance(part, BlockedGradientConv) for part in parts)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in parts)
     x = digits(100)[0]
-    assert torch.allclose(quick.module(x), normalised()(x), atol=1e-4)
+    assert torch.allclose(fast.module(x), batchnorm_cnn()(x), atol=1e-4)
 
 
 @pytest.mark.parametrize("numeric", [Numeric.FAST, Numeric.BFLOAT16])
-def test_a_linear_behind_a_flatten_reads_channels_last_as_they_lie(numeric: Numeric) -> None:
-    quick = fastest_form(small_cnn(), probes(), numeric)
-    assert "channels last" in quick.applied
-    parts = list(quick.module.modules())
+def test_a_linear_after_a_flatten_reads_channels_last_without_reordering(numeric: Numeric) -> None:
+    fast = fastest_form(small_cnn(), probes(), numeric)
+    assert "channels last" in fast.applied
+    parts = list(fast.module.modules())
     assert any(isinstance(part, ReorderedFlatten) for part in parts)
     assert not any(isinstance(part, nn.Flatten) for part in parts)
     x = digits(100)[0]
     near = 1e-4 if numeric is Numeric.FAST else 0.5
-    assert torch.allclose(quick.module(x), small_cnn()(x), atol=near)
-    one, two = (slope_at(model, x) for model in (quick.module, small_cnn()))
+    assert torch.allclose(fast.module(x), small_cnn()(x), atol=near)
+    one, two = (input_gradient_of_first_logit(model, x) for model in (fast.module, small_cnn()))
     assert (one.sign() * two).sum() > 0.98 * two.abs().sum()
 
 
 @pytest.mark.parametrize("numeric", list(Numeric))
 @pytest.mark.parametrize("rows", [32, 96, 160])
-def test_what_is_said_of_an_image_does_not_depend_on_its_batch(numeric: Numeric, rows: int) -> None:
-    door, x = ModelAccess(fastest_form(normalised(), probes(), numeric).module), digits(256)[0]
+def test_answers_to_an_image_do_not_depend_on_its_batch(numeric: Numeric, rows: int) -> None:
+    access, x = ModelAccess(fastest_form(batchnorm_cnn(), probes(), numeric).module), digits(256)[0]
     for few, all_of_them in zip(
-        door.observable_answers(x[:rows]), door.observable_answers(x), strict=True
+        access.observable_answers(x[:rows]), access.observable_answers(x), strict=True
     ):
         assert torch.equal(few, all_of_them[:rows])
 
 
 def test_float32_is_the_defense_as_it_was_built() -> None:
-    assert fastest_form(normalised(), probes(), Numeric.FLOAT32) == FastModel(normalised(), (), ())
+    assert fastest_form(batchnorm_cnn(), probes(), Numeric.FLOAT32) == FastModel(
+        batchnorm_cnn(), (), ()
+    )
 
 
-def test_bfloat16_comes_on_top() -> None:
-    quick = fastest_form(normalised(), probes(), Numeric.BFLOAT16)
-    assert quick.applied == (
+def test_bfloat16_is_applied_after_the_other_forms() -> None:
+    fast = fastest_form(batchnorm_cnn(), probes(), Numeric.BFLOAT16)
+    assert fast.applied == (
         "folded BatchNorm",
         "blocked gradient",
         "ReLU in place",
         "channels last",
         "bfloat16",
     )
-    assert quick.low_precision
-    moved = (quick.module(probes()) - normalised()(probes())).abs().max()
+    assert fast.low_precision
+    moved = (fast.module(probes()) - batchnorm_cnn()(probes())).abs().max()
     assert 0 < moved < 0.2
-    assert quick.module(probes()).dtype is torch.float32
+    assert fast.module(probes()).dtype is torch.float32
 
 
-def test_without_the_instructions_bfloat16_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_not_applied_without_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_forms, "has_bfloat16", lambda device: False)
-    quick = fastest_form(normalised(), probes(), Numeric.BFLOAT16)
-    assert not quick.low_precision
-    assert quick.notes == ("without bfloat16: this device has no bfloat16 instructions.",)
+    fast = fastest_form(batchnorm_cnn(), probes(), Numeric.BFLOAT16)
+    assert not fast.low_precision
+    assert fast.notes == ("without bfloat16: this device has no bfloat16 instructions.",)
 
 
-def test_the_defense_itself_is_left_as_it_was() -> None:
-    model = copy.deepcopy(normalised())
+def test_the_defense_itself_is_unchanged() -> None:
+    model = copy.deepcopy(batchnorm_cnn())
     fastest_form(model, probes(), Numeric.BFLOAT16)
     for (name, one), two in zip(
-        normalised().state_dict().items(), model.state_dict().values(), strict=True
+        batchnorm_cnn().state_dict().items(), model.state_dict().values(), strict=True
     ):
         assert torch.equal(one, two), name
         assert one.stride() == two.stride(), name
     x = digits(64)[0]
-    assert torch.equal(model(x), normalised()(x))
+    assert torch.equal(model(x), batchnorm_cnn()(x))
 
 
 @pytest.mark.parametrize(
-    ("planted", "option", "sentence"),
+    ("model", "option", "message"),
     [
-        (Branching, "folded BatchNorm", "TraceError"),
-        (TwoFaced, "folded BatchNorm", "a logit moves"),
-        (Negative, "blocked gradient", "steps keep -1.000"),
-        (Skipping, "ReLU in place", "a logit moves"),
-        (Squaring, "ReLU in place", "RuntimeError"),
-        (LayoutBound, "channels last", "a logit moves"),
-        (Peeking, "channels last", "AttributeError"),
-        (Delicate, "bfloat16", "a logit moves"),
-        (Rippled, "bfloat16", "steps keep"),
+        (DataDependentBranch, "folded BatchNorm", "TraceError"),
+        (DiffersWhileTraced, "folded BatchNorm", "a logit moves"),
+        (PatchedConvForward, "blocked gradient", "steps keep -1.000"),
+        (ReusesReluInput, "ReLU in place", "a logit moves"),
+        (ExponentialReluGradient, "ReLU in place", "RuntimeError"),
+        (ReadsMemoryOrder, "channels last", "a logit moves"),
+        (ReadsLinearWeight, "channels last", "AttributeError"),
+        (Cancellation, "bfloat16", "a logit moves"),
+        (SteepRipple, "bfloat16", "steps keep"),
     ],
 )
-def test_a_failed_self_test_falls_back_and_says_so(
-    planted: type[nn.Module], option: str, sentence: str
+def test_a_failed_self_test_is_noted_and_its_form_not_applied(
+    model: type[nn.Module], option: str, message: str
 ) -> None:
-    quick = fastest_form(freeze(planted()), probes(), Numeric.BFLOAT16)
-    assert option not in quick.applied
-    (note,) = [note for note in quick.notes if option in note]
-    assert sentence in note
+    fast = fastest_form(freeze(model()), probes(), Numeric.BFLOAT16)
+    assert option not in fast.applied
+    (note,) = [note for note in fast.notes if option in note]
+    assert message in note
 
 
-def test_even_rivals_are_no_reason_to_fall_back() -> None:
-    model, images = freeze(Even()), (probes() + probes().flip(-1)) / 2
-    named = model(images).topk(2).indices
-    assert bool((named == torch.tensor([0, 2])).all())
-    quick = fastest_form(model, images, Numeric.BFLOAT16)
-    assert quick.applied == ("bfloat16",)
-    assert bool((quick.module(images).topk(2).indices != named).any())
+def test_tied_classes_do_not_fail_the_self_test() -> None:
+    model, images = freeze(TiedClasses()), (probes() + probes().flip(-1)) / 2
+    classes = model(images).topk(2).indices
+    assert bool((classes == torch.tensor([0, 2])).all())
+    fast = fastest_form(model, images, Numeric.BFLOAT16)
+    assert fast.applied == ("bfloat16",)
+    assert bool((fast.module(images).topk(2).indices != classes).any())
 
 
-def climbed(gain: Tensor, way: Tensor) -> tuple[ProbeAnswers, ProbeAnswers]:
-    """What two models say of images whose slopes have these gains; the other goes this way."""
+def answer_pair(gain: Tensor, sign: Tensor) -> tuple[ProbeAnswers, ProbeAnswers]:
+    """Answers of two models: gradients of these gains [n], and gradients of these signs [n]."""
     logits, pair = torch.tensor([1.0, 0.0]), torch.tensor([0, 1])
     gradient = (gain / 64)[:, None, None, None].expand(-1, 1, 8, 8)
     rows = logits.expand(len(gain), 2), pair.expand(len(gain), 2)
-    other = way[:, None, None, None].expand_as(gradient)
+    other = sign[:, None, None, None].expand_as(gradient)
     return ProbeAnswers(rows[0], gradient, rows[1]), ProbeAnswers(rows[0], other, rows[1])
 
 
-def test_a_form_that_climbs_backwards_on_most_images_is_refused_however_flat_they_are() -> None:
-    gain, way = torch.full((64,), 1e-3), torch.full((64,), -1.0)
-    gain[:4], way[:4] = 10, 1
-    own, other = climbed(gain, way)
+def test_a_form_with_reversed_gradients_on_most_images_is_refused_however_small_they_are() -> None:
+    gain, sign = torch.full((64,), 1e-3), torch.full((64,), -1.0)
+    gain[:4], sign[:4] = 10, 1
+    own, other = answer_pair(gain, sign)
     with pytest.raises(UnavailableError, match=r"steps keep -0\.875 of the first-order gain"):
         own.check_close(other, CLOSE)
 
 
-def test_no_image_is_climbed_backwards_unless_its_slope_is_lost_in_what_a_logit_may_move() -> None:
-    gain, way = torch.ones(500), torch.ones(500)
-    way[7] = -1
-    own, other = climbed(gain, way)
-    with pytest.raises(UnavailableError, match="1 of 500 images would be climbed backwards"):
+def test_no_gradient_is_reversed_unless_it_is_below_the_tolerance() -> None:
+    gain, sign = torch.ones(500), torch.ones(500)
+    sign[7] = -1
+    own, other = answer_pair(gain, sign)
+    with pytest.raises(UnavailableError, match="1 of 500 images have a reversed gradient"):
         own.check_close(other, NEAR)
     gain[7] = NEAR / 2
-    own, other = climbed(gain, way)
+    own, other = answer_pair(gain, sign)
     own.check_close(other, NEAR)
-    with pytest.raises(UnavailableError, match="1 of 500 images would be climbed backwards"):
+    with pytest.raises(UnavailableError, match="1 of 500 images have a reversed gradient"):
         own.check_close(other, CLOSE)
-    gain[7], way[7] = 1, 0
-    own, other = climbed(gain, way)
+    gain[7], sign[7] = 1, 0
+    own, other = answer_pair(gain, sign)
     own.check_close(other, NEAR)
 
 
-def test_images_without_a_slope_say_nothing_of_a_form() -> None:
-    gain, way = torch.zeros(64), torch.full((64,), -1.0)
-    gain[:4], way[:4] = 1, 1
-    own, other = climbed(gain, way)
+def test_images_with_zero_gradient_are_ignored() -> None:
+    gain, sign = torch.zeros(64), torch.full((64,), -1.0)
+    gain[:4], sign[:4] = 1, 1
+    own, other = answer_pair(gain, sign)
     own.check_close(other, CLOSE)
-    own, other = climbed(gain * 0, way)
+    own, other = answer_pair(gain * 0, sign)
     with pytest.raises(UnavailableError, match="steps keep nan"):
         own.check_close(other, CLOSE)
 
 
 @pytest.mark.parametrize(
-    ("planted", "sentence"),
-    [(Noisy, "does not answer alike twice"), (Coupled, "depend on the images beside")],
+    ("model", "message"),
+    [
+        (RandomLogits, "answers to the same images differ"),
+        (BatchCoupled, "depend on other images in the batch"),
+    ],
 )
-def test_random_and_coupled_defenses_get_the_plain_path(
-    planted: type[nn.Module], sentence: str
+def test_random_and_batch_coupled_defenses_are_left_as_built(
+    model: type[nn.Module], message: str
 ) -> None:
-    module = freeze(planted())
-    quick = fastest_form(module, probes(), Numeric.BFLOAT16)
-    assert quick.module is module
-    assert sentence in quick.notes[0]
+    module = freeze(model())
+    fast = fastest_form(module, probes(), Numeric.BFLOAT16)
+    assert fast.module is module
+    assert message in fast.notes[0]
 
 
-def test_a_defense_with_hooks_gets_the_plain_path() -> None:
-    module = copy.deepcopy(normalised())
+def test_a_defense_with_hooks_is_left_as_built() -> None:
+    module = copy.deepcopy(batchnorm_cnn())
     next(module.children()).register_forward_hook(lambda *_: None)
-    quick = fastest_form(module, probes(), Numeric.FAST)
-    assert quick.module is module
-    assert "hooks" in quick.notes[0]
+    fast = fastest_form(module, probes(), Numeric.FAST)
+    assert fast.module is module
+    assert "hooks" in fast.notes[0]
 
 
-def slope_at(model: nn.Module, x: Tensor) -> Tensor:
-    """Of the first logit."""
+def input_gradient_of_first_logit(model: nn.Module, x: Tensor) -> Tensor:
+    """The gradient [n, C, H, W] of the first logit at images [n, C, H, W]."""
     leaf = x.clone().requires_grad_()
     return torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)[0]

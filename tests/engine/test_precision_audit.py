@@ -1,4 +1,4 @@
-"""What a faster form claims is asked again, and what it leaves standing is audited by sample."""
+"""Tests of bench.engine.precision_audit: successes are confirmed, survivors are sampled."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tests.fixtures.known_models import UNTARGETED, digits, small_cnn
 BALL = Linf(Fraction(51, 255))
 
 
-def game(module: nn.Module, count: int = 150) -> CellSpec:
-    """PGD asks `module`; the defense is the small network."""
+def cell_spec(module: nn.Module, count: int = 150) -> CellSpec:
+    """PGD queries `module`; the defense is the small CNN."""
     x, y = digits(count)
     clean = ModelAccess(small_cnn()).logits(x)
     return CellSpec(
-        attack=PGD(steps=10), model_access=ModelAccess(module), defense=ModelAccess(small_cnn()), ball=BALL,
-        goal=UNTARGETED, budget=Budget(), x=x, y=y, target=torch.full_like(y, -1), clean_logits=clean,
-        reached_on_clean=clean.argmax(1) != y, seed=0, slots=64,
+        attack=PGD(steps=10), model_access=ModelAccess(module), defense=ModelAccess(small_cnn()),
+        ball=BALL, goal=UNTARGETED, budget=Budget(), x=x, y=y, target=torch.full_like(y, -1),
+        clean_logits=clean, reached_on_clean=clean.argmax(1) != y, seed=0, slots=64,
     )  # fmt: skip
 
 
 def referee(of: CellSpec) -> Referee:
-    court = FreshModel(copy.deepcopy(small_cnn()))
-    return Referee(court, BALL, UNTARGETED, of.x, of.y, of.target)
+    fresh_model = FreshModel(copy.deepcopy(small_cnn()))
+    return Referee(fresh_model, BALL, UNTARGETED, of.x, of.y, of.target)
 
 
 def joined(parts: list[Candidates]) -> Candidates:
@@ -45,16 +45,16 @@ def joined(parts: list[Candidates]) -> Candidates:
     return Candidates(*(column[whole.item.argsort()] for column in whole))
 
 
-class Liar(nn.Module):
-    """Says of every image that it is another class; climbs like the small network."""
+class WrongAnswers(nn.Module):
+    """The negated logits of the small CNN."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = small_cnn()(images)
         return -logits
 
 
-class Flat(nn.Module):
-    """Says nothing and shows no slope: every row survives it."""
+class NoGradient(nn.Module):
+    """Returns the label of the nearest digit with zero gradient: no row is broken."""
 
     def forward(self, images: Tensor) -> Tensor:
         x, y = digits(300)
@@ -62,42 +62,46 @@ class Flat(nn.Module):
         return nn.functional.one_hot(y[near], 10).float() + 0 * images.flatten(1)[:, :10]
 
 
-def test_a_lying_form_invents_no_success() -> None:
-    lie = game(Liar())
-    parts = joined(list(run_attack(lie, referee(lie).confirm)))
+def test_a_form_with_wrong_answers_invents_no_success() -> None:
+    wrong = cell_spec(WrongAnswers())
+    parts = joined(list(run_attack(wrong, referee(wrong).confirm)))
     claimed = (parts.step >= 0).nonzero()[:, 0]
-    assert bool((small_cnn()(parts.image[claimed]).argmax(1) != lie.y[claimed]).all())
-    assert 0 < len(claimed) < len(lie.y)
+    assert bool((small_cnn()(parts.image[claimed]).argmax(1) != wrong.y[claimed]).all())
+    assert 0 < len(claimed) < len(wrong.y)
 
 
-def test_without_the_second_question_the_lie_would_stand() -> None:
-    lie = game(Liar())
+def test_without_confirmation_wrong_answers_would_count_as_successes() -> None:
+    wrong = cell_spec(WrongAnswers())
     parts = joined(
-        list(run_attack(lie, lambda items, images: torch.ones_like(items, dtype=torch.bool)))
+        list(run_attack(wrong, lambda items, images: torch.ones_like(items, dtype=torch.bool)))
     )
     assert bool((parts.step >= 0).all())
 
 
-def test_a_blind_form_is_found_out_and_the_cell_is_played_in_float32() -> None:
-    blind, exact = game(Flat(), 300), game(small_cnn(), 300)
-    heard: list[PrecisionAudit] = []
-    parts = list(run_attack(blind, referee(exact).confirm, exact=exact, on_audit=heard.append))
-    wanted = joined(list(run_attack(exact, referee(exact).confirm)))
-    (audit,) = heard
+def test_a_form_without_gradients_is_detected_and_the_cell_run_in_float32() -> None:
+    no_gradient, exact = cell_spec(NoGradient(), 300), cell_spec(small_cnn(), 300)
+    audits: list[PrecisionAudit] = []
+    parts = list(
+        run_attack(no_gradient, referee(exact).confirm, exact=exact, on_audit=audits.append)
+    )
+    expected = joined(list(run_attack(exact, referee(exact).confirm)))
+    (audit,) = audits
     assert audit.sampled == MIN_AUDITED < audit.survivors
     assert audit.broken > 0
-    held = joined(list(run_attack(blind, referee(blind).confirm))).step < 0
-    for name, one, two in zip(Candidates._fields, joined(parts), wanted, strict=True):
-        assert torch.equal(one[held], two[held]), name
+    unbroken = joined(list(run_attack(no_gradient, referee(no_gradient).confirm))).step < 0
+    for name, one, two in zip(Candidates._fields, joined(parts), expected, strict=True):
+        assert torch.equal(one[unbroken], two[unbroken]), name
 
 
-def test_an_honest_form_is_sampled_only() -> None:
-    easy = replace(game(small_cnn(), 300), ball=Linf(Fraction(1, 100)))
-    heard: list[PrecisionAudit] = []
-    rules = referee(easy)
-    rules.ball = easy.ball
-    parts = joined(list(run_attack(easy, rules.confirm, exact=easy, on_audit=heard.append)))
-    (audit,) = heard
+def test_a_correct_form_is_audited_by_sample_only() -> None:
+    small_ball = replace(cell_spec(small_cnn(), 300), ball=Linf(Fraction(1, 100)))
+    audits: list[PrecisionAudit] = []
+    judge = referee(small_ball)
+    judge.ball = small_ball.ball
+    parts = joined(
+        list(run_attack(small_ball, judge.confirm, exact=small_ball, on_audit=audits.append))
+    )
+    (audit,) = audits
     assert audit == PrecisionAudit(int((parts.step < 0).sum()), MIN_AUDITED, 0)
     assert parts.item.tolist() == list(range(300))
 

@@ -1,4 +1,4 @@
-"""Answers by image: nothing is asked twice, and every answer is the one that asking would give."""
+"""Tests of bench.engine.query_cache: no image is queried twice, and answers are unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fixtures.known_models import small_cnn
 
 
 class Recorder(nn.Module):
-    """Answers with sums of pixels and keeps what it was asked."""
+    """Returns sums of pixels and records the queried images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Recorder(nn.Module):
         return torch.stack([flat.sum(1), flat.amax(1), flat[:, 0]], 1)
 
     @property
-    def asked(self) -> Tensor:
+    def queried(self) -> Tensor:
         return torch.cat(self.batches)
 
 
@@ -39,35 +39,35 @@ def pictures(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def opened(most: int = 256) -> tuple[Recorder, QueryCache]:
+def recorded_cache(max_batch: int = 256) -> tuple[Recorder, QueryCache]:
     model = Recorder()
-    return model, QueryCache(ModelAccess(model).logits, most)
+    return model, QueryCache(ModelAccess(model).logits, max_batch)
 
 
-def test_each_image_is_asked_once_and_every_row_gets_its_own_answer() -> None:
-    model, door = opened()
+def test_each_image_is_queried_once_and_each_row_gets_its_own_answer() -> None:
+    model, cache = recorded_cache()
     known, new = pictures(32), pictures(32, seed=1)
-    first = door(torch.cat([known, known.flip(0)]))
-    again = door(torch.cat([new, known]))
-    for images, said in (
+    first = cache(torch.cat([known, known.flip(0)]))
+    again = cache(torch.cat([new, known]))
+    for images, answers in (
         (torch.cat([known, known.flip(0)]), first),
         (torch.cat([new, known]), again),
     ):
-        assert torch.equal(said, Recorder()(images))
+        assert torch.equal(answers, Recorder()(images))
     assert [len(batch) for batch in model.batches] == [32, 32]
-    assert len(torch.unique(model.asked, dim=0)) == 64
+    assert len(torch.unique(model.queried, dim=0)) == 64
 
 
-def test_what_is_all_known_makes_no_call() -> None:
-    model, door = opened()
+def test_cached_images_cause_no_model_call() -> None:
+    model, cache = recorded_cache()
     images = pictures(40)
-    once, twice = door(images), door(images[[3, 3, 39]])
+    once, twice = cache(images), cache(images[[3, 3, 39]])
     assert torch.equal(twice, once[[3, 3, 39]])
     assert len(model.batches) == 1
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "sizes"),
+    ("count", "max_batch", "sizes"),
     [
         (32, 32, [32]),
         (40, 32, [64]),
@@ -76,43 +76,45 @@ def test_what_is_all_known_makes_no_call() -> None:
         (400, 128, [160, 160, 96]),
     ],
 )
-def test_calls_are_of_whole_units_and_nearly_as_long_as_wished(
-    count: int, most: int, sizes: list[int]
+def test_calls_have_whole_units_of_about_the_requested_size(
+    count: int, max_batch: int, sizes: list[int]
 ) -> None:
-    model, door = opened(most)
+    model, cache = recorded_cache(max_batch)
     images = pictures(count)
-    assert torch.equal(door(images), Recorder()(images))
+    assert torch.equal(cache(images), Recorder()(images))
     assert [len(batch) for batch in model.batches] == sizes
 
 
-def test_what_lost_its_seat_is_asked_again_and_nobody_gets_anothers_answer(
+def test_an_overwritten_entry_is_queried_again_and_never_mixed_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(query_cache, "ENTRIES", 16)
-    model, door = opened()
+    model, cache = recorded_cache()
     one, two = pictures(32), pictures(32, seed=1)
     for images in (one, two, one, one):
-        assert torch.equal(door(images), Recorder()(images))
-    assert len(model.batches) == 4, "of 32 at most 16 find a seat, so the others are asked again"
+        assert torch.equal(cache(images), Recorder()(images))
+    assert len(model.batches) == 4, (
+        "at max_batch 16 of 32 have an entry, so the others are queried again"
+    )
     for image in torch.split(torch.cat([one, two]), 1):
-        assert torch.equal(door(image), Recorder()(image))
-    door(two[31:])
+        assert torch.equal(cache(image), Recorder()(image))
+    cache(two[31:])
     before = len(model.batches)
-    door(two[31:])
-    assert len(model.batches) == before, "the last that was told something is remembered"
+    cache(two[31:])
+    assert len(model.batches) == before, "the latest answer is cached"
 
 
-def test_an_empty_seat_answers_nobody() -> None:
-    """The fingerprint of a black image is zero, and so are the next ones' of other seats."""
-    model, door = opened()
+def test_an_empty_entry_matches_no_image() -> None:
+    """The fingerprint of a black image is zero, as are the initial contents of a cache."""
+    model, cache = recorded_cache()
     black = torch.zeros(1, 2, 3, 3)
     assert int(fingerprints(black)) == 0
-    door(pictures(32))
-    assert torch.equal(door(black), Recorder()(black))
+    cache(pictures(32))
+    assert torch.equal(cache(black), Recorder()(black))
     assert len(model.batches) == 2
 
 
-def test_a_fingerprint_is_of_every_bit_and_of_its_place() -> None:
+def test_a_fingerprint_depends_on_every_bit_and_its_position() -> None:
     one = pictures(1)
     alike = [one, one.clone(), one.to(memory_format=torch.channels_last)]
     assert len({int(fingerprints(image)) for image in alike}) == 1
@@ -122,8 +124,8 @@ def test_a_fingerprint_is_of_every_bit_and_of_its_place() -> None:
     assert len({int(fingerprints(image)) for image in [one, *flips, *turned]}) == 35
 
 
-def test_no_two_of_many_images_of_two_colours_share_a_fingerprint() -> None:
-    """Zeros and ones, whose bits end in 23 zeros: what a square at the edge of the box leaves."""
+def test_fingerprints_of_all_binary_images_differ() -> None:
+    """Pixels of 0 and 1, whose bits end in 23 zeros, are common at the edge of the box."""
     count = 2**16
     number = torch.arange(count)[:, None] >> torch.arange(16) & 1
     images = number.float().view(count, 1, 4, 4)
@@ -132,25 +134,25 @@ def test_no_two_of_many_images_of_two_colours_share_a_fingerprint() -> None:
     assert len(torch.unique(fingerprints(images) & (2**40 - 1))) == count
 
 
-def test_long_images_get_the_same_fingerprint_in_any_company() -> None:
+def test_fingerprints_do_not_depend_on_the_batch() -> None:
     images = torch.rand(20, 3, 80, 80, generator=torch.Generator().manual_seed(0))
     alone = torch.cat([fingerprints(image[None]) for image in images])
     assert torch.equal(fingerprints(images), alone)
 
 
-def test_a_search_over_small_images_pays_for_more_questions_than_the_model_hears() -> None:
+def test_a_search_over_small_images_is_charged_for_cached_queries() -> None:
     model = small_cnn()
-    match = SingleRun(Square(steps=1000), Linf(Fraction(1, 20)), model=model, count=20)
-    heard = 0
+    single = SingleRun(Square(steps=1000), Linf(Fraction(1, 20)), model=model, count=20)
+    evaluated = 0
 
-    def listen(module: nn.Module, args: tuple[Tensor], answer: Tensor) -> None:
-        nonlocal heard
-        heard += len(args[0])
+    def count_rows(module: nn.Module, args: tuple[Tensor], answer: Tensor) -> None:
+        nonlocal evaluated
+        evaluated += len(args[0])
 
-    handle = model.register_forward_hook(listen)
-    outcomes = match.run(128).outcomes
+    handle = model.register_forward_hook(count_rows)
+    outcomes = single.run(128).outcomes
     handle.remove()
     survived = outcomes.verdict == Verdict.ROBUST
     assert survived.sum() > 5
     assert (outcomes.forwards[survived] == 1000).all(), "its queries are those of the paper"
-    assert heard < 0.5 * int(outcomes.forwards.sum())
+    assert evaluated < 0.5 * int(outcomes.forwards.sum())

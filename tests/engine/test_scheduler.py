@@ -1,12 +1,9 @@
-"""Tests of bench.engine.scheduler: admission, steps, retirement, and what it leaves unchanged.
-
-Covers bench.engine.final_check too.
-"""
+"""Tests of bench.engine.scheduler: admission, steps, retirement, and what it leaves unchanged."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import pytest
@@ -16,7 +13,6 @@ from torch import Tensor, nn
 from bench.core.errors import PluginError
 from bench.engine import scheduler
 from bench.engine.cell_spec import Candidates
-from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import BATCH_UNIT
 from bench.engine.runner import run_attack
 from bench.engine.scheduler import ChunkBuffer
@@ -24,7 +20,7 @@ from bench.plugin import Access, Attack, Problem, cross_entropy
 from bench.threats.norms import Linf
 from plugins.attacks.pgd import PGD
 from tests.engine.single_run import COUNT, NoisyModel, SingleRun
-from tests.fixtures.known_models import digits, small_cnn
+from tests.fixtures.known_models import small_cnn
 
 
 class QueriesInStart:
@@ -126,20 +122,6 @@ def test_a_model_without_gradients_and_with_nan_logits_gets_outcomes() -> None:
     assert len(outcomes.item) == COUNT
 
 
-def test_a_random_defense_draws_new_noise_at_every_call() -> None:
-    model = NoisyModel(0.3)
-    noise = SeededNoise(0, "play", torch.device("cpu"))
-    access = ModelAccess(model, noise=noise)
-    x, _ = digits(8)
-    noise.begin(0)
-    first, second = access.logits(x), access.logits(x)
-    noise.begin(0)
-    assert not torch.equal(first, second)
-    assert torch.equal(first, access.logits(x))
-    noise.begin(1)
-    assert not torch.equal(first, access.logits(x))
-
-
 class UndeclaredNoise(nn.Module):
     """The small CNN with undeclared random wrong answers to images off the grid of the digits."""
 
@@ -201,7 +183,7 @@ def test_each_item_retires_at_its_success_and_pays_for_no_later_query(slots: int
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     found = Candidates(*(column[columns[0].argsort()] for column in columns))
     due, won = attack.due(1 - spec.x), ~spec.reached_on_clean & ~never
-    assert won.sum() > 100 and len(due[won].unique()) == 3 * attack.steps
+    assert won.sum() > 100 and len(set(due[won].tolist())) == 3 * attack.steps
     assert torch.equal(found.step[won], due[won] % attack.steps)
     assert torch.equal(found.restart[won], due[won] // attack.steps)
     assert torch.equal(found.forwards[won], due[won] + 1)
@@ -217,16 +199,27 @@ def test_finished_items_are_yielded_in_chunks_and_in_item_order(
 ) -> None:
     buffer = ChunkBuffer()
     spec = SingleRun(PGD(), count=40).spec()
-    assert not buffer.due
+
+    def due(seconds: float, items: int) -> bool:
+        monkeypatch.setattr(scheduler, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(scheduler, "CHUNK_ITEMS", items)
+        return buffer.due
+
+    assert not due(-1.0, 0)
     buffer.add(Candidates.of_clean_images(spec, [7, 3]))
-    assert not buffer.due
-    monkeypatch.setattr(scheduler, "CHUNK_SECONDS", -1.0)
-    assert buffer.due
-    monkeypatch.setattr(scheduler, "CHUNK_SECONDS", 1e9)
+    assert due(-1.0, 3) and not due(1e9, 3)
     buffer.add(Candidates.of_clean_images(spec, [1]))
-    monkeypatch.setattr(scheduler, "CHUNK_ITEMS", 4)
-    assert not buffer.due
-    monkeypatch.setattr(scheduler, "CHUNK_ITEMS", 3)
-    assert buffer.due
+    assert due(1e9, 3) and not due(1e9, 4)
     assert buffer.take().item.tolist() == [1, 3, 7]
-    assert not buffer.due and buffer.parts == []
+    assert not due(-1.0, 0)
+
+
+def test_the_heartbeat_is_called_at_every_step_before_the_first_chunk() -> None:
+    ball = Linf(Fraction(1, 10))
+    single = SingleRun(PGD(steps=40), ball, model=NoisyModel(0.02), random=True, count=BATCH_UNIT)
+    beats = [0]
+    spec = replace(single.spec(), heartbeat=lambda: beats.__setitem__(0, beats[0] + 1))
+    first = next(run_attack(spec, single.referee(spec).confirm))
+    assert len(first.item) == BATCH_UNIT and beats[0] >= 40, (
+        "a step of a large network may take as long as a lease"
+    )

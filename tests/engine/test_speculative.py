@@ -1,4 +1,4 @@
-"""Questions asked ahead: fewer calls, and nothing else is different."""
+"""Tests of bench.engine.speculative: fewer model calls and identical results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.engine.single_run import LINF, NoisyModel, SingleRun, assert_same
 
 
 @dataclass(frozen=True)
-class Plodding:
-    """The same attack, one question at a time."""
+class WithoutSpeculation:
+    """The same attack, one query at a time."""
 
     attack: Any
 
@@ -41,10 +41,10 @@ each_search = pytest.mark.parametrize(
 )
 
 
-class Wanderer:
-    """Asks random points of the ball and keeps none: only a success ends a row."""
+class RandomProposals:
+    """Queries random points of the ball and keeps its image: only a success ends a row."""
 
-    name, needs, steps = "wanderer", Access.SCORES, 60
+    name, needs, steps = "random-proposals", Access.SCORES, 60
 
     def start(self, problem: Problem) -> Tensor:
         return problem.x
@@ -57,25 +57,30 @@ class Wanderer:
         return torch.ones(len(before), dtype=torch.bool)
 
 
-def test_a_success_ends_a_row_that_nothing_else_changes() -> None:
-    ahead, alone = (SingleRun(a, Linf(Fraction(1, 2))) for a in (Wanderer(), Plodding(Wanderer())))
-    assert_same(ahead.run(64), alone.run(64))
-    assert len(set(ahead.run(64).outcomes.step.tolist())) > 10
+def test_a_success_ends_a_row_whose_state_never_changes() -> None:
+    speculative, single_queries = (
+        SingleRun(a, Linf(Fraction(1, 2)))
+        for a in (RandomProposals(), WithoutSpeculation(RandomProposals()))
+    )
+    assert_same(speculative.run(64), single_queries.run(64))
+    assert len(set(speculative.run(64).outcomes.step.tolist())) > 10
 
 
 @each_search
 @pytest.mark.parametrize("slots", [32, 160, 512])
-def test_one_by_one_and_ahead_end_alike(attack: Any, ball: PerturbationSet, slots: int) -> None:
-    ahead = SingleRun(attack, ball).run(slots)
-    alone = SingleRun(Plodding(attack), ball).run(slots)
-    assert_same(ahead, alone)
-    assert ahead.calls < (0.95 if slots == 32 else 0.8) * alone.calls
-    assert len(set(ahead.outcomes.step.tolist())) > 10
+def test_speculative_queries_give_the_results_of_single_queries(
+    attack: Any, ball: PerturbationSet, slots: int
+) -> None:
+    speculative = SingleRun(attack, ball).run(slots)
+    single_queries = SingleRun(WithoutSpeculation(attack), ball).run(slots)
+    assert_same(speculative, single_queries)
+    assert speculative.calls < (0.95 if slots == 32 else 0.8) * single_queries.calls
+    assert len(set(speculative.outcomes.step.tolist())) > 10
 
 
-def test_survivors_need_few_calls_and_pay_for_each_question() -> None:
-    match = SingleRun(Square(steps=400), Linf(Fraction(1, 20)), count=20)
-    wide, narrow = match.run(256), match.run(32)
+def test_unbroken_rows_need_few_calls_and_are_charged_for_each_query() -> None:
+    single = SingleRun(Square(steps=400), Linf(Fraction(1, 20)), count=20)
+    wide, narrow = single.run(256), single.run(32)
     survived = wide.outcomes.verdict == Verdict.ROBUST
     assert survived.sum() > 5
     assert (wide.outcomes.forwards[survived] == 400).all()
@@ -83,41 +88,39 @@ def test_survivors_need_few_calls_and_pay_for_each_question() -> None:
 
 
 @pytest.mark.parametrize(("pixels", "batches"), [(8, 16), (512, 1), (1024, 1)])
-def test_a_leap_is_of_few_batches_and_of_one_where_images_are_large(
-    pixels: int, batches: int
-) -> None:
-    game = replace(SingleRun(Square()).spec(64), x=torch.zeros(1, 3, pixels, pixels))
-    ahead = SpeculativeQueries(game)
-    ahead.changed_share = 1e-6
-    assert ahead.batch_rows(20, 32) == batches * 64
+def test_a_speculative_batch_is_limited_by_batches_and_by_pixels(pixels: int, batches: int) -> None:
+    spec = replace(SingleRun(Square()).spec(64), x=torch.zeros(1, 3, pixels, pixels))
+    speculative = SpeculativeQueries(spec)
+    speculative.changed_share = 1e-6
+    assert speculative.batch_rows(20, 32) == batches * 64
 
 
-def test_a_refused_claim_goes_on_alike() -> None:
-    attempts = []
-    for attack in (Square(steps=60), Plodding(Square(steps=60))):
-        game = SingleRun(attack).spec(512)
-        parts = list(run_attack(game, lambda items, images: items % 3 == 0))
+def test_a_refused_candidate_continues_as_without_speculation() -> None:
+    candidates = []
+    for attack in (Square(steps=60), WithoutSpeculation(Square(steps=60))):
+        spec = SingleRun(attack).spec(512)
+        parts = list(run_attack(spec, lambda items, images: items % 3 == 0))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         order = columns[0].argsort()
-        attempts.append([column[order] for column in columns])
-    assert all(torch.equal(one, two) for one, two in zip(*attempts, strict=True))
+        candidates.append([column[order] for column in columns])
+    assert all(torch.equal(one, two) for one, two in zip(*candidates, strict=True))
 
 
 @pytest.mark.parametrize(
-    "match",
+    "single",
     [
         SingleRun(Square(steps=60), budget=Budget(queries=40)),
         SingleRun(Square(steps=20), model=NoisyModel(0.05), random=True, count=64),
     ],
     ids=["with a budget", "a random defense"],
 )
-def test_where_more_would_be_asked_than_was_paid_each_question_is_alone(match: SingleRun) -> None:
-    plodding = replace(match, attack=Plodding(match.attack))
-    assert match.run(128).calls == plodding.run(128).calls
+def test_budgets_and_random_defenses_exclude_speculative_queries(single: SingleRun) -> None:
+    without = replace(single, attack=WithoutSpeculation(single.attack))
+    assert single.run(128).calls == without.run(128).calls
 
 
-class Twice(Square):
-    """Declares that a step may change nothing, and asks two questions in each."""
+class TwoQueries(Square):
+    """Defines `stays`, and makes two queries in each step."""
 
     def step(self, problem: Problem, state: Any) -> Any:
         after = super().step(problem, state)
@@ -125,12 +128,12 @@ class Twice(Square):
         return after
 
 
-def test_an_attack_that_asks_twice_in_a_step_is_told() -> None:
+def test_an_attack_with_two_queries_in_a_step_is_refused() -> None:
     with pytest.raises(PluginError, match="made 2 queries in a step"):
-        SingleRun(Twice(steps=60), LINF, count=20).run(64)
+        SingleRun(TwoQueries(steps=60), LINF, count=20).run(64)
 
 
-def test_an_answer_that_is_no_number_is_no_standstill() -> None:
+def test_a_nan_loss_does_not_count_as_unchanged() -> None:
     image = torch.zeros(2, 1, 2, 2)
     state = State(image, torch.tensor([0.0, torch.nan]), image, image)
     assert Square().stays(state, state).tolist() == [True, False]

@@ -18,6 +18,11 @@ from plugins.attacks.boundary import Boundary
 from plugins.attacks.pgd import PGD
 from tests.engine.single_run import NEAREST, SingleRun
 from tests.fixtures.known_models import UNTARGETED, binary, rows_of
+from tests.fixtures.rejecting_defenses import (
+    SMALL_STEPS,
+    accepts_between,
+    run_on_grey_images,
+)
 
 COUNT = 4
 RADIUS = Fraction(1, 5)
@@ -179,3 +184,15 @@ def test_the_nearest_success_of_a_final_check_replaces_the_recorded_one() -> Non
     assert tracker.step.tolist() == [0, 0, 0, 8] and tracker.restart.tolist() == [2, 2, 2, 1]
     assert torch.equal(tracker.image[3], image[0]) and tracker.distance[3] == torch.tensor(0.2)
     assert UNTARGETED.kind != NEAREST.kind
+
+
+def test_a_success_must_be_wrong_and_accepted() -> None:
+    """Wrong from step 3 on (0.51), accepted between 0.54 and 0.58 only: that is step 5."""
+    found = run_on_grey_images(SMALL_STEPS, accepts_between(0.54, 0.58))
+    assert found.broken.all() and (found.step == 5).all()
+    assert torch.allclose(found.image[:, 0, 0, 0], torch.tensor(0.55))
+
+
+def test_an_attack_without_a_wrong_and_accepted_iterate_does_not_succeed() -> None:
+    found = run_on_grey_images(replace(SMALL_STEPS, rate=0.2), accepts_between(0.54, 0.56))
+    assert not found.broken.any()

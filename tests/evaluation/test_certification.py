@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
 
+from bench.evaluation.certification import why_not_certifiable
 from bench.evaluation.events import Event, RunNotice
 from bench.evaluation.launcher import MatrixRun, make_worker
 from bench.evaluation.plan import Selection
+from bench.plugin import Defense
 from bench.registry.registry import Registry
 from bench.results import leaderboards, ranking
 from bench.store import Store
+from bench.threats.threat_model import ThreatModel
 from tests.fixtures import planted_plugins
+from tests.fixtures.known_models import small_cnn
+from tests.fixtures.rejecting_defenses import (
+    BALL,
+)
 
 SELECTION = Selection(threats=("digits-linf",), defenses=("linear",), attacks=("pgd",), examples=64)
 
@@ -100,3 +110,17 @@ def test_only_a_certifier_whose_code_changed_runs_again(tmp_path: Path) -> None:
     after = certified_counts("after", CERTIFIERS.replace("return y >= 0", "return y < 0"))
     assert before["certifies-all"] == 64 and after["certifies-all"] == 0
     assert after["linear-exact"] == before["linear-exact"]
+
+
+def test_no_certifier_applies_to_a_rejecting_defense() -> None:
+    class Certain:
+        def refuses(self, module: nn.Module, ball: object) -> str:
+            return ""
+
+    threat = ThreatModel("threat", "digits", BALL)
+    record = Defense("guarded", lambda loader: small_cnn(), rejects=0.05)
+    guarded: Any = SimpleNamespace(rejects=True, defense=record, module=None)
+    plain: Any = SimpleNamespace(rejects=False, defense=record, module=None)
+    certain: Any = Certain()
+    assert "guarded rejects images" in why_not_certifiable(certain, guarded, threat)
+    assert why_not_certifiable(certain, plain, threat) == ""

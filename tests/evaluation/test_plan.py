@@ -11,11 +11,16 @@ import pytest
 from bench.core.errors import BenchError
 from bench.evaluation import plan
 from bench.evaluation.plan import Selection
-from bench.plugin import Randomness
+from bench.plugin import Access, Defense, Randomness
 from bench.registry.registry import Registry
-from bench.threats.access import Access
 from bench.threats.norms import Linf
 from bench.threats.threat_model import Goal, ThreatModel
+from plugins.attacks.joint_pgd import JointPGD
+from plugins.attacks.pgd import PGD
+from tests.fixtures.known_models import small_cnn
+from tests.fixtures.rejecting_defenses import (
+    BALL,
+)
 
 THREAT = ThreatModel("here", "digits", Linf(Fraction(51, 255)))
 
@@ -98,3 +103,12 @@ def test_a_selection_without_a_fitting_defense_is_refused(registry: Registry) ->
     selection = Selection(threats=("mnist-linf",), defenses=("linear",))
     with pytest.raises(BenchError, match="none of the chosen defenses is declared for mnist"):
         plan.plan_pairs(registry, selection)
+
+
+def test_a_joint_attack_applies_to_rejecting_defenses_only() -> None:
+    threat = ThreatModel("threat", "digits", BALL)
+    plain = Defense("plain", lambda loader: small_cnn())
+    guarded = replace(plain, name="guarded", rejects=0.05)
+    assert "plain has no detector" in plan.why_not_applicable(threat, plain, JointPGD())
+    assert plan.why_not_applicable(threat, guarded, JointPGD()) == ""
+    assert plan.why_not_applicable(threat, guarded, PGD()) == ""

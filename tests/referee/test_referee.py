@@ -1,8 +1,10 @@
-"""The referee's laws: it judges what it is shown, in float64, and repairs nothing."""
+"""Tests of bench.referee.referee: verdicts in float64, and no candidate is repaired."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import PluginError
-from bench.core.outcomes import NO_ANSWER, Outcomes, Verdict
+from bench.core.outcomes import NO_ANSWER, REJECTED, Outcomes, Verdict
 from bench.engine.answers import predicted_labels, reaches_goal
 from bench.engine.cell_spec import Candidates
 from bench.engine.model_access import SeededNoise
-from bench.referee.fresh_model import FreshAnswers, FreshModel
-from bench.referee.referee import FRAGILE, Referee, clean_outcomes, goal_reached, judge
+from bench.referee.fresh_model import FreshModel
+from bench.referee.referee import (
+    FRAGILE,
+    Referee,
+    clean_errors,
+    clean_outcomes,
+    goal_reached,
+    judge,
+)
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
 from tests.fixtures.known_models import UNTARGETED, digits, small_cnn
+from tests.fixtures.rejecting_defenses import (
+    BALL,
+    TARGETED,
+    FirstPixelClassifier,
+    always_rejects,
+    grey_images,
+    never_rejects,
+    rejects_by_second_pixel,
+)
 
 EPS = Fraction(51, 255)
 BALLS: dict[str, PerturbationSet] = {
@@ -28,8 +46,8 @@ BALLS: dict[str, PerturbationSet] = {
 }
 
 
-class NaN(nn.Module):
-    """No answer at all: whatever is legal is broken."""
+class NaNLogits(nn.Module):
+    """Returns NaN, so that every admissible image is broken."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.full((len(images), 10), torch.nan)
@@ -39,28 +57,28 @@ def referee(
     module: nn.Module, ball: PerturbationSet, n: int = 64, *, minimises: bool = False
 ) -> Referee:
     x, y = digits(n)
-    aim = torch.full_like(y, -1)
-    return Referee(FreshModel(module), ball, UNTARGETED, x, y, aim, minimises=minimises)
+    target = torch.full_like(y, -1)
+    return Referee(FreshModel(module), ball, UNTARGETED, x, y, target, minimises=minimises)
 
 
-def attempt(images: Tensor, items: Tensor | None = None) -> Candidates:
+def candidates(images: Tensor, items: Tensor | None = None) -> Candidates:
     item = torch.arange(len(images)) if items is None else items
-    one = torch.ones_like(item)
-    return Candidates(item, images, one, one, one, one, one, item + torch.inf)
+    ones = torch.ones_like(item)
+    return Candidates(item, images, ones, ones, ones, ones, ones, item + torch.inf)
 
 
 def verdicts(judge: Referee, images: Tensor) -> list[int]:
-    found: list[int] = judge.judge(attempt(images)).verdict.tolist()
+    found: list[int] = judge.judge(candidates(images)).verdict.tolist()
     return found
 
 
 @pytest.mark.parametrize("name", BALLS)
-def test_the_verdict_on_legality_equals_an_independent_one_around_the_edge(name: str) -> None:
-    """Against numpy in float64, on images within a hair of ball and box."""
+def test_ball_and_box_checks_equal_those_of_numpy_near_the_boundary(name: str) -> None:
+    """Compared with numpy in float64, on images close to the boundary of ball and box."""
     ball, (x, _) = BALLS[name], digits(64)
     generator = torch.Generator().manual_seed(0)
     order = {"Linf": np.inf, "L2": 2, "L1": 1}[name]
-    judge = referee(NaN(), ball)
+    judge = referee(NaNLogits(), ball)
     for scale in (0.9, 1 - 1e-7, 1 + 1e-7, 1 + 4e-6, 1.1):
         direction = torch.randn(x.shape, generator=generator).double()
         inward = torch.where(x > 0.5, -direction.abs(), direction.abs()).flatten(1)
@@ -77,7 +95,7 @@ def test_the_verdict_on_legality_equals_an_independent_one_around_the_edge(name:
         assert len({*found.tolist()} - {3}) == 1
 
 
-def test_what_lies_outside_is_refused_by_name_and_nothing_else_is_touched() -> None:
+def test_each_kind_of_invalid_image_has_its_own_verdict_and_none_is_changed() -> None:
     x, _ = digits(64)
     images = x.clone()
     images[0, 0, 0, 0] = x[0, 0, 0, 0] + 0.2 + 1e-3
@@ -86,7 +104,7 @@ def test_what_lies_outside_is_refused_by_name_and_nothing_else_is_touched() -> N
     images[3, 0, 3, 3] = torch.nan
     images[4, 0, 3, 3] = torch.inf
     shown = images.clone()
-    found = verdicts(referee(NaN(), Linf(EPS)), images)
+    found = verdicts(referee(NaNLogits(), Linf(EPS)), images)
     assert found[:5] == [
         Verdict.OUT_OF_BALL, Verdict.OUT_OF_BOX, Verdict.OUT_OF_BOX, Verdict.NOT_FINITE,
         Verdict.NOT_FINITE,
@@ -100,13 +118,13 @@ def test_float32_rounding_at_the_edge_is_no_violation() -> None:
     for eps in (Fraction(8, 255), Fraction(51, 255), Fraction(3, 10)):
         ball = Linf(eps)
         images = ball.project(x + 1, x)
-        assert set(verdicts(referee(NaN(), ball), images)) <= {0, 1}
+        assert set(verdicts(referee(NaNLogits(), ball), images)) <= {0, 1}
 
 
-def test_a_minimising_attack_beyond_the_radius_has_held_with_its_distance() -> None:
+def test_a_candidate_of_a_minimising_attack_outside_the_ball_is_robust_with_its_distance() -> None:
     x, _ = digits(64)
     images = (x + 0.5).clamp(0, 1)
-    outcomes = referee(NaN(), L2(Fraction(1)), minimises=True).judge(attempt(images))
+    outcomes = referee(NaNLogits(), L2(Fraction(1)), minimises=True).judge(candidates(images))
     distance = (images - x).double().flatten(1).square().sum(1).sqrt().numpy()
     assert np.allclose(outcomes.distance, distance)
     assert set(outcomes.verdict[distance > 1.001].tolist()) == {Verdict.ROBUST}
@@ -117,28 +135,28 @@ def test_a_minimising_attack_beyond_the_radius_has_held_with_its_distance() -> N
     [torch.zeros(4, 1, 8, 7), torch.zeros(4, 8, 8), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)],
     ids=["shape", "missing axis", "uint8"],
 )
-def test_what_is_no_image_is_a_sentence(image: Tensor) -> None:
+def test_candidates_of_wrong_shape_or_type_are_a_plugin_error(image: Tensor) -> None:
     with pytest.raises(PluginError, match=r"the attack returned .* were expected"):
-        referee(small_cnn(), Linf(EPS)).judge(attempt(image, torch.arange(4)))
+        referee(small_cnn(), Linf(EPS)).judge(candidates(image, torch.arange(4)))
 
 
-def test_a_clean_image_that_the_defense_gets_right_has_held() -> None:
+def test_a_correctly_classified_clean_image_is_robust() -> None:
     x, y = digits(64)
     right = small_cnn()(x).argmax(1) == y
     found = torch.tensor(verdicts(referee(small_cnn(), Linf(EPS)), x))
     assert torch.equal(found == Verdict.ROBUST, right)
 
 
-def test_an_answer_that_is_no_number_is_a_wrong_answer() -> None:
+def test_a_nan_answer_is_a_wrong_answer() -> None:
     x, y = digits(64)
-    outcomes = referee(NaN(), Linf(EPS)).judge(attempt(x))
+    outcomes = referee(NaNLogits(), Linf(EPS)).judge(candidates(x))
     assert set(outcomes.verdict.tolist()) == {Verdict.BROKEN}
     assert set(outcomes.label.tolist()) == {-1} and set(outcomes.confidence.tolist()) == {0.0}
-    clean = clean_outcomes(FreshModel(NaN()).answer(x, [0]), y)
+    clean = clean_outcomes(FreshModel(NaNLogits()).answer(x, [0]), y)
     assert set(clean.verdict.tolist()) == {Verdict.BROKEN}
 
 
-def test_engine_and_referee_agree_on_what_is_no_answer() -> None:
+def test_engine_and_referee_agree_on_missing_answers() -> None:
     for value in (torch.nan, torch.inf, -torch.inf):
         answers = torch.zeros(10, 10).index_fill_(1, torch.tensor([3]), value)
         label = predicted_labels(answers, rejects=False)
@@ -150,28 +168,28 @@ def test_engine_and_referee_agree_on_what_is_no_answer() -> None:
             assert goal_reached(label[None], known, known, goal).all()
 
 
-def test_what_is_refused_is_kept_without_an_answer() -> None:
-    """The model is not asked about it; the page must not show what it says of the clean image."""
-    x, rules = digits(64)[0], referee(small_cnn(), Linf(EPS))
-    clean = rules.fresh_model.answer(x, [0])
-    (chunk,) = judge([attempt(1 - x)], rules, clean, keep=[0, 1])
+def test_a_refused_image_is_kept_without_an_answer() -> None:
+    """A refused image is not evaluated, so no label of another image may be shown for it."""
+    x, judging = digits(64)[0], referee(small_cnn(), Linf(EPS))
+    clean = judging.fresh_model.answer(x, [0])
+    (chunk,) = judge([candidates(1 - x)], judging, clean, keep=[0, 1])
     assert set(chunk.outcomes.verdict.tolist()) == {Verdict.OUT_OF_BALL}
     assert [(image.label, image.confidence) for image in chunk.images] == [(NO_ANSWER, 0.0)] * 2
     assert [image.clean_label for image in chunk.images] == clean.label[:2].tolist()
 
 
-def test_claims_of_several_groups_stand_on_draws_that_none_has_seen() -> None:
-    """150 claims at once, and again: group by group, ten draws each time and never the same."""
+def test_confirmations_use_new_draws_in_every_group() -> None:
+    """Each group of 64 draws ten times at each confirmation, and no draw is repeated."""
     drawn = list[Tensor]()
 
-    class Listening(nn.Module):
+    class RecordsDraws(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             drawn.append(torch.rand(1))
             return images.flatten(1)[:, :10]
 
     (x, y), fresh = digits(150), SeededNoise(0, "confirm", torch.device("cpu"))
-    rules = Referee(
-        FreshModel(Listening()),
+    judging = Referee(
+        FreshModel(RecordsDraws()),
         Linf(EPS),
         UNTARGETED,
         x,
@@ -179,14 +197,14 @@ def test_claims_of_several_groups_stand_on_draws_that_none_has_seen() -> None:
         torch.full_like(y, -1),
         confirmation_noise=fresh,
     )
-    both = [rules.confirm(torch.arange(150), x) for _ in range(2)]
+    both = [judging.confirm(torch.arange(150), x) for _ in range(2)]
     wanted = x.flatten(1)[:, :10].argmax(1) != y
     assert torch.equal(both[0], wanted) and torch.equal(both[1], wanted)
     assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * 3 * 10
 
 
 class Threshold(nn.Module):
-    """Class 1 where the first pixel reaches a level, class 0 below; margins are tiny there."""
+    """Class 1 where the first pixel reaches `level`, class 0 below, with a margin of 2 `gap`."""
 
     def __init__(self, level: float, gap: float = 1.0) -> None:
         super().__init__()
@@ -199,48 +217,48 @@ class Threshold(nn.Module):
         return torch.cat([pair, zeros], 1)
 
 
-def one(module: nn.Module, value: float, eps: Fraction = EPS) -> Outcomes:
-    """One black image of class 0 whose first pixel was raised to `value`."""
+def outcome_of_first_pixel(module: nn.Module, value: float, eps: Fraction = EPS) -> Outcomes:
+    """The outcome of a black image of class 0 whose first pixel is raised to `value`."""
     x, y = torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
     image = x.clone()
     image[0, 0, 0, 0] = value
-    rules = Referee(FreshModel(module), Linf(eps), Goal(), x, y, torch.full_like(y, -1))
-    return rules.judge(attempt(image))
+    judging = Referee(FreshModel(module), Linf(eps), Goal(), x, y, torch.full_like(y, -1))
+    return judging.judge(candidates(image))
 
 
 @pytest.mark.row("G18")
 def test_eight_bits_round_towards_the_clean_pixel() -> None:
     between = 20.6 / 255
-    assert one(Threshold(20.5 / 255), between).verdict == [Verdict.BROKEN]
-    assert one(Threshold(20.5 / 255), between).eight_bit == [False]
-    assert one(Threshold(19.9 / 255), between).eight_bit == [True]
+    assert outcome_of_first_pixel(Threshold(20.5 / 255), between).verdict == [Verdict.BROKEN]
+    assert outcome_of_first_pixel(Threshold(20.5 / 255), between).eight_bit == [False]
+    assert outcome_of_first_pixel(Threshold(19.9 / 255), between).eight_bit == [True]
     on_the_grid = float(torch.tensor(51.0) / 255)
-    assert one(Threshold(50.9 / 255), on_the_grid).eight_bit == [True]
+    assert outcome_of_first_pixel(Threshold(50.9 / 255), on_the_grid).eight_bit == [True]
 
 
-def test_a_win_by_a_hair_is_marked_fragile() -> None:
-    assert one(Threshold(0.1, gap=1.0), 0.15).fragile == [False]
-    assert one(Threshold(0.1, gap=FRAGILE), 0.15).fragile == [True]
-    assert one(Threshold(0.3, gap=FRAGILE), 0.15).fragile == [False]
+def test_a_success_with_a_tiny_margin_is_marked_fragile() -> None:
+    assert outcome_of_first_pixel(Threshold(0.1, gap=1.0), 0.15).fragile == [False]
+    assert outcome_of_first_pixel(Threshold(0.1, gap=FRAGILE), 0.15).fragile == [True]
+    assert outcome_of_first_pixel(Threshold(0.3, gap=FRAGILE), 0.15).fragile == [False]
 
 
 def test_chunks_carry_the_sample_and_the_exact_images() -> None:
     x, y = digits(64)
-    rules = referee(small_cnn(), Linf(EPS))
+    judging = referee(small_cnn(), Linf(EPS))
     clean = FreshModel(small_cnn()).answer(x, [0])
     images = (x + 0.1).clamp(0, 1)
-    (chunk,) = judge([attempt(images)], rules, clean, keep=[3, 9], keep_all=True)
+    (chunk,) = judge([candidates(images)], judging, clean, keep=[3, 9], keep_all=True)
     assert [kept.item for kept in chunk.images] == [3, 9]
     assert np.array_equal(chunk.images[0].original, (x[3] * 255).round().byte().numpy())
     assert np.array_equal(chunk.images[1].adversarial, images[9].numpy())
     assert chunk.images[0].true_label == int(y[3])
     assert chunk.exact is not None and np.array_equal(chunk.exact[1], images.numpy())
-    (bare,) = judge([attempt(images)], rules, clean, keep=())
-    assert bare.images == () and bare.exact is None
+    (without_images,) = judge([candidates(images)], judging, clean, keep=())
+    assert without_images.images == () and without_images.exact is None
 
 
-class Coin(nn.Module):
-    """Right with a given probability, on each call anew."""
+class RandomLabel(nn.Module):
+    """Returns the right label with a given probability, drawn at each call."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -253,32 +271,33 @@ class Coin(nn.Module):
 
 @pytest.mark.parametrize(("share", "broken"), [(0.95, 0.0), (0.02, 1.0)])
 def test_random_defenses_are_judged_by_vote(share: float, broken: float) -> None:
-    """A coin that is right 19 times in 20 is wrong on 12 of 20 draws once in 10^11."""
+    """A model that is right 19 times in 20 is wrong on 12 of 20 draws once in 10^11."""
     x, y = torch.rand(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
     noise = SeededNoise(0, "judge", torch.device("cpu"))
-    rules = Referee(
-        FreshModel(Coin(share), noise=noise), Linf(EPS), Goal(), x, y, torch.full_like(y, -1),
+    judging = Referee(
+        FreshModel(RandomLabel(share), noise=noise), Linf(EPS), Goal(), x, y,
+        torch.full_like(y, -1),
         confirmation_noise=SeededNoise(0, "confirm", torch.device("cpu")),
     )  # fmt: skip
-    verdict = rules.judge(attempt(x)).verdict
+    verdict = judging.judge(candidates(x)).verdict
     assert (verdict == Verdict.BROKEN).mean() == broken
-    assert rules.confirm(torch.arange(64), x).double().mean() == pytest.approx(broken, abs=0.05)
-    again = rules.judge(attempt(x)).verdict
+    assert judging.confirm(torch.arange(64), x).double().mean() == pytest.approx(broken, abs=0.05)
+    again = judging.judge(candidates(x)).verdict
     assert np.array_equal(verdict, again)
 
 
-def test_the_vote_needs_six_tenths() -> None:
-    y, aim = torch.zeros(1, dtype=torch.int64), torch.full((1,), -1)
+def test_six_tenths_of_the_votes_must_reach_the_goal() -> None:
+    y, target = torch.zeros(1, dtype=torch.int64), torch.full((1,), -1)
     for wrong_ones, expected in ((11, False), (12, True)):
         votes = torch.cat([torch.ones(wrong_ones, 1), torch.zeros(20 - wrong_ones, 1)]).long()
-        assert bool(goal_reached(votes, y, aim, Goal())) is expected
+        assert bool(goal_reached(votes, y, target, Goal())) is expected
 
 
-def test_a_targeted_goal_counts_its_target_alone() -> None:
-    """No finite answer (-1) is a failure of the defense under any goal."""
+def test_a_targeted_goal_counts_votes_for_its_target_only() -> None:
+    """A missing answer (-1) reaches every goal."""
     votes, y = torch.tensor([[3, 4, 0, -1]]), torch.zeros(4, dtype=torch.int64)
-    aim = torch.full((4,), 3)
-    assert goal_reached(votes, y, aim, Goal("targeted", "next")).tolist() == [
+    target = torch.full((4,), 3)
+    assert goal_reached(votes, y, target, Goal("targeted", "next")).tolist() == [
         True,
         False,
         False,
@@ -286,14 +305,78 @@ def test_a_targeted_goal_counts_its_target_alone() -> None:
     ]
 
 
-def test_an_empty_question_is_refused() -> None:
-    with pytest.raises(ValueError, match="no image"):
-        FreshModel(small_cnn()).answer(torch.zeros(0, 1, 8, 8), [])
+def rejecting_referee(score: Any, n: int = 6) -> Referee:
+    x, y = grey_images(n)
+    return Referee(
+        FreshModel(FirstPixelClassifier(score), rejects=True),
+        BALL,
+        UNTARGETED,
+        x,
+        y,
+        torch.full_like(y, -1),
+    )
 
 
-def test_an_answer_does_not_depend_on_its_group() -> None:
-    x, _ = digits(150)
-    court = FreshModel(small_cnn())
-    whole: FreshAnswers = court.answer(x, range(3))
-    parts = torch.cat([court.answer(x[i : i + 7], [0]).logits for i in range(0, 150, 7)])
-    assert torch.equal(whole.logits, parts)
+def judged(score: Any, first: Sequence[float]) -> Outcomes:
+    judge = rejecting_referee(score, len(first))
+    images = judge.x.clone()
+    images[:, 0, 0, 0] = torch.tensor(first)
+    item = torch.arange(len(first))
+    one = torch.ones_like(item)
+    return judge.judge(Candidates(item, images, one, one, one, one, one, item + torch.inf))
+
+
+def test_an_adversarial_example_is_wrong_and_accepted() -> None:
+    def score(images: Tensor) -> Tensor:
+        first = images[:, 0, 0, 0]
+        return torch.where(first > 0.58, torch.nan, first - 0.55)
+
+    found = judged(score, [0.45, 0.53, 0.56, 0.6, 0.9])
+    robust, broken = Verdict.ROBUST, Verdict.BROKEN
+    assert found.verdict.tolist() == [robust, broken, robust, broken, Verdict.OUT_OF_BALL]
+    assert found.label.tolist() == [0, 1, 1, NO_ANSWER, NO_ANSWER]
+    expected = np.array([-0.1, -0.02, 0.01, -np.inf, -np.inf], np.float32)
+    assert np.allclose(found.rejection, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("score", "upheld"), [(never_rejects, True), (always_rejects, False)])
+def test_confirmations_include_the_rejection_score(score: Any, upheld: bool) -> None:
+    """For random and for deterministic defenses."""
+    x, y = grey_images(8)
+    images = x + 0.1
+    fresh = SeededNoise(0, "confirm", torch.device("cpu"))
+    for noise in (fresh, None):
+        fresh_model = FreshModel(FirstPixelClassifier(score), rejects=True)
+        judge = Referee(
+            fresh_model, BALL, UNTARGETED, x, y, torch.full_like(y, -1), confirmation_noise=noise
+        )
+        assert judge.confirm(torch.arange(8), images).tolist() == [upheld] * 8
+
+
+def test_a_rejected_clean_image_counts_as_misclassified() -> None:
+    x, y = grey_images(4)
+    x[1:3, 0, 0, 1] = 0.7
+    y[2:] = 1
+    answer = FreshModel(FirstPixelClassifier(rejects_by_second_pixel(0.5)), rejects=True).answer(
+        x, [0]
+    )
+    found = clean_outcomes(answer, y)
+    assert found.verdict.tolist() == [Verdict.ROBUST, *[Verdict.BROKEN] * 3]
+    assert np.allclose(found.rejection, [-0.05, 0.2, 0.2, -0.05])
+    assert found.label.tolist() == [0, 0, 0, 0]
+
+
+def test_rejecting_votes_neither_reach_the_goal_nor_name_the_label() -> None:
+    """Six of ten draws must reach the goal; on a clean image six must miss the label."""
+    y, none = torch.zeros(4, dtype=torch.int64), torch.full((4,), -1)
+    refused, right, other, mute = REJECTED, 0, 1, NO_ANSWER
+    columns = [
+        [other] * 6 + [refused] * 4,
+        [other] * 5 + [refused] * 5,
+        [right] * 5 + [refused] * 5,
+        [mute] * 3 + [other] * 3 + [refused] * 4,
+    ]
+    votes = torch.tensor(columns).T
+    assert goal_reached(votes, y, none, UNTARGETED).tolist() == [True, False, False, True]
+    assert clean_errors(votes, y).tolist() == [True, True, False, True]
+    assert goal_reached(votes, y, y + 1, TARGETED).tolist() == [True, False, False, True]

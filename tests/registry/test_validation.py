@@ -5,12 +5,15 @@ Covers bench.registry.registration too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.plugin import Claim, Defense, Recipe
 from bench.registry.validation import why_invalid
+from tests.fixtures.known_models import small_cnn
 from tests.fixtures.planted_plugins import ATTACK, planted_registry
 
 DEFENSE = "@hookimpl\ndef bench_defenses():\n    yield Defense('odd', lambda loader: 0, {})\n"
@@ -116,3 +119,10 @@ def test_a_valid_record_has_no_complaint() -> None:
     recipe = Recipe(lambda shape, classes: None, options={"a": 1})  # type: ignore[arg-type,return-value]
     record = Defense("fine", len, claims=(Claim("t", 1),), recipe=recipe)  # type: ignore[arg-type]
     assert why_invalid("defense", record) == ""
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 5, True, "0.05"])
+def test_a_declared_rejection_share_must_lie_between_zero_and_one(share: Any) -> None:
+    record = Defense("guarded", lambda loader: small_cnn(), rejects=share)
+    assert "share of clean images" in why_invalid("defense", record)
+    assert why_invalid("defense", replace(record, rejects=0.05)) == ""

@@ -292,7 +292,7 @@ def test_an_attack_sees_its_rows_but_no_example_indices_and_no_defense(tmp_path:
     source = OWN.replace(
         "        gradient = ",
         "        import gc\n"
-        "        assert not problem.example.any() and problem.door is None\n"
+        "        assert not problem.example.any() and problem.model_access is None\n"
         "        nets = [o for o in gc.get_objects() if isinstance(o, torch.nn.Module)]\n"
         "        assert nets == [], nets\n"
         "        gradient = ",

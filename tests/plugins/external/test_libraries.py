@@ -24,7 +24,7 @@ from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.threats.access import Budget
 from plugins.external import _library_attack
-from tests.engine.test_external_model import cell, hooked, played, same
+from tests.engine.external_cell import cell, counting_hooks, run_cell, same
 from tests.fixtures.known_models import digits, run_and_judge, small_cnn
 
 BALLS: dict[str, PerturbationSet] = {
@@ -93,8 +93,8 @@ def test_counts_equal_those_of_independent_hooks(name: str) -> None:
     """In a ball so small that the library makes its whole run."""
     model = copy.deepcopy(small_cnn())
     spec = cell_spec(name, NARROW, model)
-    rows = hooked(model)
-    found = played(spec)
+    rows = counting_hooks(model)
+    found = run_cell(spec)
     checks = int(found.final_checks.sum())
     assert checks == len(spec.x) and (found.step == -1).all()
     assert rows["forward"] == int(found.forwards.sum()) + checks
@@ -118,15 +118,15 @@ def test_it_breaks_digits_and_changes_no_state(name: str) -> None:
 @every
 def test_the_same_seed_gives_the_same_images(name: str) -> None:
     spec = cell_spec(name, BALLS)
-    first = played(spec)
+    first = run_cell(spec)
     torch.rand(5)
-    assert same(first, played(spec))
+    assert same(first, run_cell(spec))
 
 
 @every
 def test_a_budget_stops_it(name: str) -> None:
     spec = cell_spec(name, NARROW)
-    found = played(dataclasses.replace(spec, budget=Budget(queries=12, gradients=12)))
+    found = run_cell(dataclasses.replace(spec, budget=Budget(queries=12, gradients=12)))
     assert 0 < int(found.forwards.max()) <= 12 and int(found.gradients.max()) <= 12
 
 
@@ -149,14 +149,14 @@ def test_the_images_are_those_of_foolbox_itself() -> None:
     model = foolbox.PyTorchModel(small_cnn(), bounds=(0, 1), device="cpu")
     attack = foolbox.attacks.DDNAttack(steps=100)
     own = attack.run(model, x, foolbox.Misclassification(y), early_stop=None)
-    assert torch.equal(played(cell_spec("foolbox-ddn", NARROW)).image, own)
+    assert torch.equal(run_cell(cell_spec("foolbox-ddn", NARROW)).image, own)
 
 
 def test_the_images_are_those_of_adversarial_library_itself() -> None:
     attacks = pytest.importorskip("adv_lib.attacks", reason="the extra `peers` is not installed")
     x, y = right()
     own = attacks.fmn(small_cnn(), x, y, norm=float("inf"), steps=100)
-    assert torch.equal(played(cell_spec("adv-lib-fmn-linf", NARROW)).image, own)
+    assert torch.equal(run_cell(cell_spec("adv-lib-fmn-linf", NARROW)).image, own)
 
 
 def test_an_unknown_option_gives_a_plugin_error() -> None:
