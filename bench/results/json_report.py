@@ -17,7 +17,7 @@ from bench.threats.suites import Suite
 
 
 def json_report(
-    store: Store, threat: str | None = None, mode: str = "full", battery: Suite | None = None
+    store: Store, threat: str | None = None, mode: str = "full", suite: Suite | None = None
 ) -> dict[str, Any]:
     """The leaderboard of a threat model (None: the first) in a mode, with ranking and matrix.
 
@@ -26,7 +26,7 @@ def json_report(
     order or workers. Raises BenchError where there is no such leaderboard.
     """
     leaderboard = find_leaderboard(store, threat, mode)
-    attacks = _attacks(battery, leaderboard)
+    attacks = _attacks(suite, leaderboard)
     results = load_results(store, leaderboard)
     ranked = ranking_rows(results, load_check_context(store, results, leaderboards(store)))
     return {
@@ -34,7 +34,7 @@ def json_report(
         "protocol": PROTOCOL,
         "mode": leaderboard.mode,
         "threat": _threat(leaderboard),
-        "suite": {"name": battery.name, "attacks": list(attacks)} if battery else None,
+        "suite": {"name": suite.name, "attacks": list(attacks)} if suite else None,
         "examples": {"n": leaderboard.n, "digest": leaderboard.examples},
         "ranking": [
             _row(row) | {"suite": _together(results.defenses[row.defense], attacks)}
@@ -45,10 +45,10 @@ def json_report(
     }
 
 
-def _attacks(battery: Suite | None, leaderboard: Leaderboard) -> tuple[str, ...]:
-    if battery is None:
+def _attacks(suite: Suite | None, leaderboard: Leaderboard) -> tuple[str, ...]:
+    if suite is None:
         return ()
-    return battery.attacks_for(
+    return suite.attacks_for(
         leaderboard.name, leaderboard.set["name"], leaderboard.access, leaderboard.goal["kind"]
     )
 

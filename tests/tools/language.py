@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 RETIRED = {
     "arena", "bout", "cage", "campaign", "corridor", "course", "court", "door", "entrant", "foe",
     "guest", "house", "jail", "lesson", "lumber", "school", "seat", "shelf", "twin", "whoever",
-    "nobody", "everybody", "somebody", "walls", "guardian", "interview", "babble",
+    "nobody", "everybody", "somebody", "walls", "guardian", "interview", "babble", "law", "taught",
+    "heard", "hear", "game", "battery",
 }  # fmt: skip
 """Words of an earlier, private vocabulary. DESIGN names the standard term for each."""
 
