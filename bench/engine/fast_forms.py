@@ -73,14 +73,14 @@ class BlockedGradientConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         size, pad, side = conv.kernel_size[0], int(conv.padding[0]), SIDES[conv.in_channels]
-        wide = size + side - 1
+        span = size + side - 1
         self.conv, self.side = conv, side
         self.slope = nn.Conv2d(
-            conv.out_channels, conv.in_channels * side**2, wide,
+            conv.out_channels, conv.in_channels * side**2, span,
             stride=side, padding=size - 1 - pad, bias=False,
         )  # fmt: skip
         flipped = conv.weight.detach().flip(2, 3).transpose(0, 1)
-        kernel = flipped.new_zeros(conv.in_channels, side, side, conv.out_channels, wide, wide)
+        kernel = flipped.new_zeros(conv.in_channels, side, side, conv.out_channels, span, span)
         for row, column in itertools.product(range(side), repeat=2):
             kernel[:, row, column, :, row : row + size, column : column + size] = flipped
         self.slope.weight = nn.Parameter(kernel.flatten(0, 2))

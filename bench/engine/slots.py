@@ -21,7 +21,7 @@ EMPTY_SLOT = -1  # item number of an empty slot
 class SlotArray:
     """Item, restart and step count of each slot, on the host and on the device.
 
-    The host copies are `item` (`EMPTY_SLOT` where no item is), `restart` and `step`, [n] int64 each.
+    The host copies are `item` (EMPTY_SLOT where no item is), `restart` and `step`, [n] int64 each.
     The device copies of restart, step and occupancy are `problem.restart`, `problem.t` and
     `problem.active`, which attacks and the ledger read. Only the methods of this class change
     either copy, and each changes both. A slot is active from `begin` until its restart converges

@@ -94,9 +94,9 @@ class SuccessTracker:
         if len(where) == 0:
             return claimed
         items = self.slots.on_device(self.slots.item)[where]
-        upheld = confirm(items, self.image[where])
-        self.forget(where[~upheld])
-        return claimed.index_copy(0, where, upheld)
+        confirmed = confirm(items, self.image[where])
+        self.forget(where[~confirmed])
+        return claimed.index_copy(0, where, confirmed)
 
     def candidates(self, slots: HostArray) -> Candidates:
         """The confirmed successes of these slots [k], with what they had cost."""

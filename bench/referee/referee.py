@@ -133,6 +133,7 @@ class Referee:
         reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
         broken = admissible & reached & self._inside(distance)
         code = torch.where(broken, int(Verdict.BROKEN), code)
+        success = broken.cpu()
         return Outcomes(
             item=candidates.item.numpy().astype(np.int32),
             verdict=_numpy(code, np.uint8),
@@ -144,8 +145,8 @@ class Referee:
             forwards=candidates.forwards.numpy().astype(np.int32),
             gradients=candidates.gradients.numpy().astype(np.int32),
             final_checks=candidates.final_checks.numpy().astype(np.int32),
-            step=_numpy(torch.where(broken.cpu(), candidates.step.clamp_min(0), -1), np.int32),
-            restart=_numpy(torch.where(broken.cpu(), candidates.restart.clamp_min(0), -1), np.int32),
+            step=_numpy(torch.where(success, candidates.step.clamp_min(0), -1), np.int32),
+            restart=_numpy(torch.where(success, candidates.restart.clamp_min(0), -1), np.int32),
             rejection=_numpy(torch.where(admissible, answer.rejection, -torch.inf), np.float32),
         )
 

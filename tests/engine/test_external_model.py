@@ -103,8 +103,8 @@ def test_padding_rows_are_neither_charged_nor_judged() -> None:
     assert found.forwards.tolist() == [3] * (BATCH_UNIT + 5) and len(found.item) == BATCH_UNIT + 5
 
 
-@pytest.mark.parametrize(("images", "rows", "asked"), [(1, 64, 1000), (64, 1, 960)])
-def test_the_query_budget_stops_an_endless_run(images: int, rows: int, asked: int) -> None:
+@pytest.mark.parametrize(("images", "rows", "forwards"), [(1, 64, 1000), (64, 1, 960)])
+def test_the_query_budget_stops_an_endless_run(images: int, rows: int, forwards: int) -> None:
     def endless(problem: ExternalProblem) -> Tensor:
         query = problem.x.repeat(images, 1, 1, 1)
         while True:
@@ -117,7 +117,7 @@ def test_the_query_budget_stops_an_endless_run(images: int, rows: int, asked: in
     n = 2 if rows == 1 else BATCH_UNIT
     spec = cell(attack(endless, rows=rows), AlwaysRight(), n=n, budget=budget, model_access=labels)
     found = run_cell(spec)
-    assert found.forwards.tolist() == [asked] * n
+    assert found.forwards.tolist() == [forwards] * n
     assert torch.equal(found.image, spec.x) and found.final_checks.sum() == 0
 
 
@@ -150,7 +150,7 @@ def test_answers_are_limited_to_the_access_level(access: Access) -> None:
     model, (x, _) = small_cnn(), digits(BATCH_UNIT)
     active = torch.ones(BATCH_UNIT, dtype=torch.bool)
     till = ExternalLedger(QueryLedger(BATCH_UNIT, FREE, x.device), active)
-    guard = ExternalModel(
+    external_model = ExternalModel(
         ModelAccess(model),
         access,
         till,
@@ -158,14 +158,19 @@ def test_answers_are_limited_to_the_access_level(access: Access) -> None:
         shape=(1, 8, 8),
         on_answer=lambda *_: False,
     )
-    answer = guard(x.clone().requires_grad_())
+    answer = external_model(x.clone().requires_grad_())
     assert answer.requires_grad == (access is Access.GRADIENTS)
     assert torch.equal(answer.argmax(1), model(x).argmax(1))
     if access is Access.LABELS:
         assert set(answer.flatten().tolist()) == {0.0, 1.0} and (answer.sum(1) == 1).all()
     else:
         assert torch.equal(answer, model(x))
-    assert list(guard.parameters()) == list(guard.buffers()) == list(guard.children()) == []
+    assert (
+        list(external_model.parameters())
+        == list(external_model.buffers())
+        == list(external_model.children())
+        == []
+    )
 
 
 def test_an_attack_that_needs_labels_gets_one_hot_labels() -> None:

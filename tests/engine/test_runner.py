@@ -154,10 +154,10 @@ def test_a_score_that_never_rejects_changes_no_result() -> None:
 
 @pytest.mark.parametrize(("goal", "target"), [(UNTARGETED, None), (TARGETED, 1)])
 def test_images_that_are_always_rejected_are_never_broken(goal: Goal, target: int | None) -> None:
-    wanted = None if target is None else torch.full((64,), target)
-    accepted = run_on_grey_images(SMALL_STEPS, never_rejects, goal=goal, target=wanted)
+    targets = None if target is None else torch.full((64,), target)
+    accepted = run_on_grey_images(SMALL_STEPS, never_rejects, goal=goal, target=targets)
     assert accepted.broken.all() and (accepted.step == 3).all()
-    robust = run_on_grey_images(SMALL_STEPS, always_rejects, goal=goal, target=wanted)
+    robust = run_on_grey_images(SMALL_STEPS, always_rejects, goal=goal, target=targets)
     assert not robust.broken.any() and (robust.step == -1).all()
     assert torch.allclose(robust.image[:, 0, 0, 0], torch.tensor(0.65))
 

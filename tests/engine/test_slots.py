@@ -128,8 +128,8 @@ def test_both_copies_agree_after_any_sequence_of_changes(seed: int) -> None:
         elif change == 1:
             slots.clear(some)
         elif change == 2:
-            held = torch.from_numpy(slots.occupied & (draw.random(len(slots)) < 0.4))
-            slots.converge(held, slots.problem.x)
+            converging = torch.from_numpy(slots.occupied & (draw.random(len(slots)) < 0.4))
+            slots.converge(converging, slots.problem.x)
         elif change == 3:
             where = slot_indices(slots.device_occupied)
             slots.advance(torch.from_numpy(where), torch.full((len(where),), 2))

@@ -127,15 +127,15 @@ def test_a_refused_claim_is_forgotten_and_a_later_success_recorded() -> None:
     tracker = tracked()
     tracker.slots.item[:] = [5, 6, 7, 8]
     observe(tracker, 0.55, step=3)
-    asked = list[list[int]]()
+    confirmed_items = list[list[int]]()
 
     def confirm(items: Tensor, images: Tensor) -> Tensor:
-        asked.append(items.tolist())
+        confirmed_items.append(items.tolist())
         return items == 7
 
     claimed = torch.tensor([True, False, True, False])
     assert tracker.confirmed(claimed, confirm).tolist() == [False, False, True, False]
-    assert asked == [[5, 7]]
+    assert confirmed_items == [[5, 7]]
     assert tracker.found.tolist() == [False, True, True, True]
     observe(tracker, 0.6, step=4)
     assert tracker.step.tolist() == [4, 3, 3, 3]

@@ -198,8 +198,8 @@ def test_confirmations_use_new_draws_in_every_group() -> None:
         confirmation_noise=fresh,
     )
     both = [judging.confirm(torch.arange(150), x) for _ in range(2)]
-    wanted = x.flatten(1)[:, :10].argmax(1) != y
-    assert torch.equal(both[0], wanted) and torch.equal(both[1], wanted)
+    expected = x.flatten(1)[:, :10].argmax(1) != y
+    assert torch.equal(both[0], expected) and torch.equal(both[1], expected)
     assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * 3 * 10
 
 
@@ -339,8 +339,8 @@ def test_an_adversarial_example_is_wrong_and_accepted() -> None:
     assert np.allclose(found.rejection, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("score", "upheld"), [(never_rejects, True), (always_rejects, False)])
-def test_confirmations_include_the_rejection_score(score: Any, upheld: bool) -> None:
+@pytest.mark.parametrize(("score", "confirmed"), [(never_rejects, True), (always_rejects, False)])
+def test_confirmations_include_the_rejection_score(score: Any, confirmed: bool) -> None:
     """For random and for deterministic defenses."""
     x, y = grey_images(8)
     images = x + 0.1
@@ -350,7 +350,7 @@ def test_confirmations_include_the_rejection_score(score: Any, upheld: bool) -> 
         judge = Referee(
             fresh_model, BALL, UNTARGETED, x, y, torch.full_like(y, -1), confirmation_noise=noise
         )
-        assert judge.confirm(torch.arange(8), images).tolist() == [upheld] * 8
+        assert judge.confirm(torch.arange(8), images).tolist() == [confirmed] * 8
 
 
 def test_a_rejected_clean_image_counts_as_misclassified() -> None:
