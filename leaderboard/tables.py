@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.core.cards import DefenseCard
 from bench.results.leaderboards import Leaderboard
-from bench.results.masking_checks import CLEAR, NOT_TESTED, RAISED, MaskingCheck
+from bench.results.masking_checks import PASSED, NOT_TESTED, WARNING, MaskingCheck
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import ClaimCheck, RankingRow
 from leaderboard import markup, words
@@ -14,7 +14,7 @@ from leaderboard.markup import Column, Html
 
 VERDICT_KIND = {"sound": "good", "suspect": "warn", "invalid": "bad"}
 CLAIM_KIND = {"holds": "good", "below": "bad", "not testable": "quiet"}
-CHECK_KIND = {RAISED: "warn", CLEAR: "good", NOT_TESTED: "quiet"}
+CHECK_KIND = {WARNING: "warn", PASSED: "good", NOT_TESTED: "quiet"}
 STATE_KIND = {"done": "good", "failed": "bad", "running": "warn"}
 
 
@@ -131,10 +131,10 @@ def defense_cell(row: RankingRow, card: DefenseCard | None, threat: str) -> Html
 def checks_cell(row: RankingRow) -> Html:
     """The verdict on a row, and its gradient-masking checks by state."""
     counts = {state: sum(check.state == state for check in row.flags) for state in CHECK_KIND}
-    warned = words.plural(counts.pop(RAISED), words.CHECK_NAMES[RAISED])
+    warned = words.plural(counts.pop(WARNING), words.CHECK_NAMES[WARNING])
     others = (f"{count} {words.CHECK_NAMES[state]}" for state, count in counts.items())
     summary = " · ".join((warned, *others))
-    warnings = ", ".join(check.name for check in row.flags if check.state == RAISED)
+    warnings = ", ".join(check.name for check in row.flags if check.state == WARNING)
     label, kind = words.VERDICT_LABELS[row.verdict], VERDICT_KIND[row.verdict]
     chip = markup.chip(label, kind, warnings or None)
     return markup.join(

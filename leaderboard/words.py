@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bench.core.isolation import Isolation
 from bench.core.statistics import Count
 from bench.results.leaderboards import Leaderboard
-from bench.results.masking_checks import CLEAR, NOT_TESTED, RAISED
+from bench.results.masking_checks import PASSED, NOT_TESTED, WARNING
 from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
@@ -44,7 +44,7 @@ GOAL_SENTENCES = {
 }
 VERDICT_LABELS = {"sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ invalid"}
 CLAIM_LABELS = {"holds": "✓ holds", "below": "✕ below the claim", "not testable": "○ not testable"}
-CHECK_STATES = {RAISED: "▲ warning", CLEAR: "✓ passed", NOT_TESTED: "○ not tested"}
+CHECK_STATES = {WARNING: "▲ warning", PASSED: "✓ passed", NOT_TESTED: "○ not tested"}
 """State of a gradient-masking check -> its label, in the order of display."""
 CHECK_NAMES = {state: label.partition(" ")[2] for state, label in CHECK_STATES.items()}
 """The same without the symbols."""

@@ -17,7 +17,7 @@ from bench.core.statistics import clopper_pearson
 from bench.results.example_results import Bits, DefenseResult, LeaderboardResults, steps_of
 from bench.store import CertificateRow
 
-RAISED, CLEAR, NOT_TESTED = "raised", "clear", "not tested"
+WARNING, PASSED, NOT_TESTED = "raised", "clear", "not tested"
 
 TOLERANCE = 0.01
 """Share of the examples that one good attack may break and another miss."""
@@ -78,7 +78,7 @@ def one_step_beats_iterative(results: LeaderboardResults, result: DefenseResult)
     alone = int((by_one & ~result.broken_by(iterative)).sum())
     return MaskingCheck(
         name,
-        RAISED if only_one - only_many > 2 * error else CLEAR,
+        WARNING if only_one - only_many > 2 * error else PASSED,
         f"{one} breaks {by_one.sum()} of {len(by_one)} and {many} {by_many.sum()}: a difference of"
         f" {only_one - only_many:+d} with a standard error of {error:.1f}; {alone} are broken by"
         f" {one} and by no iterative attack.",
@@ -127,7 +127,7 @@ def _missed(
     allowed = tolerated_count(tolerance, len(only))
     return MaskingCheck(
         name,
-        RAISED if only.sum() > allowed else CLEAR,
+        WARNING if only.sum() > allowed else PASSED,
         f"{only.sum()} of {len(only)} are broken by {', '.join(others)} and by no gradient attack"
         f" ({', '.join(gradient)}); up to {allowed} may be chance.",
     )
@@ -149,7 +149,7 @@ def unbounded_falls_short(result: DefenseResult, box: Mapping[str, DefenseResult
     left = int(free.robust().sum())
     return MaskingCheck(
         name,
-        RAISED if left else CLEAR,
+        WARNING if left else PASSED,
         f"With the whole pixel box allowed, {left} of {len(free.clean)} are unbroken by"
         f" {', '.join(sorted(free.attacks))}.",
     )
@@ -175,7 +175,7 @@ def larger_bound_does_not_help(
     n = len(result.clean)
     return MaskingCheck(
         name,
-        RAISED if lost > tolerated_count(TOLERANCE, n) else CLEAR,
+        WARNING if lost > tolerated_count(TOLERANCE, n) else PASSED,
         f"{lost} of {n} are broken within {eps} and unbroken within"
         f" {results.leaderboard.set['eps']}, which contains it; up to"
         f" {tolerated_count(TOLERANCE, n)} may be chance.",
@@ -197,9 +197,9 @@ def not_converged(results: LeaderboardResults, result: DefenseResult) -> Masking
     won, late = len(first), int((first > LATE_STEPS).sum())
     return MaskingCheck(
         name,
-        RAISED
+        WARNING
         if late > max(tolerated_count(TOLERANCE, len(result.clean)), LATE_SHARE * won)
-        else CLEAR,
+        else PASSED,
         f"{late} of {won} first successes came in the last tenth of the steps; more steps would"
         f" find more if that were above {LATE_SHARE:.0%}.",
     )
@@ -226,7 +226,7 @@ def soundness_error(
     crossed = [_crossed(proof, broken, certifiers[proof.certifier]) for proof in mine]
     raised = [sentence for refuted, sentence in crossed if refuted]
     told = raised or [sentence for _, sentence in crossed]
-    return MaskingCheck(name, RAISED if raised else CLEAR, " ".join(told))
+    return MaskingCheck(name, WARNING if raised else PASSED, " ".join(told))
 
 
 def _broken_nearer(result: DefenseResult, smaller: Iterable[LeaderboardResults]) -> Bits:

@@ -9,7 +9,7 @@ from bench.core.cards import CertifierCard, DiagnosticCard
 from bench.results import masking_checks
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard
-from bench.results.masking_checks import NOT_TESTED, RAISED, MaskingCheck
+from bench.results.masking_checks import NOT_TESTED, WARNING, MaskingCheck
 from bench.store import CertificateRow, EvidenceRow, Store
 
 INVALIDATING = frozenset({"soundness-error", "deterministic", "batch-independent"})
@@ -20,7 +20,7 @@ def verdict(checks: Iterable[MaskingCheck]) -> str:
     """`invalid` where a warning contradicts the figure, `suspect` with another warning, else
     `sound`.
     """
-    raised = {check.name for check in checks if check.state == RAISED}
+    raised = {check.name for check in checks if check.state == WARNING}
     if raised & INVALIDATING:
         return "invalid"
     return "suspect" if raised else "sound"

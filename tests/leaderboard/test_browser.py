@@ -132,7 +132,7 @@ def test_rank_mode_has_its_own_leaderboard_with_an_explanation(visitor: Visitor)
     names = page.locator(".g-table tbody tr").all_inner_texts()
     assert len(names) == 3 and not any("half-evaluated" in name for name in names)
     page.get_by_role("link", name="Matrix").click()
-    page.wait_for_selector("text=Every attack against every defense under digits-linf in rank mode")
+    page.wait_for_selector("text=Attacks against defenses under digits-linf in rank mode")
     visitor.settle()
     page.locator("[data-testid=stVegaLiteChart]").locator("canvas, svg").first.wait_for()
     page.get_by_text("The same as a table").click()
@@ -173,15 +173,15 @@ def test_a_hostile_name_causes_no_request_to_another_host(visitor: Visitor) -> N
 
 
 def test_a_selection_is_written_to_the_url_and_read_from_it(visitor: Visitor) -> None:
-    page = visitor.go("/matrix?threat=digits-l2&metric=fragile%20wins")
+    page = visitor.go("/matrix?threat=digits-l2&metric=fragile%20successes")
     assert "under digits-l2" in page.inner_text(".g-head h1")
     assert "Broken examples whose margin" in visitor.said()
     page.get_by_role("link", name="Ranking").click()
-    page.wait_for_selector("text=Which defenses hold under digits-l2?")
+    page.wait_for_selector("text=Robust accuracy under digits-l2")
     assert "threat=digits-l2" in page.url
     page.get_by_role("combobox").first.click()
     page.get_by_role("option", name="digits-linf-nearest").click()
-    page.wait_for_selector("text=Which defenses hold under digits-linf-nearest?")
+    page.wait_for_selector("text=Robust accuracy under digits-linf-nearest")
     page.wait_for_url("**threat=digits-linf-nearest**")
 
 
@@ -196,20 +196,20 @@ def test_the_default_selection_is_written_to_the_url(visitor: Visitor) -> None:
     clear.dispatch_event("click")
     page.wait_for_url("**attack=**")
     visitor.settle()
-    for there in ("Ranking", "Matrix", "Defense"):
-        page.get_by_role("link", name=there, exact=True).click()
-        page.wait_for_url("**/?**" if there == "Ranking" else f"**/{there.lower()}?**")
+    for title in ("Ranking", "Matrix", "Defense"):
+        page.get_by_role("link", name=title, exact=True).click()
+        page.wait_for_url("**/?**" if title == "Ranking" else f"**/{title.lower()}?**")
         visitor.settle()
     page.wait_for_url("**name=**")
 
 
 def test_changing_the_threat_model_shows_no_notice_about_the_figure(visitor: Visitor) -> None:
     page = visitor.go("/matrix?threat=digits-linf")
-    page.wait_for_url("**metric=robust**")
+    page.wait_for_url("**metric=robust*accuracy**")
     page.get_by_role("combobox").first.click()
     page.get_by_role("option", name="digits-linf in rank mode").click()
     page.wait_for_selector(".g-mode")
-    page.wait_for_url("**metric=right**")
+    page.wait_for_url("**metric=robust*of**")
     visitor.settle()
     assert "This link names" not in visitor.said()
 

@@ -20,7 +20,7 @@ from bench.core.statistics import Count, count_interval
 from bench.results.defense_report import AccuracyCurve, RadiusPoint
 from bench.results.detection import DetectorRoc
 from bench.results.leaderboards import Leaderboard
-from bench.results.masking_checks import RAISED, MaskingCheck
+from bench.results.masking_checks import WARNING, MaskingCheck
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import CertifiedCount
 from leaderboard import chart_rows, charts, defense_tables, export, markup, reading, tables, words
@@ -99,7 +99,7 @@ def test_the_dot_is_the_last_success_or_the_later_end_of_a_restart(last: float, 
         row for row in chart_rows.accuracy_rows({"apgd-t": curve}, {"apgd-t": card}) if row["end"]
     )
     assert end["step"] == dot
-    for said in ("the last success, or the end of the first restart", "several runs"):
+    for said in ("the last success, or the end of the first restart", "several restarts"):
         assert said in charts.STEPS_CAPTION
 
 
@@ -249,7 +249,7 @@ def test_long_text_is_cut() -> None:
 def test_evidence_is_not_cut() -> None:
     said = " ".join(f"attack-{number}" for number in range(60))
     assert words.MAX_TEXT < len(said) < words.MAX_REASON
-    assert said in tables.checks_table([MaskingCheck("a-check", RAISED, said)])
+    assert said in tables.checks_table([MaskingCheck("a-check", WARNING, said)])
 
 
 def test_links_lead_to_pages_of_this_site() -> None:

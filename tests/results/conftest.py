@@ -1,4 +1,4 @@
-"""Real stores, migrated once and copied."""
+"""Databases for tests, created once and copied."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(empty: Path, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def world(store: Store) -> World:
-    """One board, `linf`, that requires fgsm and pgd."""
+    """One threat model, `linf`, that requires fgsm and pgd."""
     made = World(store)
     made.threat("linf", "fgsm", "pgd")
     made.attack("fgsm", steps=1)

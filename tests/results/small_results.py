@@ -34,7 +34,7 @@ def enter(world: World, name: str, right: Bits, *broken: Bits) -> None:
     world.defense(name)
     world.clean(name, right)
     for attack, bits in zip(("fgsm", "pgd"), broken, strict=False):
-        world.play(name, attack, bits)
+        world.evaluate(name, attack, bits)
 
 
 def ranking_of(store: Store, threat: str | None = None, mode: str = "full") -> list[RankingRow]:

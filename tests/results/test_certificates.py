@@ -1,4 +1,4 @@
-"""Certificates beside what attacks left: a proof that is contradicted makes the row invalid."""
+"""Certificates compared with attacks: a broken certified example makes the row invalid."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from tests.results.small_results import ALL, NONE, certify, enter, flag_of, rows
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_proof_that_a_verified_attempt_contradicts_makes_the_row_invalid(
-    world: World, exact: bool
-) -> None:
+def test_a_broken_certified_example_makes_the_row_invalid(world: World, exact: bool) -> None:
     enter(world, "d", ALL, NONE, first(100))
     certify(world, ~first(100), exact=exact)
     row = rows_of(world)["d"]
@@ -28,7 +26,7 @@ def test_a_proof_that_a_verified_attempt_contradicts_makes_the_row_invalid(
     assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
 
 
-def test_a_proof_of_other_code_is_none_until_it_is_made_again(world: World) -> None:
+def test_a_certificate_of_older_code_does_not_count(world: World) -> None:
     enter(world, "d", ALL, NONE, NONE)
     certify(world, ALL)
     assert rows_of(world)["d"].certified is not None
@@ -40,7 +38,7 @@ def test_a_proof_of_other_code_is_none_until_it_is_made_again(world: World) -> N
     assert found is not None and found.count.k == 0
 
 
-def test_a_refuted_proof_names_its_examples(world: World) -> None:
+def test_a_refuted_certifier_is_named_with_its_examples(world: World) -> None:
     broken = np.isin(np.arange(600), [7, 41, 599])
     enter(world, "d", ALL, NONE, broken)
     certify(world, ALL, "honest-looking", exact=False)
@@ -53,22 +51,24 @@ def test_a_refuted_proof_names_its_examples(world: World) -> None:
     )
 
 
-def test_a_proof_is_refuted_by_what_fell_within_a_smaller_radius(world: World) -> None:
+def test_a_certificate_is_refuted_within_a_smaller_radius(
+    world: World,
+) -> None:
     world.threat("near", eps=0.1)
     enter(world, "d", ALL, NONE, NONE)
     certify(world, ALL)
     assert flag_of(world, "soundness-error").state == "clear"
-    world.play("d", "pgd", first(1), threat="near")
+    world.evaluate("d", "pgd", first(1), threat="near")
     flag = flag_of(world, "soundness-error")
     assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
     assert flag_of(world, "soundness-error", threat="near").state == "not tested"
 
 
-def test_every_radius_shows_what_is_proved_under_what_attacks_left(world: World) -> None:
+def test_every_radius_shows_certified_and_robust_accuracy(world: World) -> None:
     world.certifier("smoothing", error=0.001)
     world.threat("near", eps=0.1)
     enter(world, "d", ALL, NONE, first(300))
-    world.play("d", "pgd", first(200), threat="near")
+    world.evaluate("d", "pgd", first(200), threat="near")
     certify(world, ~first(450))
     certify(world, ~first(400), "smoothing", exact=False)
     near, here = defense_report(world.store, find_leaderboard(world.store, "linf"), "d").radii
@@ -78,14 +78,14 @@ def test_every_radius_shows_what_is_proved_under_what_attacks_left(world: World)
     assert (here.certified.exact, here.certified.error) == (False, 0.001)
 
 
-def test_a_proof_of_a_clean_mistake_is_a_soundness_error(world: World) -> None:
+def test_a_certificate_of_a_misclassified_example_is_a_soundness_error(world: World) -> None:
     enter(world, "d", ~first(1), NONE, NONE)
     certify(world, ALL)
     assert flag_of(world, "soundness-error").state == "raised"
 
 
 @pytest.mark.parametrize(("wrong", "state"), [(1, "clear"), (30, "raised")])
-def test_a_statistical_proof_may_err_as_often_as_it_says(
+def test_a_statistical_certifier_may_be_wrong_as_often_as_stated(
     world: World, wrong: int, state: str
 ) -> None:
     world.certifier("smoothing", error=0.001)

@@ -21,7 +21,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         made.attack("pgd")
         made.defense("d")
         made.clean("d", first(600))
-        made.play("d", "pgd", first(10))
+        made.evaluate("d", "pgd", first(10))
         yield made
 
 
@@ -47,7 +47,7 @@ def test_a_changed_defense_leaves_no_cell_current(world: World) -> None:
 
 def test_a_cell_of_another_protocol_is_not_current(world: World) -> None:
     world.attack("bim")
-    world.play("d", "bim", first(3), protocol=PROTOCOL + 1)
+    world.evaluate("d", "bim", first(3), protocol=PROTOCOL + 1)
     assert current(world) == {CLEAN, "pgd"}
 
 

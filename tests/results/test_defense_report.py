@@ -1,4 +1,4 @@
-"""Claims, curves, an entry's page, the report and its digest, the terminal."""
+"""Claims, curves, the report of a defense, the JSON report and its digest, the terminal."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_a_claim_is_compared_with_the_interval(
 ) -> None:
     world.defense("d", Claim("linf", claimed, "arXiv:0000.00000"))
     world.clean("d", ALL)
-    world.play("d", "pgd", first(300))
+    world.evaluate("d", "pgd", first(300))
     if complete:
-        world.play("d", "fgsm", NONE)
+        world.evaluate("d", "fgsm", NONE)
     claim = rows_of(world)["d"].claim
     assert claim is not None
     assert (claim.verdict, claim.robust) == (said, claimed)
@@ -55,14 +55,12 @@ def test_a_claim_is_compared_with_the_interval(
 
 
 @pytest.mark.parametrize("claimed", [0.3, 0.5, 0.6])
-def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
-    world: World, claimed: float
-) -> None:
+def test_a_claim_of_an_invalid_row_is_not_testable(world: World, claimed: float) -> None:
     world.diagnostic("deterministic")
     world.defense("d", Claim("linf", claimed))
     world.clean("d", ALL)
-    world.play("d", "fgsm", NONE)
-    world.play("d", "pgd", first(300))
+    world.evaluate("d", "fgsm", NONE)
+    world.evaluate("d", "pgd", first(300))
     source = world.digests["diagnostic", "deterministic"]
     moves = EvidenceRow("deterministic", "raised", "It moves.", source)
     world.store.record_evidence("d", world.digests["defense", "d"], world.examples, moves)
@@ -73,27 +71,27 @@ def test_a_row_that_contradicts_itself_says_nothing_of_a_claim(
 
 
 def test_a_claim_below_the_whole_interval_holds(world: World) -> None:
-    """More was measured than was claimed, as the method page says."""
+    """More was measured than claimed; the page on methods states the same rule."""
     world.defense("d", Claim("linf", 0.3))
     world.clean("d", ALL)
-    world.play("d", "fgsm", NONE)
-    world.play("d", "pgd", first(300))
+    world.evaluate("d", "fgsm", NONE)
+    world.evaluate("d", "pgd", first(300))
     claim = rows_of(world)["d"].claim
     assert claim is not None and claim.verdict == "holds"
     (text,) = [text for title, text in words.method_sections() if title == "Claims"]
     assert "unless the whole interval is below it" in text
 
 
-def test_a_claim_under_other_rules_is_no_claim_here(world: World) -> None:
+def test_a_claim_under_another_threat_model_is_not_compared(world: World) -> None:
     world.defense("d", Claim("l2", 0.9))
-    world.play("d", "pgd", ALL)
+    world.evaluate("d", "pgd", ALL)
     assert rows_of(world)["d"].claim is None
 
 
-# Curves and entries.
+# Curves and reports.
 
 
-def test_a_staircase_falls_where_examples_fell() -> None:
+def test_a_curve_falls_where_examples_are_broken() -> None:
     spent = np.array([1.0, 3.0, 3.0, np.inf, 2.0, 0.0])
     clean = np.array([True, True, True, True, False, True])
     curve = accuracy_curve(spent, clean)
@@ -102,31 +100,31 @@ def test_a_staircase_falls_where_examples_fell() -> None:
     assert curve.n == 6
 
 
-def test_a_staircase_of_nobody_is_flat() -> None:
+def test_a_curve_without_broken_examples_is_flat() -> None:
     curve = accuracy_curve(np.full(3, np.inf), np.array([True, True, False]))
     assert (curve.x.tolist(), curve.correct.tolist()) == ([0], [2])
 
 
-def test_steps_of_earlier_runs_count_in_the_curve(world: World) -> None:
+def test_steps_of_earlier_restarts_count_in_the_curve(world: World) -> None:
     world.defense("d")
     world.clean("d", ALL)
     step, restart = np.where(first(2), 5, -1), np.where(some(600, 1), 2, 0)
-    world.play("d", "pgd", first(2), step=step, restart=restart)
+    world.evaluate("d", "pgd", first(2), step=step, restart=restart)
     found = defense_report(world.store, find_leaderboard(world.store, None), "d")
     assert found.steps["pgd"].x.tolist() == [0, 5, 85]
     assert found.steps["pgd"].correct.tolist() == [600, 599, 598]
     assert found.forwards["pgd"].x.tolist() == [0, 3]
 
 
-def test_a_distance_board_gives_the_whole_curve_and_other_radii_give_points(world: World) -> None:
+def test_nearest_examples_give_a_curve_and_other_radii_give_points(world: World) -> None:
     enter(world, "d", ~first(100), NONE, first(300))
     world.threat("near", "pgd", eps=0.1)
-    world.play("d", "pgd", first(200), threat="near")
+    world.evaluate("d", "pgd", first(200), threat="near")
     world.threat("nearest", goal="nearest", ranked=False)
-    # Beyond the radius of its board an offer is held; where its label is wrong it has a distance.
+    # Beyond the radius the verdict is robust; where the label is wrong there is a distance.
     world.attack("deepfool")
     far = np.linspace(0, 0.599, 600)
-    world.play("d", "deepfool", first(201), distance=far, label=first(500), threat="nearest")
+    world.evaluate("d", "deepfool", first(201), distance=far, label=first(500), threat="nearest")
     found = defense_report(world.store, find_leaderboard(world.store, "linf"), "d")
     curve = found.distances["deepfool"]
     at = {x: int(k) for x, k in zip(np.round(curve.x, 6), curve.correct, strict=True)}
@@ -139,7 +137,7 @@ def test_a_distance_board_gives_the_whole_curve_and_other_radii_give_points(worl
     assert defense_report(world.store, find_leaderboard(world.store, "nearest"), "d").radii == ()
 
 
-def test_an_entry_brings_its_row_its_squares_and_its_images(world: World) -> None:
+def test_a_report_has_row_cells_and_images(world: World) -> None:
     world.defense("d")
     world.clean("d", ALL)
     adv = np.full((1, 2, 2), 0.5, np.float32)
@@ -147,11 +145,11 @@ def test_an_entry_brings_its_row_its_squares_and_its_images(world: World) -> Non
     world.record(world.cell("d", "pgd"), outcomes(first(9)), images=(kept,))
     found = defense_report(world.store, find_leaderboard(world.store, None), "d")
     assert found.row.robust.k == 591
-    assert [square.attack for square in found.cells] == ["fgsm", "pgd"]
+    assert [cell.attack for cell in found.cells] == ["fgsm", "pgd"]
     assert [image.item for image in found.images["pgd"]] == [3]
 
 
-def test_an_unknown_board_or_entry_is_refused_with_what_is_known(world: World) -> None:
+def test_an_unknown_leaderboard_or_defense_is_refused_with_the_known_ones(world: World) -> None:
     with pytest.raises(BenchError, match="no leaderboard yet"):
         json_report(world.store)
     enter(world, "d", ALL, NONE)
@@ -164,7 +162,7 @@ def test_an_unknown_board_or_entry_is_refused_with_what_is_known(world: World) -
 # The report.
 
 
-def test_the_report_has_the_promised_shape_and_is_json(world: World) -> None:
+def test_the_json_report_has_the_documented_shape(world: World) -> None:
     world.threat("linf", "fgsm", "pgd")
     enter(world, "d", ALL, first(10), first(20))
     certify(world, ~first(20))
@@ -181,9 +179,9 @@ def test_the_report_has_the_promised_shape_and_is_json(world: World) -> None:
     assert row["certified"]["k"] == 580
     assert row["certified"].keys() >= {"certifier", "exact", "error"}
     assert row.keys() >= {"clean", "robust_required", "strongest", "verdict", "claim", "tier"}
-    square = said["matrix"][1]
-    assert (square["attack"], square["state"], square["robust"]["k"]) == ("pgd", "done", 580)
-    assert square.keys() >= {"reason", "out_of_ball", "fragile", "forwards", "gradients", "seconds"}
+    cell = said["matrix"][1]
+    assert (cell["attack"], cell["state"], cell["robust"]["k"]) == ("pgd", "done", 580)
+    assert cell.keys() >= {"reason", "out_of_ball", "fragile", "forwards", "gradients", "seconds"}
     assert len(said["digest"]) == 64
 
 
@@ -192,7 +190,7 @@ COLUMN = st.lists(st.booleans(), min_size=12, max_size=12).map(lambda bits: np.a
 
 @settings(max_examples=12, deadline=None)
 @given(COLUMN, st.lists(COLUMN, min_size=1, max_size=3))
-def test_the_worst_case_is_at_most_the_least_and_another_attack_never_raises_it(
+def test_more_attacks_never_raise_robust_accuracy(
     empty: Path, right: Bits, broken: list[Bits]
 ) -> None:
     with small(empty, 12) as world:
@@ -201,7 +199,7 @@ def test_the_worst_case_is_at_most_the_least_and_another_attack_never_raises_it(
         before = int(right.sum())
         for number, bits in enumerate(broken):
             world.attack(f"a{number}")
-            world.play("d", f"a{number}", bits)
+            world.evaluate("d", f"a{number}", bits)
             said = json_report(world.store)
             robust = said["ranking"][0]["robust"]["k"]
             alone = [s["robust"]["k"] for s in said["matrix"] if s["robust"]]
@@ -215,7 +213,7 @@ def test_the_worst_case_is_at_most_the_least_and_another_attack_never_raises_it(
 
 
 @st.composite
-def play_orders(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+def recording_orders(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     order = draw(st.permutations(range(12)))
     cuts = draw(st.lists(st.integers(1, 11), unique=True, max_size=4))
     return list(order), [0, *sorted(cuts), 12]
@@ -238,7 +236,7 @@ CLOCK = counted()
 
 
 @settings(max_examples=10, deadline=None)
-@given(COLUMN, COLUMN, play_orders())
+@given(COLUMN, COLUMN, recording_orders())
 def test_the_digest_depends_on_verdicts_alone(empty: Path, one: Bits, two: Bits, how: Any) -> None:
     straight = list(range(12)), [0, 12]
     first_digest = _digest(empty, [one, two], straight, [0, 1])
@@ -250,10 +248,10 @@ def test_the_digest_depends_on_verdicts_alone(empty: Path, one: Bits, two: Bits,
 # The terminal.
 
 
-def test_the_terminal_shows_counts_intervals_ranks_coverage_and_flags(world: World) -> None:
+def test_the_terminal_shows_counts_intervals_ranks_coverage_and_warnings(world: World) -> None:
     world.attack("random", "nothing", steps=1, samples=True)
     enter(world, "d", ALL, NONE, NONE)
-    world.play("d", "random", first(60))
+    world.evaluate("d", "random", first(60))
     enter(world, "[bold]e", ALL, first(9))
     console = Console(width=200, file=io.StringIO())
     with console.capture() as printed:
@@ -268,10 +266,10 @@ def test_the_terminal_shows_counts_intervals_ranks_coverage_and_flags(world: Wor
     assert "missing" in text
 
 
-def test_the_terminal_and_the_json_say_how_many_further_attacks_a_row_met(world: World) -> None:
+def test_the_terminal_and_the_json_count_further_attacks(world: World) -> None:
     world.attack("extra")
     enter(world, "d", ALL, NONE, first(10))
-    world.play("d", "extra", first(60))
+    world.evaluate("d", "extra", first(60))
     said = json_report(world.store)
     (row,) = said["ranking"]
     assert (row["coverage"], row["further"]) == ({"done": 2, "required": 2}, 1)
@@ -282,7 +280,7 @@ def test_the_terminal_and_the_json_say_how_many_further_attacks_a_row_met(world:
     assert "590/600" in text and "540/600" in text
 
 
-# The real producers.
+# Cards of the real plugins.
 
 
 def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
@@ -300,7 +298,7 @@ def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     world.digests["defense", "undefended"] = "weights"
     world.digests["attack", "unbounded"] = attacks["unbounded"].digest
     world.clean("undefended", ALL)
-    world.play("undefended", "unbounded", ALL, threat="digits-box")
+    world.evaluate("undefended", "unbounded", ALL, threat="digits-box")
     board = find_leaderboard(store, "digits-box")
     assert board.is_unbounded
     (row,) = load_ranking(store, board)
@@ -309,7 +307,7 @@ def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     assert states["zero-gradients"] == "not tested"
 
 
-def test_boards_and_exports_start_without_torch() -> None:
+def test_the_terminal_report_is_torch_free() -> None:
     code = "import sys; import bench.results.text_report; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""What the board says of a detector, from stores filled by hand and from a real run."""
+"""The figures of detectors, from small databases and from a real run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
 @given(SCORES, SCORES)
 @settings(deadline=None)
-def test_the_area_is_the_chance_that_an_attacked_image_scores_higher(
+def test_the_area_is_the_probability_that_an_attacked_image_scores_higher(
     clean: list[int], attacked: list[int]
 ) -> None:
     curve = roc(np.array(clean, float), np.array(attacked, float))
@@ -48,20 +48,20 @@ def test_the_area_is_the_chance_that_an_attacked_image_scores_higher(
         assert shares[0] == 0 and shares[-1] == 1 and (np.diff(shares) >= 0).all()
 
 
-def test_every_corner_is_a_pair_of_shares_at_one_threshold() -> None:
+def test_every_point_is_a_pair_of_shares_at_one_threshold() -> None:
     curve = roc(np.array([0.0, 1, 2, 2]), np.array([2.0, 3]))
     assert curve.negative.tolist() == [0, 0, 0.5, 0.75, 1]
     assert curve.positive.tolist() == [0, 0.5, 1, 1, 1]
 
 
-def test_a_curve_of_one_kind_alone_is_refused() -> None:
+def test_scores_of_one_kind_alone_are_refused() -> None:
     with pytest.raises(ValueError, match="0 negative and 1 positive"):
         roc(np.zeros(0), np.ones(1))
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A detector with a clean pass: 16 of 20 are right, two refused and two taken for others."""
+    """A detector with a clean pass: 16 of 20 are right, two rejected and two misclassified."""
     with Store.open(f"sqlite:///{tmp_path / 'bench.db'}") as store:
         made = World(store, n=N)
         made.threat("linf", "pgd")
@@ -79,28 +79,28 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def attacked(world: World) -> None:
-    """Items 2 and 3 were lost already; of the others 6 pass, 8 are fooled and rejected, 4 hold."""
+    """Items 2 and 3 are misclassified; of the others 6 pass, 8 are rejected, 4 are robust."""
     broken = some(N, 2, 3, *range(4, 10))
     label = np.where(np.arange(N) < 16, 1, 0)
     score = np.where(broken, -0.5, np.where(np.arange(N) < 16, 2.0, -2.0))
     distance = np.where(some(N, 2, 3), 0.0, 0.1)
-    world.play("d", "pgd", broken, rejection=score, label=label, distance=distance)
+    world.evaluate("d", "pgd", broken, rejection=score, label=label, distance=distance)
 
 
 def test_each_attack_has_its_counts_and_its_area(world: World) -> None:
     attacked(world)
-    (square,) = matrix_of(world.store, None)
-    found = square.detection
+    (cell,) = matrix_of(world.store, None)
+    found = cell.detection
     assert found is not None
-    # Two are left out: they were wrong and accepted as they came, so nothing was attacked.
+    # Two are left out: they are wrong and accepted without a change, so nothing was attacked.
     assert (found.rejected.k, found.rejected.n) == (8, 18)
     assert (found.fooled.k, found.passed.k, found.passed.n) == (14, 6, 18)
     # Clean: 2 at .5, 18 at -1. Attacked: 8 at 2, 6 at -.5, 4 at -2.
     assert found.auc == pytest.approx((8 * 20 + 6 * 18) / (18 * 20))
-    assert square.robust is not None and square.robust.k == 10
+    assert cell.robust is not None and cell.robust.k == 10
 
 
-def test_a_row_says_what_the_detector_does_to_clean_images(world: World) -> None:
+def test_a_row_states_the_rejected_clean_images(world: World) -> None:
     attacked(world)
     (row,) = ranking_of(world.store, None)
     assert row.rejects is not None and row.rejects.declared == 0.05
@@ -108,19 +108,19 @@ def test_a_row_says_what_the_detector_does_to_clean_images(world: World) -> None
     assert (row.clean.k, row.robust.k) == (16, 10)
 
 
-def test_nobody_without_a_detector_owes_an_attack_on_detectors(world: World) -> None:
+def test_a_defense_without_a_detector_needs_no_attack_on_detectors(world: World) -> None:
     world.threat("linf", "pgd", "both")
     world.attack("both", joint=True)
     world.defense("plain")
     world.clean("plain", ~some(N, 0))
-    world.play("plain", "pgd", some(N, 0, 1))
+    world.evaluate("plain", "pgd", some(N, 0, 1))
     attacked(world)
     rows = {row.defense: row.coverage for row in ranking_of(world.store, None)}
     assert (rows["plain"].done, rows["plain"].required) == (1, 1)
     assert (rows["d"].done, rows["d"].required) == (1, 2)
 
 
-def test_an_entry_brings_its_curves_and_the_place_of_its_threshold(world: World) -> None:
+def test_a_report_has_roc_curves_with_the_threshold_of_the_defense(world: World) -> None:
     attacked(world)
     found = defense_report(world.store, find_leaderboard(world.store, None), "d").rocs["pgd"]
     assert found.at == (2 / 20, 8 / 18)
@@ -129,7 +129,7 @@ def test_an_entry_brings_its_curves_and_the_place_of_its_threshold(world: World)
     )
 
 
-def test_the_terminal_shows_what_was_rejected_and_what_got_past(world: World) -> None:
+def test_the_terminal_shows_rejected_and_accepted_images(world: World) -> None:
     attacked(world)
     world.defense("plain")
     world.clean("plain", ~some(N, 0))
@@ -143,7 +143,7 @@ def test_the_terminal_shows_what_was_rejected_and_what_got_past(world: World) ->
 def test_a_defense_without_a_detector_has_no_such_figures(world: World) -> None:
     world.defense("plain")
     world.clean("plain", ~some(N, 0))
-    world.play("plain", "pgd", some(N, 1))
+    world.evaluate("plain", "pgd", some(N, 1))
     board = find_leaderboard(world.store, None)
     assert load_matrix(world.store, board)[0].detection is None
     assert defense_report(world.store, board, "plain").rocs == {}
@@ -151,12 +151,12 @@ def test_a_defense_without_a_detector_has_no_such_figures(world: World) -> None:
     assert row.rejects is None
 
 
-def test_on_a_distance_board_what_is_rejected_is_no_wrong_answer(world: World) -> None:
+def test_a_rejected_image_is_no_nearest_adversarial_example(world: World) -> None:
     world.threat("nearest", "pgd", goal="nearest", eps=1.0)
     score = np.where(some(N, 4), 1.0, -1.0)
     label = np.where(some(N, 4, 5), 1, 0)
-    held = some(N)
-    world.play("d", "pgd", held, threat="nearest", rejection=score, label=label)
+    broken = some(N)
+    world.evaluate("d", "pgd", broken, threat="nearest", rejection=score, label=label)
     curve = defense_report(world.store, find_leaderboard(world.store, "nearest"), "d").distances[
         "pgd"
     ]
@@ -173,15 +173,15 @@ def test_a_real_run_reports_detection_and_the_joint_attack(tmp_path: Path) -> No
         assert told == json.loads(json.dumps(json_report(store, "digits-linf")))
         board = find_leaderboard(store, "digits-linf")
         rows = {row.defense: row for row in load_ranking(store, board)}
-        squares = {(s.defense, s.attack): s for s in load_matrix(store, board)}
-    mine = {square["attack"]: square for square in told["matrix"]
-            if square["defense"] == "detector-binary"}  # fmt: skip
+        cells = {(s.defense, s.attack): s for s in load_matrix(store, board)}
+    mine = {cell["attack"]: cell for cell in told["matrix"]
+            if cell["defense"] == "detector-binary"}  # fmt: skip
     joint, plain = mine["joint-pgd"], mine["fgsm"]
     assert set(joint["detection"]) == {"auc", "rejected", "fooled", "passed"}
     assert joint["robust"]["k"] < plain["robust"]["k"]
     assert plain["detection"]["rejected"]["k"] > joint["detection"]["rejected"]["k"]
-    assert squares["undefended", "joint-pgd"].state == "not applicable"
-    assert "no detector" in squares["undefended", "joint-pgd"].reason
+    assert cells["undefended", "joint-pgd"].state == "not applicable"
+    assert "no detector" in cells["undefended", "joint-pgd"].reason
     (row,) = (row for row in told["ranking"] if row["defense"] == "detector-binary")
     assert row["rejects"] == {"declared": 0.05, "clean": asdict(rows[row["defense"]].clean) | {
         name: row["rejects"]["clean"][name] for name in ("k", "low", "high")}}  # fmt: skip

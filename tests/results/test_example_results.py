@@ -1,4 +1,4 @@
-"""Defenses whose answers are costly: they meet the first few examples and say so on the board."""
+"""Costly defenses: they are evaluated on the first few examples and not ranked."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def world(store: Store) -> World:
     large.attack("pgd")
     large.defense("plain")
     large.clean("plain", first(600))
-    large.play("plain", "pgd", some(600, *range(200)))
+    large.evaluate("plain", "pgd", some(600, *range(200)))
     small = replace(large, n=FEW_EXAMPLES, examples="the first few")
     small.defense("costly", forwards=COSTLY_FORWARDS + 1)
     small.clean("costly", first(120, FEW_EXAMPLES))
-    small.play("costly", "pgd", some(FEW_EXAMPLES, 0, 1, 2))
+    small.evaluate("costly", "pgd", some(FEW_EXAMPLES, 0, 1, 2))
     return large
 
 
-def test_a_guest_stands_on_the_large_board_with_its_own_n_and_without_a_rank(
+def test_a_costly_defense_is_listed_with_its_own_n_and_without_a_rank(
     store: Store, world: World
 ) -> None:
     plain, costly = ranking_of(store, "linf")
@@ -54,27 +54,27 @@ def test_a_guest_stands_on_the_large_board_with_its_own_n_and_without_a_rank(
     assert (costly.clean.k, costly.robust.k, costly.robust.n) == (120, 117, FEW_EXAMPLES)
     assert "the first 128 of 600 examples" in costly.note
     assert costly.coverage.done == costly.coverage.required == 1
-    assert [b.n for b in leaderboards(store)] == [600], "its own board would say the same again"
+    assert [b.n for b in leaderboards(store)] == [600], "it has no leaderboard of its own"
 
 
-def test_report_and_page_read_a_guest(store: Store, world: World) -> None:
+def test_the_reports_include_a_costly_defense(store: Store, world: World) -> None:
     found = json_report(store, "linf")
     by_name = {row["defense"]: row for row in found["ranking"]}
     assert by_name["costly"]["robust"]["n"] == FEW_EXAMPLES
-    square = next(s for s in found["matrix"] if s["defense"] == "costly")
-    assert (square["robust"]["k"], square["robust"]["n"]) == (117, FEW_EXAMPLES)
+    cell = next(s for s in found["matrix"] if s["defense"] == "costly")
+    assert (cell["robust"]["k"], cell["robust"]["n"]) == (117, FEW_EXAMPLES)
     assert defense_report(store, find_leaderboard(store, "linf"), "costly").row.robust.k == 117
 
 
-def test_a_costly_defense_that_met_all_examples_is_no_guest(store: Store, world: World) -> None:
+def test_a_costly_defense_on_all_examples_is_no_exception(store: Store, world: World) -> None:
     world.clean("costly", first(600))
-    world.play("costly", "pgd", some(600, *range(50)))
+    world.evaluate("costly", "pgd", some(600, *range(50)))
     row = next(row for row in ranking_of(store, "linf") if row.defense == "costly")
     assert (row.robust.k, row.robust.n) == (550, 600)
     assert row.rank is not None
 
 
-def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world: World) -> None:
+def test_the_certificates_of_a_costly_defense_are_checked(store: Store, world: World) -> None:
     digest = world.digests["defense", "costly"]
     proved = np.array(some(FEW_EXAMPLES, 1, 7))
     world.certifier("prover")
@@ -89,14 +89,14 @@ def test_the_proofs_of_a_guest_are_read_and_held_against_it(store: Store, world:
     assert "number 1" in crossed.evidence
 
 
-def test_without_a_large_board_the_few_are_a_board(tmp_path: Path) -> None:
+def test_without_other_defenses_the_few_examples_have_a_leaderboard(tmp_path: Path) -> None:
     with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as alone:
         few = World(alone, n=FEW_EXAMPLES)
         few.threat("linf", "pgd")
         few.attack("pgd")
         few.defense("costly", forwards=COSTLY_FORWARDS + 1)
         few.clean("costly", first(FEW_EXAMPLES, FEW_EXAMPLES))
-        few.play("costly", "pgd", first(0, FEW_EXAMPLES))
+        few.evaluate("costly", "pgd", first(0, FEW_EXAMPLES))
         assert [board.n for board in leaderboards(alone)] == [FEW_EXAMPLES]
         (row,) = load_ranking(alone, find_leaderboard(alone, "linf"))
         assert (row.rank, row.provisional) == (None, False)
@@ -112,7 +112,7 @@ def test_without_a_large_board_the_few_are_a_board(tmp_path: Path) -> None:
         (COSTLY_FORWARDS + 1, 300, 300),
     ],
 )
-def test_costly_defenses_play_the_first_few_unless_asked(
+def test_costly_defenses_get_the_first_few_examples_unless_more_are_requested(
     tmp_path: Path, forwards: int, asked: int | None, found: int
 ) -> None:
     registry = Registry.load(tmp_path / "no submissions")

@@ -1,4 +1,4 @@
-"""What leaves the house can be read back and says whether it is everything."""
+"""Exports can be read back and state whether they are complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fixtures.small_store import World, first, outcomes, some
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Six examples; pgd and fgsm against d, the last example wrong from the start."""
+    """Six examples; pgd and fgsm against d, the last example misclassified."""
     with Store.open(f"sqlite:///{tmp_path / 'bench.db'}") as store:
         made = World(store, n=6)
         made.threat("linf", "fgsm", "pgd")
@@ -30,7 +30,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         made.attack("pgd")
         made.defense("d")
         made.clean("d", first(5, 6))
-        made.play("d", "fgsm", some(6, 0))
+        made.evaluate("d", "fgsm", some(6, 0))
         yield made
 
 
@@ -45,7 +45,7 @@ def test_the_table_has_a_row_for_each_defense_attack_and_example(
     verdict = np.array([1, 0, 2, 3, 4, 1])
     distance = np.array([0.1, 1 / 3, 0.5, 0.5, 0.0, 0.0])
     label = np.array([2, 0, -1, -1, -1, 1])
-    world.play("d", "pgd", some(6, 0, 5), verdict=verdict, distance=distance, label=label)
+    world.evaluate("d", "pgd", some(6, 0, 5), verdict=verdict, distance=distance, label=label)
     made = export.write_outcomes(world.store, "linf", tmp_path / "out.csv")
     rows = table(made.path)
     assert (made.n, made.complete) == (12, True)
@@ -60,8 +60,8 @@ def test_the_table_has_a_row_for_each_defense_attack_and_example(
     assert pgd[0].items() >= {"true_label": "0", "forwards": "3", "gradients": "2"}.items()
 
 
-def test_the_robust_figure_can_be_made_from_the_table_alone(world: World, tmp_path: Path) -> None:
-    world.play("d", "pgd", some(6, 1, 2))
+def test_robust_accuracy_follows_from_the_table_alone(world: World, tmp_path: Path) -> None:
+    world.evaluate("d", "pgd", some(6, 1, 2))
     export.write_outcomes(world.store, "linf", tmp_path / "out.csv")
     right: dict[str, bool] = defaultdict(lambda: True)
     for row in table(tmp_path / "out.csv"):
@@ -71,7 +71,7 @@ def test_the_robust_figure_can_be_made_from_the_table_alone(world: World, tmp_pa
 
 def test_targets_are_rows_of_their_own(world: World, tmp_path: Path) -> None:
     world.threat("all", goal="targeted", rule="all")
-    world.play("d", "pgd", some(12, 3), threat="all")
+    world.evaluate("d", "pgd", some(12, 3), threat="all")
     export.write_outcomes(world.store, "all", tmp_path / "out.csv")
     rows = table(tmp_path / "out.csv")
     assert [(r["example"], r["target"]) for r in rows[:4]] == [
@@ -83,7 +83,7 @@ def test_targets_are_rows_of_their_own(world: World, tmp_path: Path) -> None:
     assert [r["verdict"] for r in rows[:4]] == ["robust", "robust", "robust", "broken"]
 
 
-def test_a_table_of_an_unfinished_board_says_so(world: World, tmp_path: Path) -> None:
+def test_a_table_of_an_unfinished_leaderboard_states_so(world: World, tmp_path: Path) -> None:
     world.plan(world.cell("d", "pgd"))
     made = export.write_outcomes(world.store, None, tmp_path / "out.csv")
     assert (made.n, made.complete) == (6, False)
@@ -96,7 +96,7 @@ def test_a_table_of_an_unfinished_board_says_so(world: World, tmp_path: Path) ->
 def test_a_name_is_never_a_formula(world: World, tmp_path: Path) -> None:
     world.defense("=cmd()")
     world.clean("=cmd()", first(6, 6))
-    world.play("=cmd()", "fgsm", some(6, 0))
+    world.evaluate("=cmd()", "fgsm", some(6, 0))
     export.write_outcomes(world.store, "linf", tmp_path / "out.csv")
     assert table(tmp_path / "out.csv")[0]["defense"] == "'=cmd()"
 
@@ -114,7 +114,7 @@ def test_exact_images_come_back_bit_for_bit_in_item_order(world: World, tmp_path
     assert np.array_equal(read["adv"], adv)
 
 
-def test_a_sample_says_that_it_is_incomplete(world: World, tmp_path: Path) -> None:
+def test_a_sample_is_stated_as_incomplete(world: World, tmp_path: Path) -> None:
     adv = np.full((1, 2, 2), 0.25, np.float32)
     kept = KeptImage(4, np.zeros((1, 2, 2), np.uint8), adv, 0, 0, 0.9, 1, 0.8)
     world.record(world.cell("d", "pgd"), outcomes(first(3, 6)), images=(kept,))
@@ -127,7 +127,7 @@ def test_a_sample_says_that_it_is_incomplete(world: World, tmp_path: Path) -> No
     assert read["index"].dtype == np.int64
 
 
-def test_images_that_are_not_there_are_refused_with_a_way_out(world: World, tmp_path: Path) -> None:
+def test_missing_images_are_refused_with_a_remedy(world: World, tmp_path: Path) -> None:
     to = tmp_path / "adv.safetensors"
     with pytest.raises(BenchError, match="cells there: d/fgsm"):
         export.write_images(world.store, "linf", "d", "pgd", to)
@@ -136,7 +136,7 @@ def test_images_that_are_not_there_are_refused_with_a_way_out(world: World, tmp_
     assert not to.exists()
 
 
-def test_a_file_appears_whole_or_not_at_all(world: World, tmp_path: Path) -> None:
+def test_a_file_is_written_whole_or_not_at_all(world: World, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="cannot be written"):
         export.write_outcomes(world.store, "linf", tmp_path / "nowhere" / "out.csv")
     world.record(

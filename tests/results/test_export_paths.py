@@ -1,4 +1,4 @@
-"""Where an export may be written: never over a database, and a refusal is a sentence."""
+"""Paths of exports: never over a database, and with a message where refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         made.threat("linf", "fgsm")
         made.attack("fgsm", steps=1)
         made.defense("d")
-        made.play("d", "fgsm", some(6, 0))
+        made.evaluate("d", "fgsm", some(6, 0))
         yield made
 
 
@@ -49,7 +49,7 @@ def another(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", [itself, pointer, second_name, another])
-def test_no_database_is_written_over(world: World, tmp_path: Path, place: Place) -> None:
+def test_outcomes_do_not_overwrite_a_database(world: World, tmp_path: Path, place: Place) -> None:
     out = place(tmp_path)
     before = out.read_bytes()
     with pytest.raises(UnavailableError, match=rf"{out.name} is a database.*name another file"):
@@ -58,7 +58,7 @@ def test_no_database_is_written_over(world: World, tmp_path: Path, place: Place)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_images_are_not_written_over_a_database(world: World, tmp_path: Path) -> None:
+def test_images_do_not_overwrite_a_database(world: World, tmp_path: Path) -> None:
     adv = np.zeros((6, 1, 2, 2), np.float32)
     world.attack("pgd")
     world.record(world.cell("d", "pgd"), outcomes(first(3, 6)), exact=adv)
@@ -67,7 +67,7 @@ def test_images_are_not_written_over_a_database(world: World, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("out", [".", "/", "", "..", "folder", "pipe", "a" * 300, "file/x"])
-def test_what_is_no_file_is_refused_in_a_sentence(
+def test_a_path_that_is_no_file_is_refused_with_a_message(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

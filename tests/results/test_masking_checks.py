@@ -1,4 +1,4 @@
-"""Signs that a figure is not to be believed, each raised and cleared by its numbers."""
+"""Gradient-masking checks: each warns or passes by its numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.fixtures.small_store import World, first, some
 from tests.results.small_results import ALL, NONE, enter, flag_of, rows_of
 
 
-def test_one_step_that_beats_many_is_raised_with_its_numbers(world: World) -> None:
+def test_a_better_one_step_attack_is_a_warning_with_its_numbers(world: World) -> None:
     enter(world, "d", first(550), first(120), some(600, *range(80), 590))
     flag = flag_of(world, "one-step-beats-iterative")
     assert flag.state == "raised"
-    # The difference is 40 with s.e. sqrt(40 - 1600 / 600) = 6.1; example 590 was never right.
+    # The difference is 40 with s.e. sqrt(40 - 1600 / 600) = 6.1; example 590 is misclassified.
     assert "fgsm breaks 120 of 600 and pgd 80" in flag.evidence
     assert "+40 with a standard error of 6.1; 40 are broken by fgsm" in flag.evidence
 
@@ -27,7 +27,7 @@ def test_one_step_must_lead_by_two_standard_errors(world: World, ahead: int, sta
     assert flag_of(world, "one-step-beats-iterative").state == state
 
 
-def test_a_one_step_attack_that_only_differs_is_clear(world: World) -> None:
+def test_a_one_step_attack_that_only_differs_passes(world: World) -> None:
     enter(world, "d", ALL, first(100), ~first(500))
     assert flag_of(world, "one-step-beats-iterative").state == "clear"
 
@@ -35,7 +35,7 @@ def test_a_one_step_attack_that_only_differs_is_clear(world: World) -> None:
 def test_one_step_is_compared_with_the_best_iterative_attack(world: World) -> None:
     world.attack("pgd-margin")
     enter(world, "d", ALL, first(300), first(100))
-    world.play("d", "pgd-margin", first(400))
+    world.evaluate("d", "pgd-margin", first(400))
     flag = flag_of(world, "one-step-beats-iterative")
     assert (flag.state, "pgd-margin" in flag.evidence) == ("clear", True)
 
@@ -45,38 +45,38 @@ def test_one_step_is_compared_with_the_best_iterative_attack(world: World) -> No
     ("name", "needs", "source"),
     [("boundary", "labels", ""), ("square", "scores", ""), ("transfer", "nothing", "surrogate")],
 )
-def test_a_black_box_that_finds_what_gradients_miss_is_raised(
+def test_a_black_box_attack_that_breaks_what_gradients_miss_is_a_warning(
     world: World, only: int, state: str, name: str, needs: str, source: str
 ) -> None:
     world.attack(name, needs, source=source)
     enter(world, "d", ~first(1), first(50), first(100))
-    world.play("d", name, some(600, 0, 1, 2, *range(100, 100 + only)))
+    world.evaluate("d", name, some(600, 0, 1, 2, *range(100, 100 + only)))
     flag = flag_of(world, "black-box-beats-white-box")
     assert flag.state == state
     assert f"{only} of 600 are broken by {name}" in flag.evidence
     assert flag_of(world, "random-beats-gradient").state == "not tested"
 
 
-def test_a_transfer_that_climbs_gradients_of_its_source_is_still_a_black_box(
+def test_a_transfer_attack_counts_as_black_box(
     world: World,
 ) -> None:
     world.attack("transfer", "gradients", source="surrogate")
     enter(world, "d", ALL, NONE, NONE)
-    world.play("d", "transfer", first(50))
+    world.evaluate("d", "transfer", first(50))
     assert flag_of(world, "black-box-beats-white-box").state == "raised"
 
 
 @pytest.mark.parametrize(("only", "state"), [(1, "clear"), (2, "raised")])
-def test_chance_that_finds_what_gradients_miss_is_raised(
+def test_sampling_that_breaks_what_gradients_miss_is_a_warning(
     world: World, only: int, state: str
 ) -> None:
     world.attack("random", "nothing", steps=1, samples=True)
     enter(world, "d", ALL, NONE, NONE)
-    world.play("d", "random", first(only))
+    world.evaluate("d", "random", first(only))
     assert flag_of(world, "random-beats-gradient").state == state
 
 
-def test_without_attacks_of_both_kinds_a_sign_is_not_tested_rather_than_clear(
+def test_without_attacks_of_both_kinds_a_check_is_not_tested(
     world: World,
 ) -> None:
     enter(world, "d", ALL, NONE)
@@ -96,13 +96,13 @@ def test_without_attacks_of_both_kinds_a_sign_is_not_tested_rather_than_clear(
 
 
 @pytest.mark.parametrize(("left", "state"), [(0, "clear"), (1, "raised")])
-def test_whoever_stands_with_the_whole_box_allowed_is_suspect(
+def test_unbroken_examples_within_the_whole_box_are_a_warning(
     world: World, left: int, state: str
 ) -> None:
     world.threat("box", eps=1.0, ranked=False, order=9)
     world.attack("unbounded")
     enter(world, "d", ~first(5), NONE, NONE)
-    world.play("d", "unbounded", ~first(5 + left), threat="box")
+    world.evaluate("d", "unbounded", ~first(5 + left), threat="box")
     flag = flag_of(world, "unbounded-falls-short")
     assert flag.state == state
     assert f"{left} of 600 are unbroken by unbounded" in flag.evidence
@@ -110,25 +110,25 @@ def test_whoever_stands_with_the_whole_box_allowed_is_suspect(
 
 
 @pytest.mark.parametrize(("lost", "state"), [(6, "clear"), (7, "raised")])
-def test_what_falls_within_a_small_radius_must_fall_within_a_larger_one(
+def test_examples_broken_within_a_radius_must_break_within_a_larger_one(
     world: World, lost: int, state: str
 ) -> None:
     world.threat("near", eps=0.1)
     enter(world, "d", ALL, NONE, ~first(lost))
-    world.play("d", "pgd", first(100), threat="near")
+    world.evaluate("d", "pgd", first(100), threat="near")
     flag = flag_of(world, "larger-bound-does-not-help")
     assert (flag.state, f"{lost} of 600 are broken within 0.1" in flag.evidence) == (state, True)
     assert flag_of(world, "larger-bound-does-not-help", threat="near").state == "not tested"
 
 
 @pytest.mark.parametrize(("late", "state"), [(10, "clear"), (11, "raised")])
-def test_a_search_that_still_finds_at_its_end_is_not_converged(
+def test_an_attack_with_late_first_successes_is_not_converged(
     world: World, late: int, state: str
 ) -> None:
     steps = np.where(np.arange(600) < late, 37, np.where(np.arange(600) < 200, 36, -1))
-    # The last ten were never right: they are broken before the first step, which proves nothing.
+    # The last ten are wrong on the clean image and broken before the first step; they do not count.
     enter(world, "d", first(590), NONE)
-    world.play("d", "pgd", first(200) | ~first(590), step=np.where(first(590), steps, 0))
+    world.evaluate("d", "pgd", first(200) | ~first(590), step=np.where(first(590), steps, 0))
     flag = flag_of(world, "not-converged")
     assert (flag.state, f"{late} of 200 first" in flag.evidence) == (state, True)
 
@@ -136,20 +136,20 @@ def test_a_search_that_still_finds_at_its_end_is_not_converged(
 def test_an_example_is_late_only_if_every_attack_that_breaks_it_is(world: World) -> None:
     world.attack("bim", steps=10)
     enter(world, "d", ALL, NONE)
-    world.play("d", "pgd", first(200), step=np.where(first(200), 40, -1))
+    world.evaluate("d", "pgd", first(200), step=np.where(first(200), 40, -1))
     assert flag_of(world, "not-converged").state == "raised"
-    world.play("d", "bim", first(200), step=np.where(first(200), 2, -1))
+    world.evaluate("d", "bim", first(200), step=np.where(first(200), 2, -1))
     assert flag_of(world, "not-converged").state == "clear"
 
 
-def test_diagnostics_stand_beside_the_signs_and_unasked_ones_are_not_clear(world: World) -> None:
+def test_diagnostics_are_checks_and_those_not_run_are_not_tested(world: World) -> None:
     world.diagnostic("zero-gradients")
     world.diagnostic("deterministic")
     enter(world, "d", ALL, NONE, NONE)
     key = world.digests["defense", "d"]
     zero = EvidenceRow("zero-gradients", "raised", "32 of 32 are zero.", "old")
     world.store.record_evidence("d", key, world.examples, zero)
-    assert flag_of(world, "zero-gradients").state == "not tested", "it said so with other code"
+    assert flag_of(world, "zero-gradients").state == "not tested", "the finding is of older code"
     world.store.record_evidence(
         "d",
         key,
@@ -167,7 +167,7 @@ def test_diagnostics_stand_beside_the_signs_and_unasked_ones_are_not_clear(world
     assert rows_of(world)["d"].verdict == "invalid"
 
 
-def test_a_verdict_is_the_worst_raised_flag() -> None:
+def test_a_verdict_is_that_of_the_worst_warning() -> None:
     clear, doubt = MaskingCheck("x", "clear", ""), MaskingCheck("y", "raised", "")
     assert verdict([clear, MaskingCheck("z", "not tested", "")]) == "sound"
     assert verdict([clear, doubt]) == "suspect"
@@ -181,5 +181,5 @@ def test_the_paired_error_is_that_of_a_difference_of_two_counts() -> None:
     assert paired_error(0, 0, 0) == 0
 
 
-def test_a_tolerance_is_a_share_but_never_nothing() -> None:
+def test_a_tolerance_is_a_share_of_at_least_one_example() -> None:
     assert [tolerated_count(0.01, n) for n in (10, 100, 250, 600)] == [1, 1, 2, 6]

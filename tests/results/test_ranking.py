@@ -1,4 +1,4 @@
-"""Ranks: ranges from paired tests, and who gets none."""
+"""Ranks: ranges from paired tests, and rows without a rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_ranks_are_ranges_from_paired_tests(world: World) -> None:
     assert found == [("strong", (1, 2, 1)), ("peer", (1, 2, 1)), ("weak", (3, 3, 2))]
 
 
-def test_a_row_knows_how_many_others_it_is_tied_with(world: World) -> None:
+def test_a_row_states_how_many_others_it_is_tied_with(world: World) -> None:
     enter(world, "strong", ALL, NONE, first(100))
     enter(world, "peer", ALL, NONE, first(103))
     enter(world, "weak", ALL, NONE, first(400))
@@ -28,46 +28,48 @@ def test_a_row_knows_how_many_others_it_is_tied_with(world: World) -> None:
     assert found == {"strong": 1, "peer": 1, "weak": 0, "part": 0}
 
 
-def test_an_attack_that_one_entry_alone_met_moves_nobody(world: World) -> None:
-    """They cannot be told apart by the required attacks; the extra figure is shown beside."""
+def test_an_attack_evaluated_on_one_defense_alone_changes_no_rank(world: World) -> None:
+    """The required attacks give a tie; the figure over all attacks is a column of its own."""
     enter(world, "more", ALL, NONE, first(100))
     enter(world, "less", ALL, NONE, first(103))
     world.attack("extra")
-    world.play("more", "extra", first(400))
+    world.evaluate("more", "extra", first(400))
     more, less = ranking_of(world.store, None)
     assert (more.defense, more.rank, less.rank) == ("more", (1, 2, 1), (1, 2, 1))
     assert (more.robust_required.k, more.robust.k, less.robust.k) == (500, 200, 497)
     assert (more.coverage, more.further, less.further) == (less.coverage, 1, 0)
 
 
-def test_an_entry_that_no_required_attack_applies_to_is_compared_with_nobody(world: World) -> None:
-    """Its clean accuracy is no worst case, whatever else it met."""
+def test_a_defense_without_an_applicable_required_attack_is_not_compared(world: World) -> None:
+    """Its clean accuracy is not a worst case, whatever other attacks were run."""
     enter(world, "whole", ALL, NONE, first(100))
     enter(world, "spared", ALL)
     for attack in ("fgsm", "pgd"):
         world.plan(world.cell("spared", attack), CellState.NOT_APPLICABLE, "Nothing to climb.")
     world.attack("extra")
-    world.play("spared", "extra", first(20))
+    world.evaluate("spared", "extra", first(20))
     whole, spared = ranking_of(world.store, None)
     assert (whole.defense, whole.rank, spared.rank) == ("whole", (1, 1, 1), None)
     assert "No required attack applies" in spared.note
 
 
-def test_a_cascade_that_cannot_tell_the_required_attacks_alone_ranks_nobody(world: World) -> None:
+def test_a_cascade_that_leaves_the_required_figure_unknown_gives_no_rank(world: World) -> None:
     world.threat("linf", "pgd")
     for name in ("known", "unknown"):
         world.defense(name)
         world.clean(name, ALL)
-    world.play("known", "pgd", first(300), mode="rank")
-    before = world.play("unknown", "fgsm", first(200), mode="rank")
+    world.evaluate("known", "pgd", first(300), mode="rank")
+    before = world.evaluate("unknown", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
-    world.play("unknown", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    world.evaluate("unknown", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
     known, unknown = ranking_of(world.store, None, "rank")
     assert (known.defense, known.rank, unknown.rank) == ("known", (1, 1, 1), None)
     assert "before a required one ran on them" in unknown.note
 
 
-def test_an_entry_without_a_required_attack_is_provisional_and_moves_nobody(world: World) -> None:
+def test_a_defense_without_a_required_attack_is_provisional(
+    world: World,
+) -> None:
     enter(world, "whole", ALL, first(100), first(300))
     enter(world, "part", ALL, first(100))
     whole, part = ranking_of(world.store, None)
@@ -82,13 +84,13 @@ def test_an_entry_without_a_required_attack_is_provisional_and_moves_nobody(worl
 
 
 @pytest.mark.parametrize("state", [CellState.SKIPPED, CellState.MISSING])
-def test_what_is_skipped_or_missing_is_never_a_figure(world: World, state: CellState) -> None:
+def test_a_skipped_or_missing_cell_has_no_figure(world: World, state: CellState) -> None:
     enter(world, "d", ALL, first(100))
     world.plan(world.cell("d", "pgd"), state, "No time.")
     row = rows_of(world)["d"]
     assert (row.rank, row.robust.k) == (None, 500)
-    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
-    assert (square.state, square.reason, square.robust) == (str(state), "No time.", None)
+    (cell,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
+    assert (cell.state, cell.reason, cell.robust) == (str(state), "No time.", None)
 
 
 def test_a_failed_cell_has_its_reason_and_no_figure(world: World) -> None:
@@ -98,19 +100,19 @@ def test_a_failed_cell_has_its_reason_and_no_figure(world: World) -> None:
     lease = world.store.lease(cell.key, "away@another-host")
     assert lease is not None
     world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
-    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
-    assert (square.state, square.reason, square.robust) == ("failed", "It divided by zero.", None)
+    (found,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
+    assert (found.state, found.reason, found.robust) == ("failed", "It divided by zero.", None)
     assert rows_of(world)["d"].provisional
 
 
-def test_a_required_attack_that_does_not_apply_is_not_asked_of_the_entry(world: World) -> None:
+def test_a_required_attack_that_does_not_apply_is_not_required(world: World) -> None:
     enter(world, "d", ALL, first(100))
     world.plan(world.cell("d", "pgd"), CellState.NOT_APPLICABLE, "Its own surrogate.")
     row = rows_of(world)["d"]
     assert (row.rank, row.coverage.done, row.coverage.required) == ((1, 1, 1), 1, 1)
 
 
-def test_where_no_attack_applies_there_is_no_rank(world: World) -> None:
+def test_without_an_applicable_attack_there_is_no_rank(world: World) -> None:
     world.defense("d")
     world.clean("d", ALL)
     for attack in ("fgsm", "pgd"):
@@ -119,24 +121,24 @@ def test_where_no_attack_applies_there_is_no_rank(world: World) -> None:
     assert (row.rank, row.provisional, row.strongest) == (None, True, None)
 
 
-def test_without_a_clean_pass_nothing_is_known(world: World) -> None:
+def test_without_a_clean_pass_there_are_no_counts(world: World) -> None:
     world.defense("d")
-    world.play("d", "fgsm", NONE)
-    world.play("d", "pgd", NONE)
+    world.evaluate("d", "fgsm", NONE)
+    world.evaluate("d", "pgd", NONE)
     row = rows_of(world)["d"]
     assert (row.rank, row.robust.k, row.robust.n, row.robust.high) == (None, 0, 0, 1.0)
     assert "clean pass" in row.note
 
 
-def test_with_few_examples_nobody_is_ranked(store: Store) -> None:
-    """Clearly different entries share no place, and the order is that of their figures."""
+def test_with_few_examples_nothing_is_ranked(store: Store) -> None:
+    """Clearly different defenses are ordered by their figures, without ranks."""
     world = World(store, n=499)
     world.threat("linf", "pgd")
     world.attack("pgd")
     for name, broken in (("bad", 400), ("good", 50)):
         world.defense(name)
         world.clean(name, first(499, 499))
-        world.play(name, "pgd", first(broken, 499))
+        world.evaluate(name, "pgd", first(broken, 499))
     world.defense("part")
     world.clean("part", first(499, 499))
     world.plan(world.cell("part", "pgd"))
@@ -154,16 +156,16 @@ def test_five_hundred_examples_are_enough_for_a_first_place(store: Store) -> Non
     world.attack("pgd")
     world.defense("d")
     world.clean("d", first(500, 500))
-    world.play("d", "pgd", first(50, 500))
+    world.evaluate("d", "pgd", first(50, 500))
     (row,) = ranking_of(store, None)
     assert (row.rank, row.low_n, row.note) == ((1, 1, 1), False, "")
 
 
-def test_a_board_that_is_evidence_ranks_nobody(world: World) -> None:
+def test_a_leaderboard_that_is_evidence_only_has_no_ranks(world: World) -> None:
     world.threat("shown", ranked=False)
     world.defense("d")
     world.clean("d", ALL)
-    world.play("d", "pgd", NONE, threat="shown")
+    world.evaluate("d", "pgd", NONE, threat="shown")
     row = rows_of(world, "shown")["d"]
     assert row.rank is None
     assert "evidence" in row.note

@@ -1,4 +1,4 @@
-"""Robust accuracy: whose cells count, and how they come to one figure."""
+"""Robust accuracy: which cells count, and how they give one figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from tests.fixtures.small_store import Bits, World, first, outcomes, some
 from tests.results.small_results import ALL, NONE, enter, matrix_of, ranking_of, rows_of
 
 
-def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(world: World) -> None:
+def test_robust_accuracy_is_the_worst_case_per_example(
+    world: World,
+) -> None:
     enter(world, "d", first(500), some(600, 0, 1), some(600, 1, 2, 3, 599))
     row = rows_of(world)["d"]
     assert (row.clean.k, row.robust.k, row.robust.n) == (500, 496, 600)
@@ -36,22 +38,22 @@ def test_robust_is_the_worst_case_by_example_and_not_the_least_of_the_means(worl
 def test_optional_attacks_lower_the_robust_figure_but_not_the_required_one(world: World) -> None:
     world.attack("extra")
     enter(world, "d", ALL, first(10), first(20))
-    world.play("d", "extra", first(30))
+    world.evaluate("d", "extra", first(30))
     row = rows_of(world)["d"]
     assert (row.robust.k, row.robust_required.k) == (570, 580)
 
 
-def test_what_rounding_to_eight_bits_repairs_counts_as_right_in_that_column_only(
+def test_an_example_that_rounding_repairs_is_right_in_the_8_bit_column_only(
     world: World,
 ) -> None:
     enter(world, "d", ALL, first(10))
-    world.play("d", "pgd", first(20), eight_bit=first(5))
+    world.evaluate("d", "pgd", first(20), eight_bit=first(5))
     row = rows_of(world)["d"]
     assert (row.robust.k, row.robust_8bit.k) == (580, 590)
 
 
 def test_a_cascade_has_no_eight_bit_figure(world: World) -> None:
-    """pgd would break in 8 bits what fgsm broke in float alone, but never meets it."""
+    """pgd would break in 8 bits what fgsm broke in float alone, but does not run on it."""
     world.defense("d")
     world.clean("d", ALL)
     whole = {"fgsm": outcomes(first(200), eight_bit=NONE), "pgd": outcomes(first(250))}
@@ -59,37 +61,37 @@ def test_a_cascade_has_no_eight_bit_figure(world: World) -> None:
         world.record(world.cell("d", attack), found)
     world.record(fgsm := world.cell("d", "fgsm", mode="rank"), whole["fgsm"])
     left = np.arange(200, 600, dtype=np.int32)
-    world.play("d", "pgd", first(50, 400), items=left, mode="rank", before=fgsm.key)
+    world.evaluate("d", "pgd", first(50, 400), items=left, mode="rank", before=fgsm.key)
     told = [ranking_of(world.store, None, mode)[0] for mode in ("full", "rank")]
     assert [row.robust.k for row in told] == [350, 350]
     assert [(row.robust_8bit.k, row.robust_8bit.n) for row in told] == [(350, 600), (0, 0)]
 
 
-def test_a_board_of_distances_has_no_eight_bit_figure(world: World) -> None:
-    """Its radius is the whole box: every example breaks, and which pixels survive says nothing."""
+def test_nearest_adversarial_examples_have_no_eight_bit_figure(world: World) -> None:
+    """The radius is the whole box: every example breaks, so survival of rounding has no meaning."""
     world.threat("nearest", "pgd", goal="nearest", ranked=False)
     world.defense("d")
     world.clean("d", ALL)
-    world.play("d", "pgd", ALL, eight_bit=first(30), threat="nearest")
+    world.evaluate("d", "pgd", ALL, eight_bit=first(30), threat="nearest")
     row = rows_of(world, "nearest")["d"]
     assert (row.robust.k, row.robust.n, row.robust_8bit.n) == (0, 600, 0)
 
 
-def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
+def test_a_cell_of_an_old_attack_defense_or_protocol_does_not_count(
     world: World,
 ) -> None:
     enter(world, "d", ALL, NONE, NONE)
     world.attack("extra")
-    world.play("d", "extra", first(300))
+    world.evaluate("d", "extra", first(300))
     world.attack("extra", version="2")
     world.attack("other")
-    world.play("d", "other", first(300), protocol=99)
+    world.evaluate("d", "other", first(300), protocol=99)
     world.defense("e", version="1")
-    world.play("e", "pgd", ALL)
+    world.evaluate("e", "pgd", ALL)
     world.defense("e", version="2")
     assert list(rows_of(world)) == ["d"]
     assert rows_of(world)["d"].robust.k == 600
-    assert {square.attack for square in matrix_of(world.store, None)} == {
+    assert {cell.attack for cell in matrix_of(world.store, None)} == {
         "fgsm",
         "pgd",
     }
@@ -99,43 +101,41 @@ def test_a_cell_of_an_old_attack_an_old_defense_or_other_rules_does_not_count(
     ("changed", "said"),
     [("attack", "the attack"), ("protocol", "the protocol"), ("nothing", "Not planned")],
 )
-def test_a_cell_played_with_what_has_changed_since_says_so(
-    world: World, changed: str, said: str
-) -> None:
+def test_an_outdated_cell_states_what_has_changed(world: World, changed: str, said: str) -> None:
     enter(world, "d", ALL, NONE)
     if changed != "nothing":
-        world.play("d", "pgd", first(300), protocol=99 if changed == "protocol" else PROTOCOL)
+        world.evaluate("d", "pgd", first(300), protocol=99 if changed == "protocol" else PROTOCOL)
     if changed == "attack":
         world.attack("pgd", version="2")
-    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
-    assert (square.state, square.robust) == ("missing", None)
-    assert said in square.reason
-    assert ("older version" in square.reason) == (changed != "nothing")
+    (cell,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
+    assert (cell.state, cell.robust) == ("missing", None)
+    assert said in cell.reason
+    assert ("older version" in cell.reason) == (changed != "nothing")
     assert "planned" not in words.STATE_EXPLANATIONS["missing"]
 
 
-def test_a_cell_of_an_older_defense_says_so(world: World) -> None:
+def test_a_cell_of_an_older_defense_is_named(world: World) -> None:
     enter(world, "d", ALL, NONE, NONE)
     world.defense("d", version="2")
-    world.play("d", "fgsm", NONE)
-    (square,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
-    assert "an older version of the defense" in square.reason
+    world.evaluate("d", "fgsm", NONE)
+    (cell,) = [s for s in matrix_of(world.store, None) if s.attack == "pgd"]
+    assert "an older version of the defense" in cell.reason
 
 
-def test_a_cell_behind_an_attack_of_its_cascade_that_changed_says_so(world: World) -> None:
+def test_a_cell_after_a_changed_attack_of_its_cascade_is_named(world: World) -> None:
     world.defense("d")
     world.clean("d", ALL)
-    before = world.play("d", "fgsm", first(200), mode="rank")
+    before = world.evaluate("d", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
-    world.play("d", "pgd", NONE[left], items=left, mode="rank", before=before.key)
+    world.evaluate("d", "pgd", NONE[left], items=left, mode="rank", before=before.key)
     world.attack("fgsm", steps=1, version="2")
-    world.play("d", "fgsm", first(10), mode="rank")
+    world.evaluate("d", "fgsm", first(10), mode="rank")
     board = find_leaderboard(world.store, None, "rank")
-    (square,) = [s for s in load_matrix(world.store, board) if s.attack == "pgd"]
-    assert square.reason.startswith("Evaluated with an older version of an attack before it")
+    (cell,) = [s for s in load_matrix(world.store, board) if s.attack == "pgd"]
+    assert cell.reason.startswith("Evaluated with an older version of an attack before it")
 
 
-def test_a_card_without_a_digest_leaves_the_newest_version_standing(world: World) -> None:
+def test_a_card_without_a_digest_shows_the_newest_version(world: World) -> None:
     enter(world, "d", ALL, first(100), first(100))
     world.defense("d", version="2")
     enter_again = world.cell("d", "pgd")
@@ -158,11 +158,11 @@ def test_a_card_may_name_a_digest_for_each_data_set(world: World) -> None:
     assert rows_of(world)["d"].robust.k == 500
 
 
-def test_other_modes_and_example_sets_have_boards_of_their_own(world: World) -> None:
+def test_other_modes_and_example_sets_have_their_own_leaderboards(world: World) -> None:
     enter(world, "d", ALL, first(6), first(9))
-    world.play("d", "pgd", first(500), mode="rank")
+    world.evaluate("d", "pgd", first(500), mode="rank")
     few = World(world.store, n=100, examples="few", threats=world.threats, digests=world.digests)
-    few.play("d", "pgd", first(50, 100))
+    few.evaluate("d", "pgd", first(50, 100))
     assert [(b.n, b.mode) for b in leaderboards(world.store)] == [
         (600, "full"),
         (600, "rank"),
@@ -171,27 +171,27 @@ def test_other_modes_and_example_sets_have_boards_of_their_own(world: World) -> 
     assert rows_of(world)["d"].robust.k == 591
 
 
-def test_boards_stand_in_the_order_of_their_threats(world: World) -> None:
+def test_leaderboards_are_in_the_order_of_their_threat_models(world: World) -> None:
     world.threat("zero", order=0)
     enter(world, "d", ALL, NONE, NONE)
-    world.play("d", "pgd", NONE, threat="zero")
+    world.evaluate("d", "pgd", NONE, threat="zero")
     assert [board.name for board in leaderboards(world.store)] == ["zero", "linf"]
     assert find_leaderboard(world.store, None).name == "zero"
 
 
-def test_all_seeds_of_an_attack_are_one_square(world: World) -> None:
+def test_all_seeds_of_an_attack_are_one_matrix_cell(world: World) -> None:
     enter(world, "d", ALL, NONE)
-    world.play("d", "pgd", some(600, 1), seed=0)
-    world.play("d", "pgd", some(600, 2), seed=1)
-    (square,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
-    assert square.robust is not None
-    assert (square.robust.k, square.gradients, square.seconds) == (598, 2400, 1.0)
+    world.evaluate("d", "pgd", some(600, 1), seed=0)
+    world.evaluate("d", "pgd", some(600, 2), seed=1)
+    (cell,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
+    assert cell.robust is not None
+    assert (cell.robust.k, cell.gradients, cell.seconds) == (598, 2400, 1.0)
 
 
 def test_costs_are_those_of_the_seeds_that_have_a_figure(world: World) -> None:
-    """A seed that failed half-way would halve the gradients an example and blur the seconds."""
+    """A seed that failed halfway does not change the costs per example."""
     enter(world, "d", ALL, NONE)
-    world.play("d", "pgd", some(600, 1), seed=0)
+    world.evaluate("d", "pgd", some(600, 1), seed=0)
     lost = world.cell("d", "pgd", seed=1)
     world.plan(lost)
     lease = world.store.lease(lost.key, "away@another-host")
@@ -199,31 +199,31 @@ def test_costs_are_those_of_the_seeds_that_have_a_figure(world: World) -> None:
     half = Outcomes._make(column[:300] for column in outcomes(NONE))
     world.store.record(lease, Chunk(half, 7.0))
     world.store.fail(lease, Failure(Culprit.PLUGIN, "It divided by zero."))
-    (square,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
-    assert (square.state, square.items, square.items_done) == ("done", 600, 600)
-    assert (square.forwards, square.gradients, square.seconds) == (1800, 1200, 0.5)
-    told = {name: metric.value(square) for name, metric in chart_rows.FULL_MODE_METRICS.items()}
-    assert told["gradients an example"] == 2
-    assert told["forward passes an example"] == 3
-    assert told["seconds an example"] == 0.5 / 600
+    (cell,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
+    assert (cell.state, cell.items, cell.items_done) == ("done", 600, 600)
+    assert (cell.forwards, cell.gradients, cell.seconds) == (1800, 1200, 0.5)
+    told = {name: metric.value(cell) for name, metric in chart_rows.FULL_MODE_METRICS.items()}
+    assert told["gradient evaluations per example"] == 2
+    assert told["queries per example"] == 3
+    assert told["seconds per example"] == 0.5 / 600
 
 
-def test_what_no_seed_has_finished_counts_all_of_them(world: World) -> None:
+def test_without_a_finished_seed_all_seeds_count(world: World) -> None:
     enter(world, "d", ALL, NONE)
     for seed in (0, 1):
         world.plan(world.cell("d", "pgd", seed=seed))
-    (square,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
-    assert (square.state, square.items, square.forwards) == ("missing", 1200, None)
+    (cell,) = [s for s in matrix_of(world.store, "linf") if s.attack == "pgd"]
+    assert (cell.state, cell.items, cell.forwards) == ("missing", 1200, None)
 
 
-def test_a_board_of_all_targets_counts_the_worst_target_of_each_example(store: Store) -> None:
+def test_with_all_targets_the_worst_target_of_each_example_counts(store: Store) -> None:
     world = World(store, n=4, classes=3)
     world.threat("all", goal="targeted", rule="all")
     world.attack("pgd")
     world.defense("d")
     world.clean("d", np.ones(4, np.bool_))
     # Items are (example, target): 0, 1 belong to example 0; 6, 7 to example 3.
-    world.play("d", "pgd", some(8, 0, 5, 6, 7), threat="all")
+    world.evaluate("d", "pgd", some(8, 0, 5, 6, 7), threat="all")
     board = find_leaderboard(store, "all")
     assert load_results(store, board).defenses["d"].robust().tolist() == [
         False,
@@ -237,13 +237,13 @@ def test_a_board_of_all_targets_counts_the_worst_target_of_each_example(store: S
 def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
     world.defense("d")
     world.clean("d", ALL)
-    world.play("d", "fgsm", first(200), mode="rank")
+    world.evaluate("d", "fgsm", first(200), mode="rank")
     survivors = np.arange(200, 600, dtype=np.int32)
-    world.play("d", "pgd", first(100, 400), items=survivors, mode="rank")
+    world.evaluate("d", "pgd", first(100, 400), items=survivors, mode="rank")
     board = find_leaderboard(world.store, None, "rank")
-    squares = {s.attack: s.robust for s in load_matrix(world.store, board)}
-    assert squares["pgd"] is not None
-    assert (squares["pgd"].k, squares["pgd"].n) == (300, 400)
+    cells = {s.attack: s.robust for s in load_matrix(world.store, board)}
+    assert cells["pgd"] is not None
+    assert (cells["pgd"].k, cells["pgd"].n) == (300, 400)
     (row,) = load_ranking(world.store, board)
     assert row.strongest is None
     assert row.robust.k == 300
@@ -251,51 +251,51 @@ def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
     assert states["one-step-beats-iterative"] == "not tested"
 
 
-def test_a_cell_of_a_cascade_counts_only_after_what_came_before(world: World) -> None:
-    """Who fell to an attack that has changed since is nobody's success, and nobody met them."""
+def test_a_cell_of_a_cascade_counts_only_after_the_cells_before_it(world: World) -> None:
+    """Examples broken by an attack that has changed count for no attack."""
     world.attack("pgd", steps=40)
     world.defense("d")
     world.clean("d", ALL)
-    before = world.play("d", "fgsm", first(200), mode="rank")
+    before = world.evaluate("d", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
-    world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    world.evaluate("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
     board = find_leaderboard(world.store, None, "rank")
     (row,) = load_ranking(world.store, board)
     assert (row.robust.k, row.coverage.done, row.provisional) == (300, 2, False)
     world.attack("fgsm", steps=1, version="2")
     assert load_ranking(world.store, board) == []
-    world.play("d", "fgsm", first(10), mode="rank")
+    world.evaluate("d", "fgsm", first(10), mode="rank")
     (row,) = load_ranking(world.store, board)
     assert (row.robust.k, row.coverage.done, row.provisional) == (590, 1, True)
 
 
-def test_a_cascade_tells_apart_only_what_it_can(world: World) -> None:
-    """fgsm is not required: how many pgd alone would leave is unknown until it met all."""
+def test_a_cascade_may_leave_the_required_figure_unknown(world: World) -> None:
+    """fgsm is not required: the figure of pgd alone is unknown until it ran on all examples."""
     world.threat("linf", "pgd")
     world.defense("d")
     world.clean("d", ALL)
-    before = world.play("d", "fgsm", first(200), mode="rank")
+    before = world.evaluate("d", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
-    world.play("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
+    world.evaluate("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
     (row,) = ranking_of(world.store, None, "rank")
     assert (row.robust.k, row.robust_required.n) == (300, 0)
-    world.play("d", "pgd", first(250), mode="rank")
+    world.evaluate("d", "pgd", first(250), mode="rank")
     (row,) = ranking_of(world.store, None, "rank")
     assert (row.robust.k, row.robust_required.k, row.robust_required.n) == (300, 300, 600)
 
 
 def cascade(world: World, defense: str, *broken: tuple[str, Bits]) -> None:
-    """A cascade of one defense: who breaks whom of all, in this order."""
+    """A cascade of one defense: each attack with the examples that it breaks, in this order."""
     world.defense(defense)
     world.clean(defense, ALL)
     before, left = "", np.arange(600, dtype=np.int32)
     for attack, bits in broken:
-        cell = world.play(defense, attack, bits[left], items=left, mode="rank", before=before)
+        cell = world.evaluate(defense, attack, bits[left], items=left, mode="rank", before=before)
         before, left = cell.key, left[~bits[left]]
 
 
-def test_attacks_of_a_cascade_stand_in_the_order_in_which_they_came(world: World) -> None:
-    """fgsm came first although a cell that it may not play leaves it the fewest examples."""
+def test_attacks_of_a_cascade_are_in_the_order_in_which_they_ran(world: World) -> None:
+    """fgsm is first although one of its cells is not applicable."""
     world.attack("bim")
     world.threat("linf", "fgsm", "joint", "pgd")
     cascade(world, "a", ("fgsm", first(100)), ("pgd", first(200)), ("bim", first(300)))
@@ -317,17 +317,17 @@ def test_cascades_that_contradict_each_other_have_an_order_too(world: World) -> 
     assert [s.attack for s in load_matrix(world.store, board)] == ["fgsm", "pgd"] * 2
 
 
-def test_a_profile_counts_its_own_attacks_once_all_are_done(world: World) -> None:
+def test_a_suite_counts_its_own_attacks_once_all_are_done(world: World) -> None:
     world.attack("cw")
     world.defense("d")
     world.clean("d", ~first(10))
-    battery = Suite("two", {"Linf": ("fgsm", "pgd")}, "", "")
-    world.play("d", "fgsm", first(20))
-    world.play("d", "cw", first(500))
-    (row,) = json_report(world.store, None, "full", battery)["ranking"]
+    suite = Suite("two", {"Linf": ("fgsm", "pgd")}, "", "")
+    world.evaluate("d", "fgsm", first(20))
+    world.evaluate("d", "cw", first(500))
+    (row,) = json_report(world.store, None, "full", suite)["ranking"]
     assert row["suite"] == {"done": 1, "attacks": 2, "robust": None}
-    world.play("d", "pgd", some(600, 5, 100))
-    told = json_report(world.store, None, "full", battery)
+    world.evaluate("d", "pgd", some(600, 5, 100))
+    told = json_report(world.store, None, "full", suite)
     (row,) = told["ranking"]
     assert told["suite"] == {"name": "two", "attacks": ["fgsm", "pgd"]}
     assert (row["robust"]["k"], row["suite"]["robust"]["k"]) == (100, 579)

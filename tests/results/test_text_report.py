@@ -43,7 +43,7 @@ def evaluate_many(world: World, attacks: int, *defenses: str) -> list[str]:
         world.clean(defense, ALL)
         for number, name in enumerate(names):
             broken = 1 + number + position * attacks
-            world.play(defense, name, first(broken))
+            world.evaluate(defense, name, first(broken))
             figures.append(f"{600 - broken}/600")
     return figures
 
@@ -112,11 +112,11 @@ def full(world: World) -> dict[str, Any]:
             distance=np.zeros(600),
         )  # fmt: skip
         world.record(world.cell(name, CLEAN), clean)
-        world.play(name, "fgsm", first(40 + number), rejection=rejection)
-        world.play(name, "pgd", first(61 + number), rejection=rejection)
-        world.play(name, "random-noise-with-a-long-name", first(110 + number))
+        world.evaluate(name, "fgsm", first(40 + number), rejection=rejection)
+        world.evaluate(name, "pgd", first(61 + number), rejection=rejection)
+        world.evaluate(name, "random-noise-with-a-long-name", first(110 + number))
         if number:
-            world.play(name, "square-with-many-restarts", first(120 + number))
+            world.evaluate(name, "square-with-many-restarts", first(120 + number))
         else:
             skipped = world.cell(name, "square-with-many-restarts")
             world.plan(skipped, CellState.NOT_APPLICABLE, "It has no scores.")
