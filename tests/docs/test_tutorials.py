@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.sandbox import isolation
 from bench.store import Store
 from tests.docs.pages import blocks
 from tests.docs.walk import Reader
@@ -36,6 +37,7 @@ def test_a_checkpoint_gets_a_row(reader: Reader) -> None:
     assert found["clean"]["k"] >= 85 and found["clean"]["n"] == 100
     assert found["robust"]["k"] < found["clean"]["k"]
     assert found["coverage"]["done"] == found["coverage"]["required"]
+    assert found["tier"] == ("unsandboxed" if isolation.why_unavailable() else "sandboxed")
 
 
 def test_a_first_defense_and_a_first_attack_reach_the_leaderboard(reader: Reader) -> None:
