@@ -22,8 +22,6 @@ from plugins.certifiers._spectral_norm import convolution_norm, matrix_norm
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 ROUNDING = 2.0**-24  # the unit roundoff of float32
-
-
 TRACE_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 """Raised by a forward that inspects its numbers, when it is traced with symbols instead."""
 
@@ -44,8 +42,7 @@ class Affine:
     transpose: Callable[[Tensor, torch.Size], Tensor] | None = None
     """(v [m, ...], shape of one h) -> A^T v; None: computed by autograd."""
     spectral: Callable[[torch.Size], float] | None = None
-    """Shape of one h -> an upper bound of ||A||_2, for layers where the entries alone give a larger
-    one."""
+    """Shape of one h -> an upper bound of ||A||_2, where the entries alone give a larger one."""
 
     def offset(self, like: Tensor) -> Tensor:
         """The constant b [1, ...], for one h of that shape."""
