@@ -95,7 +95,9 @@ def record_evidence(
     upsert(connection, EVIDENCE, values | evidence._asdict())
 
 
-def select_evidence(connection: Connection, defense_digest: str, examples: str) -> list[EvidenceRow]:
+def select_evidence(
+    connection: Connection, defense_digest: str, examples: str
+) -> list[EvidenceRow]:
     """The findings of the diagnostics on a defense, by their names."""
     columns = [EVIDENCE.c[name] for name in EvidenceRow._fields]
     about = (EVIDENCE.c.defense_digest == defense_digest) & (EVIDENCE.c.examples == examples)
