@@ -37,7 +37,7 @@ def test_a_folder_with_damaged_files_is_not_fit(
     (tmp_path / place / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"junk")
     finding = found("data")
     assert not finding.fit
-    assert f"{tmp_path / place} is there without an intact test half" in finding.sentence
+    assert f"{tmp_path / place} has no intact test half" in finding.sentence
     assert "read and checked: digits;" in finding.sentence
 
 

@@ -198,7 +198,7 @@ def test_a_name_that_is_already_registered_is_refused(shell: Shell) -> None:
     shell.defense("linear", "return images.flatten(1)[:, :10]")
     code, _, err = shell.evaluate("--defense", "linear", "--attack", "fgsm")
     assert code == 0
-    assert "two plugins offer the defense 'linear'" in err and "Rename one" in err
+    assert "two plugins register the defense 'linear'" in err and "Rename one" in err
 
 
 def test_a_database_of_a_newer_version_is_not_changed(shell: Shell) -> None:
