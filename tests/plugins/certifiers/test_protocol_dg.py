@@ -20,18 +20,18 @@ from plugins.certifiers.randomized_smoothing import certified_radius, class_coun
 from plugins.defenses._losses import adversarial_loss
 from plugins.defenses.randomized_smoothing import Smoothed, add_noise
 from tests.fixtures.images import attacked
-from tests.fixtures.protocol_dg import Testbed, pgd, recipe, testbed
+from tests.fixtures.protocol_dg import DigitsTestbed, pgd, recipe, testbed
 
 __all__ = ["testbed"]
 pytestmark = pytest.mark.slow
 RADII = (Fraction(1, 200), Fraction(1, 100), Fraction(1, 50))
 
 
-def standard(testbed: Testbed) -> nn.Module:
+def standard(testbed: DigitsTestbed) -> nn.Module:
     return testbed.train("standard", recipe())
 
 
-def adversarial(testbed: Testbed) -> nn.Module:
+def adversarial(testbed: DigitsTestbed) -> nn.Module:
     return testbed.train("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
 
 
@@ -64,7 +64,9 @@ def noise_training(batch: TrainingBatch) -> Tensor:
 
 
 @pytest.mark.row("V04")
-def test_adversarial_training_certifies_more_and_interval_training_most(testbed: Testbed) -> None:
+def test_adversarial_training_certifies_more_and_interval_training_most(
+    testbed: DigitsTestbed,
+) -> None:
     plain, robust = standard(testbed), adversarial(testbed)
     bounded = testbed.train("intervals", recipe(interval_training))
 
@@ -81,7 +83,7 @@ def test_adversarial_training_certifies_more_and_interval_training_most(testbed:
 @pytest.mark.row("V03", "V04", "V05", "V09")
 @pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
 def test_every_certified_curve_falls_and_is_below_robust_accuracy(
-    robust: bool, testbed: Testbed
+    robust: bool, testbed: DigitsTestbed
 ) -> None:
     module = adversarial(testbed) if robust else standard(testbed)
     x, y = testbed.x[:200], testbed.y[:200]
@@ -99,7 +101,7 @@ def test_every_certified_curve_falls_and_is_below_robust_accuracy(
 
 @pytest.mark.row("V03")
 def test_the_relaxed_optimum_is_between_the_dual_bound_and_the_attack(
-    testbed: Testbed,
+    testbed: DigitsTestbed,
 ) -> None:
     """Intervals <= dual bound <= optimum of the relaxed program <= result of PGD."""
     module, ball = standard(testbed), Linf(Fraction(3, 100))
@@ -172,7 +174,7 @@ def relaxed(
 
 
 @pytest.mark.row("V07", "V09")
-def test_training_with_noise_certifies_more_and_every_curve_falls(testbed: Testbed) -> None:
+def test_training_with_noise_certifies_more_and_every_curve_falls(testbed: DigitsTestbed) -> None:
     x, y = testbed.x[:100], testbed.y[:100]
     share: dict[str, list[float]] = {}
     for name, module in (
@@ -191,7 +193,7 @@ def test_training_with_noise_certifies_more_and_every_curve_falls(testbed: Testb
 
 
 @pytest.mark.row("V05", "V09")
-def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(testbed: Testbed) -> None:
+def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(testbed: DigitsTestbed) -> None:
     module = adversarial(testbed)
     x, y = testbed.x[:200], testbed.y[:200]
     some = 0

@@ -219,7 +219,7 @@ def test_other_models_and_norms_are_refused_with_a_sentence(certifier: Certifier
         assert ball.name in certifier.refuses(module, ball)
     other = MeanNoisyProbability(module.classifier, SIGMA, 2)
     for stranger in (module.classifier, other):
-        assert "does not vote" in certifier.refuses(stranger, L2(tenth))
+        assert "is no vote" in certifier.refuses(stranger, L2(tenth))
 
 
 def test_the_bpda_approximation_has_a_gradient_and_votes_have_none() -> None:

@@ -20,7 +20,7 @@ from bench.registry.registry import Registry
 from plugins.defenses.cascade_training import ALPHA, PIVOT, cascade_loss
 from plugins.defenses.fgsm_training import mixture_loss
 from tests.fixtures.images import first_of
-from tests.fixtures.protocol_dg import Testbed, fgsm, pgd
+from tests.fixtures.protocol_dg import DigitsTestbed, fgsm, pgd
 
 pytestmark = pytest.mark.slow
 
@@ -43,17 +43,19 @@ def strided(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
 
 
 @pytest.fixture(scope="module")
-def mnist(tmp_path_factory: pytest.TempPathFactory) -> Testbed:
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> DigitsTestbed:
     registry = Registry.load(Path("no-such-folder"))
     try:
         some = first_of(registry.datasets["mnist"].value, 1500)
     except UnavailableError as error:
         pytest.skip(str(error))
-    return Testbed(tmp_path_factory.mktemp("mnist"), some)
+    return DigitsTestbed(tmp_path_factory.mktemp("mnist"), some)
 
 
 @pytest.mark.row("D19")
-def test_the_cascade_is_more_robust_to_iterated_steps_and_less_to_one_step(mnist: Testbed) -> None:
+def test_the_cascade_is_more_robust_to_iterated_steps_and_less_to_one_step(
+    mnist: DigitsTestbed,
+) -> None:
     learn = partial(Recipe, strided, inner=fgsm(WIDE), epochs=20, rate=5e-4, schedule="cosine")
     both = partial(cascade_loss, alpha=ALPHA, pivot=PIVOT)
     mixture = mnist.train("mixture", learn(loss=partial(mixture_loss, alpha=ALPHA)))

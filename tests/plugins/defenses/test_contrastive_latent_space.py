@@ -18,7 +18,7 @@ from plugins.defenses.contrastive_latent_space import (
     support_distances,
     training_loss,
 )
-from tests.fixtures.protocol_dg import Testbed, fgsm, mlp, recipe, testbed
+from tests.fixtures.protocol_dg import DigitsTestbed, fgsm, mlp, recipe, testbed
 
 __all__ = ["testbed"]
 ROW = pytest.mark.row("D27")
@@ -90,7 +90,7 @@ def test_supports_are_the_first_images_of_each_class() -> None:
 
 @ROW
 @pytest.mark.slow
-def test_the_latent_space_is_as_vulnerable_as_its_head(testbed: Testbed) -> None:
+def test_the_latent_space_is_as_vulnerable_as_its_head(testbed: DigitsTestbed) -> None:
     """On this testbed 1-NN has .918 clean and .002 under FGSM, and the head .002."""
 
     def net(shape: tuple[int, int, int], classes: int) -> NearestSupport:

@@ -16,7 +16,7 @@ from bench.training.tasks import build_trained
 from plugins.defenses import _residual_blocks as residual
 from plugins.defenses._losses import adversarial_loss, clean_loss
 from tests.fixtures.images import accuracy, attacked, first_of, held_out
-from tests.fixtures.protocol_dg import Testbed, pgd, recipe, testbed
+from tests.fixtures.protocol_dg import DigitsTestbed, pgd, recipe, testbed
 from tests.fixtures.small_defenses import DIGITS, defense, registry
 
 __all__ = ["testbed"]
@@ -40,18 +40,20 @@ def of_width(hidden: int, shape: tuple[int, int, int], classes: int) -> nn.Seque
     )  # fmt: skip
 
 
-def plain(testbed: Testbed, hidden: int, seed: int = 0) -> nn.Module:
+def plain(testbed: DigitsTestbed, hidden: int, seed: int = 0) -> nn.Module:
     made_by = recipe(model=partial(of_width, hidden), seed=seed)
     return testbed.train(f"plain-{hidden}-{seed}", made_by)
 
 
-def robust(testbed: Testbed, hidden: int, seed: int = 0) -> nn.Module:
+def robust(testbed: DigitsTestbed, hidden: int, seed: int = 0) -> nn.Module:
     made_by = recipe(adversarial_loss, inner=pgd(7), model=partial(of_width, hidden), seed=seed)
     return testbed.train(f"robust-{hidden}-{seed}", made_by)
 
 
 @pytest.mark.row("D09", "E20")
-def test_a_small_network_predicts_one_class_after_adversarial_training(testbed: Testbed) -> None:
+def test_a_small_network_predicts_one_class_after_adversarial_training(
+    testbed: DigitsTestbed,
+) -> None:
     """With three hidden units a layer it learns from clean images but not from attacked ones."""
     small = [robust(testbed, 3, seed) for seed in range(3)]
     for module in small:
@@ -60,7 +62,7 @@ def test_a_small_network_predicts_one_class_after_adversarial_training(testbed: 
 
 
 @pytest.mark.row("D09", "E20")
-def test_robustness_costs_more_width_than_clean_accuracy_does(testbed: Testbed) -> None:
+def test_robustness_costs_more_width_than_clean_accuracy_does(testbed: DigitsTestbed) -> None:
     clean = sum(testbed.clean(plain(testbed, 6, seed)) for seed in range(3)) / 3
     trained = sum(testbed.clean(robust(testbed, 6, seed)) for seed in range(3)) / 3
     small = sum(testbed.robust(robust(testbed, 6, seed), EVALUATION) for seed in range(3)) / 3

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.plugin import TrainingBatch, cross_entropy
 from plugins.defenses.distillation import soft_labels, student_loss, teacher_loss
-from tests.fixtures.protocol_dg import Testbed, fgsm, pgd, recipe, testbed
+from tests.fixtures.protocol_dg import DigitsTestbed, fgsm, pgd, recipe, testbed
 
 __all__ = ["testbed"]
 
@@ -87,7 +87,9 @@ class Cooled(nn.Module):
 
 @ROW
 @pytest.mark.slow
-def test_distillation_resists_pgd_and_is_broken_with_rescaled_logits(testbed: Testbed) -> None:
+def test_distillation_resists_pgd_and_is_broken_with_rescaled_logits(
+    testbed: DigitsTestbed,
+) -> None:
     """With T = 40: clean .956, PGD on the cross-entropy .822, on logits / T .040."""
     testbed.train("teacher", recipe(partial(teacher_loss, temperature=40.0)))
     student = testbed.train(

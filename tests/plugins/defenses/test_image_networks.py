@@ -185,11 +185,11 @@ def test_a_channel_of_a_grouped_convolution_depends_on_its_own_group(cardinality
 
 @pytest.mark.row("M01")
 def test_an_impossible_depth_is_refused_with_the_possible_ones() -> None:
-    with pytest.raises(ValueError, match=r"21 was asked for.* 8, 14"):
+    with pytest.raises(ValueError, match=r"depth of 21;.* 8, 14"):
         residual.resnet((3, 32, 32), 10, depth=21)
-    with pytest.raises(ValueError, match=r"2 was asked for.* 11, 20"):
+    with pytest.raises(ValueError, match=r"depth of 2;.* 11, 20"):
         residual.resnext((3, 32, 32), 10, depth=2)
-    with pytest.raises(ValueError, match=r"29 was asked for.* 10, 16"):
+    with pytest.raises(ValueError, match=r"depth of 29;.* 10, 16"):
         residual.wide_resnet((3, 32, 32), 10, depth=29)
 
 
@@ -204,7 +204,7 @@ def test_a_wide_network_of_width_one_is_the_pre_activation_one() -> None:
 @pytest.mark.row("M02")
 def test_the_small_network_has_dropout_before_both_dense_layers() -> None:
     kinds = [type(part).__name__ for part in dropout_cnn((3, 32, 32), 10).children()]
-    assert kinds[:1] == ["Standardised"]
+    assert kinds[:1] == ["Normalize"]
     assert kinds.count("Conv2dNormActivation") == 6 and kinds.count("MaxPool2d") == 3
     assert kinds[-5:] == ["Dropout", "Linear", "ReLU", "Dropout", "Linear"]
 

@@ -16,7 +16,7 @@ from plugins.defenses.input_gradient_penalty import (
     l2_penalty_loss,
     loss_and_gradient,
 )
-from tests.fixtures.protocol_dg import EPS, Testbed, pgd, recipe, testbed
+from tests.fixtures.protocol_dg import EPS, DigitsTestbed, pgd, recipe, testbed
 
 __all__ = ["testbed"]
 
@@ -67,7 +67,7 @@ def test_its_gradient_for_the_weights_is_eps_times_their_sign() -> None:
 
 
 @pytest.mark.row("D20")
-def test_adversarial_training_makes_a_linear_model_sparser(testbed: Testbed) -> None:
+def test_adversarial_training_makes_a_linear_model_sparser(testbed: DigitsTestbed) -> None:
     """5 against 7: the share of the weights' mass on most pixels shrinks."""
     rows = (testbed.y == 5) | (testbed.y == 7)
     x, y = (
@@ -163,7 +163,7 @@ def test_the_second_order_gradient_agrees_with_finite_differences(loss: object) 
 
 @pytest.mark.row("D21", "D22")
 @pytest.mark.slow
-def test_the_penalty_adds_robustness_and_costs_little_accuracy(testbed: Testbed) -> None:
+def test_the_penalty_adds_robustness_and_costs_little_accuracy(testbed: DigitsTestbed) -> None:
     """On this testbed .976 clean and .262 against .048 for L1 at .15."""
     standard = testbed.train("standard", recipe())
     sparse = testbed.train("flat", recipe(partial(l1_penalty_loss, strength=0.15)))

@@ -18,7 +18,7 @@ from plugins.defenses.lipschitz_training import (
     lipschitz_bound,
     regularized_loss,
 )
-from tests.fixtures.protocol_dg import Testbed, pgd, recipe, testbed
+from tests.fixtures.protocol_dg import DigitsTestbed, pgd, recipe, testbed
 
 __all__ = ["testbed"]
 ROW = pytest.mark.row("D25")
@@ -106,7 +106,9 @@ def test_the_regulariser_is_the_sum_of_the_logs() -> None:
 
 @ROW
 @pytest.mark.slow
-def test_training_reduces_the_product_of_bounds_and_keeps_robustness(testbed: Testbed) -> None:
+def test_training_reduces_the_product_of_bounds_and_keeps_robustness(
+    testbed: DigitsTestbed,
+) -> None:
     plain = testbed.train("pgd-7", recipe(adversarial_loss, inner=pgd(7)))
     smooth = testbed.train("lipreg", recipe(partial(regularized_loss, strength=0.1), inner=pgd(7)))
 

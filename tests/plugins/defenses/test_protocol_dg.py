@@ -23,7 +23,7 @@ from plugins.defenses import (
     trades,
 )
 from plugins.defenses._losses import adversarial_loss, clean_loss
-from tests.fixtures.protocol_dg import EPS, Testbed, fgsm, pgd, recipe, testbed
+from tests.fixtures.protocol_dg import EPS, DigitsTestbed, fgsm, pgd, recipe, testbed
 
 __all__ = ["testbed"]  # the fixture, which pytest finds here
 
@@ -44,7 +44,7 @@ def crossing(steps: int, length: float) -> InnerAttack:
 
 
 @pytest.mark.row("D07")
-def test_fgsm_training_in_a_wide_ball_is_robust_to_one_step_only(testbed: Testbed) -> None:
+def test_fgsm_training_in_a_wide_ball_is_robust_to_one_step_only(testbed: DigitsTestbed) -> None:
     model = testbed.train("fgsm-wide", recipe(adversarial_loss, inner=fgsm(WIDE), epochs=100))
     one_step, many = testbed.robust(model, fgsm(WIDE)), testbed.robust(model, pgd(100, WIDE))
     assert testbed.clean(model) > 0.8
@@ -53,7 +53,7 @@ def test_fgsm_training_in_a_wide_ball_is_robust_to_one_step_only(testbed: Testbe
 
 
 @pytest.mark.row("D17")
-def test_a_random_start_does_not_prevent_overfitting_to_large_steps(testbed: Testbed) -> None:
+def test_a_random_start_does_not_prevent_overfitting_to_large_steps(testbed: DigitsTestbed) -> None:
     """Catastrophic overfitting: .54 of the digits are robust to one step and none to a hundred."""
     long = InnerAttack("pgd", Linf(WIDE), {"steps": 1, "rate": 2.0})
     model = testbed.train("fast-wide", recipe(adversarial_loss, inner=long))
@@ -65,7 +65,7 @@ def test_a_random_start_does_not_prevent_overfitting_to_large_steps(testbed: Tes
 @pytest.mark.row("D11")
 @pytest.mark.parametrize("form", ["logits", "probabilities"])
 def test_weak_pairing_is_broken_by_steps_that_can_cross_the_ball(
-    testbed: Testbed, form: str
+    testbed: DigitsTestbed, form: str
 ) -> None:
     loss = partial(logit_pairing.adversarial_pairing, strength=2.0, form=form)
     model = testbed.train(f"alp-weak-{form}", recipe(loss, inner=fgsm(WIDE)))
@@ -99,7 +99,7 @@ def signed_step(state: TrainingState, free: FreeTraining, batch: TrainingBatch) 
 
 @pytest.mark.row("D16")
 def test_free_training_is_more_robust_with_the_clamp_outside_the_graph(
-    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+    testbed: DigitsTestbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 60 gradients an image, where PGD-7 training took 480."""
     made_by = recipe(adversarial_loss, inner=FREE, epochs=15)
@@ -113,7 +113,7 @@ def test_free_training_is_more_robust_with_the_clamp_outside_the_graph(
     assert testbed.robust(wrong, pgd(200)) < robust - 0.15
 
 
-def reference(testbed: Testbed) -> torch.nn.Module:
+def reference(testbed: DigitsTestbed) -> torch.nn.Module:
     return testbed.train("pgd-7", AGAINST_PGD)
 
 
@@ -159,7 +159,7 @@ STRONG: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=row) for n, (row, _) in STRONG.items()])
 def test_adversarial_training_is_robust_and_keeps_clean_accuracy(
-    testbed: Testbed, name: str
+    testbed: DigitsTestbed, name: str
 ) -> None:
     model = testbed.train(name, STRONG[name][1])
     standard = testbed.train("standard", recipe(clean_loss))
@@ -169,7 +169,7 @@ def test_adversarial_training_is_robust_and_keeps_clean_accuracy(
 
 
 @pytest.mark.row("D19")
-def test_the_second_stage_of_the_cascade_changes_little_here(testbed: Testbed) -> None:
+def test_the_second_stage_of_the_cascade_changes_little_here(testbed: DigitsTestbed) -> None:
     """The paper's gain needs FGSM training that overfits; at this radius it does not."""
     testbed.train(*named("cascade-first"))
     stored = InnerAttack("bim", BALL)
@@ -202,7 +202,9 @@ WEAK: dict[str, tuple[pytest.MarkDecorator, Recipe]] = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=row) for n, (row, _) in WEAK.items()])
-def test_weak_attacks_in_training_give_half_of_the_robustness(testbed: Testbed, name: str) -> None:
+def test_weak_attacks_in_training_give_half_of_the_robustness(
+    testbed: DigitsTestbed, name: str
+) -> None:
     model = testbed.train(name, WEAK[name][1])
     standard = testbed.train("standard", recipe(clean_loss))
     assert testbed.clean(model) > 0.95
@@ -215,7 +217,9 @@ def test_weak_attacks_in_training_give_half_of_the_robustness(testbed: Testbed, 
 
 
 @pytest.mark.row("D13")
-def test_more_weight_on_the_divergence_trades_accuracy_for_robustness(testbed: Testbed) -> None:
+def test_more_weight_on_the_divergence_trades_accuracy_for_robustness(
+    testbed: DigitsTestbed,
+) -> None:
     inner = STRONG["trades"][1].inner
     low, high = (
         testbed.train(f"trades-{beta}", recipe(partial(trades.trades_loss, beta=beta), inner=inner))

@@ -201,7 +201,7 @@ def test_the_bpda_approximation_is_not_queried_but_named() -> None:
     declared = Defense("mine", lambda loader: module, bpda=lambda loader: slope)
     evidence = examine(ZeroGradients(), module, declared)
     assert evidence.finding is Finding.WARNING
-    assert "declared bpda" in evidence.sentence
+    assert "declared BPDA approximation" in evidence.sentence
     assert "32 of 32" in evidence.sentence
 
 
