@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.contract.check import DoesNotApply
 from bench.contract.fixtures import RandomState
-from bench.core.errors import UnavailableError
+from bench.core.errors import UnavailableError, require_type
 from bench.core.isolation import Isolation
 from bench.data import datasets
 from bench.engine import answers, model_access
@@ -102,16 +102,19 @@ def logits_of(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
 
 
 def seeded_logits(module: nn.Module, images: Tensor, seed: int) -> Tensor:
-    """Logits [n, K] of images [n, C, H, W]; global generators seeded and restored."""
+    """Logits [n, K] of images [n, C, H, W]; global generators seeded and restored.
+
+    Raises PluginError where the module returns anything but a tensor.
+    """
     before = RandomState.snapshot()
     try:
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        answer: Tensor = module(images)
+        logits = module(images)
     finally:
         before.restore()
-    return answer
+    return require_type(logits, Tensor, "what the module returns")
 
 
 def gradient_of_weighted(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:

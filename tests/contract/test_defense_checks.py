@@ -165,6 +165,12 @@ def test_build_must_return_a_module(registry: Registry) -> None:
     assert "torch.nn.Module was expected" in result.sentence
 
 
+def test_a_module_must_return_a_tensor(registry: Registry, classifier: nn.Module) -> None:
+    bad = defense(lambda loader: Wrapped(classifier, lambda self, x: {"logits": self.inner(x)}))
+    result = run_named_check(registry, "defense", bad, "logits-are-finite")
+    assert result.sentence == "what the module returns is dict; Tensor was expected."
+
+
 def test_two_builds_that_differ_fail(registry: Registry, classifier: nn.Module) -> None:
     bad = defense(lambda loader: differing(classifier))
     assert (
