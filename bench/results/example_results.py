@@ -73,10 +73,10 @@ class DefenseResult:
         In a cascade they do not, where another attack broke an example before they ran on it.
         """
         done = [name for name in attacks if name in self.attacks]
-        met = np.ones(len(self.clean), np.bool_)
+        evaluated = np.ones(len(self.clean), np.bool_)
         for name in done:
-            met &= self.attacks[name].evaluated
-        return bool((met | ~self.robust(done)).all())
+            evaluated &= self.attacks[name].evaluated
+        return bool((evaluated | ~self.robust(done)).all())
 
     def robust_8bit(self) -> Bits:
         """[n]: right, and broken by no adversarial example that survives rounding to 8 bits."""
@@ -319,9 +319,9 @@ def _any(n: int, example: npt.NDArray[np.int32], flags: Bits) -> Bits:
 
 def _all(n: int, per_example: int, items: npt.NDArray[np.int32]) -> Bits:
     """[n]: whether all items of the example are among these."""
-    met = np.zeros(n * per_example, np.bool_)
-    met[items] = True
-    return np.asarray(met.reshape(n, per_example).all(1))
+    evaluated = np.zeros(n * per_example, np.bool_)
+    evaluated[items] = True
+    return np.asarray(evaluated.reshape(n, per_example).all(1))
 
 
 def _least(

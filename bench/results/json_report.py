@@ -37,7 +37,7 @@ def json_report(
         "suite": {"name": suite.name, "attacks": list(attacks)} if suite else None,
         "examples": {"n": leaderboard.n, "digest": leaderboard.examples},
         "ranking": [
-            _row(row) | {"suite": _together(results.defenses[row.defense], attacks)}
+            _row(row) | {"suite": _suite_figure(results.defenses[row.defense], attacks)}
             for row in ranked
         ],
         "matrix": [asdict(square) for square in matrix_cells(results)],
@@ -53,7 +53,7 @@ def _attacks(suite: Suite | None, leaderboard: Leaderboard) -> tuple[str, ...]:
     )
 
 
-def _together(result: DefenseResult, attacks: Sequence[str]) -> dict[str, Any] | None:
+def _suite_figure(result: DefenseResult, attacks: Sequence[str]) -> dict[str, Any] | None:
     """How many of the suite's attacks are done, and the figure over them once all are."""
     if not attacks:
         return None
@@ -85,7 +85,11 @@ def _row(row: RankingRow) -> dict[str, Any]:
         values |= {"rank": None, "group": None}
     values["flags"] = [asdict(flag) for flag in row.flags]
     if row.certified is not None:
-        proof = row.certified
-        named = {"certifier": proof.certifier, "exact": proof.exact, "error": proof.error}
-        values["certified"] = asdict(proof.count) | named
+        certificate = row.certified
+        named = {
+            "certifier": certificate.certifier,
+            "exact": certificate.exact,
+            "error": certificate.error,
+        }
+        values["certified"] = asdict(certificate.count) | named
     return values

@@ -162,10 +162,10 @@ def larger_bound_does_not_help(
     name = "larger-bound-does-not-help"
     found = []
     for other in smaller:
-        less = other.defenses.get(result.defense)
-        common = [] if less is None else sorted(set(less.attacks) & set(result.attacks))
-        if less is not None and common and less.examples == result.examples:
-            lost = int((less.broken_by(common) & result.robust()).sum())
+        nearer = other.defenses.get(result.defense)
+        common = [] if nearer is None else sorted(set(nearer.attacks) & set(result.attacks))
+        if nearer is not None and common and nearer.examples == result.examples:
+            lost = int((nearer.broken_by(common) & result.robust()).sum())
             found.append((lost, other.leaderboard.set["eps"]))
     if not found:
         return MaskingCheck(
@@ -217,41 +217,45 @@ def soundness_error(
     share is significantly above its stated error.
     """
     name = "soundness-error"
-    mine = current_certificates(result, certificates, certifiers)
-    if not mine or not result.has_clean_pass:
+    current = current_certificates(result, certificates, certifiers)
+    if not current or not result.has_clean_pass:
         return MaskingCheck(
             name, NOT_TESTED, "No certificate was made for this defense under this threat model."
         )
     broken = ~result.robust() | _broken_nearer(result, smaller)
-    crossed = [_crossed(proof, broken, certifiers[proof.certifier]) for proof in mine]
-    raised = [sentence for refuted, sentence in crossed if refuted]
-    told = raised or [sentence for _, sentence in crossed]
-    return MaskingCheck(name, WARNING if raised else PASSED, " ".join(told))
+    judged = [
+        _refuted(certificate, broken, certifiers[certificate.certifier]) for certificate in current
+    ]
+    raised = [sentence for refuted, sentence in judged if refuted]
+    sentences = raised or [sentence for _, sentence in judged]
+    return MaskingCheck(name, WARNING if raised else PASSED, " ".join(sentences))
 
 
 def _broken_nearer(result: DefenseResult, smaller: Iterable[LeaderboardResults]) -> Bits:
     """[n]: broken within a smaller radius."""
     found = np.zeros_like(result.clean)
     for other in smaller:
-        less = other.defenses.get(result.defense)
-        if less is None or (less.digest, less.examples) != (result.digest, result.examples):
+        nearer = other.defenses.get(result.defense)
+        if nearer is None or (nearer.digest, nearer.examples) != (result.digest, result.examples):
             continue
-        if less.has_clean_pass:
-            found |= ~less.robust()
+        if nearer.has_clean_pass:
+            found |= ~nearer.robust()
     return found
 
 
-def _crossed(proof: CertificateRow, broken: Bits, certifier: CertifierCard) -> tuple[bool, str]:
+def _refuted(
+    certificate: CertificateRow, broken: Bits, certifier: CertifierCard
+) -> tuple[bool, str]:
     """Whether a certifier is refuted, and the sentence with its numbers."""
-    wrong = np.flatnonzero(proof.certified & broken)
-    certified, error = int(proof.certified.sum()), stated_error(proof, certifier)
+    wrong = np.flatnonzero(certificate.certified & broken)
+    certified, error = int(certificate.certified.sum()), stated_error(certificate, certifier)
     refuted = clopper_pearson(len(wrong), certified).low > error
-    named = ", ".join(map(str, wrong[:NAMED_EXAMPLES])) + (
+    numbers = ", ".join(map(str, wrong[:NAMED_EXAMPLES])) + (
         " and more" if len(wrong) > NAMED_EXAMPLES else ""
     )
     return refuted, (
-        f"Of {certified} examples certified by {proof.certifier}, {len(wrong)} are broken by a"
-        f" verified adversarial example{f' (number {named})' if len(wrong) else ''}"
+        f"Of {certified} examples certified by {certificate.certifier}, {len(wrong)} are broken by"
+        f" a verified adversarial example{f' (number {numbers})' if len(wrong) else ''}"
         f"{f'; its stated error is {error:.1%}' if error else ''}."
     )
 
@@ -266,6 +270,6 @@ def current_certificates(
     return [p for p in certificates if (p.defense_digest, p.certifier, p.certifier_digest) in now]
 
 
-def stated_error(proof: CertificateRow, certifier: CertifierCard) -> float:
+def stated_error(certificate: CertificateRow, certifier: CertifierCard) -> float:
     """The stated probability that a certificate is wrong; 0 where the certifier is exact."""
-    return 0.0 if proof.exact else certifier.error
+    return 0.0 if certificate.exact else certifier.error

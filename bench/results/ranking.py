@@ -261,10 +261,10 @@ def best_certificate(
     certifiers: Mapping[str, CertifierCard],
 ) -> CertifiedCount | None:
     """The current certificate with the most examples; None without one."""
-    mine = current_certificates(result, certificates, certifiers)
-    if not mine:
+    current = current_certificates(result, certificates, certifiers)
+    if not current:
         return None
-    best = max(mine, key=lambda proof: int(proof.certified.sum()))
+    best = max(current, key=lambda certificate: int(certificate.certified.sum()))
     return CertifiedCount(
         certifier=best.certifier,
         exact=best.exact,

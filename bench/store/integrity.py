@@ -60,15 +60,15 @@ def _cell_faults(connection: Connection, row: Row[tuple[object, ...]]) -> Iterat
 
 
 def _cascade_faults(
-    connection: Connection, name: str, row: Row[tuple[object, ...]], met: set[int]
+    connection: Connection, name: str, row: Row[tuple[object, ...]], items: set[int]
 ) -> Iterator[str]:
     """Faults of a cell in a cascade: its items must be the survivors of the cell before it."""
     query = select(CELLS.c.state).where(CELLS.c.key == row.before)
     if connection.execute(query).scalar() != CellState.DONE:
         yield f"{name} follows cell {row.before[:12]}, which is missing or not done."
         return
-    left = set(outcomes.read_outcomes(connection, row.before).survivors())
-    if not met <= left or row.items != len(left):
+    survivors = set(outcomes.read_outcomes(connection, row.before).survivors())
+    if not items <= survivors or row.items != len(survivors):
         yield f"{name} has other items than the survivors of cell {row.before[:12]}."
 
 

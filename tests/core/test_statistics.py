@@ -57,7 +57,7 @@ def test_an_interval_contains_its_share_and_stays_in_the_unit(k: int, more: int)
     assert (high == 1) == (k == n)
 
 
-def test_none_of_a_thousand_is_still_an_upper_bound() -> None:
+def test_zero_of_a_thousand_has_a_positive_upper_bound() -> None:
     assert statistics.count_interval(0, 1000).high == pytest.approx(0.0038, abs=5e-5)
 
 
@@ -92,26 +92,26 @@ def test_holm_rejects_no_more_than_untested_and_no_less_than_bonferroni(ps: list
         assert rejected or p > 0.05 / len(ps)
 
 
-def held(k: int, n: int = 600) -> npt.NDArray[np.bool_]:
+def robust(k: int, n: int = 600) -> npt.NDArray[np.bool_]:
     return np.arange(n) < k
 
 
-def test_clear_differences_give_single_places() -> None:
-    ranks = statistics.rank_ranges({"low": held(100), "high": held(500), "middle": held(300)})
+def test_clear_differences_give_single_ranks() -> None:
+    ranks = statistics.rank_ranges({"low": robust(100), "high": robust(500), "middle": robust(300)})
     assert ranks == {"high": (1, 1, 1), "middle": (2, 2, 2), "low": (3, 3, 3)}
     assert list(ranks) == ["high", "middle", "low"]
 
 
 def test_five_paired_wins_are_a_tie_and_six_are_a_rank() -> None:
-    tie = statistics.rank_ranges({"a": held(305), "b": held(300)})
+    tie = statistics.rank_ranges({"a": robust(305), "b": robust(300)})
     assert tie == {"a": (1, 2, 1), "b": (1, 2, 1)}
-    apart = statistics.rank_ranges({"a": held(306), "b": held(300)})
+    apart = statistics.rank_ranges({"a": robust(306), "b": robust(300)})
     assert apart == {"a": (1, 1, 1), "b": (2, 2, 2)}
 
 
 def test_holm_widens_the_range_when_there_are_more_comparisons() -> None:
-    entries = {"a": held(306), "b": held(300), "c": held(300), "d": held(300)}
-    assert statistics.rank_ranges(entries)["a"] == (1, 4, 1)
+    defenses = {"a": robust(306), "b": robust(300), "c": robust(300), "d": robust(300)}
+    assert statistics.rank_ranges(defenses)["a"] == (1, 4, 1)
 
 
 def test_the_test_is_paired_not_a_comparison_of_shares() -> None:
@@ -122,19 +122,19 @@ def test_the_test_is_paired_not_a_comparison_of_shares() -> None:
     assert statistics.rank_ranges(nested)["a"] == (1, 1, 1)
 
 
-def test_entries_with_different_examples_are_never_compared() -> None:
+def test_defenses_with_different_examples_are_never_compared() -> None:
     with pytest.raises(ValueError, match="599, 600 examples"):
-        statistics.rank_ranges({"a": held(1, 600), "b": held(1, 599)})
+        statistics.rank_ranges({"a": robust(1, 600), "b": robust(1, 599)})
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> dict[str, npt.NDArray[np.bool_]]:
+def defenses(draw: st.DrawFn) -> dict[str, npt.NDArray[np.bool_]]:
     names = draw(st.lists(st.sampled_from("abcdefg"), unique=True, max_size=6))
     columns = [draw(st.lists(st.booleans(), min_size=24, max_size=24)) for _ in names]
     return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
 
 
-@given(entries())
+@given(defenses())
 def test_ranks_do_not_depend_on_order_or_names(
     robust: dict[str, npt.NDArray[np.bool_]],
 ) -> None:
@@ -145,8 +145,8 @@ def test_ranks_do_not_depend_on_order_or_names(
         assert again[chr(ord("z") - ord(name) + ord("a"))] == rank
 
 
-@given(entries())
-def test_ranges_are_places_and_groups_go_down_with_them(
+@given(defenses())
+def test_ranges_are_ranks_and_groups_follow_their_order(
     robust: dict[str, npt.NDArray[np.bool_]],
 ) -> None:
     ranks = list(statistics.rank_ranges(robust).values())

@@ -1,4 +1,4 @@
-"""Small chunks, a planned cell, and an owner who may be late."""
+"""Small chunks, a planned cell, and an owner on another host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.store.tables import CELLS
 from tests.store.workers import tiny_cell, tiny_outcomes
 
 AWAY = "17@another-host#12345"
-"""An owner of whom only the clock can say that he is late."""
+"""An owner on another host, whose lease ends by the clock alone."""
 
 
 def tiny_chunk(*items: int) -> Chunk:

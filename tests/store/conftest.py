@@ -1,4 +1,4 @@
-"""Two databases, one code."""
+"""The store's tests run on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.store import Store
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """A private PostgreSQL that listens on a socket in a folder of its own."""
+    """A PostgreSQL server for the tests, on a socket in its own folder."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found:
         pytest.skip("no PostgreSQL server programs in /usr/lib/postgresql")

@@ -1,4 +1,4 @@
-"""What is planned twice is planned once."""
+"""Planning and listing of cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcomes as bytes, and back to the bit."""
+"""Outcomes packed to bytes and unpacked bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_packed_bytes_are_the_same_on_every_machine() -> None:
     assert zlib.decompress(blob[1:])[:12] == b"\2\0\0\0" + b"\2\1" + b"\1\0" + b"\0\0\0\0"
 
 
-def test_outcomes_without_rejection_scores_are_packed_as_before_there_were_any() -> None:
+def test_outcomes_without_rejection_scores_are_packed_in_the_first_format() -> None:
     plain = tiny_outcomes([4, 5, 6])
     scored = plain._replace(rejection=np.array([-np.inf, 0.25, -1], np.float32))
     one, two = (zlib.decompress(pack(outcomes)[1:]) for outcomes in (plain, scored))

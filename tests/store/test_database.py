@@ -1,4 +1,4 @@
-"""Opening a database: created, current, older, newer, damaged, or not one at all."""
+"""Opening a database that is new, current, older, newer, damaged or no database."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def filled(path: Path) -> Path:
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
-    """The migrations of a later program."""
+    """The migrations of a newer version."""
     folder = tmp_path / "migrations"
     shutil.copytree(migrate.MIGRATIONS, folder)
     (folder / "versions" / f"{NEXT}_note.py").write_text(LATER)
@@ -159,7 +159,7 @@ def test_several_processes_may_create_one_database_at_once(path: Path) -> None:
     assert not list(path.parent.glob("*.backup"))
 
 
-# Refusals: one sentence each.
+# Refusals, each with a message.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kept images come back bit for bit."""
+"""Stored images are read bit for bit."""
 
 from __future__ import annotations
 

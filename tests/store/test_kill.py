@@ -1,4 +1,4 @@
-"""Processes die at any moment: what was acknowledged stays, what was not is played again."""
+"""Processes killed at any moment: acknowledged outcomes stay, the others are recorded again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 CELLS, ITEMS = 50, 80
 
 
-def nursery(*arguments: str) -> list[str]:
-    """What the killer prints, line by line."""
+def run_workers(*arguments: str) -> list[str]:
+    """The lines that the program of `workers` prints."""
     command = [sys.executable, "-m", "tests.store.workers", *arguments]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     return told.stdout.splitlines()
@@ -37,7 +37,7 @@ def test_kill_9_loses_no_committed_outcome_and_repeats_none(tmp_path: Path) -> N
     cells = [tiny_cell(number, ITEMS) for number in range(CELLS)]
     with Store.open(url) as store:
         store.plan(PlannedCell(cell) for cell in cells)
-    (kills,) = nursery("chaos", url, str(log), "3", "120", "120")
+    (kills,) = run_workers("chaos", url, str(log), "3", "120", "120")
     # A write cut short by a kill leaves a line without its end; none here is that long.
     lines = [line.split() for line in log.read_text().splitlines()]
     acknowledged: set[tuple[str, str]] = set()
@@ -60,7 +60,7 @@ def test_kill_9_loses_no_committed_outcome_and_repeats_none(tmp_path: Path) -> N
 
 def test_a_kill_while_a_database_is_created_leaves_no_table(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'bench.db'}"
-    states = nursery("upgrade", url, str(migrate.MIGRATIONS), *REVISIONS)
+    states = run_workers("upgrade", url, str(migrate.MIGRATIONS), *REVISIONS)
     assert len(states) > 15
     assert {state.split()[0] for state in states} == {"ok"}
     assert {state.split()[2] for state in states} == {"0"}
@@ -73,7 +73,7 @@ def test_a_kill_in_the_middle_of_a_migration_leaves_the_database_untouched(tmp_p
     (tmp_path / "newer" / "versions" / f"{NEXT}_note.py").write_text(LATER)
     with Store.open(f"sqlite:///{path}") as store:
         store.plan([PlannedCell(tiny_cell())])
-    states = nursery("upgrade", f"sqlite:///{path}", str(tmp_path / "newer"), *REVISIONS, NEXT)
+    states = run_workers("upgrade", f"sqlite:///{path}", str(tmp_path / "newer"), *REVISIONS, NEXT)
     assert len(states) > 10
     assert len(set(states)) == 1
     assert states[0].startswith("ok")

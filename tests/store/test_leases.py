@@ -1,4 +1,4 @@
-"""Of many owners one may write; a late one may not."""
+"""Leases: of many owners one may write, and none after its lease is lost."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_dead_owner_on_this_host_frees_its_cell_at_once(store: Store) -> None:
     script = "from bench.store.process_id import process_id; print(process_id('gpu0'))"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     dead = told.stdout.decode().strip()
-    # A process that started later has another birth: a pid used again is not mistaken.
+    # A process that started later has another start time, so a reused pid is another owner.
     assert dead.partition("#")[2] != process_id("gpu0").partition("#")[2]
     leased(store, key, dead)
     assert leased(store, key, process_id()).fence == 2
@@ -209,11 +209,11 @@ def test_a_failed_task_may_be_tried_again(store: Store) -> None:
     assert store.lease_task("train:abc", AWAY) is not None
 
 
-# A model beside the real ones.
+# The leases compared with a model.
 
 
 class Leases(RuleBasedStateMachine):
-    """Two owners, one cell, and a clock that runs out whenever it likes."""
+    """Two owners, one cell, and leases that expire at any time."""
 
     def __init__(self) -> None:
         super().__init__()

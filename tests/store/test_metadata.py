@@ -1,13 +1,15 @@
-"""What is told beside the cells."""
+"""Cards, example sets, evidence, certificates and submissions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from sqlalchemy import insert
 
 from bench.core.cards import AttackCard, DefenseCard
 from bench.core.errors import BenchError
 from bench.store import CertificateRow, EvidenceRow, Store
+from bench.store.tables import CARDS
 
 
 def test_the_newest_card_is_the_current_one(store: Store) -> None:
@@ -19,6 +21,16 @@ def test_the_newest_card_is_the_current_one(store: Store) -> None:
     assert store.cards(AttackCard) == [other, old]
     store.record_cards([new])
     assert store.cards(AttackCard) == [other, new]
+
+
+def test_a_card_of_an_older_version_is_read(store: Store) -> None:
+    """It may have fields that are unknown now, lack others, and have values of another type."""
+    detail = '{"steps": "many", "rows": ["A07"], "norms": ["linf"], "title": "T"}'
+    card = {"kind": "attack", "name": "pgd", "origin": "built-in", "digest": "1", "cite": ""}
+    with store.writing() as connection:
+        connection.execute(insert(CARDS).values(**card, summary="", detail=detail))
+    (found,) = store.cards(AttackCard)
+    assert found == AttackCard(name="pgd", origin="built-in", digest="1", norms=("linf",))
 
 
 def test_examples_are_kept_once(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Nothing acknowledged is lost, nothing is written twice."""
+"""Recording of outcomes: committed items are kept, and no item is recorded twice."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_outcomes_come_back_in_item_order_as_they_were_given(store: Store) -> No
     assert len(store.outcomes("unknown").item) == 0
 
 
-def test_the_summary_follows_from_the_outcomes(store: Store) -> None:
+def test_the_figures_follow_from_the_outcomes(store: Store) -> None:
     key = planned(store, items=6)
     verdicts = [Verdict.BROKEN, 0, Verdict.OUT_OF_BALL, Verdict.OUT_OF_BOX, 1, Verdict.NOT_FINITE]
     found = tiny_outcomes([0, 1, 2, 3, 4, 5])._replace(

@@ -1,4 +1,4 @@
-"""Processes that the store's tests kill: forked from one that has paid for the imports once."""
+"""Processes that the store's tests kill, forked from one process that has imported everything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny_cell(number: int = 0, items: int = 80) -> Cell:
 
 
 def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
-    """Columns that follow from item and salt, so that a mixed-up row is seen."""
+    """Outcomes whose columns follow from item and salt, so that a mixed-up row is noticed."""
     columns = [np.asarray(items).astype(kind) for kind in OUTCOME_DTYPES]
     made = Outcomes._make(columns)
     broken = made.item % 3 == 0
@@ -41,17 +41,17 @@ def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
 
 
 def work(url: str, log: Path) -> None:
-    """Play whatever is open, writing `play` before and `ack` after each commit."""
+    """Record outcomes of open cells, writing `play` before and `ack` after each commit."""
     journal = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with Store.open(url) as store:
         while unfinished := [row for row in store.cells() if row.state != CellState.DONE]:
             store.plan(PlannedCell(row.cell) for row in unfinished if row.state == CellState.FAILED)
             random.shuffle(unfinished)
             for row in unfinished:
-                _play(store, row.key, int(row.cell.attack[1:]), row.cell.items, journal)
+                _record(store, row.key, int(row.cell.attack[1:]), row.cell.items, journal)
 
 
-def _play(store: Store, key: str, salt: int, items: int, journal: int) -> None:
+def _record(store: Store, key: str, salt: int, items: int, journal: int) -> None:
     lease = store.lease(key, process_id())
     if lease is None:
         return
@@ -60,16 +60,16 @@ def _play(store: Store, key: str, salt: int, items: int, journal: int) -> None:
     try:
         for start in range(0, len(left), CHUNK):
             part = left[start : start + CHUNK]
-            told = f"{key} {' '.join(map(str, part))}\n"
-            os.write(journal, f"play {told}".encode())
+            entry = f"{key} {' '.join(map(str, part))}\n"
+            os.write(journal, f"play {entry}".encode())
             store.record(lease, Chunk(tiny_outcomes(part, salt), seconds=0.0))
-            os.write(journal, f"ack {told}".encode())
+            os.write(journal, f"ack {entry}".encode())
         store.finish(lease)
     except LeaseLostError:
         os.write(journal, f"lost {key}\n".encode())
 
 
-def chaos(url: str, log: Path, workers: int, kills: int, limit: float) -> None:
+def kill_workers(url: str, log: Path, workers: int, kills: int, limit: float) -> None:
     """Keep workers running and kill one at a time at a random moment; prints the kills."""
     dice, killed, until = random.Random(5), 0, time.monotonic() + limit
     running = [_forked(url, log) for _ in range(workers)]
@@ -100,7 +100,7 @@ def _forked(url: str, log: Path) -> int:
 
 
 def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: int) -> bool:
-    """Upgrade in a child that dies before its statement number `at`; whether it died."""
+    """Upgrade in a child that exits before its statement number `at`; whether it exited."""
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -119,7 +119,7 @@ def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: 
 
 
 def upgrades(url: str, migrations: Path, known: tuple[str, ...]) -> None:
-    """Die at every statement in turn, printing what is on the disk each time, then succeed."""
+    """Exit at every statement in turn, printing the state on disk each time, then succeed."""
     importlib.import_module("alembic.command")  # once, for all the children
     at = 1
     while interrupted_upgrade(url, migrations, known, at):
@@ -142,7 +142,7 @@ def read_without_rights(url: str) -> None:
 if __name__ == "__main__":
     command, url, path, *rest = sys.argv[1:]
     if command == "chaos":
-        chaos(url, Path(path), int(rest[0]), int(rest[1]), float(rest[2]))
+        kill_workers(url, Path(path), int(rest[0]), int(rest[1]), float(rest[2]))
     elif command == "read":
         read_without_rights(url)
     else:
