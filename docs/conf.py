@@ -30,6 +30,7 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 default_role = "literal"  # docstrings write `name` for code
 
+add_module_names = False  # authors import every name from bench.plugin
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -79,7 +80,7 @@ def plugin_reference() -> str:
     for title, module, names in known + rest:
         if names and (not lines or f"## {title}" not in lines):
             lines += ["", f"## {title}", ""]
-        for name in names:
+        for name in sorted(names, key=lambda name: (name.isupper() and len(name) > 2, name)):
             lines += ["```{eval-rst}", *directive(surface, module, name), "```", ""]
     return "\n".join(lines)
 
@@ -145,7 +146,15 @@ def escaped(line: str) -> str:
     return line[:start] + "`".join(parts)
 
 
+def without_protocol(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Leave out the signature of a Protocol, which is never called."""
+    return ("", "") if getattr(obj, "_is_protocol", False) else None
+
+
 def setup(app: Any) -> None:
-    """Register the two handlers."""
+    """Register the handlers."""
+    app.connect("autodoc-process-signature", without_protocol)
     app.connect("source-read", insert_generated)
     app.connect("autodoc-process-docstring", restructure)
