@@ -27,7 +27,7 @@ class TargetedFGSM:
     goals = ("untargeted",)
     steps = 1
     cite = "arXiv:1611.01236"
-    summary = "One signed gradient step gradient each other class."
+    summary = "One signed gradient step towards each other class."
 
     def restart_count(self, classes: int) -> int:
         """One for each other class."""

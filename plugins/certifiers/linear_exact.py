@@ -26,7 +26,7 @@ class LinearExact:
     name = "linear-exact"
     exact = True
     cite = "arXiv:1511.04599"
-    summary = "Worst case of a linear model over ball and box, for every rival class."
+    summary = "Worst case of a linear model over ball and box, for every other class."
 
     def refuses(self, module: nn.Module, ball: PerturbationSet) -> str:
         """Why the model is not one linear layer; empty where it is."""

@@ -45,7 +45,7 @@ def residual_defense(name: str, make: MakeNetwork, cite: str, summary: str) -> D
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
     """Register one small network of each architecture."""
-    layers = "20 layers, 0.27 M weights"
+    layers = "Trained on clean images: 20 layers, 0.27 M weights"
     yield residual_defense("resnet-20", residual.resnet, "arXiv:1512.03385", f"{layers}.")
     yield residual_defense(
         "preresnet-20", residual.preresnet, "arXiv:1603.05027", f"{layers}, pre-activation blocks."
@@ -57,11 +57,11 @@ def bench_defenses() -> Iterator[Defense]:
         "resnext-29",
         partial(residual.resnext, cardinality=32, width=4),
         "arXiv:1611.05431",
-        "29 layers, 32 groups of 4 channels, 4.8 M weights.",
+        "Trained on clean images: 29 layers, 32 groups of 4 channels, 4.8 M weights.",
     )
     yield residual_defense(
         "wide-resnet-16-4",
         partial(residual.wide_resnet, depth=16, widen=4),
         "arXiv:1605.07146",
-        "16 layers, four times as wide, 2.7 M weights.",
+        "Trained on clean images: 16 layers, four times as wide, 2.7 M weights.",
     )
