@@ -33,13 +33,13 @@ def load_leaderboards() -> list[Leaderboard] | None:
         return None
 
 
-def choose_leaderboard(boards: list[Leaderboard]) -> None:
+def choose_leaderboard(all_leaderboards: list[Leaderboard]) -> None:
     """Show the selection of the threat model; its value is part of the URL of every page."""
     left, _ = st.columns([2, 3])
     choice.select_option(
         choice.THREAT_KEY,
         "Threat model",
-        list(words.leaderboards_by_label(boards)),
+        list(words.leaderboards_by_label(all_leaderboards)),
         what="threat model",
         place=left,
     )
@@ -59,16 +59,16 @@ def main() -> None:
     )
     st.logo(APP_FOLDER / "logo.svg", icon_image=APP_FOLDER / "mark.svg", size="large")
     st.html(APP_FOLDER / "style.css")
-    boards = load_leaderboards()
-    if boards is None:
+    all_leaderboards = load_leaderboards()
+    if all_leaderboards is None:
         st.stop()
     here = next(name for name, known in pages.items() if known.title == page.title)
-    if not boards and here not in PAGES_WITHOUT_RESULTS:
+    if not all_leaderboards and here not in PAGES_WITHOUT_RESULTS:
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
         st.html(markup.notice(words.EMPTY_DATABASE))
         st.stop()
-    if boards and here != "submissions":
-        choose_leaderboard(boards)
+    if all_leaderboards and here != "submissions":
+        choose_leaderboard(all_leaderboards)
     page.run()
 
 

@@ -39,16 +39,16 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def as_json(
-    board: Leaderboard, key: str, records: Sequence[RankingRow] | Sequence[MatrixCell]
+    leaderboard: Leaderboard, key: str, records: Sequence[RankingRow] | Sequence[MatrixCell]
 ) -> str:
     """Records with their leaderboard as JSON."""
-    whole = {
+    document = {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
-        "board": asdict(board),
+        "board": asdict(leaderboard),
         key: [asdict(record) for record in records],
     }
-    return json.dumps(whole, indent=1, default=str)
+    return json.dumps(document, indent=1, default=str)
 
 
 def flat_ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
@@ -96,7 +96,7 @@ def _counts(name: str, count: Count | None) -> dict[str, Any]:
 
 
 def download_buttons(
-    name: str, board: Leaderboard, records: Sequence[RankingRow] | Sequence[MatrixCell],
+    name: str, leaderboard: Leaderboard, records: Sequence[RankingRow] | Sequence[MatrixCell],
     flat: Sequence[Mapping[str, object]],
 ) -> None:  # fmt: skip
     """Buttons that download the shown records as CSV and JSON."""
@@ -104,5 +104,5 @@ def download_buttons(
     with st.container(horizontal=True):
         st.download_button("Download CSV", as_csv(flat), f"{name}.csv", "text/csv")
         st.download_button(
-            "Download JSON", as_json(board, key, records), f"{name}.json", "application/json"
+            "Download JSON", as_json(leaderboard, key, records), f"{name}.json", "application/json"
         )

@@ -39,8 +39,8 @@ def matrix_table(
         leader = markup.tag("th", markup.text(name), scope="row", class_="g-name")
         lines.append(markup.tag("tr", Html(leader + cells)))
     inside = markup.tag("thead", markup.tag("tr", head)) + markup.tag("tbody", markup.join(lines))
-    whole = markup.tag("table", Html(inside), class_="g-table g-grid")
-    return markup.tag("div", whole, class_="g-scroll", tabindex="0")
+    table = markup.tag("table", Html(inside), class_="g-table g-grid")
+    return markup.tag("div", table, class_="g-scroll", tabindex="0")
 
 
 def _head(name: str) -> Html:

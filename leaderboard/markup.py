@@ -109,8 +109,10 @@ def html_table(
         ]
         lines.append(tag("tr", join(cells)))
     titled = tag("caption", text(caption)) if caption else NOTHING
-    whole = titled + tag("thead", tag("tr", head)) + tag("tbody", join(lines))
-    return tag("div", tag("table", Html(whole), class_="g-table"), class_="g-scroll", tabindex="0")
+    content = titled + tag("thead", tag("tr", head)) + tag("tbody", join(lines))
+    return tag(
+        "div", tag("table", Html(content), class_="g-table"), class_="g-scroll", tabindex="0"
+    )
 
 
 def definition_list(pairs: Iterable[tuple[str, Html]]) -> Html:

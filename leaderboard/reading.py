@@ -77,24 +77,24 @@ def read_leaderboards() -> list[Leaderboard]:
     return _call(leaderboards.leaderboards)
 
 
-def read_ranking(board: Leaderboard) -> list[RankingRow]:
+def read_ranking(leaderboard: Leaderboard) -> list[RankingRow]:
     """The rows of a leaderboard, best first."""
-    return _call(rankings.load_ranking, board)
+    return _call(rankings.load_ranking, leaderboard)
 
 
-def read_row(board: Leaderboard, defense: str) -> RankingRow | None:
+def read_row(leaderboard: Leaderboard, defense: str) -> RankingRow | None:
     """The row of one defense; None where it has none."""
-    return next((row for row in read_ranking(board) if row.defense == defense), None)
+    return next((row for row in read_ranking(leaderboard) if row.defense == defense), None)
 
 
-def read_matrix(board: Leaderboard) -> list[MatrixCell]:
+def read_matrix(leaderboard: Leaderboard) -> list[MatrixCell]:
     """Every attack against every defense of a leaderboard."""
-    return _call(matrices.load_matrix, board)
+    return _call(matrices.load_matrix, leaderboard)
 
 
-def read_defense_report(board: Leaderboard, defense: str) -> DefenseReport:
+def read_defense_report(leaderboard: Leaderboard, defense: str) -> DefenseReport:
     """Cells, curves and images of one defense on a leaderboard."""
-    return _call(defense_report.defense_report, board, defense)
+    return _call(defense_report.defense_report, leaderboard, defense)
 
 
 def read_cards(model: type[CardT]) -> list[CardT]:

@@ -37,35 +37,37 @@ def write_snapshot(url: str | None, folder: Path) -> list[Path]:
     Raises BenchError where the database cannot be read or is empty.
     """
     with Store.open(url, read_only=True) as store:
-        boards = words.leaderboards_by_label(leaderboards.leaderboards(store))
-        if not boards:
+        by_label = words.leaderboards_by_label(leaderboards.leaderboards(store))
+        if not by_label:
             raise BenchError(
                 "the database holds no results yet; `bench run` evaluates the default cells."
             )
-        pages = _pages(store, boards)
+        pages = _pages(store, by_label)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():
         (folder / name).write_text(content, encoding="utf-8")
     return [folder / name for name in pages]
 
 
-def _pages(store: Store, boards: Mapping[str, Leaderboard]) -> dict[str, str]:
+def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
     cards = {card.name: card for card in store.cards(DefenseCard)}
-    rows = {label: ranking.load_ranking(store, board) for label, board in boards.items()}
+    rows = {
+        label: ranking.load_ranking(store, leaderboard) for label, leaderboard in by_label.items()
+    }
     pages: dict[str, str] = {}
-    for label, board in boards.items():
-        body = _board(store, label, board, rows[label], cards)
-        pages[snapshot_file("board", label)] = _page(label, body)
-        if label == words.leaderboard_label(board):
-            found = json_report.json_report(store, board.name, board.mode)
+    for label, leaderboard in by_label.items():
+        body = _board(store, label, leaderboard, rows[label], cards)
+        pages[snapshot_file("leaderboard", label)] = _page(label, body)
+        if label == words.leaderboard_label(leaderboard):
+            found = json_report.json_report(store, leaderboard.name, leaderboard.mode)
             report = json.dumps(found, indent=1, sort_keys=True)
-            pages[snapshot_file("board", label).replace(".html", ".json")] = report
+            pages[snapshot_file("leaderboard", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
         pages[snapshot_file("defense", name)] = _page(
-            name, _defense(store, name, cards[name], boards, rows)
+            name, _defense(store, name, cards[name], by_label, rows)
         )
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
-    pages["index.html"] = _page(words.PRODUCT, _index(boards, rows, digest))
+    pages["index.html"] = _page(words.PRODUCT, _index(by_label, rows, digest))
     pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
     return pages
 
@@ -82,7 +84,7 @@ def _relative(page: str) -> str:
 
     def file_link(link: re.Match[str]) -> str:
         query = parse_qs(html.unescape(link[2]))
-        kind, key = ("defense", "name") if link[1] == "defense" else ("board", "threat")
+        kind, key = ("defense", "name") if link[1] == "defense" else ("leaderboard", "threat")
         return f'href="{markup.text(snapshot_file(kind, query[key][0]))}"'
 
     return re.sub(r'href="/(\w*)\?([^"]*)"', file_link, page)
@@ -107,22 +109,22 @@ def _part(title: str, body: Html) -> Html:
 def _board(
     store: Store,
     label: str,
-    board: Leaderboard,
+    leaderboard: Leaderboard,
     rows: Sequence[RankingRow],
     cards: Mapping[str, DefenseCard],
 ) -> Html:
-    cells = matrix.load_matrix(store, board)
-    metric = next(iter(chart_rows.cell_metrics(board).values()))
+    cells = matrix.load_matrix(store, leaderboard)
+    metric = next(iter(chart_rows.cell_metrics(leaderboard).values()))
     tiles = [*chart_rows.margin_tiles(rows), *chart_rows.matrix_tiles(cells, metric)]
-    attacks = chart_rows.attack_columns(board, cells)
+    attacks = chart_rows.attack_columns(leaderboard, cells)
     met = chart_rows.evaluated_attacks(attacks, cells)
     names = [row.defense for row in rows]
     reasons = [(f"{s.attack} → {s.defense}", s) for s in cells if s.state != "done"]
     return markup.join(
         (
-            markup.heading(f"Robust accuracy under {label}", markup.text(board.summary)),
-            tables.mode_note(board),
-            tables.headline_tiles(rows, board),
+            markup.heading(f"Robust accuracy under {label}", markup.text(leaderboard.summary)),
+            tables.mode_note(leaderboard),
+            tables.headline_tiles(rows, leaderboard),
             _part("Ranking", tables.ranking_table(rows, cards, label)),
             tables.unranked_list(rows),
             _part(
@@ -131,8 +133,8 @@ def _board(
             ),
             markup.tag("p", markup.small(chart_rows.left_out_note(attacks, met))),
             tables.state_legend(cells),
-            _part("Cells without a result", tables.cells_table(reasons, "Cell", board)),
-            _part("Rules", tables.rules_list(board)),
+            _part("Cells without a result", tables.cells_table(reasons, "Cell", leaderboard)),
+            _part("Rules", tables.rules_list(leaderboard)),
         )
     )
 
@@ -141,53 +143,53 @@ def _defense(
     store: Store,
     name: str,
     card: DefenseCard,
-    boards: Mapping[str, Leaderboard],
+    by_label: Mapping[str, Leaderboard],
     rows: Mapping[str, Sequence[RankingRow]],
 ) -> Html:
-    mine = {label: row for label in boards for row in rows[label] if row.defense == name}
-    whole = {label: row for label, row in mine.items() if boards[label].mode == "full"}
-    spared = {label: row for label, row in mine.items() if label not in whole}
-    named = {boards[label].name: row for label, row in reversed((whole or spared).items())}
+    mine = {label: row for label in by_label for row in rows[label] if row.defense == name}
+    full = {label: row for label, row in mine.items() if by_label[label].mode == "full"}
+    rank = {label: row for label, row in mine.items() if label not in full}
+    named = {by_label[label].name: row for label, row in reversed((full or rank).items())}
     attacks = {each.name: each for each in store.cards(AttackCard)}
     parts = [
         markup.heading(name, markup.text(card.summary)),
         _part("Identity", defense_tables.identity_list(card)),
         _part("Claims", defense_tables.claims_table(card, named)),
     ]
-    for title, part in (("", whole), (", in rank mode", spared)):
+    for title, part in (("", full), (", in rank mode", rank)):
         if part:
             table = defense_tables.threat_models_table(list(part.items()))
             parts.append(_part(f"All threat models{title}", table))
     for label, row in mine.items():
-        entry = defense_report.defense_report(store, boards[label], name)
+        found = defense_report.defense_report(store, by_label[label], name)
         parts.append(
             _part(f"Gradient-masking checks under {label}", tables.checks_table(row.flags))
         )
         if row.rejects is not None:
-            told = defense_tables.detector_table(row, entry.cells, attacks)
-            parts.append(_part(f"Detector under {label}", told))
-        cells = [(square.attack, square) for square in entry.cells]
+            detector = defense_tables.detector_table(row, found.cells, attacks)
+            parts.append(_part(f"Detector under {label}", detector))
+        cells = [(square.attack, square) for square in found.cells]
         parts.append(
-            _part(f"Cells under {label}", tables.cells_table(cells, "Attack", boards[label]))
+            _part(f"Cells under {label}", tables.cells_table(cells, "Attack", by_label[label]))
         )
-        classes = store.examples(boards[label].examples).classes
-        for attack, kept in entry.images.items():
+        classes = store.examples(by_label[label].examples).classes
+        for attack, kept in found.images.items():
             title = f"Adversarial examples of {attack} under {label}"
             parts.append(_part(title, defense_tables.example_pictures(kept[:2], classes)))
     return markup.join(parts)
 
 
 def _index(
-    boards: Mapping[str, Leaderboard], rows: Mapping[str, Sequence[RankingRow]], digest: str
+    by_label: Mapping[str, Leaderboard], rows: Mapping[str, Sequence[RankingRow]], digest: str
 ) -> Html:
     lines = [
         (
             markup.link("", markup.text(label), threat=label),
-            markup.text(words.perturbation_sentence(board.set)),
+            markup.text(words.perturbation_sentence(leaderboard.set)),
             markup.text(words.plural(len(rows[label]), "defense")),
-            markup.text(board.n),
+            markup.text(leaderboard.n),
         )
-        for label, board in boards.items()
+        for label, leaderboard in by_label.items()
     ]
     columns = [
         markup.Column(name) for name in ("Threat model", "Perturbation set", "Evaluated", "n")

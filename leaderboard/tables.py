@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.core.cards import DefenseCard
 from bench.results.leaderboards import Leaderboard
-from bench.results.masking_checks import PASSED, NOT_TESTED, WARNING, MaskingCheck
+from bench.results.masking_checks import NOT_TESTED, PASSED, WARNING, MaskingCheck
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import ClaimCheck, RankingRow
 from leaderboard import markup, words

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bench.core.isolation import Isolation
 from bench.core.statistics import Count
 from bench.results.leaderboards import Leaderboard
-from bench.results.masking_checks import PASSED, NOT_TESTED, WARNING
+from bench.results.masking_checks import NOT_TESTED, PASSED, WARNING
 from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
@@ -122,9 +122,9 @@ DETECTOR_CAPTION = (
 
 def method_sections() -> list[tuple[str, str]]:
     """Titles and texts of the method page, the only Markdown of the pages."""
-    whole = Path(__file__).with_name("method.md").read_text(encoding="utf-8")
-    sections = whole.removeprefix("## ").split("\n## ")
-    return [(title, text) for title, _, text in (section.partition("\n") for section in sections)]
+    text = Path(__file__).with_name("method.md").read_text(encoding="utf-8")
+    sections = text.removeprefix("## ").split("\n## ")
+    return [(title, body) for title, _, body in (section.partition("\n") for section in sections)]
 
 
 class Notice(NamedTuple):

@@ -26,7 +26,7 @@ def files(example_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def test_every_leaderboard_and_every_defense_has_a_page(files: dict[str, str]) -> None:
     leaderboard_files, defenses = (
-        [n for n in files if n.startswith(k)] for k in ("board-", "defense-")
+        [n for n in files if n.startswith(k)] for k in ("leaderboard-", "defense-")
     )
     assert len(leaderboard_files) == 2 * (len(THREATS) + 1), (
         "a page and a report each, one in rank mode"
@@ -48,19 +48,25 @@ def test_snapshots_have_no_scripts_and_no_links_to_other_hosts(files: dict[str, 
 
 def test_the_figures_are_those_of_the_app(files: dict[str, str], example_url: str) -> None:
     with Store.open(example_url, read_only=True) as store:
-        for board in leaderboards(store):
-            page = files[snapshot.snapshot_file("board", board.name)]
-            for row in load_ranking(store, board):
+        for leaderboard in leaderboards(store):
+            page = files[snapshot.snapshot_file("leaderboard", leaderboard.name)]
+            for row in load_ranking(store, leaderboard):
                 assert markup.bar(row.robust) in page
             told = json.loads(
-                files[snapshot.snapshot_file("board", board.name).replace(".html", ".json")]
+                files[
+                    snapshot.snapshot_file("leaderboard", leaderboard.name).replace(
+                        ".html", ".json"
+                    )
+                ]
             )
-            assert told == json.loads(json.dumps(json_report(store, board.name)))
+            assert told == json.loads(json.dumps(json_report(store, leaderboard.name)))
 
 
 def test_the_matrix_names_the_number_of_hidden_attacks(crowded_url: str, tmp_path: Path) -> None:
     snapshot.write_snapshot(crowded_url, tmp_path)
-    page = (tmp_path / snapshot.snapshot_file("board", "digits-linf")).read_text(encoding="utf-8")
+    page = (tmp_path / snapshot.snapshot_file("leaderboard", "digits-linf")).read_text(
+        encoding="utf-8"
+    )
     matrix = page.partition('class="g-table g-grid"')[2].partition("</table>")[0]
     assert "a-further-attack-14" in matrix and "a-further-attack-15" not in matrix
     assert "Not shown: 10 attacks without a result." in page

@@ -299,9 +299,9 @@ def test_the_built_in_cards_are_read_as_they_are_written(store: Store) -> None:
     world.digests["attack", "unbounded"] = attacks["unbounded"].digest
     world.clean("undefended", ALL)
     world.evaluate("undefended", "unbounded", ALL, threat="digits-box")
-    board = find_leaderboard(store, "digits-box")
-    assert board.is_unbounded
-    (row,) = load_ranking(store, board)
+    leaderboard = find_leaderboard(store, "digits-box")
+    assert leaderboard.is_unbounded
+    (row,) = load_ranking(store, leaderboard)
     states = {flag.name: flag.state for flag in row.flags}
     assert (row.robust.k, row.rank, states["unbounded-falls-short"]) == (0, None, "clear")
     assert states["zero-gradients"] == "not tested"

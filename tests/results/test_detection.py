@@ -144,10 +144,10 @@ def test_a_defense_without_a_detector_has_no_such_figures(world: World) -> None:
     world.defense("plain")
     world.clean("plain", ~some(N, 0))
     world.evaluate("plain", "pgd", some(N, 1))
-    board = find_leaderboard(world.store, None)
-    assert load_matrix(world.store, board)[0].detection is None
-    assert defense_report(world.store, board, "plain").rocs == {}
-    (row,) = (row for row in load_ranking(world.store, board) if row.defense == "plain")
+    leaderboard = find_leaderboard(world.store, None)
+    assert load_matrix(world.store, leaderboard)[0].detection is None
+    assert defense_report(world.store, leaderboard, "plain").rocs == {}
+    (row,) = (row for row in load_ranking(world.store, leaderboard) if row.defense == "plain")
     assert row.rejects is None
 
 
@@ -171,9 +171,9 @@ def test_a_real_run_reports_detection_and_the_joint_attack(tmp_path: Path) -> No
         MatrixWorker(Registry.load(), store, chosen, RunSettings(torch.device("cpu"), 32)).run()
         told = json.loads(json.dumps(json_report(store, "digits-linf")))
         assert told == json.loads(json.dumps(json_report(store, "digits-linf")))
-        board = find_leaderboard(store, "digits-linf")
-        rows = {row.defense: row for row in load_ranking(store, board)}
-        cells = {(s.defense, s.attack): s for s in load_matrix(store, board)}
+        leaderboard = find_leaderboard(store, "digits-linf")
+        rows = {row.defense: row for row in load_ranking(store, leaderboard)}
+        cells = {(s.defense, s.attack): s for s in load_matrix(store, leaderboard)}
     mine = {cell["attack"]: cell for cell in told["matrix"]
             if cell["defense"] == "detector-binary"}  # fmt: skip
     joint, plain = mine["joint-pgd"], mine["fgsm"]

@@ -97,7 +97,7 @@ def test_without_other_defenses_the_few_examples_have_a_leaderboard(tmp_path: Pa
         few.defense("costly", forwards=COSTLY_FORWARDS + 1)
         few.clean("costly", first(FEW_EXAMPLES, FEW_EXAMPLES))
         few.evaluate("costly", "pgd", first(0, FEW_EXAMPLES))
-        assert [board.n for board in leaderboards(alone)] == [FEW_EXAMPLES]
+        assert [leaderboard.n for leaderboard in leaderboards(alone)] == [FEW_EXAMPLES]
         (row,) = load_ranking(alone, find_leaderboard(alone, "linf"))
         assert (row.rank, row.provisional) == (None, False)
         assert "Low n" in row.note

@@ -130,8 +130,8 @@ def test_a_cell_after_a_changed_attack_of_its_cascade_is_named(world: World) -> 
     world.evaluate("d", "pgd", NONE[left], items=left, mode="rank", before=before.key)
     world.attack("fgsm", steps=1, version="2")
     world.evaluate("d", "fgsm", first(10), mode="rank")
-    board = find_leaderboard(world.store, None, "rank")
-    (cell,) = [s for s in load_matrix(world.store, board) if s.attack == "pgd"]
+    leaderboard = find_leaderboard(world.store, None, "rank")
+    (cell,) = [s for s in load_matrix(world.store, leaderboard) if s.attack == "pgd"]
     assert cell.reason.startswith("Evaluated with an older version of an attack before it")
 
 
@@ -175,7 +175,7 @@ def test_leaderboards_are_in_the_order_of_their_threat_models(world: World) -> N
     world.threat("zero", order=0)
     enter(world, "d", ALL, NONE, NONE)
     world.evaluate("d", "pgd", NONE, threat="zero")
-    assert [board.name for board in leaderboards(world.store)] == ["zero", "linf"]
+    assert [leaderboard.name for leaderboard in leaderboards(world.store)] == ["zero", "linf"]
     assert find_leaderboard(world.store, None).name == "zero"
 
 
@@ -224,14 +224,14 @@ def test_with_all_targets_the_worst_target_of_each_example_counts(store: Store) 
     world.clean("d", np.ones(4, np.bool_))
     # Items are (example, target): 0, 1 belong to example 0; 6, 7 to example 3.
     world.evaluate("d", "pgd", some(8, 0, 5, 6, 7), threat="all")
-    board = find_leaderboard(store, "all")
-    assert load_results(store, board).defenses["d"].robust().tolist() == [
+    leaderboard = find_leaderboard(store, "all")
+    assert load_results(store, leaderboard).defenses["d"].robust().tolist() == [
         False,
         True,
         False,
         False,
     ]
-    assert load_ranking(store, board)[0].robust.k == 1
+    assert load_ranking(store, leaderboard)[0].robust.k == 1
 
 
 def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
@@ -240,11 +240,11 @@ def test_in_a_cascade_a_square_counts_those_it_met(world: World) -> None:
     world.evaluate("d", "fgsm", first(200), mode="rank")
     survivors = np.arange(200, 600, dtype=np.int32)
     world.evaluate("d", "pgd", first(100, 400), items=survivors, mode="rank")
-    board = find_leaderboard(world.store, None, "rank")
-    cells = {s.attack: s.robust for s in load_matrix(world.store, board)}
+    leaderboard = find_leaderboard(world.store, None, "rank")
+    cells = {s.attack: s.robust for s in load_matrix(world.store, leaderboard)}
     assert cells["pgd"] is not None
     assert (cells["pgd"].k, cells["pgd"].n) == (300, 400)
-    (row,) = load_ranking(world.store, board)
+    (row,) = load_ranking(world.store, leaderboard)
     assert row.strongest is None
     assert row.robust.k == 300
     states = {flag.name: flag.state for flag in row.flags}
@@ -259,13 +259,13 @@ def test_a_cell_of_a_cascade_counts_only_after_the_cells_before_it(world: World)
     before = world.evaluate("d", "fgsm", first(200), mode="rank")
     left = np.arange(200, 600, dtype=np.int32)
     world.evaluate("d", "pgd", first(100, 400), items=left, mode="rank", before=before.key)
-    board = find_leaderboard(world.store, None, "rank")
-    (row,) = load_ranking(world.store, board)
+    leaderboard = find_leaderboard(world.store, None, "rank")
+    (row,) = load_ranking(world.store, leaderboard)
     assert (row.robust.k, row.coverage.done, row.provisional) == (300, 2, False)
     world.attack("fgsm", steps=1, version="2")
-    assert load_ranking(world.store, board) == []
+    assert load_ranking(world.store, leaderboard) == []
     world.evaluate("d", "fgsm", first(10), mode="rank")
-    (row,) = load_ranking(world.store, board)
+    (row,) = load_ranking(world.store, leaderboard)
     assert (row.robust.k, row.coverage.done, row.provisional) == (590, 1, True)
 
 
@@ -301,10 +301,10 @@ def test_attacks_of_a_cascade_are_in_the_order_in_which_they_ran(world: World) -
     cascade(world, "a", ("fgsm", first(100)), ("pgd", first(200)), ("bim", first(300)))
     cascade(world, "b", ("pgd", first(100)), ("bim", first(500)))
     world.plan(world.cell("b", "fgsm", mode="rank"), CellState.NOT_APPLICABLE, "Its own surrogate.")
-    board = find_leaderboard(world.store, None, "rank")
+    leaderboard = find_leaderboard(world.store, None, "rank")
     came = ["fgsm", "pgd", "bim", "joint"]
-    assert [s.attack for s in load_matrix(world.store, board)] == came + came
-    assert chart_rows.attack_columns(board, load_matrix(world.store, board)) == came
+    assert [s.attack for s in load_matrix(world.store, leaderboard)] == came + came
+    assert chart_rows.attack_columns(leaderboard, load_matrix(world.store, leaderboard)) == came
     shown = text_report.terminal_matrix(json_report(world.store, None, "rank")).renderables[0]
     assert isinstance(shown, BlockTable)
     assert [row[0] for row in shown.rows] == ["fgsm", "pgd", "bim"], "joint was not evaluated"
@@ -313,8 +313,8 @@ def test_attacks_of_a_cascade_are_in_the_order_in_which_they_ran(world: World) -
 def test_cascades_that_contradict_each_other_have_an_order_too(world: World) -> None:
     cascade(world, "a", ("fgsm", first(100)), ("pgd", first(200)))
     cascade(world, "b", ("pgd", first(100)), ("fgsm", first(200)))
-    board = find_leaderboard(world.store, None, "rank")
-    assert [s.attack for s in load_matrix(world.store, board)] == ["fgsm", "pgd"] * 2
+    leaderboard = find_leaderboard(world.store, None, "rank")
+    assert [s.attack for s in load_matrix(world.store, leaderboard)] == ["fgsm", "pgd"] * 2
 
 
 def test_a_suite_counts_its_own_attacks_once_all_are_done(world: World) -> None:
