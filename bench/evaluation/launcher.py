@@ -114,7 +114,7 @@ class MatrixRun:
                 found.setdefault((row.cell.threat, row.cell.defense), []).append(row)
         for (threat, defense), rows in found.items():
             names = [a for t, a, d in counts if (t, d) == (threat, defense)]
-            # Of two rows of a cell the finished one holds: a surrogate failed to build before.
+            # A cell may also have a failed row, from when its surrogate could not be built.
             by_key = {(r.cell.attack, r.cell.before): r for r in sorted(rows, key=is_done)}
             latest = list(by_key.values())
             if self.selection.mode == "rank":
