@@ -185,12 +185,12 @@ def test_an_invalid_card_is_refused_and_the_other_cells_run(shell: Shell) -> Non
 
 
 def test_a_submitted_threat_model_is_not_imported_and_this_is_reported(shell: Shell) -> None:
-    shell.submit("threat", "stranger", "1 / 0")
+    shell.submit("threat", "submitted", "1 / 0")
     code, _, err = shell.run("run", *SMALL)
     assert code == 0 and "the sandbox does not support kind 'threat'; --allow-unsandb" in err
-    code, _, err = shell.run("run", *SMALL, "--threat", "stranger")
+    code, _, err = shell.run("run", *SMALL, "--threat", "submitted")
     assert (
-        code == 2 and "the threat 'stranger' is a submission: the sandbox does not support" in err
+        code == 2 and "the threat 'submitted' is a submission: the sandbox does not support" in err
     )
 
 

@@ -108,12 +108,12 @@ def test_the_defense_it_builds_on_is_trained_first_and_part_of_its_digest(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "sentence"),
+    ("source", "message"),
     [
         (PLAIN.replace('"{name}"', '"another"'), "its card names the defense 'mine'; the code reg"),
-        (PLAIN.replace("yield", "yield 5\n    yield"), "what it offers as defense is 5, not a Def"),
+        (PLAIN.replace("yield", "yield 5\n    yield"), "defense is 5, not a Def"),
         (PLAIN.replace("@hookimpl", "@hookimpl\ndef bench_attack():\n    ...\n@hookimpl"),
-         "answers 'bench_attack', which no hook asks"),
+         "implements 'bench_attack', which is not a hook"),
         (PLAIN.replace("build=build", "build=build, forwards=0"), "forwards: Input should be gre"),
         (PLAIN.replace("build=build", "build=build, summary='x' * 5000"), "summary: String should"),
         (PLAIN.replace("build=build", "build=build, datasets=('y' * 70000,)"), "was announced"),
@@ -121,12 +121,12 @@ def test_the_defense_it_builds_on_is_trained_first_and_part_of_its_digest(tmp_pa
     ],
 )  # fmt: skip
 def test_invalid_declarations_are_refused_by_name(
-    source: str, sentence: str, tmp_path: Path
+    source: str, message: str, tmp_path: Path
 ) -> None:
     write_submission(tmp_path, source)
     registry = sandboxed(tmp_path)
     assert registry.not_imported() == ["mine"]
-    assert sentence in registry.why_not_imported("mine")
+    assert message in registry.why_not_imported("mine")
     with pytest.raises(BenchError, match="the defense 'mine' is a submission: submission mine"):
         registry.find("defense", "mine")
 
