@@ -301,7 +301,7 @@ def test_submit_checks_a_defense_without_running_its_code_here(
     )
     with Store.open(f"sqlite:///{tmp_path / 'b.db'}") as store:
         assert accept_submission(good, store).checked
-        with pytest.raises(BenchError, match="companions-do-not-matter: logits moved by"):
+        with pytest.raises(BenchError, match="companions-do-not-matter: logits changed by"):
             accept_submission(batchwise, store)
         states = {e.name: e.history[-1].state for e in store.submissions()}
     assert states == {"mine": "queued", "batchwise": "rejected"}
