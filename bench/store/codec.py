@@ -27,7 +27,7 @@ def pack(outcomes: Outcomes) -> bytes:
         if column.dtype != kind or column.shape != (count,):
             raise BenchError(
                 f"the outcomes' {name} came as {column.dtype}{list(column.shape)}, expected"
-                f" {np.dtype(kind)}[{count}]: give every column one entry an item."
+                f" {np.dtype(kind)}[{count}]: give every column one value per item."
             )
         columns.append(_column_bytes(column))
     scored = bool((outcomes.rejection != -np.inf).any())
