@@ -12,7 +12,7 @@ from tests.fixtures.known_models import digits, small_cnn
 
 
 def test_no_images_are_a_value_error() -> None:
-    with pytest.raises(ValueError, match="at least outcome_of_first_pixel image"):
+    with pytest.raises(ValueError, match="at least one image"):
         FreshModel(small_cnn()).answer(torch.zeros(0, 1, 8, 8), [])
 
 
