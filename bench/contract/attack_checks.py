@@ -6,7 +6,8 @@ engine, which would hide some faults.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from bench.contract.attack_fixture import GOAL_EXAMPLES, WIDE_BALLS, AttackFixture, tensors_of
 from bench.contract.attack_independence_checks import INDEPENDENCE_CHECKS
 from bench.contract.check import DoesNotApply, checks_of
-from bench.contract.fixtures import ROWS, ModelFixture, constant_fixture, random_fixture
-from bench.engine.problem import images_of
+from bench.contract.fixtures import ROWS, constant_fixture, random_fixture
+from bench.engine.cell_spec import CellSpec
+from bench.engine.problem import BatchProblem, images_of
 from bench.engine.runner import run_attack
 from bench.plugin import OPTIONAL_METHODS, StopRule, Traits
 from bench.threats.access import Budget
@@ -36,8 +38,7 @@ def declarations_are_typed(fixture: AttackFixture) -> str:
     stop_rule, joint = getattr(attack, "stop_rule", StopRule.NEVER), getattr(attack, "joint", False)
     if not isinstance(stop_rule, StopRule):
         return f"stop_rule is {stop_rule!r}; use a member of StopRule."
-    unknown = [goal for goal in traits.goals if goal not in GOAL_EXAMPLES]
-    if unknown:
+    if unknown := [goal for goal in traits.goals if goal not in GOAL_EXAMPLES]:
         return f"goals contain {unknown[0]!r}; known goals: {', '.join(GOAL_EXAMPLES)}."
     if traits.source not in ("", "surrogate"):
         return f"source is {traits.source!r}; write 'surrogate', or leave it out."
@@ -130,39 +131,37 @@ def iterates_stay_inside(fixture: AttackFixture) -> str:
 
 def every_claimed_set_works(fixture: AttackFixture) -> str:
     """For each norm in `norms`, every iterate stays in the ball and in [0, 1]."""
-    for name, ball in fixture.balls.items():
-        wrong = fixture.why_outside(fixture.problem(ball=ball))
-        if wrong:
-            return f"in {name}, {wrong}"
-    return ""
+    problems = ((f"in {n}", fixture.problem(ball=ball)) for n, ball in fixture.balls.items())
+    return _first_outside(fixture, problems)
 
 
 def every_claimed_goal_works(fixture: AttackFixture) -> str:
     """For each goal in `goals`, every iterate stays in the ball and in [0, 1]."""
-    for name, goal in fixture.goals.items():
-        wrong = fixture.why_outside(fixture.problem(goal=goal))
-        if wrong:
-            return f"for a {name} goal, {wrong}"
+    goals = fixture.goals.items()
+    problems = ((f"for a {name} goal", fixture.problem(goal=goal)) for name, goal in goals)
+    return _first_outside(fixture, problems)
+
+
+def _first_outside(fixture: AttackFixture, problems: Iterable[tuple[str, BatchProblem]]) -> str:
+    """The first of the named problems in which an iterate leaves the set; empty for none."""
+    for where, problem in problems:
+        if wrong := fixture.why_outside(problem):
+            return f"{where}, {wrong}"
     return ""
 
 
 def saturated_images_are_images(fixture: AttackFixture) -> str:
     """From all-black and all-white images, every iterate stays in the ball and in [0, 1]."""
-    model = fixture.model_fixture
-    black = torch.zeros_like(model.x[: ROWS // 2])
+    black = torch.zeros_like(fixture.model_fixture.x[: ROWS // 2])
     x = torch.cat([black, torch.ones_like(black)])
-    return fixture.why_outside(
-        fixture.problem(ModelFixture(model.model, x, model.y, model.classes))
-    )
+    return fixture.why_outside(fixture.problem(replace(fixture.model_fixture, x=x)))
 
 
 def other_shapes_and_class_counts_work(fixture: AttackFixture) -> str:
     """Colour images that are not square work, and two classes."""
-    for shape, classes in (((3, 5, 7), 4), ((1, 6, 6), 2)):
-        wrong = fixture.why_outside(fixture.problem(random_fixture(shape, classes)))
-        if wrong:
-            return f"on {list(shape)} with {classes} classes, {wrong}"
-    return ""
+    models = [random_fixture((3, 5, 7), 4), random_fixture((1, 6, 6), 2)]
+    names = [f"on {list(model.x.shape[1:])} with {model.classes} classes" for model in models]
+    return _first_outside(fixture, zip(names, map(fixture.problem, models), strict=True))
 
 
 def a_zero_gradient_is_no_crash(fixture: AttackFixture) -> str:
@@ -177,12 +176,9 @@ def radius_zero_is_the_clean_image(fixture: AttackFixture) -> str:
     """
     if fixture.traits.minimises:
         raise DoesNotApply("it minimises; its iterates need not stay in the ball.")
-    for name, ball in fixture.balls.items():
-        point = type(ball)(Fraction(0))  # type: ignore[call-arg]
-        wrong = fixture.why_outside(fixture.problem(ball=point))
-        if wrong:
-            return f"in {name} of radius 0, {wrong}"
-    return ""
+    points = {n: type(ball)(Fraction(0)) for n, ball in fixture.balls.items()}  # type: ignore[call-arg]
+    problems = ((f"in {n} of radius 0", fixture.problem(ball=point)) for n, point in points.items())
+    return _first_outside(fixture, problems)
 
 
 def it_asks_only_what_it_declares(fixture: AttackFixture) -> str:
@@ -211,27 +207,34 @@ def it_breaks_something(fixture: AttackFixture) -> str:
 
     Raises DoesNotApply for an attack of more than 500 steps.
     """
-    external, classes = Traits.is_external(fixture.attack), fixture.model_fixture.classes
-    restarts = Traits.restart_count(fixture.attack, classes)
-    steps = 0 if external else fixture.attack.steps * restarts
+    external, steps = Traits.is_external(fixture.attack), _steps_of_all_restarts(fixture)
     if steps > 500:
         raise DoesNotApply(f"it makes {steps} steps; the check allows 500.")
     name = next(iter(fixture.balls))
     problem = fixture.problem(ball=WIDE_BALLS[name])
     budget = Budget(gradients=1000, queries=1000) if external else Budget()
     spec = fixture.cell_spec(problem, budget)
-    wrong = spec.reached_on_clean
+    if _broken_images(spec) > int(spec.reached_on_clean.sum()):
+        return ""
+    count = int((~spec.reached_on_clean).sum())
+    return f"it broke none of {count} correctly classified images in {name} {problem.ball.eps}."
+
+
+def _steps_of_all_restarts(fixture: AttackFixture) -> int:
+    """Steps per example over all restarts; 0 for an external attack."""
+    restarts = Traits.restart_count(fixture.attack, fixture.model_fixture.classes)
+    return 0 if Traits.is_external(fixture.attack) else fixture.attack.steps * restarts
+
+
+def _broken_images(spec: CellSpec) -> int:
+    """How many adversarial examples the attack of a cell finds."""
 
     def confirm(items: Tensor, images: Tensor) -> Tensor:
         """Which candidates [m, C, H, W] are adversarial examples, bool [m]."""
         inside = spec.ball.contains(images.double(), spec.x[items].double())
         return inside & spec.reaches_goal(spec.defense.logits(images), items)
 
-    broken = sum(int(confirm(a.item, a.image).sum()) for a in run_attack(spec, confirm))
-    if broken > int(wrong.sum()):
-        return ""
-    count, eps = int((~wrong).sum()), problem.ball.eps
-    return f"it broke none of {count} correctly classified images in {name} {eps}."
+    return sum(int(confirm(a.item, a.image).sum()) for a in run_attack(spec, confirm))
 
 
 ATTACK_CHECKS = (

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.contract.check import DoesNotApply
 from bench.contract.fixtures import ROWS, ModelFixture, fitted_fixture
@@ -107,23 +107,21 @@ class AttackFixture:
         first: int = 0,
     ) -> BatchProblem:
         """A problem over 32 images of a fixture, with example numbers from `first` on."""
-        fixture = model_fixture or self.model_fixture
-        goal = goal or next(iter(self.goals.values()))
+        fixture, goal = model_fixture or self.model_fixture, goal or next(iter(self.goals.values()))
         x, y = fixture.x[first : first + ROWS].clone(), fixture.y[first : first + ROWS].clone()
-        access = Access.GRADIENTS if self.traits.source else self.attack.needs
-        model_access = ModelAccess(
-            fixture.model,
-            access=access,
-            attack_name=self.attack.name,
-            threat_model="its declared `needs`",
-        )
+        model_access = self.model_access(fixture.model)
         target = (y + 1) % fixture.classes if goal.kind == "targeted" else torch.full_like(y, -1)
         return BatchProblem(
-            model_access, ball or self.ball, goal, x, y,
-            target=target, clean_logits=model_access.logits(x),
-            example=torch.arange(first, first + ROWS),
+            model_access, ball or self.ball, goal, x, y, target=target,
+            clean_logits=model_access.logits(x), example=torch.arange(first, first + ROWS),
             seed=0, name=self.attack.name, budget=Budget(),
         )  # fmt: skip
+
+    def model_access(self, model: nn.Module) -> ModelAccess:
+        """A model as the attack may use it: with the access of its `needs`."""
+        access = Access.GRADIENTS if self.traits.source else self.attack.needs
+        rules = "its declared `needs`"
+        return ModelAccess(model, access=access, attack_name=self.attack.name, threat_model=rules)
 
     def require_steps(self) -> None:
         """Do nothing for a stepwise attack. Raises DoesNotApply for an external one."""

@@ -11,18 +11,21 @@ from torch import Tensor
 from bench.contract.attack_fixture import CHECKED_STEPS, AttackFixture, tensors_of
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.fixtures import ROWS, ModelState, RandomState
-from bench.engine.problem import images_of, map_state
+from bench.engine.problem import BatchProblem, images_of, map_state
+from bench.plugin import State
 from bench.threats.fingerprint import parameters_of
 from bench.threats.norms import per_row
+
+INPUTS = ("x", "y", "target", "clean", "example", "restart")
+"""Tensors of a problem that an attack only reads."""
 
 
 def the_same_again(fixture: AttackFixture) -> str:
     """A second run on the same images gives the same result, to the bit."""
     one, two = fixture.final_images(fixture.problem()), fixture.final_images(fixture.problem())
     far = float((one - two).abs().max())
-    if far == 0:
-        return ""
-    return f"a second run differs by {far:.2g}; use the random numbers of problem only."
+    hint = "use the random numbers of problem only."
+    return "" if far == 0 else f"a second run differs by {far:.2g}; {hint}"
 
 
 def rows_are_independent(fixture: AttackFixture) -> str:
@@ -55,35 +58,35 @@ def late_rows_are_as_good(fixture: AttackFixture) -> str:
     wanted = images_of(fixture.advance(alone, fixture.start(alone), steps))
     mixed, late = fixture.problem(), torch.arange(ROWS // 2, ROWS)
     state = fixture.advance(mixed, fixture.start(mixed), ahead)
+    state = fixture.advance(mixed, _with_late_rows(fixture, mixed, state, late), steps)
+    beside = f"images that are {ahead} steps ahead"
+    return _why_changed(wanted[late], images_of(state)[late], beside)
+
+
+def _with_late_rows(
+    fixture: AttackFixture, mixed: BatchProblem, state: State, late: Tensor
+) -> State:
+    """The state in which the rows `late` [m] of the problem start with other examples."""
     fresh = fixture.problem(first=ROWS)
     for name in ("x", "y", "target", "clean", "example", "t"):
         getattr(mixed, name)[late] = getattr(fresh, name)[late]
     mixed.reset_keys()
     begun = fixture.attack.start(mixed.at_start(late.repeat(2)))
-    state = map_state(lambda old, new: old.index_copy(0, late, new[: len(late)]), state, begun)
-    state = fixture.advance(mixed, state, steps)
-    return _why_changed(
-        wanted[late], images_of(state)[late], f"images that are {ahead} steps ahead"
-    )
+    return map_state(lambda old, new: old.index_copy(0, late, new[: len(late)]), state, begun)
 
 
 def _why_changed(wanted: Tensor, found: Tensor, beside: str) -> str:
     count = int((wanted != found).flatten(1).any(1).sum())
-    if not count:
-        return ""
-    return (
-        f"{count} of {len(wanted)} results changed beside {beside}; keep counters, sums and "
-        "schedules per row, and use the random numbers of problem."
-    )
+    hint = "keep counters, sums and schedules per row, and use the random numbers of problem."
+    sentence = f"{count} of {len(wanted)} results changed beside {beside}; {hint}"
+    return sentence if count else ""
 
 
 def inputs_are_left_alone(fixture: AttackFixture) -> str:
     """The attack does not write to clean images, labels or clean logits."""
-    problem = fixture.problem()
-    names = ("x", "y", "target", "clean", "example", "restart")
-    before = {name: getattr(problem, name).clone() for name in names}
-    fixture.iterates(problem)
-    changed = [name for name in names if not torch.equal(before[name], getattr(problem, name))]
+    used, unused = fixture.problem(), fixture.problem()
+    fixture.iterates(used)
+    changed = [n for n in INPUTS if not torch.equal(getattr(used, n), getattr(unused, n))]
     return f"it wrote into problem.{changed[0]}; work on a copy." if changed else ""
 
 
@@ -100,10 +103,9 @@ def states_are_left_alone(fixture: AttackFixture) -> str:
 def attacked_model_is_left_alone(fixture: AttackFixture) -> str:
     """The attack changes no weight, buffer, mode, hook or gradient of the defense."""
     problem = fixture.problem()
-    module = problem.required_model_access.module
-    before = ModelState.of(module)
+    before = ModelState.of(problem.required_model_access.module)
     fixture.iterates(problem)
-    changed = before.changed(module)
+    changed = before.changed()
     return f"it changed {', '.join(changed[:3])} of the defense." if changed else ""
 
 
@@ -130,11 +132,16 @@ def attack_is_left_alone(fixture: AttackFixture) -> str:
 def masked_rows_are_not_read(fixture: AttackFixture) -> str:
     """Answers for rows that `where` leaves out are not used."""
     fixture.require_steps()
-    honest, altered = fixture.problem(), fixture.problem()
-    for name in ("gradient", "jacobian", "logits", "labels"):
-        setattr(altered, name, _with_other_rows_set(getattr(altered, name)))
+    honest, altered = fixture.problem(), _with_altered_answers(fixture.problem())
     one, two = fixture.final_images(honest), fixture.final_images(altered)
     return "" if torch.equal(one, two) else "it used answers for rows that `where` left out."
+
+
+def _with_altered_answers(problem: BatchProblem) -> BatchProblem:
+    """The problem, all its answers set to 1 in the rows that `where` leaves out."""
+    for name in ("gradient", "jacobian", "logits", "labels"):
+        setattr(problem, name, _with_other_rows_set(getattr(problem, name)))
+    return problem
 
 
 def _with_other_rows_set(query: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,11 +26,8 @@ class DatasetFixture:
 
 def digest_is_declared(fixture: DatasetFixture) -> str:
     """It declares the digest of its test half."""
-    return (
-        ""
-        if fixture.dataset.digest
-        else "no digest is declared; without it another copy of the data would pass unnoticed."
-    )
+    wrong = "no digest is declared; without it another copy of the data would pass unnoticed."
+    return "" if fixture.dataset.digest else wrong
 
 
 def digest_is_that_of_the_images(fixture: DatasetFixture) -> str:
@@ -54,18 +51,16 @@ def digest_is_that_of_the_images(fixture: DatasetFixture) -> str:
 def it_is_what_its_record_says(fixture: DatasetFixture) -> str:
     """Size, shape, dtype and labels are those of the `Dataset` record."""
     found, wanted = fixture.images.test.images.shape, fixture.dataset.shape
-    return (
-        "" if found[1:] == wanted else f"images are {list(found[1:])}; {list(wanted)} is declared."
-    )
+    wrong = f"images are {list(found[1:])}; {list(wanted)} is declared."
+    return "" if found[1:] == wanted else wrong
 
 
 def reading_again_gives_the_same(fixture: DatasetFixture) -> str:
     """Reading a second time gives the same images, labels and order."""
     one, two = fixture.images, fixture.dataset.load(datasets.data_folder())
-    same = datasets.content_digest(*one.test, one.index) == datasets.content_digest(
-        *two.test, two.index
-    )
-    return "" if same else "reading a second time gave other images, labels or another order."
+    first, second = (datasets.content_digest(*read.test, read.index) for read in (one, two))
+    wrong = "reading a second time gave other images, labels or another order."
+    return "" if first == second else wrong
 
 
 def every_class_is_there(fixture: DatasetFixture) -> str:

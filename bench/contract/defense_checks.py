@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.defense_fixture import (
@@ -27,6 +27,7 @@ from bench.data.datasets import to_float
 from bench.engine.answers import column_mismatch
 
 LOGIT_ROUNDING = 1e-4  # of the largest logit
+KEEP_NO_STATE = "Keep no state between calls."
 
 
 def _why_different(what: str, one: Tensor, two: Tensor, hint: str) -> str:
@@ -40,9 +41,25 @@ def _why_different(what: str, one: Tensor, two: Tensor, hint: str) -> str:
     )
 
 
-def _deterministic(fixture: DefenseFixture) -> None:
+def _why_not_equal(what: str, one: Tensor, two: Tensor, hint: str) -> str:
+    """A sentence where logits [n, K] that should be equal differ in any bit."""
+    if torch.equal(one, two):
+        return ""
+    return f"{what} by {relative_difference(one, two):.2g} of the logits; {hint}"
+
+
+def _deterministic_build(fixture: DefenseFixture) -> nn.Module:
+    """A build of the defense. Raises DoesNotApply where it declares randomness."""
     if fixture.is_random:
         raise DoesNotApply("it declares randomness, and random draws depend on the whole batch.")
+    return fixture.build()
+
+
+def _visible_build(fixture: DefenseFixture) -> nn.Module:
+    """A build of the defense. Raises DoesNotApply where it runs in the sandbox."""
+    if fixture.sandboxed_module is not None:
+        raise DoesNotApply("its modules cannot be read in the sandbox.")
+    return fixture.build()
 
 
 def builds(fixture: DefenseFixture) -> str:
@@ -53,7 +70,7 @@ def builds(fixture: DefenseFixture) -> str:
 
 def logits_have_one_column_a_class(fixture: DefenseFixture) -> str:
     """Logits are [n, K] for K classes; with `rejects` there is one more column, the score."""
-    found = tuple(logits_of(fixture.build(), fixture.x).shape)
+    found = tuple(fixture.logits(fixture.build()).shape)
     classes = len(fixture.dataset.classes)
     if len(found) != 2 or found[0] != len(fixture.x):
         wanted = (len(fixture.x), classes + fixture.rejects)
@@ -63,59 +80,50 @@ def logits_have_one_column_a_class(fixture: DefenseFixture) -> str:
 
 def logits_are_float32(fixture: DefenseFixture) -> str:
     """Logits are float32."""
-    found = logits_of(fixture.build(), fixture.x).dtype
+    found = fixture.logits(fixture.build()).dtype
     return "" if found is torch.float32 else f"logits are {found}; return torch.float32."
 
 
 def logits_are_finite(fixture: DefenseFixture) -> str:
     """All logits are finite."""
-    bad = int((~torch.isfinite(logits_of(fixture.build(), fixture.x)).all(1)).sum())
+    bad = int((~torch.isfinite(fixture.logits(fixture.build())).all(1)).sum())
     return f"{bad} of {len(fixture.x)} images have NaN or infinite logits." if bad else ""
 
 
 def black_and_white_are_images(fixture: DefenseFixture) -> str:
     """All-black and all-white images have finite logits."""
     edges = torch.cat([torch.zeros_like(fixture.x[:16]), torch.ones_like(fixture.x[:16])])
-    answer = logits_of(fixture.build(), edges)
-    return (
-        ""
-        if torch.isfinite(answer).all()
-        else "all-black or all-white images have NaN or infinite logits."
-    )
+    finite = torch.isfinite(logits_of(fixture.build(), edges)).all()
+    return "" if finite else "all-black or all-white images have NaN or infinite logits."
 
 
 def asking_twice_answers_twice_the_same(fixture: DefenseFixture) -> str:
     """A second query of the same images gives the same logits, to the bit."""
     module = fixture.build()
-    one, two = logits_of(module, fixture.x), logits_of(module, fixture.x)
-    if torch.equal(one, two):
-        return ""
-    far = relative_difference(one, two)
-    return f"the second answer differs by {far:.2g} of the logits; keep no state between calls."
+    one, two = fixture.logits(module), fixture.logits(module)
+    return _why_not_equal("the second answer differs", one, two, "keep no state between calls.")
 
 
 def companions_do_not_matter(fixture: DefenseFixture) -> str:
     """The logits of an image do not depend on the other images of the batch."""
     module, mixed = fixture.build(), fixture.x.clone()
     mixed[16:] = fixture.examples[0][-16:].flip(0)
-    one, two = logits_of(module, fixture.x)[:16], logits_of(module, mixed)[:16]
+    one, two = fixture.logits(module)[:16], logits_of(module, mixed)[:16]
     hint = "Use no statistics of the batch; call .eval() inside build."
     return _why_different("with other images in the batch", one, two, hint)
 
 
 def order_does_not_matter(fixture: DefenseFixture) -> str:
     """A batch in reverse order gives the same logits in reverse order."""
-    _deterministic(fixture)
-    module = fixture.build()
-    one, two = logits_of(module, fixture.x), logits_of(module, fixture.x.flip(0)).flip(0)
+    module = _deterministic_build(fixture)
+    one, two = fixture.logits(module), logits_of(module, fixture.x.flip(0)).flip(0)
     return _why_different("in reverse order", one, two, "Classify each image on its own.")
 
 
 def one_image_is_a_batch(fixture: DefenseFixture) -> str:
     """An image in a batch of one has the same logits as in a larger batch."""
-    _deterministic(fixture)
-    module = fixture.build()
-    one = logits_of(module, fixture.x)[:4]
+    module = _deterministic_build(fixture)
+    one = fixture.logits(module)[:4]
     two = torch.cat([logits_of(module, image[None]) for image in fixture.x[:4]])
     return _why_different("at batch size 1", one, two, "Classify each image on its own.")
 
@@ -123,50 +131,43 @@ def one_image_is_a_batch(fixture: DefenseFixture) -> str:
 def calls_leave_no_trace(fixture: DefenseFixture) -> str:
     """Ten other calls do not change the logits of an image."""
     module = fixture.build()
-    one = logits_of(module, fixture.x)
+    one = fixture.logits(module)
     for call in range(10):
         logits_of(module, fixture.examples[0][-32:].roll(call, 0), seed=call)
-    two = logits_of(module, fixture.x)
-    return _why_different("after ten other calls", one, two, "Keep no state between calls.")
+    return _why_different("after ten other calls", one, fixture.logits(module), KEEP_NO_STATE)
 
 
 def gradients_leave_no_trace(fixture: DefenseFixture) -> str:
     """Computing a gradient does not change later logits."""
     module = fixture.build()
-    one = logits_of(module, fixture.x)
+    one = fixture.logits(module)
     gradient_of_weighted(module, fixture.x, logit_weights(one))
-    two = logits_of(module, fixture.x)
-    return _why_different("after a gradient was computed", one, two, "Keep no state between calls.")
+    two = fixture.logits(module)
+    return _why_different("after a gradient was computed", one, two, KEEP_NO_STATE)
 
 
 def gradients_are_of_the_same_answer(fixture: DefenseFixture) -> str:
     """Logits are the same with and without a gradient."""
     module = fixture.build()
-    one = logits_of(module, fixture.x)
-    leaf = fixture.x.clone().requires_grad_()
-    two = seeded_logits(module, leaf, 0).detach()
+    one = fixture.logits(module)
+    two = seeded_logits(module, fixture.x.clone().requires_grad_(), 0).detach()
     return _why_different("with a gradient", one, two, "Do not look at requires_grad.")
 
 
 def eval_mode_is_kept(fixture: DefenseFixture) -> str:
     """All modules are in eval mode after `build`, and after a call."""
-    _visible(fixture)
-    module = fixture.build()
-    logits_of(module, fixture.x)
-    noisy = [name or "the module" for name, part in module.named_modules() if part.training]
-    return (
-        f"{noisy[0]} is in train mode; call .eval() in build and keep that mode." if noisy else ""
-    )
+    module = _visible_build(fixture)
+    fixture.logits(module)
+    bad = [name or "the module" for name, part in module.named_modules() if part.training]
+    return f"{bad[0]} is in train mode; call .eval() in build and keep that mode." if bad else ""
 
 
 def weights_are_left_alone(fixture: DefenseFixture) -> str:
     """Neither calls nor gradients change a weight, buffer, mode or hook."""
-    _visible(fixture)
-    module = fixture.build()
+    module = _visible_build(fixture)
     before = ModelState.of(module)
-    answer = logits_of(module, fixture.x)
-    gradient_of_weighted(module, fixture.x, logit_weights(answer))
-    changed = before.changed(module)
+    gradient_of_weighted(module, fixture.x, logit_weights(fixture.logits(module)))
+    changed = before.changed()
     return f"a call changed {', '.join(changed[:3])}; forward must only read." if changed else ""
 
 
@@ -203,31 +204,21 @@ def randomness_is_declared(fixture: DefenseFixture) -> str:
     return ""
 
 
-def _visible(fixture: DefenseFixture) -> None:
-    if fixture.sandboxed_module is not None:
-        raise DoesNotApply("its modules cannot be read in the sandbox.")
-
-
 def two_builds_are_one(fixture: DefenseFixture) -> str:
     """Two builds give the same logits, to the bit."""
-    one, two = (logits_of(fixture.loader.build(), fixture.x) for _ in range(2))
-    if torch.equal(one, two):
-        return ""
-    far = relative_difference(one, two)
-    return (
-        f"two builds differ by {far:.2g} of the logits; load all weights, seed all random numbers."
-    )
+    one, two = (fixture.logits(fixture.loader.build()) for _ in range(2))
+    hint = "load all weights, seed all random numbers."
+    return _why_not_equal("two builds differ", one, two, hint)
 
 
 def saved_is_loaded(fixture: DefenseFixture) -> str:
     """A build with the saved weights of another one gives the same logits, to the bit."""
-    _visible(fixture)
-    module, other = fixture.build(), fixture.build()
+    module, other = _visible_build(fixture), fixture.build()
     state = {name: value.clone().contiguous() for name, value in module.state_dict().items()}
     for value in other.state_dict().values():
         value.zero_()
     other.load_state_dict(load(save(state)))
-    one, two = logits_of(module, fixture.x), logits_of(other, fixture.x)
+    one, two = fixture.logits(module), fixture.logits(other)
     return "" if torch.equal(one, two) else "logits changed by saving and loading the state_dict."
 
 
@@ -258,14 +249,11 @@ def claims_are_shares(fixture: DefenseFixture) -> str:
 def better_than_chance(fixture: DefenseFixture) -> str:
     """Clean accuracy is above chance by three standard errors."""
     x, y = fixture.examples
-    right = float((fixture.labels(fixture.build(), x) == y).double().mean())
+    right = fixture.accuracy(fixture.build(), x, y)
     chance = 1 / len(fixture.dataset.classes)
     least = chance + 3 * (chance * (1 - chance) / len(y)) ** 0.5
-    return (
-        ""
-        if right > least
-        else f"clean accuracy is {right:.3f}; more than {least:.3f} was expected."
-    )
+    wrong = f"clean accuracy is {right:.3f}; more than {least:.3f} was expected."
+    return "" if right > least else wrong
 
 
 def clean_images_are_accepted(fixture: DefenseFixture) -> str:
@@ -294,11 +282,8 @@ def not_looked_up(fixture: DefenseFixture) -> str:
     grey = (torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1) / 255
     kept = fixture.labels(module, x) == fixture.labels(module, (x + grey).clamp(0, 1))
     share = float(kept.double().mean())
-    return (
-        ""
-        if share >= 0.9
-        else f"noise of one grey level kept only {share:.2f} of the predictions; 0.9 was expected."
-    )
+    wrong = f"noise of one grey level kept only {share:.2f} of the predictions; 0.9 was expected."
+    return "" if share >= 0.9 else wrong
 
 
 def not_memorised(fixture: DefenseFixture) -> str:
@@ -306,15 +291,11 @@ def not_memorised(fixture: DefenseFixture) -> str:
 
     Raises DoesNotApply where the data set has no training half.
     """
-    train = datasets.load_dataset(fixture.dataset).train
-    if train is None:
-        raise DoesNotApply(f"{fixture.dataset.name} has no training half.")
     x, y = fixture.examples
-    module, n = fixture.build(), len(y)
-    canary = to_float(torch.from_numpy(train.images[:n].copy()))
-    truth = torch.from_numpy(train.labels[:n].copy())
-    known = float((fixture.labels(module, x) == y).double().mean())
-    fresh = float((fixture.labels(module, canary) == truth).double().mean())
+    n = len(y)
+    train_x, train_y = _training_examples(fixture, n)
+    module = fixture.build()
+    known, fresh = fixture.accuracy(module, x, y), fixture.accuracy(module, train_x, train_y)
     error = max(known * (1 - known) + fresh * (1 - fresh), 1 / n) ** 0.5 / n**0.5
     if known - fresh <= 0.02 + 3 * error:
         return ""
@@ -322,6 +303,15 @@ def not_memorised(fixture: DefenseFixture) -> str:
         f"accuracy is {known:.3f} on test images and {fresh:.3f} on training images: the test "
         "images are memorised."
     )
+
+
+def _training_examples(fixture: DefenseFixture, n: int) -> tuple[Tensor, Tensor]:
+    """The first `n` training images [n, C, H, W] and labels [n]; DoesNotApply without any."""
+    train = datasets.load_dataset(fixture.dataset).train
+    if train is None:
+        raise DoesNotApply(f"{fixture.dataset.name} has no training half.")
+    images = to_float(torch.from_numpy(train.images[:n].copy()))
+    return images, torch.from_numpy(train.labels[:n].copy())
 
 
 DEFENSE_CHECKS = (

@@ -90,6 +90,14 @@ class DefenseFixture:
         module = self.loader.build()
         return module if isinstance(module, DefenseProxy) else None
 
+    def logits(self, module: nn.Module) -> Tensor:
+        """Logits [32, K] of the images `x`, as `logits_of`."""
+        return logits_of(module, self.x)
+
+    def accuracy(self, module: nn.Module, images: Tensor, labels: Tensor) -> float:
+        """Share of images [n, C, H, W] whose predicted label is that of `labels` [n]."""
+        return float((self.labels(module, images) == labels).double().mean())
+
     def labels(self, module: nn.Module, images: Tensor) -> Tensor:
         """Predicted labels [n] of images [n, C, H, W]; REJECTED where an image is rejected."""
         return answers.predicted_labels(logits_of(module, images), rejects=self.rejects)

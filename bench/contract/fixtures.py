@@ -134,6 +134,7 @@ def _same(one: Any, two: Any) -> bool:
 class ModelState(NamedTuple):
     """Everything about a model that queries must not change."""
 
+    module: nn.Module
     tensors: dict[str, Tensor]
     flags: dict[str, Any]
 
@@ -147,11 +148,11 @@ class ModelState(NamedTuple):
             flags[f"{name or 'the module'}, train mode or hooks"] = (part.training, hooks)
         for name, parameter in module.named_parameters():
             flags[f"{name}, gradient"] = parameter.grad is None
-        return cls(tensors, flags)
+        return cls(module, tensors, flags)
 
-    def changed(self, module: nn.Module) -> list[str]:
+    def changed(self) -> list[str]:
         """What has changed since, as words for a message."""
-        now = ModelState.of(module)
+        now = ModelState.of(self.module)
         if now.tensors.keys() != self.tensors.keys():
             return ["the list of weights and buffers"]
         moved = [n for n, old in self.tensors.items() if not _equal(old, now.tensors[n])]

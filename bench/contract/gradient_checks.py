@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bench.contract.check import DoesNotApply, checks_of
 from bench.contract.defense_fixture import (
@@ -21,8 +22,6 @@ def a_gradient_exists(fixture: DefenseFixture) -> str:
     Raises DoesNotApply for a defense with a `bpda` and for a built-in control.
     """
     _exempt(fixture)
-    if fixture.defense.bpda is not None:
-        raise DoesNotApply("it declares a bpda.")
     module = fixture.build()
     gradient = gradient_of_weighted(module, fixture.x, logit_weights(logits_of(module, fixture.x)))
     if not torch.isfinite(gradient).all():
@@ -38,18 +37,7 @@ def gradient_is_the_slope(fixture: DefenseFixture) -> str:
     Raises DoesNotApply for a defense with a `bpda` and for a built-in control.
     """
     _exempt(fixture)
-    if fixture.defense.bpda is not None:
-        raise DoesNotApply("it declares a bpda.")
-    module, x = (
-        fixture.build(),
-        fixture.examples[0][:64].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP),
-    )
-    weight = logit_weights(logits_of(module, x))
-    generator = torch.Generator().manual_seed(3)
-    v = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-    declared = (gradient_of_weighted(module, x, weight) * v).flatten(1).sum(1).double()
-    ahead, behind = (logits_of(module, x + h * v) for h in (DIFFERENCE_STEP, -DIFFERENCE_STEP))
-    seen = ((ahead - behind).double() * weight).sum(1) / (2 * DIFFERENCE_STEP)
+    declared, seen = _slopes(fixture)
     cosine = float(declared @ seen / (declared.norm() * seen.norm()).clamp_min(1e-300))
     if cosine >= 0.9 or not (declared.any() or seen.any()):
         return ""
@@ -59,10 +47,24 @@ def gradient_is_the_slope(fixture: DefenseFixture) -> str:
     )
 
 
+def _slopes(fixture: DefenseFixture) -> tuple[Tensor, Tensor]:
+    """Slopes [n] of weighted logits in a random direction, by gradient and by differences."""
+    module = fixture.build()
+    x = fixture.examples[0][:64].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP)
+    weight = logit_weights(logits_of(module, x))
+    generator = torch.Generator().manual_seed(3)
+    v = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+    declared = (gradient_of_weighted(module, x, weight) * v).flatten(1).sum(1).double()
+    ahead, behind = (logits_of(module, x + h * v) for h in (DIFFERENCE_STEP, -DIFFERENCE_STEP))
+    return declared, ((ahead - behind).double() * weight).sum(1) / (2 * DIFFERENCE_STEP)
+
+
 def _exempt(fixture: DefenseFixture) -> None:
-    """Raises DoesNotApply for a built-in control that declares why it hides its gradient."""
+    """Raises DoesNotApply for a declared `bpda`, and for a control that hides its gradient."""
     if fixture.is_built_in and fixture.defense.control:
         raise DoesNotApply(f"declared a control: {fixture.defense.control}.")
+    if fixture.defense.bpda is not None:
+        raise DoesNotApply("it declares a bpda.")
 
 
 def bpda_answers_alike(fixture: DefenseFixture) -> str:

@@ -52,19 +52,26 @@ def run_checks(
     path, known = Path(path_or_name), registry or Registry.load()
     if _is_folder(path) or path.suffix == ".py":
         return list(_check_path(path, known, train))
-    name = str(path)
-    found = [(kind, plugin) for kind, plugin in _registrations(known) if plugin.value.name == name]
-    if not found and name in known.submissions:
-        return list(_check_path(known.submissions[name].folder, known, train))
+    found = _plugins_named(str(path), known)
     if not found:
-        names = {plugin.value.name for _, plugin in _registrations(known)} | set(known.submissions)
-        hint = did_you_mean(name, sorted(names))
-        raise BenchError(f"no plugin and no path is named {name!r}{hint}.")
+        return list(_check_path(_submission_folder(str(path), known), known, train))
+    return [r for kind, plugin in found for r in check_registration(known, kind, plugin, train)]
+
+
+def _plugins_named(name: str, registry: Registry) -> list[tuple[str, Registration[Any]]]:
+    """Kind and registration of every plugin of this name."""
     return [
-        result
-        for kind, plugin in found
-        for result in check_registration(known, kind, plugin, train)
+        (kind, plugin) for kind, plugin in _registrations(registry) if plugin.value.name == name
     ]
+
+
+def _submission_folder(name: str, registry: Registry) -> Path:
+    """The folder of a submission; BenchError with a suggestion where none has that name."""
+    if name in registry.submissions:
+        return registry.submissions[name].folder
+    names = {plugin.value.name for _, plugin in _registrations(registry)}
+    hint = did_you_mean(name, sorted(names | set(registry.submissions)))
+    raise BenchError(f"no plugin and no path is named {name!r}{hint}.")
 
 
 def _is_folder(path: Path) -> bool:
@@ -92,20 +99,22 @@ def run_check(
 
     Missing weights make a check not applicable, but a failure where they were `trained` before.
     """
+    outcome, sentence = _outcome(check, fixture, trained)
+    return CheckResult(kind, name, check.name, outcome, sentence)
+
+
+def _outcome(check: Check[Any], fixture: Any, trained: bool) -> tuple[CheckOutcome, str]:
     try:
         wrong = check.function(fixture)
     except DoesNotApply as reason:
-        return CheckResult(kind, name, check.name, CheckOutcome.NOT_APPLICABLE, str(reason))
+        return CheckOutcome.NOT_APPLICABLE, str(reason)
     except (NeedsTraining, UnavailableError) as error:
         lacking = trained and isinstance(error, NeedsTraining)
-        outcome = CheckOutcome.FAIL if lacking else CheckOutcome.NOT_APPLICABLE
-        return CheckResult(kind, name, check.name, outcome, str(error))
+        return CheckOutcome.FAIL if lacking else CheckOutcome.NOT_APPLICABLE, str(error)
     except PLUGIN_EXCEPTIONS as error:
         # The plugin's code may raise anything; that is a result of the check, not a crash.
-        return CheckResult(kind, name, check.name, CheckOutcome.FAIL, f"{error_text(error)}.")
-    if wrong:
-        return CheckResult(kind, name, check.name, CheckOutcome.FAIL, wrong)
-    return CheckResult(kind, name, check.name, CheckOutcome.PASS, check.sentence)
+        return CheckOutcome.FAIL, f"{error_text(error)}."
+    return (CheckOutcome.FAIL, wrong) if wrong else (CheckOutcome.PASS, check.sentence)
 
 
 def _registrations(registry: Registry) -> Iterator[tuple[str, Registration[Any]]]:
@@ -134,17 +143,22 @@ def _check_path(path: Path, registry: Registry, train: bool) -> Iterator[CheckRe
     if any(result.outcome is CheckOutcome.FAIL for result in files):
         return
     plugin, wrong = _imported(path if path.suffix == ".py" else path / "plugin.py")
-    before = len(registry.problems)
     if plugin is not None:
-        _remove_installed_copy(registry, plugin)
-        registry.add_plugins([plugin])
-        wrong = " ".join(registry.problems[before:]) or _why_unregistered(registry, plugin)
+        wrong = _register(registry, plugin)
     outcome = CheckOutcome.FAIL if wrong else CheckOutcome.PASS
     sentence = wrong or "It can be imported and registered."
     yield CheckResult("plugin", name, "is-registered", outcome, sentence)
     for kind, registration in list(_registrations(registry)):
         if plugin is not None and registration.module == plugin.name:
             yield from check_registration(registry, kind, registration, train)
+
+
+def _register(registry: Registry, plugin: Plugin) -> str:
+    """Register a plugin; why it, or what its card names, was not registered, or empty."""
+    before = len(registry.problems)
+    _remove_installed_copy(registry, plugin)
+    registry.add_plugins([plugin])
+    return " ".join(registry.problems[before:]) or _why_unregistered(registry, plugin)
 
 
 def _why_unregistered(registry: Registry, plugin: Plugin) -> str:

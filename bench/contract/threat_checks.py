@@ -79,11 +79,8 @@ def required_attacks_are_applicable(fixture: ThreatFixture) -> str:
 
 def id_is_a_digest_of_the_rules(fixture: ThreatFixture) -> str:
     """The rules can be written as JSON, and the id is the same when computed twice."""
-    return (
-        ""
-        if fixture.threat.id == fixture.threat.id
-        else "the id changes when it is computed again."
-    )
+    first, second = fixture.threat.id, fixture.threat.id
+    return "" if first == second else "the id changes when it is computed again."
 
 
 def projection_is_feasible_and_idempotent(fixture: ThreatFixture) -> str:
@@ -113,11 +110,8 @@ def samples_are_inside(fixture: ThreatFixture) -> str:
     key = example_key(0, "check", torch.arange(32), torch.zeros(32, dtype=torch.int64))
     draws = KeyedRandomNumbers(key, torch.zeros(32, dtype=torch.int64))
     inside = fixture.threat.ball.contains(fixture.threat.ball.sample(fixture.x, draws), fixture.x)
-    return (
-        ""
-        if inside.all()
-        else f"{int((~inside).sum())} of 32 samples are outside the ball or [0, 1]."
-    )
+    outside = int((~inside).sum())
+    return f"{outside} of 32 samples are outside the ball or [0, 1]." if outside else ""
 
 
 THREAT_CHECKS = checks_of(

@@ -79,8 +79,7 @@ def refusal_is_a_sentence(fixture: ToolFixture) -> str:
 def certificate_has_one_bit_a_row(fixture: ToolFixture) -> str:
     """`certify` returns bool [n]."""
     found = fixture.certified(Linf(Fraction(1, 10)))
-    right = found.dtype is torch.bool and found.shape == (32,)
-    if right:
+    if found.dtype is torch.bool and found.shape == (32,):
         return ""
     return f"certify returned {found.dtype} {list(found.shape)}; bool [32] was expected."
 
@@ -129,7 +128,7 @@ def examined_model_is_left_alone(fixture: ToolFixture) -> str:
     before, generators = ModelState.of(fixture.model), RandomState.after_draws()
     try:
         _use(fixture)
-        changed = [*before.changed(fixture.model), *generators.changed()]
+        changed = [*before.changed(), *generators.changed()]
     finally:
         generators.restore()
     return f"it changed {', '.join(changed[:3])}." if changed else ""

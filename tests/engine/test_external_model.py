@@ -242,7 +242,7 @@ def test_a_library_leaves_model_and_random_state_unchanged(ball: PerturbationSet
             PluginError, match="external failed in its own run: ValueError: out of id"
         ):
             run_cell(spec)
-    assert state.changed(model) == [] and world.changed() == []
+    assert state.changed() == [] and world.changed() == []
     assert torch.equal(spec.x, x) and not any(p.requires_grad for p in model.parameters())
     assert torch.is_grad_enabled()
 
