@@ -46,10 +46,7 @@ def defense_digest(defense: DefenseCard, dataset: str, rows: Iterable[CellRow]) 
 
 
 def current_cells(store: Store, attacks: Mapping[str, str] | None = None) -> list[CellRow]:
-    """The current cells of a database.
-
-    `attacks` maps each attack to its digest; by default as in the cards of the database.
-    """
+    """The current cells of a database; `attacks`: digests by name, by default as in its cards."""
     known = attack_digests(store.cards(AttackCard)) if attacks is None else attacks
     rows, defenses = store.cells(), store.cards(DefenseCard)
     datasets = {examples: store.examples(examples).dataset for examples in _examples(rows)}

@@ -20,6 +20,7 @@ from bench.store import CellRow, ExamplesRow, Store
 
 Bits = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Items = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -165,22 +166,24 @@ def _rows(store: Store, leaderboard: Leaderboard) -> list[CellRow]:
     own = store.cells(examples=leaderboard.examples)
     here = {row.cell.defense for row in own if row.cell.threat_id == leaderboard.id}
     costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)} - here
-    every = store.cells() if costly else []
-    examples = {
-        row.cell.examples: store.examples(row.cell.examples)
-        for row in every
-        if row.cell.defense in costly
-    }
+    costly_rows = _rows_on_few_examples(store, leaderboard, costly) if costly else []
+    listed = {row.cell.defense for row in costly_rows if row.cell.threat_id == leaderboard.id}
+    kept = [row for row in own if row.cell.defense not in listed]
+    return kept + [row for row in costly_rows if row.cell.defense in listed]
+
+
+def _rows_on_few_examples(
+    store: Store, leaderboard: Leaderboard, costly: Collection[str]
+) -> list[CellRow]:
+    """The cells of costly defenses on the first few examples of the leaderboard's data set."""
+    rows = [row for row in store.cells() if row.cell.defense in costly]
+    examples = {row.cell.examples: store.examples(row.cell.examples) for row in rows}
     few = {
         digest
         for digest, row in examples.items()
         if row.dataset == leaderboard.dataset and row.n == FEW_EXAMPLES < leaderboard.n
     }
-    costly_rows = [row for row in every if row.cell.defense in costly and row.cell.examples in few]
-    listed = {row.cell.defense for row in costly_rows if row.cell.threat_id == leaderboard.id}
-    return [r for r in own if r.cell.defense not in listed] + [
-        r for r in costly_rows if r.cell.defense in listed
-    ]
+    return [row for row in rows if row.cell.examples in few]
 
 
 def _current(
@@ -310,23 +313,21 @@ def _answered_wrong(made: Outcomes, truth: npt.NDArray[np.int16]) -> Bits:
     return wrong
 
 
-def _any(n: int, example: npt.NDArray[np.int32], flags: Bits) -> Bits:
+def _any(n: int, example: Items, flags: Bits) -> Bits:
     """[n]: whether the flag is set for any item of the example."""
     found = np.zeros(n, np.bool_)
     found[example[flags]] = True
     return found
 
 
-def _all(n: int, per_example: int, items: npt.NDArray[np.int32]) -> Bits:
+def _all(n: int, per_example: int, items: Items) -> Bits:
     """[n]: whether all items of the example are among these."""
     evaluated = np.zeros(n * per_example, np.bool_)
     evaluated[items] = True
     return np.asarray(evaluated.reshape(n, per_example).all(1))
 
 
-def _least(
-    n: int, example: npt.NDArray[np.int32], values: npt.NDArray[np.generic], where: Bits
-) -> Floats:
+def _least(n: int, example: Items, values: npt.NDArray[np.generic], where: Bits) -> Floats:
     """[n]: the smallest value among the example's items, inf where there is none."""
     least = np.full(n, np.inf)
     np.minimum.at(least, example[where], values[where].astype(np.float64))

@@ -100,23 +100,19 @@ def _no_formula(name: str) -> str:
     return f"'{name}" if name[:1] in {"=", "+", "-", "@", "\t", "\r"} else name
 
 
-def _about_rows(leaderboard: Leaderboard, rows: int, unfinished: int) -> str:
-    if not unfinished:
+def _about_rows(leaderboard: Leaderboard, rows: int, missing: int) -> str:
+    if not missing:
         return f"{rows} outcomes: every planned cell of {leaderboard.name} is done."
-    return (
-        f"{rows} outcomes; incomplete: {unfinished} planned cells of {leaderboard.name} are not"
-        " done, `bench run` finishes them."
-    )
+    cells = f"{missing} planned cells of {leaderboard.name}"
+    return f"{rows} outcomes; incomplete: {cells} are not done, `bench run` finishes them."
 
 
 def write_images(
     store: Store, threat: str | None, defense: str, attack: str, path: Path, mode: str = "full"
 ) -> ExportedFile:
-    """Write `adv` float32 [n, C, H, W] and `index` int64 [n], the item of each image.
+    """Write `adv` float32 [n, C, H, W], exact or else the sample, and their `index` int64 [n].
 
-    Exact images where they were recorded, else the sample for the leaderboard. Raises BenchError
-    where the cell was never evaluated or no image of it was recorded, and UnavailableError where
-    the file cannot be written.
+    Raises BenchError where no image was recorded, UnavailableError where the file is not writable.
     """
     from safetensors.numpy import save_file
 
@@ -126,9 +122,8 @@ def write_images(
     about = {"threat": leaderboard.name, "defense": defense, "attack": attack, "cell": cell.key}
     with _written_whole(path) as partial:
         save_file({"adv": adv, "index": index}, partial, metadata=about)
-    return ExportedFile(
-        path, len(index), len(index) == cell.cell.items, _about_images(cell, len(index))
-    )
+    whole = len(index) == cell.cell.items
+    return ExportedFile(path, len(index), whole, _about_images(cell, len(index)))
 
 
 def _cell(results: LeaderboardResults, defense: str, attack: str) -> CellRow:
@@ -158,12 +153,11 @@ def _pixels(store: Store, cell: CellRow) -> tuple[npt.NDArray[np.int64], npt.NDA
 
 
 def _about_images(cell: CellRow, n: int) -> str:
+    name = f"{cell.cell.attack} against {cell.cell.defense}"
     if n == cell.cell.items:
-        return f"{n} images: every item of {cell.cell.attack} against {cell.cell.defense}."
-    return (
-        f"{n} of {cell.cell.items} images of {cell.cell.attack} against {cell.cell.defense}:"
-        " incomplete; only `bench run --keep-images all` keeps every one."
-    )
+        return f"{n} images: every item of {name}."
+    part = f"{n} of {cell.cell.items} images of {name}: incomplete"
+    return f"{part}; only `bench run --keep-images all` keeps every one."
 
 
 @contextmanager

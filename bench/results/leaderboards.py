@@ -74,14 +74,12 @@ class Leaderboard:
 def leaderboards(store: Store) -> list[Leaderboard]:
     """All leaderboards: by the threat model's order and name, the most examples first."""
     threats = _by_id(store.cards(ThreatCard))
-    rows = (
-        row for row in store.cells() if row.cell.attack != CLEAN and row.cell.threat_id in threats
-    )
     costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)}
     found: dict[tuple[str, str, str], set[str]] = {}
-    for row in rows:
-        key = (row.cell.threat_id, row.cell.examples, row.cell.mode)
-        found.setdefault(key, set()).add(row.cell.defense)
+    for cell in (row.cell for row in store.cells()):
+        if cell.attack != CLEAN and cell.threat_id in threats:
+            key = (cell.threat_id, cell.examples, cell.mode)
+            found.setdefault(key, set()).add(cell.defense)
     sizes = {examples: store.examples(examples).n for _, examples, _ in found}
     large = {(id_, mode) for id_, examples, mode in found if sizes[examples] > FEW_EXAMPLES}
     made = [
@@ -117,11 +115,8 @@ def find_leaderboard(store: Store, threat: str | None, mode: str = "full") -> Le
 
 
 def _by_id(cards: Iterable[ThreatCard]) -> dict[str, ThreatCard]:
-    """Threat cards by the digest of their rules; of two names for the same rules, the first.
-
-    Submissions whose code has not been imported have no rules.
-    """
-    known = [card for card in cards if card.id]
+    """Threat cards by the digest of their rules; of two names for the same rules, the first."""
+    known = [card for card in cards if card.id]  # a submission that is not imported has no rules
     ordered = sorted(known, key=lambda card: (card.order, card.name), reverse=True)
     return {card.id: card for card in ordered}
 
@@ -150,9 +145,7 @@ def _nothing(threat: str | None, mode: str, known: list[Leaderboard]) -> str:
         return (
             "the database has no leaderboard yet; `bench run` evaluates the default threat models."
         )
-    wanted = [
-        leaderboard for leaderboard in known if threat in (None, leaderboard.name, leaderboard.id)
-    ]
+    wanted = [found for found in known if threat in (None, found.name, found.id)]
     if wanted:
         other = wanted[0]
         return (

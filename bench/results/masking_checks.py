@@ -7,14 +7,14 @@ example from the stored outcomes. Examples that are wrong on the clean image cou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.core.cards import AttackCard, CertifierCard
 from bench.core.statistics import clopper_pearson
-from bench.results.example_results import Bits, DefenseResult, LeaderboardResults, steps_of
+from bench.results.example_results import Bits, DefenseResult, Floats, LeaderboardResults, steps_of
 from bench.store import CertificateRow
 
 WARNING, PASSED, NOT_TESTED = "raised", "clear", "not tested"
@@ -98,11 +98,8 @@ def black_box_beats_white_box(results: LeaderboardResults, result: DefenseResult
 
 def random_beats_gradient(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
     """Warns where sampling points breaks what no gradient attack breaks."""
-    others = [
-        a
-        for a in _done(results, result, gradient=False)
-        if samples_blindly(results.attack_cards[a])
-    ]
+    cards = results.attack_cards
+    others = [a for a in _done(results, result, gradient=False) if samples_blindly(cards[a])]
     return _missed("random-beats-gradient", results, result, others, SAMPLING_TOLERANCE)
 
 
@@ -114,17 +111,13 @@ def _done(results: LeaderboardResults, result: DefenseResult, *, gradient: bool)
 
 
 def _missed(
-    name: str,
-    results: LeaderboardResults,
-    result: DefenseResult,
-    others: Sequence[str],
-    tolerance: float,
+    name: str, results: LeaderboardResults, result: DefenseResult, others: list[str], share: float
 ) -> MaskingCheck:
     gradient = _done(results, result, gradient=True)
     if not others or not gradient or results.leaderboard.mode == "rank":
         return MaskingCheck(name, NOT_TESTED, _REQUIRES.format("such an attack and a gradient"))
     only = result.broken_by(others) & ~result.broken_by(gradient)
-    allowed = tolerated_count(tolerance, len(only))
+    allowed = tolerated_count(share, len(only))
     return MaskingCheck(
         name,
         WARNING if only.sum() > allowed else PASSED,
@@ -182,24 +175,26 @@ def larger_bound_does_not_help(
     )
 
 
+def _shares_of_steps(results: LeaderboardResults, result: DefenseResult) -> list[Floats]:
+    """[n] for each iterative gradient attack: the share of its steps at the first success."""
+    lengths = {a: steps_of(results.attack_cards[a]) for a in _done(results, result, gradient=True)}
+    return [result.attacks[a].step / steps for a, steps in lengths.items() if steps > 1]
+
+
 def not_converged(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
     """Warns where many examples break only in the last tenth of every restart that breaks them."""
-    name = "not-converged"
-    lengths = {a: steps_of(results.attack_cards[a]) for a in _done(results, result, gradient=True)}
-    runs = [result.attacks[a].step / steps for a, steps in lengths.items() if steps > 1]
+    runs = _shares_of_steps(results, result)
     # In a cascade no other attack runs on the example that one attack broke late.
     if not runs or results.leaderboard.mode == "rank":
-        return MaskingCheck(
-            name, NOT_TESTED, "No iterative gradient attack is done on all examples."
-        )
+        reason = "No iterative gradient attack is done on all examples."
+        return MaskingCheck("not-converged", NOT_TESTED, reason)
     earliest = np.minimum.reduce(runs)[result.clean]
     first = earliest[np.isfinite(earliest)]
     won, late = len(first), int((first > LATE_STEPS).sum())
+    allowed = max(tolerated_count(TOLERANCE, len(result.clean)), LATE_SHARE * won)
     return MaskingCheck(
-        name,
-        WARNING
-        if late > max(tolerated_count(TOLERANCE, len(result.clean)), LATE_SHARE * won)
-        else PASSED,
+        "not-converged",
+        WARNING if late > allowed else PASSED,
         f"{late} of {won} first successes came in the last tenth of the steps; more steps would"
         f" find more if that were above {LATE_SHARE:.0%}.",
     )
@@ -261,13 +256,11 @@ def _refuted(
 
 
 def current_certificates(
-    result: DefenseResult,
-    certificates: Iterable[CertificateRow],
-    certifiers: Mapping[str, CertifierCard],
+    result: DefenseResult, rows: Iterable[CertificateRow], certifiers: Mapping[str, CertifierCard]
 ) -> list[CertificateRow]:
     """The certificates of the defense's current digest by current certifiers."""
     now = {(result.digest, card.name, card.digest) for card in certifiers.values()}
-    return [p for p in certificates if (p.defense_digest, p.certifier, p.certifier_digest) in now]
+    return [p for p in rows if (p.defense_digest, p.certifier, p.certifier_digest) in now]
 
 
 def stated_error(certificate: CertificateRow, certifier: CertifierCard) -> float:

@@ -197,11 +197,8 @@ def _placed(row: RankingRow, places: Mapping[str, RankRange]) -> RankingRow:
 
 def _count(result: DefenseResult, right: Bits) -> Count:
     """k of n; 0 of 0 while the clean pass is missing."""
-    return (
-        count_interval(int(right.sum()), len(right))
-        if result.has_clean_pass
-        else count_interval(0, 0)
-    )
+    k, n = (int(right.sum()), len(right)) if result.has_clean_pass else (0, 0)
+    return count_interval(k, n)
 
 
 def _eight_bit(leaderboard: Leaderboard, result: DefenseResult) -> Count:
@@ -216,10 +213,7 @@ def _eight_bit(leaderboard: Leaderboard, result: DefenseResult) -> Count:
 
 
 def robust_count(result: DefenseResult, attacks: Iterable[str]) -> Count:
-    """Examples that are right and that none of these attacks broke.
-
-    0 of 0 where none of them is done, or where other attacks of a cascade decide it.
-    """
+    """Right examples that none of these broke; 0 of 0 if none is done, or others decide it."""
     names = [name for name in attacks if name in result.attacks]
     known = bool(names) and result.decided_by(names)
     return _count(result, result.robust(names)) if known else count_interval(0, 0)
@@ -249,10 +243,8 @@ def _claim_sentence(claimed: float, robust: Count, row_verdict: str) -> str:
     if not robust.n:
         return f"Claimed {claimed:.1%}; nothing is measured yet."
     doubt = " The row is invalid, so this decides nothing." if row_verdict == "invalid" else ""
-    return (
-        f"Claimed {claimed:.1%}; measured {robust.k} of {robust.n}, that is between"
-        f" {robust.low:.1%} and {robust.high:.1%}.{doubt}"
-    )
+    span = f"between {robust.low:.1%} and {robust.high:.1%}"
+    return f"Claimed {claimed:.1%}; measured {robust.k} of {robust.n}, that is {span}.{doubt}"
 
 
 def best_certificate(

@@ -36,10 +36,9 @@ def text_report(report: Json) -> Group:
 def _heading(report: Json) -> Text:
     threat, examples = report["threat"], report["examples"]
     rules = f"{threat['set']['name']} {threat['set']['eps']} on {threat['dataset']}"
-    return Text(
-        f"{threat['name']}: {rules}, access {threat['access']}, {threat['goal']['kind']}, "
-        f"{examples['n']} examples, {MODE_TEXT[report['mode']]}, digest {report['digest'][:12]}\n"
-    )
+    goal = f"access {threat['access']}, {threat['goal']['kind']}"
+    size = f"{examples['n']} examples, {MODE_TEXT[report['mode']]}, digest {report['digest'][:12]}"
+    return Text(f"{threat['name']}: {rules}, {goal}, {size}\n")
 
 
 def terminal_ranking(report: Json) -> BlockTable:
@@ -73,8 +72,7 @@ def terminal_matrix(report: Json) -> Group:
     """Unbroken examples of n after each attack, or the state of a cell without a figure.
 
     In rank mode n is the survivors of the attacks before, and the attacks are in the order in which
-    they ran. Attacks that were run on no defense are left out, and the longer list of names is in
-    rows.
+    they ran. Attacks that were run on no defense are left out.
     """
     cells = {(cell["defense"], cell["attack"]): cell for cell in report["matrix"]}
     every = list(dict.fromkeys(attack for _, attack in cells))
@@ -82,14 +80,19 @@ def terminal_matrix(report: Json) -> Group:
     attacks = [name for name in every if name in done] or every
     defenses = [row["defense"] for row in report["ranking"]]
     of_survivors = ", of the survivors it ran on" if report["mode"] == "rank" else ""
-    title = f"Robust examples by attack{of_survivors}"
+    table = _matrix_table(f"Robust examples by attack{of_survivors}", cells, attacks, defenses)
+    return Group(table, *_left_out(every, attacks))
+
+
+def _matrix_table(
+    title: str, cells: Mapping[tuple[str, str], Json], attacks: list[str], defenses: list[str]
+) -> BlockTable:
+    """The figures of all cells; the longer list of names is in rows."""
     if len(attacks) > len(defenses):
         rows = [(a, *(_figure(cells[d, a]) for d in defenses)) for a in attacks]
-        columns = [TextColumn("Attack", "left"), *map(TextColumn, defenses)]
-    else:
-        rows = [(d, *(_figure(cells[d, a]) for a in attacks)) for d in defenses]
-        columns = [TextColumn("Defense", "left"), *map(TextColumn, attacks)]
-    return Group(BlockTable(title, columns, rows), *_left_out(every, attacks))
+        return BlockTable(title, [TextColumn("Attack", "left"), *map(TextColumn, defenses)], rows)
+    rows = [(d, *(_figure(cells[d, a]) for a in attacks)) for d in defenses]
+    return BlockTable(title, [TextColumn("Defense", "left"), *map(TextColumn, attacks)], rows)
 
 
 def _left_out(every: Sequence[str], shown: Sequence[str]) -> list[Text]:

@@ -17,9 +17,7 @@ INVALIDATING = frozenset({"soundness-error", "deterministic", "batch-independent
 
 
 def verdict(checks: Iterable[MaskingCheck]) -> str:
-    """`invalid` where a warning contradicts the figure, `suspect` with another warning, else
-    `sound`.
-    """
+    """`invalid` by a warning that contradicts the figure, `suspect` by another, else `sound`."""
     raised = {check.name for check in checks if check.state == WARNING}
     if raised & INVALIDATING:
         return "invalid"
@@ -85,7 +83,18 @@ def all_checks(
     results: LeaderboardResults, result: DefenseResult, context: CheckContext
 ) -> tuple[MaskingCheck, ...]:
     """Every check of one defense, also those not tested."""
-    computed = (
+    computed, evidence = _computed_checks(results, result, context), context.evidence
+    names = {check.name for check in computed}
+    others = [card for name, card in sorted(context.diagnostics.items()) if name not in names]
+    found = evidence.get(result.defense, ())
+    return (*computed, *(diagnostic_check(card, found) for card in others))
+
+
+def _computed_checks(
+    results: LeaderboardResults, result: DefenseResult, context: CheckContext
+) -> tuple[MaskingCheck, ...]:
+    """The checks that are computed from recorded outcomes and certificates."""
+    return (
         masking_checks.one_step_beats_iterative(results, result),
         masking_checks.black_box_beats_white_box(results, result),
         masking_checks.unbounded_falls_short(result, context.unbounded),
@@ -95,12 +104,6 @@ def all_checks(
         masking_checks.soundness_error(
             result, context.smaller, context.certificates, context.certifiers
         ),
-    )
-    names = {check.name for check in computed}
-    others = [card for name, card in sorted(context.diagnostics.items()) if name not in names]
-    return (
-        *computed,
-        *(diagnostic_check(card, context.evidence.get(result.defense, ())) for card in others),
     )
 
 
