@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,6 +73,14 @@ class BuiltDefense:
         """[n] labels."""
         return torch.tensor(self.examples.labels, device=self.settings.device)
 
+    @contextmanager
+    def fixed_random_state(self) -> Iterator[None]:
+        """Seed torch's generators as on every run; their former state returns at the end."""
+        device = self.settings.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.random.manual_seed(self.seed)
+            yield
+
     # --- the clean pass
 
     @property
@@ -80,10 +89,7 @@ class BuiltDefense:
         return self.clean_pass(no_heartbeat)
 
     def clean_pass(self, heartbeat: Heartbeat) -> FreshAnswers:
-        """`clean`, calling `heartbeat` between its groups of images where it is not computed yet.
-
-        Raises PluginError where the logits do not have one column per class.
-        """
+        """`clean`, with `heartbeat` called between groups; raises PluginError for wrong columns."""
         if self._clean is None:
             self._clean = self._compute_clean_pass(heartbeat)
         return self._clean

@@ -29,15 +29,16 @@ among them longer variants of these."""
 def in_cascade_order(
     attacks: Iterable[Attack], classes: int, required: Collection[str] = ()
 ) -> list[Attack]:
-    """The attacks of one cascade: the required ones first, each part by expected cost.
-
-    Attacks that no table lists follow the listed ones of their kind, fewest total steps first.
-    """
+    """The attacks of one cascade: the required ones first, each part by expected cost."""
     return sorted(attacks, key=lambda a: (a.name not in required, *order_key(a, classes)))
 
 
 def order_key(attack: Attack, classes: int) -> tuple[bool, int, float, str]:
-    """The sort key of an attack, smaller is earlier; external attacks, without steps, come last."""
+    """The sort key of an attack by expected cost, smaller is earlier.
+
+    Attacks that no table lists follow the listed ones of their kind, fewest total steps first;
+    external attacks, which have no steps, come last.
+    """
     without_gradients = attack.needs is not Access.GRADIENTS
     known = QUERY_ATTACKS if without_gradients else GRADIENT_ATTACKS
     position = known.index(attack.name) if attack.name in known else len(known)

@@ -60,10 +60,8 @@ def is_selected(certifier: Certifier, which: str) -> bool:
 def why_not_certifiable(certifier: Certifier, built: BuiltDefense, threat: ThreatModel) -> str:
     """Why a certifier does not apply to a defense under a threat model; empty when it does."""
     if built.rejects:
-        return (
-            f"{built.defense.name} rejects images: a certificate for its logits does not cover the "
-            "rejection."
-        )
+        name = built.defense.name
+        return f"{name} rejects images: a certificate for its logits does not cover the rejection."
     return certifier.refuses(built.module, threat.ball)
 
 
@@ -74,9 +72,7 @@ def certificates_of(
 
     Raises PluginError where the certifier returns another type or shape.
     """
-    device = built.settings.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.manual_seed(built.seed)
+    with built.fixed_random_state():
         if why_not_certifiable(certifier, built, threat):
             return None
         certified = certifier.certify(built.module, built.x, built.y, threat.ball)

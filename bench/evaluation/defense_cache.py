@@ -85,9 +85,8 @@ class DefenseCache:
         def report(epoch: EpochReport) -> None:
             self.listener(TrainingProgress(f"{need.name}: {format_epoch(epoch)}"))
 
-        train_with_teacher(
-            self.registry, need.name, dataset, device=self.settings.device, progress=report
-        )
+        registry, device = self.registry, self.settings.device
+        train_with_teacher(registry, need.name, dataset, device=device, progress=report)
 
 
 @dataclass(kw_only=True)
@@ -102,9 +101,8 @@ class RecordedDefenseCache(DefenseCache):
     def examples(self, dataset: Dataset, count: int) -> Examples:
         """The first `count` test examples of a data set; their labels are recorded."""
         chosen = super().examples(dataset, count)
-        labels = chosen.labels.astype(np.int16)
-        described = (dataset.classes, dataset.shape)
-        self.store.keep_examples(chosen.digest, dataset.name, count, labels, *described)
+        row = (dataset.name, count, chosen.labels.astype(np.int16), dataset.classes, dataset.shape)
+        self.store.keep_examples(chosen.digest, *row)
         return chosen
 
     def unbuilt_cells(self, pairs: list[PlannedPair]) -> list[Cell]:
@@ -115,16 +113,17 @@ class RecordedDefenseCache(DefenseCache):
         count = plan.example_count(threat, defense, self.selection, dataset)
         examples = self.examples(dataset, count)
         self.record_digest(defense, dataset, digest)
-        return [
-            Cell(
-                threat=threat.name, defense=defense.name, attack=pair.attack.name,
-                threat_id=threat.id, defense_digest=digest,
-                attack_digest=attack_digest(self.registry.find("attack", pair.attack.name)),
-                examples=examples.digest, items=len(examples.labels), seed=self.selection.seed,
-                mode=self.selection.mode, numeric=self.settings.numeric,
-            )
-            for pair in pairs
-        ]  # fmt: skip
+        return [self._unbuilt_cell(pair, digest, examples) for pair in pairs]
+
+    def _unbuilt_cell(self, pair: PlannedPair, digest: str, examples: Examples) -> Cell:
+        threat, defense, attack = pair.threat, pair.defense, pair.attack
+        return Cell(
+            threat=threat.name, defense=defense.name, attack=attack.name,
+            threat_id=threat.id, defense_digest=digest,
+            attack_digest=attack_digest(self.registry.find("attack", attack.name)),
+            examples=examples.digest, items=len(examples.labels), seed=self.selection.seed,
+            mode=self.selection.mode, numeric=self.settings.numeric,
+        )  # fmt: skip
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Defense -> data set -> digest of the defense as last built, from the database."""

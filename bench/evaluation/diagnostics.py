@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.core.errors import PLUGIN_EXCEPTIONS
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.events import Listener, RunNotice
@@ -43,9 +41,7 @@ def run_diagnostics(
 
 def evidence_of(diagnostic: Diagnostic, built: BuiltDefense) -> Evidence:
     """The finding of one diagnostic; its random draws are the same on every run."""
-    device = built.settings.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.manual_seed(built.seed)
+    with built.fixed_random_state():
         images, labels = built.x[:DIAGNOSTIC_IMAGES], built.y[:DIAGNOSTIC_IMAGES]
         found = diagnostic.examine(built.classifier, images, labels, built.defense)
     return Evidence(Finding(found.finding), str(found.sentence))

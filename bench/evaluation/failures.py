@@ -23,6 +23,11 @@ PLUGIN_FOLDER = Path(plugins.__file__).parent
 LIBRARY_FOLDERS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
+_OUT_OF_MEMORY = Failure(
+    Culprit.INFRASTRUCTURE, "memory ran out; run with a smaller --batch or fewer --workers."
+)
+
+
 def failure_of(error: BaseException) -> Failure:
     """The cause of an exception in one sentence, and whose fault it is."""
     text = " ".join(str(error).split())[:400].rstrip(".")
@@ -33,16 +38,12 @@ def failure_of(error: BaseException) -> Failure:
     # A plugin may raise an exception of the harness itself; then it is the plugin's fault.
     by_plugin = bool(frames) and _is_raise(frames[-1]) and culprits[-1] is Culprit.PLUGIN
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not by_plugin:
-        return Failure(
-            Culprit.INFRASTRUCTURE,
-            "memory ran out; run with a smaller --batch or fewer --workers.",
-        )
+        return _OUT_OF_MEMORY
     if isinstance(error, BenchError) and not by_plugin:
         return Failure(Culprit.USER, f"{text}.")
     known = [(f, whose) for f, whose in zip(frames, culprits, strict=True) if whose is not None]
     last, culprit = known[-1] if known else (frames[-1], Culprit.PLUGIN)
-    place = f"{_file(last).name}, line {last.tb_lineno}"
-    reason = f"{type(error).__name__} in {place}"
+    reason = f"{type(error).__name__} in {_file(last).name}, line {last.tb_lineno}"
     return Failure(culprit, f"{reason}: {text}." if text else f"{reason}.")
 
 

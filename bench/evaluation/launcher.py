@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -82,10 +83,7 @@ class MatrixRun:
             finished = {n for n, row in self._cells(store, registry, pairs) if is_done(row)}
             open_cells = [n for n, pair in names.items() if not pair.reason and n not in finished]
             with ProgressDisplay(open_cells, costs, quiet=self.quiet) as show:
-                for problem in registry.problems:
-                    show(PluginProblem(f"refused: {problem}"))
-                for name, why in registry.reasons_not_imported.items():
-                    show(PluginProblem(f"{name} waits: {why}."))
+                _show_problems(registry, show)
                 if self.workers == 1:
                     make_worker(self, store, registry, show).run()
                 else:
@@ -177,13 +175,18 @@ def run_worker_process(
         make_worker(own, store, registry, send, began).run()
 
 
+def _show_problems(registry: Registry, show: Listener) -> None:
+    for problem in registry.problems:
+        show(PluginProblem(f"refused: {problem}"))
+    for name, why in registry.reasons_not_imported.items():
+        show(PluginProblem(f"{name} waits: {why}."))
+
+
 def drain_events(events: Queue[Event], show: Listener) -> None:
     """Show the events that the workers have sent, until none arrives for a while."""
-    try:
+    with suppress(queue.Empty):
         while True:
             show(events.get(timeout=LIVENESS_SECONDS))
-    except queue.Empty:
-        return
 
 
 def make_worker(
@@ -208,8 +211,7 @@ def set_deterministic() -> None:
     """Configure torch so that every run on one machine computes the same numbers."""
     # Small kernels gain nothing from threads; --workers uses the other cores.
     torch.set_num_threads(1)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
 
 

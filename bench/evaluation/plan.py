@@ -113,6 +113,14 @@ def plan_pairs(registry: Registry, selection: Selection) -> list[PlannedPair]:
     ]
 
 
+def _chosen_defenses(registry: Registry, selection: Selection) -> list[Defense]:
+    if not selection.defenses:
+        known = registry.defenses.values()
+        return [o.value for o in known if o.value.quick or o.origin == "submission"]
+    names = _expand(selection.defenses, registry.defenses)
+    return [registry.find("defense", name).value for name in names]
+
+
 def selected_defenses(
     registry: Registry, selection: Selection, threats: Iterable[ThreatModel]
 ) -> list[Defense]:
@@ -120,12 +128,7 @@ def selected_defenses(
 
     Raises BenchError where none of them is declared for the data sets of the threat models.
     """
-    if selection.defenses:
-        names = _expand(selection.defenses, registry.defenses)
-        chosen = [registry.find("defense", name).value for name in names]
-    else:
-        known = registry.defenses.values()
-        chosen = [o.value for o in known if o.value.quick or o.origin == "submission"]
+    chosen = _chosen_defenses(registry, selection)
     data = {threat.dataset for threat in threats}
     fitting = [defense for defense in chosen if data & set(defense.datasets)]
     if not fitting:
@@ -217,10 +220,8 @@ def example_count(
     threat: ThreatModel, defense: Defense, selection: Selection, dataset: Dataset
 ) -> int:
     """Number of test examples, the first ones: as selected, else fewer for a costly defense."""
-    stated = min(threat.examples, dataset.test_size)
-    return selection.examples or (
-        min(stated, FEW_EXAMPLES) if defense.forwards > COSTLY_FORWARDS else stated
-    )
+    most = FEW_EXAMPLES if defense.forwards > COSTLY_FORWARDS else threat.examples
+    return selection.examples or min(most, threat.examples, dataset.test_size)
 
 
 def _set(threat: ThreatModel) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from statistics import median
-from types import TracebackType
 from typing import Self, TypeAlias
 
 from rich.console import Console
@@ -86,12 +85,7 @@ class ProgressDisplay:
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.bars.stop()
 
     def __call__(self, event: Event) -> None:
@@ -119,11 +113,10 @@ class ProgressDisplay:
 
     def _start(self, cell: Cell, items_done: int) -> None:
         name = _name(cell)
+        title = " · ".join(name)
         self.items_per_cell = cell.items
         self.started[name], self.items_done[name] = time.monotonic(), items_done
-        self.bars.update(
-            self.cell_bar, description=" · ".join(name), total=cell.items, completed=items_done
-        )
+        self.bars.update(self.cell_bar, description=title, total=cell.items, completed=items_done)
 
     def _finish(self, cell: Cell, result: str) -> None:
         name = _name(cell)

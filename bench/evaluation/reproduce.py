@@ -35,11 +35,15 @@ def reproduce(key: str, url: str | None, device: str, allow_unsandboxed: bool) -
     registry = load_registry(allow_unsandboxed, Selection((), (cell.defense,), (cell.attack,)))
     again = replay(registry, cell, recorded.item.tolist(), count, chosen_device(device))
     differ = recorded.item[(recorded.verdict != again.verdict)].tolist()
-    name = f"{cell.threat} · {cell.attack} · {cell.defense}"
-    sentence = f"{name}: all {cell.items} verdicts are the same."
-    if differ:
-        sentence = f"{name}: {len(differ)} of {cell.items} verdicts differ, first item {differ[0]}."
+    sentence = _comparison(cell, differ)
     return {"cell": row.key, "same": not differ, "differ": differ, "sentence": sentence}
+
+
+def _comparison(cell: Cell, differ: list[int]) -> str:
+    name = f"{cell.threat} · {cell.attack} · {cell.defense}"
+    if differ:
+        return f"{name}: {len(differ)} of {cell.items} verdicts differ, first item {differ[0]}."
+    return f"{name}: all {cell.items} verdicts are the same."
 
 
 def find_cell(store: Store, key: str) -> CellRow:

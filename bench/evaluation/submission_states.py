@@ -21,10 +21,12 @@ class SubmissionStates:
         """Record `running` for the submissions of a cell that starts."""
         parts = {"defense": cell.defense, "attack": cell.attack, "threat": cell.threat}
         for kind, name in parts.items():
-            submitted = bool(name) and self.registry.find(kind, name).origin == "submission"
-            if submitted and name not in self.running:
+            if self._is_submission(kind, name) and name not in self.running:
                 self.running[name] = kind
                 self.store.record_submission_state(name, "running")
+
+    def _is_submission(self, kind: str, name: str) -> bool:
+        return bool(name) and self.registry.find(kind, name).origin == "submission"
 
     def end(self, cells: Iterable[Cell]) -> None:
         """Record `finished` after the run, or `failed` with the first reason."""

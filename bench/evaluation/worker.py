@@ -169,12 +169,12 @@ class MatrixWorker:
         return CellTask(cell, pair, built, surrogate)
 
     def _plan(self, cells: list[Cell], pairs: list[PlannedPair]) -> None:
-        states = [CellState.NOT_APPLICABLE if p.reason else CellState.MISSING for p in pairs]
-        planned = [
-            PlannedCell(cell, state, pair.reason, pair.required, self._isolation(pair))
-            for cell, state, pair in zip(cells, states, pairs, strict=True)
-        ]
+        planned = [self._planned(cell, pair) for cell, pair in zip(cells, pairs, strict=True)]
         self.store.plan(planned, since=self.run_began)
+
+    def _planned(self, cell: Cell, pair: PlannedPair) -> PlannedCell:
+        state = CellState.NOT_APPLICABLE if pair.reason else CellState.MISSING
+        return PlannedCell(cell, state, pair.reason, pair.required, self._isolation(pair))
 
     def _evaluate_cascade(self, pairs: list[PlannedPair], built: BuiltDefense) -> list[Cell]:
         """Attack after attack, each on the examples that the earlier ones have not broken."""
@@ -272,6 +272,7 @@ class MatrixWorker:
         try:
             work()
             self.store.finish(lease)
+            return True
         except KeyboardInterrupt:
             with suppress(LeaseLostError):
                 self.store.release(lease)
@@ -282,8 +283,6 @@ class MatrixWorker:
                 self.listener(LeaseLost(cell, str(error)))
             else:
                 self._record_failure(cell, lease, failure)
-        else:
-            return True
         return False
 
     def _record_failure(self, cell: Cell, lease: Lease, failure: Failure) -> bool:
