@@ -38,11 +38,9 @@ class Examples:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images [n, C, H, W] to float32 in [0, 1], contiguous in memory.
-
-    With one channel two memory layouts count as contiguous, and convolutions differ between them in
-    the last bit; the copy has one fixed layout.
-    """
+    """Convert uint8 images [n, C, H, W] to float32 in [0, 1], contiguous in memory."""
+    # With one channel two memory layouts count as contiguous, and convolutions differ between them
+    # in the last bit; the copy has one fixed layout.
     return images.clone(memory_format=torch.contiguous_format).float() / 255
 
 
@@ -55,8 +53,7 @@ def data_folder() -> Path:
 def load_dataset(dataset: Dataset) -> Images:
     """Both halves of a data set, checked against its record; read once a process.
 
-    Raises UnavailableError where the files are missing or differ from the declared digests,
-    PluginError where the images that the plugin returns do not fit its record.
+    Raises UnavailableError for missing or altered files, PluginError for images unlike the record.
     """
     return _read(dataset, data_folder())
 

@@ -146,23 +146,24 @@ class DefenseBuilder:
         return module if builder.record.rejects is None else ClassifierOnly(module)
 
     def weights(self, module: nn.Module, file: str, *, sha256: str = "") -> nn.Module:
-        """The module with the weights of a safetensors file, given by name without a folder.
+        """The module with a file's weights, from the plugin's or data folder or its `weights`.
 
-        The file is looked up in the plugin's folder, in the data folder and in its `weights`.
         Raises UnavailableError where it is missing or has another SHA-256 than `sha256`.
         """
         return load_weights(module, *self.file_content(file, sha256))
 
-    def file_content(self, file: str, sha256: str = "") -> tuple[bytes, Path]:
-        """Content and path of a weights file; the content becomes part of the digest.
-
-        Raises PluginError where the name is no plain .safetensors name, UnavailableError where no
-        folder has the file.
-        """
+    def _require_file_name(self, file: str) -> None:
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise PluginError(
                 f"{self.name} asked for the weights {file!r}; name a .safetensors file, no path."
             )
+
+    def file_content(self, file: str, sha256: str = "") -> tuple[bytes, Path]:
+        """Content and path of a weights file; the content becomes part of the digest.
+
+        Raises PluginError for any but a .safetensors name, UnavailableError where no folder has it.
+        """
+        self._require_file_name(file)
         folder = datasets.data_folder()
         places = [*self._plugin_folders(), folder, folder / "weights"]
         for place in places:

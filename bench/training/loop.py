@@ -159,10 +159,7 @@ def epoch_batches(recipe: Recipe, epoch: int, count: int) -> tuple[Tensor, ...]:
 def train_batch(
     state: TrainingState, rows: Tensor, epoch: int, share: float
 ) -> tuple[Tensor, TrainingBatch]:
-    """Train on the examples `rows` [n]; returns the mean loss and the batch.
-
-    Free training takes one optimiser step per replay, other recipes one step.
-    """
+    """Mean loss and batch of a step on examples `rows` [n]; a step per replay in free training."""
     batch = training_batch(state, rows, epoch)
     set_learning_rate(state, share)
     free = state.recipe.inner

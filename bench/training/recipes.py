@@ -131,11 +131,13 @@ def resolve_inner_attack(registry: Registry, inner: InnerAttack) -> Registration
             f"the attack {inner.attack} is external (it implements `run`); inside training an "
             "attack with `start` and `step` is needed."
         )
+    return dataclasses.replace(registration, value=_with_options(registration.value, inner))
+
+
+def _with_options(attack: Any, inner: InnerAttack) -> Any:
     try:
-        attack = registration.value
-        changed = dataclasses.replace(attack, **inner.options) if inner.options else attack
+        return dataclasses.replace(attack, **inner.options) if inner.options else attack
     except TypeError as error:
         raise BenchError(
             f"the attack {inner.attack} cannot take the options {dict(inner.options)}: {error}."
         ) from error
-    return dataclasses.replace(registration, value=changed)

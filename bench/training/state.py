@@ -275,7 +275,5 @@ def format_epoch(report: EpochReport) -> str:
     """The figures of one epoch as one line of text."""
     robust = "" if report.robust is None else f", robust {report.robust:.0%}"
     monitored = "" if report.monitored is None else f", monitored {report.monitored:.0%}"
-    return (
-        f"epoch {report.epoch}/{report.epochs}, loss {report.loss:.4f}, "
-        f"clean {report.clean:.0%}{robust}{monitored}"
-    )
+    epoch = f"epoch {report.epoch}/{report.epochs}, loss {report.loss:.4f}"
+    return f"{epoch}, clean {report.clean:.0%}{robust}{monitored}"

@@ -60,18 +60,22 @@ class WeightsFiles:
         return content
 
 
+def _parse_weights(content: bytes, path: Path | str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise BenchError(
+            f"{path} is no safetensors file ({error}); write it with safetensors.torch.save_file."
+        ) from error
+
+
 def load_weights(module: nn.Module, content: bytes, path: Path | str) -> nn.Module:
     """The module with the weights of a safetensors file.
 
     Raises BenchError, naming the tensor, where a name, shape or type does not match or a value is
     not finite.
     """
-    try:
-        weights = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise BenchError(
-            f"{path} is no safetensors file ({error}); write it with safetensors.torch.save_file."
-        ) from error
+    weights = _parse_weights(content, path)
     expected = module.state_dict()
     for key in sorted(expected.keys() | weights.keys()):
         mismatch = tensor_mismatch(expected.get(key), weights.get(key))
