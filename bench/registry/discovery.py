@@ -68,11 +68,9 @@ def load_installed(point: EntryPoint) -> Plugin:
 
 def load_submission(submission: Submission) -> Plugin:
     """Run a submission's plugin.py, from exactly the bytes that its digest covers."""
-    path = submission.folder / "plugin.py"
     content = submission.content("plugin.py")
-    reviewed = is_reviewed(submission)
-    isolation = Isolation.IN_PROCESS if reviewed else Isolation.UNSANDBOXED
-    module = module_from_source(content, path)
+    isolation = Isolation.IN_PROCESS if is_reviewed(submission) else Isolation.UNSANDBOXED
+    module = module_from_source(content, submission.folder / "plugin.py")
     return Plugin(module, "submission", submission.files["plugin.py"], submission, isolation)
 
 

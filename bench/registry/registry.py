@@ -111,11 +111,7 @@ class Registry:
                 table[name] = table.pop(name)
 
     def find(self, kind: str, name: str) -> Registration[Any]:
-        """The registered plugin of that kind and name.
-
-        Raises BenchError for an unknown name, with the nearest known one; for a submission whose
-        code was not imported; and for a plugin whose library is not installed.
-        """
+        """The registration; raises BenchError if unknown, not imported or without its library."""
         table = self._table(kind)
         if name in table:
             return table[name]
@@ -143,25 +139,19 @@ class Registry:
         known = digests or {}
         tables = ((kind, self._table(kind)) for kind in HOOK_OF_KIND)
         cards = [card_of(k, o, known.get(n)) for k, table in tables for n, o in table.items()]
-        return cards + [
-            submission_card(e) for n, e in self.submissions.items() if not self._is_imported(e)
-        ]
+        return cards + [submission_card(self.submissions[name]) for name in self.not_imported()]
 
     def notify_cell_judged(self, cell: Cell, robust: Count) -> None:
         """Call every plugin's `bench_cell_judged`; an exception in one does not stop the others."""
         known = {"cell": cell, "robust": robust}
         for impl in self.manager.hook.bench_cell_judged.get_hookimpls():
-            arguments = [known[name] for name in impl.argnames]
             sentence = f"{impl.plugin_name} failed in bench_cell_judged"
-            self._guarded_call(sentence, impl.function, *arguments)
+            self._guarded_call(sentence, impl.function, *(known[name] for name in impl.argnames))
 
     def not_imported(self) -> list[str]:
         """Submissions whose code was not imported: they are listed, and not evaluated."""
-        return [
-            name
-            for name, submission in self.submissions.items()
-            if not self._is_imported(submission)
-        ]
+        submissions = self.submissions.items()
+        return [name for name, submission in submissions if not self._is_imported(submission)]
 
     def why_not_imported(self, name: str) -> str:
         """Why the code of a submission was not imported, as the end of a sentence."""
@@ -169,9 +159,8 @@ class Registry:
 
     def _table(self, kind: str) -> dict[str, Registration[Any]]:
         if kind not in HOOK_OF_KIND:
-            raise BenchError(
-                f"no kind of plugin is named {kind!r}{did_you_mean(kind, list(HOOK_OF_KIND))}."
-            )
+            hint = did_you_mean(kind, list(HOOK_OF_KIND))
+            raise BenchError(f"no kind of plugin is named {kind!r}{hint}.")
         table: dict[str, Registration[Any]] = getattr(self, f"{kind}s")
         return table
 

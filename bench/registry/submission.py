@@ -113,10 +113,9 @@ class Submission:
 
     def content(self, name: str) -> bytes:
         """A file's bytes. Raises BenchError where they have changed since the folder was read."""
-        path = self.folder / name
-        content = path.read_bytes()
+        content = (self.folder / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != self.files[name]:
-            raise BenchError(f"{path} changed while it was read; load it again")
+            raise BenchError(f"{self.folder / name} changed while it was read; load it again")
         return content
 
 
@@ -131,6 +130,15 @@ def read_submission(folder: Path) -> Submission:
     return Submission(card, folder, files)
 
 
+def _toml_table(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except RecursionError as error:  # thousands of nested brackets
+        raise BenchError(f"{where} is not TOML in UTF-8: RecursionError: {error}.") from error
+    except ValueError as error:  # a TOMLDecodeError, or int() of 5,000 digits
+        raise BenchError(f"{where} is not TOML in UTF-8: {error}.") from error
+
+
 def parse_card(content: bytes, folder: str) -> SubmissionCard:
     """Parse the bytes of `card.toml`; `folder` is the folder's name, which the card must repeat.
 
@@ -138,13 +146,7 @@ def parse_card(content: bytes, folder: str) -> SubmissionCard:
     """
     where = f"card.toml of {folder!r}"
     try:
-        table = tomllib.loads(content.decode("utf-8"))
-    except RecursionError as error:  # thousands of nested brackets
-        raise BenchError(f"{where} is not TOML in UTF-8: RecursionError: {error}.") from error
-    except ValueError as error:  # a TOMLDecodeError, or int() of 5,000 digits
-        raise BenchError(f"{where} is not TOML in UTF-8: {error}.") from error
-    try:
-        card = SubmissionCard.model_validate(table)
+        card = SubmissionCard.model_validate(_toml_table(content, where))
     except ValidationError as error:
         raise BenchError(f"{where}: {_sentence(error)}.") from error
     if card.name != folder:

@@ -27,10 +27,7 @@ class UnsafeWeightsError(ValueError):
 
 
 def why_unsafe(path: Path) -> str:
-    """Why a weights file must not be loaded, as a sentence; empty where it may be.
-
-    Faults are found as `UnsafeWeightsError` and returned; OSError is passed on.
-    """
+    """Why a weights file must not be loaded, as a sentence, else empty; OSError is passed on."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES["weights.safetensors"]:
@@ -115,6 +112,15 @@ def _brief(value: object) -> str:
     return reprlib.repr(value)
 
 
+def _require_dimensions(shown: str, shape: list[int]) -> None:
+    if len(shape) > MAX_DIMENSIONS:
+        raise UnsafeWeightsError(
+            f"gives {shown} {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed"
+        )
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise UnsafeWeightsError(f"gives {shown} the shape {_brief(shape)}")
+
+
 def _length(name: str, tensor: dict[str, Any], room: int) -> int:
     """Bytes of a tensor; dimensions larger than the file are refused before they are multiplied."""
     shape: list[int] = tensor["shape"]
@@ -124,12 +130,7 @@ def _length(name: str, tensor: dict[str, Any], room: int) -> int:
         raise UnsafeWeightsError(
             f"holds {shown} as {_brief(kind)}; known: {', '.join(DTYPE_BYTES)}"
         )
-    if len(shape) > MAX_DIMENSIONS:
-        raise UnsafeWeightsError(
-            f"gives {shown} {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed"
-        )
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise UnsafeWeightsError(f"gives {shown} the shape {_brief(shape)}")
+    _require_dimensions(shown, shape)
     if max(shape, default=0) > room:
         given = _given(name, *tensor["data_offsets"])
         raise UnsafeWeightsError(

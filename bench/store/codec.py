@@ -37,10 +37,7 @@ def pack(outcomes: Outcomes) -> bytes:
 
 
 def unpack(blob: bytes) -> Outcomes:
-    """The outcomes that `pack` was given, bit for bit.
-
-    Raises BenchError where the bytes are damaged, and UnavailableError for an unknown format.
-    """
+    """The packed outcomes. Raises BenchError for damage, UnavailableError for an unknown format."""
     payload = _inflate(blob)
     (count,) = struct.unpack_from("<I", payload)
     offset, columns = 4, []

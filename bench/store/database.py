@@ -36,6 +36,9 @@ _CAUSES = (
 )
 
 
+_URL_FORMS = "sqlite:///bench.db or postgresql://user@host/name"
+
+
 def resolve_url(url: str | None) -> URL:
     """The database URL: `url`, else $BENCH_DB, else bench.db in the current folder.
 
@@ -45,10 +48,7 @@ def resolve_url(url: str | None) -> URL:
     try:
         parsed = make_url(text)
     except (ArgumentError, ValueError) as error:
-        raise BenchError(
-            f"{text!r} is not a database URL: write sqlite:///bench.db or"
-            " postgresql://user@host/name."
-        ) from error
+        raise BenchError(f"{text!r} is not a database URL: write {_URL_FORMS}.") from error
     if parsed.get_backend_name() == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite" or parsed.query:
@@ -77,6 +77,12 @@ def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True)
     engine = _reading_engine(url, path) if read_only else create_engine(url, connect_args=_EXPLICIT)
     pragmas = [f"foreign_keys={int(foreign_keys)}", "trusted_schema=OFF"]
     pragmas += ["query_only=ON"] if read_only else ["journal_mode=WAL", "synchronous=FULL"]
+    _prepare_connections(engine, pragmas, read_only=read_only)
+    return engine
+
+
+def _prepare_connections(engine: Engine, pragmas: list[str], *, read_only: bool) -> None:
+    """Set the pragmas of every connection, and begin every transaction explicitly."""
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, _record: object) -> None:
@@ -87,8 +93,6 @@ def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True)
     def _begin(connection: Connection) -> None:
         reading = read_only or connection.get_execution_options().get("reading")
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    return engine
 
 
 def reader_of(engine: Engine) -> Engine:
@@ -128,10 +132,7 @@ def explain_errors(url: URL) -> Iterator[None]:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy a SQLite database in use with the online backup API, all or nothing.
-
-    Raises UnavailableError where the copy cannot be written.
-    """
+    """Copy a SQLite database in use, all or nothing. Raises UnavailableError where that fails."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with (

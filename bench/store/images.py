@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.hashing import canonical
 from bench.core.outcomes import KeptImage
-from bench.store.tables import CHUNKS, IMAGES
+from bench.store.tables import CHUNKS, IMAGES, AnyRow
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 Exact = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
@@ -31,21 +31,20 @@ def add_images(connection: Connection, key: str, kept: tuple[KeptImage, ...]) ->
 def read_images(connection: Connection, key: str) -> list[KeptImage]:
     """The sample of images recorded for a cell, in item order."""
     query = select(IMAGES).where(IMAGES.c.cell == key).order_by(IMAGES.c.item)
-    return [
-        KeptImage(
-            item=row.item,
-            original=_shaped(np.frombuffer(row.original, np.uint8), row.shape),
-            adversarial=_shaped(
-                np.frombuffer(row.adversarial, "<f4").astype(np.float32), row.shape
-            ),
-            true_label=row.true_label,
-            clean_label=row.clean_label,
-            clean_confidence=row.clean_confidence,
-            label=row.label,
-            confidence=row.confidence,
-        )
-        for row in connection.execute(query)
-    ]
+    return [_kept_image(row) for row in connection.execute(query)]
+
+
+def _kept_image(row: AnyRow) -> KeptImage:
+    return KeptImage(
+        item=row.item,
+        original=_shaped(np.frombuffer(row.original, np.uint8), row.shape),
+        adversarial=_shaped(np.frombuffer(row.adversarial, "<f4").astype(np.float32), row.shape),
+        true_label=row.true_label,
+        clean_label=row.clean_label,
+        clean_confidence=row.clean_confidence,
+        label=row.label,
+        confidence=row.confidence,
+    )
 
 
 def write_exact(folder: Path, exact: Exact) -> str:
@@ -74,6 +73,13 @@ def write_exact(folder: Path, exact: Exact) -> str:
     return digest
 
 
+def _intact_content(folder: Path, digest: str) -> bytes:
+    content = _content(path_of(folder, digest))
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise BenchError(f"{path_of(folder, digest)} was altered: run `bench db check`.")
+    return content
+
+
 def read_exact(connection: Connection, folder: Path, key: str) -> Exact | None:
     """Items [n] and exact images [n, C, H, W] of a cell in item order; None where there are none.
 
@@ -81,12 +87,7 @@ def read_exact(connection: Connection, folder: Path, key: str) -> Exact | None:
     """
     from safetensors.numpy import load
 
-    parts = []
-    for digest in files_of(connection, key):
-        content = _content(path_of(folder, digest))
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise BenchError(f"{path_of(folder, digest)} was altered: run `bench db check`.")
-        parts.append(load(content))
+    parts = [load(_intact_content(folder, digest)) for digest in files_of(connection, key)]
     if not parts:
         return None
     item = np.concatenate([part["item"] for part in parts])
@@ -138,12 +139,16 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _row(key: str, image: KeptImage) -> dict[str, object]:
+def _require_one_shape(image: KeptImage) -> None:
     if image.original.shape != image.adversarial.shape:
         raise BenchError(
             f"item {image.item} was kept as {image.original.shape} beside"
             f" {image.adversarial.shape}: keep both in one shape."
         )
+
+
+def _row(key: str, image: KeptImage) -> dict[str, object]:
+    _require_one_shape(image)
     return {
         "cell": key,
         "item": image.item,

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from sqlalchemy import Row, select
+from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from bench.core.cells import CellState
 from bench.core.errors import BenchError
 from bench.store import images, outcomes
 from bench.store.records import CellFigures
-from bench.store.tables import CELLS, CHUNKS
+from bench.store.tables import CELLS, CHUNKS, AnyRow
 
 
 def problems(connection: Connection, folder: Path) -> list[str]:
@@ -37,7 +37,14 @@ def _file_faults(connection: Connection) -> Iterator[str]:
         yield f"row {rowid} of {table} refers to a missing row of {other}."
 
 
-def _cell_faults(connection: Connection, row: Row[tuple[object, ...]]) -> Iterator[str]:
+def _item_faults(name: str, counted: int, items: list[int]) -> Iterator[str]:
+    if len(items) != counted:
+        yield f"{name} counts {counted} outcomes and has {len(items)}."
+    if len(set(items)) != len(items):
+        yield f"{name} has an item twice."
+
+
+def _cell_faults(connection: Connection, row: AnyRow) -> Iterator[str]:
     name = f"cell {row.key[:12]} ({row.attack} against {row.defense} on {row.threat})"
     chunks = connection.execute(select(CHUNKS).where(CHUNKS.c.cell == row.key)).all()
     altered = [c for c in chunks if hashlib.sha256(c.outcomes).hexdigest() != c.digest]
@@ -49,10 +56,7 @@ def _cell_faults(connection: Connection, row: Row[tuple[object, ...]]) -> Iterat
     except BenchError as error:
         yield f"{name}: {error}"
         return
-    if len(found.item) != row.items_done:
-        yield f"{name} counts {row.items_done} outcomes and has {len(found.item)}."
-    if len(set(found.item.tolist())) != len(found.item):
-        yield f"{name} has an item twice."
+    yield from _item_faults(name, row.items_done, found.item.tolist())
     if row.before:
         yield from _cascade_faults(connection, name, row, set(found.item.tolist()))
     if row.state == CellState.DONE:
@@ -60,7 +64,7 @@ def _cell_faults(connection: Connection, row: Row[tuple[object, ...]]) -> Iterat
 
 
 def _cascade_faults(
-    connection: Connection, name: str, row: Row[tuple[object, ...]], items: set[int]
+    connection: Connection, name: str, row: AnyRow, items: set[int]
 ) -> Iterator[str]:
     """Faults of a cell in a cascade: its items must be the survivors of the cell before it."""
     query = select(CELLS.c.state).where(CELLS.c.key == row.before)
@@ -75,7 +79,7 @@ def _cascade_faults(
 def _figure_faults(
     connection: Connection,
     name: str,
-    row: Row[tuple[object, ...]],
+    row: AnyRow,
     figures: CellFigures,
 ) -> Iterator[str]:
     edited = [figure for figure, value in asdict(figures).items() if row._mapping[figure] != value]

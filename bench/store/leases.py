@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from sqlalchemy import Row, Table, and_, case, select, text, update
+from sqlalchemy import Table, and_, case, select, text, update
 from sqlalchemy.engine import Connection
 
 from bench.core.cells import CellState, Culprit, Failure
 from bench.store.database import insert_new
 from bench.store.process_id import is_alive, is_gone
 from bench.store.records import Lease, LeaseLostError
-from bench.store.tables import CELLS, TASKS
+from bench.store.tables import CELLS, TASKS, AnyRow
 
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 5.0  # between extensions where nothing is committed
@@ -107,26 +107,24 @@ def _table(lease: Lease) -> Table:
     return TASKS if lease.task else CELLS
 
 
-def _locked(connection: Connection, table: Table, key: str) -> Row[tuple[object, ...]] | None:
+def _locked(connection: Connection, table: Table, key: str) -> AnyRow | None:
     query = select(table).where(table.c.key == key).with_for_update(skip_locked=True)
     return connection.execute(query).first()
 
 
-def _is_open(
-    connection: Connection, row: Row[tuple[object, ...]], owner: str, *, retry: bool = False
-) -> bool:
+def _is_open(connection: Connection, row: AnyRow, owner: str, *, retry: bool = False) -> bool:
     if row.state == CellState.RUNNING:
         expired = row.lease_until <= clock(connection)
         return is_gone(row.owner) or (expired and _may_take_over(row, owner))
     return row.state == CellState.MISSING or (retry and row.state == CellState.FAILED)
 
 
-def _may_take_over(row: Row[tuple[object, ...]], owner: str) -> bool:
+def _may_take_over(row: AnyRow, owner: str) -> bool:
     """Whether an expired lease may be taken: not from a process that runs on this host."""
     return row.owner == owner or not is_alive(row.owner)
 
 
-def _take(connection: Connection, table: Table, row: Row[tuple[object, ...]], owner: str) -> Lease:
+def _take(connection: Connection, table: Table, row: AnyRow, owner: str) -> Lease:
     moment = clock(connection)
     values = {
         "state": CellState.RUNNING,

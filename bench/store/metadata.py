@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Row, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 
 from bench.core.cards import Card, CardT, kind_fields, read_card
@@ -23,7 +23,7 @@ from bench.store.records import (
     SubmissionRow,
     SubmissionStep,
 )
-from bench.store.tables import CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, SUBMISSIONS
+from bench.store.tables import CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, SUBMISSIONS, AnyRow
 
 SUBMISSION_STATES = ("received", "rejected", "queued", "running", "finished", "failed")
 
@@ -95,12 +95,10 @@ def record_evidence(
     upsert(connection, EVIDENCE, values | evidence._asdict())
 
 
-def select_evidence(
-    connection: Connection, defense_digest: str, examples: str
-) -> list[EvidenceRow]:
-    """The findings of the diagnostics on a defense, by their names."""
+def select_evidence(connection: Connection, defense: str, examples: str) -> list[EvidenceRow]:
+    """The findings of the diagnostics on the defense of a digest, by their names."""
     columns = [EVIDENCE.c[name] for name in EvidenceRow._fields]
-    about = (EVIDENCE.c.defense_digest == defense_digest) & (EVIDENCE.c.examples == examples)
+    about = (EVIDENCE.c.defense_digest == defense) & (EVIDENCE.c.examples == examples)
     query = select(*columns).where(about).order_by(EVIDENCE.c.diagnostic)
     return [EvidenceRow(*row) for row in connection.execute(query)]
 
@@ -148,7 +146,7 @@ def select_submissions(connection: Connection) -> list[SubmissionRow]:
     return [SubmissionRow(name, *past[-1], tuple(past)) for name, past in reversed(steps.items())]
 
 
-def _certificate(row: Row[tuple[object, ...]]) -> CertificateRow:
+def _certificate(row: AnyRow) -> CertificateRow:
     certified = unpack_bits(row.certified, row.n)
     names = (row.defense, row.defense_digest, row.certifier, row.certifier_digest)
     return CertificateRow(*names, row.exact, certified)

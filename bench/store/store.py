@@ -83,9 +83,8 @@ class Store:
     def open(cls, url: str | None = None, *, read_only: bool = False) -> Self:
         """Open, create or upgrade a database.
 
-        `url` None means $BENCH_DB, else bench.db in the current folder. Raises UnavailableError
-        where the database is newer than this program, cannot be opened, or is missing for a reader,
-        and BenchError where the URL names no database.
+        `url` None means $BENCH_DB, else bench.db. Raises UnavailableError where it is newer than
+        this program, cannot be opened or is missing for a reader, BenchError for a wrong URL.
         """
         parsed = resolve_url(url)
         path = sqlite_file(parsed)

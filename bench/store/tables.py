@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_type_hints
+from typing import TypeAlias, get_type_hints
 
 from sqlalchemy import (
     BigInteger,
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Row,
     Table,
     Text,
 )
@@ -25,6 +26,9 @@ REVISIONS = ("0001", "0002", "0003", "0004")
 """Every known revision, oldest first; the last one is written."""
 
 METADATA = MetaData()
+
+AnyRow: TypeAlias = Row[tuple[object, ...]]
+"""A row of any query."""
 
 
 def _leased() -> list[Column[object]]:
