@@ -36,9 +36,7 @@ class RankRange(NamedTuple):
 
 
 def wilson(k: int, n: int, z: float = Z95) -> Interval:
-    """The Wilson score interval of k of n; 0 to 1 where n is 0.
-
-    Raises ValueError unless 0 <= k <= n.
+    """The Wilson score interval of k of n (0 to 1 for n = 0). Raises ValueError unless 0 <= k <= n.
 
     >>> low, high = wilson(350, 500)
     >>> round(low, 3), round(high, 3)
@@ -50,10 +48,8 @@ def wilson(k: int, n: int, z: float = Z95) -> Interval:
     share, square = k / n, z * z / n
     centre = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
-    return Interval(
-        low=0.0 if k == 0 else centre - half,
-        high=1.0 if k == n else centre + half,
-    )
+    low, high = centre - half, centre + half
+    return Interval(0.0 if k == 0 else low, 1.0 if k == n else high)
 
 
 def count_interval(k: int, n: int) -> Count:
@@ -121,30 +117,28 @@ class RocCurve(NamedTuple):
 def roc(negative: npt.NDArray[np.float64], positive: npt.NDArray[np.float64]) -> RocCurve:
     """The ROC curve of negative scores [m] and positive scores [n].
 
-    One point for each distinct score, the highest first, after (0, 0). Raises ValueError where
-    there are no negative or no positive scores.
+    One point per distinct score, highest first, after (0, 0). Raises ValueError where m or n is 0.
 
     >>> roc(np.array([0.0, 1.0]), np.array([1.0, 2.0])).area
     0.875
     """
-    if not len(negative) or not len(positive):
-        raise ValueError(
-            f"{len(negative)} negative and {len(positive)} positive scores came; both are needed."
-        )
+    m, n = len(negative), len(positive)
+    if not m or not n:
+        raise ValueError(f"{m} negative and {n} positive scores came; both are needed.")
     falling = np.unique(np.concatenate([negative, positive]))[::-1]
+    return RocCurve(_share_above(negative, falling), _share_above(positive, falling))
 
-    def above(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Share of the scores [n] at or above each threshold [m], after a 0."""
-        below = np.searchsorted(np.sort(scores), falling, side="left")
-        return np.concatenate([[0.0], 1 - below / len(scores)])
 
-    return RocCurve(above(negative), above(positive))
+def _share_above(
+    scores: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Share of the scores [n] at or above each threshold [m], after a 0."""
+    below = np.searchsorted(np.sort(scores), thresholds, side="left")
+    return np.concatenate([[0.0], 1 - below / len(scores)])
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The exact two-sided McNemar p-value, from the examples that only one has right.
-
-    Raises ValueError for negative counts.
+    """The exact two-sided McNemar p-value, from the numbers of examples that only one has right.
 
     Raises ValueError where a count is negative.
 
@@ -191,10 +185,14 @@ def rank_ranges(robust: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, RankRa
     pvalues |= {(b, a): p for (a, b), p in pvalues.items()}
     ranges = {name: _rank_range(name, right, pvalues) for name in robust}
     order = sorted(robust, key=lambda name: (-right[name], ranges[name], name))
+    return _grouped({name: ranges[name] for name in order})
+
+
+def _grouped(ranges: Mapping[str, tuple[int, int]]) -> dict[str, RankRange]:
+    """Rank ranges, given best first, with the number of their group of overlapping ranges."""
     ranks: dict[str, RankRange] = {}
     group, first = 0, 0
-    for position, name in enumerate(order, start=1):
-        best, worst = ranges[name]
+    for position, (name, (best, worst)) in enumerate(ranges.items(), start=1):
         if group == 0 or best > first:
             group, first = group + 1, position
         ranks[name] = RankRange(best, worst, group)
