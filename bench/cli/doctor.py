@@ -98,9 +98,8 @@ def _database(url: str | None) -> DoctorFinding:
 def _disk(_: str | None) -> DoctorFinding:
     free = shutil.disk_usage(Path.cwd()).free
     word = "enough" if free > FREE_BYTES else "too little: delete files before a run"
-    return DoctorFinding(
-        "disk", free > FREE_BYTES, f"{free / FREE_BYTES:.1f} GiB free here, {word}."
-    )
+    sentence = f"{free / FREE_BYTES:.1f} GiB free here, {word}."
+    return DoctorFinding("disk", free > FREE_BYTES, sentence)
 
 
 def _isolation(_: str | None) -> DoctorFinding:
@@ -126,8 +125,7 @@ def _guarded(
         try:
             return examine(url)
         except BenchError as error:
-            # The first run creates the database.
-            missing = "there is no database" in str(error)
+            missing = "there is no database" in str(error)  # the first run creates it
             return DoctorFinding(examine.__name__.strip("_"), missing, str(error))
 
     return guarded

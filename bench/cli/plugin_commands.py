@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,11 @@ from typing import Annotated
 import typer
 
 from bench.cli.options import AsJson, Database, Unsandboxed, database_url, print_json
+from bench.contract.check import CheckOutcome, CheckResult
+
+PathOrName = Annotated[
+    str, typer.Argument(help="Folder or file of a plugin, or a registered name.")
+]
 
 
 def add_plugin_commands(app: typer.Typer) -> None:
@@ -34,9 +40,7 @@ def new(
 
 
 def check_plugin(
-    plugin: Annotated[
-        str, typer.Argument(help="Folder or file of a plugin, or a registered name.")
-    ],
+    plugin: PathOrName,
     json: AsJson = False,
 ) -> None:
     """Check a plugin against its contract. Its code runs in this process, with your permissions.
@@ -49,15 +53,20 @@ def check_plugin(
 
     set_deterministic()  # it may train
     results = run_checks(plugin, train=True)
-    if json:
+    print_checks(results, as_json=json)
+    if any(result.outcome is CheckOutcome.FAIL for result in results):
+        raise typer.Exit(4)
+
+
+def print_checks(results: Sequence[CheckResult], *, as_json: bool) -> None:
+    """Write results of checks to stdout, and their number by outcome to stderr."""
+    if as_json:
         print_json({"checks": [asdict(result) for result in results]})
     else:
         for result in results:
             print(f"{result.outcome:<14}  {result.check:<40}  {result.sentence}".rstrip())
     counts = Counter(str(result.outcome) for result in results)
     print(", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())), file=sys.stderr)
-    if counts["fail"]:
-        raise typer.Exit(4)
 
 
 def submit(
@@ -73,9 +82,6 @@ def submit(
     set_deterministic()  # it may train
     with Store.open(database_url(db)) as store:
         accepted = accept_submission(path, store, allow_unsandboxed=allow_unsandboxed)
-    checked = (
-        "its contract was checked"
-        if accepted.checked
-        else "its contract will be checked by the next run"
-    )
-    print(f"{accepted.kind} {accepted.name} {accepted.digest[:12]}: accepted; {checked}.")
+    state = "was checked" if accepted.checked else "will be checked by the next run"
+    digest = accepted.digest[:12]
+    print(f"{accepted.kind} {accepted.name} {digest}: accepted; its contract {state}.")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.options import AsJson, Database, Mode, Unsandboxed, database_url, print_json
-from bench.core.cards import card_record, kind_fields
+from bench.core.cards import Card, card_record, kind_fields
 from bench.core.errors import BenchError
 from bench.registry.card_index import ListedCards, indexed_cards
 
@@ -20,13 +20,22 @@ LISTED_KINDS = ("attacks", "defenses", "threats", "datasets", "certifiers", "dia
 LISTS = (*LISTED_KINDS, "suites", "submissions")
 export = typer.Typer(help="Write outcomes or images to a file.", no_args_is_help=True)
 
+ThreatModelName = Annotated[
+    str | None,
+    typer.Option(help="A threat model; by default the first in the database."),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")]
+OpenBrowser = Annotated[bool, typer.Option("--open/--no-open", help="Whether to open a browser.")]
+ExportFolder = Annotated[
+    Path | None, typer.Option(help="Write the pages as plain HTML to this folder and exit.")
+]
+
 
 def add_read_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
     app.command("list")(list_plugins)
-    app.command()(show)
-    app.command()(report)
-    app.command()(leaderboard)
+    for command in (show, report, leaderboard):
+        app.command()(command)
     app.add_typer(export, name="export")
 
 
@@ -50,10 +59,14 @@ def list_plugins(
     if kind not in LISTED_KINDS:
         raise BenchError(f"bench list got {kind!r}; use one of {', '.join(LISTS)}.")
     found = _all_cards(allow_unsandboxed)
-    cards = [card for card in found.cards if card.kind == kind[:-1]]
     for problem in found.problems:
         print(f"refused: {problem}", file=sys.stderr)
-    if json:
+    print_cards([card for card in found.cards if card.kind == kind[:-1]], as_json=json)
+
+
+def print_cards(cards: Sequence[Card], *, as_json: bool) -> None:
+    """Write cards to stdout, one line each or as JSON."""
+    if as_json:
         print_json({"items": [card_record(card) for card in cards]})
         return
     width = max((len(card.name) for card in cards), default=0)
@@ -112,15 +125,18 @@ def show(
         print_json({"items": [card_record(card) for card in found]})
         return
     for card in found:
-        print(f"{card.kind} {card.name} ({card.origin})\n{card.summary}\n{card.cite}".strip())
-        for key, value in kind_fields(card).items():
-            print(f"  {key}: {jsonlib.dumps(value)}")
+        print_card(card)
+
+
+def print_card(card: Card) -> None:
+    """Write a card to stdout, with one line for each field of its kind."""
+    print(f"{card.kind} {card.name} ({card.origin})\n{card.summary}\n{card.cite}".strip())
+    for key, value in kind_fields(card).items():
+        print(f"  {key}: {jsonlib.dumps(value)}")
 
 
 def report(
-    threat: Annotated[
-        str | None, typer.Option(help="A threat model; by default the first in the database.")
-    ] = None,
+    threat: ThreatModelName = None,
     mode: Mode = "full",
     suite: Annotated[
         str, typer.Option(help="Add the robust accuracy over the attacks of this suite alone.")
@@ -163,9 +179,7 @@ def print_reports(reports: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 @export.command("outcomes")
 def export_outcomes(
     out: Annotated[Path, typer.Option(help="A CSV file.")],
-    threat: Annotated[
-        str | None, typer.Option(help="A threat model; by default the first in the database.")
-    ] = None,
+    threat: ThreatModelName = None,
     mode: Mode = "full",
     db: Database = None,
 ) -> None:
@@ -182,9 +196,7 @@ def export_images(
     out: Annotated[Path, typer.Option(help="A safetensors file.")],
     defense: Annotated[str, typer.Option(help="A defense.")],
     attack: Annotated[str, typer.Option(help="An attack.")],
-    threat: Annotated[
-        str | None, typer.Option(help="A threat model; by default the first in the database.")
-    ] = None,
+    threat: ThreatModelName = None,
     mode: Mode = "full",
     db: Database = None,
 ) -> None:
@@ -193,24 +205,16 @@ def export_images(
     from bench.store import Store
 
     with Store.open(database_url(db), read_only=True) as store:
-        print(
-            exporter.write_images(store, threat, defense, attack, out, mode).sentence,
-            file=sys.stderr,
-        )
+        written = exporter.write_images(store, threat, defense, attack, out, mode)
+    print(written.sentence, file=sys.stderr)
 
 
 def leaderboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")
-    ] = 8501,
+    port: Port = 8501,
     db: Database = None,
-    open_browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Whether to open a browser.")
-    ] = True,
-    export: Annotated[
-        Path | None, typer.Option(help="Write the pages as plain HTML to this folder and exit.")
-    ] = None,
+    open_browser: OpenBrowser = True,
+    export: ExportFolder = None,
 ) -> None:
     """Serve the leaderboard of a database, or write its pages as plain files.
 

@@ -21,6 +21,11 @@ KeepImages = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print one summary line and nothing else.")]
 
+Mixed = Annotated[bool, typer.Option("--mixed", help="Use bfloat16 where torch supports it.")]
+CellKey = Annotated[
+    str, typer.Argument(help="Key of a finished cell, or the first characters of it.")
+]
+
 
 def add_run_commands(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
@@ -121,9 +126,7 @@ def train_defense(
     name: Annotated[str, typer.Argument(help="A defense with a training recipe.")],
     dataset: Annotated[str | None, typer.Option(help="One of its data sets.")] = None,
     device: Device = "auto",
-    mixed: Annotated[
-        bool, typer.Option("--mixed", help="Use bfloat16 where torch supports it.")
-    ] = False,
+    mixed: Mixed = False,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
     """Train a defense by its recipe; resumes where an interrupted training stopped."""
@@ -143,9 +146,7 @@ def train_defense(
 
 
 def reproduce_cell(
-    cell: Annotated[
-        str, typer.Argument(help="Key of a finished cell, or the first characters of it.")
-    ],
+    cell: CellKey,
     db: Database = None,
     device: Device = "auto",
     allow_unsandboxed: Unsandboxed = False,

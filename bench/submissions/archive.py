@@ -62,12 +62,17 @@ def _members(packed: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
     return members
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name is relative, printable ASCII, and means the same on every system."""
+    parts = name.removesuffix("/").split("/")
+    odd = "\\" in name or ":" in name or ".." in parts or "" in parts
+    return name.isascii() and name.isprintable() and not odd
+
+
 def _why_refused(member: zipfile.ZipInfo) -> str:
     """Which rule a member of the archive breaks, as the end of a sentence; empty for none."""
-    name = member.filename
-    parts = name.removesuffix("/").split("/")
-    plain = name.isascii() and name.isprintable()
-    if not plain or "\\" in name or ".." in parts or "" in parts or ":" in name:
+    parts = member.filename.removesuffix("/").split("/")
+    if not _is_plain(member.filename):
         return "is not a plain relative name"
     mode = stat.S_IFMT(member.external_attr >> 16)
     if mode not in (0, stat.S_IFREG, stat.S_IFDIR):

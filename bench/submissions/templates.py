@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.core.errors import BenchError, UnavailableError
@@ -158,15 +159,20 @@ def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
     place = folder / name
     if place.exists():
         raise BenchError(f"{place} exists already; choose another name, or move it.")
+    _write_files(place, template_files(kind, name))
+    return place
+
+
+def _write_files(place: Path, texts: Mapping[str, str]) -> None:
+    """Write text files into a new folder. Raises UnavailableError where that is impossible."""
     try:
         place.mkdir(parents=True)
-        for file, text in template_files(kind, name).items():
+        for file, text in texts.items():
             (place / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UnavailableError(
             f"{place} cannot be written: {error.strerror}; choose another --folder."
         ) from error
-    return place
 
 
 def template_files(kind: str, name: str) -> dict[str, str]:
@@ -177,13 +183,8 @@ def template_files(kind: str, name: str) -> dict[str, str]:
     imports = [line for line in TEMPLATES[kind].splitlines() if " import " in line]
     taken = {*keyword.kwlist, *re.findall(r"\w+", " ".join(imports))}
     free = class_name[0].isalpha() and class_name not in taken
-    filled = {
-        "kind": kind,
-        "name": name,
-        "title": title,
-        "author": AUTHOR,
-        "class_name": class_name if free else f"My{class_name}",
-    }
+    filled = {"kind": kind, "name": name, "title": title, "author": AUTHOR}
+    filled["class_name"] = class_name if free else f"My{class_name}"
     card = CARD_TEMPLATE + (CLAIM_TEMPLATE if kind == "defense" else "")
     parts = {"plugin.py": TEMPLATES[kind], "card.toml": card, "README.md": README_TEMPLATE}
     return {file: text.format(**filled) for file, text in parts.items()}
