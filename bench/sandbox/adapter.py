@@ -58,11 +58,8 @@ def isolate_submissions(
         registry.reasons_not_imported.pop(name, None)
         if reason:
             registry.reasons_not_imported[name] = reason
-    surrogates = {
-        registered.value.surrogate
-        for registered in registry.defenses.values()
-        if registered.isolation is Isolation.SANDBOXED
-    }
+    sandboxed = [d for d in registry.defenses.values() if d.isolation is Isolation.SANDBOXED]
+    surrogates = {registered.value.surrogate for registered in sandboxed}
     missing = surrogates & set(registry.not_imported()) - set(registry.reasons_not_imported)
     if missing:
         isolate_submissions(registry, {"defense": missing, "attack": []})
@@ -100,10 +97,7 @@ def proxy_plugin(submission: Submission) -> Plugin:
 
 def proxy_defense(submission: Submission) -> Defense:
     """The record of a submitted defense; its `build` starts a worker with the model."""
-    process = SandboxProcess()
-    frame = request_declarations(submission, process)
-    declared = DefenseDeclarations.parse(submission_title(submission), frame)
-    process.close()
+    declared = DefenseDeclarations.parse(submission_title(submission), declarations_of(submission))
     return Defense(
         name=submission.card.name,
         build=partial(build_isolated, submission, declared, "build"),
@@ -125,22 +119,22 @@ def proxy_attack(submission: Submission) -> Attack:
 
     Raises PluginError for an external attack.
     """
-    process = SandboxProcess()
     title = submission_title(submission)
-    declared = AttackDeclarations.parse(title, request_declarations(submission, process))
-    process.close()
+    declared = AttackDeclarations.parse(title, declarations_of(submission))
     if declared.external:
         raise PluginError(
             f"{title} implements `run`; the sandbox supports attacks with `start` and `step` "
             f"only; {UNSANDBOXED_HINT}."
         )
-
-    def start() -> SandboxProcess:
-        process = SPARE_PROCESS.take()
-        request_declarations(submission, process)
-        return process
-
+    start = partial(_start_attack, submission)
     return AttackProxy(submission.card.name, declared, start, ATTACK_PROCESS)
+
+
+def _start_attack(submission: Submission) -> SandboxProcess:
+    """A worker process that has loaded the attack."""
+    process = SPARE_PROCESS.take()
+    request_declarations(submission, process)
+    return process
 
 
 SANDBOXED_KINDS: Mapping[str, Callable[[Submission], Any]] = {
@@ -161,18 +155,31 @@ def build_isolated(
         raise TypeError(f"the loader is {type(loader).__name__}; a DefenseBuilder was expected")
     shape, classes = list(loader.shape), loader.classes
     header = {"method": "build", "role": role, "shape": shape, "classes": classes}
-
-    def start() -> SandboxProcess:
-        process = SPARE_PROCESS.take()
-        call_with_source(process, submission, header, WeightsServer(loader, declared))
-        return process
-
+    start = partial(_start_build, submission, header, loader, declared)
     return DefenseProxy(submission_title(submission), start, declared.forwards)
+
+
+def _start_build(
+    submission: Submission, header: Mapping[str, Any], loader: DefenseBuilder,
+    declared: DefenseDeclarations,
+) -> SandboxProcess:  # fmt: skip
+    """A worker process that has built the model."""
+    process = SPARE_PROCESS.take()
+    call_with_source(process, submission, header, WeightsServer(loader, declared))
+    return process
 
 
 def submission_title(submission: Submission) -> str:
     """The name of a submission in messages."""
     return f"submission {submission.card.name}"
+
+
+def declarations_of(submission: Submission) -> Frame:
+    """The declarations of a submission, from a worker process that ends afterwards."""
+    process = SandboxProcess()
+    frame = request_declarations(submission, process)
+    process.close()
+    return frame
 
 
 def request_declarations(submission: Submission, process: SandboxProcess) -> Frame:
@@ -206,10 +213,7 @@ class WeightsServer:
         """Chain of defenses under construction -> its loader."""
 
     def __call__(self, frame: Frame, exchange: Exchange) -> Message:
-        """The answer to one request.
-
-        Raises PluginError where the request is not valid.
-        """
+        """The answer to one request. Raises PluginError where the request is not valid."""
         header = frame.header
         loader = self._loader(header.get("of"))
         match header.get("request"):

@@ -6,7 +6,7 @@ import collections
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from bench.plugin import Problem, State, StopRule
 from bench.plugin.losses import Loss
 from bench.sandbox.declarations import AttackDeclarations
 from bench.sandbox.norm_codec import encode_set
-from bench.sandbox.process import Exchange, Message, RequestHandler, SandboxProcess, printable
+from bench.sandbox.process import (
+    Exchange,
+    Message,
+    RequestHandler,
+    SandboxProcess,
+    StartProcess,
+    printable,
+)
 from bench.sandbox.protocol import Frame, encode_tensors
 from bench.threats.access import Access
 
@@ -39,6 +46,9 @@ PROXY_METHODS = {
 }  # fmt: skip
 """Optional method of an attack -> the method of AttackProxy that calls it in the worker."""
 
+EvaluateLoss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Loss [n] of logits [n, K] and labels [n], and its gradient [n, K]."""
+
 
 class SingleProcess:
     """Keeps at most one process running: starting another one ends it."""
@@ -47,11 +57,15 @@ class SingleProcess:
         self.current: weakref.ref[SandboxProcess] | None = None
         """Weak, so that the process ends with the attack that uses it."""
 
-    def start(self, start: Callable[[], SandboxProcess]) -> SandboxProcess:
+    def close(self) -> None:
+        """End the current process, if there is one."""
+        process = self.current() if self.current else None
+        if process is not None:
+            process.close()
+
+    def start(self, start: StartProcess) -> SandboxProcess:
         """End the current process and start another."""
-        previous = self.current() if self.current else None
-        if previous is not None:
-            previous.close()
+        self.close()
         process = start()
         self.current = weakref.ref(process)
         return process
@@ -61,11 +75,7 @@ class AttackProxy:
     """Runs an attack in a worker process; its queries are answered by the engine's Problem."""
 
     def __init__(
-        self,
-        name: str,
-        declared: AttackDeclarations,
-        start: Callable[[], SandboxProcess],
-        single: SingleProcess,
+        self, name: str, declared: AttackDeclarations, start: StartProcess, single: SingleProcess
     ) -> None:
         """`start` starts a worker with the attack; of the attacks with one `single` one has one."""
         self.name, self.steps = name, declared.steps
@@ -160,8 +170,10 @@ class AttackProxy:
                 f"{len(problem.x)} were expected."
             )
         parts = [part.to(problem.x.device) for part in parts]
-        if frame.header.get("single") is True:
-            return parts[0]
+        return parts[0] if frame.header.get("single") is True else self._named(names, parts)
+
+    def _named(self, names: tuple[str, ...], parts: Sequence[Tensor]) -> State:
+        """The state of fields with these names."""
         try:
             return state_type(names)(*parts)
         except ValueError as error:
@@ -188,10 +200,7 @@ class QueryServer:
         self.attack, self.problem = attack, problem
 
     def __call__(self, frame: Frame, exchange: Exchange) -> Message:
-        """The answer to one query.
-
-        Raises PluginError where the query or its arguments are not valid.
-        """
+        """The answer to one query. Raises PluginError where it or an argument is not valid."""
         query, problem, given = frame.header.get("request"), self.problem, self._arguments(frame)
         if query == "clean":
             return tensor_message({"clean": problem.clean_logits})
@@ -203,8 +212,7 @@ class QueryServer:
         if query == "gradient":
             return tensor_message(problem.gradient(adv, self._loss(exchange), where)._asdict())
         if query == "jacobian":
-            minus = given.get("minus")
-            answer = problem.jacobian(adv, given["classes"], where, minus=minus)
+            answer = problem.jacobian(adv, given["classes"], where, minus=given.get("minus"))
             return tensor_message(answer._asdict())
         method = problem.logits if query == "logits" else problem.labels
         return tensor_message({query: method(adv, where)})
@@ -227,35 +235,33 @@ class QueryServer:
 
     def _loss(self, exchange: Exchange) -> Loss:
         """The attack's loss of logits; the worker sends its values and their gradient."""
-
-        def evaluate(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-            descriptions, parts = encode_tensors({"logits": logits, "label": label})
-            frame = exchange(({"request": "loss", "tensors": descriptions}, parts))
-            if "error" in frame.header:
-                raise PluginError(
-                    f"{self.attack.title} failed: {printable(frame.header['error'])}."
-                )
-            process = self.attack.live_process()
-            found = process.tensors(self.attack.title, frame, "loss", "gradient")
-            value, gradient = (part.to(logits.device) for part in found.values())
-            if value.shape != logits.shape[:1] or gradient.shape != logits.shape:
-                raise PluginError(
-                    f"{self.attack.title} returned a loss {list(value.shape)} of logits "
-                    f"{list(logits.shape)}; one number per row was expected."
-                )
-            return value, gradient
-
+        evaluate = functools.partial(self._loss_and_gradient, exchange)
         return lambda logits, label: _RemoteLoss.apply(logits, label, evaluate)
+
+    def _loss_and_gradient(
+        self, exchange: Exchange, logits: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss [n] of logits [n, K] and labels [n], and its gradient [n, K]."""
+        title = self.attack.title
+        header, parts = tensor_message({"logits": logits, "label": label})
+        frame = exchange(({"request": "loss", **header}, parts))
+        if "error" in frame.header:
+            raise PluginError(f"{title} failed: {printable(frame.header['error'])}.")
+        found = self.attack.live_process().tensors(title, frame, "loss", "gradient")
+        value, gradient = (part.to(logits.device) for part in found.values())
+        if value.shape != logits.shape[:1] or gradient.shape != logits.shape:
+            raise PluginError(
+                f"{title} returned a loss {list(value.shape)} of logits {list(logits.shape)}; "
+                "one number per row was expected."
+            )
+        return value, gradient
 
 
 class _RemoteLoss(torch.autograd.Function):
     """A loss whose value and gradient the worker computes together."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, label: Tensor,
-        evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, logits: Tensor, label: Tensor, evaluate: EvaluateLoss) -> Tensor:
         """Loss [n] of logits [n, K] and labels [n]."""
         value, gradient = evaluate(logits.detach(), label)
         ctx.save_for_backward(gradient)

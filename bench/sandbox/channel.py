@@ -33,10 +33,7 @@ class WorkerChannel:
     def request(
         self, header: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> Frame:
-        """Send a request to the harness before the reply, and return its answer.
-
-        `tensors` have any shape [*shape].
-        """
+        """Send a request with tensors [*shape] before the reply; returns the harness's answer."""
         self.reply(header, tensors)
         return self.channel.receive(MAX_REQUEST_BYTES)
 

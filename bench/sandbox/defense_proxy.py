@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from bench.core.cells import COSTLY_FORWARDS
 from bench.core.errors import PluginError
-from bench.sandbox.process import SandboxProcess
+from bench.sandbox.process import StartProcess
 from bench.sandbox.protocol import Frame, encode_tensors
 
 MAX_LOGIT_BYTES = 1 << 16  # per image
@@ -20,7 +19,7 @@ MAX_LOGIT_BYTES = 1 << 16  # per image
 class DefenseProxy(nn.Module):
     """Evaluates a model in a worker process; a process that has ended is replaced."""
 
-    def __init__(self, title: str, start: Callable[[], SandboxProcess], forwards: int = 1) -> None:
+    def __init__(self, title: str, start: StartProcess, forwards: int = 1) -> None:
         """Start the worker process.
 
         Args:

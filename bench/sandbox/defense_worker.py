@@ -23,6 +23,14 @@ VALUE_FIELDS = ("cite", "summary", "datasets", "surrogate", "quick", "forwards",
 """Fields of a Defense that are sent as they are."""
 
 
+def plain_fields(defense: Defense) -> dict[str, Any]:
+    """The fields of a Defense as plain values; of `bpda` and `recipe` whether they are set."""
+    fields = {name: getattr(defense, name) for name in VALUE_FIELDS}
+    fields |= {"claims": [asdict(claim) for claim in defense.claims]}
+    fields |= {"draws": defense.randomness.draws if defense.randomness else None}
+    return fields | {"bpda": defense.bpda is not None, "recipe": defense.recipe is not None}
+
+
 class DefenseWorker:
     """Serves requests about one defense."""
 
@@ -35,12 +43,7 @@ class DefenseWorker:
 
     def declare(self, frame: Frame) -> None:
         """Send the fields of the Defense that are plain values."""
-        defense: Defense = self.load(frame)
-        declarations = {name: getattr(defense, name) for name in VALUE_FIELDS}
-        declarations |= {"claims": [asdict(claim) for claim in defense.claims]}
-        declarations |= {"draws": defense.randomness.draws if defense.randomness else None}
-        declarations |= {"bpda": defense.bpda is not None, "recipe": defense.recipe is not None}
-        self.channel.reply({"declarations": declarations})
+        self.channel.reply({"declarations": plain_fields(self.load(frame))})
 
     def build(self, frame: Frame) -> None:
         """Build the model, or its BPDA approximation.

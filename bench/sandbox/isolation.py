@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import site
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,12 +105,6 @@ def command(limits: Limits, channel: int, filter_descriptor: int) -> list[str]:
         channel: descriptor of its end of the socket.
         filter_descriptor: descriptor that `syscall_filter` returns.
     """
-    user = random.SystemRandom().choice(WORKER_USERS) if os.getuid() == 0 else 0
-    begin = (
-        f"import sys; sys.path[:] = {import_path()!r}\n"
-        "from bench.sandbox.isolation import Limits\nfrom bench.sandbox.worker import main\n"
-        f"main({channel}, {user}, {limits!r})"
-    )
     return [
         *(*bubblewrap_command(), "--seccomp", str(filter_descriptor)),
         *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
@@ -117,8 +112,18 @@ def command(limits: Limits, channel: int, filter_descriptor: int) -> list[str]:
         *(word for binding in bindings() for word in binding),
         *("--remount-ro", "/", "--chdir", "/tmp", "--clearenv"),
         *(word for pair in environment().items() for word in ("--setenv", *pair)),
-        *(sys.executable, "-I", "-B", "-c", begin),
+        *(sys.executable, "-I", "-B", "-c", _worker_program(limits, channel)),
     ]
+
+
+def _worker_program(limits: Limits, channel: int) -> str:
+    """The Python program of a worker process; under root it names a random unused user."""
+    user = random.SystemRandom().choice(WORKER_USERS) if os.getuid() == 0 else 0
+    return (
+        f"import sys; sys.path[:] = {import_path()!r}\n"
+        "from bench.sandbox.isolation import Limits\nfrom bench.sandbox.worker import main\n"
+        f"main({channel}, {user}, {limits!r})"
+    )
 
 
 def _as_root() -> tuple[str, ...]:
@@ -188,8 +193,7 @@ def syscall_filter() -> int:
     rules.add_rule(kernel.ERRNO(38), "clone3")
     for bit in (1 << k for k in range(32) if NEW_NAMESPACES >> k & 1):
         rules.add_rule(kernel.ERRNO(1), "clone", kernel.Arg(0, kernel.MASKED_EQ, bit, bit))
-    unix = 1
-    rules.add_rule(kernel.ERRNO(1), "socket", kernel.Arg(0, kernel.NE, unix))
+    rules.add_rule(kernel.ERRNO(1), "socket", kernel.Arg(0, kernel.NE, int(socket.AF_UNIX)))
     found = os.memfd_create("rules", 0)
     with os.fdopen(os.dup(found), "wb") as file:
         rules.export_bpf(file)

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import psutil
 from torch import Tensor
@@ -48,20 +48,13 @@ class ProcessMonitor(threading.Thread):
     def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
         super().__init__(daemon=True, name="monitor of a sandbox process")
         self.process, self.limits = process, limits
-        self.output_tail = b""
-        self.output_bytes = 0
-        self.kill_reason = ""
-        """Why it was killed; empty where it was not."""
+        self.output_tail, self.output_bytes = b"", 0
+        self.kill_reason = ""  # empty where the process was not killed
         self.start()
 
     def run(self) -> None:
-        """Monitor the process until its output is closed; bubblewrap keeps it open to the end.
-
-        Raises ValueError where the process was started without a pipe for its output.
-        """
-        pipe = self.process.stdout
-        if pipe is None:
-            raise ValueError("the process was started without a pipe for its output")
+        """Monitor the process until its output is closed; bubblewrap keeps it open to the end."""
+        pipe = self._output_pipe()
         due = time.monotonic() + MIN_INTERVAL
         with pipe:
             while True:
@@ -70,13 +63,22 @@ class ProcessMonitor(threading.Thread):
                     if not chunk:
                         break
                     self._add_output(chunk)
-                since = time.monotonic()
-                if since > due:
-                    self._check_memory()
-                    now = time.monotonic()
-                    interval = max(MIN_INTERVAL, INTERVAL_FACTOR * (now - since))
-                    due = now + min(interval, MAX_INTERVAL)
+                if time.monotonic() > due:
+                    due = self._measure()
         self.process.wait()
+
+    def _output_pipe(self) -> IO[bytes]:
+        if self.process.stdout is None:
+            raise ValueError("the process was started without a pipe for its output")
+        return self.process.stdout
+
+    def _measure(self) -> float:
+        """Measure the memory; the time of the next measurement, on the monotonic clock."""
+        since = time.monotonic()
+        self._check_memory()
+        now = time.monotonic()
+        interval = max(MIN_INTERVAL, INTERVAL_FACTOR * (now - since))
+        return now + min(interval, MAX_INTERVAL)
 
     def _add_output(self, chunk: bytes) -> None:
         self.output_bytes += len(chunk)
@@ -126,30 +128,33 @@ def memory_of(pid: int) -> int:
     return total
 
 
+def _start_process(limits: Limits, channel: int) -> subprocess.Popen[bytes]:
+    """Start a worker that inherits the descriptor of its end of the socket."""
+    syscall_filter = isolation.syscall_filter()
+    # The environment is empty before bubblewrap: its first process shows it inside.
+    process = subprocess.Popen(
+        isolation.command(limits, channel, syscall_filter),
+        env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, pass_fds=(channel, syscall_filter), bufsize=0,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(syscall_filter)
+    return process
+
+
 class SandboxProcess:
     """One worker process with the code of one submission."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Start the process without waiting for it; the first call does.
-
-        Raises UnavailableError where this machine has no sandbox.
-        """
+        """Start the process without waiting. Raises UnavailableError where there is no sandbox."""
         if isolation.why_unavailable():
             raise UnavailableError(
                 f"the sandbox cannot be started on this machine: {isolation.why_unavailable()}."
             )
         self.limits = limits or isolation.LIMITS
         own, other = socket.socketpair()
-        syscall_filter = isolation.syscall_filter()
         with other:
-            # The environment is empty before bubblewrap: its first process shows it inside.
-            process = subprocess.Popen(
-                isolation.command(self.limits, other.fileno(), syscall_filter),
-                env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, pass_fds=(other.fileno(), syscall_filter), bufsize=0,
-                start_new_session=True,
-            )  # fmt: skip
-        os.close(syscall_filter)
+            process = _start_process(self.limits, other.fileno())
         self.monitor = ProcessMonitor(process, self.limits)
         self.channel = Channel(own)
         self.number = 0
@@ -296,6 +301,8 @@ class SpareProcess:
         return process
 
 
+StartProcess: TypeAlias = Callable[[], SandboxProcess]
+"""Starts a worker process with the code of one submission."""
 SPARE_PROCESS = SpareProcess()
 
 

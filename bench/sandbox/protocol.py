@@ -65,8 +65,7 @@ class Channel:
     ) -> None:
         """Send one frame; `parts` are bytes-like objects that together form its body.
 
-        Raises ReplyTimeoutError after the time `until` of the monotonic clock,
-        ConnectionClosedError where the other end has closed the connection.
+        Raises ReplyTimeoutError after `until` (monotonic clock), ConnectionClosedError if closed.
         """
         text = json.dumps(header).encode()
         size = sum(memoryview(part).nbytes for part in parts)
@@ -94,12 +93,7 @@ class Channel:
                 f"a frame of {length} + {body} bytes was announced; at most {MAX_HEADER} + "
                 f"{largest} are accepted"
             )
-        try:
-            header = json.loads(self._exactly(length, until).decode())
-        except (ValueError, RecursionError) as error:
-            raise BadFrameError("the header of a frame is no JSON") from error
-        if not isinstance(header, dict):
-            raise BadFrameError("the header of a frame is no JSON object")
+        header = _parse_header(self._exactly(length, until))
         return Frame(number, header, self._exactly(body, until))
 
     def _exactly(self, count: int, until: float | None) -> bytearray:
@@ -124,6 +118,17 @@ class Channel:
         if left is not None and left <= 0:
             raise ReplyTimeoutError
         self.end.settimeout(left)
+
+
+def _parse_header(content: bytearray) -> dict[str, Any]:
+    """The JSON object of these bytes. Raises BadFrameError where they are none."""
+    try:
+        header = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadFrameError("the header of a frame is no JSON") from error
+    if not isinstance(header, dict):
+        raise BadFrameError("the header of a frame is no JSON object")
+    return header
 
 
 def encode_tensor(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
