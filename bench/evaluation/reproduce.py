@@ -53,7 +53,7 @@ def find_cell(store: Store, key: str) -> CellRow:
     if len(rows) != 1:
         raise BenchError(
             f"{len(rows)} finished cells have a key that begins with {key!r}; give more of it, "
-            "as `bench report --json` prints it."
+            "the metadata of `bench export images` holds it."
         )
     return rows[0]
 
