@@ -111,7 +111,7 @@ def _labels(limit: int = 220, *, grid: bool = True) -> alt.Axis:
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other row exceeds in both clean and robust accuracy, best clean first."""
-    best: list[Row] = []
+    best = list[Row]()
     for row in sorted(rows, key=lambda r: (-r["clean"], -r["robust"], str(r["defense"]))):
         if not best or row["robust"] > best[-1]["robust"]:
             best.append(row)
@@ -266,11 +266,8 @@ def roc_chart(rows: Sequence[Row]) -> Chart:
     """
     x = alt.X("clean:Q", title="clean images rejected", axis=PERCENT_AXIS, scale=SHARE_SCALE)
     y = alt.Y("attacked:Q", title="attacked images rejected", axis=PERCENT_AXIS, scale=SHARE_SCALE)
-    chance = (
-        alt.Chart(_data([{"clean": 0, "attacked": 0}, {"clean": 1, "attacked": 1}]))
-        .mark_line(strokeDash=[4, 4], color=GREY, opacity=0.7)
-        .encode(x=x, y=y)
-    )
+    ends = alt.Chart(_data([{"clean": 0, "attacked": 0}, {"clean": 1, "attacked": 1}]))
+    chance = ends.mark_line(strokeDash=[4, 4], color=GREY, opacity=0.7).encode(x=x, y=y)
     tips = [
         alt.Tooltip("attack:N", title="attack"),
         alt.Tooltip("words:N", title="rejected, attacked at clean"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
 
 from bench.core.cards import AttackCard, DefenseCard
 from bench.core.outcomes import KeptImage
@@ -11,6 +14,9 @@ from bench.results.ranking import RankingRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 from leaderboard.tables import CLAIM_KIND, checks_cell, rank_cell, required_done
+
+Pixels: TypeAlias = npt.NDArray[Any]
+"""An image [C, H, W]."""
 
 
 def identity_list(card: DefenseCard) -> Html:
@@ -71,13 +77,15 @@ def detector_table(
     return table if both else Html(markup.notice(words.NO_JOINT_ATTACK) + table)
 
 
+CLAIM_COLUMNS = (
+    Column("Threat model", kind="name"), Column("Claimed", kind="right"),
+    Column("Measured", "robust accuracy with its interval", "figure"),
+    Column("Verdict"), Column("Source"),
+)  # fmt: skip
+
+
 def claims_table(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
     """Every claim of a defense compared with the measurement."""
-    columns = (
-        Column("Threat model", kind="name"), Column("Claimed", kind="right"),
-        Column("Measured", "robust accuracy with its interval", "figure"),
-        Column("Verdict"), Column("Source"),
-    )  # fmt: skip
     lines = []
     for claim in card.claims:
         row = rows.get(claim.threat)
@@ -91,17 +99,19 @@ def claims_table(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
                 markup.text(claim.cite or "—"),
             )
         )
-    return markup.html_table(columns, lines) if lines else markup.notice(words.NO_CLAIM)
+    return markup.html_table(CLAIM_COLUMNS, lines) if lines else markup.notice(words.NO_CLAIM)
+
+
+THREAT_MODEL_COLUMNS = (
+    Column("Threat model", kind="name"), Column("Rank", kind="rank"),
+    Column("Robust accuracy ↑", kind="figure"), Column("Clean accuracy ↑", kind="figure"),
+    Column("8-bit ↑", "robust where adversarial examples are rounded to k/255", "right"),
+    Column("Strongest attack"), Column("Required"), Column("Checks"),
+)  # fmt: skip
 
 
 def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
     """One defense under every threat model that it was evaluated under, with its label."""
-    columns = (
-        Column("Threat model", kind="name"), Column("Rank", kind="rank"),
-        Column("Robust accuracy ↑", kind="figure"), Column("Clean accuracy ↑", kind="figure"),
-        Column("8-bit ↑", "robust where adversarial examples are rounded to k/255", "right"),
-        Column("Strongest attack"), Column("Required"), Column("Checks"),
-    )  # fmt: skip
     lines = [
         (
             markup.link("", markup.text(label), threat=label),
@@ -115,12 +125,20 @@ def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
         )
         for label, row in rows
     ]
-    return markup.html_table(columns, lines)
+    return markup.html_table(THREAT_MODEL_COLUMNS, lines)
 
 
 def example_pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
     """Clean image, adversarial example and magnified perturbation, with predictions."""
     return markup.tag("div", markup.join(_picture(k, classes) for k in kept), class_="g-pictures")
+
+
+def _figure(item: int, pixels: Pixels, name: str, description: str, sure: float | None) -> Html:
+    """One image with its caption; `sure` is the confidence of the prediction."""
+    text = description if sure is None else f"{description}, {100 * sure:.0f} % confidence"
+    caption = Html(f"<b>{markup.text(name)}</b><br>{markup.text(text)}")
+    image = markup.picture(pixels, f"{name} of example {item}: {description}")
+    return markup.tag("figure", Html(image + markup.tag("figcaption", caption)))
 
 
 def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
@@ -137,12 +155,7 @@ def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
         (kept.adversarial, title, f"predicted {predicted}", kept.confidence),
         (change, enlarged, around, None),
     )
-    drawn = []
-    for pixels, name, description, sure in triple:
-        text = description if sure is None else f"{description}, {100 * sure:.0f} % confidence"
-        caption = Html(f"<b>{markup.text(name)}</b><br>{markup.text(text)}")
-        image = markup.picture(pixels, f"{name} of example {kept.item}: {description}")
-        drawn.append(markup.tag("figure", Html(image + markup.tag("figcaption", caption))))
+    drawn = [_figure(kept.item, *parts) for parts in triple]
     inside = Html(markup.small(f"example {kept.item}")
                   + markup.tag("div", markup.join(drawn), class_="g-triple"))  # fmt: skip
     return markup.tag("article", inside, class_="g-example")

@@ -51,9 +51,8 @@ def write_snapshot(url: str | None, folder: Path) -> list[Path]:
 
 def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
     cards = {card.name: card for card in store.cards(DefenseCard)}
-    rows = {
-        label: ranking.load_ranking(store, leaderboard) for label, leaderboard in by_label.items()
-    }
+    ranked = ranking.load_ranking
+    rows = {label: ranked(store, leaderboard) for label, leaderboard in by_label.items()}
     pages: dict[str, str] = {}
     for label, leaderboard in by_label.items():
         body = _board(store, label, leaderboard, rows[label], cards)

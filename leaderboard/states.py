@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -50,13 +51,15 @@ def _submission(entry: SubmissionRow, now: float) -> list[Html]:
     ]
 
 
+RUNNING_COLUMNS = (
+    Column("Cell", kind="name"), Column("Threat model"), Column("State"),
+    Column("Verified", "examples with a verified outcome", "right"),
+    Column("Last update"), Column("Worker", kind="code"),
+)  # fmt: skip
+
+
 def running_table(cells: Iterable[CellRow], now: float) -> Html:
     """Running cells; one without a recent update is stalled."""
-    columns = (
-        Column("Cell", kind="name"), Column("Threat model"), Column("State"),
-        Column("Verified", "examples with a verified outcome", "right"),
-        Column("Last update"), Column("Worker", kind="code"),
-    )  # fmt: skip
     rows = []
     for cell in cells:
         late = now - cell.updated > STALLED_AFTER
@@ -70,7 +73,7 @@ def running_table(cells: Iterable[CellRow], now: float) -> Html:
                 markup.text(cell.owner),
             )
         )
-    return markup.html_table(columns, rows)
+    return markup.html_table(RUNNING_COLUMNS, rows)
 
 
 def failed_table(cells: Iterable[CellRow]) -> Html:
@@ -94,8 +97,6 @@ def failed_table(cells: Iterable[CellRow]) -> Html:
 
 def state_tiles(cells: Sequence[CellRow]) -> Html:
     """Number of cells in each state."""
-    counts = {state: sum(cell.state == state for cell in cells) for state in CellState}
-    return markup.figure_tiles(
-        (state.capitalize(), str(counts[state]), words.STATE_EXPLANATIONS[state])
-        for state in CellState
-    )
+    counts = Counter(cell.state for cell in cells)
+    means = words.STATE_EXPLANATIONS
+    return markup.figure_tiles((s.capitalize(), str(counts[s]), means[s]) for s in CellState)

@@ -68,7 +68,7 @@ def mode_note(leaderboard: Leaderboard) -> Html:
 
 def headline_tiles(rows: Sequence[RankingRow], leaderboard: Leaderboard) -> Html:
     """The main figures: best accuracy, ranked rows, warnings, claims, required attacks."""
-    ranked = [row for row in rows if row.rank]
+    ranked, required = [row for row in rows if row.rank], leaderboard.required
     values = []
     if ranked:
         first, tied = ranked[0], 1 + ranked[0].tied
@@ -82,11 +82,7 @@ def headline_tiles(rows: Sequence[RankingRow], leaderboard: Leaderboard) -> Html
         ("Ranked", f"{len(ranked)} of {len(rows)}", "the reasons for the others are below"),
         ("Suspect or invalid", str(suspect), "defenses with a warning"),
         ("Claims not reached", f"{below} of {claimed}", "the interval is below the claim"),
-        (
-            "Required attacks",
-            str(len(leaderboard.required)),
-            ", ".join(leaderboard.required) or "none",
-        ),
+        ("Required attacks", str(len(required)), ", ".join(required) or "none"),
     ]
     return markup.figure_tiles(values)
 

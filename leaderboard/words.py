@@ -232,11 +232,8 @@ def as_sentence(message: str) -> str:
 
 def no_database(message: str) -> Notice:
     """The notice for a database file that does not exist."""
-    return Notice(
-        "No database yet",
-        (as_sentence(message), "Evaluate some cells from the same folder, then reload this page:"),
-        FILL_COMMANDS,
-    )
+    advice = "Evaluate some cells from the same folder, then reload this page:"
+    return Notice("No database yet", (as_sentence(message), advice), FILL_COMMANDS)
 
 
 def unreadable_database(message: str) -> Notice:

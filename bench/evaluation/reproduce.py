@@ -52,7 +52,7 @@ def find_cell(store: Store, key: str) -> CellRow:
     rows = [row for row in rows if row.state is CellState.DONE]
     if len(rows) != 1:
         raise BenchError(
-            f"{len(rows)} finished cells have a key that begins with {key!r}; give more of it, "
+            f"{len(rows)} finished cells have a key that begins with {key!r}; give more of it: "
             "the metadata of `bench export images` holds it."
         )
     return rows[0]

@@ -25,8 +25,10 @@ def main() -> None:
     attacks = chart_rows.attack_columns(leaderboard, cells)
     show_matrix(leaderboard, cells, rows, attacks)
     st.html(tables.state_legend(cells))
-    order = {row.defense: number for number, row in enumerate(rows)}
-    ordered = sorted(cells, key=lambda cell: (order[cell.defense], attacks.index(cell.attack)))
+    order = [row.defense for row in rows]
+    ordered = sorted(
+        cells, key=lambda cell: (order.index(cell.defense), attacks.index(cell.attack))
+    )
     with st.expander("The same as a table, with every reason"):
         pairs = [(f"{cell.attack} → {cell.defense}", cell) for cell in ordered]
         st.html(tables.cells_table(pairs, "Cell", leaderboard))
