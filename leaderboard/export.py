@@ -45,7 +45,7 @@ def as_json(
     document = {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
-        "board": asdict(leaderboard),
+        "leaderboard": asdict(leaderboard),
         key: [asdict(record) for record in records],
     }
     return json.dumps(document, indent=1, default=str)

@@ -11,7 +11,7 @@ PROTOCOL = 1
 """Version of the evaluation protocol; raised by a change that may change a verdict."""
 
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of every JSON document that a command prints."""
 
 

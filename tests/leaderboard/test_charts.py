@@ -315,7 +315,7 @@ def test_downloads_hold_no_spreadsheet_formulas() -> None:
 
 def test_json_has_its_schema_and_the_rules() -> None:
     said = json.loads(export.as_json(BOARD, "matrix", [square("done", 310)]))
-    assert said["schema"] == 1 and said["board"]["set"]["eps"] == "51/255"
+    assert said["schema"] == 2 and said["leaderboard"]["set"]["eps"] == "51/255"
     assert said["matrix"][0]["robust"]["k"] == 310
 
 

@@ -167,7 +167,7 @@ def test_the_json_report_has_the_documented_shape(world: World) -> None:
     enter(world, "d", ALL, first(10), first(20))
     certify(world, ~first(20))
     said = json.loads(json.dumps(json_report(world.store), allow_nan=False))
-    assert said["schema"] == 1
+    assert said["schema"] == 2
     assert said["threat"].keys() >= {"id", "name", "dataset", "set", "access", "goal", "budget"}
     assert said["examples"] == {"n": 600, "digest": "examples"}
     (row,) = said["ranking"]
