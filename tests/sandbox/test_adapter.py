@@ -157,7 +157,7 @@ def test_invalid_declarations_are_refused_by_name(
             "names no defense under construction",
         ),
         (
-            "loader.channel.request({'request': 'built', 'of': ['mine'], 'name': ['x']})",
+            "loader.channel.request({'request': 'defense', 'of': ['mine'], 'name': ['x']})",
             "no defense named",
         ),
     ],
