@@ -84,8 +84,9 @@ FULL_MODE_METRICS: Mapping[str, CellMetric] = {
         "CPU seconds, averaged over the examples.", _each("seconds"), lambda _, s: f"{s:.2g}"
     ),
     "refused candidates": CellMetric(
-        "Examples whose candidate the referee refused: outside the set or [0, 1], or not finite.",
-        _total("out_of_ball"),
+        "Examples whose candidate the referee refused: outside the set or [0, 1], not finite, or"
+        " not adversarial.",
+        lambda cell: None if cell.refusals is None else float(cell.refusals.total),
         _number,
     ),
     "fragile successes": CellMetric(

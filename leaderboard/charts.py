@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import altair as alt
 
+from bench.core.visible_text import visible_text
+
 Row: TypeAlias = Mapping[str, Any]
 Chart: TypeAlias = alt.LayerChart | alt.FacetChart
 
@@ -48,11 +50,18 @@ def with_description(chart: Chart, sentence: str) -> Chart:
 
 
 def _data(rows: Sequence[Row]) -> alt.InlineData:
-    return alt.InlineData([dict(row) for row in rows])
+    return alt.InlineData(
+        [{field: _visible(value) for field, value in row.items()} for row in rows]
+    )
+
+
+def _visible(value: object) -> object:
+    """A value of a chart: a text without hidden characters."""
+    return visible_text(value) if isinstance(value, str) else value
 
 
 def _names(rows: Sequence[Row], field: str) -> list[str]:
-    return list(dict.fromkeys(str(row[field]) for row in rows))
+    return list(dict.fromkeys(visible_text(str(row[field])) for row in rows))
 
 
 INTERVAL_MARKS = {
@@ -167,7 +176,7 @@ def matrix_chart(
     level = len(columns) * max(map(len, columns), default=0) <= MAX_LEVEL_LETTERS
     x = alt.X(
         "attack:N",
-        sort=list(columns),
+        sort=[visible_text(name) for name in columns],
         title=None,
         scale=alt.Scale(paddingInner=0.03, paddingOuter=0),
         axis=alt.Axis(
@@ -175,7 +184,8 @@ def matrix_chart(
             domain=False, ticks=False, labelFontSize=13, labelOverlap=False, labelFlush=False,
         ),
     )  # fmt: skip
-    y = alt.Y("defense:N", sort=list(rows), title=None, axis=_labels(grid=False),
+    names = [visible_text(name) for name in rows]
+    y = alt.Y("defense:N", sort=names, title=None, axis=_labels(grid=False),
               scale=alt.Scale(paddingInner=0.07, paddingOuter=0))  # fmt: skip
     tips = [
         alt.Tooltip("defense:N", title="defense"),

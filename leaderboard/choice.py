@@ -58,6 +58,7 @@ def select_option(
         label,
         list(options),
         index=None,
+        format_func=words.plain_text,
         key=key,
         bind="query-params",
         on_change=dismiss_stale_notice,

@@ -13,7 +13,7 @@ from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
-from leaderboard.tables import CLAIM_KIND, checks_cell, rank_cell, required_done
+from leaderboard.tables import CLAIM_KIND, checks_cell, rank_cell, ranked_cell
 
 Pixels: TypeAlias = npt.NDArray[Any]
 """An image [C, H, W]."""
@@ -106,7 +106,7 @@ THREAT_MODEL_COLUMNS = (
     Column("Threat model", kind="name"), Column("Rank", kind="rank"),
     Column("Robust accuracy ↑", kind="figure"), Column("Clean accuracy ↑", kind="figure"),
     Column("8-bit ↑", "robust where adversarial examples are rounded to k/255", "right"),
-    Column("Strongest attack"), Column("Required"), Column("Checks"),
+    Column("Strongest attack"), Column("Ranked figure"), Column("Checks"),
 )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
             markup.bar(row.clean, "clean"),
             markup.text(words.format_count(row.robust_8bit)),
             markup.text(row.strongest or "—"),
-            markup.text(required_done(row)),
+            ranked_cell(row),
             checks_cell(row),
         )
         for label, row in rows

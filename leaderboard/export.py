@@ -62,6 +62,7 @@ def flat_ranking(rows: Sequence[RankingRow]) -> list[dict[str, object]]:
             **_counts("robust", row.robust),
             **_counts("clean", row.clean),
             **_counts("robust_required", row.robust_required),
+            **_counts("robust_ranked", row.robust_ranked),
             "strongest": row.strongest,
             "required_done": row.coverage.done,
             "required": row.coverage.required,

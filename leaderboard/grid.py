@@ -28,11 +28,19 @@ def viridis(share: float) -> tuple[int, int, int]:
 
 
 def matrix_table(
-    tiles: Sequence[Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str], top: float
+    tiles: Sequence[Mapping[str, Any]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    top: float,
+    warnings: Mapping[str, str] | None = None,
 ) -> Html:
-    """The matrix, one line per defense; tiles as for `charts.matrix_chart`."""
+    """The matrix, one line per defense; tiles as for `charts.matrix_chart`.
+
+    `warnings` mark the columns of attacks with a sentence.
+    """
+    marks = warnings or {}
     by = {(tile["defense"], tile["attack"]): tile for tile in tiles}
-    head = markup.join(_head(name) for name in ("", *columns))
+    head = markup.join(_head(name, marks.get(name, "")) for name in ("", *columns))
     lines = []
     for name in rows:
         cells = markup.join(_cell(by.get((name, column)), top) for column in columns)
@@ -43,9 +51,10 @@ def matrix_table(
     return markup.tag("div", table, class_="g-scroll", tabindex="0")
 
 
-def _head(name: str) -> Html:
+def _head(name: str, warning: str = "") -> Html:
     """A column heading with vertical text, so that columns are narrow."""
-    return markup.tag("th", markup.tag("span", markup.text(name), title=name), scope="col")
+    shown, title = (f"▲ {name}", f"{name}: {warning}") if warning else (name, name)
+    return markup.tag("th", markup.tag("span", markup.text(shown), title=title), scope="col")
 
 
 def _cell(tile: Mapping[str, Any] | None, top: float) -> Html:

@@ -37,6 +37,17 @@ def reason(value: object) -> Html:
     return text(value, words.MAX_REASON)
 
 
+def label_text(value: object, most: int = words.MAX_TEXT) -> str:
+    """Plain text for a label that Streamlit renders as Markdown: inline code, never interpreted.
+
+    Escaped marks would not be enough: addresses become links after the escapes are resolved.
+
+    >>> label_text("![x](http://a.b)`")
+    "`![x](http://a.b)'`"
+    """
+    return "`" + words.plain_text(value, most).replace("`", "'") + "`"
+
+
 def join(parts: Iterable[Html], between: str = "") -> Html:
     """Concatenated elements."""
     return Html(between.join(parts))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import streamlit as st
 
 from bench.core.cards import CardT
-from bench.results import defense_report, leaderboards
+from bench.core.errors import BenchError
+from bench.results import attack_findings, defense_report, leaderboards
 from bench.results import matrix as matrices
 from bench.results import ranking as rankings
 from bench.results.defense_report import DefenseReport
@@ -19,23 +21,24 @@ from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 from bench.store import CellRow, ExamplesRow, Store, SubmissionRow
+from bench.store.damage import explained_damage
+from bench.store.database import DEFAULT_DATABASE, resolve_url, sqlite_file
 
 Result = TypeVar("Result")
 
-SQLITE_PREFIX = "sqlite:///"
-DEFAULT_ADDRESS = f"{SQLITE_PREFIX}bench.db"
 REMOTE_SECONDS = 10  # for which results from a database server are cached
 
 
 def database_address() -> str:
-    """The URL of the database: $BENCH_DB, else a file in the current folder."""
-    return os.environ.get("BENCH_DB") or DEFAULT_ADDRESS
+    """The database: a URL or path in $BENCH_DB, else a file in the current folder."""
+    return os.environ.get("BENCH_DB") or DEFAULT_DATABASE
 
 
 def database_file(url: str) -> Path | None:
     """The database file; None for a server, or an invalid URL."""
-    path = url.removeprefix(SQLITE_PREFIX)
-    return Path(path).expanduser() if url.startswith(SQLITE_PREFIX) and path else None
+    with suppress(BenchError):
+        return sqlite_file(resolve_url(url))
+    return None
 
 
 def database_exists() -> bool:
@@ -62,7 +65,7 @@ def _cached(
     arguments: tuple[Any, ...],
     _read: Callable[..., Any],  # Streamlit leaves it out of the cache key: `function` is its name
 ) -> Any:
-    with Store.open(url, read_only=True) as store:
+    with explained_damage(url), Store.open(url, read_only=True) as store:
         return _read(store, *arguments)
 
 
@@ -70,6 +73,11 @@ def _call(read: Callable[..., Result], *arguments: Any) -> Result:
     url = database_address()
     result: Result = _cached(url, database_stamp(url), read.__qualname__, arguments, read)
     return result
+
+
+def read_root() -> str:
+    """The root of all results."""
+    return _call(Store.root)
 
 
 def read_leaderboards() -> list[Leaderboard]:
@@ -90,6 +98,11 @@ def read_row(leaderboard: Leaderboard, defense: str) -> RankingRow | None:
 def read_matrix(leaderboard: Leaderboard) -> list[MatrixCell]:
     """Every attack against every defense of a leaderboard."""
     return _call(matrices.load_matrix, leaderboard)
+
+
+def read_attack_warnings(leaderboard: Leaderboard) -> dict[str, str]:
+    """Attack -> sentence, for the attacks whose results depend on their batch."""
+    return _call(attack_findings.load_attack_warnings, leaderboard)
 
 
 def read_defense_report(leaderboard: Leaderboard, defense: str) -> DefenseReport:

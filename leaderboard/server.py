@@ -1,11 +1,16 @@
-"""The ASGI app of the leaderboard with security headers, for `streamlit run` and uvicorn."""
+"""The ASGI app of the leaderboard behind its middleware, for `streamlit run` and uvicorn."""
 
+import os
 from pathlib import Path
 
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leaderboard.request_guard import RequestGuard
+
+ALLOWED_HOSTS = "BENCH_ALLOWED_HOSTS"
+"""Environment variable with the names that are served besides those of this machine."""
 CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -24,6 +29,8 @@ CONTENT_POLICY = "; ".join(
 )
 SECURITY_HEADERS = (
     (b"content-security-policy", CONTENT_POLICY.encode()),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
@@ -46,4 +53,10 @@ class SecurityHeaders:
         await self.app(scope, receive, send_with_headers)
 
 
-app = st.App(Path(__file__).with_name("app.py"), middleware=[Middleware(SecurityHeaders)])
+app = st.App(
+    Path(__file__).with_name("app.py"),
+    middleware=[
+        Middleware(SecurityHeaders),
+        Middleware(RequestGuard, allowed=os.environ.get(ALLOWED_HOSTS, "").split()),
+    ],
+)

@@ -14,11 +14,19 @@ from urllib.parse import parse_qs
 
 from bench.core.cards import AttackCard, DefenseCard
 from bench.core.errors import BenchError
-from bench.results import defense_report, json_report, leaderboards, matrix, ranking
+from bench.results import (
+    attack_findings,
+    defense_report,
+    json_report,
+    leaderboards,
+    matrix,
+    ranking,
+)
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
 from bench.store import Store
-from leaderboard import chart_rows, defense_tables, grid, markup, tables, words
+from bench.store.damage import explained_damage
+from leaderboard import chart_rows, defense_tables, grid, markup, measure_tables, tables, words
 from leaderboard.markup import Html
 
 PACKAGE_FOLDER = Path(__file__).parent
@@ -36,7 +44,7 @@ def write_snapshot(url: str | None, folder: Path) -> list[Path]:
 
     Raises BenchError where the database cannot be read or is empty.
     """
-    with Store.open(url, read_only=True) as store:
+    with explained_damage(url), Store.open(url, read_only=True) as store:
         by_label = words.leaderboards_by_label(leaderboards.leaderboards(store))
         if not by_label:
             raise BenchError(
@@ -58,7 +66,9 @@ def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
         body = _board(store, label, leaderboard, rows[label], cards)
         pages[snapshot_file("leaderboard", label)] = _page(label, body)
         if label == words.leaderboard_label(leaderboard):
-            found = json_report.json_report(store, leaderboard.name, leaderboard.mode)
+            found = json_report.json_report(
+                store, leaderboard.name, leaderboard.mode, order=leaderboard.example_order
+            )
             report = json.dumps(found, indent=1, sort_keys=True)
             pages[snapshot_file("leaderboard", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
@@ -66,7 +76,7 @@ def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
             name, _defense(store, name, cards[name], by_label, rows)
         )
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
-    pages["index.html"] = _page(words.PRODUCT, _index(by_label, rows, digest))
+    pages["index.html"] = _page(words.PRODUCT, _index(by_label, rows, digest, store.root()))
     pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
     return pages
 
@@ -118,6 +128,7 @@ def _board(
     attacks = chart_rows.attack_columns(leaderboard, cells)
     met = chart_rows.evaluated_attacks(attacks, cells)
     names = [row.defense for row in rows]
+    warnings = attack_findings.load_attack_warnings(store, leaderboard)
     reasons = [(f"{s.attack} → {s.defense}", s) for s in cells if s.state != "done"]
     return markup.join(
         (
@@ -128,9 +139,10 @@ def _board(
             tables.unranked_list(rows),
             _part(
                 "Every attack against every defense",
-                grid.matrix_table(tiles, names, [*chart_rows.MARGIN_COLUMNS, *met], 1.0),
+                grid.matrix_table(tiles, names, [*chart_rows.MARGIN_COLUMNS, *met], 1.0, warnings),
             ),
             markup.tag("p", markup.small(chart_rows.left_out_note(attacks, met))),
+            tables.attack_warning_list(warnings),
             tables.state_legend(cells),
             _part("Cells without a result", tables.cells_table(reasons, "Cell", leaderboard)),
             _part("Rules", tables.rules_list(leaderboard)),
@@ -161,9 +173,16 @@ def _defense(
             parts.append(_part(f"All threat models{title}", table))
     for label, row in mine.items():
         found = defense_report.defense_report(store, by_label[label], name)
+        parts.append(tables.version_note(row))
         parts.append(
-            _part(f"Gradient-masking checks under {label}", tables.checks_table(row.flags))
+            _part(
+                f"Gradient-masking checks under {label}",
+                tables.checks_table(row.flags, row.follow_ups),
+            )
         )
+        classes = store.examples(by_label[label].examples).classes
+        measured = measure_tables.measures_part(found, classes)
+        parts.append(_part(f"Measures under {label}", measured))
         if row.rejects is not None:
             detector = defense_tables.detector_table(row, found.cells, attacks)
             parts.append(_part(f"Detector under {label}", detector))
@@ -171,7 +190,6 @@ def _defense(
         parts.append(
             _part(f"Cells under {label}", tables.cells_table(cells, "Attack", by_label[label]))
         )
-        classes = store.examples(by_label[label].examples).classes
         for attack, kept in found.images.items():
             title = f"Adversarial examples of {attack} under {label}"
             parts.append(_part(title, defense_tables.example_pictures(kept[:2], classes)))
@@ -179,7 +197,10 @@ def _defense(
 
 
 def _index(
-    by_label: Mapping[str, Leaderboard], rows: Mapping[str, Sequence[RankingRow]], digest: str
+    by_label: Mapping[str, Leaderboard],
+    rows: Mapping[str, Sequence[RankingRow]],
+    digest: str,
+    root: str,
 ) -> Html:
     lines = [
         (
@@ -200,6 +221,7 @@ def _index(
             markup.heading(words.PRODUCT, markup.text(words.MOTTO)),
             _part("Leaderboards", markup.html_table(columns, lines, today)),
             markup.tag("p", method),
+            markup.tag("p", markup.small(words.root_sentence(root))),
         )
     )
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.core.cards import DefenseCard
+from bench.results.follow_ups import FollowUp
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import NOT_TESTED, PASSED, WARNING, MaskingCheck
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import ClaimCheck, RankingRow
+from bench.results.version_notes import apart_sentence
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 
-VERDICT_KIND = {"sound": "good", "suspect": "warn", "invalid": "bad"}
+VERDICT_KIND = {"sound": "good", "suspect": "warn", "invalid": "bad", "": "quiet"}
 CLAIM_KIND = {"holds": "good", "below": "bad", "not testable": "quiet"}
 CHECK_KIND = {WARNING: "warn", PASSED: "good", NOT_TESTED: "quiet"}
 STATE_KIND = {"done": "good", "failed": "bad", "running": "warn"}
@@ -28,7 +30,8 @@ def rules_list(leaderboard: Leaderboard) -> Html:
         (
             "Data",
             markup.text(
-                f"{leaderboard.dataset}, the first {leaderboard.n} images of its fixed list"
+                f"{leaderboard.dataset}, the first {leaderboard.n} images "
+                f"{words.ORDER_WORDS[leaderboard.example_order]}"
             ),
         ),
         ("Perturbation set", markup.text(words.perturbation_sentence(leaderboard.set))),
@@ -67,15 +70,15 @@ def mode_note(leaderboard: Leaderboard) -> Html:
 
 
 def headline_tiles(rows: Sequence[RankingRow], leaderboard: Leaderboard) -> Html:
-    """The main figures: best accuracy, ranked rows, warnings, claims, required attacks."""
+    """The main figures: best ranked figure, ranked rows, warnings, claims, required attacks."""
     ranked, required = [row for row in rows if row.rank], leaderboard.required
     values = []
     if ranked:
         first, tied = ranked[0], 1 + ranked[0].tied
         means = f"first: {first.defense}" if tied == 1 else f"{tied} tied for first"
-        figure = words.format_count(first.robust_required)
-        values.append(("Best against the required attacks", figure, means))
-    suspect = sum(row.verdict != "sound" for row in rows)
+        figure = words.format_count(first.robust_ranked)
+        values.append(("Best ranked figure", figure, means))
+    suspect = sum(row.verdict in ("suspect", "invalid") for row in rows)
     below = sum(row.claim is not None and row.claim.verdict == "below" for row in rows)
     claimed = sum(row.claim is not None for row in rows)
     values += [
@@ -118,6 +121,10 @@ def defense_cell(row: RankingRow, card: DefenseCard | None, threat: str) -> Html
         ]
         if card.origin != "built-in":
             chips.append(markup.chip(card.origin))
+    if not row.adaptive:
+        chips.append(markup.chip("no attack written for it", "quiet", words.NOT_ADAPTIVE))
+    if row.versions and row.versions.older:
+        chips.append(markup.chip("older version", "warn", " ".join(row.versions.sentences)))
     if row.tier not in ("", "in-process"):
         chips.append(markup.chip(row.tier, "plain", words.ISOLATION_NOTES.get(row.tier)))
     link = markup.link("defense", markup.text(row.defense), name=row.defense, threat=threat)
@@ -128,6 +135,8 @@ def checks_cell(row: RankingRow) -> Html:
     """The verdict on a row, and its gradient-masking checks by state."""
     counts = {state: sum(check.state == state for check in row.flags) for state in CHECK_KIND}
     warned = words.plural(counts.pop(WARNING), words.CHECK_NAMES[WARNING])
+    answered = sum(one.answered for one in row.follow_ups)
+    warned += f", {answered} answered" if row.follow_ups else ""
     others = (f"{count} {words.CHECK_NAMES[state]}" for state, count in counts.items())
     summary = " · ".join((warned, *others))
     warnings = ", ".join(check.name for check in row.flags if check.state == WARNING)
@@ -136,6 +145,17 @@ def checks_cell(row: RankingRow) -> Html:
     return markup.join(
         (chip, Html("<br>"), markup.tag("span", markup.small(summary), class_="g-line"))
     )
+
+
+def ranked_cell(row: RankingRow) -> Html:
+    """The ranked figure; below it the figure of the required attacks alone, and how many are done.
+
+    The two differ by what the follow-up attacks of the row's warnings broke.
+    """
+    plain = f"{words.format_count(row.robust_required)} before follow-ups"
+    lines = [markup.text(words.format_count(row.robust_ranked))]
+    lines += [markup.small(plain)] if row.follow_ups else []
+    return markup.join((*lines, markup.small(f"{required_done(row)} attacks")), "<br>")
 
 
 def claim_cell(found: ClaimCheck | None) -> Html:
@@ -161,18 +181,15 @@ def ranking_table(
                "figure"),
         Column("Clean accuracy ↑", "classified correctly without an attack", "figure"),
         Column("Strongest attack", "the attack with the lowest accuracy"),
-        Column("Required", "required attacks that are done, and others; the accuracy under the"
-               " required attacks alone, which decides the rank"),
+        Column("Ranked figure ↑", "accuracy under the required attacks and the follow-up attacks"
+               " that the row's warnings call for, which decides the rank; below it, under the"
+               " required attacks alone, and how many attacks are done"),
         *([certificates] if has_certificates else []),
         Column("Checks", "gradient-masking checks: warning, passed, not tested"),
         Column("Claim", "the authors' claim compared with the measured interval"),
     ]  # fmt: skip
     lines = []
     for row in rows:
-        required = (
-            markup.text(required_done(row)),
-            markup.small(words.format_count(row.robust_required)),
-        )
         lines.append(
             [
                 rank_cell(row),
@@ -180,7 +197,7 @@ def ranking_table(
                 markup.bar(row.robust),
                 markup.bar(row.clean, "clean"),
                 markup.text(row.strongest or "—"),
-                markup.join(required, "<br>"),
+                ranked_cell(row),
                 *([certified_cell(row)] if has_certificates else []),
                 checks_cell(row),
                 claim_cell(row.claim),
@@ -197,27 +214,56 @@ def certified_cell(row: RankingRow) -> Html:
     return markup.join((drawn[0], markup.small(drawn[1])), "<br>")
 
 
-def unranked_list(rows: Iterable[RankingRow]) -> Html:
-    """The notes on rows, such as the reason why one has no rank."""
-    noted = [row for row in rows if row.note]
-    lines = [markup.tag("li", Html(f"<b>{markup.text(r.defense)}</b>: {markup.reason(r.note)}"))
-             for r in noted]  # fmt: skip
-    return markup.tag("ul", markup.join(lines), class_="g-list") if lines else markup.NOTHING
+def unranked_list(rows: Sequence[RankingRow]) -> Html:
+    """The notes on rows: why one has no rank, and which versions of code it shows."""
+    noted = [
+        (row.defense, note) for row in rows for note in (row.note, *version_sentences(row)) if note
+    ]
+    lines = [Html(f"<b>{markup.text(name)}</b>: {markup.reason(note)}") for name, note in noted]
+    if apart := apart_sentence({row.defense: row.apart for row in rows}):
+        lines.append(markup.reason(apart))
+    items = markup.join(markup.tag("li", line) for line in lines)
+    return markup.tag("ul", items, class_="g-list") if lines else markup.NOTHING
 
 
-def checks_table(checks: Sequence[MaskingCheck]) -> Html:
-    """Every gradient-masking check with its state and evidence; warnings first."""
+def version_sentences(row: RankingRow) -> tuple[str, ...]:
+    """What a row states about versions of code; empty where the database has one version of it."""
+    return row.versions.sentences if row.versions else ()
+
+
+def version_note(row: RankingRow) -> Html:
+    """The same as a paragraph of the page of a defense; empty where there is nothing to state."""
+    lines = [markup.reason(sentence) for sentence in version_sentences(row)]
+    return markup.tag("p", markup.join(lines, " "), class_="g-mode") if lines else markup.NOTHING
+
+
+def checks_table(checks: Sequence[MaskingCheck], follow_ups: Sequence[FollowUp]) -> Html:
+    """Every gradient-masking check of a row with its evidence and follow-ups; warnings first."""
     order = list(words.CHECK_STATES)
+    later = {one.check: one for one in follow_ups}
     lines = [
         (
             markup.tag("b", markup.text(check.name)),
             markup.chip(words.CHECK_STATES[check.state], CHECK_KIND[check.state]),
             markup.reason(check.evidence),
+            follow_up_cell(later.get(check.name)),
         )
         for check in sorted(checks, key=lambda check: order.index(check.state))
     ]
-    columns = (Column("Check", kind="name"), Column("State"), Column("Evidence", kind="words"))
+    columns = (
+        Column("Check", kind="name"), Column("State"), Column("Evidence", kind="words"),
+        Column("Follow-up attacks", "attacks that a warning calls for, and whether they answer it",
+               "words"),
+    )  # fmt: skip
     return markup.html_table(columns, lines)
+
+
+def follow_up_cell(found: FollowUp | None) -> Html:
+    """Whether the follow-up attacks of a warning answer it, and what they broke."""
+    if found is None:
+        return markup.text("—")
+    chip = markup.chip("answered", "good") if found.answered else markup.chip("open", "warn")
+    return markup.join((chip, markup.reason(found.sentence)), " ")
 
 
 def cells_table(
@@ -234,9 +280,10 @@ def cells_table(
         Column("Gradients", "gradient evaluations over all examples", "right"),
         Column("Queries", "forward passes over all examples", "right"),
         Column("Time", "CPU seconds", "right"),
-        Column("Refused", "candidates outside the perturbation set or [0, 1]", "right"),
+        Column("Refused", "candidates that the referee refused, by reason", "right"),
         Column("Fragile", "broken with a margin under 1e-4 of the logit scale", "right"),
-        Column("Reason", kind="words"),
+        Column("Machine, or reason", "the machine class and what evaluating the cell again showed, "
+               "or why there is no figure", "words"),
     )  # fmt: skip
     lines = [
         (
@@ -247,13 +294,22 @@ def cells_table(
             *(markup.text("—" if value is None else f"{value:,}".replace(",", " "))
               for value in (cell.gradients, cell.forwards)),
             markup.text(words.format_seconds(cell.seconds) if cell.state == "done" else "—"),
-            *(markup.text("—" if value is None else value)
-              for value in (cell.out_of_ball, cell.fragile)),
-            markup.reason(cell.reason or "—"),
+            markup.text(words.refused(cell.refusals)),
+            markup.text("—" if cell.fragile is None else cell.fragile),
+            markup.reason(cell.reason or words.provenance(cell)),
         )
         for label, cell in found
     ]  # fmt: skip
     return markup.html_table(columns, lines)
+
+
+def attack_warning_list(warnings: Mapping[str, str]) -> Html:
+    """The attacks whose results depend on their batch; empty without one."""
+    lines = [
+        markup.tag("li", Html(f"<b>▲ {markup.text(name)}</b>: {markup.reason(sentence)}"))
+        for name, sentence in warnings.items()
+    ]
+    return markup.tag("ul", markup.join(lines), class_="g-list") if lines else markup.NOTHING
 
 
 def state_legend(found: Iterable[MatrixCell]) -> Html:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.core.cells import BALANCED_ORDER
 from bench.core.isolation import Isolation
+from bench.core.outcomes import Refusals
 from bench.core.statistics import Count
+from bench.core.visible_text import visible_text
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import NOT_TESTED, PASSED, WARNING
+from bench.results.matrix import MatrixCell
 from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
@@ -42,7 +45,12 @@ GOAL_SENTENCES = {
     "targeted": "Targeted ({rule}): only the declared target class is a success.",
     "nearest": "Minimum norm: any wrong class, as close to the clean image as possible.",
 }
-VERDICT_LABELS = {"sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ invalid"}
+NOT_ADAPTIVE = (
+    "no attack that was written for this defense has been run; such an attack may break more"
+)
+VERDICT_LABELS = {
+    "sound": "✓ sound", "suspect": "▲ suspect", "invalid": "✕ invalid", "": "○ not evaluated",
+}  # fmt: skip
 CLAIM_LABELS = {"holds": "✓ holds", "below": "✕ below the claim", "not testable": "○ not testable"}
 CHECK_STATES = {WARNING: "▲ warning", PASSED: "✓ passed", NOT_TESTED: "○ not tested"}
 """State of a gradient-masking check -> its label, in the order of display."""
@@ -75,6 +83,10 @@ STATE_EXPLANATIONS = {
 }
 
 
+ORDER_WORDS = {
+    "balanced": "of its balanced order, a keyed shuffle that alternates between the classes",
+    "file": "of its file, in the file's order",
+}
 MODE_SENTENCES = {
     "full": "full: every attack meets every example",
     "rank": "rank: later attacks meet only examples not broken yet; cells are not comparable",
@@ -83,7 +95,7 @@ RANK_MODE = (
     "Rank mode: a cascade. The required attacks run first, the cheapest ones at the beginning, and"
     " each later attack meets only the examples that are not broken yet.",
     "The worst case over the required attacks decides ranks; it and the worst case over all attacks"
-    " are complete.",
+    " are complete. Warnings call for follow-up attacks in full mode only.",
     "A cell shows how many of the examples that its attack met stayed robust: cells of different"
     " attacks are not comparable, and no attack is called the strongest.",
 )
@@ -120,6 +132,25 @@ DETECTOR_CAPTION = (
 )
 
 
+MEASURES_CAPTION = (
+    "Over all attacks that were run. Attacks that stop at their first success reduce confidence no"
+    " further, so the falls of confidence and the risk under attack are lower bounds."
+)
+NOT_MEASURED = "Not measured."
+
+
+def target_caption(*, targeted: bool) -> str:
+    """The caption of the matrix of source and target classes."""
+    if targeted:
+        return "Examples of each true class that an attack turned into the declared target class."
+    return "Examples of each true class that some attack turned into the other class."
+
+
+def root_sentence(root: str) -> str:
+    """The root of all results, and the command that compares it."""
+    return f"Root of all results in this database: {root} (`bench db check --root` compares it)."
+
+
 def method_sections() -> list[tuple[str, str]]:
     """Titles and texts of the method page, the only Markdown of the pages."""
     text = Path(__file__).with_name("method.md").read_text(encoding="utf-8")
@@ -136,8 +167,8 @@ class Notice(NamedTuple):
 
 
 def plain_text(text: object, most: int = MAX_TEXT) -> str:
-    """Submitted text on one line, without control or direction marks, cut at `most` characters."""
-    kept = "".join(c if not unicodedata.category(c).startswith("C") else " " for c in str(text))
+    """Submitted text on one line, without hidden characters, cut at `most` characters."""
+    kept = visible_text(str(text))
     return kept if len(kept) <= most else kept[: most - 1] + "…"
 
 
@@ -160,9 +191,10 @@ def format_interval(count: Count | None) -> str:
 
 
 def certificate_note(found: CertifiedCount) -> str:
-    """The certifier, and the probability that one of its certificates is wrong."""
+    """The certifier, its version if older, and the probability that a certificate is wrong."""
     bound = f"each wrong with probability at most {found.error:g}" if found.error else ""
-    return ", ".join(filter(None, (f"by {found.certifier}", bound)))
+    older = "of an older version" if found.older else ""
+    return ", ".join(filter(None, (f"by {found.certifier}", bound, older)))
 
 
 def rank_range(best: int, worst: int) -> str:
@@ -213,6 +245,27 @@ def budget_sentence(limit: Mapping[str, Any]) -> str:
     return "At most " + " and ".join(parts) + " per example." if parts else "No limit."
 
 
+REFUSAL_REASONS = {
+    "norm": "outside the set", "box": "outside [0, 1]", "not_finite": "not finite",
+    "not_adversarial": "not adversarial",
+}  # fmt: skip
+"""Reason of the referee -> words for it."""
+
+
+def refused(found: Refusals | None) -> str:
+    """The number of refused candidates and their reasons: `0`, or `3: 2 outside the set, ...`."""
+    if found is None:
+        return "—"
+    counts = [(getattr(found, name), word) for name, word in REFUSAL_REASONS.items()]
+    reasons = ", ".join(f"{count} {word}" for count, word in counts if count)
+    return f"{found.total}: {reasons}" if reasons else "0"
+
+
+def provenance(cell: MatrixCell) -> str:
+    """The machine classes of a cell, and what evaluating it again has shown."""
+    return "; ".join([*cell.machines, *(one.sentence for one in cell.second)]) or "—"
+
+
 def plural(n: int, noun: str) -> str:
     """A number with its noun: `1 defense`, `2 defenses`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
@@ -255,7 +308,7 @@ EMPTY_DATABASE = Notice(
 NO_SUBMISSIONS = Notice(
     "No submissions yet",
     ("A submission is a folder with a card and a plugin. Check it before you submit it:",),
-    ("bench new defense mine", "bench check submissions/mine", "bench submit submissions/mine"),
+    ("bench new defense mine", "bench check mine", "bench submit mine"),
 )
 
 NOTHING_LEFT = Notice(
@@ -307,12 +360,15 @@ def no_results(leaderboard: Leaderboard) -> Notice:
 
 
 def _mode(leaderboard: Leaderboard) -> str:
-    return " --mode rank" if leaderboard.mode == "rank" else ""
+    mode = " --mode rank" if leaderboard.mode == "rank" else ""
+    return mode if leaderboard.example_order == BALANCED_ORDER else f"{mode} --order file"
 
 
 def leaderboard_label(leaderboard: Leaderboard) -> str:
-    """The name of the threat model, with the mode where that is rank mode."""
-    return f"{leaderboard.name} in rank mode" if leaderboard.mode == "rank" else leaderboard.name
+    """The name of the threat model, with the mode and the order where they are not the usual."""
+    order = "" if leaderboard.example_order == BALANCED_ORDER else " in file order"
+    mode = " in rank mode" if leaderboard.mode == "rank" else ""
+    return f"{leaderboard.name}{order}{mode}"
 
 
 def stale_link(what: str, name: str) -> Notice:

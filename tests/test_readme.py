@@ -13,8 +13,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
+import torch
 import typer.main
 
 from bench.cli import app, main
@@ -23,10 +26,12 @@ from bench.registry import hookspecs
 from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.store import Store
 from tests.docs.pages import blocks
+from tests.fixtures.known_models import gaussian, linear
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-(ATTACK,) = [block.text for block in blocks("README.md") if block.language == "python"]
+(ATTACK,) = [b.text for b in blocks("README.md") if b.language == "python" and b.file]
+(PYTHON,) = [b.text for b in blocks("README.md") if b.language == "python" and not b.file]
 (DEFENSE,) = [block.text for block in blocks("docs/tutorials/first-defense.md") if block.file]
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,6 +60,16 @@ def test_the_readme_has_at_most_150_lines_and_one_plugin_of_about_thirty() -> No
     assert "bench_attacks" in ATTACK and "bench_defenses" in DEFENSE
     for block in (ATTACK, DEFENSE):
         assert len([line for line in block.splitlines() if line.strip()]) <= 30
+
+
+def test_the_lines_of_python_run(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.tensor(np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8), dtype=np.uint8))
+    model = linear(gaussian(2, 64, seed=3))
+    names = {"model": model, "x": x, "y": model(x.float() / 255).argmax(1)}
+    exec(PYTHON, names)
+    assert "square-5000" in capsys.readouterr().out
+    adv = cast(torch.Tensor, names["adv"])
+    assert (adv - x.float() / 255).abs().max() <= 8 / 255 + 1e-6
 
 
 def install(folder: Path, module: str, text: str) -> None:

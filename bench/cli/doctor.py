@@ -15,6 +15,10 @@ import torch
 from bench.core.errors import BenchError
 from bench.data import datasets
 from bench.engine.model_access import ModelAccess
+from bench.evaluation.built_defense import RunSettings
+from bench.evaluation.canaries import cached_canaries
+from bench.evaluation.launcher import set_deterministic
+from bench.plugin import Dataset
 from bench.plugin.losses import cross_entropy
 from bench.registry.registry import Registry
 from bench.sandbox import isolation, process
@@ -75,11 +79,11 @@ def _datasets(_: str | None) -> DoctorFinding:
     """Reads and checks every data set that is present; downloads nothing."""
     read, broken = [], []
     for name, offer in Registry.load().datasets.items():
-        if name != "digits" and not (datasets.data_folder() / (offer.value.place or name)).exists():
+        if not _is_present(offer.value):
             continue
         try:
             datasets.load_dataset(offer.value)
-            read.append(name)
+            read.append(f"{name} ({_settings(offer.value)})" if offer.value.local else name)
         except BenchError as error:
             broken.append(str(error))
     sentence = (
@@ -88,10 +92,36 @@ def _datasets(_: str | None) -> DoctorFinding:
     return DoctorFinding("data", not broken, " ".join([*broken, sentence]))
 
 
+def _is_present(dataset: Dataset) -> bool:
+    """Whether a data set needs no files, names its own, or has them in the data folder."""
+    if dataset.name == "digits" or dataset.local or dataset.problem:
+        return True
+    return (datasets.data_folder() / (dataset.place or dataset.name)).exists()
+
+
+def _settings(dataset: Dataset) -> str:
+    """What is read of the user's own files: how many images, their size and digest."""
+    test = datasets.load_dataset(dataset).test
+    digest = datasets.first_examples(dataset, len(test.labels)).digest
+    size = " x ".join(map(str, test.images.shape[2:]))
+    return f"{dataset.summary} {len(test.labels)} are read as {size} pixels, digest {digest}"
+
+
+def _canaries(_: str | None) -> DoctorFinding:
+    """Plays defenses with known robust accuracy against the built-in attacks."""
+    set_deterministic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = cached_canaries(Registry.without_submissions(), RunSettings(device))
+    return DoctorFinding("canaries", not report.failures, report.sentence)
+
+
 def _database(url: str | None) -> DoctorFinding:
     with Store.open(url, read_only=True) as store:
         problems = store.check()
-    sentence = " ".join(problems) or "every stored digest and reference is correct."
+    sentence = (
+        " ".join(f"{fault.sentence}." for fault in problems)
+        or "every stored digest and reference is correct."
+    )
     return DoctorFinding("database", not problems, sentence)
 
 
@@ -134,6 +164,7 @@ def _guarded(
 EXAMINATIONS = [
     _guarded(examine)
     for examine in (
-        _python, _devices, _arithmetic, _plugins, _datasets, _database, _disk, _isolation,
+        _python, _devices, _arithmetic, _canaries, _plugins, _datasets, _database, _disk,
+        _isolation,
     )
 ]  # fmt: skip

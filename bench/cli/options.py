@@ -23,6 +23,14 @@ Mode = Annotated[
         help="full: every attack meets every example. rank: only examples not broken yet.",
     ),
 ]
+Order = Annotated[
+    str,
+    typer.Option(
+        "--order",
+        help="balanced: the first N examples of an order that alternates between the classes. "
+        "file: the first N of the data set's file, as RobustBench counts.",
+    ),
+]
 Unsandboxed = Annotated[
     bool,
     typer.Option(
@@ -36,10 +44,3 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Write one JSON document to stdout, its schema number first."""
     json.dump({"schema": SCHEMA, **document}, sys.stdout, indent=1)
     sys.stdout.write("\n")
-
-
-def database_url(text: str | None) -> str | None:
-    """The URL of a database; a plain path becomes a URL of SQLite."""
-    if text is None or "://" in text:
-        return text
-    return f"sqlite:///{text}"

@@ -11,15 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.options import AsJson, Database, Mode, Unsandboxed, database_url, print_json
+from bench.cli.options import AsJson, Database, Mode, Unsandboxed, print_json
 from bench.core.cards import Card, card_record, kind_fields
 from bench.core.errors import BenchError
 from bench.registry.card_index import ListedCards, indexed_cards
 
 LISTED_KINDS = ("attacks", "defenses", "threats", "datasets", "certifiers", "diagnostics")
 LISTS = (*LISTED_KINDS, "suites", "submissions")
+WHOLE_FORMATS = ("text", "json")
+"""Formats of `bench report` that hold more than tables."""
+REPORT_FORMATS = (*WHOLE_FORMATS, "csv", "markdown", "latex")
 export = typer.Typer(help="Write outcomes or images to a file.", no_args_is_help=True)
 
+ExampleOrder = Annotated[
+    str | None,
+    typer.Option(
+        "--order", help="balanced or file: of which order the examples are the first ones."
+    ),
+]
 ThreatModelName = Annotated[
     str | None,
     typer.Option(help="A threat model; by default the first in the database."),
@@ -28,6 +37,13 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0:
 OpenBrowser = Annotated[bool, typer.Option("--open/--no-open", help="Whether to open a browser.")]
 ExportFolder = Annotated[
     Path | None, typer.Option(help="Write the pages as plain HTML to this folder and exit.")
+]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        help="A host name or address under which others open the pages; can be repeated.",
+    ),
 ]
 
 
@@ -51,7 +67,7 @@ def list_plugins(
     Raises BenchError where there is no list of that kind.
     """
     if kind == "submissions":
-        list_submissions(database_url(db), as_json=json)
+        list_submissions(db, as_json=json)
         return
     if kind == "suites":
         list_suites(as_json=json)
@@ -141,24 +157,68 @@ def report(
     suite: Annotated[
         str, typer.Option(help="Add the robust accuracy over the attacks of this suite alone.")
     ] = "",
+    order: ExampleOrder = None,
     db: Database = None,
     json: AsJson = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="text, json, csv, markdown or latex (booktabs).")
+    ] = "text",
+    table: Annotated[
+        str, typer.Option(help="ranking or matrix alone, where the format is for papers or CSV.")
+    ] = "",
 ) -> None:
-    """Print the leaderboard of a threat model: ranking, matrix and gradient-masking checks."""
-    print_reports(read_reports(database_url(db), [threat], mode, suite), as_json=json)
+    """Print the leaderboard of a threat model: ranking, matrix and gradient-masking checks.
+
+    \f
+    Raises BenchError for an unknown format, or a table that it does not have.
+    """
+    chosen = "json" if json else format_
+    if chosen not in REPORT_FORMATS:
+        raise BenchError(f"--format is {chosen!r}; use one of {', '.join(REPORT_FORMATS)}.")
+    if table and chosen in WHOLE_FORMATS:
+        raise BenchError(f"--table is for csv, markdown and latex; {chosen} has the whole report.")
+    reports = read_reports(db, [threat], mode, suite, order)
+    if chosen in WHOLE_FORMATS:
+        print_reports(reports, as_json=chosen == "json")
+    else:
+        print_tables(reports[0], chosen, table)
+
+
+def print_tables(document: dict[str, Any], format_: str, name: str) -> None:
+    """Write the tables of a report to stdout; as CSV one table, by default the ranking."""
+    from bench.results import report_tables, table_formats
+
+    if format_ == "csv":
+        (found,) = report_tables.report_tables(document, name or "ranking")
+        listed = report_tables.matrix_list(document) if found.name == "matrix" else found
+        sys.stdout.write(table_formats.table_as_csv(listed))
+        return
+    for table in report_tables.report_tables(document, name):
+        label = f"{document['threat']['name']}-{table.name}"
+        written = (
+            table_formats.table_as_markdown(table)
+            if format_ == "markdown"
+            else table_formats.table_as_latex(table, label, document["root"])
+        )
+        sys.stdout.write(f"{written}\n")
 
 
 def read_reports(
-    database: str | None, threats: Sequence[str | None], mode: str, suite: str
+    database: str | None,
+    threats: Sequence[str | None],
+    mode: str,
+    suite: str,
+    order: str | None = None,
 ) -> list[dict[str, Any]]:
     """The report of each threat model as JSON values; None: the first in the database."""
     from bench.results.json_report import json_report
     from bench.store import Store
+    from bench.store.damage import explained_damage
     from bench.threats.suites import find_suite
 
     chosen = find_suite(suite) if suite else None
-    with Store.open(database, read_only=True) as store:
-        return [json_report(store, threat, mode, chosen) for threat in threats]
+    with explained_damage(database), Store.open(database, read_only=True) as store:
+        return [json_report(store, threat, mode, chosen, order) for threat in threats]
 
 
 def print_reports(reports: Sequence[dict[str, Any]], *, as_json: bool) -> None:
@@ -181,14 +241,17 @@ def export_outcomes(
     out: Annotated[Path, typer.Option(help="A CSV file.")],
     threat: ThreatModelName = None,
     mode: Mode = "full",
+    order: ExampleOrder = None,
     db: Database = None,
 ) -> None:
     """Write one row per defense, attack and example."""
     from bench.results import export as exporter
     from bench.store import Store
+    from bench.store.damage import explained_damage
 
-    with Store.open(database_url(db), read_only=True) as store:
-        print(exporter.write_outcomes(store, threat, out, mode).sentence, file=sys.stderr)
+    with explained_damage(db), Store.open(db, read_only=True) as store:
+        print(exporter.write_outcomes(store, threat, out, mode, order).sentence, file=sys.stderr)
+        print(f"root {store.root()}", file=sys.stderr)
 
 
 @export.command("images")
@@ -198,14 +261,16 @@ def export_images(
     attack: Annotated[str, typer.Option(help="An attack.")],
     threat: ThreatModelName = None,
     mode: Mode = "full",
+    order: ExampleOrder = None,
     db: Database = None,
 ) -> None:
     """Write the adversarial examples of one cell, each with the index of its clean image."""
     from bench.results import export as exporter
     from bench.store import Store
+    from bench.store.damage import explained_damage
 
-    with Store.open(database_url(db), read_only=True) as store:
-        written = exporter.write_images(store, threat, defense, attack, out, mode)
+    with explained_damage(db), Store.open(db, read_only=True) as store:
+        written = exporter.write_images(store, threat, defense, attack, out, mode, order)
     print(written.sentence, file=sys.stderr)
 
 
@@ -215,6 +280,7 @@ def leaderboard(
     db: Database = None,
     open_browser: OpenBrowser = True,
     export: ExportFolder = None,
+    allow_host: AllowedHosts = None,
 ) -> None:
     """Serve the leaderboard of a database, or write its pages as plain files.
 
@@ -223,7 +289,7 @@ def leaderboard(
     """
     from bench.cli.serve import serve
 
-    raise typer.Exit(serve(host, port, database_url(db), open_browser, export))
+    raise typer.Exit(serve(host, port, db, open_browser, export, allow_host or ()))
 
 
 def _all_cards(allow_unsandboxed: bool) -> ListedCards:

@@ -5,19 +5,44 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import AsJson, Database, Mode, Unsandboxed, database_url, print_json
+from bench.cli.options import AsJson, Database, Mode, Order, Unsandboxed, print_json
 from bench.cli.read_commands import print_reports, read_reports
+from bench.cli.variant_options import (
+    AttackSettings,
+    NormName,
+    Radii,
+    threat_variants_of,
+    variants_of,
+)
+from bench.core.cells import BALANCED_ORDER
 
 if TYPE_CHECKING:
     from bench.evaluation.launcher import MatrixRun
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+ThreatNames = Annotated[
+    list[str] | None, typer.Option(help="A threat model; the option can be repeated.")
+]
+DefenseNames = Annotated[list[str] | None, typer.Option(help="A defense, or `all`.")]
+AttackNames = Annotated[
+    list[str] | None, typer.Option(help="An attack, a pattern such as 'pgd*', or `all`.")
+]
+TracedExample = Annotated[
+    int | None,
+    typer.Option("--trace", min=0, help="Print each step on the example of this number instead."),
+]
+TraceFile = Annotated[Path | None, typer.Option(help="A CSV file for the steps of --trace.")]
 KeepImages = Annotated[
     str, typer.Option(help="Adversarial examples to store: none, sample or all.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Worker processes; default: one for each CUDA device, else one."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print one summary line and nothing else.")]
 
@@ -35,16 +60,18 @@ def add_run_commands(app: typer.Typer) -> None:
 
 
 def run(
-    threat: Annotated[
-        list[str] | None, typer.Option(help="A threat model; the option can be repeated.")
-    ] = None,
-    defense: Annotated[list[str] | None, typer.Option(help="A defense, or `all`.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="An attack, or `all`.")] = None,
+    threat: ThreatNames = None,
+    defense: DefenseNames = None,
+    attack: AttackNames = None,
+    set_: AttackSettings = None,
+    eps: Radii = "",
+    norm: NormName = "",
     examples: Annotated[int | None, typer.Option(min=1, help="Use the first N examples.")] = None,
     seed: Annotated[
         int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of all random numbers.")
     ] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Examples on the device at once.")] = 128,
+    order: Order = BALANCED_ORDER,
     mode: Mode = "full",
     suite: Annotated[
         str, typer.Option(help="An attack suite; `bench list suites` shows all.")
@@ -55,11 +82,13 @@ def run(
     certify: Annotated[str, typer.Option(help="Certifiers to run: none, quick or all.")] = "quick",
     keep_images: KeepImages = "sample",
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+    workers: Workers = None,
     db: Database = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     json: AsJson = False,
     quiet: Quiet = False,
+    trace: TracedExample = None,
+    trace_file: TraceFile = None,
     allow_unsandboxed: Unsandboxed = False,
 ) -> None:
     """Evaluate every attack against every defense; resumes where the last run stopped.
@@ -67,31 +96,68 @@ def run(
     \f
     Raises typer.Exit with code 3 where cells failed.
     """
-    from bench.evaluation.launcher import MatrixRun
+    from bench.contract.batch_dependence import batch_dependence
+    from bench.evaluation.launcher import MatrixRun, default_workers
     from bench.evaluation.plan import Selection
 
     matrix_run = MatrixRun(
         selection=Selection(
-            tuple(threat or ()), tuple(defense or ()), tuple(attack or ()), examples, seed, mode,
-            suite,
+            tuple(threat_variants_of(threat or (), eps, norm)), tuple(defense or ()),
+            (*(attack or ()), *variants_of(set_ or ())), examples, seed, mode, suite, order,
         ),
-        url=database_url(db), device=device, batch=batch, workers=workers, keep_images=keep_images,
+        url=db, device=device, batch=batch,
+        workers=workers or default_workers(device), keep_images=keep_images,
         allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric, certify=certify,
+        attack_check=batch_dependence,
     )  # fmt: skip
+    if trace is not None or trace_file is not None:
+        print_trace(matrix_run, trace or 0, trace_file, as_json=json)
+        return
     if dry_run:
         print_plan(matrix_run.plan(), as_json=json)
         return
     failed = matrix_run.run()
-    reports = read_reports(matrix_run.url, _threat_names(matrix_run), mode, suite)
-    if quiet and not json:
+    reports = read_reports(matrix_run.url, _threat_names(matrix_run), mode, suite, order)
+    _print_results(reports, db, failed, as_json=json, quiet=quiet)
+
+
+def _print_results(
+    reports: Sequence[dict[str, Any]], db: str | None, failed: int, *, as_json: bool, quiet: bool
+) -> None:
+    """Print the reports of a run; raises typer.Exit with code 3 where cells failed."""
+    if quiet and not as_json:
         print(summary_line(reports))
     else:
-        print_reports(reports, as_json=json)
+        print_reports(reports, as_json=as_json)
     if not quiet:
         print(f"next: bench leaderboard{f' --db {db}' if db else ''}", file=sys.stderr)
     if failed:
         print(f"bench: {failed} cells failed; `bench report` lists the reasons.", file=sys.stderr)
         raise typer.Exit(3)
+
+
+def print_trace(matrix_run: MatrixRun, example: int, file: Path | None, *, as_json: bool) -> None:
+    """Write the steps of the run's one attack on one example to stdout, and to a CSV file."""
+    from bench.evaluation.launcher import chosen_device, load_registry, set_deterministic
+    from bench.evaluation.trace import trace_attack, write_trace
+
+    set_deterministic()
+    registry = load_registry(matrix_run.allow_unsandboxed, matrix_run.selection)
+    device = chosen_device(matrix_run.device)
+    steps = trace_attack(registry, matrix_run.selection, example, device)
+    if file is not None:
+        write_trace(steps, file)
+    if as_json:
+        print_json({"example": example, "steps": [step.record() for step in steps]})
+        return
+    print("restart  step      loss    margin  distance  label  queries")
+    for step in steps:
+        figures = f"{step.loss:>8.4f}  {step.margin:>8.4f}  {step.distance:>8.5f}"
+        marks = (("success", step.success), ("success at a query", step.queried_success),
+                 ("outside the set", not step.inside))  # fmt: skip
+        said = "  ".join([str(step.label).rjust(5), str(step.queries).rjust(7),
+                          *(name for name, holds in marks if holds)])  # fmt: skip
+        print(f"{step.restart:>7}  {step.step:>4}  {figures}  {said}")
 
 
 def print_plan(plan: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -152,17 +218,21 @@ def reproduce_cell(
     allow_unsandboxed: Unsandboxed = False,
     json: AsJson = False,
 ) -> None:
-    """Evaluate a finished cell again and compare the outcome of every example.
+    """Evaluate a finished cell again, store both results and compare every example.
 
     \f
-    Raises typer.Exit with code 4 where an outcome differs.
+    Raises typer.Exit with code 4 where a verdict differs.
     """
     from bench.evaluation.reproduce import reproduce
 
-    result = reproduce(cell, database_url(db), device, allow_unsandboxed)
+    result = reproduce(cell, db, device, allow_unsandboxed)
     if json:
         print_json(result)
     else:
         print(result["sentence"])
+        for difference in result["differences"]:
+            print(f"  {difference['sentence']}")
+    if result["not_stored"]:
+        print(f"bench: {result['not_stored']}", file=sys.stderr)
     if not result["same"]:
         raise typer.Exit(4)

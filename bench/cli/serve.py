@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,15 +12,18 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
 
-from bench.core.errors import UnavailableError
+from bench.core.errors import BenchError, UnavailableError
 
 STDERR = 2  # stdout is for data
 START_TIMEOUT = 90.0
 """Seconds within which the server must answer."""
+HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}")
+EVERY_ADDRESS = {"0.0.0.0", "::"}
 
 
 def serve(
@@ -28,19 +32,43 @@ def serve(
     db: str | None = None,
     open_browser: bool = True,
     export: Path | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> int:
     """Serve the pages until interrupted, or write them as plain files to `export`.
 
-    Port 0 selects a free port. Returns the exit code, which is 0 after Ctrl-C. Raises
-    UnavailableError where the port is in use or the server does not start.
+    The other process starts in the folder of the pages, so that it reads no module and no setting
+    of the current folder.
+
+    Args:
+        host: address to listen on.
+        port: 0 selects a free one.
+        db: URL of the database; None: $BENCH_DB, else bench.db in the current folder.
+        open_browser: whether to open the pages in a browser.
+        export: folder for the plain files.
+        allowed_hosts: names under which the pages are served, besides `host` and local names.
+
+    Returns:
+        The exit code, which is 0 after Ctrl-C.
+
+    Raises:
+        BenchError: one of `allowed_hosts` is no host name.
+        UnavailableError: the port is in use, or the server does not start.
     """
-    environment = {**os.environ, **({"BENCH_DB": db} if db else {})}
+    names = [host, *map(_host_name, allowed_hosts)]
+    environment = {**_environment(db), "BENCH_ALLOWED_HOSTS": " ".join(names)}
+    place = str(files("leaderboard"))
     if export is not None:
-        command = [sys.executable, "-m", "leaderboard.snapshot", str(export)]
-        return subprocess.run(command, env=environment, check=False).returncode
+        command = [sys.executable, "-P", "-m", "leaderboard.snapshot", str(export.absolute())]
+        return subprocess.run(command, env=environment, cwd=place, check=False).returncode
+    if host in EVERY_ADDRESS and not allowed_hosts:
+        print(
+            "Only this machine can open the pages: name the host under which others reach it with "
+            "--allow-host NAME.",
+            file=sys.stderr,
+        )
     port = _free(host, port)
     server = subprocess.Popen(
-        _command(host, port), env=environment, stdin=subprocess.DEVNULL, stdout=STDERR
+        _command(host, port), env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=STDERR
     )
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -56,6 +84,37 @@ def serve(
         _stop(server)
 
 
+def _host_name(text: str) -> str:
+    """A name of `--allow-host`; raises BenchError where it is more than a name or an address.
+
+    >>> _host_name("Results.example.org"), _host_name("[::1]")
+    ('results.example.org', '::1')
+    """
+    name = text.removeprefix("[").removesuffix("]").lower()
+    if not HOST_NAME.fullmatch(name):
+        raise BenchError(
+            f"--allow-host came as {text!r}; write a name or an address without scheme, port and "
+            "wildcard: results.example.org."
+        )
+    return name
+
+
+def _environment(db: str | None) -> dict[str, str]:
+    """The environment of the other process: paths are absolute, since it has another folder."""
+    url = db or os.environ.get("BENCH_DB") or "sqlite:///bench.db"
+    scheme, found, path = url.partition("sqlite:///")
+    if found and not scheme and path:
+        url = found + str(Path(path).expanduser().absolute())
+    images = os.environ.get("BENCH_ARTIFACTS") or ("" if found else "artifacts")
+    search = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    changed = {
+        "BENCH_DB": url,
+        "BENCH_ARTIFACTS": str(Path(images).absolute()) if images else "",
+        "PYTHONPATH": os.pathsep.join(str(Path(place).absolute()) for place in search),
+    }
+    return {name: value for name, value in {**os.environ, **changed}.items() if value}
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -67,6 +126,8 @@ def _command(host: str, port: int) -> list[str]:
         "server.address": host,
         "server.port": str(port),
         "server.fileWatcherType": "none",
+        "server.enableCORS": "true",
+        "server.enableXsrfProtection": "true",
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
@@ -74,7 +135,7 @@ def _command(host: str, port: int) -> list[str]:
         "logger.level": "warning",
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-m", "streamlit", "run", script, *flags]
+    return [sys.executable, "-P", "-m", "streamlit", "run", script, *flags]
 
 
 def _free(host: str, port: int) -> int:

@@ -14,22 +14,42 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from bench.contract.attack_fixture import GOAL_EXAMPLES, WIDE_BALLS, AttackFixture, tensors_of
+from bench.contract.attack_fixture import GOAL_EXAMPLES, WIDE_BALLS, AttackFixture
 from bench.contract.attack_independence_checks import INDEPENDENCE_CHECKS
-from bench.contract.check import DoesNotApply, checks_of
-from bench.contract.fixtures import ROWS, constant_fixture, random_fixture
+from bench.contract.check import Check, DoesNotApply, checks_of
+from bench.contract.fixtures import (
+    ROWS,
+    LinearClassifier,
+    constant_fixture,
+    linear_fixture,
+    random_fixture,
+)
+from bench.core.protocols import DECLARED, LEARNED, LEARNED_STRONG
 from bench.engine.cell_spec import CellSpec
-from bench.engine.problem import BatchProblem, images_of
+from bench.engine.problem import BatchProblem, images_of, tensors_of
 from bench.engine.runner import run_attack
-from bench.plugin import OPTIONAL_METHODS, StopRule, Traits
-from bench.threats.access import Budget
+from bench.plugin import OPTIONAL_METHODS, Attack, StopRule, Traits
+from bench.registry.registry import Registry
+from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import parameters_of
+from bench.threats.threat_model import Goal
 
 REQUIRED = ("name", "needs", "steps", "start", "step", "run")
 """What an attack must have; an external attack has `run` in place of `steps`, `start`, `step`."""
 OPTIONAL = (*(field.name for field in fields(Traits)), *OPTIONAL_METHODS)
 """What an attack may have besides."""
+MOST_STEPS = 1000
+"""Steps that are made on a linear model."""
+REACHED = 0.999
+"""Share of the way to the best point of the set below which an attack has too few steps."""
 SIMILAR_NAME = 0.85  # of 1: `minimizes` and `minimises` have 0.9
+
+
+def _surrogate_roles(registry: Registry) -> set[str]:
+    """The roles that `source` may name: built-in ones, and those of registered protocols."""
+    protocols = [found.value.protocol for found in registry.threats.values()]
+    named = {role for protocol in protocols for role in protocol.surrogates}
+    return {"", DECLARED, LEARNED, LEARNED_STRONG, *named}
 
 
 def declarations_are_typed(fixture: AttackFixture) -> str:
@@ -40,8 +60,8 @@ def declarations_are_typed(fixture: AttackFixture) -> str:
         return f"stop_rule is {stop_rule!r}; use a member of StopRule."
     if unknown := [goal for goal in traits.goals if goal not in GOAL_EXAMPLES]:
         return f"goals contain {unknown[0]!r}; known goals: {', '.join(GOAL_EXAMPLES)}."
-    if traits.source not in ("", "surrogate"):
-        return f"source is {traits.source!r}; write 'surrogate', or leave it out."
+    if traits.source not in (roles := _surrogate_roles(fixture.registry)):
+        return f"source is {traits.source!r}; use one of {', '.join(map(repr, sorted(roles)))}."
     if not isinstance(joint, bool):
         return f"joint is {joint!r}; write True where the losses use the rejection score."
     if not isinstance(traits.rows, int) or traits.rows < 0:
@@ -75,7 +95,10 @@ def runs_are_counted_from_one(fixture: AttackFixture) -> str:
 
 def start_asks_nothing(fixture: AttackFixture) -> str:
     """`start` makes no query of the defense."""
-    fixture.start(fixture.problem())  # a query in `start` raises PluginError
+    fixture.require_steps()
+    problem = fixture.problem()
+    # A query in `start` raises PluginError.
+    fixture.attack.start(problem.at_start(torch.arange(len(problem.x))))
     return ""
 
 
@@ -237,6 +260,49 @@ def _broken_images(spec: CellSpec) -> int:
     return sum(int(confirm(a.item, a.image).sum()) for a in run_attack(spec, confirm))
 
 
+def steps_cross_the_set(fixture: AttackFixture) -> str:
+    """On a linear model it reaches the end of the set: steps times step size are two radii.
+
+    With fewer or smaller steps an iterate cannot cross the set from a random start, and a defense
+    seems robust to it that is not (arXiv:1807.10272). Raises DoesNotApply for an attack that
+    minimises, makes one step or uses no gradient.
+    """
+    fixture.require_steps()
+    attack, traits = fixture.attack, fixture.traits
+    if traits.minimises or traits.joint or attack.needs < Access.GRADIENTS:
+        raise DoesNotApply("it does not ascend a gradient in a fixed set.")
+    if attack.steps == 1 or "untargeted" not in fixture.goals:
+        raise DoesNotApply("it makes one step, or has a target.")
+    model, linear = linear_fixture((1, 8, 8), 10)
+    problem = fixture.problem(linear, goal=Goal())
+    state = fixture.advance(problem, fixture.start(problem), min(attack.steps, MOST_STEPS))
+    reached = _share_of_the_way(problem, model, images_of(state))
+    if reached >= REACHED:
+        return ""
+    return (
+        f"after {attack.steps} steps it has made {reached:.1%} of the way to the end of the set on "
+        "a linear model; make steps times step size at least two radii."
+    )
+
+
+def _share_of_the_way(problem: BatchProblem, model: LinearClassifier, adv: Tensor) -> float:
+    """The least share of the way from x to an end of the set that images [n, C, H, W] have made."""
+    weight = model.weight.expand_as(problem.x)
+    ends = [problem.ball.farthest(sign * weight, problem.x) for sign in (1, -1)]
+    start = model.value(problem.x)
+    whole = torch.stack([model.value(end) - start for end in ends])
+    shares = (model.value(adv) - start) / whole
+    return float(shares.amax(0).min())  # a loss without the label may go either way
+
+
+def why_steps_do_not_cross(attack: Attack) -> str:
+    """The sentence of `steps_cross_the_set`; empty where it passes or does not apply."""
+    try:
+        return steps_cross_the_set(AttackFixture(Registry.empty(), attack))
+    except DoesNotApply:
+        return ""
+
+
 ATTACK_CHECKS = (
     *checks_of(
         declarations_are_typed,
@@ -257,4 +323,5 @@ ATTACK_CHECKS = (
     ),
     *INDEPENDENCE_CHECKS,
     *checks_of(it_asks_only_what_it_declares, done_answers_for_each_row, it_breaks_something),
+    Check(steps_cross_the_set, warns=True),
 )

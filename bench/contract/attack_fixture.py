@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from bench.engine.cell_spec import CellSpec
 from bench.engine.model_access import ModelAccess
 from bench.engine.problem import BatchProblem, images_of
 from bench.engine.runner import run_attack
+from bench.engine.values import checked_state
 from bench.plugin import Attack, State, Traits
 from bench.registry.registry import Registry
 from bench.threats.access import Access, Budget
@@ -51,12 +52,18 @@ class AttackFixture:
     registry: Registry
     attack: Attack
 
-    @cached_property
+    @property
     def model_fixture(self) -> ModelFixture:
-        """Digits, with a model fitted to their training half.
+        """Digits, with a model fitted to their training half; copies that no check has used.
 
         Raises DoesNotApply where the training half is missing.
         """
+        kept = self._fitted
+        model = copy.deepcopy(kept.model)
+        return replace(kept, model=model, x=kept.x.clone(), y=kept.y.clone())
+
+    @cached_property
+    def _fitted(self) -> ModelFixture:
         dataset = self.registry.find("dataset", "digits").value
         split = load_dataset(dataset).train
         if split is None:
@@ -131,12 +138,13 @@ class AttackFixture:
     def start(self, problem: BatchProblem) -> State:
         """The state before the first step. Raises DoesNotApply for an external attack."""
         self.require_steps()
-        return self.attack.start(problem.at_start(torch.arange(len(problem.x))))
+        rows = problem.at_start(torch.arange(len(problem.x)))
+        return checked_state(self.attack.start(rows), problem.x, "start")
 
     def advance(self, problem: BatchProblem, state: State, steps: int) -> State:
         """The state after `steps` more steps."""
         for _ in range(steps):
-            state = self.attack.step(problem, state)
+            state = checked_state(self.attack.step(problem, state), problem.x, "step")
             problem.t = problem.t + 1
         return state
 
@@ -199,8 +207,3 @@ class AttackFixture:
                     "project them."
                 )
         return ""
-
-
-def tensors_of(state: State) -> list[Any]:
-    """The parts of a state: itself where it is a tensor [n, ...], else its fields."""
-    return [state] if isinstance(state, Tensor) else list(state)

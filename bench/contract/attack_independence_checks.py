@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contract.attack_fixture import CHECKED_STEPS, AttackFixture, tensors_of
+from bench.contract.attack_fixture import CHECKED_STEPS, AttackFixture
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.fixtures import ROWS, ModelState, RandomState
-from bench.engine.problem import BatchProblem, images_of, map_state
+from bench.engine.problem import BatchProblem, images_of, map_state, tensors_of
 from bench.plugin import State
 from bench.threats.fingerprint import parameters_of
 from bench.threats.norms import per_row

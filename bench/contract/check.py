@@ -16,7 +16,11 @@ class CheckOutcome(StrEnum):
 
     PASS = "pass"
     FAIL = "fail"
+    WARNING = "warning"
+    """What the plugin does is allowed, and weaker than it may seem."""
     NOT_APPLICABLE = "not applicable"
+    NOT_RUN = "not run"
+    """An earlier check has failed on which it depends, or something is missing here."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class Check(Generic[Fixture]):
     """Returns what is wrong, as a sentence; empty where the requirement is met."""
     given_name: str = ""
     """The check's name for users, where it is not that of the function."""
+    warns: bool = False
+    """Whether what is wrong is a warning: the plugin may be used as it is."""
+    decides: bool = False
+    """Where it does not pass, the checks after it are not run."""
+    stands_alone: bool = False
+    """Whether it is run all the same, because it reads declarations only."""
 
     @property
     def name(self) -> str:
@@ -57,6 +67,10 @@ class Check(Generic[Fixture]):
         return inspect.getdoc(self.function).splitlines()[0]  # type: ignore[union-attr]
 
 
-def checks_of(*functions: Callable[[Any], str]) -> tuple[Check[Any], ...]:
+def checks_of(
+    *functions: Callable[[Any], str], decide: bool = False, stand_alone: bool = False
+) -> tuple[Check[Any], ...]:
     """Make checks of functions, in the order in which they are run."""
-    return tuple(Check(function) for function in functions)
+    return tuple(
+        Check(function, decides=decide, stands_alone=stand_alone) for function in functions
+    )

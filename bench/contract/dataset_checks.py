@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from bench.contract.check import DoesNotApply, checks_of
+from bench.core.errors import UnavailableError
 from bench.data import datasets
 from bench.plugin import Dataset, Images
 
@@ -24,8 +25,28 @@ class DatasetFixture:
         return datasets.load_dataset(self.dataset)
 
 
+def images_can_be_read(fixture: DatasetFixture) -> str:
+    """Its images can be read on this machine.
+
+    Raises UnavailableError where official files are not here.
+    """
+    try:
+        return "" if len(fixture.images.test.labels) else "it has no test image."
+    except UnavailableError as error:
+        if fixture.dataset.local or fixture.dataset.problem:
+            return f"{error}"
+        raise
+
+
 def digest_is_declared(fixture: DatasetFixture) -> str:
-    """It declares the digest of its test half."""
+    """It declares the digest of its test half.
+
+    Raises DoesNotApply for the user's own files.
+    """
+    if fixture.dataset.local and not fixture.dataset.digest:
+        raise DoesNotApply(
+            "its images are the user's own files; the key of each cell has their digest."
+        )
     wrong = "no digest is declared; without it another copy of the data would pass unnoticed."
     return "" if fixture.dataset.digest else wrong
 
@@ -101,13 +122,15 @@ def training_and_test_are_apart(fixture: DatasetFixture) -> str:
     return "" if share <= 0.01 else f"{share:.1%} of the test images are training images."
 
 
-DATASET_CHECKS = checks_of(
-    digest_is_declared,
-    digest_is_that_of_the_images,
-    it_is_what_its_record_says,
-    reading_again_gives_the_same,
-    every_class_is_there,
-    first_examples_are_balanced,
-    pixels_use_their_range,
-    training_and_test_are_apart,
+DATASET_CHECKS = (
+    *checks_of(images_can_be_read, decide=True),
+    *checks_of(digest_is_declared, digest_is_that_of_the_images, stand_alone=True),
+    *checks_of(
+        it_is_what_its_record_says,
+        reading_again_gives_the_same,
+        every_class_is_there,
+        first_examples_are_balanced,
+        pixels_use_their_range,
+        training_and_test_are_apart,
+    ),
 )

@@ -6,17 +6,22 @@ is near 1e-6 of the largest logit, a forward in train mode changes logits by hal
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import inf
+
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.defense_fixture import (
+    LARGE_BATCH,
     DefenseFixture,
     gradient_of_weighted,
     logit_weights,
     logits_of,
     relative_difference,
+    same_logits,
     seeded_logits,
 )
 from bench.contract.fixtures import ModelState, RandomState
@@ -24,6 +29,7 @@ from bench.contract.gradient_checks import GRADIENT_CHECKS
 from bench.core.outcomes import REJECTED
 from bench.data import datasets
 from bench.data.datasets import to_float
+from bench.engine import model_access
 from bench.engine.answers import column_mismatch
 
 LOGIT_ROUNDING = 1e-4  # of the largest logit
@@ -35,6 +41,8 @@ def _why_different(what: str, one: Tensor, two: Tensor, hint: str) -> str:
     far = relative_difference(one, two)
     if far <= LOGIT_ROUNDING:
         return ""
+    if far == inf:
+        return f"logits that are finite otherwise are not finite {what}, or the other way. {hint}"
     return (
         f"logits changed by {far:.2g} of their scale {what}; at most {LOGIT_ROUNDING:g} was "
         f"expected. {hint}"
@@ -43,9 +51,11 @@ def _why_different(what: str, one: Tensor, two: Tensor, hint: str) -> str:
 
 def _why_not_equal(what: str, one: Tensor, two: Tensor, hint: str) -> str:
     """A sentence where logits [n, K] that should be equal differ in any bit."""
-    if torch.equal(one, two):
+    if same_logits(one, two):
         return ""
-    return f"{what} by {relative_difference(one, two):.2g} of the logits; {hint}"
+    far = relative_difference(one, two)
+    by = "in which logits are finite" if far == inf else f"by {far:.2g} of the logits"
+    return f"{what} {by}; {hint}"
 
 
 def _deterministic_build(fixture: DefenseFixture) -> nn.Module:
@@ -68,14 +78,16 @@ def builds(fixture: DefenseFixture) -> str:
     return ""
 
 
+def answers_are_logits(fixture: DefenseFixture) -> str:
+    """A call returns a floating-point tensor [n, K] for n images."""
+    fixture.logits(fixture.build())  # raises PluginError for anything else
+    return ""
+
+
 def logits_have_one_column_a_class(fixture: DefenseFixture) -> str:
     """Logits are [n, K] for K classes; with `rejects` there is one more column, the score."""
-    found = tuple(fixture.logits(fixture.build()).shape)
-    classes = len(fixture.dataset.classes)
-    if len(found) != 2 or found[0] != len(fixture.x):
-        wanted = (len(fixture.x), classes + fixture.rejects)
-        return f"logits have the shape {found}; {wanted} was expected."
-    return column_mismatch(found[1], classes, rejects=fixture.rejects)
+    columns = fixture.logits(fixture.build()).shape[1]
+    return column_mismatch(columns, len(fixture.dataset.classes), rejects=fixture.rejects)
 
 
 def logits_are_float32(fixture: DefenseFixture) -> str:
@@ -106,9 +118,11 @@ def asking_twice_answers_twice_the_same(fixture: DefenseFixture) -> str:
 
 def companions_do_not_matter(fixture: DefenseFixture) -> str:
     """The logits of an image do not depend on the other images of the batch."""
-    module, mixed = fixture.build(), fixture.x.clone()
-    mixed[16:] = fixture.examples[0][-16:].flip(0)
-    one, two = fixture.logits(module)[:16], logits_of(module, mixed)[:16]
+    module, kept = fixture.build(), max(1, len(fixture.x) // 2)
+    # Inverted images are other companions also where the data set has few images.
+    others = 1 - fixture.examples[0].flip(0)[: max(1, len(fixture.x) - kept)]
+    one = fixture.logits(module)[:kept]
+    two = logits_of(module, torch.cat([fixture.x[:kept], others]))[:kept]
     hint = "Use no statistics of the batch; call .eval() inside build."
     return _why_different("with other images in the batch", one, two, hint)
 
@@ -121,11 +135,14 @@ def order_does_not_matter(fixture: DefenseFixture) -> str:
 
 
 def one_image_is_a_batch(fixture: DefenseFixture) -> str:
-    """An image in a batch of one has the same logits as in a larger batch."""
-    module = _deterministic_build(fixture)
-    one = fixture.logits(module)[:4]
+    """An image in a batch of one, and in one of 128, has the same logits as in one of 32."""
+    module, x = _deterministic_build(fixture), fixture.examples[0]
+    one, hint = fixture.logits(module), "Classify each image on its own."
     two = torch.cat([logits_of(module, image[None]) for image in fixture.x[:4]])
-    return _why_different("at batch size 1", one, two, "Classify each image on its own.")
+    large = logits_of(module, x[torch.arange(LARGE_BATCH) % len(x)])
+    return _why_different("at batch size 1", one[:4], two, hint) or _why_different(
+        f"at batch size {LARGE_BATCH}", one, large[: len(one)], hint
+    )
 
 
 def calls_leave_no_trace(fixture: DefenseFixture) -> str:
@@ -172,10 +189,37 @@ def weights_are_left_alone(fixture: DefenseFixture) -> str:
 
 
 def images_are_left_alone(fixture: DefenseFixture) -> str:
-    """`forward` does not write into its input."""
-    given = fixture.x.clone()
-    logits_of(fixture.build(), given)
-    return "" if torch.equal(given, fixture.x) else "forward wrote into its input; work on a copy."
+    """`forward` does not write into its input: in any batch, with and without gradients."""
+    for images in _batches(fixture):
+        module, given = fixture.build(), []
+        for graph in (False, True, False, True):
+            batch = images.clone().requires_grad_(graph)
+            given.append((batch, batch._version))
+            logits = _queried(module, batch) if graph else logits_of(module, batch)
+            if not logits.isfinite().all():
+                break
+        # An operation in place raises the version also where it changes no value.
+        if any(version != b._version or not torch.equal(b, images) for b, version in given):
+            rows = f"batch of {len(images)}" if len(images) > 1 else "single image"
+            return f"forward wrote into its input, a {rows}; work on a copy, as images.clone()."
+    return ""
+
+
+def _queried(module: nn.Module, images: Tensor) -> Tensor:
+    """Logits [n, K] of images [n, C, H, W], after a backward pass through them."""
+    with torch.enable_grad():
+        logits = seeded_logits(module, images, 0)
+        model_access.input_gradient((logits * logit_weights(logits)).sum(), images)
+    return logits.detach()
+
+
+def _batches(fixture: DefenseFixture) -> Iterator[Tensor]:
+    """Batches of images [n, C, H, W] off the grid of 8 bits: 1, 32, and as large as a run's."""
+    x = fixture.examples[0]
+    generator = torch.Generator().manual_seed(5)
+    for rows in (1, 32, max(LARGE_BATCH, len(x))):
+        images = x[torch.arange(rows) % len(x)]
+        yield (images + (torch.rand(images.shape, generator=generator) - 0.5) / 128).clamp(0, 1)
 
 
 def defense_uses_no_global_random_state(fixture: DefenseFixture) -> str:
@@ -196,9 +240,9 @@ def randomness_is_declared(fixture: DefenseFixture) -> str:
     """Logits vary with torch's seed if, and only if, `randomness` is declared."""
     module = fixture.build()
     one, again, two = (logits_of(module, fixture.x, seed) for seed in (0, 0, 1))
-    if not torch.equal(one, again):
+    if not same_logits(one, again):
         return "one seed of torch gave two results; use torch's global random generator only."
-    if torch.equal(one, two) == fixture.is_random:
+    if same_logits(one, two) == fixture.is_random:
         found = "do not vary" if fixture.is_random else "vary"
         return f"randomness is {fixture.defense.randomness}, but logits {found} with the seed."
     return ""
@@ -219,7 +263,7 @@ def saved_is_loaded(fixture: DefenseFixture) -> str:
         value.zero_()
     other.load_state_dict(load(save(state)))
     one, two = fixture.logits(module), fixture.logits(other)
-    return "" if torch.equal(one, two) else "logits changed by saving and loading the state_dict."
+    return "" if same_logits(one, two) else "logits changed by saving and loading the state_dict."
 
 
 def names_are_known(fixture: DefenseFixture) -> str:
@@ -315,8 +359,8 @@ def _training_examples(fixture: DefenseFixture, n: int) -> tuple[Tensor, Tensor]
 
 
 DEFENSE_CHECKS = (
+    *checks_of(builds, answers_are_logits, decide=True),
     *checks_of(
-        builds,
         logits_have_one_column_a_class,
         logits_are_float32,
         logits_are_finite,
@@ -338,8 +382,9 @@ DEFENSE_CHECKS = (
     *checks_of(
         two_builds_are_one,
         saved_is_loaded,
-        names_are_known,
-        claims_are_shares,
+    ),
+    *checks_of(names_are_known, claims_are_shares, stand_alone=True),
+    *checks_of(
         better_than_chance,
         clean_images_are_accepted,
         not_looked_up,

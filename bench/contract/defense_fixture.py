@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.contract.check import DoesNotApply
 from bench.contract.fixtures import RandomState
-from bench.core.errors import UnavailableError, require_type
+from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, UnavailableError
 from bench.core.isolation import Isolation
 from bench.data import datasets
 from bench.engine import answers, model_access
+from bench.engine.plugin_calls import plugin_error
 from bench.plugin import Dataset, Defense
 from bench.registry.registry import Registry
 from bench.sandbox.defense_proxy import DefenseProxy
 from bench.training.defense_builder import DefenseBuilder
+
+LARGE_BATCH = 128  # images, as many as a run queries at once
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class DefenseFixture:
     def dataset(self) -> Dataset:
         """The first of the defense's data sets that can be read.
 
-        Raises DoesNotApply where none can be read.
+        Raises UnavailableError where none can be read.
         """
         missing = []
         for name in self.defense.datasets:
@@ -44,19 +46,22 @@ class DefenseFixture:
                 missing.append(str(error))
             else:
                 return found
-        raise DoesNotApply(f"none of its data sets can be read here: {' '.join(missing)}")
+        raise UnavailableError(f"none of its data sets can be read here: {' '.join(missing)}")
 
-    @cached_property
+    @property
     def examples(self) -> tuple[Tensor, Tensor]:
-        """Images [n, C, H, W] and labels [n]: 256, or 64 where images are larger than 28 x 28."""
+        """Images [n, C, H, W] and labels [n]: 256, or 64 where images are larger than 28 x 28.
+
+        They are made anew each time, because the defense may have written into the last ones.
+        """
         n = 256 if np.prod(self.dataset.shape) <= 28 * 28 else 64
         examples = datasets.first_examples(self.dataset, min(n, self.dataset.test_size))
         return examples.tensor(), torch.from_numpy(examples.labels.copy())
 
     @property
     def x(self) -> Tensor:
-        """The first 32 of these images, [32, C, H, W]."""
-        return self.examples[0][:32]
+        """The first 32 of these images, [32, C, H, W], or all where there are fewer."""
+        return self.examples[0][:32].clone()
 
     @property
     def is_random(self) -> bool:
@@ -112,7 +117,7 @@ def logits_of(module: nn.Module, images: Tensor, seed: int = 0) -> Tensor:
 def seeded_logits(module: nn.Module, images: Tensor, seed: int) -> Tensor:
     """Logits [n, K] of images [n, C, H, W]; global generators seeded and restored.
 
-    Raises PluginError where the module returns anything but a tensor.
+    Raises PluginError where the module fails or returns anything but logits of these rows.
     """
     before = RandomState.snapshot()
     try:
@@ -120,9 +125,13 @@ def seeded_logits(module: nn.Module, images: Tensor, seed: int) -> Tensor:
         np.random.seed(seed)
         random.seed(seed)
         logits = module(images)
+    except (BenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except PLUGIN_EXCEPTIONS as error:
+        raise plugin_error("the defense", error) from error
     finally:
         before.restore()
-    return require_type(logits, Tensor, "what the module returns")
+    return answers.checked_logits(logits, len(images))
 
 
 def gradient_of_weighted(module: nn.Module, images: Tensor, weight: Tensor) -> Tensor:
@@ -132,9 +141,28 @@ def gradient_of_weighted(module: nn.Module, images: Tensor, weight: Tensor) -> T
         return model_access.input_gradient((seeded_logits(module, leaf, 0) * weight).sum(), leaf)
 
 
+def same_logits(one: Tensor, two: Tensor) -> bool:
+    """Whether two logits [n, K] are equal to the bit; NaN is equal to NaN."""
+    return one.shape == two.shape and not _differ(one, two).any()
+
+
 def relative_difference(one: Tensor, two: Tensor) -> float:
-    """Largest difference of two logits [n, K], as a share of the largest logit."""
-    return float((one - two).abs().max() / one.abs().max().clamp_min(1e-12))
+    """Largest difference of two logits [n, K], as a share of the largest finite logit.
+
+    Infinite where a logit is not finite in one and another value in the other.
+    """
+    differ = _differ(one, two)
+    if not differ.any():
+        return 0.0
+    far = (one - two)[differ].abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max()
+    finite = one[one.isfinite()].abs()
+    scale = finite.max() if len(finite) else one.new_ones(())
+    return float(far / scale.clamp_min(1e-12))
+
+
+def _differ(one: Tensor, two: Tensor) -> Tensor:
+    """Which logits [n, K] differ in any bit."""
+    return ~((one == two) | (one.isnan() & two.isnan()))
 
 
 def logit_weights(logits: Tensor) -> Tensor:

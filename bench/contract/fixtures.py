@@ -86,6 +86,38 @@ def random_fixture(shape: tuple[int, int, int], classes: int) -> ModelFixture:
     return ModelFixture(model, x, model(x).argmax(1), classes)
 
 
+class LinearClassifier(nn.Module):
+    """A linear function as the logit of class 1, below the constant logit of class 0."""
+
+    def __init__(self, weight: Tensor, classes: int) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", weight)
+        self.register_buffer("others", -torch.arange(1.0, max(classes, 2) - 1))
+        self.others: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] to logits [n, K]: 2, a value within 1 of 0, then -1, -2, ..."""
+        value = self.value(images)[:, None]
+        rest = self.others.expand(len(images), -1)
+        return torch.cat([torch.full_like(value, 2.0), value, rest], 1)
+
+    def value(self, images: Tensor) -> Tensor:
+        """The linear function [n] of images [n, C, H, W]."""
+        return ((images - 0.5) * self.weight).flatten(1).sum(1)
+
+
+def linear_fixture(
+    shape: tuple[int, int, int], classes: int
+) -> tuple[LinearClassifier, ModelFixture]:
+    """A linear model with grey images of label 0 (C, H, W), which no perturbation misclassifies."""
+    generator = torch.Generator().manual_seed(2)
+    sign = torch.randn(shape, generator=generator).sign()
+    x = 0.4 + 0.2 * torch.rand(ROWS, *shape, generator=generator)
+    model = LinearClassifier(sign / sign.numel(), classes)
+    return model, ModelFixture(model, x, torch.zeros(ROWS, dtype=torch.int64), classes)
+
+
 def constant_fixture(fixture: ModelFixture) -> ModelFixture:
     """The images of a fixture, with a model whose gradients are all zero."""
     logits = torch.linspace(0, 1, fixture.classes)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bench.contract.check import DoesNotApply, checks_of
 from bench.contract.defense_fixture import (
+    LARGE_BATCH,
     DefenseFixture,
     gradient_of_weighted,
     logit_weights,
@@ -21,7 +22,9 @@ def a_gradient_exists(fixture: DefenseFixture) -> str:
 
     Raises DoesNotApply for a defense with a `bpda` and for a built-in control.
     """
-    _exempt(fixture)
+    if fixture.is_built_in and fixture.defense.control:
+        raise DoesNotApply(f"declared a control: {fixture.defense.control}.")
+    _exempt_with_bpda(fixture)
     module = fixture.build()
     gradient = gradient_of_weighted(module, fixture.x, logit_weights(logits_of(module, fixture.x)))
     if not torch.isfinite(gradient).all():
@@ -34,10 +37,12 @@ def a_gradient_exists(fixture: DefenseFixture) -> str:
 def gradient_is_the_slope(fixture: DefenseFixture) -> str:
     """Input gradients agree with finite differences, or a `bpda` is declared.
 
-    Raises DoesNotApply for a defense with a `bpda` and for a built-in control.
+    Raises DoesNotApply for a defense with a `bpda`, and for a built-in control without a gradient.
     """
-    _exempt(fixture)
+    _exempt_with_bpda(fixture)
     declared, seen = _slopes(fixture)
+    if fixture.is_built_in and fixture.defense.control and not declared.any():
+        raise DoesNotApply(f"declared a control: {fixture.defense.control}.")
     cosine = float(declared @ seen / (declared.norm() * seen.norm()).clamp_min(1e-300))
     if cosine >= 0.9 or not (declared.any() or seen.any()):
         return ""
@@ -50,7 +55,7 @@ def gradient_is_the_slope(fixture: DefenseFixture) -> str:
 def _slopes(fixture: DefenseFixture) -> tuple[Tensor, Tensor]:
     """Slopes [n] of weighted logits in a random direction, by gradient and by differences."""
     module = fixture.build()
-    x = fixture.examples[0][:64].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP)
+    x = fixture.examples[0][:LARGE_BATCH].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP)
     weight = logit_weights(logits_of(module, x))
     generator = torch.Generator().manual_seed(3)
     v = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
@@ -59,10 +64,8 @@ def _slopes(fixture: DefenseFixture) -> tuple[Tensor, Tensor]:
     return declared, ((ahead - behind).double() * weight).sum(1) / (2 * DIFFERENCE_STEP)
 
 
-def _exempt(fixture: DefenseFixture) -> None:
-    """Raises DoesNotApply for a declared `bpda`, and for a control that hides its gradient."""
-    if fixture.is_built_in and fixture.defense.control:
-        raise DoesNotApply(f"declared a control: {fixture.defense.control}.")
+def _exempt_with_bpda(fixture: DefenseFixture) -> None:
+    """Raises DoesNotApply for a defense with a declared `bpda`."""
     if fixture.defense.bpda is not None:
         raise DoesNotApply("it declares a bpda.")
 

@@ -12,12 +12,14 @@ from bench.contract.attack_fixture import AttackFixture
 from bench.contract.check import Check, CheckOutcome, CheckResult, DoesNotApply
 from bench.contract.defense_fixture import DefenseFixture
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, UnavailableError, error_text
-from bench.registry.discovery import Plugin
+from bench.core.folders import submissions_folder
+from bench.registry.discovery import Plugin, is_reviewed
 from bench.registry.loader import module_from_source
 from bench.registry.registration import Registration
 from bench.registry.registry import HOOK_OF_KIND, Registry
-from bench.registry.submission import did_you_mean, read_submission
+from bench.registry.submission import Submission, did_you_mean, read_submission
 from bench.registry.weights_file import why_unsafe
+from bench.sandbox import adapter
 from bench.training.defense_builder import NeedsTraining
 from bench.training.tasks import build_trained
 
@@ -40,22 +42,97 @@ FIXTURES: Mapping[str, Callable[[Registry, Any], Any]] = {
 
 
 def run_checks(
-    path_or_name: str | Path, registry: Registry | None = None, *, train: bool = False
+    path_or_name: str | Path,
+    registry: Registry | None = None,
+    *,
+    train: bool = False,
+    sandbox_waiting: bool = True,
 ) -> list[CheckResult]:
     """Run every check of everything that a plugin registers.
 
-    A path is a plugin's file or folder; its code is imported into this process, so name only code
-    that you trust. A name is that of a registered plugin, or of a submission whose code was not
-    imported: then its folder is checked, and no code of another submission is run. With `train`
-    missing weights of a defense are trained first. Raises BenchError for an unknown path or name.
+    Args:
+        path_or_name: a plugin's file or folder, whose code is imported into this process, so name
+            only code that you trust. Or the name of a registered plugin, also where a folder
+            without a plugin.py has that name. Or a waiting submission, by name or by its folder:
+            its code runs in a sandboxed process.
+        registry: None: every plugin.
+        train: whether missing weights of a defense are trained first.
+        sandbox_waiting: False: code of a waiting submission is imported into this process, too.
+
+    Returns:
+        The results in order.
+
+    Raises:
+        BenchError: the path or name is unknown.
     """
     path, known = Path(path_or_name), registry or Registry.load()
-    if _is_folder(path) or path.suffix == ".py":
-        return list(_check_path(path, known, train))
-    found = _plugins_named(str(path), known)
-    if not found:
-        return list(_check_path(_submission_folder(str(path), known), known, train))
-    return [r for kind, plugin in found for r in check_registration(known, kind, plugin, train)]
+    found = [] if _holds_plugin(path) else _plugins_named(str(path), known)
+    if found:
+        results = (check_registration(known, kind, plugin, train) for kind, plugin in found)
+        return [result for part in results for result in part]
+    is_path = _is_folder(path) or path.suffix == ".py"
+    folder = path if is_path else _submission_folder(str(path), known)
+    if sandbox_waiting and waits_in_submissions(folder):
+        return list(_check_waiting(folder, known, train))
+    return list(_check_path(folder, known, train))
+
+
+def waits_in_submissions(path: Path) -> bool:
+    """Whether a file or folder lies in a folder of submissions, so that a stranger may own it.
+
+    A folder of that name counts wherever it is, so that the current folder does not matter.
+    """
+    waiting = submissions_folder().resolve()
+    return any(place == waiting or place.name == waiting.name for place in path.resolve().parents)
+
+
+def check_sandboxed(
+    registry: Registry, submission: Submission, train: bool = False
+) -> Iterator[CheckResult]:
+    """Register a submission whose code runs in a sandboxed process, and run every check of it."""
+    kind, name = submission.card.kind, submission.card.name
+    outcome, sentence = _register_sandboxed(registry, submission)
+    yield CheckResult("plugin", name, "is-registered", outcome, sentence)
+    if outcome is CheckOutcome.PASS:
+        yield from check_registration(registry, kind, registry.find(kind, name), train)
+
+
+def _register_sandboxed(registry: Registry, submission: Submission) -> tuple[CheckOutcome, str]:
+    reason = adapter.why_not_sandboxed(submission)
+    if reason:
+        return CheckOutcome.NOT_RUN, f"{reason}."
+    before = len(registry.problems)
+    try:
+        plugin = adapter.proxy_plugin(submission)
+        _remove_installed_copy(registry, plugin)
+        registry.add_plugins([plugin])
+    except UnavailableError as error:
+        return CheckOutcome.NOT_RUN, str(error)
+    except BenchError as error:
+        return CheckOutcome.FAIL, str(error)
+    wrong = " ".join(registry.problems[before:])
+    if wrong:
+        return CheckOutcome.FAIL, wrong
+    return CheckOutcome.PASS, "It can be imported and registered, in a sandboxed process."
+
+
+def _check_waiting(path: Path, registry: Registry, train: bool) -> Iterator[CheckResult]:
+    """Check the card and files of a waiting submission, then its plugin in a sandboxed process."""
+    folder = path.parent if path.suffix == ".py" else path
+    files = _check_files(folder, folder.resolve().name)
+    yield from files
+    if not files:
+        sentence = (
+            f"{path} has no card.toml, so that it cannot be sandboxed; --allow-unsandboxed imports "
+            "it into this process, with all your permissions."
+        )
+        yield CheckResult("plugin", path.stem, "is-registered", CheckOutcome.NOT_RUN, sentence)
+    elif all(result.outcome is not CheckOutcome.FAIL for result in files):
+        submission = read_submission(folder.resolve())
+        if is_reviewed(submission):
+            yield from _check_imported(path, registry, train)
+        else:
+            yield from check_sandboxed(registry, submission, train)
 
 
 def _plugins_named(name: str, registry: Registry) -> list[tuple[str, Registration[Any]]]:
@@ -74,6 +151,11 @@ def _submission_folder(name: str, registry: Registry) -> Path:
     raise BenchError(f"no plugin and no path is named {name!r}{hint}.")
 
 
+def _holds_plugin(path: Path) -> bool:
+    """Whether a path is a Python file or a folder with a plugin.py, and no name."""
+    return path.suffix == ".py" or (_is_folder(path) and (path / "plugin.py").exists())
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -84,12 +166,32 @@ def _is_folder(path: Path) -> bool:
 def check_registration(
     registry: Registry, kind: str, registration: Registration[Any], train: bool = False
 ) -> Iterator[CheckResult]:
-    """Run every check of the kind on one registered plugin, in order."""
+    """Run every check of the kind on one registered plugin, in order.
+
+    A check is not run where an earlier one decides that it cannot pass; one that fails with the
+    sentence of an earlier one refers to that, so that a fault is described once.
+    """
     name, fixture = registration.value.name, FIXTURES[kind](registry, registration.value)
     untrained = _train(fixture) if train and isinstance(fixture, DefenseFixture) else []
     yield from untrained
+    described: dict[str, str] = {}
+    stopped = ""
     for check in CHECKS[kind]:
-        yield run_check(kind, name, check, fixture, trained=train and not untrained)
+        if stopped and not check.stands_alone:
+            yield _not_run(kind, name, check, f"because {stopped}.")
+            continue
+        result = run_check(kind, name, check, fixture, trained=train and not untrained)
+        if check.decides and result.outcome in (CheckOutcome.FAIL, CheckOutcome.NOT_RUN):
+            failed = result.outcome is CheckOutcome.FAIL
+            stopped = f"{check.name} {'failed' if failed else 'was not run'}"
+        elif result.outcome is CheckOutcome.FAIL and result.sentence in described:
+            result = _not_run(kind, name, check, f"because {described[result.sentence]} failed.")
+        described.setdefault(result.sentence, check.name)
+        yield result
+
+
+def _not_run(kind: str, name: str, check: Check[Any], reason: str) -> CheckResult:
+    return CheckResult(kind, name, check.name, CheckOutcome.NOT_RUN, reason)
 
 
 def run_check(
@@ -97,7 +199,8 @@ def run_check(
 ) -> CheckResult:
     """Run one check on one plugin. Whatever the plugin raises meanwhile is a failure of the check.
 
-    Missing weights make a check not applicable, but a failure where they were `trained` before.
+    Missing data or weights make a check not applicable, and one that decides not run; weights that
+    were `trained` before are a failure.
     """
     outcome, sentence = _outcome(check, fixture, trained)
     return CheckResult(kind, name, check.name, outcome, sentence)
@@ -109,12 +212,15 @@ def _outcome(check: Check[Any], fixture: Any, trained: bool) -> tuple[CheckOutco
     except DoesNotApply as reason:
         return CheckOutcome.NOT_APPLICABLE, str(reason)
     except (NeedsTraining, UnavailableError) as error:
-        lacking = trained and isinstance(error, NeedsTraining)
-        return CheckOutcome.FAIL if lacking else CheckOutcome.NOT_APPLICABLE, str(error)
+        if trained and isinstance(error, NeedsTraining):
+            return CheckOutcome.FAIL, str(error)
+        return CheckOutcome.NOT_RUN if check.decides else CheckOutcome.NOT_APPLICABLE, str(error)
     except PLUGIN_EXCEPTIONS as error:
         # The plugin's code may raise anything; that is a result of the check, not a crash.
         return CheckOutcome.FAIL, f"{error_text(error)}."
-    return (CheckOutcome.FAIL, wrong) if wrong else (CheckOutcome.PASS, check.sentence)
+    if not wrong:
+        return CheckOutcome.PASS, check.sentence
+    return CheckOutcome.WARNING if check.warns else CheckOutcome.FAIL, wrong
 
 
 def _registrations(registry: Registry) -> Iterator[tuple[str, Registration[Any]]]:
@@ -140,8 +246,13 @@ def _check_path(path: Path, registry: Registry, train: bool) -> Iterator[CheckRe
     name = path.stem if path.suffix == ".py" else path.resolve().name
     files = _check_files(path, name) if path.is_dir() else []
     yield from files
-    if any(result.outcome is CheckOutcome.FAIL for result in files):
-        return
+    if all(result.outcome is not CheckOutcome.FAIL for result in files):
+        yield from _check_imported(path, registry, train)
+
+
+def _check_imported(path: Path, registry: Registry, train: bool) -> Iterator[CheckResult]:
+    """Import a plugin into this process and check everything that it registers."""
+    name = path.stem if path.suffix == ".py" else path.resolve().name
     plugin, wrong = _imported(path if path.suffix == ".py" else path / "plugin.py")
     if plugin is not None:
         wrong = _register(registry, plugin)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bench.contract.check import checks_of
-from bench.plugin import Attack, Dataset, ThreatModel, Traits
+from bench.core.protocols import DECLARED
+from bench.data.datasets import load_dataset, require_available
+from bench.evaluation.targets import why_no_target
+from bench.plugin import Access, Attack, Dataset, ThreatModel, Traits
 from bench.registry.registry import Registry
+from bench.results.check_table import ANSWERS
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
 
 
@@ -28,13 +32,13 @@ class ThreatFixture:
         found: Dataset = self.registry.find("dataset", self.threat.dataset).value
         return found
 
-    @cached_property
+    @property
     def x(self) -> Tensor:
         """Random images [32, C, H, W], some of their pixels black or white."""
         generator = torch.Generator().manual_seed(0)
         return (1.5 * torch.rand(32, *self.dataset.shape, generator=generator) - 0.25).clamp(0, 1)
 
-    @cached_property
+    @property
     def outside_points(self) -> Tensor:
         """Points [32, C, H, W] outside [0, 1] and, mostly, outside the ball around `x`."""
         generator = torch.Generator().manual_seed(1)
@@ -51,13 +55,16 @@ def radius_is_an_exact_fraction(fixture: ThreatFixture) -> str:
 
 def data_set_is_known(fixture: ThreatFixture) -> str:
     """Its data set is registered and has at least `examples` test images."""
+    require_available(fixture.dataset)
     size, examples = fixture.dataset.test_size, fixture.threat.examples
+    if fixture.dataset.local:  # a run takes as many as the user's folder has
+        return "" if examples >= 1 else f"examples is {examples}; write at least 1."
     return "" if 1 <= examples <= size else f"examples is {examples}; write 1 to {size}."
 
 
 def required_attacks_are_known(fixture: ThreatFixture) -> str:
     """Every required attack is registered."""
-    for name in fixture.threat.required:
+    for name in fixture.threat.protocol.required:
         fixture.registry.find("attack", name)
     return ""
 
@@ -65,16 +72,90 @@ def required_attacks_are_known(fixture: ThreatFixture) -> str:
 def required_attacks_are_applicable(fixture: ThreatFixture) -> str:
     """Every required attack fits the access, the perturbation set and the goal."""
     threat = fixture.threat
-    for name in threat.required:
+    for name in threat.protocol.required:
         attack: Attack = fixture.registry.find("attack", name).value
         traits = Traits.of(attack)
-        if attack.needs > threat.access:
+        if not traits.source and attack.needs > threat.access:
             return f"{name} needs access {attack.needs.name}; {threat.access.name} is declared."
         if traits.norms and threat.ball.name not in traits.norms:
             return f"{name} does not support the norm {threat.ball.name}."
         if traits.goals and threat.goal.kind not in traits.goals:
             return f"{name} does not support the goal {threat.goal.kind}."
     return ""
+
+
+def goal_has_a_target(fixture: ThreatFixture) -> str:
+    """A targeted goal has a class to aim at: its data set has two or more."""
+    return why_no_target(fixture.threat, len(fixture.dataset.classes))
+
+
+def follow_up_attacks_are_known(fixture: ThreatFixture) -> str:
+    """Every follow-up attack and surrogate is registered, and answers a known kind of warning."""
+    protocol = fixture.threat.protocol
+    unknown = [kind for kind in protocol.follow_ups if kind not in ANSWERS]
+    if unknown:
+        return f"follow_ups names {unknown[0]!r}; known kinds: {', '.join(ANSWERS)}."
+    for name in protocol.attacks:
+        fixture.registry.find("attack", name)
+    for name in protocol.surrogates.values():
+        fixture.registry.find("defense", name)
+    for name in protocol.evidence:
+        fixture.registry.find("threat", name)
+    return ""
+
+
+KINDS: dict[str, Callable[[Attack], bool]] = {
+    "gradient": lambda a: a.needs is Access.GRADIENTS and not Traits.of(a).source,
+    "transfer": lambda a: bool(Traits.of(a).source) and Traits.of(a).source != DECLARED,
+    "score-based": lambda a: a.needs is Access.SCORES,
+    "decision-based": lambda a: a.needs is Access.LABELS,
+}
+"""Kind of attack -> whether an attack is of that kind. A defense chooses its declared surrogate."""
+
+
+def ranked_protocol_has_an_attack_of_each_kind(fixture: ThreatFixture) -> str:
+    """A ranked protocol requires a gradient, transfer, score and decision attack.
+
+    Without any required attack it ranks no defense.
+    Kinds that the access does not allow, or of which no registered attack fits the perturbation
+    set and the goal, are not needed.
+    """
+    threat, registry = fixture.threat, fixture.registry
+    if not (threat.protocol.ranked and threat.protocol.required):
+        return ""
+    required = [registry.find("attack", name).value for name in threat.protocol.required]
+    fitting = [found.value for found in registry.attacks.values() if _fits(threat, found.value)]
+    lacking = [
+        kind
+        for kind, is_of in KINDS.items()
+        if any(map(is_of, fitting)) and not any(map(is_of, required))
+    ]
+    if "transfer" in lacking and not _has_surrogates(fixture):
+        lacking.remove("transfer")
+    if not lacking:
+        return ""
+    fitting.sort(key=Traits.is_external)
+    examples = [next(a.name for a in fitting if KINDS[kind](a)) for kind in lacking]
+    return (
+        f"the protocol ranks without a {' and a '.join(lacking)} attack, so a defense that hides "
+        f"its gradient ranks too high; require for example {', '.join(examples)}, or declare "
+        "ranked=False."
+    )
+
+
+def _has_surrogates(fixture: ThreatFixture) -> bool:
+    """Whether the protocol names a surrogate, or one can be learned from training images."""
+    named = bool(fixture.threat.protocol.surrogates)
+    return named or load_dataset(fixture.dataset).train is not None
+
+
+def _fits(threat: ThreatModel, attack: Attack) -> bool:
+    """Whether an attack fits access, perturbation set and goal of a threat model."""
+    traits = Traits.of(attack)
+    needs = Access.NOTHING if traits.source else attack.needs
+    fits_set = not traits.norms or threat.ball.name in traits.norms
+    fits_goal = not traits.goals or threat.goal.kind in traits.goals
+    return needs <= threat.access and fits_set and fits_goal
 
 
 def id_is_a_digest_of_the_rules(fixture: ThreatFixture) -> str:
@@ -119,6 +200,9 @@ THREAT_CHECKS = checks_of(
     data_set_is_known,
     required_attacks_are_known,
     required_attacks_are_applicable,
+    goal_has_a_target,
+    follow_up_attacks_are_known,
+    ranked_protocol_has_an_attack_of_each_kind,
     id_is_a_digest_of_the_rules,
     projection_is_feasible_and_idempotent,
     clean_image_is_inside,

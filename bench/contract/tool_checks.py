@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.fixtures import ModelState, RandomState
+from bench.engine.values import checked_column
 from bench.plugin import Certifier, Defense, Diagnostic, Evidence, Finding
 from bench.threats.norms import L2, Linf, PerturbationSet
 
@@ -28,44 +28,58 @@ def mean_pixel_model() -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer).eval().requires_grad_(False)
 
 
+class ToolInputs(NamedTuple):
+    """What a certifier or diagnostic gets."""
+
+    model: nn.Module
+    x: Tensor
+    """[32, 1, 4, 4]."""
+    y: Tensor
+    """[32] int64."""
+
+
 @dataclass(frozen=True)
 class ToolFixture:
-    """A certifier or diagnostic with a linear model, images and labels for its checks."""
+    """A certifier or diagnostic with a linear model, images and labels, made anew each time."""
 
     tool: Any
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
         """The classifier of `mean_pixel_model`."""
         return mean_pixel_model()
 
-    @cached_property
+    @property
     def x(self) -> Tensor:
         """Constant images [32, 1, 4, 4] of grey 0.1 to 0.9."""
         return torch.linspace(0.1, 0.9, 32)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
 
-    @cached_property
+    @property
     def y(self) -> Tensor:
         """Their true labels [32]."""
         return (self.x.flatten(1).mean(1) < 0.5).long()
 
-    def certified(self, ball: PerturbationSet) -> Tensor:
+    def inputs(self) -> ToolInputs:
+        """A new model, images and labels."""
+        return ToolInputs(self.model, self.x, self.y)
+
+    def certified(self, ball: PerturbationSet, inputs: ToolInputs | None = None) -> Tensor:
         """Which of the images the certifier certifies, bool [32].
 
         Raises DoesNotApply where it refuses linear models.
         """
         certifier: Certifier = self.tool
-        refusal = certifier.refuses(self.model, ball)
+        model, x, y = inputs or self.inputs()
+        refusal = certifier.refuses(model, ball)
         if refusal:
             raise DoesNotApply(f"it refuses linear models: {refusal}")
-        return certifier.certify(self.model, self.x, self.y, ball)
+        return certifier.certify(model, x, y, ball)
 
-    def examined(self) -> Evidence:
+    def examined(self, inputs: ToolInputs | None = None) -> Evidence:
         """The diagnostic's evidence on the linear model."""
         diagnostic: Diagnostic = self.tool
-        return diagnostic.examine(
-            self.model, self.x, self.y, Defense("mean-pixel", lambda loader: mean_pixel_model())
-        )
+        record = Defense("mean-pixel", lambda loader: mean_pixel_model())
+        return diagnostic.examine(*(inputs or self.inputs()), record)
 
 
 def refusal_is_a_sentence(fixture: ToolFixture) -> str:
@@ -79,9 +93,8 @@ def refusal_is_a_sentence(fixture: ToolFixture) -> str:
 def certificate_has_one_bit_a_row(fixture: ToolFixture) -> str:
     """`certify` returns bool [n]."""
     found = fixture.certified(Linf(Fraction(1, 10)))
-    if found.dtype is torch.bool and found.shape == (32,):
-        return ""
-    return f"certify returned {found.dtype} {list(found.shape)}; bool [32] was expected."
+    checked_column(found, 32, "certify returned")
+    return ""
 
 
 def no_certificate_is_false(fixture: ToolFixture) -> str:
@@ -125,35 +138,49 @@ def looking_is_repeatable(fixture: ToolFixture) -> str:
 
 def examined_model_is_left_alone(fixture: ToolFixture) -> str:
     """No weight, mode, hook or global random generator changes."""
-    before, generators = ModelState.of(fixture.model), RandomState.after_draws()
+    inputs = fixture.inputs()
+    before, generators = ModelState.of(inputs.model), RandomState.after_draws()
     try:
-        _use(fixture)
+        _use(fixture, inputs)
         changed = [*before.changed(), *generators.changed()]
     finally:
         generators.restore()
     return f"it changed {', '.join(changed[:3])}." if changed else ""
 
 
-def _use(fixture: ToolFixture) -> None:
+def examined_images_are_left_alone(fixture: ToolFixture) -> str:
+    """It does not write into the images and labels that it gets."""
+    inputs = fixture.inputs()
+    versions = inputs.x._version, inputs.y._version
+    _use(fixture, inputs)
+    for what, given, wanted, version in (
+        ("images", inputs.x, fixture.x, versions[0]),
+        ("labels", inputs.y, fixture.y, versions[1]),
+    ):
+        if given._version != version or not torch.equal(given, wanted):
+            return f"it wrote into the {what} that it got; work on a copy."
+    return ""
+
+
+def _use(fixture: ToolFixture, inputs: ToolInputs) -> None:
     if hasattr(fixture.tool, "examine"):
-        fixture.examined()
+        fixture.examined(inputs)
     else:
-        fixture.certified(Linf(Fraction(1, 10)))
+        fixture.certified(Linf(Fraction(1, 10)), inputs)
 
 
-MODEL_IS_LEFT_ALONE = Check(examined_model_is_left_alone, "model-is-left-alone")
+LEFT_ALONE = (
+    Check(examined_model_is_left_alone, "model-is-left-alone"),
+    Check(examined_images_are_left_alone, "images-are-left-alone"),
+)
 CERTIFIER_CHECKS = (
-    *checks_of(
-        refusal_is_a_sentence,
-        certificate_has_one_bit_a_row,
-        no_certificate_is_false,
-        smaller_balls_certify_more,
-    ),
-    MODEL_IS_LEFT_ALONE,
+    *checks_of(refusal_is_a_sentence),
+    *checks_of(certificate_has_one_bit_a_row, decide=True),
+    *checks_of(no_certificate_is_false, smaller_balls_certify_more),
+    *LEFT_ALONE,
 )
 DIAGNOSTIC_CHECKS = (
-    *checks_of(
-        evidence_is_a_finding_and_a_sentence, honest_models_raise_no_flag, looking_is_repeatable
-    ),
-    MODEL_IS_LEFT_ALONE,
+    *checks_of(evidence_is_a_finding_and_a_sentence, decide=True),
+    *checks_of(honest_models_raise_no_flag, looking_is_repeatable),
+    *LEFT_ALONE,
 )

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from bench.core.protocols import LeaderboardProtocol
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,17 @@ class AttackCard(Card):
     minimises: bool = False
     """Whether it looks for the smallest perturbation."""
     source: str = ""
-    """`surrogate` where it queries the surrogate model instead of the defense."""
+    """Role of the surrogate model that it queries; empty where it queries the defense."""
+    eot_draws: int = 0
+    """Draws of a random defense that each gradient averages; 0: as the defense declares."""
+    examples: int = 0
+    """Number of examples it runs on, the first ones; 0: all."""
     joint: bool = False
     """Whether it attacks classifier and detector together."""
     samples: bool = False
     """Whether it draws points without following an answer of the model."""
+    written_for: tuple[str, ...] = ()
+    """Names of the defenses that it was written for."""
     parameters: Mapping[str, Any] = {}
     """Parameters by name, as JSON values."""
 
@@ -108,11 +116,20 @@ class ThreatCard(Card):
     """kind and rule."""
     budget: Mapping[str, int | None] = {}
     """Gradient evaluations and queries per example; None: no limit."""
-    required: tuple[str, ...] = ()
-    ranked: bool = True
+    protocol: LeaderboardProtocol = LeaderboardProtocol()
+    """What its leaderboard asks of every defense."""
     examples: int = 0
     order: int = 100
     """Position in lists; the smallest comes first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_record(cls, record: Any) -> Any:
+        """A record from before protocols has `required` and `ranked` in their place."""
+        if not isinstance(record, Mapping) or "protocol" in record or "required" not in record:
+            return record
+        protocol = {"required": record["required"], "ranked": record.get("ranked", True)}
+        return {**record, "protocol": protocol}
 
 
 class DatasetCard(Card):

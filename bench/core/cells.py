@@ -20,6 +20,12 @@ MODES = ("full", "rank")
 that the attacks before it did not break."""
 
 
+BALANCED_ORDER, FILE_ORDER = "balanced", "file"
+EXAMPLE_ORDERS = (BALANCED_ORDER, FILE_ORDER)
+"""Which test images are the first n. balanced: of the data set's fixed order, a keyed shuffle that
+alternates between the classes; file: of the official file, as RobustBench counts."""
+
+
 class Numeric(StrEnum):
     """The arithmetic in which attacks query a model; successes are always confirmed in float32."""
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+INTERRUPTED = 130
+"""Exit code of a command that a signal stopped; the same command continues."""
+
 
 class BenchError(Exception):
     """An error with a message: what came, what was expected, what to do."""
@@ -21,6 +24,15 @@ class UnavailableError(BenchError):
     """The environment lacks something: a device, a folder, a database that this version reads."""
 
     exit_code = 5
+
+
+class StorageError(UnavailableError):
+    """The database or a disk cannot be used: no cell is at fault, and the run can be resumed."""
+
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+        """Whether it may end by itself or by what the message asks for, so that a run waits."""
 
 
 T = TypeVar("T")

@@ -10,6 +10,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from bench.core.machines import Machine
+
 
 class Verdict(IntEnum):
     """The referee's verdict on one item."""
@@ -27,6 +29,10 @@ NO_ANSWER = -1
 
 REJECTED = -2
 """The label of an image that a defense rejected."""
+
+
+TRUE_GRADIENT_RESTART = 1000
+"""Added to the restart of a success by the true gradient of a defense that declares BPDA."""
 
 
 class Outcomes(NamedTuple):
@@ -55,10 +61,24 @@ class Outcomes(NamedTuple):
     step: npt.NDArray[np.int32]
     """Steps (of an external attack: queries) before the first success; -1 where unbroken."""
     restart: npt.NDArray[np.int32]
-    """The restart or target of the first success; -1 where unbroken."""
+    """The restart or target of the first success, plus TRUE_GRADIENT_RESTART where the
+    approximation that the defense declares had failed in all restarts; -1 where unbroken."""
     rejection: npt.NDArray[np.float32]
     """Rejection score less its threshold: rejected where positive. -inf where there is none: the
     defense never rejects, or the referee refused the candidate."""
+    target: npt.NDArray[np.int16]
+    """The declared target class; -1 under an untargeted goal, and in outcomes of older versions."""
+    claimed: npt.NDArray[np.int8]
+    """1 where the engine had seen the goal reached before the referee's verdict, 0 where not, -1 in
+    outcomes of older versions."""
+    true_confidence: npt.NDArray[np.float32]
+    """Softmax of the true class, 0 for logits that are not finite; NaN where the candidate was
+    refused or lies outside the perturbation set, and in outcomes of older versions."""
+    true_rank: npt.NDArray[np.int16]
+    """Number of classes that score above the true class, all for logits that are not finite; -1
+    where `true_confidence` is NaN."""
+    loss: npt.NDArray[np.float32]
+    """Cross-entropy of the true class; NaN also for logits that are not finite."""
 
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
@@ -78,7 +98,40 @@ class Outcomes(NamedTuple):
 OUTCOME_DTYPES = (
     np.int32, np.uint8, np.bool_, np.bool_, np.float64, np.int16,
     np.float32, np.int32, np.int32, np.int32, np.int32, np.int32, np.float32,
+    np.int16, np.int8, np.float32, np.int16, np.float32,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """The candidates of a cell that the referee refused, by reason."""
+
+    norm: int
+    """Outside the perturbation set."""
+    box: int
+    """A pixel outside [0, 1]."""
+    not_finite: int
+    """A NaN or infinite pixel."""
+    not_adversarial: int | None
+    """Claimed as a success, which the fresh model does not confirm; None where outcomes of an older
+    version do not say what was claimed."""
+
+    @property
+    def total(self) -> int:
+        """All refused candidates."""
+        return self.norm + self.box + self.not_finite + (self.not_adversarial or 0)
+
+
+def refusals(outcomes: Outcomes) -> Refusals:
+    """The refused candidates among outcomes [n], by reason."""
+    count = np.bincount(outcomes.verdict, minlength=len(Verdict))
+    unconfirmed = (outcomes.claimed == 1) & (outcomes.verdict == Verdict.ROBUST)
+    return Refusals(
+        norm=int(count[Verdict.OUT_OF_BALL]),
+        box=int(count[Verdict.OUT_OF_BOX]),
+        not_finite=int(count[Verdict.NOT_FINITE]),
+        not_adversarial=None if (outcomes.claimed < 0).any() else int(unconfirmed.sum()),
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +160,8 @@ class Chunk:
     images: tuple[KeptImage, ...] = ()
     exact: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None = None
     """Items [n] and their images [n, C, H, W], where every image is kept."""
+    machine: Machine | None = None
+    """The machine that computed it; None where it is not known."""
 
     def without(self, items: Collection[int]) -> Chunk:
         """The chunk without these items; its seconds stay."""
@@ -117,4 +172,5 @@ class Chunk:
             self.seconds,
             tuple(image for image in self.images if image.item not in items),
             None if exact is None else (exact[0][kept], exact[1][kept]),
+            self.machine,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -33,6 +34,30 @@ class RankRange(NamedTuple):
     """The number of defenses less those that are significantly worse."""
     group: int
     """Tie group, from 1: each defense of a group may have the rank of its first one."""
+    tied: tuple[str, ...] = ()
+    """The defenses that differ from it neither way, best first; "tied" is symmetric."""
+
+
+class PairedTest(NamedTuple):
+    """The exact McNemar test of one pair, within the family of all pairs of a leaderboard."""
+
+    a: str
+    b: str
+    only_a: int
+    """Examples that only `a` has right."""
+    only_b: int
+    p: float
+    adjusted: float
+    """Holm-adjusted p-value, at most 1: the smallest level at which the pair is told apart."""
+    differ: bool
+    """Whether Holm's procedure tells the pair apart; else the two are tied."""
+
+    @property
+    def better(self) -> str | None:
+        """The one of the pair with more right examples; None where they are tied."""
+        if not self.differ:
+            return None
+        return self.a if self.only_a > self.only_b else self.b
 
 
 def wilson(k: int, n: int, z: float = Z95) -> Interval:
@@ -163,29 +188,82 @@ def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:
     >>> holm([0.01, 0.04, 0.03])
     [True, False, False]
     """
-    order = sorted(range(len(pvalues)), key=pvalues.__getitem__)
-    rejected = [False] * len(pvalues)
-    for step, position in enumerate(order):
-        if pvalues[position] > level / (len(pvalues) - step):
-            break
-        rejected[position] = True
-    return rejected
+    return [adjusted <= level for adjusted in holm_adjusted(pvalues)]
 
 
-def rank_ranges(robust: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, RankRange]:
-    """The rank range of each defense, from paired tests on the shared examples; best first.
+def holm_adjusted(pvalues: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: rejected at a level are those not above it.
 
-    `robust[name]` is [n] bool over the same examples. Exact McNemar tests, Holm-corrected over the
-    comparisons of a defense. Raises ValueError where the arrays differ in length, since defenses
-    evaluated on different examples are not compared.
+    >>> holm_adjusted([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest, left = [0.0] * len(pvalues), 0.0, len(pvalues)
+    for position in sorted(range(len(pvalues)), key=pvalues.__getitem__):
+        largest = max(largest, left * pvalues[position])
+        adjusted[position] = min(1.0, largest)
+        left -= 1
+    return adjusted
+
+
+def paired_tests(
+    robust: Mapping[str, npt.NDArray[np.bool_]], level: float = 0.05
+) -> list[PairedTest]:
+    """The tests of all pairs of defenses as one Holm-corrected family, in the order of the names.
+
+    `robust[name]` is [n] bool over the same examples. Raises ValueError where the arrays differ in
+    length, since defenses evaluated on different examples are not compared.
     """
     _same_examples(robust)
+    pairs = list(combinations(robust, 2))
+    counts = [_discordant(robust[a], robust[b]) for a, b in pairs]
+    pvalues = [mcnemar(*count) for count in counts]
+    return [
+        PairedTest(*pair, *count, p, adjusted, adjusted <= level)
+        for pair, count, p, adjusted in zip(
+            pairs, counts, pvalues, holm_adjusted(pvalues), strict=True
+        )
+    ]
+
+
+def rank_ranges(
+    robust: Mapping[str, npt.NDArray[np.bool_]],
+    below: Collection[str] = (),
+    apart: Collection[frozenset[str]] = (),
+) -> dict[str, RankRange]:
+    """The rank range of each defense, from paired tests on the shared examples; best first.
+
+    `robust[name]` is [n] bool over the same examples. The tests of all pairs are one family
+    (`paired_tests`), so that two defenses are tied in both rows or in neither. The defenses `below`
+    stand below all others, whatever the tests say. The pairs `apart`, whose figures are of
+    different versions of an attack, are compared but never called tied. Raises ValueError where the
+    arrays differ in length.
+    """
+    tests = paired_tests(robust)
+    decided = [_decided(test, below) for test in tests]
+    better = Counter(pair[0] for pair in decided if pair)
+    worse = Counter(pair[1] for pair in decided if pair)
+    ranges = {name: (1 + worse[name], len(robust) - better[name]) for name in robust}
     right = {name: int(np.count_nonzero(bits)) for name, bits in robust.items()}
-    pvalues = {pair: compare(*map(robust.__getitem__, pair)) for pair in combinations(robust, 2)}
-    pvalues |= {(b, a): p for (a, b), p in pvalues.items()}
-    ranges = {name: _rank_range(name, right, pvalues) for name in robust}
-    order = sorted(robust, key=lambda name: (-right[name], ranges[name], name))
-    return _grouped({name: ranges[name] for name in order})
+    order = sorted(robust, key=lambda name: (name in below, -right[name], ranges[name], name))
+    open_tests = [t for t, pair in zip(tests, decided, strict=True) if pair is None]
+    tied = _ties([t for t in open_tests if frozenset((t.a, t.b)) not in apart], order)
+    ranks = _grouped({name: ranges[name] for name in order})
+    return {name: rank._replace(tied=tied[name]) for name, rank in ranks.items()}
+
+
+def _decided(test: PairedTest, below: Collection[str]) -> tuple[str, str] | None:
+    """The better and the worse of a pair; None where they are tied."""
+    if (test.a in below) != (test.b in below):
+        return (test.b, test.a) if test.a in below else (test.a, test.b)
+    if not test.differ:
+        return None
+    return (test.a, test.b) if test.better == test.a else (test.b, test.a)
+
+
+def _ties(tied_pairs: Iterable[PairedTest], order: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The names that each name is tied with, in the given order."""
+    tied = {frozenset((test.a, test.b)) for test in tied_pairs}
+    return {name: tuple(o for o in order if frozenset((name, o)) in tied) for name in order}
 
 
 def _grouped(ranges: Mapping[str, tuple[int, int]]) -> dict[str, RankRange]:
@@ -208,19 +286,9 @@ def _same_examples(robust: Mapping[str, npt.NDArray[np.bool_]]) -> None:
         )
 
 
-def _rank_range(
-    name: str, right: Mapping[str, int], pvalues: Mapping[tuple[str, str], float]
-) -> tuple[int, int]:
-    others = [other for other in right if other != name]
-    rejected = holm([pvalues[name, other] for other in others])
-    differ = [other for other, apart in zip(others, rejected, strict=True) if apart]
-    better = sum(right[other] > right[name] for other in differ)
-    return 1 + better, len(right) - (len(differ) - better)
-
-
-def compare(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    """McNemar's p-value of two defenses on the same examples [n] bool."""
-    return mcnemar(int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a)))
+def _discordant(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """The numbers of examples [n] that only a, and only b, has right."""
+    return int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench.core.cells import BALANCED_ORDER, EXAMPLE_ORDERS, FILE_ORDER
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.core.folders import cache_folder
 from bench.core.hashing import canonical
@@ -31,6 +32,8 @@ class Examples:
     """[n]."""
     digest: str
     """SHA-256 of images, labels and their positions in the official file."""
+    order: str = BALANCED_ORDER
+    """One of EXAMPLE_ORDERS."""
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """The images as float32 [n, C, H, W] in [0, 1]."""
@@ -55,19 +58,40 @@ def load_dataset(dataset: Dataset) -> Images:
 
     Raises UnavailableError for missing or altered files, PluginError for images unlike the record.
     """
+    require_available(dataset)
     return _read(dataset, data_folder())
 
 
-def first_examples(dataset: Dataset, n: int) -> Examples:
-    """The first n test images in the fixed order. Raises BenchError where there are fewer."""
+def require_available(dataset: Dataset) -> None:
+    """Raise UnavailableError where the data set states why it cannot be read here."""
+    if dataset.problem:
+        raise UnavailableError(f"the data set {dataset.name} cannot be read: {dataset.problem}")
+
+
+def first_examples(dataset: Dataset, n: int, order: str = BALANCED_ORDER) -> Examples:
+    """The first n test images of the balanced order, or of the file's own order.
+
+    The digest covers the positions in the file, so examples of two orders never have the same one.
+    Raises BenchError where there are fewer, or the order is not known.
+    """
+    if order not in EXAMPLE_ORDERS:
+        raise BenchError(f"--order is {order!r}; use one of {', '.join(EXAMPLE_ORDERS)}.")
+    if order == FILE_ORDER and dataset.local:
+        raise BenchError(
+            f"{dataset.name} is a folder of files sorted by class and has no official order; use "
+            f"--order {BALANCED_ORDER}."
+        )
+    require_available(dataset)
     if not 1 <= n <= dataset.test_size:
         raise BenchError(
             f"{n} examples of {dataset.name} were requested; use 1 to "
             f"{dataset.test_size}, the number of its test images."
         )
     images = load_dataset(dataset)
-    first = Split(images.test.images[:n], images.test.labels[:n])
-    return Examples(dataset.name, *first, digest=content_digest(*first, images.index[:n]))
+    chosen = np.argsort(images.index)[:n] if order == FILE_ORDER else slice(n)
+    first = Split(images.test.images[chosen], images.test.labels[chosen])
+    digest = content_digest(*first, images.index[chosen])
+    return Examples(dataset.name, *first, digest=digest, order=order)
 
 
 def training_digest(dataset: Dataset) -> str:
@@ -99,11 +123,7 @@ def _read(dataset: Dataset, place: Path) -> Images:
         raise PluginError(f"the data set {dataset.name} {wrong}.")
     found = content_digest(*images.test, images.index)
     if dataset.digest not in ("", found):
-        raise UnavailableError(
-            f"the test half of {dataset.name} in {place} has the digest {found[:12]}, expected "
-            f"{dataset.digest[:12]}: these are not the official files; delete them there to have "
-            "them downloaded again."
-        )
+        raise UnavailableError(_wrong_digest(dataset, place, found))
     if images.train and dataset.train_digest not in ("", content_digest(*images.train)):
         raise UnavailableError(
             f"the training half of {dataset.name} in {place} is not the official one; delete its "
@@ -112,6 +132,20 @@ def _read(dataset: Dataset, place: Path) -> Images:
     for array in (images.index, *images.test, *(images.train or ())):
         array.flags.writeable = False
     return images
+
+
+def _wrong_digest(dataset: Dataset, place: Path, found: str) -> str:
+    """The sentence for a test half with another digest than the declared one."""
+    if dataset.local:
+        return (
+            f"the images of {dataset.name} have the digest {found}, expected {dataset.digest}: "
+            "restore the files and settings that had it, or declare the new digest."
+        )
+    return (
+        f"the test half of {dataset.name} in {place} has the digest {found[:12]}, expected "
+        f"{dataset.digest[:12]}: these are not the official files; delete them there to have them "
+        "downloaded again."
+    )
 
 
 def _why_unlike_record(dataset: Dataset, images: Images) -> str:

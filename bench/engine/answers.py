@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from bench.core.errors import PluginError
 from bench.core.outcomes import NO_ANSWER, REJECTED
+from bench.engine.values import description
 
 
 class ClassifierOnly(nn.Module):
@@ -57,20 +60,52 @@ def reaches_goal(label: Tensor, known: Tensor, *, targeted: bool, rejects: bool)
     return other & (label != REJECTED) if rejects else other
 
 
-def checked_logits(answer: object, rows: int) -> Tensor:
-    """Returns the answer, checked to be logits [rows, K].
+def vote_counts(answers: Tensor, *, rejects: bool) -> Tensor:
+    """The number of draws [n, K] with each label, from answers [draws, n, K].
+
+    With `rejects` column K is positive where more than half of the draws reject the image. Answers
+    are NaN where more than half of the draws are not finite.
+    """
+    draws, _, columns = answers.shape
+    classes = columns - rejects
+    label = predicted_labels(answers, rejects=rejects)
+    one_hot = nn.functional.one_hot(label.clamp_min(0), classes) * (label >= 0)[..., None]
+    counts = one_hot.sum(0).to(answers.dtype)
+    if rejects:
+        rejected = (label == REJECTED).sum(0) - draws / 2
+        counts = torch.cat([counts, rejected[:, None].to(answers.dtype)], 1)
+    missing = (label == NO_ANSWER).sum(0) > draws / 2
+    return counts.masked_fill(missing[:, None], torch.nan)
+
+
+def checked_logits(answer: object, rows: int, title: str = "the defense") -> Tensor:
+    """Returns the answer, checked to be logits [rows, K] of float32 or float64.
 
     Raises:
-        PluginError: it is no floating-point tensor of two dimensions with so many rows.
+        PluginError: it is something else; `title` is the subject of the message.
     """
     if not isinstance(answer, Tensor):
         raise PluginError(
-            f"the defense returned {type(answer).__name__}; a tensor of logits "
-            f"[{rows}, classes] was expected."
+            f"{title} returned {description(answer)}; a tensor of logits [{rows}, classes] was "
+            f"expected: {_unpacking(answer)}."
         )
     if answer.dim() != 2 or answer.shape[0] != rows or not answer.is_floating_point():
         raise PluginError(
-            f"the defense returned {answer.dtype} {tuple(answer.shape)} for {rows} images; "
-            f"floating point logits [{rows}, classes] were expected."
+            f"{title} returned {description(answer)} for {rows} images; floating-point logits "
+            f"[{rows}, classes] were expected: return one row for each image."
+        )
+    if answer.dtype not in (torch.float32, torch.float64):
+        raise PluginError(
+            f"{title} returned {answer.dtype} logits; torch.float32 was expected, because attacks "
+            "cannot follow differences that are rounded away: compute in float32."
         )
     return answer
+
+
+def _unpacking(answer: object) -> str:
+    """How the logits are taken out of an answer that is no tensor."""
+    if isinstance(answer, Mapping):
+        return f"return one entry of it ({', '.join(map(str, list(answer)[:3]))})"
+    if isinstance(answer, tuple | list):
+        return "return the logits alone"
+    return "return the logits"

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.engine.answers import predicted_labels, reaches_goal
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import map_state
+from bench.engine.transfers import to_device
 from bench.plugin import Attack
 from bench.plugin.losses import margin
 from bench.threats.access import Budget
@@ -102,7 +103,7 @@ class Candidates(NamedTuple):
         """Items whose goal is reached on the clean image: broken at no cost."""
         item = torch.tensor(items, dtype=torch.int64)
         zero = torch.zeros_like(item)
-        image = spec.x[item.to(spec.x.device)]
+        image = spec.x[to_device(item, spec.x.device)]
         return cls(item, image, zero, zero, zero, zero, zero, zero.double() + torch.inf)
 
 
@@ -157,7 +158,32 @@ class EndedRestarts(NamedTuple):
         )
 
 
-Columns = TypeVar("Columns", Candidates, NearestCandidates, EndedRestarts)
+class DeferredRestarts(NamedTuple):
+    """Restarts that have made their last step, as the device knows them; [m] each."""
+
+    item: Tensor
+    """[m] int64 on the host, as are `restart`, `step` and `final`."""
+    restart: Tensor
+    step: Tensor
+    final: Tensor
+    """[m] bool: the item has no later restart."""
+    image: Tensor
+    """[m, C, H, W]: the last iterate."""
+    claimed: Tensor
+    """[m] bool: one of the restart's queries succeeded."""
+    claim: Tensor
+    """[m, C, H, W]: that query, else the last iterate."""
+    counts: Tensor
+    """[m, 5] int64: forwards and gradients at the end; forwards, gradients and step of the claim.
+    """
+
+    @property
+    def query(self) -> Tensor:
+        """[m, C, H, W]: the claim, or else the last iterate, which gets its final check."""
+        return torch.where(per_row(self.claimed, self.image), self.claim, self.image)
+
+
+Columns = TypeVar("Columns", Candidates, NearestCandidates, EndedRestarts, DeferredRestarts)
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
@@ -170,5 +196,7 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 
 def select_rows(columns: Columns, rows: Tensor) -> Columns:
     """The rows `rows`, [k] int64 or [n] bool, of every column."""
-    part: Columns = map_state(lambda column: column[rows.to(column.device)], columns)
+    if rows.dtype == torch.bool and rows.device.type == "cpu":
+        rows = rows.nonzero()[:, 0]  # a mask on a device would make the host wait
+    part: Columns = map_state(lambda column: column[to_device(rows, column.device)], columns)
     return part

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from bench.core.errors import PluginError
-from bench.engine.answers import checked_logits
 from bench.engine.ledger import QueryLedger
 from bench.engine.model_access import ModelAccess
 from bench.threats.access import Access
@@ -127,7 +126,8 @@ class ExternalModel(nn.Module):
         """
         if len(torch.unique(rows)) != len(rows):
             raise PluginError(f"{self._name} named a row twice; each image needs a row of its own.")
-        before, self._ledger.rows = self._ledger.rows, rows.to(self._ledger.active.device)
+        named = rows.to(self._ledger.active.device, copy=True)
+        before, self._ledger.rows = self._ledger.rows, named
         try:
             yield
         finally:
@@ -136,7 +136,8 @@ class ExternalModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The part of the answer [b, K] to images [b, C, H, W] that the access level allows."""
         self._require_answers()
-        rows, count, draws = self._rows_of(images), images.shape[0], self._model_access.draws
+        rows, count = self._rows_of(images), images.shape[0]
+        draws = self._model_access.draws_at(self._access)
         charge = self._ledger.charge
         charge(rows, count, draws, 0)
         answer = self._answer(images)
@@ -182,29 +183,16 @@ class ExternalModel(nn.Module):
         return rows
 
     def _answer(self, images: Tensor) -> Tensor:
-        """Answers [b, K], the mean over the declared draws; with a graph where access allows it."""
+        """Answers [b, K] of the charged draws; with a graph where access allows it."""
+        model_access = self._model_access
         if self._access < Access.GRADIENTS:
             images = images.detach()
-        if self._model_access.draws == 1:
-            return self._draw(images)
-        return torch.stack([self._draw(images) for _ in range(self._model_access.draws)]).mean(0)
-
-    def _draw(self, images: Tensor) -> Tensor:
-        access = self._model_access
-        if not access.has_bpda or not images.requires_grad or not torch.is_grad_enabled():
-            return self._call(access.module, images)
-        # The answer of the defense with the gradient of the BPDA approximation (arXiv:1802.00420).
-        with torch.no_grad():
-            answer = self._call(access.module, images)
-        approximation = self._call(access.gradient_module, images)
-        return answer + (approximation - approximation.detach())
-
-    def _call(self, module: nn.Module, images: Tensor) -> Tensor:
-        noise = self._model_access.noise
-        if noise is None:
-            return checked_logits(module(images), len(images))
-        with noise.scope():
-            return checked_logits(module(images), len(images))
+        if self._access == Access.LABELS:
+            return model_access.label_answers(images)
+        if model_access.draws == 1:
+            return model_access.answer_with_graph(images)
+        draws = [model_access.answer_with_graph(images) for _ in range(model_access.draws)]
+        return torch.stack(draws).mean(0)
 
 
 @contextmanager

@@ -33,7 +33,9 @@ from bench.engine.external_model import (
 from bench.engine.external_tracker import ExternalTracker
 from bench.engine.ledger import QueryLedger
 from bench.engine.problem import pad_rows, padded_size
+from bench.engine.values import checked_images
 from bench.plugin import ExternalAttack, PerturbationSet, Traits
+from bench.plugin.external import Model
 from bench.threats.access import Budget
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key, name_to_int64
 
@@ -85,21 +87,26 @@ def _run_batch(
     where = where if alone else pad_rows(where, padded_size(count))
     active = torch.arange(len(where), device=where.device) < count
     ledger = ExternalLedger(QueryLedger(len(where), spec.budget, where.device), active)
-    tracker = ExternalTracker(spec, confirm, where, ledger, tracks=not Traits.of(attack).source)
+    access = min(attack.needs, spec.model_access.access)
+    tracker = ExternalTracker(
+        spec, confirm, where, ledger,
+        tracks=not Traits.of(attack).source, draws=spec.model_access.draws_at(access),
+    )  # fmt: skip
     model = ExternalModel(
-        spec.model_access, min(attack.needs, spec.model_access.access), ledger,
+        spec.model_access, access, ledger,
         name=attack.name, shape=tuple(spec.x.shape[1:]), on_answer=tracker.observe,
     )  # fmt: skip
-    problem = ExternalRows.of(spec, attack.name, where, model)
+    seed = name_to_int64(f"{spec.seed} {attack.name} {items[0]}")
+    problem = ExternalRows.of(spec, attack.name, where, model, seed)
     try:
-        seed = name_to_int64(f"{spec.seed} {attack.name} {items[0]}")
         images = _isolated(attack.name, lambda: attack.run(problem), seed)
     except AttackStopped as stop:
         if ledger.running:
             raise PluginError(_foreign_stop(attack.name, stop)) from stop
         return tracker.candidates(None)
     else:
-        return tracker.candidates(_checked_images(images, spec.x[where], attack.name))
+        given = checked_images(images, spec.x[where], f"{attack.name}.run returned")
+        return tracker.candidates(given.detach().clone())
     finally:
         ledger.running = False
 
@@ -114,17 +121,21 @@ class ExternalRows:
     ball: PerturbationSet
     classes: int
     budget: Budget
-    model: ExternalModel
+    model: Model
     draws: KeyedRandomNumbers
+    seed: int = 0
+    """Seed of the global random generators, for an attack that runs in another process."""
 
     @classmethod
-    def of(cls, spec: CellSpec, name: str, items: Tensor, model: ExternalModel) -> ExternalRows:
+    def of(
+        cls, spec: CellSpec, name: str, items: Tensor, model: ExternalModel, seed: int
+    ) -> ExternalRows:
         """The rows of `items` [n] int64, as copies that a library may write into."""
         zero = torch.zeros_like(items)
         draws = KeyedRandomNumbers(example_key(spec.seed, name, items, zero), zero)
         return cls(
             spec.x[items], spec.y[items], spec.target[items], spec.ball, spec.clean_logits.shape[1],
-            spec.budget, model, draws,
+            spec.budget, model, draws, seed,
         )  # fmt: skip
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -166,13 +177,3 @@ def _foreign_stop(name: str, stop: AttackStopped) -> str:
         f"{name} was stopped by {Path(last.filename).name}, line {last.lineno}, although neither "
         "its budget was spent nor every row broken; only the engine may raise AttackStopped."
     )
-
-
-def _checked_images(images: object, x: Tensor, name: str) -> Tensor:
-    """A copy of the returned images, checked to have shape and type of `x` [n, C, H, W]."""
-    if not isinstance(images, Tensor) or images.shape != x.shape or images.dtype != x.dtype:
-        kind = type(images).__name__
-        if isinstance(images, Tensor):
-            kind = f"{images.dtype} {list(images.shape)}"
-        raise PluginError(f"{name} returned {kind}; {x.dtype} {list(x.shape)} was expected.")
-    return images.detach().to(x.device, copy=True)

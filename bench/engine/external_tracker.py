@@ -23,6 +23,7 @@ class ExternalTracker:
         items: [n] int64, the item of each row.
         ledger: what each row has spent.
         tracks: False for a transfer attack, which must not learn whether it has succeeded.
+        draws: number of draws, and of queries, behind each answer.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class ExternalTracker:
         ledger: ExternalLedger,
         *,
         tracks: bool,
+        draws: int = 1,
     ) -> None:
         self.spec, self.confirm, self.items, self.ledger = spec, confirm, items, ledger
-        self.tracks = tracks
+        self.tracks, self.draws = tracks, draws
         self.nearest = spec.goal.kind == "nearest"
         self.targeted = spec.goal.kind == "targeted"
         self.rejects = spec.model_access.rejects
@@ -93,10 +95,9 @@ class ExternalTracker:
         self.distance[where] = self.spec.ball.distance(images[index], self.x[where])
         # One row with many images: those after the first success are not part of its cost.
         later = len(rows) - 1 - index if len(self.items) == 1 else torch.zeros_like(index)
-        draws = self.spec.model_access.draws
         ledger = self.ledger.counts
-        forwards = ledger.forwards[where] - later * draws
-        self.step[where] = forwards // draws - 1
+        forwards = ledger.forwards[where] - later * self.draws
+        self.step[where] = forwards // self.draws - 1
         if not self.nearest:
             self.forwards[where] = forwards
             self.gradients[where] = ledger.gradients[where]
@@ -131,5 +132,5 @@ class ExternalTracker:
         won &= distance < self.distance[where]
         empty = self.distance[where].isinf()
         self.image[where] = torch.where(per_row(won | empty, adv), adv, self.image[where])
-        step = self.ledger.counts.forwards[where] // spec.model_access.draws
+        step = self.ledger.counts.forwards[where] // self.draws
         self.step[where] = torch.where(won, step, self.step[where])

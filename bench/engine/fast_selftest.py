@@ -147,7 +147,7 @@ def probe_answers(module: nn.Module, images: Tensor, pair: Tensor | None = None)
     `pair` [n, 2] are the classes whose logits are compared, by default the two largest. Faster
     forms use those of the defense itself: where two classes tie, either order is right.
     """
-    leaf = images.detach().requires_grad_()
+    leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = module(leaf)
         pair = logits.topk(2).indices if pair is None else pair
@@ -162,9 +162,12 @@ def reason_for_plain_form(module: nn.Module, images: Tensor) -> str:
     if any(getattr(part, name) for part in module.modules() for name in hooks):
         return "it carries hooks"
     with torch.no_grad():
-        once, twice = module(images), module(images)
+        # Each call gets a copy, and its answer is copied: a module may write into both.
+        once, twice = module(images.clone()).clone(), module(images.clone()).clone()
         half = len(images) // 2
         mixed = module(torch.cat([images[:half], 1 - images[half:]]))[:half]
+    if not once.isfinite().all():
+        return "its answers are not finite"
     if not torch.equal(once, twice):
         return "its answers to the same images differ"
     spread = (once.amax(1) - once.amin(1)).amax()

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bench.core.errors import PluginError
-from bench.engine.answers import checked_logits
+from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, PluginError
+from bench.engine.answers import checked_logits, vote_counts
+from bench.engine.plugin_calls import plugin_error
+from bench.engine.values import checked_column
 from bench.plugin import Gradient, Jacobian
 from bench.plugin.losses import Loss
 from bench.threats.access import Access
@@ -59,9 +61,25 @@ class SeededNoise:
 class ModelAccess:
     """Access to a built model at a declared level; freezes its parameters.
 
+    The model gets a copy of the images, and its answer is copied: whatever it keeps or writes into
+    is its own. Whatever it raises becomes a PluginError.
+
     A rejecting defense returns [n, K + 1]: logits, then the rejection score less its threshold.
     `logits`, `gradient` and `jacobian` return this whole answer; `visible` is the part that an
     attack sees and that its loss is computed from.
+
+    Args:
+        module: the model.
+        bpda: its BPDA approximation, whose gradients are used; None: its own gradients.
+        access: what the attack may see.
+        draws: answers and gradients of a random model are means over so many draws (EOT).
+        votes: `labels` are the majority over so many draws of a random model.
+        noise: the random state of a declared-random model; None for a deterministic one.
+        attack_name: of the attack, for messages.
+        threat_model: its name, for messages.
+        rejects: whether answers end with a rejection score.
+        joint: whether the attack sees that score.
+        title: the model, for messages.
     """
 
     def __init__(
@@ -71,16 +89,21 @@ class ModelAccess:
         bpda: nn.Module | None = None,
         access: Access = Access.GRADIENTS,
         draws: int = 1,
+        votes: int = 1,
         noise: SeededNoise | None = None,
         attack_name: str = "the attack",
         threat_model: str = "this threat model",
         rejects: bool = False,
         joint: bool = False,
+        title: str = "the defense",
     ) -> None:
+        self.title = title
         self.module = freeze(module)
         self.gradient_module = freeze(bpda) if bpda is not None else module
         self.has_bpda = bpda is not None
         self.access, self.draws, self.noise = access, draws, noise
+        self.votes = votes if noise is not None else 1
+        """Draws that vote for each label; 1: `labels` are those of the mean over `draws`."""
         self.attack_name, self.threat_model = attack_name, threat_model
         self.rejects = rejects
         """Whether answers end with a rejection score."""
@@ -102,8 +125,22 @@ class ModelAccess:
 
     def logits(self, images: Tensor) -> Tensor:
         """Answers [n, K] to images [n, C, H, W], without a graph; the mean over declared draws."""
-        with torch.no_grad():
-            return self._mean(lambda: self._call(self.module, images))
+        return self._mean(lambda: self.single_draw_logits(images))
+
+    def draws_at(self, access: Access) -> int:
+        """The number of draws, and of queries, behind an answer at an access level."""
+        return self.votes if access == Access.LABELS and self.votes > 1 else self.draws
+
+    def label_answers(self, images: Tensor) -> Tensor:
+        """Answers [n, K] to images [n, C, H, W] whose largest entry is the label.
+
+        With `votes` above 1 an entry is the number of draws with that label, so that a tie goes to
+        the smallest class; otherwise these are the answers of `logits`.
+        """
+        if self.votes == 1:
+            return self.logits(images)
+        draws = [self.single_draw_logits(images) for _ in range(self.votes)]
+        return vote_counts(torch.stack(draws), rejects=self.rejects)
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         """Gradient [n, C, H, W], loss [n] and logits [n, K]; the mean over the declared draws.
@@ -138,44 +175,81 @@ class ModelAccess:
         return torch.stack([answer() for _ in range(self.draws)]).mean(0)
 
     def _call(self, module: nn.Module, images: Tensor) -> Tensor:
-        if self.noise is None:
-            answer = module(images)
-        else:
-            with self.noise.scope():
+        """The checked answer of a module to images [n, C, H, W], which it may write into."""
+        try:
+            if self.noise is None:
                 answer = module(images)
-        return checked_logits(answer, len(images))
+            else:
+                with self.noise.scope():
+                    answer = module(images)
+        except (BenchError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except PLUGIN_EXCEPTIONS as error:
+            raise plugin_error(self._title_of(module), error) from error
+        return checked_logits(answer, len(images), self._title_of(module))
+
+    def _title_of(self, module: nn.Module) -> str:
+        bpda = self.has_bpda and module is self.gradient_module
+        return f"the BPDA approximation of {self.title}" if bpda else self.title
 
     def _gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
-        leaf = images.detach().requires_grad_()
+        leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
             if not self.has_bpda:
                 logits = self._call(self.module, leaf)
-                value = loss(self.visible(logits))
-                gradient = input_gradient(value.sum(), leaf)
-                return Gradient(gradient, value.detach(), logits.detach())
-            with torch.no_grad():
-                logits = self._call(self.module, leaf)
-            answer = logits.detach().requires_grad_()
-            value = loss(self.visible(answer))
+                value = self._loss(loss, logits)
+                gradient = self._derivative(value.sum(), leaf)
+                return Gradient(gradient, value.detach(), logits.detach().clone())
+            logits = self.single_draw_logits(images)
+            answer = logits.clone().requires_grad_()
+            value = self._loss(loss, answer)
             weight = input_gradient(value.sum(), answer)
-            gradient = input_gradient((self._call(self.gradient_module, leaf) * weight).sum(), leaf)
-        return Gradient(gradient, value.detach(), logits.detach())
+            approximation = self._call(self.gradient_module, leaf)
+            gradient = self._derivative((approximation * weight).sum(), leaf)
+        return Gradient(gradient, value.detach(), logits)
+
+    def _loss(self, loss: Callable[[Tensor], Tensor], answer: Tensor) -> Tensor:
+        """The attack's loss [n] of the visible part of an answer [n, K]."""
+        value = loss(self.visible(answer))
+        return checked_column(value, len(answer), f"the loss of {self.attack_name} is", None)
+
+    def _derivative(self, value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
+        """A copy of the gradient of the scalar `value` at `leaf`, [n, C, H, W] both."""
+        try:
+            return input_gradient(value, leaf, keep=keep).clone()
+        except (BenchError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except PLUGIN_EXCEPTIONS as error:
+            what = f"the gradient of {self.title}, or of the loss of {self.attack_name},"
+            raise plugin_error(what, error) from error
 
     def _jacobian(self, images: Tensor, classes: Tensor, minus: Tensor | None) -> Jacobian:
-        leaf = images.detach().requires_grad_()
+        leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
             answer = self._call(self.gradient_module, leaf)
             chosen = answer.gather(1, classes)
             if minus is not None:
                 chosen = chosen - answer.gather(1, minus[:, None])
-            rows = [input_gradient(column.sum(), leaf, keep=True) for column in chosen.unbind(1)]
-        logits = self.single_draw_logits(images) if self.has_bpda else answer.detach()
+            rows = [self._derivative(one.sum(), leaf, keep=True) for one in chosen.unbind(1)]
+        logits = self.single_draw_logits(images) if self.has_bpda else answer.detach().clone()
         return Jacobian(torch.stack(rows, 1), logits)
+
+    def answer_with_graph(self, images: Tensor) -> Tensor:
+        """The answer [n, K] of a single draw to images [n, C, H, W], with a graph where they have.
+
+        With a BPDA approximation it is that of the defense with the gradient of the approximation
+        (arXiv:1802.00420).
+        """
+        if not self.has_bpda or not images.requires_grad or not torch.is_grad_enabled():
+            return self._call(self.module, images.clone()).clone()
+        answer = self.single_draw_logits(images)
+        approximation = self._call(self.gradient_module, images.clone())
+        return answer + (approximation - approximation.detach())
 
     def single_draw_logits(self, images: Tensor) -> Tensor:
         """The answer [n, K] of a single draw to images [n, C, H, W], however many are declared."""
         with torch.no_grad():
-            return self._call(self.module, images)
+            return self._call(self.module, images.clone()).clone()
 
 
 def label_free_loss(logits: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bench.engine.cell_spec import Candidates, CellSpec, Confirm, concatenate
+from bench.engine.device_scheduler import scheduler_for
 from bench.engine.problem import checked_restart_count
-from bench.engine.scheduler import Scheduler
+from bench.engine.transfers import to_device
 from bench.threats.access import Budget
 
 MAX_RESTART_PIXELS = 2**26  # in all restarts of all items: the memory laid out at once
@@ -32,10 +33,10 @@ def run_items(spec: CellSpec, confirm: Confirm, items: Sequence[int]) -> Iterato
         or size > MAX_RESTART_PIXELS
         or not restarts_are_independent(spec)
     ):
-        yield from Scheduler(spec, confirm, items).run()
+        yield from scheduler_for(spec, confirm, items).run()
         return
     reached = set(spec.reached_on_clean.nonzero()[:, 0].tolist())
-    yield from Scheduler(spec, confirm, [item for item in items if item in reached]).run()
+    yield from scheduler_for(spec, confirm, [item for item in items if item in reached]).run()
     left = [item for item in items if item not in reached]
     yield from run_restarts_in_parallel(spec, confirm, left, restarts)
 
@@ -65,7 +66,7 @@ def run_restarts_in_parallel(
 
     order = restart.argsort(stable=True).tolist()
     results = RestartResults.empty(expanded, len(items), restarts)
-    for part in Scheduler(expanded, confirm_restart, order).run():
+    for part in scheduler_for(expanded, confirm_restart, order).run():
         results = results.with_candidates(part)
         yield from results.completed(items)
 
@@ -118,7 +119,7 @@ class RestartResults(NamedTuple):
         shown = torch.where(won | distance.isinf().all(1), end, nearest)
         return Candidates(
             item=torch.tensor(items)[chosen],
-            image=found.image[shown.to(found.image.device)],
+            image=found.image[to_device(shown, found.image.device)],
             forwards=(found.forwards[row] * counted).sum(1),
             gradients=(found.gradients[row] * counted).sum(1),
             final_checks=found.final_checks[end], step=found.step[end],

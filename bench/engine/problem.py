@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bench.core.errors import PluginError
+from bench.core.errors import PluginError, error_text
 from bench.engine.answers import predicted_labels, reaches_goal
+from bench.engine.attack_view import started, stepped
 from bench.engine.ledger import QueryLedger
 from bench.engine.model_access import ModelAccess, signed_loss
+from bench.engine.values import checked_column, checked_images, description
 from bench.plugin import Attack, Gradient, Jacobian, State, Traits
 from bench.plugin.losses import Loss
 from bench.threats.access import Access, Budget
@@ -138,7 +140,10 @@ class BatchProblem:
         self._reveal(Access.SCORES)
         if self._other_classes is None:
             order = self.clean.argsort(dim=1, descending=True, stable=True)
-            self._other_classes = order[order != self.y[:, None]].view(len(self.y), -1)
+            place = (order == self.y[:, None]).int().argmax(1, keepdim=True)
+            every = torch.arange(order.shape[1] - 1, device=order.device)
+            # By index: a mask has a size that the host would have to wait for.
+            self._other_classes = order.gather(1, every + (every >= place))
         return self._other_classes
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
@@ -147,15 +152,11 @@ class BatchProblem:
         Charges one query and one gradient evaluation to each active row, or to those of `where`
         [n] bool.
         """
-        self.required_model_access.require(Access.GRADIENTS)
-        allowed = self._charge(
-            where, self.required_model_access.draws, self.required_model_access.draws
-        )
+        model_access = self._granted(Access.GRADIENTS, adv)
+        allowed = self._charge(where, model_access.draws, model_access.draws)
         targeted = self.goal.kind == "targeted"
-        label = self.target if targeted else self.y
-        answer = self.required_model_access.gradient(
-            adv, signed_loss(loss, label, -1 if targeted else 1)
-        )
+        label = (self.target if targeted else self.y).clone()
+        answer = model_access.gradient(adv, signed_loss(loss, label, -1 if targeted else 1))
         self._report(adv, answer.logits, allowed)
         return self._visible(self._allowed(answer, allowed, where))
 
@@ -172,22 +173,27 @@ class BatchProblem:
         Charges one query and k gradient evaluations to each active row, or to those of `where`
         [n] bool. With `minus` [n], the gradients of the differences to the logit of that class.
         """
-        self.required_model_access.require(Access.GRADIENTS)
-        draws = self.required_model_access.draws
+        model_access = self._granted(Access.GRADIENTS, adv)
+        self._check_classes(classes, minus)
+        draws = model_access.draws
         allowed = self._charge(where, draws, draws * classes.shape[1])
-        answer = self.required_model_access.jacobian(adv, classes, minus)
+        answer = model_access.jacobian(adv, classes, minus)
         self._report(adv, answer.logits, allowed)
         return self._visible(self._allowed(answer, allowed, where))
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
         """Logits [n, K] at `adv` [n, C, H, W]; charges one query to each row of `where` [n]."""
-        self.required_model_access.require(Access.SCORES)
-        return self._query(adv, where)
+        model_access = self._granted(Access.SCORES, adv)
+        return self._query(adv, where, model_access.draws, model_access.logits)
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Labels [n] int64 at `adv` [n, C, H, W]; charges one query to each row of `where` [n]."""
-        self.required_model_access.require(Access.LABELS)
-        return self._query(adv, where)[:, : self.classes].argmax(1)
+        """Labels [n] int64 at `adv` [n, C, H, W]; charges one query to each row of `where` [n].
+
+        Of a random defense each label may be a vote over several draws, each of which is charged.
+        """
+        model_access = self._granted(Access.LABELS, adv)
+        draws, answers = model_access.draws_at(Access.LABELS), model_access.label_answers
+        return self._query(adv, where, draws, answers)[:, : self.classes].argmax(1)
 
     def reaches_goal(self, answer: Tensor) -> Tensor:
         """[n] bool: logits [n, K] or labels [n] reach the goal of the threat model.
@@ -212,11 +218,39 @@ class BatchProblem:
         """Keyed random integers [n, *shape] in [0, high)."""
         return KeyedRandomNumbers(self.key, self.t).integers(name, high, shape)
 
-    def _query(self, adv: Tensor, where: Tensor | None) -> Tensor:
-        allowed = self._charge(where, self.required_model_access.draws, 0)
-        logits = self.required_model_access.logits(adv)
-        self._report(adv, logits, allowed)
-        return self.required_model_access.visible(self._allowed(logits, allowed, where))
+    def _query(
+        self, adv: Tensor, where: Tensor | None, draws: int, answers: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        allowed = self._charge(where, draws, 0)
+        answer = answers(adv)
+        self._report(adv, answer, allowed)
+        return self.required_model_access.visible(self._allowed(answer, allowed, where))
+
+    def _granted(self, access: Access, adv: Tensor) -> ModelAccess:
+        """The model, where it may be queried so with images `adv` [n, C, H, W].
+
+        Raises:
+            PluginError: the access is not granted, or the images are none of these rows.
+        """
+        model_access = self.required_model_access
+        model_access.require(access)
+        checked_images(adv, self.x, f"{self.name} queried")
+        return model_access
+
+    def _check_classes(self, classes: Tensor, minus: Tensor | None) -> None:
+        """Raises PluginError unless these are classes [n, k] and [n] int64 of these rows."""
+        given = [(classes, 2, f"[{len(self.x)}, k]"), (minus, 1, f"[{len(self.x)}]")]
+        for part, dims, shape in given if minus is not None else given[:1]:
+            if (
+                not isinstance(part, Tensor)
+                or part.dtype is not torch.int64
+                or part.dim() != dims
+                or len(part) != len(self.x)
+            ):
+                raise PluginError(
+                    f"{self.name} queried the gradients of {description(part)}; class numbers "
+                    f"torch.int64 {shape} were expected."
+                )
 
     def _allowed(self, answer: Answer, allowed: Tensor, where: Tensor | None) -> Answer:
         """The answers of charged rows; zeros for rows outside `where` or over their budget."""
@@ -236,7 +270,9 @@ class BatchProblem:
         )
 
     def _charge(self, where: Tensor | None, forwards: int, gradients: int) -> Tensor:
-        charged = self.active if where is None else self.active & where
+        if where is None:
+            return self.ledger.charge(self.active, forwards, gradients)
+        charged = self.active & checked_column(where, len(self.x), f"{self.name} queried where =")
         return self.ledger.charge(charged, forwards, gradients)
 
     def _report(self, adv: Tensor, answer: Tensor, allowed: Tensor) -> None:
@@ -256,6 +292,11 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
         return function(*states)
     fields: Any = zip(*states, strict=True)
     return type(first)(*(function(*column) for column in fields))
+
+
+def tensors_of(state: State) -> list[Tensor]:
+    """The fields [n, ...] of a state: itself where it is a tensor."""
+    return [state] if isinstance(state, Tensor) else list(state)
 
 
 def padded_size(count: int) -> int:
@@ -293,7 +334,7 @@ def attack_once(
         ball: the perturbation set.
         seed: with `example` the key of every random number.
         example: [n] int64.
-        counts: the number of gradient evaluations is added under `gradients`.
+        tally: the number of gradient evaluations is added under `gradients`.
 
     Returns:
         [n, C, H, W], detached.
@@ -307,9 +348,9 @@ def attack_once(
             clean_logits=model_access.logits(x), example=example, seed=seed, name=attack.name,
             budget=Budget(),
         )  # fmt: skip
-        state = attack.start(rows.at_start(torch.arange(len(x), device=x.device)))
+        state = started(attack, rows.at_start(torch.arange(len(x), device=x.device)))
         for _ in range(attack.steps):
-            state = attack.step(rows, state)
+            state = stepped(attack, rows, state)
             rows.t = rows.t + 1
         if tally is not None:
             tally["gradients"] += int(rows.ledger.gradients.sum())
@@ -326,7 +367,13 @@ def checked_restart_count(attack: Attack, classes: int) -> int:
     Raises:
         PluginError: the attack declares none.
     """
-    count = Traits.restart_count(attack, classes)
+    try:
+        count = Traits.restart_count(attack, classes)
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"{attack.name}.restart_count returned no number for {classes} classes "
+            f"({error_text(error)}); return an int, at least 1."
+        ) from error
     if count < 1:
         raise PluginError(
             f"{attack.name} declares {count} restarts for {classes} classes; at least 1 is needed."

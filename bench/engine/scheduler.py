@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.engine.attack_view import started, stepped
 from bench.engine.batch_size import rounded_size, smallest_exact_batch
 from bench.engine.cell_spec import (
     NOISE_GROUP,
@@ -31,6 +32,7 @@ from bench.engine.problem import (
 from bench.engine.slots import HostArray, SlotArray, slot_indices
 from bench.engine.speculative import SpeculativeQueries
 from bench.engine.success_tracker import SuccessTracker
+from bench.engine.values import checked_column
 from bench.plugin import StopRule, Traits
 from bench.threats.norms import per_row
 
@@ -80,7 +82,7 @@ class Scheduler:
         """Yields the candidates of every item, in chunks."""
         if self.queue:
             self._allocate()
-            while self._unfinished() or self.final_check.pending:
+            while self._unfinished() or self._waiting():
                 self._admit()
                 self._shrink()
                 self._advance()
@@ -108,7 +110,7 @@ class Scheduler:
                 adv, logits, charged, problem.t
             )
         self.slots.begin(np.arange(len(taken)), item, self.first_restart[item])
-        self.state = self.attack.start(problem.at_start(torch.arange(size, device=device)))
+        self.state = started(self.attack, problem.at_start(torch.arange(size, device=device)))
 
     def _problem(self, item: Tensor) -> BatchProblem:
         """The Problem of these items [n], one a slot."""
@@ -121,6 +123,10 @@ class Scheduler:
 
     def _unfinished(self) -> bool:
         return bool(self.queue) or bool(self.slots.occupied.any())
+
+    def _waiting(self) -> bool:
+        """Whether ended restarts wait for their final check."""
+        return bool(self.final_check.pending)
 
     def _admit(self) -> None:
         """Fills empty slots with the next items of the queue."""
@@ -146,7 +152,8 @@ class Scheduler:
         self.speculative.reset()
         self.slots.begin(slots, item, restart)
         where = self.slots.on_device(slots)
-        fresh = self.attack.start(self.problem.at_start(pad_rows(where, padded_size(len(slots)))))
+        padded = pad_rows(where, padded_size(len(slots)))
+        fresh = started(self.attack, self.problem.at_start(padded))
         # Out of place, because fields of a state may share their memory.
         self.state = map_state(
             lambda old, new: old.index_copy(0, where, new[: len(slots)].to(old.dtype)),
@@ -158,12 +165,7 @@ class Scheduler:
         """Drops slots that no item will take: the last items run in ever smaller batches."""
         if self.queue:
             return
-        count = self.slots.count
-        if self.grouped:
-            size = rounded_size(count)
-        else:
-            images, steps = images_of(self.state), self._steps_left()
-            size = smallest_exact_batch(self.spec.model_access, images, count, steps)
+        size = self._batch_for(self.slots.count)
         if size > SHRINK_SHARE * len(self.slots):
             return
         empty_last = np.argsort(~self.slots.occupied, kind="stable")
@@ -171,6 +173,13 @@ class Scheduler:
         self.tracker.keep(where)
         self.speculative.reset()
         self.state = map_state(lambda field: field[where], self.state)
+
+    def _batch_for(self, count: int) -> int:
+        """The smallest batch in which `count` slots get the same bits."""
+        if self.grouped:
+            return rounded_size(count)
+        images, steps = images_of(self.state), self._steps_left()
+        return smallest_exact_batch(self.spec.model_access, images, count, steps)
 
     def _steps_left(self) -> int:
         """An upper bound on the steps that any slot may still make."""
@@ -201,15 +210,20 @@ class Scheduler:
 
     def _step(self) -> None:
         """Makes one step in every slot."""
-        before, active = images_of(self.state), self.problem.active
-        self.state = self.attack.step(self.problem, self.state)
+        active, limited = self.problem.active, self.problem.ledger.limited
+        # An attack may write into the state that it gets.
+        before = images_of(self.state).clone() if limited else images_of(self.state)
+        self.state = stepped(self.attack, self.problem, self.state)
         self.spec.heartbeat()
-        if self.problem.ledger.limited:
+        if limited:
             # An iterate computed from refused queries does not count.
             self.slots.converge(self.problem.ledger.refused & active, before)
         self.slots.tick()
         if self.traits.stop_rule is StopRule.CONVERGENCE:
-            converged = self.attack.done(self.state) & active  # type: ignore[attr-defined]
+            done = self.attack.done(self.state)  # type: ignore[attr-defined]
+            converged = active & checked_column(
+                done, len(active), f"{self.attack.name}.done returned"
+            )
             if not self.on_cpu or converged.any():
                 self.slots.converge(converged, images_of(self.state))
                 if self.on_cpu and not self.grouped:
@@ -328,8 +342,12 @@ class Scheduler:
             late |= set(range(item + 1, end))
         self.queue = [item for item in self.queue if item not in late]
         cancelled = torch.tensor(sorted(late), dtype=torch.int64)
-        self.final_check.discard(cancelled)
+        self._discard_pending(cancelled)
         self.slots.clear(self.slots.holding(cancelled))
+
+    def _discard_pending(self, items: Tensor) -> None:
+        """Removes ended restarts of these items [k] that wait for their final check."""
+        self.final_check.discard(items)
 
 
 class ChunkBuffer:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.engine.problem import BatchProblem
+from bench.engine.transfers import to_device
 from bench.threats.norms import per_row
 
 HostArray: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -66,7 +67,7 @@ class SlotArray:
 
     def on_device(self, values: np.ndarray[tuple[int], np.dtype[np.generic]]) -> Tensor:
         """A host array [k] as a tensor [k] on the device of the problem."""
-        return torch.from_numpy(values).to(self.problem.x.device)
+        return to_device(torch.from_numpy(values), self.problem.x.device)
 
     def empty(self, most: int) -> HostArray:
         """The first empty slots, at most so many."""

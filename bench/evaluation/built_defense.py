@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,22 +18,27 @@ from bench.engine.cell_spec import NOISE_GROUP, CellSpec
 from bench.engine.fast_selftest import FastModel, fastest_form
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import pad_rows
-from bench.evaluation.targets import TARGET_FUNCTIONS
-from bench.plugin import Attack, Traits
+from bench.evaluation.pixel_guard import PixelGuard
+from bench.evaluation.surrogate_model import (
+    Heartbeat,
+    PlannedSurrogate,
+    SurrogateModel,
+    no_heartbeat,
+)
+from bench.evaluation.targets import target_classes
+from bench.plugin import Access, Attack, Traits
 from bench.referee.fresh_model import FreshAnswers, FreshModel
 from bench.referee.referee import Referee, goal_reached
 from bench.registry.cards import attack_digest
 from bench.sandbox.defense_proxy import DefenseProxy
 from bench.threats.threat_model import ThreatModel
 from bench.training.defense_builder import DefenseBuilder
+from bench.training.label_surrogate import Labels
+from bench.training.surrogate_cache import label_function
 
+LABEL_VOTES = 5
+"""Draws of a declared-random defense whose majority answers one label query."""
 PROBE_IMAGES = 32  # clean images for the self-tests of a faster form of the model
-
-Heartbeat = Callable[[], None]
-
-
-def no_heartbeat() -> None:
-    """Do nothing: the heartbeat where no lease has to be extended."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,18 @@ class BuiltDefense:
 
     @cached_property
     def x(self) -> Tensor:
-        """[n, C, H, W] clean images."""
-        return self.examples.tensor(self.settings.device)
+        """[n, C, H, W] clean images; plugins get copies."""
+        return self.guard.images
 
     @cached_property
     def y(self) -> Tensor:
-        """[n] labels."""
-        return torch.tensor(self.examples.labels, device=self.settings.device)
+        """[n] labels; plugins get copies."""
+        return self.guard.labels
+
+    @cached_property
+    def guard(self) -> PixelGuard:
+        """Finds writes into the clean images and labels."""
+        return PixelGuard(self.examples, self.settings.device)
 
     @contextmanager
     def fixed_random_state(self) -> Iterator[None]:
@@ -101,6 +111,7 @@ class BuiltDefense:
         mismatch = column_mismatch(columns, len(self.dataset.classes), rejects=self.rejects)
         if mismatch:
             raise PluginError(f"{self.defense.name}: {mismatch}")
+        self.guard.check(self.defense.name)
         return answer
 
     def clean_answers(self, threat: ThreatModel) -> FreshAnswers:
@@ -108,7 +119,7 @@ class BuiltDefense:
         index, clean = self._example_index(threat), self.clean
         return FreshAnswers(
             clean.logits[index], clean.label[index], clean.confidence[index],
-            clean.votes[:, index], clean.rejection[index],
+            clean.votes[:, index], clean.rejection[index], clean.log_shares[index],
         )  # fmt: skip
 
     # --- the model that attacks query
@@ -143,6 +154,15 @@ class BuiltDefense:
             return FastModel(self.module, (), ())
         return self.fast_model
 
+    def label_function(self) -> Labels:
+        """Predicted labels [n] of a fresh copy for images [n, C, H, W]; a random defense votes."""
+        module = self.builder.build().to(self.settings.device)
+        votes = 1 if self.defense.randomness is None else LABEL_VOTES
+        return label_function(
+            ClassifierOnly(module) if self.rejects else module,
+            self.noise("surrogate labels"), votes=votes,
+        )  # fmt: skip
+
     @property
     def rejects(self) -> bool:
         """Whether the model's answers end with a rejection score."""
@@ -159,9 +179,14 @@ class BuiltDefense:
             return None
         return SeededNoise(self.seed, role, self.settings.device)
 
-    def unlimited_access(self) -> ModelAccess:
-        """Access without limits, for a transfer attack whose surrogate model this is."""
-        return ModelAccess(self.module, bpda=self.bpda, rejects=self.rejects)
+    def as_surrogate(self) -> PlannedSurrogate:
+        """This defense as the surrogate model of a transfer attack on another one."""
+
+        def make(heartbeat: Heartbeat) -> SurrogateModel:
+            logits = self.clean_pass(heartbeat).logits
+            return SurrogateModel(self.module, logits, self.bpda, self.rejects)
+
+        return PlannedSurrogate(self.digest, make)
 
     # --- cells
 
@@ -174,7 +199,7 @@ class BuiltDefense:
         )  # fmt: skip
 
     def cell(
-        self, threat: ThreatModel, attack: Attack, mode: str, surrogate: BuiltDefense | None
+        self, threat: ThreatModel, attack: Attack, mode: str, surrogate: PlannedSurrogate | None
     ) -> Cell:
         """The evaluation cell of one attack under one threat model."""
         return Cell(
@@ -182,7 +207,7 @@ class BuiltDefense:
             threat_id=threat.id, defense_digest=self.digest,
             attack_digest=attack_digest(self.registry.find("attack", attack.name)),
             examples=self.examples.digest,
-            items=len(self.examples.labels) * self._targets_per_example(threat), seed=self.seed,
+            items=self.item_count(threat, attack), seed=self.seed,
             mode=mode, numeric=self.settings.numeric,
             source_digest="" if surrogate is None else surrogate.digest,
         )  # fmt: skip
@@ -191,7 +216,7 @@ class BuiltDefense:
         self,
         threat: ThreatModel,
         attack: Attack,
-        surrogate: BuiltDefense | None,
+        surrogate: SurrogateModel | None,
         *,
         exact: bool = False,
     ) -> CellSpec:
@@ -199,31 +224,61 @@ class BuiltDefense:
         index, target = self._example_index(threat), self._target_classes(threat)
         y = self.y[index]
         noise = self.noise(f"play {attack.name}")
+        clean_logits = self.clean.logits if surrogate is None else surrogate.clean_logits
         return CellSpec(
             attack=attack,
             model_access=self._attack_access(threat, attack, noise, exact=exact)
             if surrogate is None
-            else surrogate.unlimited_access(),
+            else surrogate.access(),
             defense=ModelAccess(self.module, noise=noise, rejects=self.rejects),
             ball=threat.ball, goal=threat.goal, budget=threat.budget,
             x=self.x[index], y=y, target=target,
-            clean_logits=(surrogate or self).clean.logits[index],
+            clean_logits=clean_logits[index],
             reached_on_clean=goal_reached(self.clean.votes[:, index], y, target, threat.goal),
             seed=self.seed, slots=self.settings.slots, noise=noise,
         )  # fmt: skip
 
+    def true_gradient_spec(self, threat: ThreatModel, attack: Attack) -> CellSpec | None:
+        """`cell_spec` with the model's own gradient, where the attack would use an approximation.
+
+        None where none is declared, or where the attack uses no gradient of the defense.
+        """
+        if self.bpda is None or attack.needs < Access.GRADIENTS or Traits.of(attack).source:
+            return None
+        spec = self.cell_spec(threat, attack, None)
+        access = self._attack_access(threat, attack, spec.noise, exact=True, bpda=False)
+        return replace(spec, model_access=access)
+
     def _attack_access(
-        self, threat: ThreatModel, attack: Attack, noise: SeededNoise | None, *, exact: bool
+        self,
+        threat: ThreatModel,
+        attack: Attack,
+        noise: SeededNoise | None,
+        *,
+        exact: bool,
+        bpda: bool = True,
     ) -> ModelAccess:
         """The access to this model that the threat model grants an attack."""
         module = self.module if exact else self.attacked_model(threat, attack).module
-        randomness = self.defense.randomness
         return ModelAccess(
-            module, bpda=self.bpda, access=threat.access,
-            draws=1 if randomness is None else randomness.draws, noise=noise,
+            module, bpda=self.bpda if bpda else None, access=threat.access,
+            draws=self._draws(attack), votes=LABEL_VOTES, noise=noise,
             attack_name=attack.name, threat_model=threat.name, rejects=self.rejects,
             joint=Traits.of(attack).joint,
         )  # fmt: skip
+
+    def _draws(self, attack: Attack) -> int:
+        """Draws over which each gradient or score is averaged; 1 for a deterministic defense."""
+        randomness = self.defense.randomness
+        if randomness is None:
+            return 1
+        return Traits.of(attack).eot_draws or randomness.draws
+
+    def item_count(self, threat: ThreatModel, attack: Attack) -> int:
+        """Number of items of a cell: examples times targets, of the first examples of a costly
+        attack."""
+        limit, count = Traits.of(attack).examples, len(self.examples.labels)
+        return min(count, limit or count) * self._targets_per_example(threat)
 
     def referee(self, threat: ThreatModel, attack: Attack) -> Referee:
         """The referee of a cell, with a fresh copy of the model that no attack has queried."""
@@ -253,8 +308,8 @@ class BuiltDefense:
         """[items] target class of each item; -1 where the goal is not targeted."""
         if threat.goal.kind != "targeted":
             return torch.full_like(self.y, -1)
-        rule = TARGET_FUNCTIONS[threat.goal.rule]
-        return rule(self.y, self.clean.logits, len(self.dataset.classes), self.seed)
+        classes = len(self.dataset.classes)
+        return target_classes(threat, self.y, self.clean.logits, classes, self.seed)
 
 
 def _with_heartbeats(groups: int, heartbeat: Heartbeat) -> Iterator[int]:

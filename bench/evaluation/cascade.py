@@ -14,14 +14,15 @@ from bench.plugin import Access, Attack, Traits
 from bench.store import CellRow
 
 GRADIENT_ATTACKS = (
-    "fgsm", "fgm-l2", "fgm-l1", "fgsm-targeted", "bim", "transfer", "pgd", "apgd-ce", "apgd-l1-ce",
-    "apgd-dlr", "pgd-kl", "pgd-l2step", "mi-fgsm", "deepfool", "pgd-margin", "apgd-t", "apgd-l1-t",
-    "cw", "fab-t", "unbounded",
+    "fgsm", "fgm-l2", "fgm-l1", "fgsm-targeted", "bim", "transfer", "transfer-standard", "pgd",
+    "apgd-ce", "apgd-t-nearest", "apgd-l1-ce", "apgd-l1-t-nearest", "apgd-dlr", "pgd-kl",
+    "pgd-l2step", "mi-fgsm", "deepfool", "pgd-margin", "apgd-t", "apgd-l1-t", "cw", "fab-t",
+    "transfer-robust", "transfer-learned", "unbounded",
 )  # fmt: skip
 """Gradient attacks by cost per newly broken example on the digits threat models, a gradient
 evaluation counting as three forward passes. Attacks that are not listed follow."""
 
-QUERY_ATTACKS = ("random", "square", "boundary")
+QUERY_ATTACKS = ("random", "square", "square-l2-100", "square-l1-100", "hopskipjump", "boundary")
 """Attacks without gradients: many queries per broken example. Attacks that are not listed follow,
 among them longer variants of these."""
 
@@ -50,10 +51,14 @@ def order_key(attack: Attack, classes: int) -> tuple[bool, int, float, str]:
     return without_gradients, position, steps, attack.name
 
 
-def cascade_as_run(rows: Iterable[CellRow], attacks: Sequence[str]) -> dict[str, CellRow]:
+def cascade_as_run(
+    rows: Iterable[CellRow], attacks: Sequence[str], limited: Collection[str] = ()
+) -> dict[str, CellRow]:
     """Attack -> row of a defense's cascade as far as it was evaluated; `rows`: one threat model's.
 
-    An unfinished cell breaks no example: the next attack runs on the same examples.
+    `limited` names the attacks that run on the first few examples only.
+    An unfinished cell breaks no example: the next attack runs on the same examples. So it is after
+    an attack that runs on the first few examples only, since it leaves the others undecided.
     """
     known = {(row.cell.attack, row.cell.before): row for row in rows}
     found: dict[str, CellRow] = {}
@@ -62,5 +67,6 @@ def cascade_as_run(rows: Iterable[CellRow], attacks: Sequence[str]) -> dict[str,
         row = known.get((attack, before))
         if row is not None:
             found[attack] = row
-            before = row.key if row.state == "done" else before
+            decides = row.state == "done" and attack not in limited
+            before = row.key if decides else before
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from bench.core.errors import PLUGIN_EXCEPTIONS, PluginError
+from bench.core.errors import PLUGIN_EXCEPTIONS
+from bench.engine.values import checked_column
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.events import Listener, RunNotice
 from bench.evaluation.failures import failure_of
 from bench.plugin import Certifier, ThreatModel
 from bench.registry.registry import Registry
+from bench.sandbox.deadline import CELL_DEADLINE
 from bench.store import CertificateRow, Store
 
 
@@ -70,15 +71,13 @@ def certificates_of(
 ) -> Tensor | None:
     """[n] bool: which examples are certified robust; None where the certifier does not apply.
 
-    Raises PluginError where the certifier returns another type or shape.
+    Raises PluginError where the certifier returns another type or shape, or takes longer than a
+    cell may.
     """
-    with built.fixed_random_state():
+    with CELL_DEADLINE.interrupting(certifier.name), built.fixed_random_state():
         if why_not_certifiable(certifier, built, threat):
             return None
-        certified = certifier.certify(built.module, built.x, built.y, threat.ball)
-    if certified.dtype is not torch.bool or certified.shape != built.y.shape:
-        raise PluginError(
-            f"{certifier.name} gave {certified.dtype} {list(certified.shape)}; "
-            f"bool {list(built.y.shape)} was expected."
-        )
+        found = certifier.certify(built.module, built.x.clone(), built.y.clone(), threat.ball)
+    certified = checked_column(found, len(built.y), f"{certifier.name}.certify returned")
+    built.guard.check(certifier.name)
     return certified

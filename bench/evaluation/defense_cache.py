@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,14 +21,19 @@ from bench.evaluation.events import (
     TrainingProgress,
     ignore_event,
 )
+from bench.evaluation.learned_surrogate import learned_surrogate
 from bench.evaluation.plan import PlannedPair, Selection
+from bench.evaluation.surrogate_model import PlannedSurrogate
 from bench.plugin import Dataset, Defense, ThreatModel, Traits
 from bench.registry.cards import attack_digest
 from bench.registry.registry import Registry
 from bench.store import Store
+from bench.store.waiting import Reminder
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
+from bench.training.label_surrogate import RECIPES
 from bench.training.state import EpochReport, format_epoch
-from bench.training.tasks import train_once, train_with_teacher
+from bench.training.tasks import train_once, train_with_teacher, training_task
+from bench.training.trained_weights import WeightsSource
 
 POLL_SECONDS = 0.2  # between two looks at a lease that another worker holds
 
@@ -38,20 +44,31 @@ class TrainedElsewhereError(Exception):
 
 @dataclass(kw_only=True)
 class DefenseCache:
-    """Built defenses by name, data set and number of examples, without a database."""
+    """Built defenses by name, data set and number of examples; nothing is recorded of them."""
 
     registry: Registry
     selection: Selection
     settings: RunSettings
+    store: Store | None = None
+    """The database whose trained weights are used; None: those of the cache folder."""
     listener: Listener = ignore_event
     built: dict[tuple[str, str, int], BuiltDefense] = field(default_factory=dict)
 
-    def surrogate(self, pair: PlannedPair) -> BuiltDefense | None:
+    def surrogate(self, pair: PlannedPair) -> PlannedSurrogate | None:
         """The surrogate model of a transfer attack, on the defense's examples; else None."""
-        if pair.reason or not Traits.of(pair.attack).source:
+        role = Traits.of(pair.attack).source
+        if pair.reason or not role:
             return None
-        surrogate: Defense = self.registry.find("defense", pair.defense.surrogate).value
-        return self.defense(surrogate, pair.threat, examples_of=pair.defense)
+        if role in RECIPES:
+            defense = self.defense(pair.defense, pair.threat)
+            return learned_surrogate(defense, pair.threat, RECIPES[role], self._report_surrogate)
+        name = plan.surrogate_name(pair.threat, pair.defense, pair.attack)
+        surrogate: Defense = self.registry.find("defense", name).value
+        built = self.defense(surrogate, pair.threat, examples_of=pair.defense)
+        return built.as_surrogate()
+
+    def _report_surrogate(self, text: str) -> None:
+        self.listener(TrainingProgress(text))
 
     def defense(
         self, defense: Defense, threat: ThreatModel, examples_of: Defense | None = None
@@ -74,10 +91,11 @@ class DefenseCache:
 
     def examples(self, dataset: Dataset, count: int) -> Examples:
         """The first `count` test examples of a data set."""
-        return datasets.first_examples(dataset, count)
+        return datasets.first_examples(dataset, count, self.selection.order)
 
     def _build(self, defense: Defense, dataset: Dataset, count: int) -> BuiltDefense:
-        builder = DefenseBuilder(self.registry, defense.name, dataset)
+        source = WeightsSource(store=self.store)
+        builder = DefenseBuilder(self.registry, defense.name, dataset, source=source)
         examples = self.examples(dataset, count)
         return BuiltDefense(builder, examples, self.settings, self.selection.seed)
 
@@ -86,7 +104,10 @@ class DefenseCache:
             self.listener(TrainingProgress(f"{need.name}: {format_epoch(epoch)}"))
 
         registry, device = self.registry, self.settings.device
-        train_with_teacher(registry, need.name, dataset, device=device, progress=report)
+        source = WeightsSource(store=self.store)
+        train_with_teacher(
+            registry, need.name, dataset, source=source, device=device, progress=report
+        )
 
 
 @dataclass(kw_only=True)
@@ -97,12 +118,16 @@ class RecordedDefenseCache(DefenseCache):
     owner: str
     wait_for_training: bool = False
     """Wait for a training of another worker; otherwise raise TrainedElsewhereError."""
+    _reminders: defaultdict[str, Reminder] = field(
+        default_factory=lambda: defaultdict(lambda: Reminder(first=0.0))
+    )
+    """Recipe -> when the wait for its training is reported."""
 
     def examples(self, dataset: Dataset, count: int) -> Examples:
         """The first `count` test examples of a data set; their labels are recorded."""
         chosen = super().examples(dataset, count)
         row = (dataset.name, count, chosen.labels.astype(np.int16), dataset.classes, dataset.shape)
-        self.store.keep_examples(chosen.digest, *row)
+        self.store.keep_examples(chosen.digest, *row, chosen.order)
         return chosen
 
     def unbuilt_cells(self, pairs: list[PlannedPair]) -> list[Cell]:
@@ -148,7 +173,10 @@ class RecordedDefenseCache(DefenseCache):
             lambda text: self.listener(TrainingProgress(text)),
         )  # fmt: skip
         if not trained:
-            self.listener(TrainingElsewhere(need.name))
+            if not self.wait_for_training or self._reminders[need.recipe].due():
+                holder = self.store.holder_of(training_task(need.recipe), task=True)
+                self.listener(TrainingElsewhere(need.name, holder))
             if not self.wait_for_training:
                 raise TrainedElsewhereError(need.name) from need
+            self.store.waiting.check()
             time.sleep(POLL_SECONDS)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from bench.core.errors import PLUGIN_EXCEPTIONS
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench.core.errors import PLUGIN_EXCEPTIONS, PluginError
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.events import Listener, RunNotice
 from bench.evaluation.failures import failure_of
+from bench.evaluation.subjects import subject_of
 from bench.plugin import Diagnostic, Evidence, Finding
 from bench.registry.registry import Registry
+from bench.sandbox.deadline import CELL_DEADLINE
 from bench.store import EvidenceRow, Store
 
-DIAGNOSTIC_IMAGES = 64  # clean images that a diagnostic receives
+DIAGNOSTIC_IMAGES = 256  # at most, clean images that a diagnostic receives
 
 
 def run_diagnostics(
@@ -40,8 +48,51 @@ def run_diagnostics(
 
 
 def evidence_of(diagnostic: Diagnostic, built: BuiltDefense) -> Evidence:
-    """The finding of one diagnostic; its random draws are the same on every run."""
-    with built.fixed_random_state():
-        images, labels = built.x[:DIAGNOSTIC_IMAGES], built.y[:DIAGNOSTIC_IMAGES]
-        found = diagnostic.examine(built.classifier, images, labels, built.defense)
+    """The finding of one diagnostic; its random draws are the same on every run.
+
+    Raises PluginError where it returns something else, or takes longer than a cell may.
+    """
+    subject = subject_of(built, DIAGNOSTIC_IMAGES)
+    with ExitStack() as stack:
+        stack.enter_context(CELL_DEADLINE.interrupting(diagnostic.name))
+        stack.enter_context(built.fixed_random_state())
+        for module in (subject.module, subject.bpda):
+            if module is not None:
+                stack.enter_context(copied_images(module))
+        examine_subject = getattr(diagnostic, "examine_subject", None)
+        if examine_subject is None:
+            found = diagnostic.examine(subject.module, subject.x, subject.y, subject.defense)
+        else:
+            found = examine_subject(subject)
+    if not isinstance(found, Evidence) or found.finding not in list(Finding):
+        raise PluginError(
+            f"{diagnostic.name}.examine returned {found!r}; Evidence(Finding, sentence) was "
+            "expected."
+        )
+    built.guard.check(diagnostic.name)
     return Evidence(Finding(found.finding), str(found.sentence))
+
+
+@contextmanager
+def copied_images(module: nn.Module) -> Iterator[None]:
+    """A context in which each call of a module gets a copy of its images, and gives a copy.
+
+    So a module that writes into its images, or into an answer that it gave before, does not change
+    what a diagnostic compares.
+    """
+
+    def copy_images(_: nn.Module, images: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(part.clone() if isinstance(part, Tensor) else part for part in images)
+
+    def copy_answer(_: nn.Module, __: tuple[Any, ...], answer: Any) -> Any:
+        return answer.clone() if isinstance(answer, Tensor) else answer
+
+    hooks = (
+        module.register_forward_pre_hook(copy_images),
+        module.register_forward_hook(copy_answer),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

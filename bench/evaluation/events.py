@@ -66,6 +66,22 @@ class TrainingElsewhere:
     """Another worker trains a defense that this worker needs."""
 
     defense: str
+    holder: str = ""
+    """The process that trains it, and its last heartbeat."""
+
+
+@dataclass(frozen=True)
+class CellsElsewhere:
+    """This worker has nothing else to do and waits for cells that other workers evaluate."""
+
+    cell: Cell
+    """One of them."""
+    more: int
+    """How many others there are."""
+    since: str
+    """The time when the wait began."""
+    holder: str
+    """The process that evaluates `cell`, and its last heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ Event: TypeAlias = (
     | DefenseFailed
     | TrainingProgress
     | TrainingElsewhere
+    | CellsElsewhere
     | LeaseLost
     | RunNotice
     | PluginProblem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,16 @@ import torch
 import bench
 import plugins
 from bench.core.cells import Culprit, Failure
-from bench.core.errors import BenchError, PluginError
+from bench.core.errors import BenchError, PluginError, StorageError
 from bench.registry.loader import PLUGGY_PROJECT
 
 HARNESS_FOLDER = Path(bench.__file__).parent
 PLUGIN_FOLDER = Path(plugins.__file__).parent
+CONTRACT_FILES = (
+    "plugin", "threats", "engine/attack_view.py", "engine/problem.py", "engine/values.py",
+    "engine/external_model.py",
+)  # fmt: skip
+"""Files and folders of the harness whose functions plugins call with values of their own."""
 LIBRARY_FOLDERS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
@@ -37,14 +42,34 @@ def failure_of(error: BaseException) -> Failure:
     culprits = [_culprit(_file(frame), folders) for frame in frames]
     # A plugin may raise an exception of the harness itself; then it is the plugin's fault.
     by_plugin = bool(frames) and _is_raise(frames[-1]) and culprits[-1] is Culprit.PLUGIN
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not by_plugin:
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if (no_memory or "DefaultCPUAllocator" in text) and not by_plugin:
         return _OUT_OF_MEMORY
+    if isinstance(error, StorageError) and not by_plugin:
+        return Failure(Culprit.INFRASTRUCTURE, f"{text}.")
     if isinstance(error, BenchError) and not by_plugin:
         return Failure(Culprit.USER, f"{text}.")
     known = [(f, whose) for f, whose in zip(frames, culprits, strict=True) if whose is not None]
-    last, culprit = known[-1] if known else (frames[-1], Culprit.PLUGIN)
+    last, culprit = _responsible(known) if known else (frames[-1], Culprit.PLUGIN)
     reason = f"{type(error).__name__} in {_file(last).name}, line {last.tb_lineno}"
     return Failure(culprit, f"{reason}: {text}." if text else f"{reason}.")
+
+
+def _responsible(known: Sequence[tuple[TracebackType, Culprit]]) -> tuple[TracebackType, Culprit]:
+    """The frame at fault: the last one, or the plugin's that passed a wrong value to its contract.
+
+    An error in what a plugin calls, as a projection of images of another shape, is the plugin's.
+    """
+    before = [place for place, (_, whose) in enumerate(known) if whose is Culprit.PLUGIN]
+    called = known[before[-1] + 1 :] if before else known
+    if before and all(_is_contract(_file(frame)) for frame, _ in called):
+        return known[before[-1]]
+    return known[-1]
+
+
+def _is_contract(file: Path) -> bool:
+    """Whether plugins call the functions of a file of the harness."""
+    return any(file.is_relative_to(HARNESS_FOLDER / name) for name in CONTRACT_FILES)
 
 
 def _frames(error: BaseException) -> list[TracebackType]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from bench.core.cells import COSTLY_FORWARDS, FEW_EXAMPLES
+from bench.core.cells import BALANCED_ORDER, COSTLY_FORWARDS, FEW_EXAMPLES
 from bench.core.errors import BenchError
+from bench.core.protocols import DECLARED, LEARNED, LEARNED_STRONG
+from bench.core.variant_names import base_name, is_variant
 from bench.engine.model_access import ACCESS_NAMES
 from bench.evaluation import cascade
+from bench.evaluation.targets import why_no_target
 from bench.plugin import Attack, Dataset, Defense, Traits
 from bench.registry.registry import Registry
+from bench.registry.threat_variants import threat_family
 from bench.threats.access import Access
 from bench.threats.suites import find_suite
 from bench.threats.threat_model import ThreatModel
@@ -30,7 +35,10 @@ class Selection:
     seed: int = 0
     mode: str = "full"
     suite: str = ""
-    """Name of an attack suite whose attacks run besides `attacks`."""
+    """Name of an attack suite, which runs besides `attacks`, or else besides what the protocol
+    requires."""
+    order: str = BALANCED_ORDER
+    """Which test images are the first ones: one of EXAMPLE_ORDERS."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,16 @@ class PlannedPair:
     @property
     def required(self) -> bool:
         """Whether the threat model requires the attack for a rank."""
-        return self.attack.name in self.threat.required
+        return self.attack.name in self.threat.protocol.required
 
 
 def selected_threats(registry: Registry, selection: Selection) -> list[ThreatModel]:
     """The selected threat models; by default those of the embedded data, which need no download.
 
-    Raises BenchError where a threat model is named that does not support rank mode or has no
-    attacks in the suite; `all` and the default leave those out.
+    With them come those that their protocols name as evidence, unless attacks are named.
+
+    Raises BenchError where a threat model is named that does not support rank mode, has no attacks
+    in the suite, or has a targeted goal on a single class; `all` and the default leave those out.
     """
     if selection.suite:
         find_suite(selection.suite)
@@ -62,14 +72,35 @@ def selected_threats(registry: Registry, selection: Selection) -> list[ThreatMod
         chosen = [registry.find("threat", name).value for name in names]
     else:
         chosen = [o.value for o in registry.threats.values() if o.value.dataset == EMBEDDED_DATASET]
-        chosen = [threat for threat in chosen if threat.required]
-    chosen = [threat for threat in chosen if _supports(threat, selection)]
-    return sorted(chosen, key=lambda threat: (threat.order, threat.name))
+        chosen = [threat for threat in chosen if threat.protocol.required]
+    if not selection.attacks:
+        chosen += evidence_threats(registry, chosen)
+    chosen = [threat for threat in chosen if _supports(registry, threat, selection)]
+    return sorted(chosen, key=lambda one: (one.order, base_name(one.name), one.ball.eps, one.name))
 
 
-def _supports(threat: ThreatModel, selection: Selection) -> bool:
-    """Whether a threat model supports mode and suite; raises BenchError where it was named."""
+def named_threats(registry: Registry, selection: Selection) -> set[str]:
+    """The names of the threat models that a selection names one by one, not by a pattern."""
+    names = [name for name in selection.threats if not _is_pattern(name)]
+    return {registry.find("threat", name).value.name for name in names}
+
+
+def evidence_threats(registry: Registry, threats: Iterable[ThreatModel]) -> list[ThreatModel]:
+    """The threat models that the protocols of others name as evidence, and that are not there."""
+    known = list(threats)
+    names = dict.fromkeys(name for threat in known for name in threat.protocol.evidence)
+    found = [registry.find("threat", name).value for name in names]
+    return [threat for threat in found if threat not in known]
+
+
+def _supports(registry: Registry, threat: ThreatModel, selection: Selection) -> bool:
+    """Whether mode, suite and data suit a threat model; raises BenchError where it was named."""
+    known = registry.datasets.get(threat.dataset)
     try:
+        if known is not None and not known.value.problem:
+            reason = why_no_target(threat, len(known.value.classes))
+            if reason:
+                raise BenchError(reason)
         if selection.mode == "rank" and threat.goal.kind == "nearest":
             raise BenchError(
                 f"{threat.name} keeps the nearest adversarial example of all attacks, so every "
@@ -77,7 +108,7 @@ def _supports(threat: ThreatModel, selection: Selection) -> bool:
             )
         suite_attacks(selection, threat)
     except BenchError:
-        if threat.name in selection.threats:
+        if threat.name in named_threats(registry, selection):
             raise
         return False
     return True
@@ -100,17 +131,27 @@ def plan_pairs(registry: Registry, selection: Selection) -> list[PlannedPair]:
     threats = selected_threats(registry, selection)
     chosen = selected_defenses(registry, selection, threats)
     return [
-        PlannedPair(
-            threat,
-            defense,
-            attack,
-            why_not_applicable(threat, defense, attack, _surrogate(registry, defense)),
-        )
+        planned_pair(registry, threat, defense, attack)
         for defense in chosen
         for threat in threats
         if threat.dataset in defense.datasets
         for attack in selected_attacks(registry, selection, threat)
     ]
+
+
+def single_pair(registry: Registry, selection: Selection, what: str) -> PlannedPair:
+    """The one pair of a selection.
+
+    Raises BenchError where it has more, or the attack does not apply; `what` needs it.
+    """
+    pairs = plan_pairs(registry, selection)
+    if len(pairs) != 1:
+        raise BenchError(
+            f"{what} needs one threat model, defense and attack; the selection has {len(pairs)}."
+        )
+    if pairs[0].reason:
+        raise BenchError(pairs[0].reason)
+    return pairs[0]
 
 
 def _chosen_defenses(registry: Registry, selection: Selection) -> list[Defense]:
@@ -142,37 +183,77 @@ def selected_defenses(
 def selected_attacks(registry: Registry, selection: Selection, threat: ThreatModel) -> list[Attack]:
     """The selected attacks and those of the suite, each once; in rank mode in cascade order.
 
-    Default: the threat model's required attacks and every submitted attack.
+    Without named attacks those are the threat model's required attacks and every submitted attack,
+    so that a suite alone gives a complete row.
     """
     from_suite = _suite_attacks(registry, selection, threat)
+    required = _required_attacks(registry, selection, threat)
     submitted = [n for n, a in registry.attacks.items() if a.origin == "submission"]
-    default = () if from_suite else (*threat.required, *submitted)
+    default = (*required, *submitted)
     names = (*(selection.attacks or default), *from_suite)
-    chosen = [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
+    found = [registry.find("attack", name).value for name in _expand(names, registry.attacks)]
+    chosen = list({attack.name: attack for attack in found}.values())
     if selection.mode == "full":
         return chosen
     classes = len(registry.find("dataset", threat.dataset).value.classes)
-    return cascade.in_cascade_order(chosen, classes, threat.required)
+    return cascade.in_cascade_order(chosen, classes, threat.protocol.required)
+
+
+def _required_attacks(
+    registry: Registry, selection: Selection, threat: ThreatModel
+) -> tuple[str, ...]:
+    """What the protocol requires.
+
+    Where a registered threat model was named as a variant of another one, also what the first one
+    of all radii requires: every radius of one curve then meets the same attacks.
+    """
+    variants = [n for n in selection.threats if is_variant(n) and not _is_pattern(n)]
+    first: list[ThreatModel] = []
+    if any(registry.find("threat", name).value is threat for name in variants):
+        family = threat_family(threat, threat.ball.name, registry.threats.values())
+        first = [registration.value for registration in family[:1]]
+    return tuple(name for one in (threat, *first) for name in one.protocol.required)
 
 
 def _suite_attacks(
     registry: Registry, selection: Selection, threat: ThreatModel
 ) -> tuple[str, ...]:
-    """The suite's attacks for a threat model; BenchError where one is not registered."""
-    named = suite_attacks(selection, threat)
-    missing = [name for name in named if name not in registry.attacks]
+    """The suite's attacks for a threat model; none where it serves as evidence and is not named.
+
+    Raises BenchError where one is not registered.
+    """
+    attacks = suite_attacks(selection, threat)
+    named = named_threats(registry, selection) | (set(selection.threats) & {ALL})
+    if not (threat.protocol.ranked or {threat.name, ALL} & named):
+        return ()
+    missing = [name for name in attacks if name not in registry.attacks]
     if missing:
         raise BenchError(
             f"suite {selection.suite} runs {', '.join(missing)} under {threat.name}, which no "
             "plugin registers; install one that does, or name the others with --attack."
         )
-    return named
+    return attacks
 
 
-def _surrogate(registry: Registry, defense: Defense) -> Defense | None:
-    """The surrogate of a defense; None where no plugin registers it."""
-    registration = registry.defenses.get(defense.surrogate)
-    return None if registration is None else registration.value
+def planned_pair(
+    registry: Registry, threat: ThreatModel, defense: Defense, attack: Attack
+) -> PlannedPair:
+    """The pair, with the reason where the attack does not apply."""
+    found = registry.defenses.get(surrogate_name(threat, defense, attack))
+    surrogate = None if found is None else found.value
+    return PlannedPair(
+        threat, defense, attack, why_not_applicable(threat, defense, attack, surrogate)
+    )
+
+
+def surrogate_name(threat: ThreatModel, defense: Defense, attack: Attack) -> str:
+    """The defense that a transfer attack queries; empty where no registered one plays its role.
+
+    The role is the attack's `source`: a public surrogate of the protocol, or the one that the
+    defense declares.
+    """
+    role = Traits.of(attack).source
+    return defense.surrogate if role == DECLARED else threat.protocol.surrogates.get(role, "")
 
 
 def why_not_applicable(
@@ -196,23 +277,28 @@ def why_not_applicable(
         return f"{attack.name} does not minimise its perturbation, and {_goal(threat)}."
     if traits.joint and defense.rejects is None:
         return f"{attack.name} attacks classifier and detector; {defense.name} has no detector."
-    return _why_no_surrogate(threat, defense, surrogate) if traits.source else ""
+    if traits.eot_draws and defense.randomness is None:
+        return f"{attack.name} averages over random draws; {defense.name} declares no randomness."
+    return _why_no_surrogate(threat, defense, attack, surrogate) if traits.source else ""
 
 
-def _why_no_surrogate(threat: ThreatModel, defense: Defense, surrogate: Defense | None) -> str:
+def _why_no_surrogate(
+    threat: ThreatModel, defense: Defense, attack: Attack, surrogate: Defense | None
+) -> str:
     """Why a transfer attack has no usable surrogate model; empty when it has one."""
-    if defense.surrogate == defense.name:
+    role, name = Traits.of(attack).source, surrogate_name(threat, defense, attack)
+    if role in (LEARNED, LEARNED_STRONG):
+        return ""
+    if not name:
+        return f"{attack.name} queries the public {role} surrogate; {threat.name} names none."
+    if name == defense.name:
         return f"{defense.name} is its own surrogate, so there is no other model to transfer from."
+    subject = f"{attack.name} on {defense.name} queries the surrogate {name}"
     if surrogate is not None and threat.dataset not in surrogate.datasets:
-        return (
-            f"a transfer attack on {defense.name} queries its surrogate {surrogate.name}, which is "
-            f"declared for {', '.join(surrogate.datasets)}; {threat.name} uses {threat.dataset}."
-        )
+        declared = ", ".join(surrogate.datasets)
+        return f"{subject}, which is declared for {declared}; {threat.name} uses {threat.dataset}."
     if surrogate is not None and surrogate.randomness is not None:
-        return (
-            f"a transfer attack on {defense.name} queries its surrogate {surrogate.name}, which is "
-            "randomized; name a deterministic surrogate."
-        )
+        return f"{subject}, which is randomized; name a deterministic surrogate."
     return ""
 
 
@@ -233,5 +319,27 @@ def _goal(threat: ThreatModel) -> str:
 
 
 def _expand(names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """The names in order, each once; `all` stands for every known name."""
-    return list(dict.fromkeys(n for name in names for n in (known if name == ALL else [name])))
+    """The names in order, each once; `all` stands for every known name, `pgd*` for those alike.
+
+    Raises BenchError where a pattern matches nothing.
+    """
+    every = list(known)
+    return list(dict.fromkeys(n for name in names for n in _matching(name, every)))
+
+
+def _is_pattern(name: str) -> bool:
+    return name == ALL or bool(set(base_name(name)) & {"*", "?"})
+
+
+def _matching(name: str, known: Sequence[str]) -> Sequence[str]:
+    """The known names that a pattern matches; of `pgd*[steps=5]` each with these parameters."""
+    if not _is_pattern(name):
+        return [name]
+    if name == ALL:
+        return known
+    base = base_name(name)
+    registered = [n for n in known if not is_variant(n)]
+    found = [n for n in registered if fnmatchcase(n, base)]
+    if not found:
+        raise BenchError(f"the pattern {name!r} matches none of {', '.join(registered)}.")
+    return [f"{n}{name[len(base) :]}" for n in found]

@@ -14,6 +14,7 @@ from bench.core.cells import Cell, CellState
 from bench.evaluation.events import (
     CellFailed,
     CellFinished,
+    CellsElsewhere,
     CellStarted,
     ChunkRecorded,
     DefenseFailed,
@@ -106,8 +107,12 @@ class ProgressDisplay:
                 self._print(f"{defense}: {reason}")
             case TrainingProgress(text):
                 self._show_briefly(text)
-            case TrainingElsewhere(defense):
-                self._show_briefly(f"{defense} is being trained by another worker")
+            case TrainingElsewhere(defense, holder):
+                self._show_briefly(f"{defense} is being trained by {holder or 'another worker'}")
+            case CellsElsewhere(cell, more, since, holder):
+                rest = f" and {more} more cells" if more else ""
+                title = " · ".join(_name(cell))
+                self._print(f"waiting since {since} for {title}{rest}: {holder} evaluates it")
             case LeaseLost(_, text) | RunNotice(text) | PluginProblem(text):
                 self._print(text)
 

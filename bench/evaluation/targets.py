@@ -7,7 +7,41 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bench.core.errors import BenchError
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
+from bench.threats.threat_model import ThreatModel
+
+
+def why_no_target(threat: ThreatModel, classes: int) -> str:
+    """Why a targeted threat model has no class to aim at; empty where it has, or has no target."""
+    if threat.goal.kind != "targeted" or classes >= 2:
+        return ""
+    count = f"{classes} class" if classes == 1 else f"{classes} classes"
+    return (
+        f"the goal of {threat.name} is targeted and needs two classes; {threat.dataset} has "
+        f"{count}: choose a data set with more, or an untargeted threat model."
+    )
+
+
+def target_classes(
+    threat: ThreatModel, y: Tensor, clean_logits: Tensor, classes: int, seed: int
+) -> Tensor:
+    """The target class of each item, [n], or [n * (K - 1)] for the rule `all`.
+
+    Args:
+        threat: a targeted threat model.
+        y: [n] labels.
+        clean_logits: [n, K].
+        classes: K.
+        seed: of random targets.
+
+    Raises:
+        BenchError: there is no other class.
+    """
+    reason = why_no_target(threat, classes)
+    if reason:
+        raise BenchError(reason)
+    return TARGET_FUNCTIONS[threat.goal.rule](y, clean_logits, classes, seed)
 
 
 def _next(y: Tensor, clean_logits: Tensor, classes: int, seed: int) -> Tensor:

@@ -7,21 +7,29 @@ and each training belongs to one lease, and the lease of a dead worker runs out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 
 from bench.core import statistics
 from bench.core.cells import Cell, CellState, Culprit, Failure
-from bench.core.errors import PLUGIN_EXCEPTIONS
+from bench.core.errors import PLUGIN_EXCEPTIONS, StorageError
 from bench.core.isolation import Isolation
 from bench.core.outcomes import Chunk, Verdict
+from bench.engine.machine import this_machine
 from bench.evaluation import plan
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
-from bench.evaluation.cell_player import CellPlayer
+from bench.evaluation.canaries import CanaryReport, mark_cell
+from bench.evaluation.cell_player import GROUPS, CellPlayer
+from bench.evaluation.cell_task import (
+    CellTask,
+    by_defense,
+    failure_in,
+    failure_or_end,
+    names_of,
+)
 from bench.evaluation.certification import run_certifiers
 from bench.evaluation.defense_cache import (
     POLL_SECONDS,
@@ -32,6 +40,7 @@ from bench.evaluation.diagnostics import run_diagnostics
 from bench.evaluation.events import (
     CellFailed,
     CellFinished,
+    CellsElsewhere,
     CellStarted,
     ChunkRecorded,
     DefenseFailed,
@@ -41,25 +50,16 @@ from bench.evaluation.events import (
     no_finite_logits,
     refused_candidates,
 )
-from bench.evaluation.failures import failure_of
+from bench.evaluation.follow_up_plan import follow_up_pairs
 from bench.evaluation.plan import PlannedPair, Selection
+from bench.evaluation.stopping import StopRequest
 from bench.evaluation.submission_states import SubmissionStates
-from bench.plugin import Defense, ThreatModel
+from bench.plugin import Defense, ThreatModel, Traits
 from bench.referee.referee import clean_outcomes
 from bench.registry.registry import Registry
+from bench.sandbox.deadline import CELL_DEADLINE
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, process_id
-
-
-class CellTask(NamedTuple):
-    """A cell with all that is needed to evaluate it."""
-
-    cell: Cell
-    pair: PlannedPair
-    defense: BuiltDefense
-    surrogate: BuiltDefense | None = None
-    """The surrogate model of a transfer attack; None for other attacks."""
-    failure: Failure | None = None
-    """Why the cell cannot be evaluated; None where it can."""
+from bench.store.waiting import Reminder
 
 
 @dataclass
@@ -77,6 +77,9 @@ class MatrixWorker:
     owner: str = field(default_factory=process_id)
     run_began: float | None = None
     """Start of the run by the store's clock: a cell that failed since is not tried again."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    canaries: CanaryReport | None = None
+    """How the canaries came out for this code on this machine; None where none were played."""
 
     def __post_init__(self) -> None:
         self.run_began = self.store.clock() if self.run_began is None else self.run_began
@@ -88,6 +91,8 @@ class MatrixWorker:
         )  # fmt: skip
         self.interrupted_cascades: list[PlannedPair] = []
         """Pairs of cascades whose next cell another worker evaluates."""
+        self.pairs: dict[tuple[str, str, str], PlannedPair] = {}
+        """Every pair of this run by threat model, defense and attack."""
         self.postponed: list[PlannedPair] = []
         """Pairs that need a defense that another worker trains."""
 
@@ -95,8 +100,9 @@ class MatrixWorker:
         """Evaluate the selection to its end; returns its cells in order."""
         try:
             cells = self._evaluate_selection()
-        except KeyboardInterrupt:
-            self.submission_states.halt()
+        except (KeyboardInterrupt, StorageError):
+            with suppress(StorageError), self.store.without_waiting():
+                self.submission_states.halt()
             raise
         self.submission_states.end(cells)
         return cells
@@ -104,9 +110,23 @@ class MatrixWorker:
     def _evaluate_selection(self) -> list[Cell]:
         pairs = plan.plan_pairs(self.registry, self.selection)
         self.store.record_cards(self.registry.cards(self.defenses.digests()))
+        cells = self._evaluate_pairs(pairs)
+        seen = {names_of(pair) for pair in pairs}
+        # Follow-up attacks may cause further warnings, which call for further attacks.
+        while later := [p for p in self._follow_up_pairs() if names_of(p) not in seen]:
+            seen |= {names_of(pair) for pair in later}
+            cells += self._evaluate_pairs(later)
+        return cells
+
+    def _follow_up_pairs(self) -> list[PlannedPair]:
+        return follow_up_pairs(self.registry, self.store, self.selection)
+
+    def _evaluate_pairs(self, pairs: list[PlannedPair]) -> list[Cell]:
+        """Evaluate pairs until none of their cells is open or held by another worker."""
         cells: list[Cell] = []
+        self.pairs |= {names_of(pair): pair for pair in pairs}
         while pairs:
-            for defense, group in _by_defense(pairs):
+            for defense, group in by_defense(pairs):
                 cells += self._evaluate_defense(defense, group)
             self.defenses.wait_for_training = True
             if not self.postponed:
@@ -131,14 +151,16 @@ class MatrixWorker:
         self, threat: ThreatModel, defense: Defense, pairs: list[PlannedPair]
     ) -> list[Cell]:
         """Plan and evaluate the cells of one defense under one threat model."""
+        self.stop.raise_if_requested()
         try:
             built = self.defenses.defense(defense, threat)
         except TrainedElsewhereError:
             raise
         except PLUGIN_EXCEPTIONS as error:
-            return self._fail_all(self.defenses.unbuilt_cells(pairs), pairs, failure_of(error))
+            why = failure_or_end(error)
+            return self._fail_all(self.defenses.unbuilt_cells(pairs), pairs, why)
         clean = self._evaluate_clean_cell(built)
-        failure = _failure(clean)
+        failure = failure_in(clean)
         if failure is not None:
             return self._fail_all([self._task(p, built).cell for p in pairs], pairs, failure)
         if clean.state is CellState.DONE:
@@ -162,9 +184,10 @@ class MatrixWorker:
         except TrainedElsewhereError:
             raise
         except PLUGIN_EXCEPTIONS as error:
+            why = failure_or_end(error)
             cell = built.cell(pair.threat, pair.attack, mode, None)
             cell = replace(cell, source_digest=f"unbuilt {pair.defense.surrogate}")
-            return CellTask(cell, pair, built, failure=failure_of(error))
+            return CellTask(cell, pair, built, failure=why)
         cell = built.cell(pair.threat, pair.attack, mode, surrogate)
         return CellTask(cell, pair, built, surrogate)
 
@@ -179,12 +202,13 @@ class MatrixWorker:
     def _evaluate_cascade(self, pairs: list[PlannedPair], built: BuiltDefense) -> list[Cell]:
         """Attack after attack, each on the examples that the earlier ones have not broken."""
         cells: list[Cell] = []
-        before, remaining = "", None
+        before, remaining = "", list[int]()
         for pair in pairs:
             task = self._task(pair, built)
             cell = task.cell
+            limit = cell.items
             if not pair.reason:
-                items = cell.items if remaining is None else remaining
+                items = sum(item < limit for item in remaining) if before else limit
                 cell = replace(cell, before=before, items=items)
             cells.append(cell)
             self._plan([cell], [pair])
@@ -195,9 +219,10 @@ class MatrixWorker:
             if state in (CellState.RUNNING, CellState.MISSING):
                 self.interrupted_cascades += pairs
                 break
-            if state is CellState.DONE:
+            # What an attack on the first few examples leaves undecided, the next one must meet.
+            if state is CellState.DONE and not Traits.of(pair.attack).examples:
                 before = cell.key
-                remaining = len(self.store.outcomes(cell.key).survivors())
+                remaining = self.store.outcomes(cell.key).survivors()
         return cells
 
     def _row(self, cell: Cell) -> CellRow:
@@ -251,10 +276,12 @@ class MatrixWorker:
     def _record_clean(self, built: BuiltDefense, lease: Lease) -> None:
         clean = built.clean_pass(self.store.heartbeats(lease))
         if len(self.store.finished_items(lease.key)) == 0:
-            self.store.record(lease, Chunk(clean_outcomes(clean, built.y), 0.0))
+            machine = this_machine(self.settings.device)
+            self.store.record(lease, Chunk(clean_outcomes(clean, built.y), 0.0, machine=machine))
 
     def _evaluate_cell(self, task: CellTask) -> None:
         """Evaluate one cell if it is open."""
+        self.stop.raise_if_requested()
         cell = task.cell
         if task.failure is not None:
             self._fail_and_report(cell, task.failure)
@@ -262,28 +289,38 @@ class MatrixWorker:
         lease = self.store.lease(cell.key, self.owner)
         if lease is None:
             return
+        mark_cell(self.store, cell, self.canaries)
         if self._finish(cell, lease, lambda: self._record_chunks(task, lease)):
             self._report_finished(cell)
-        elif (failure := _failure(self._row(cell))) is not None:
+        elif (failure := failure_in(self._row(cell))) is not None:
             self.listener(CellFailed(cell, failure.reason))
 
     def _finish(self, cell: Cell, lease: Lease, work: Callable[[], None]) -> bool:
         """Do the work of a leased cell and mark it done; whether that succeeded."""
         try:
-            work()
+            with CELL_DEADLINE.cell():
+                work()
             self.store.finish(lease)
             return True
         except KeyboardInterrupt:
-            with suppress(LeaseLostError):
-                self.store.release(lease)
+            self._give_back(lease)
             raise
         except BaseException as error:  # a plugin may raise even SystemExit or GeneratorExit
-            failure = failure_of(error)
+            try:
+                failure = failure_or_end(error)
+            except StorageError:
+                self._give_back(lease)
+                raise
             if isinstance(error, LeaseLostError) and failure.culprit is not Culprit.PLUGIN:
                 self.listener(LeaseLost(cell, str(error)))
             else:
                 self._record_failure(cell, lease, failure)
         return False
+
+    def _give_back(self, lease: Lease) -> None:
+        """Release a lease if the database answers at once; else it ends with this process."""
+        with suppress(LeaseLostError, StorageError), self.store.without_waiting():
+            self.store.release(lease)
 
     def _record_failure(self, cell: Cell, lease: Lease, failure: Failure) -> bool:
         """Record why a cell has no figure; False where another worker has taken it over."""
@@ -299,16 +336,21 @@ class MatrixWorker:
         cell, device = task.cell, self.settings.device
         self.submission_states.begin(cell)
         finished = self.store.finished_items(cell.key).tolist()
+        left = cell.items - len(finished)
         self.listener(CellStarted(cell, len(finished)))
         included = self.store.outcomes(cell.before).survivors() if cell.before else None
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             chunks = self.player.chunks(
                 task.pair, task.defense, task.surrogate,
                 finished=finished, included=included, heartbeat=self.store.heartbeats(lease),
+                group=GROUPS[min(lease.attempt, len(GROUPS)) - 1],
             )  # fmt: skip
             for chunk in chunks:
                 self.store.record(lease, chunk)
                 self.listener(ChunkRecorded(cell, len(chunk.outcomes.item)))
+                left -= len(chunk.outcomes.item)
+                if left:
+                    self.stop.raise_if_requested()
 
     def _report_finished(self, cell: Cell) -> None:
         outcomes = self.store.outcomes(cell.key)
@@ -323,50 +365,34 @@ class MatrixWorker:
 
     def _wait_for_others(self, cells: list[Cell]) -> None:
         """Wait for cells that other workers hold; evaluate those that they leave open."""
-        mine = {cell.key for cell in cells}
+        mine = {cell.key: cell for cell in cells}
+        reminder = Reminder()
         while True:
             rows = [row for row in self.store.cells() if row.key in mine]
             running = [row for row in rows if row.state is CellState.RUNNING]
             missing = [row for row in rows if row.state is CellState.MISSING]
             if not running and not missing:
                 return
-            self._take_over([row.cell for row in [*running, *missing]])
+            self.stop.raise_if_requested()
+            if running and reminder.due():
+                self._report_holder(running, reminder.since)
+            # By the own cell: another run may have planned it under another name of the rules.
+            self._take_over([mine[row.key] for row in [*running, *missing]])
             time.sleep(POLL_SECONDS)
 
+    def _report_holder(self, running: list[CellRow], since: str) -> None:
+        """Tell which process holds the cell whose last heartbeat is the oldest."""
+        oldest = min(running, key=lambda row: row.updated)
+        holder = self.store.holder_of(oldest.key)
+        if holder:
+            self.listener(CellsElsewhere(oldest.cell, len(running) - 1, since, holder))
+
     def _take_over(self, cells: list[Cell]) -> None:
-        pairs = {
-            (pair.threat.name, pair.defense.name, pair.attack.name): pair
-            for pair in plan.plan_pairs(self.registry, self.selection)
-        }
         for cell in cells:
-            pair = pairs[cell.threat, cell.defense, cell.attack]
+            pair = self.pairs[cell.threat, cell.defense, cell.attack]
             try:
                 task = self._task(pair, self.defenses.defense(pair.defense, pair.threat))
             except PLUGIN_EXCEPTIONS as error:
-                self._fail_and_report(cell, failure_of(error))
+                self._fail_and_report(cell, failure_or_end(error))
             else:
-                self._evaluate_cell(_as_planned(cell, task))
-
-
-def _as_planned(cell: Cell, task: CellTask) -> CellTask:
-    """The task of a cell that was planned before; a failure where its key has changed since."""
-    now = replace(task.cell, before=cell.before, items=cell.items)
-    if task.failure is None and now.key != cell.key:
-        changed = (
-            f"{cell.defense} or its surrogate has changed since this cell was planned; run again."
-        )
-        return CellTask(cell, task.pair, task.defense, failure=Failure(Culprit.USER, changed))
-    return task._replace(cell=cell)
-
-
-def _failure(row: CellRow) -> Failure | None:
-    """Why a cell has failed; None where it has not."""
-    if row.state is not CellState.FAILED or row.culprit is None:
-        return None
-    return Failure(row.culprit, row.reason)
-
-
-def _by_defense(pairs: list[PlannedPair]) -> Iterator[tuple[Defense, list[PlannedPair]]]:
-    for name in dict.fromkeys(pair.defense.name for pair in pairs):
-        group = [pair for pair in pairs if pair.defense.name == name]
-        yield group[0].defense, group
+                self._evaluate_cell(task.as_planned(cell))

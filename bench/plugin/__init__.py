@@ -13,8 +13,10 @@ Contracts are protocols and records, so that a plugin needs no base class. A cla
 By use: attacks `Attack`, `Problem`, `State`, `StopRule`, `Access`, `cross_entropy`, `margin`;
 external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
-`InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `Linf`, `L2`, `L1`, `Goal`, `Budget`;
-data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`.
+`InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
+`L2`, `L1`, `Goal`, `Budget`;
+data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
+`Subject`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import pluggy
 
 from bench.core.cards import Claim
 from bench.core.errors import require_type
+from bench.core.protocols import LeaderboardProtocol
 from bench.core.statistics import clopper_pearson
 from bench.plugin.attack import (
     OPTIONAL_METHODS,
@@ -40,7 +43,7 @@ from bench.plugin.bpda import straight_through
 from bench.plugin.certifier import Certifier
 from bench.plugin.dataset import Dataset, Images, Split
 from bench.plugin.defense import Defense, Loader, Randomness
-from bench.plugin.diagnostic import Diagnostic, Evidence, Finding
+from bench.plugin.diagnostic import Diagnostic, Evidence, Finding, Subject
 from bench.plugin.external import (
     EXTERNAL_BATCH,
     ExternalAttack,
@@ -85,6 +88,7 @@ __all__ = [
     "InnerAttack",
     "Jacobian",
     "KeyedRandomNumbers",
+    "LeaderboardProtocol",
     "Linf",
     "Loader",
     "Loss",
@@ -98,6 +102,7 @@ __all__ = [
     "Split",
     "State",
     "StopRule",
+    "Subject",
     "ThreatModel",
     "TrainingBatch",
     "Traits",

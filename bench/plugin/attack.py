@@ -119,7 +119,10 @@ class Attack(Protocol):
     """An attack as `start` and `step` over explicit state; the engine owns everything else.
 
     Optional attributes, whose defaults are those of `Traits`: `cite`, `summary`, `stop_rule`,
-    `minimises`, `norms`, `goals`, `source`, `joint`, `samples`. Optional methods:
+    `minimises`, `norms`, `goals`, `source`, `eot_draws`, `examples`, `joint`, `samples`,
+    `written_for`.
+
+    Optional methods:
 
     * `restart_count(classes) -> int`: the number of restarts or targets; 1 without it. Restart
       r + 1 is made only for examples that restart r did not break.
@@ -167,7 +170,18 @@ class Traits:
     goals: tuple[str, ...]
     """Kinds of goals it supports: `untargeted`, `targeted`, `nearest`. Empty: every goal."""
     source: str
-    """`surrogate`: its queries go to the defense's surrogate model (a transfer attack)."""
+    """Role of the surrogate model that a transfer attack queries instead of the defense.
+
+    `surrogate`: the one that the defense declares; `learned`, `learned-strong`: one that is learned
+    from the labels of the defense; any other role: the defense that the protocol names for it.
+    """
+    eot_draws: int
+    """Draws of a random defense over which each of its gradients is averaged (EOT).
+
+    0: the number that the defense declares, 1 for a deterministic one.
+    """
+    examples: int
+    """Number of examples it runs on, the first ones; 0: all."""
     joint: bool
     """Whether it attacks classifier and detector of a rejecting defense together.
 
@@ -176,6 +190,8 @@ class Traits:
     """
     samples: bool
     """Whether it samples points independently of the model's answers, as random noise."""
+    written_for: tuple[str, ...]
+    """Names of the defenses that it was written for; a defense without such an attack is marked."""
     rows: int
     """Of an external attack: how many examples one call of `run` gets; 0 for all."""
 
@@ -190,8 +206,11 @@ class Traits:
             norms=tuple(getattr(attack, "norms", ())),
             goals=tuple(getattr(attack, "goals", ())),
             source=getattr(attack, "source", ""),
+            eot_draws=getattr(attack, "eot_draws", 0),
+            examples=getattr(attack, "examples", 0),
             joint=getattr(attack, "joint", False),
             samples=getattr(attack, "samples", False),
+            written_for=tuple(getattr(attack, "written_for", ())),
             rows=getattr(attack, "rows", EXTERNAL_BATCH),
         )
 

@@ -52,3 +52,7 @@ class Dataset:
     summary: str = ""
     place: str = ""
     """Its folder inside the data folder, where that does not have the data set's name."""
+    local: bool = False
+    """Whether the images are the user's own files: without an official order, never downloaded."""
+    problem: str = ""
+    """Why it cannot be read on this machine, as a sentence; empty where nothing is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -29,10 +30,30 @@ class Evidence(NamedTuple):
     """One sentence with the figures on which the finding rests."""
 
 
+class Subject(NamedTuple):
+    """A built defense with all that a diagnostic may use."""
+
+    module: nn.Module
+    """Images [n, C, H, W] in [0, 1] to logits [n, K]."""
+    x: Tensor
+    """Clean test images [n, C, H, W]."""
+    y: Tensor
+    """Their labels [n]."""
+    defense: Defense
+    bpda: nn.Module | None = None
+    """The declared BPDA approximation."""
+    training: tuple[Tensor, Tensor] | None = None
+    """Training images [m, C, H, W] and labels [m]; None where the data set has none."""
+    fresh_process: Callable[[Tensor], Tensor | str] | None = None
+    """Logits [n, K] of images [n, C, H, W] from the defense built in another process, whose torch
+    generator has the seed 0, or the reason why there are none."""
+
+
 class Diagnostic(Protocol):
     """A test of a built defense for masked gradients or cheating, without an attack.
 
-    Optional attributes: `cite`, `summary`.
+    Optional attributes: `cite`, `summary`. Optional method: `examine_subject(subject) -> Evidence`,
+    which is then called instead of `examine`.
     """
 
     name: str
@@ -40,5 +61,5 @@ class Diagnostic(Protocol):
     def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
         """Test the defense's module on clean images x [n, C, H, W] with labels y [n].
 
-        n is 64 in a run and 32 in `bench check`.
+        n is up to 256 in a run and 32 in `bench check`.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ class FreshAnswers(NamedTuple):
     """[draws, n] int64 labels; REJECTED where a draw rejects the image."""
     rejection: Tensor
     """[n]: the mean over draws of the rejection score less its threshold; -inf without one."""
+    log_shares: Tensor
+    """[n, K] float64: the logarithm of the mean softmax over the draws."""
 
 
 class FreshModel:
@@ -68,8 +71,9 @@ class FreshModel:
             if self.noise is not None:
                 self.noise.begin(group)
             parts.append(self._group(block, draws if self.noise is not None else 1))
-        joined = [torch.cat(column, -1) for column in zip(*(p[1:] for p in parts), strict=True)]
-        return FreshAnswers(torch.cat([part.logits for part in parts]), *joined)
+        joined = [torch.cat(column, -1) for column in zip(*(p[1:-1] for p in parts), strict=True)]
+        logits, log_shares = (torch.cat([part[c] for part in parts]) for c in (0, -1))
+        return FreshAnswers._make([logits, *joined, log_shares])
 
     def labels(self, images: Tensor) -> Tensor:
         """Labels [1, n] of images [n, C, H, W] by a deterministic defense, in one batch."""
@@ -105,7 +109,10 @@ class FreshModel:
             answers, score = answers[..., :-1], answers[..., -1]
         label = torch.where(votes == NO_ANSWER, votes, answers.argmax(2)).mode(0).values
         shares = answers.double().softmax(2).mean(0)
+        log_shares = answers.double().log_softmax(2).logsumexp(0) - math.log(draws)
         confidence = shares.gather(1, label.clamp_min(0)[:, None])[:, 0]
         confidence = torch.where(label >= 0, confidence, 0).nan_to_num(0.0)
         score = torch.where(score.isfinite(), score, -torch.inf).mean(0)
-        return FreshAnswers(answers.mean(0), label, confidence.float(), votes, score.float())
+        return FreshAnswers(
+            answers.mean(0), label, confidence.float(), votes, score.float(), log_shares
+        )

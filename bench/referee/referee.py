@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -10,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.cpu_time import cpu_seconds
 from bench.core.errors import PluginError
 from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
 from bench.engine.answers import reaches_goal
 from bench.engine.cell_spec import NOISE_GROUP, Candidates
+from bench.engine.machine import this_machine
 from bench.engine.model_access import SeededNoise
 from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
 from bench.threats.norms import PerturbationSet
@@ -114,13 +115,15 @@ class Referee:
         if self.confirmation_noise is None:
             return confirmed & goal_reached(self.fresh_model.labels(images), y, target, self.goal)
         for group in torch.unique(items // NOISE_GROUP).tolist():
-            where = (items // NOISE_GROUP == group).nonzero()[:, 0]
-            votes = self.fresh_model.confirmation_votes(
-                images[where], group, self.confirmation_noise
-            )
-            confirmed[where] &= goal_reached(
-                votes, y[where], target[where], self.goal, share=CONFIRMATION_SHARE
-            )
+            rows = (items // NOISE_GROUP == group).nonzero()[:, 0]
+            # Several restarts of one item may wait for their check: more rows than a group has.
+            for where in rows.split(NOISE_GROUP):
+                votes = self.fresh_model.confirmation_votes(
+                    images[where], group, self.confirmation_noise
+                )
+                confirmed[where] &= goal_reached(
+                    votes, y[where], target[where], self.goal, share=CONFIRMATION_SHARE
+                )
         return confirmed
 
     def judge(self, candidates: Candidates) -> Outcomes:
@@ -131,7 +134,8 @@ class Referee:
         images = torch.where(admissible.view(-1, 1, 1, 1), candidates.image, self.x[items])
         answer = self.fresh_model.answer(images, self._groups(items))
         reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
-        broken = admissible & reached & self._inside(distance)
+        inside = admissible & self._inside(distance)
+        broken = inside & reached
         code = torch.where(broken, int(Verdict.BROKEN), code)
         success = broken.cpu()
         return Outcomes(
@@ -148,6 +152,9 @@ class Referee:
             step=_numpy(torch.where(success, candidates.step.clamp_min(0), -1), np.int32),
             restart=_numpy(torch.where(success, candidates.restart.clamp_min(0), -1), np.int32),
             rejection=_numpy(torch.where(admissible, answer.rejection, -torch.inf), np.float32),
+            target=_numpy(self.target[items], np.int16),
+            claimed=(candidates.step >= 0).numpy().astype(np.int8),
+            **_true_class(answer, self.y[items], inside),
         )
 
     def _inside(self, distance: Tensor) -> Tensor:
@@ -197,15 +204,15 @@ def judge(
         keep: items whose images are kept for the leaderboard.
         keep_all: keep every image exactly.
     """
-    wanted = set(keep)
-    since = time.process_time()
+    wanted, machine = set(keep), this_machine(referee.x.device)
+    since = cpu_seconds()
     for part in candidates:
         outcomes = referee.judge(part)
         rows = [row for row, item in enumerate(part.item.tolist()) if item in wanted]
         images = tuple(_kept(referee, part, outcomes, clean, row) for row in rows)
         exact = (outcomes.item, part.image.float().cpu().numpy()) if keep_all else None
-        now = time.process_time()
-        yield Chunk(outcomes, now - since, images, exact)
+        now = cpu_seconds()
+        yield Chunk(outcomes, now - since, images, exact, machine)
         since = now
 
 
@@ -241,7 +248,29 @@ def clean_outcomes(answer: FreshAnswers, y: Tensor) -> Outcomes:
         confidence=_numpy(answer.confidence, np.float32),
         forwards=zero, gradients=zero, final_checks=zero, step=none, restart=none,
         rejection=_numpy(answer.rejection, np.float32),
+        target=np.full(count, -1, np.int16),
+        claimed=np.zeros(count, np.int8),
+        **_true_class(answer, y, torch.ones_like(broken)),
     )  # fmt: skip
+
+
+def _true_class(answer: FreshAnswers, y: Tensor, known: Tensor) -> dict[str, Any]:
+    """The columns of the true classes [n]: not recorded where not `known` [n] bool."""
+    shares = answer.log_shares
+    own = shares.gather(1, y[:, None])
+    first = torch.arange(shares.shape[1], device=y.device) < y[:, None]
+    # Of equal classes the first is predicted, so it ranks above the others.
+    rank = ((shares > own) | ((shares == own) & first)).sum(1)
+    finite, loss = answer.label >= 0, -own[:, 0]
+    return {
+        "true_confidence": _numpy(
+            torch.where(known, torch.where(finite, own[:, 0].exp(), 0), torch.nan), np.float32
+        ),
+        "true_rank": _numpy(
+            torch.where(known, torch.where(finite, rank, shares.shape[1]), -1), np.int16
+        ),
+        "loss": _numpy(torch.where(known & finite, loss, torch.nan), np.float32),
+    }
 
 
 def _numpy(tensor: Tensor, kind: type[Any]) -> Any:

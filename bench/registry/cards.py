@@ -52,8 +52,11 @@ def attack_card(registration: Registration[Attack]) -> AttackCard:
         stop_rule=traits.stop_rule.value,
         minimises=traits.minimises,
         source=traits.source,
+        eot_draws=traits.eot_draws,
+        examples=traits.examples,
         joint=traits.joint,
         samples=traits.samples,
+        written_for=traits.written_for,
         parameters=parameters_of(attack),
     )
 
@@ -92,6 +95,7 @@ def threat_card(registration: Registration[ThreatModel]) -> ThreatCard:
         id=threat.id,
         examples=threat.examples,
         order=threat.order,
+        protocol=threat.protocol,
         **threat.rules(),
     )
 

@@ -15,7 +15,9 @@ from bench.core.cards import AttackCard, Card, DefenseCard
 from bench.core.cells import Cell
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, error_text
 from bench.core.folders import submissions_folder
+from bench.core.isolation import Isolation
 from bench.core.statistics import Count
+from bench.core.variant_names import is_variant, split_variant
 from bench.plugin import Attack, Certifier, Dataset, Defense, Diagnostic, MissingLibrary
 from bench.registry import hookspecs
 from bench.registry.cards import attack_card, card_json, card_of, defense_card
@@ -30,8 +32,10 @@ from bench.registry.discovery import (
 from bench.registry.loader import PLUGGY_PROJECT, plugin_modules, why_no_plugin
 from bench.registry.registration import Registration
 from bench.registry.submission import Submission, did_you_mean, read_submission, submission_card
+from bench.registry.threat_variants import threat_variant
 from bench.registry.validation import why_invalid
-from bench.threats.threat_model import ThreatModel
+from bench.registry.variants import variant
+from bench.threats.threat_model import ThreatModel, without_ranks
 
 NOT_IMPORTED = (
     "its code was not imported; --allow-unsandboxed runs it in this process, with all your rights"
@@ -111,8 +115,15 @@ class Registry:
                 table[name] = table.pop(name)
 
     def find(self, kind: str, name: str) -> Registration[Any]:
-        """The registration; raises BenchError if unknown, not imported or without its library."""
+        """The registration; raises BenchError if unknown, not imported or without its library.
+
+        An attack or a threat model may be named with parameters, as `pgd[steps=100]` and
+        `digits-linf[eps=8/255]`; that variant is registered.
+        """
         table = self._table(kind)
+        if kind in ("attack", "threat") and is_variant(name) and name not in table:
+            found = self._variant(kind, name)
+            return table.setdefault(found.value.name, found)
         if name in table:
             return table[name]
         if name in self.submissions and self.submissions[name].card.kind == kind:
@@ -125,6 +136,12 @@ class Registry:
             )
         others = [n for n in self.not_imported() if self.submissions[n].card.kind == kind]
         raise BenchError(f"no {kind} named {name!r}{did_you_mean(name, [*table, *others])}.")
+
+    def _variant(self, kind: str, name: str) -> Registration[Any]:
+        base, settings = split_variant(name, kind)
+        if kind == "attack":
+            return variant(self.find(kind, base), settings)
+        return threat_variant(self.find(kind, base), settings, self.threats.values())
 
     def attack_card(self, name: str) -> AttackCard:
         """The card of the attack of that name."""
@@ -253,6 +270,8 @@ class Registry:
         if isinstance(value, MissingLibrary):
             self.missing_libraries[kind, value.name] = value
             return
+        if kind == "threat" and plugin.isolation is Isolation.UNSANDBOXED:
+            value = without_ranks(value)
         table = self._table(kind)
         if value.name in table:
             first = table[value.name].module

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from bench.core.cards import CARD_MODELS, Card, Claim, DefenseCard, SubmissionInfo
 from bench.core.errors import BenchError
 from bench.core.hashing import digest
+from bench.core.visible_text import is_hidden
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CITE_PATTERN = re.compile(r"|arXiv:\d{4}\.\d{4,5}(v\d+)?|doi:10\.\d{4,9}/\S+|https?://[^\s<>\"']+")
@@ -36,7 +37,7 @@ MAX_COMPLAINTS = 10
 
 def _text(value: str) -> str:
     """Refuse invisible characters, with which a page could show another text."""
-    hidden = {c for c in value if unicodedata.category(c) in {"Cc", "Cf", "Cs"}} - {"\n"}
+    hidden = {c for c in value if is_hidden(c)} - {"\n"}
     if hidden:
         shown = ", ".join(sorted(f"U+{ord(c):04X}" for c in hidden))
         raise ValueError(f"holds characters that cannot be seen ({shown}); remove them")

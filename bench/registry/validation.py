@@ -16,6 +16,8 @@ from bench.registry.submission import NAME_PATTERN
 from bench.threats.fingerprint import parameters_of, short_repr
 from bench.threats.threat_model import ThreatModel, describe_set
 
+MAX_STEPS = 1_000_000
+"""Of one restart of an attack: a run that makes more does not end in any useful time."""
 METHOD = Callable[..., Any]
 STRICT = ConfigDict(
     strict=True, arbitrary_types_allowed=True, revalidate_instances="always", from_attributes=True
@@ -25,14 +27,19 @@ STRICT = ConfigDict(
 
 def why_invalid(kind: str, value: object) -> str:
     """Why a plugin may not register this value as `kind`, as the end of a sentence; else empty."""
-    missing = isinstance(value, MissingLibrary)
-    wrong = _record(MissingLibrary)(value) if missing else _RULES[kind](value)
+    wrong = why_mistyped(kind, value)
     if wrong:
         return wrong
     name = value.name  # type: ignore[attr-defined]
     if not NAME_PATTERN.fullmatch(name):
         return f"has the name {name!r}; names are 1 to 64 of a-z, 0-9, '.', '_', '-'"
     return ""
+
+
+def why_mistyped(kind: str, value: object) -> str:
+    """What of a value of this kind has a wrong type or digest, whatever its name; else empty."""
+    missing = isinstance(value, MissingLibrary)
+    return _record(MissingLibrary)(value) if missing else _RULES[kind](value)
 
 
 def _record(kind: type) -> Callable[[object], str]:
@@ -126,6 +133,8 @@ def _attack(value: Any) -> str:
         return wrong
     if not external and value.steps < 1:
         return f"has steps = {value.steps}; at least one is needed"
+    if not external and value.steps > MAX_STEPS:
+        return f"has steps = {value.steps}; at most {MAX_STEPS} are allowed"
     return _why_mistyped(_attack_options(), value) or _why_no_digest(parameters_of, value)
 
 

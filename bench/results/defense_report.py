@@ -22,7 +22,10 @@ from bench.results.example_results import (
     load_results,
 )
 from bench.results.leaderboards import Leaderboard, leaderboards
+from bench.results.masking_checks import same_defense
 from bench.results.matrix import MatrixCell, matrix_cells
+from bench.results.measures import Measures, measures, robust_on_correct
+from bench.results.pairwise import Separation, row_separations
 from bench.results.ranking import (
     CertifiedCount,
     RankingRow,
@@ -78,6 +81,11 @@ class DefenseReport:
     """By attack."""
     rocs: Mapping[str, DetectorRoc]
     """By attack, where the defense rejects."""
+    robust_on_correct: Count
+    """Robust to all attacks, of the examples that are right on the clean image."""
+    measures: Measures
+    separation: Separation | None
+    """What would change its rank; None without a rank or a neighbour."""
 
 
 def defense_report(store: Store, leaderboard: Leaderboard, defense: str) -> DefenseReport:
@@ -103,6 +111,9 @@ def defense_report(store: Store, leaderboard: Leaderboard, defense: str) -> Defe
         radii=_radius_points(store, results, known, defense),
         images=_images(store, results, defense),
         rocs=_rocs(result),
+        robust_on_correct=robust_on_correct(result),
+        measures=measures(results, result),
+        separation=row_separations(results, rows).get(defense),
     )
 
 
@@ -137,8 +148,9 @@ def _distances(
     for other in known:
         if other.is_nearest and _same_space(other, results.leaderboard):
             nearest = results if other == results.leaderboard else load_results(store, other)
-            if defense in nearest.defenses:
-                return _distance_curves(nearest.defenses[defense])
+            same = same_defense(nearest, results.defenses[defense])
+            if same is not None:
+                return _distance_curves(same)
     return {}
 
 
@@ -160,7 +172,8 @@ def _radius_points(
     if results.leaderboard.is_nearest:
         return ()
     others = [load_results(store, other) for other in results.leaderboard.other_radii(known)]
-    everywhere = [one for one in (results, *others) if defense in one.defenses]
+    here = results.defenses[defense]
+    everywhere = [one for one in (results, *others) if same_defense(one, here) is not None]
     everywhere.sort(key=lambda one: one.leaderboard.radius)
     return tuple(
         _radius_point(store, one, one.defenses[defense])

@@ -1,21 +1,27 @@
-"""Results per example of a leaderboard's current cells: the arrays behind every figure."""
+"""Results per example of the cells that a leaderboard shows: the arrays behind every figure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.core.cards import AttackCard, DefenseCard
-from bench.core.cells import CLEAN, FEW_EXAMPLES, CellState
+from bench.core.cells import CLEAN, CellState
 from bench.core.hashing import canonical
-from bench.core.outcomes import Outcomes, Verdict
-from bench.results.current_cells import CurrentDigests, attack_digests, defense_digest
+from bench.core.machines import Machine
+from bench.core.outcomes import TRUE_GRADIENT_RESTART, Outcomes, Refusals, Verdict, refusals
 from bench.results.detection import RejectionScores, rejection_scores
-from bench.results.leaderboards import Leaderboard, is_costly
+from bench.results.leaderboard_cells import is_here, leaderboard_cells, outdated_cells
+from bench.results.leaderboards import Leaderboard
+from bench.results.row_versions import History, ShownRow, shown_rows
+from bench.results.second_evaluations import SecondEvaluation, second_evaluations
+from bench.results.target_pairs import TargetPairs, target_pairs
+from bench.results.true_class import TrueClass, true_class
+from bench.results.version_notes import RowVersions, cell_notes, row_versions
 from bench.store import CellRow, ExamplesRow, Store
 
 Bits = npt.NDArray[np.bool_]
@@ -27,6 +33,10 @@ Items = npt.NDArray[np.int32]
 class AttackResult:
     """One attack against one defense over all its seeds and targets. Arrays are [n]."""
 
+    card: AttackCard
+    """The attack as it was when it was evaluated."""
+    version: str
+    """Digests of the attack and of the public surrogate that it queries."""
     evaluated: Bits
     """Whether the attack ran on the example, with all targets; a cascade leaves out those that an
     earlier attack broke."""
@@ -36,7 +46,8 @@ class AttackResult:
     step: Floats
     """Steps within the restart of the first success; inf where the example is unbroken."""
     total_steps: Floats
-    """Steps of that restart and of all earlier ones; inf where the example is unbroken."""
+    """Steps of that restart and of all earlier ones with the same gradient; inf where the example
+    is unbroken."""
     forwards: Floats
     """Queries up to the first success; inf where the example is unbroken."""
     distance: Floats
@@ -44,6 +55,14 @@ class AttackResult:
     without one."""
     scores: RejectionScores
     """Rejection scores of its candidates, by item."""
+    refusals: Refusals
+    true_class: TrueClass
+    """On the worst admissible candidate of each example."""
+    target_pairs: TargetPairs
+    by_true_gradient: Bits
+    """Broken by the true gradient, where the BPDA approximation that is declared had failed."""
+    left_out: Bits
+    """Whether the attack leaves the example out, because it runs on the first few only."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,11 @@ class DefenseResult:
     has_clean_pass: bool
     clean_scores: RejectionScores
     """Rejection scores of the clean images, where the defense rejects."""
+    clean_class: TrueClass
+    """The true class on the clean images."""
+    labels: npt.NDArray[np.int16]
+    """[n]: true classes."""
+    classes: tuple[str, ...]
     attacks: Mapping[str, AttackResult]
     """By attack, where at least one cell is done."""
     tier: str
@@ -76,7 +100,7 @@ class DefenseResult:
         done = [name for name in attacks if name in self.attacks]
         evaluated = np.ones(len(self.clean), np.bool_)
         for name in done:
-            evaluated &= self.attacks[name].evaluated
+            evaluated &= self.attacks[name].evaluated | self.attacks[name].left_out
         return bool((evaluated | ~self.robust(done)).all())
 
     def robust_8bit(self) -> Bits:
@@ -109,160 +133,127 @@ class LeaderboardResults:
     defense_cards: Mapping[str, DefenseCard]
     """Current defenses by name."""
     cells: Mapping[tuple[str, str], tuple[CellRow, ...]]
-    """Current cells by (defense, attack), sorted, the clean passes included."""
+    """Shown cells by (defense, attack), sorted, the clean passes included."""
     defenses: Mapping[str, DefenseResult]
     """By defense, for all that have a cell of an attack."""
     outdated: Mapping[tuple[str, str], str]
-    """What has changed, by (defense, attack) with an older finished cell and no current one."""
+    """What has changed, by (defense, attack) with an older finished cell and none that is shown."""
     digest: str
     """SHA-256 over the verdict of every item; independent of the order of evaluation."""
+    machines: Mapping[str, tuple[Machine, ...]]
+    """The machine classes that computed a cell, by its key; cells that are not shown are absent."""
+    versions: Mapping[str, RowVersions]
+    """By defense, where the database has cells of other versions of it or of attacks."""
+    older: Mapping[tuple[str, str], str]
+    """Sentence on the shown cell of (defense, attack), where it is of an older version."""
+    second: Mapping[str, tuple[SecondEvaluation, ...]]
+    """The second evaluations of a cell, by its key; oldest first, and absent without any."""
 
 
-def load_results(store: Store, leaderboard: Leaderboard) -> LeaderboardResults:
-    """Read one leaderboard; the outcomes of each done cell are read once."""
-    attacks = {card.name: card for card in store.cards(AttackCard)}
-    rows = sorted(_rows(store, leaderboard), key=_sort_key)
-    defenses = {
-        card.name: card.model_copy(
-            update={"digest": defense_digest(card, leaderboard.dataset, rows)}
-        )
-        for card in store.cards(DefenseCard)
+def load_results(
+    store: Store, leaderboard: Leaderboard, *, current_only: bool = False
+) -> LeaderboardResults:
+    """Read one leaderboard; the outcomes of each cell that is shown are read once.
+
+    `current_only` leaves out the results of older versions (`bench.results.row_versions`).
+    """
+    rows = leaderboard_cells(store, leaderboard)
+    history = History.load(store, leaderboard, rows)
+    here = [row for row in rows if is_here(row, leaderboard)]
+    evaluated = {row.cell.defense for row in here if row.cell.attack != CLEAN}
+    found = shown_rows(history, here, current_only=current_only)
+    names = sorted(name for name in evaluated & set(found) if set(found[name].cells) - {CLEAN})
+    shown = {name: found[name] for name in names}
+    cells = {
+        (name, attack): row.cells[attack]
+        for name, row in shown.items()
+        for attack in sorted(row.cells)
     }
-    now = CurrentDigests(
-        {name: card.digest for name, card in defenses.items()}, attack_digests(attacks.values())
-    )
-    cells = _current(rows, leaderboard, now)
     outcomes = {
         row.key: store.outcomes(row.key)
         for rows in cells.values()
         for row in rows
         if row.state == CellState.DONE
     }
-    names = sorted({defense for defense, attack in cells if attack != CLEAN})
-    results = {}
-    for name in names:
-        (digest,) = {
-            row.cell.examples for pair, rows in cells.items() if pair[0] == name for row in rows
-        }
-        examples = store.examples(digest)
-        results[name] = _defense_result(
-            leaderboard, examples, defenses[name], attacks, cells, outcomes
-        )
-    kept = {pair: rows for pair, rows in cells.items() if pair[0] in results}
-    outdated = _outdated(rows, leaderboard, now, cells)
+    older = store.older_attacks() if _has_older(history, cells.values()) else {}
+    results = {
+        name: _defense_result(store, history, older, name, row, outcomes)
+        for name, row in shown.items()
+    }
+    mine = {name: [row for row in here if row.cell.defense == name] for name in shown}
     return LeaderboardResults(
         leaderboard,
-        attacks,
-        defenses,
-        kept,
+        history.attacks,
+        history.defenses,
+        cells,
         results,
-        outdated,
-        _digest(leaderboard, kept, outcomes),
+        outdated_cells(history, here, cells),
+        _digest(leaderboard, cells, outcomes),
+        store.machines(outcomes),
+        {n: v for n, r in shown.items() if (v := row_versions(history, mine[n], r, n))},
+        {(n, a): t for n, r in shown.items() for a, t in cell_notes(history, mine[n], r).items()},
+        second_evaluations(store, outcomes),
     )
 
 
-def _rows(store: Store, leaderboard: Leaderboard) -> list[CellRow]:
-    """The cells on the leaderboard's examples, and those of costly defenses on the first few."""
-    own = store.cells(examples=leaderboard.examples)
-    here = {row.cell.defense for row in own if row.cell.threat_id == leaderboard.id}
-    costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)} - here
-    costly_rows = _rows_on_few_examples(store, leaderboard, costly) if costly else []
-    listed = {row.cell.defense for row in costly_rows if row.cell.threat_id == leaderboard.id}
-    kept = [row for row in own if row.cell.defense not in listed]
-    return kept + [row for row in costly_rows if row.cell.defense in listed]
-
-
-def _rows_on_few_examples(
-    store: Store, leaderboard: Leaderboard, costly: Collection[str]
-) -> list[CellRow]:
-    """The cells of costly defenses on the first few examples of the leaderboard's data set."""
-    rows = [row for row in store.cells() if row.cell.defense in costly]
-    examples = {row.cell.examples: store.examples(row.cell.examples) for row in rows}
-    few = {
-        digest
-        for digest, row in examples.items()
-        if row.dataset == leaderboard.dataset and row.n == FEW_EXAMPLES < leaderboard.n
-    }
-    return [row for row in rows if row.cell.examples in few]
-
-
-def _current(
-    rows: Iterable[CellRow], leaderboard: Leaderboard, now: CurrentDigests
-) -> dict[tuple[str, str], tuple[CellRow, ...]]:
-    kept = [row for row in rows if _is_here(row, leaderboard) and not now.change(row)]
-    found: dict[tuple[str, str], tuple[CellRow, ...]] = {}
-    for row in _whole_cascades(kept):
-        pair = row.cell.defense, row.cell.attack
-        found[pair] = (*found.get(pair, ()), row)
-    return found
-
-
-def _whole_cascades(rows: list[CellRow]) -> list[CellRow]:
-    """The cells whose predecessors are all done: only then are the survivors known."""
-    done = {row.key: row.cell.before for row in rows if row.state == CellState.DONE}
-
-    def whole(before: str) -> bool:
-        return not before or (before in done and whole(done[before]))
-
-    return [row for row in rows if whole(row.cell.before)]
-
-
-def _is_here(row: CellRow, leaderboard: Leaderboard) -> bool:
-    return row.cell.attack == CLEAN or (
-        row.cell.threat_id == leaderboard.id and row.cell.mode == leaderboard.mode
+def _has_older(history: History, cells: Iterable[Sequence[CellRow]]) -> bool:
+    """Whether a cell of another version than the current attack is shown."""
+    return any(
+        row.cell.attack != CLEAN and row.cell.attack_digest != history.current[row.cell.attack]
+        for rows in cells
+        for row in rows
     )
 
 
-def _outdated(
-    rows: Iterable[CellRow],
-    leaderboard: Leaderboard,
-    now: CurrentDigests,
-    current: Collection[tuple[str, str]],
-) -> dict[tuple[str, str], str]:
-    """What has changed since a cell was evaluated, by pairs that have no current cell.
-
-    A cell that is itself current follows one in its cascade that is not.
-    """
-    done = [row for row in rows if row.state == CellState.DONE and _is_here(row, leaderboard)]
-    return {
-        (row.cell.defense, row.cell.attack): now.change(row) or "an attack before it in the cascade"
-        for row in sorted(done, key=lambda row: row.updated)
-        if (row.cell.defense, row.cell.attack) not in current
-    }
+def _card(history: History, older: Mapping[str, AttackCard], row: CellRow) -> AttackCard:
+    """The card of the attack as it was; of one that was not kept the number of steps is unknown."""
+    current = history.attacks[row.cell.attack]
+    if row.cell.attack_digest == current.digest:
+        return current
+    kept = older.get(row.cell.attack_digest)
+    return kept or current.model_copy(update={"steps": None})
 
 
-def _sort_key(row: CellRow) -> tuple[str, str, int, str, str]:
-    return row.cell.defense, row.cell.attack, row.cell.seed, row.cell.numeric, row.key
+def _version(leaderboard: Leaderboard, card: AttackCard, row: CellRow) -> str:
+    public = card.source in leaderboard.protocol.surrogates
+    return f"{row.cell.attack_digest} {row.cell.source_digest if public else ''}"
 
 
 def _defense_result(
-    leaderboard: Leaderboard,
-    examples: ExamplesRow,
-    defense: DefenseCard,
-    attacks: Mapping[str, AttackCard],
-    cells: Mapping[tuple[str, str], tuple[CellRow, ...]],
+    store: Store,
+    history: History,
+    older: Mapping[str, AttackCard],
+    name: str,
+    shown: ShownRow,
     outcomes: Mapping[str, Outcomes],
 ) -> DefenseResult:
-    done = {
-        attack: [outcomes[row.key] for row in rows if row.key in outcomes]
-        for (name, attack), rows in cells.items()
-        if name == defense.name
+    leaderboard = history.leaderboard
+    rows = [row for some in shown.cells.values() for row in some]
+    (digest,) = {row.cell.examples for row in rows}
+    examples = store.examples(digest)
+    finished = {
+        attack: [row for row in some if row.key in outcomes] for attack, some in shown.cells.items()
     }
-    passes = done.pop(CLEAN, [])
-    tiers = {row.tier for (name, _), rows in cells.items() if name == defense.name for row in rows}
+    passes = [outcomes[row.key] for row in finished.pop(CLEAN, [])]
+    attacks = {}
+    for attack, done in finished.items():
+        if done:
+            card = _card(history, older, done[0])
+            parts = [outcomes[row.key] for row in done]
+            version = _version(leaderboard, card, done[0])
+            attacks[attack] = _attack_result(leaderboard, examples, card, version, parts)
     return DefenseResult(
-        defense=defense.name,
-        digest=defense.digest,
+        defense=name,
+        digest=shown.digest,
         examples=examples.digest,
         clean=_clean_right(examples.n, passes),
         has_clean_pass=bool(passes),
         clean_scores=_scores(examples, passes),
-        attacks={
-            attack: _attack_result(leaderboard, examples, steps_of(attacks[attack]), parts)
-            for attack, parts in done.items()
-            if parts
-        },
-        tier=", ".join(sorted(tiers)),
+        clean_class=true_class(examples.n, Outcomes.concatenate(passes)),
+        labels=examples.labels,
+        classes=examples.classes,
+        attacks=attacks,
+        tier=", ".join(sorted({row.tier for row in rows})),
     )
 
 
@@ -287,7 +278,11 @@ def _scores(examples: ExamplesRow, passes: list[Outcomes]) -> RejectionScores:
 
 
 def _attack_result(
-    leaderboard: Leaderboard, examples: ExamplesRow, steps: int, parts: list[Outcomes]
+    leaderboard: Leaderboard,
+    examples: ExamplesRow,
+    attack: AttackCard,
+    version: str,
+    parts: list[Outcomes],
 ) -> AttackResult:
     made = Outcomes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     per_example = len(examples.classes) - 1 if leaderboard.has_all_targets else 1
@@ -295,15 +290,29 @@ def _attack_result(
     broken = made.verdict == Verdict.BROKEN
     wrong = broken | (_answered_wrong(made, examples.labels[example]) & leaderboard.is_nearest)
     return AttackResult(
+        card=attack,
+        version=version,
         evaluated=_all(n, per_example, made.item),
         broken=_any(n, example, broken),
         broken_8bit=_any(n, example, broken & made.eight_bit),
         step=_least(n, example, made.step, broken),
-        total_steps=_least(n, example, made.restart * steps + made.step, broken),
+        total_steps=_least(n, example, _total_steps(made, attack), broken),
         forwards=_least(n, example, made.forwards, broken),
         distance=_least(n, example, made.distance, wrong),
         scores=rejection_scores(made, examples.labels[example]),
+        refusals=refusals(made),
+        true_class=true_class(n, made, example),
+        target_pairs=target_pairs(
+            made, example, examples.labels, len(examples.classes), leaderboard.goal
+        ),
+        by_true_gradient=_any(n, example, broken & (made.restart >= TRUE_GRADIENT_RESTART)),
+        left_out=np.arange(n) >= (attack.examples or n),
     )
+
+
+def _total_steps(made: Outcomes, attack: AttackCard) -> npt.NDArray[np.int32]:
+    """[items]: steps before the first success, those of earlier restarts included."""
+    return made.restart % TRUE_GRADIENT_RESTART * steps_of(attack) + made.step
 
 
 def _answered_wrong(made: Outcomes, truth: npt.NDArray[np.int16]) -> Bits:

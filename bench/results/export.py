@@ -40,7 +40,11 @@ class ExportedFile:
 
 
 def write_outcomes(
-    store: Store, threat: str | None, path: Path, mode: str = "full"
+    store: Store,
+    threat: str | None,
+    path: Path,
+    mode: str = "full",
+    order: str | None = None,
 ) -> ExportedFile:
     """Write one row for each (defense, attack, example) of a leaderboard's finished cells.
 
@@ -50,10 +54,10 @@ def write_outcomes(
     Raises BenchError where there is no such leaderboard, and UnavailableError where the file cannot
     be written.
     """
-    results = load_results(store, find_leaderboard(store, threat, mode))
+    results = load_results(store, find_leaderboard(store, threat, mode, order))
     examples = store.examples(results.leaderboard.examples)
     rows, open_cells = 0, 0
-    with _written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for cells in (results.cells[pair] for pair in sorted(results.cells)):
@@ -108,7 +112,13 @@ def _about_rows(leaderboard: Leaderboard, rows: int, missing: int) -> str:
 
 
 def write_images(
-    store: Store, threat: str | None, defense: str, attack: str, path: Path, mode: str = "full"
+    store: Store,
+    threat: str | None,
+    defense: str,
+    attack: str,
+    path: Path,
+    mode: str = "full",
+    order: str | None = None,
 ) -> ExportedFile:
     """Write `adv` float32 [n, C, H, W], exact or else the sample, and their `index` int64 [n].
 
@@ -116,11 +126,12 @@ def write_images(
     """
     from safetensors.numpy import save_file
 
-    leaderboard = find_leaderboard(store, threat, mode)
+    leaderboard = find_leaderboard(store, threat, mode, order)
     cell = _cell(load_results(store, leaderboard), defense, attack)
     index, adv = _pixels(store, cell)
     about = {"threat": leaderboard.name, "defense": defense, "attack": attack, "cell": cell.key}
-    with _written_whole(path) as partial:
+    about |= {"order": leaderboard.example_order, "root": store.root()}
+    with written_whole(path) as partial:
         save_file({"adv": adv, "index": index}, partial, metadata=about)
     whole = len(index) == cell.cell.items
     return ExportedFile(path, len(index), whole, _about_images(cell, len(index)))
@@ -161,7 +172,7 @@ def _about_images(cell: CellRow, n: int) -> str:
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside the path, renamed when all is written, removed on failure."""
     try:
         partial = _temporary_file(path)

@@ -1,17 +1,28 @@
-"""Leaderboards: one for each threat model, example set and mode that has cells."""
+"""Leaderboards: one for each threat model, protocol, example set and mode that has cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any
 
 from bench.core.cards import DefenseCard, ThreatCard
-from bench.core.cells import CLEAN, COSTLY_FORWARDS, FEW_EXAMPLES, MODES
+from bench.core.cells import (
+    BALANCED_ORDER,
+    CLEAN,
+    COSTLY_FORWARDS,
+    EXAMPLE_ORDERS,
+    FEW_EXAMPLES,
+    MODES,
+)
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical
-from bench.store import Store
+from bench.core.protocols import LeaderboardProtocol
+from bench.core.radii import exact_fraction
+from bench.core.variant_names import base_name, is_variant, split_variant
+from bench.store import ExamplesRow, Store
 
 
 @dataclass(frozen=True)
@@ -31,15 +42,25 @@ class Leaderboard:
     budget: Mapping[str, int | None]
     """Gradient evaluations and queries per example."""
     summary: str
-    ranked: bool
-    """False where the leaderboard is evidence only."""
+    protocol: LeaderboardProtocol
+    """What it asks of every defense."""
     order: int
-    required: tuple[str, ...]
-    """Attacks without which a defense has no rank."""
     examples: str
     """Digest of the example set."""
     n: int
     mode: str
+    example_order: str = BALANCED_ORDER
+    """Which test images they are: one of EXAMPLE_ORDERS."""
+
+    @property
+    def ranked(self) -> bool:
+        """False where the leaderboard is evidence only."""
+        return self.protocol.ranked
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Attacks without which a defense has no rank."""
+        return self.protocol.required
 
     @property
     def radius(self) -> float:
@@ -50,6 +71,11 @@ class Leaderboard:
     def is_unbounded(self) -> bool:
         """Whether every image of the pixel box is allowed."""
         return self.set["name"] == "Linf" and self.radius >= 1
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is of a registered threat model with another radius or norm."""
+        return is_variant(self.name)
 
     @property
     def has_all_targets(self) -> bool:
@@ -72,7 +98,10 @@ class Leaderboard:
 
 
 def leaderboards(store: Store) -> list[Leaderboard]:
-    """All leaderboards: by the threat model's order and name, the most examples first."""
+    """All leaderboards: by the threat model's order and name, the most examples first.
+
+    The variants of one threat model are in the order of their radii.
+    """
     threats = _by_id(store.cards(ThreatCard))
     costly = {card.name for card in store.cards(DefenseCard) if is_costly(card)}
     found: dict[tuple[str, str, str], set[str]] = {}
@@ -80,14 +109,26 @@ def leaderboards(store: Store) -> list[Leaderboard]:
         if cell.attack != CLEAN and cell.threat_id in threats:
             key = (cell.threat_id, cell.examples, cell.mode)
             found.setdefault(key, set()).add(cell.defense)
-    sizes = {examples: store.examples(examples).n for _, examples, _ in found}
-    large = {(id_, mode) for id_, examples, mode in found if sizes[examples] > FEW_EXAMPLES}
+    sets = {examples: store.examples(examples) for _, examples, _ in found}
+    large = {
+        (id_, mode, sets[examples].order)
+        for id_, examples, mode in found
+        if sets[examples].n > FEW_EXAMPLES
+    }
     made = [
-        _leaderboard(threats[id_], examples, sizes[examples], mode)
+        _leaderboard(card, sets[examples], mode)
         for (id_, examples, mode), names in found.items()
-        if not (sizes[examples] == FEW_EXAMPLES and names <= costly and (id_, mode) in large)
+        if sets[examples].n != FEW_EXAMPLES
+        or not names <= costly
+        or (id_, mode, sets[examples].order) not in large
+        for card in threats[id_]
     ]
-    return sorted(made, key=lambda b: (b.order, b.name, -b.n, b.mode, b.examples))
+    return sorted(made, key=_place)
+
+
+def _place(board: Leaderboard) -> tuple[object, ...]:
+    named = (board.order, base_name(board.name), board.radius if board.is_variant else 0.0)
+    return (*named, board.name, board.example_order, -board.n, board.mode, board.examples)
 
 
 def is_costly(defense: DefenseCard) -> bool:
@@ -98,30 +139,67 @@ def is_costly(defense: DefenseCard) -> bool:
     return defense.forwards > COSTLY_FORWARDS
 
 
-def find_leaderboard(store: Store, threat: str | None, mode: str = "full") -> Leaderboard:
+def find_leaderboard(
+    store: Store, threat: str | None, mode: str = "full", order: str | None = None
+) -> Leaderboard:
     """The first leaderboard of a mode, or the first of the named threat model.
 
-    Raises BenchError where there is none.
+    A variant such as `digits-linf[eps=1/10]` names every leaderboard with these rules. `order` is
+    one of EXAMPLE_ORDERS; None: any, the balanced one first. Raises BenchError where there is none.
     """
     if mode not in MODES:
         raise BenchError(f"--mode is {mode!r}; use one of {', '.join(MODES)}.")
+    if order not in (None, *EXAMPLE_ORDERS):
+        raise BenchError(f"--order is {order!r}; use one of {', '.join(EXAMPLE_ORDERS)}.")
     known = leaderboards(store)
-    for leaderboard in known:
-        if leaderboard.mode == mode and (
-            threat is None or threat in (leaderboard.name, leaderboard.id)
-        ):
+    ordered = [found for found in known if order in (None, found.example_order)]
+    is_meant = _meaning_of(store, threat, known)
+    for leaderboard in ordered:
+        if leaderboard.mode == mode and is_meant(leaderboard):
             return leaderboard
-    raise BenchError(_nothing(threat, mode, known))
+    if known and not ordered:
+        raise BenchError(
+            f"the database has no leaderboard of the {order} order; `bench run --order {order}` "
+            "evaluates one."
+        )
+    raise BenchError(_nothing(threat, mode, ordered))
 
 
-def _by_id(cards: Iterable[ThreatCard]) -> dict[str, ThreatCard]:
-    """Threat cards by the digest of their rules; of two names for the same rules, the first."""
+def _meaning_of(
+    store: Store, threat: str | None, known: Iterable[Leaderboard]
+) -> Callable[[Leaderboard], bool]:
+    """Whether a leaderboard is of the named threat model; None: of any."""
+    if threat is None:
+        return lambda _: True
+    names = {name for board in known for name in (board.name, board.id)}
+    if not is_variant(threat) or threat in names:
+        return lambda board: threat in (board.name, board.id)
+    base, settings = split_variant(threat, "threat")
+    found = [card for card in store.cards(ThreatCard) if card.name == base]
+    rules = [(c.dataset, c.access, canonical([dict(c.goal), dict(c.budget)])) for c in found]
+    norms = {settings.get("norm", str(card.set["name"])) for card in found}
+    given = exact_fraction(settings["eps"]) if "eps" in settings else None
+    eps = {Fraction(str(card.set["eps"])) if given is None else given for card in found}
+
+    def is_same(board: Leaderboard) -> bool:
+        own = (board.dataset, board.access, canonical([dict(board.goal), dict(board.budget)]))
+        same_set = board.set["name"] in norms and Fraction(str(board.set["eps"])) in eps
+        return own in rules and same_set
+
+    return is_same
+
+
+def _by_id(cards: Iterable[ThreatCard]) -> dict[str, list[ThreatCard]]:
+    """Threat cards by the digest of their rules; of two names for one protocol, the first."""
     known = [card for card in cards if card.id]  # a submission that is not imported has no rules
     ordered = sorted(known, key=lambda card: (card.order, card.name), reverse=True)
-    return {card.id: card for card in ordered}
+    found: dict[str, dict[str, ThreatCard]] = {}
+    for card in ordered:
+        found.setdefault(card.id, {})[card.protocol.id] = card
+    return {id_: list(by_protocol.values()) for id_, by_protocol in found.items()}
 
 
-def _leaderboard(card: ThreatCard, examples: str, n: int, mode: str) -> Leaderboard:
+def _leaderboard(card: ThreatCard, examples: ExamplesRow, mode: str) -> Leaderboard:
     return Leaderboard(
         name=card.name,
         id=card.id,
@@ -131,12 +209,12 @@ def _leaderboard(card: ThreatCard, examples: str, n: int, mode: str) -> Leaderbo
         goal=card.goal,
         budget=card.budget,
         summary=card.summary,
-        ranked=card.ranked,
+        protocol=card.protocol,
         order=card.order,
-        required=card.required,
-        examples=examples,
-        n=n,
+        examples=examples.digest,
+        n=examples.n,
         mode=mode,
+        example_order=examples.order,
     )
 
 

@@ -6,24 +6,24 @@ example from the stored outcomes. Examples that are wrong on the clean image cou
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.core.cards import AttackCard, CertifierCard
 from bench.core.statistics import clopper_pearson
 from bench.results.example_results import Bits, DefenseResult, Floats, LeaderboardResults, steps_of
+from bench.results.paired_attacks import (
+    LEAST_PAIRS,
+    P_LIMIT,
+    evaluated_by,
+    paired_counts,
+    tail_of_share,
+)
 from bench.store import CertificateRow
 
 WARNING, PASSED, NOT_TESTED = "raised", "clear", "not tested"
-
-TOLERANCE = 0.01
-"""Share of the examples that one good attack may break and another miss."""
-
-SAMPLING_TOLERANCE = 0.002
-"""The same where one of the two attacks only samples points."""
 
 NAMED_EXAMPLES = 10
 """Number of examples that a sentence lists by index."""
@@ -34,7 +34,16 @@ LATE_STEPS = 0.9
 LATE_SHARE = 0.05
 """Share of late first successes above which the attack has too few steps."""
 
-_REQUIRES = "Requires {} attack, both done on all examples."
+HALF = 0.5
+"""Share of a restart's steps after which a first success belongs to the last doubling."""
+
+LEAST_GAIN = 0.01
+"""Share of the examples that the last doubling of the steps may gain."""
+
+_REQUIRES = "Requires {} attack, both done on the same examples."
+_TOO_FEW = (
+    "Only {} of {} examples evaluated by both are right on the clean image; at least {} are needed."
+)
 
 
 @dataclass(frozen=True)
@@ -58,145 +67,145 @@ def samples_blindly(attack: AttackCard) -> bool:
     return attack.samples and not uses_gradients(attack)
 
 
-def one_step_beats_iterative(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
-    """Warns where the best one-step attack breaks more than the best iterative one.
+def is_black_box(attack: AttackCard) -> bool:
+    """Whether it is a transfer, score-based or decision-based attack; blind sampling is none."""
+    return not uses_gradients(attack) and not samples_blindly(attack)
 
-    The difference must exceed 2 standard errors of the paired counts.
+
+def one_step_beats_iterative(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
+    """Warns where the best one-step attack breaks significantly more than the best iterative one.
+
+    Both use the gradient of the defense.
     """
-    name = "one-step-beats-iterative"
-    gradient = _done(results, result, gradient=True)
-    iterative = [attack for attack in gradient if steps_of(results.attack_cards[attack]) != 1]
+    gradient = _done(result, uses_gradients)
+    iterative = [attack for attack in gradient if steps_of(result.attacks[attack].card) != 1]
     one = result.strongest_attack(set(gradient) - set(iterative))
     many = result.strongest_attack(iterative)
-    if one is None or many is None or results.leaderboard.mode == "rank":
-        return MaskingCheck(
-            name, NOT_TESTED, _REQUIRES.format("a one-step and an iterative gradient")
-        )
-    by_one, by_many = result.broken_by([one]), result.broken_by([many])
-    only_one, only_many = int((by_one & ~by_many).sum()), int((by_many & ~by_one).sum())
-    error = paired_error(only_one, only_many, len(by_one))
-    alone = int((by_one & ~result.broken_by(iterative)).sum())
-    return MaskingCheck(
-        name,
-        WARNING if only_one - only_many > 2 * error else PASSED,
-        f"{one} breaks {by_one.sum()} of {len(by_one)} and {many} {by_many.sum()}: a difference of"
-        f" {only_one - only_many:+d} with a standard error of {error:.1f}; {alone} are broken by"
-        f" {one} and by no iterative attack.",
+    return _compared(
+        MaskingCheck(
+            "one-step-beats-iterative",
+            NOT_TESTED,
+            _REQUIRES.format("a one-step and an iterative gradient"),
+        ),
+        results,
+        result,
+        [] if one is None else [one],
+        [] if many is None else [many],
     )
-
-
-def paired_error(only_a: int, only_b: int, n: int) -> float:
-    """Standard error of only_a - only_b, two counts among n paired examples."""
-    return math.sqrt(only_a + only_b - (only_a - only_b) ** 2 / n) if n else 0.0
 
 
 def black_box_beats_white_box(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
-    """Warns where attacks without the true gradient break what no gradient attack breaks."""
-    others = _done(results, result, gradient=False)
-    return _missed("black-box-beats-white-box", results, result, others, TOLERANCE)
-
-
-def random_beats_gradient(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
-    """Warns where sampling points breaks what no gradient attack breaks."""
-    cards = results.attack_cards
-    others = [a for a in _done(results, result, gradient=False) if samples_blindly(cards[a])]
-    return _missed("random-beats-gradient", results, result, others, SAMPLING_TOLERANCE)
-
-
-def _done(results: LeaderboardResults, result: DefenseResult, *, gradient: bool) -> list[str]:
-    """Attacks with a figure for this defense: those that use its gradient, or the others."""
-    return [
-        name for name in result.attacks if uses_gradients(results.attack_cards[name]) == gradient
-    ]
-
-
-def _missed(
-    name: str, results: LeaderboardResults, result: DefenseResult, others: list[str], share: float
-) -> MaskingCheck:
-    gradient = _done(results, result, gradient=True)
-    if not others or not gradient or results.leaderboard.mode == "rank":
-        return MaskingCheck(name, NOT_TESTED, _REQUIRES.format("such an attack and a gradient"))
-    only = result.broken_by(others) & ~result.broken_by(gradient)
-    allowed = tolerated_count(share, len(only))
-    return MaskingCheck(
-        name,
-        WARNING if only.sum() > allowed else PASSED,
-        f"{only.sum()} of {len(only)} are broken by {', '.join(others)} and by no gradient attack"
-        f" ({', '.join(gradient)}); up to {allowed} may be chance.",
+    """Warns where transfer, score and decision attacks break significantly more than gradients."""
+    others = _done(result, is_black_box)
+    blind = _done(result, samples_blindly)
+    kind = "a transfer, score or decision attack and a gradient"
+    reason = _REQUIRES.format(kind)
+    if blind and not others:
+        reason = f"{reason} Of the attacks without gradients only blind sampling is done"
+        reason = f"{reason} ({', '.join(blind)})."
+    return _compared(
+        MaskingCheck("black-box-beats-white-box", NOT_TESTED, reason),
+        results,
+        result,
+        others,
+        _done(result, uses_gradients),
     )
 
 
-def tolerated_count(tolerance: float, n: int) -> int:
-    """The number of examples that a tolerance allows, at least 1."""
-    return max(1, math.floor(tolerance * n))
+def random_beats_gradient(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
+    """Warns where sampling points breaks significantly more than following gradients."""
+    return _compared(
+        MaskingCheck(
+            "random-beats-gradient", NOT_TESTED, _REQUIRES.format("a sampling and a gradient")
+        ),
+        results,
+        result,
+        _done(result, samples_blindly),
+        _done(result, uses_gradients),
+    )
+
+
+def _done(result: DefenseResult, kind: Callable[[AttackCard], bool]) -> list[str]:
+    """Attacks of a kind with a figure for this defense."""
+    return [name for name in sorted(result.attacks) if kind(result.attacks[name].card)]
+
+
+def _compared(
+    untested: MaskingCheck,
+    results: LeaderboardResults,
+    result: DefenseResult,
+    first: list[str],
+    second: list[str],
+) -> MaskingCheck:
+    """Warns where the first attacks together break significantly more than the second ones."""
+    # In a cascade no other attack runs on the examples that one attack broke.
+    if not first or not second or results.leaderboard.mode == "rank":
+        return untested
+    counts = paired_counts(result, first, second)
+    if not counts.is_testable:
+        return replace(untested, evidence=_TOO_FEW.format(counts.right, counts.n, LEAST_PAIRS))
+    return MaskingCheck(
+        untested.name,
+        WARNING if counts.is_significant else PASSED,
+        f"Of {counts.n} examples that both evaluated, {', '.join(first)} break {counts.first} and"
+        f" {', '.join(second)} {counts.second}; {counts.numbers}.",
+    )
 
 
 def unbounded_falls_short(result: DefenseResult, box: Mapping[str, DefenseResult]) -> MaskingCheck:
     """Warns where examples are unbroken although every image of the pixel box is allowed."""
     name = "unbounded-falls-short"
     free = box.get(result.defense)
-    if free is None or not free.has_clean_pass or not free.attacks:
+    same = free is not None and free.digest == result.digest
+    if free is None or not same or not free.has_clean_pass or not free.attacks:
         return MaskingCheck(
             name, NOT_TESTED, "No attack without a bound is done on these examples."
         )
-    left = int(free.robust().sum())
+    attacks = ", ".join(sorted(free.attacks))
+    evaluated = free.clean & evaluated_by(free, free.attacks)
+    left, n = int((evaluated & free.robust()).sum()), int(evaluated.sum())
+    if not n:
+        return MaskingCheck(
+            name, NOT_TESTED, f"{attacks} evaluated no example that is right on the clean image."
+        )
     return MaskingCheck(
         name,
         WARNING if left else PASSED,
-        f"With the whole pixel box allowed, {left} of {len(free.clean)} are unbroken by"
-        f" {', '.join(sorted(free.attacks))}.",
+        f"With the whole pixel box allowed, {left} of {n} right examples are unbroken by"
+        f" {attacks}.",
     )
 
 
-def larger_bound_does_not_help(
-    results: LeaderboardResults, result: DefenseResult, smaller: Iterable[LeaderboardResults]
-) -> MaskingCheck:
-    """Warns where examples are unbroken that an attack broke within a smaller radius."""
-    name = "larger-bound-does-not-help"
-    found = []
-    for other in smaller:
-        nearer = other.defenses.get(result.defense)
-        common = [] if nearer is None else sorted(set(nearer.attacks) & set(result.attacks))
-        if nearer is not None and common and nearer.examples == result.examples:
-            lost = int((nearer.broken_by(common) & result.robust()).sum())
-            found.append((lost, other.leaderboard.set["eps"]))
-    if not found:
-        return MaskingCheck(
-            name, NOT_TESTED, "No attack is done both here and within a smaller radius."
-        )
-    lost, eps = max(found)
-    n = len(result.clean)
-    return MaskingCheck(
-        name,
-        WARNING if lost > tolerated_count(TOLERANCE, n) else PASSED,
-        f"{lost} of {n} are broken within {eps} and unbroken within"
-        f" {results.leaderboard.set['eps']}, which contains it; up to"
-        f" {tolerated_count(TOLERANCE, n)} may be chance.",
-    )
-
-
-def _shares_of_steps(results: LeaderboardResults, result: DefenseResult) -> list[Floats]:
+def _shares_of_steps(result: DefenseResult) -> list[Floats]:
     """[n] for each iterative gradient attack: the share of its steps at the first success."""
-    lengths = {a: steps_of(results.attack_cards[a]) for a in _done(results, result, gradient=True)}
+    lengths = {a: steps_of(result.attacks[a].card) for a in _done(result, uses_gradients)}
     return [result.attacks[a].step / steps for a, steps in lengths.items() if steps > 1]
 
 
 def not_converged(results: LeaderboardResults, result: DefenseResult) -> MaskingCheck:
-    """Warns where many examples break only in the last tenth of every restart that breaks them."""
-    runs = _shares_of_steps(results, result)
-    # In a cascade no other attack runs on the example that one attack broke late.
+    """Warns where more steps would break more examples.
+
+    That is where the last doubling of the steps of all iterative attacks significantly gains more
+    than one point, or many examples break only in the last tenth of every restart.
+    """
+    name = "not-converged"
+    runs = _shares_of_steps(result)
     if not runs or results.leaderboard.mode == "rank":
         reason = "No iterative gradient attack is done on all examples."
-        return MaskingCheck("not-converged", NOT_TESTED, reason)
+        return MaskingCheck(name, NOT_TESTED, reason)
     earliest = np.minimum.reduce(runs)[result.clean]
     first = earliest[np.isfinite(earliest)]
-    won, late = len(first), int((first > LATE_STEPS).sum())
-    allowed = max(tolerated_count(TOLERANCE, len(result.clean)), LATE_SHARE * won)
+    won, n = len(first), len(result.clean)
+    if not won:
+        return MaskingCheck(name, NOT_TESTED, "No iterative gradient attack breaks an example.")
+    late, gained = int((first > LATE_STEPS).sum()), int((first > HALF).sum())
+    p = min(tail_of_share(late, won, LATE_SHARE), tail_of_share(gained, n, LEAST_GAIN))
     return MaskingCheck(
-        "not-converged",
-        WARNING if late > allowed else PASSED,
-        f"{late} of {won} first successes came in the last tenth of the steps; more steps would"
-        f" find more if that were above {LATE_SHARE:.0%}.",
+        name,
+        WARNING if p < P_LIMIT else PASSED,
+        f"{late} of {won} first successes came in the last tenth of the steps, and the last"
+        f" doubling gained {gained} of {n} examples; a warning needs more than {LATE_SHARE:.0%}"
+        f" or {LEAST_GAIN:.0%} of them with p < {P_LIMIT:g} (here p = {p:.2g}, exact).",
     )
 
 
@@ -217,24 +226,37 @@ def soundness_error(
         return MaskingCheck(
             name, NOT_TESTED, "No certificate was made for this defense under this threat model."
         )
-    broken = ~result.robust() | _broken_nearer(result, smaller)
+    made = [certificate for certificate in current if certificate.certified.any()]
+    if not made:
+        return MaskingCheck(name, NOT_TESTED, "No example is certified, so none can be refuted.")
+    tried = [result, *_nearer_results(result, smaller)]
+    broken = np.logical_or.reduce([~one.robust() for one in tried])
     judged = [
-        _refuted(certificate, broken, certifiers[certificate.certifier]) for certificate in current
+        _refuted(certificate, broken, certifiers[certificate.certifier]) for certificate in made
     ]
     raised = [sentence for refuted, sentence in judged if refuted]
+    if not raised and not any(one.attacks for one in tried):
+        return MaskingCheck(name, NOT_TESTED, "No attack is done on the certified examples.")
     sentences = raised or [sentence for _, sentence in judged]
     return MaskingCheck(name, WARNING if raised else PASSED, " ".join(sentences))
 
 
-def _broken_nearer(result: DefenseResult, smaller: Iterable[LeaderboardResults]) -> Bits:
-    """[n]: broken within a smaller radius."""
-    found = np.zeros_like(result.clean)
-    for other in smaller:
-        nearer = other.defenses.get(result.defense)
-        if nearer is None or (nearer.digest, nearer.examples) != (result.digest, result.examples):
-            continue
-        if nearer.has_clean_pass:
-            found |= ~nearer.robust()
+def _nearer_results(
+    result: DefenseResult, smaller: Iterable[LeaderboardResults]
+) -> list[DefenseResult]:
+    """The results of the same defense on the same examples within smaller radii."""
+    return [
+        nearer
+        for other in smaller
+        if (nearer := same_defense(other, result)) is not None and nearer.has_clean_pass
+    ]
+
+
+def same_defense(other: LeaderboardResults, result: DefenseResult) -> DefenseResult | None:
+    """The result of the same defense on the same examples of another leaderboard; None without."""
+    found = other.defenses.get(result.defense)
+    if found is None or (found.digest, found.examples) != (result.digest, result.examples):
+        return None
     return found
 
 
@@ -244,12 +266,14 @@ def _refuted(
     """Whether a certifier is refuted, and the sentence with its numbers."""
     wrong = np.flatnonzero(certificate.certified & broken)
     certified, error = int(certificate.certified.sum()), stated_error(certificate, certifier)
+    older = "an older version of " if is_of_older_code(certificate, certifier) else ""
+    by = f"{older}{certificate.certifier}"
     refuted = clopper_pearson(len(wrong), certified).low > error
     numbers = ", ".join(map(str, wrong[:NAMED_EXAMPLES])) + (
         " and more" if len(wrong) > NAMED_EXAMPLES else ""
     )
     return refuted, (
-        f"Of {certified} examples certified by {certificate.certifier}, {len(wrong)} are broken by"
+        f"Of {certified} examples certified by {by}, {len(wrong)} are broken by"
         f" a verified adversarial example{f' (number {numbers})' if len(wrong) else ''}"
         f"{f'; its stated error is {error:.1%}' if error else ''}."
     )
@@ -258,9 +282,16 @@ def _refuted(
 def current_certificates(
     result: DefenseResult, rows: Iterable[CertificateRow], certifiers: Mapping[str, CertifierCard]
 ) -> list[CertificateRow]:
-    """The certificates of the defense's current digest by current certifiers."""
-    now = {(result.digest, card.name, card.digest) for card in certifiers.values()}
-    return [p for p in rows if (p.defense_digest, p.certifier, p.certifier_digest) in now]
+    """The certificates of this version of the defense, one of each registered certifier.
+
+    Those of an older version of a certifier stand until it is run again.
+    """
+    return [p for p in rows if p.defense_digest == result.digest and p.certifier in certifiers]
+
+
+def is_of_older_code(certificate: CertificateRow, certifier: CertifierCard) -> bool:
+    """Whether a certificate was made by another version of its certifier than the present one."""
+    return certificate.certifier_digest != certifier.digest
 
 
 def stated_error(certificate: CertificateRow, certifier: CertifierCard) -> float:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from bench.core.cells import CLEAN, CellState
+from bench.core.outcomes import Refusals
 from bench.core.statistics import Count, count_interval
 from bench.results.detection import Detection, detector_counts
 from bench.results.example_results import (
@@ -16,6 +15,8 @@ from bench.results.example_results import (
     load_results,
 )
 from bench.results.leaderboards import Leaderboard
+from bench.results.masking_checks import uses_gradients
+from bench.results.second_evaluations import SecondEvaluation
 from bench.store import CellRow, Store
 
 _BY_PROGRESS = [
@@ -37,11 +38,12 @@ class MatrixCell:
     attack: str
     state: str
     reason: str
-    """Why it has no figure; empty where it has one."""
+    """Why it has no figure, or that its figure is of an older version; else empty."""
     robust: Count | None
-    """Right on the clean image and not broken, of all examples; in a cascade of those evaluated."""
+    """Right on the clean image and not broken, of the examples that the attack runs on; in a
+    cascade of those evaluated."""
     out_of_ball: int | None
-    """Items whose candidate the referee refused."""
+    """Items whose candidate lies outside the perturbation set."""
     fragile: int | None
     forwards: int | None
     gradients: int | None
@@ -51,6 +53,15 @@ class MatrixCell:
     items_done: int
     detection: Detection | None = None
     """The detector of a rejecting defense against this attack; None where there is no detector."""
+    refusals: Refusals | None = None
+    """Items whose candidate the referee refused, by reason."""
+    true_gradient: int | None = None
+    """Examples broken by the true gradient alone, where a BPDA approximation is declared; else
+    None."""
+    machines: tuple[str, ...] = ()
+    """The machine classes that computed it; several where it was resumed on another machine."""
+    second: tuple[SecondEvaluation, ...] = ()
+    """What evaluating it again has shown."""
 
 
 def load_matrix(store: Store, leaderboard: Leaderboard) -> list[MatrixCell]:
@@ -102,6 +113,7 @@ def _before(results: LeaderboardResults) -> dict[str, set[str]]:
 def matrix_cell(results: LeaderboardResults, defense: str, attack: str) -> MatrixCell:
     """The matrix cell of one attack against one defense."""
     rows = results.cells.get((defense, attack), ())
+    found = results.defenses[defense].attacks.get(attack)
     done = [row for row in rows if row.state == CellState.DONE]
     counted = done or rows
     furthest = min(rows, key=lambda row: _BY_PROGRESS.index(row.state), default=None)
@@ -109,9 +121,9 @@ def matrix_cell(results: LeaderboardResults, defense: str, attack: str) -> Matri
         defense=defense,
         attack=attack,
         state=str(furthest.state if furthest else CellState.MISSING),
-        reason=_reason(furthest, results.outdated.get((defense, attack), "")),
+        reason=_reason(results, furthest, (defense, attack)),
         robust=_robust(results.leaderboard, results.defenses[defense], attack),
-        out_of_ball=_sum(done, "out_of_ball"),
+        out_of_ball=None if found is None else found.refusals.norm,
         fragile=_sum(done, "fragile"),
         forwards=_sum(done, "forwards"),
         gradients=_sum(done, "gradients"),
@@ -119,7 +131,23 @@ def matrix_cell(results: LeaderboardResults, defense: str, attack: str) -> Matri
         items=sum(row.cell.items for row in counted),
         items_done=sum(row.items_done for row in counted),
         detection=_detection(results.defenses[defense], attack),
+        refusals=None if found is None else found.refusals,
+        true_gradient=_by_true_gradient(results, defense, attack),
+        machines=_machines(results, done),
+        second=tuple(one for row in done for one in results.second.get(row.key, ())),
     )
+
+
+def _by_true_gradient(results: LeaderboardResults, defense: str, attack: str) -> int | None:
+    found = results.defenses[defense].attacks.get(attack)
+    if found is None or not results.defense_cards[defense].bpda or not uses_gradients(found.card):
+        return None
+    return int((found.by_true_gradient & results.defenses[defense].clean).sum())
+
+
+def _machines(results: LeaderboardResults, done: Sequence[CellRow]) -> tuple[str, ...]:
+    known = {machine for row in done for machine in results.machines.get(row.key, ())}
+    return tuple(machine.sentence for machine in sorted(known))
 
 
 def _detection(result: DefenseResult, attack: str) -> Detection | None:
@@ -127,12 +155,13 @@ def _detection(result: DefenseResult, attack: str) -> Detection | None:
     return None if found is None else detector_counts(result.clean_scores, found.scores)
 
 
-def _reason(furthest: CellRow | None, changed: str) -> str:
+def _reason(results: LeaderboardResults, furthest: CellRow | None, pair: tuple[str, str]) -> str:
+    changed = results.outdated.get(pair, "")
     if furthest is None and changed:
         return f"Evaluated with an older version of {changed}; run it again."
     if furthest is None:
         return "Not planned; name the attack in `bench run --attack`."
-    return "" if furthest.state == CellState.DONE else furthest.reason
+    return results.older.get(pair, "") if furthest.state == CellState.DONE else furthest.reason
 
 
 def _robust(leaderboard: Leaderboard, result: DefenseResult, attack: str) -> Count | None:
@@ -140,7 +169,7 @@ def _robust(leaderboard: Leaderboard, result: DefenseResult, attack: str) -> Cou
     if found is None:
         return None
     robust = ~found.broken & result.clean if result.has_clean_pass else ~found.broken
-    among = found.evaluated if leaderboard.mode == "rank" else np.ones_like(found.evaluated)
+    among = found.evaluated if leaderboard.mode == "rank" else ~found.left_out
     return count_interval(int((robust & among).sum()), int(among.sum()))
 
 

@@ -6,17 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bench.core.cards import CertifierCard
-from bench.core.cells import CellState
 from bench.core.statistics import Count, RankRange, count_interval, rank_ranges
 from bench.results.detection import Rejection, rejection
 from bench.results.example_results import Bits, DefenseResult, LeaderboardResults, load_results
+from bench.results.follow_ups import FollowUp, called_attacks, follow_ups
 from bench.results.leaderboards import Leaderboard, leaderboards
-from bench.results.masking_checks import MaskingCheck, current_certificates, stated_error
+from bench.results.masking_checks import (
+    MaskingCheck,
+    current_certificates,
+    is_of_older_code,
+    stated_error,
+)
+from bench.results.rank_notes import LOW_N, why_no_rank, why_provisional
+from bench.results.row_versions import applies
 from bench.results.verdicts import CheckContext, all_checks, load_check_context, verdict
+from bench.results.version_notes import RowVersions
 from bench.store import CertificateRow, Store
-
-LOW_N = 500
-"""With fewer examples no defense is ranked."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class CertifiedCount:
     error: float
     """Probability that one of the certificates is wrong; 0 for a deterministic certifier."""
     count: Count
+    older: bool = False
+    """Whether it was made by an older version of the certifier."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,11 @@ class RankingRow:
     robust: Count
     """Right, and broken by no verified adversarial example of any attack."""
     robust_required: Count
-    """The same over the required attacks alone, by which rows are ranked; n is 0 where none is
-    done, or where other attacks of a cascade decide it."""
+    """The same over the required attacks alone; n is 0 where none is done, or where other attacks
+    of a cascade decide it."""
+    robust_ranked: Count
+    """The same over the required attacks and the follow-up attacks that the row's own warnings call
+    for; rows are ranked by it."""
     robust_8bit: Count
     """Right, and broken by no adversarial example that survives rounding to 8 bits; n is 0 in a
     cascade and where the goal is `nearest`."""
@@ -76,8 +86,10 @@ class RankingRow:
     """Whether a required attack is missing; the figure can then only fall."""
     low_n: bool
     flags: tuple[MaskingCheck, ...]
+    follow_ups: tuple[FollowUp, ...]
+    """The follow-up attacks of each warning."""
     verdict: str
-    """`sound`, `suspect` or `invalid`."""
+    """`sound`, `suspect` or `invalid`; empty where no attack is done."""
     claim: ClaimCheck | None
     certified: CertifiedCount | None
     """The certificate that covers most; None without one."""
@@ -85,14 +97,20 @@ class RankingRow:
     """Isolation of the plugins' code."""
     rejects: Rejection | None = None
     """Clean images that a detector rejects; None without one."""
+    adaptive: tuple[str, ...] = ()
+    """Attacks done that were written for this defense (arXiv:1902.06705)."""
     further: int = 0
     """Attacks done besides the required ones; they lower `robust` but not the rank."""
     tied: int = 0
-    """Number of other rows in its tie group."""
+    """Number of other rows that it is tied with."""
+    versions: RowVersions | None = None
+    """The versions that it shows; None where the database has no others of this row."""
+    apart: tuple[str, ...] = ()
+    """Other ranked rows whose ranked attacks have other versions: it is never tied with those."""
 
 
 def load_ranking(store: Store, leaderboard: Leaderboard) -> list[RankingRow]:
-    """All rows: the ranked ones first, ordered by robustness to the required attacks."""
+    """All rows: the ranked ones first, suspect ones below the others, by the ranked figure."""
     results = load_results(store, leaderboard)
     return ranking_rows(results, load_check_context(store, results, leaderboards(store)))
 
@@ -100,33 +118,71 @@ def load_ranking(store: Store, leaderboard: Leaderboard) -> list[RankingRow]:
 def ranking_rows(results: LeaderboardResults, context: CheckContext) -> list[RankingRow]:
     """The rows of results that are already loaded."""
     drafts = [_row(results, result, context) for result in results.defenses.values()]
-    required = results.leaderboard.required
-    fit = [results.defenses[row.defense] for row in drafts if not row.note]
-    places = rank_ranges({result.defense: result.robust(required) for result in fit})
+    fit = {row.defense: row for row in drafts if not row.note}
+    robust = {
+        name: results.defenses[name].robust(ranked_attacks(results, row.flags))
+        for name, row in fit.items()
+    }
+    suspect = {name for name, row in fit.items() if row.verdict == "suspect"}
+    apart = rows_apart(results, fit.values())
+    pairs = {frozenset((name, other)) for name, others in apart.items() for other in others}
+    places = rank_ranges(robust, suspect, pairs)
     order = {name: place for place, name in enumerate(places)}
 
     def first(row: RankingRow) -> tuple[int, bool, int, int, str]:
         place = order.get(row.defense, len(order))
         unfit = row.provisional or row.verdict == "invalid"
-        return place, unfit, -row.robust_required.k, -row.robust.k, row.defense
+        return place, unfit, -row.robust_ranked.k, -row.robust.k, row.defense
 
-    return sorted((_placed(row, places) for row in drafts), key=first)
+    return sorted((_placed(row, places, apart) for row in drafts), key=first)
+
+
+def rows_apart(
+    results: LeaderboardResults, rows: Iterable[RankingRow]
+) -> dict[str, tuple[str, ...]]:
+    """The rows that share a ranked attack with a row, in another version; by defense, by name."""
+    versions = {
+        row.defense: {
+            name: attacks[name].version
+            for name in ranked_attacks(results, row.flags)
+            if name in (attacks := results.defenses[row.defense].attacks)
+        }
+        for row in rows
+    }
+    seen: dict[str, set[str]] = {}
+    for own in versions.values():
+        for attack, version in own.items():
+            seen.setdefault(attack, set()).add(version)
+    several = [attack for attack, found in seen.items() if len(found) > 1]
+
+    def differ(a: str, b: str) -> bool:
+        return any(
+            versions[a][attack] != versions[b][attack]
+            for attack in several
+            if attack in versions[a] and attack in versions[b]
+        )
+
+    return {a: tuple(b for b in sorted(versions) if several and differ(a, b)) for a in versions}
 
 
 def _row(results: LeaderboardResults, result: DefenseResult, context: CheckContext) -> RankingRow:
     leaderboard = results.leaderboard
     checks = all_checks(results, result, context)
     covered = coverage(results, result)
-    row_verdict = verdict(checks)
-    robust = _count(result, result.robust())
+    later = follow_ups(results, result, checks)
+    evaluated = result.has_clean_pass and bool(result.attacks)
+    row_verdict = verdict(checks, later) if evaluated else ""
+    robust = _count(result, result.robust()) if evaluated else count_interval(0, 0)
     complete = result.has_clean_pass and bool(result.attacks) and covered.done == covered.required
     return RankingRow(
         defense=result.defense,
         rank=None,
-        note=_why_not(leaderboard, result, covered, row_verdict),
+        note=why_no_rank(leaderboard, result, _applicable(results, result), row_verdict)
+        or why_provisional(leaderboard, result, later),
         clean=_count(result, result.clean),
         robust=robust,
         robust_required=robust_count(result, leaderboard.required),
+        robust_ranked=robust_count(result, ranked_attacks(results, checks)),
         robust_8bit=_eight_bit(leaderboard, result),
         # The first attack of a cascade breaks the most because it runs first.
         strongest=None if leaderboard.mode == "rank" else result.strongest_attack(),
@@ -134,65 +190,51 @@ def _row(results: LeaderboardResults, result: DefenseResult, context: CheckConte
         provisional=not complete,
         low_n=len(result.clean) < LOW_N,
         flags=checks,
+        follow_ups=later,
         verdict=row_verdict,
         claim=_claim(results, result.defense, robust, row_verdict, complete=complete),
         certified=best_certificate(result, context.certificates, context.certifiers),
         tier=result.tier,
         rejects=rejection(results.defense_cards[result.defense].rejects, result.clean_scores),
+        adaptive=tuple(
+            name
+            for name in result.attacks
+            if result.defense in result.attacks[name].card.written_for
+        ),
         further=len(set(result.attacks) - set(leaderboard.required)),
+        versions=results.versions.get(result.defense),
     )
+
+
+def ranked_attacks(results: LeaderboardResults, checks: Iterable[MaskingCheck]) -> tuple[str, ...]:
+    """The attacks that the ranked figure of a row reads: required, and called for by warnings."""
+    return (*results.leaderboard.required, *called_attacks(results, checks))
 
 
 def coverage(results: LeaderboardResults, result: DefenseResult) -> Coverage:
     """The required attacks that are done, and those that apply to the defense."""
+    required = _applicable(results, result)
+    return Coverage(sum(attack in result.attacks for attack in required), len(required))
+
+
+def _applicable(results: LeaderboardResults, result: DefenseResult) -> list[str]:
+    """The required attacks that apply to the defense."""
     required = results.leaderboard.required
-    applies = [attack for attack in required if _applies(results, attack, result.defense)]
-    return Coverage(sum(attack in result.attacks for attack in applies), len(applies))
+    return [attack for attack in required if _applies(results, attack, result.defense)]
 
 
 def _applies(results: LeaderboardResults, attack: str, defense: str) -> bool:
-    """An attack that was never planned applies, unless it attacks a detector that is missing."""
-    states = {row.state for row in results.cells.get((defense, attack), ())}
-    if states or attack not in results.attack_cards:
-        return states != {CellState.NOT_APPLICABLE}
-    detector = results.defense_cards[defense].rejects is not None
-    return detector or not results.attack_cards[attack].joint
+    cells, card = results.cells.get((defense, attack), ()), results.attack_cards.get(attack)
+    return applies(cells, card, results.defense_cards[defense])
 
 
-def _why_not(
-    leaderboard: Leaderboard, result: DefenseResult, covered: Coverage, row_verdict: str
-) -> str:
-    if not leaderboard.ranked:
-        return "This leaderboard is evidence only; nothing is ranked."
-    if result.examples != leaderboard.examples:
-        return (
-            f"Low n: its answers are so costly that it was evaluated on the first "
-            f"{len(result.clean)} of {leaderboard.n} examples; it is not compared with the others."
-        )
-    if not result.has_clean_pass:
-        return "Provisional: the clean pass is not done."
-    if not result.attacks or covered.done < covered.required:
-        return f"Provisional: {covered.done} of {covered.required} required attacks are done."
-    if not covered.required:
-        return "No required attack applies to it, so it cannot be compared."
-    if row_verdict == "invalid":
-        return "Invalid: a warning contradicts the figure."
-    if not result.decided_by(leaderboard.required):
-        return (
-            "Another attack of its cascade broke examples before a required one ran on them: the "
-            "figure over the required attacks alone is not known."
-        )
-    if len(result.clean) < LOW_N:
-        return f"Low n: with fewer than {LOW_N} examples nothing is ranked."
-    return ""
-
-
-def _placed(row: RankingRow, places: Mapping[str, RankRange]) -> RankingRow:
+def _placed(
+    row: RankingRow, places: Mapping[str, RankRange], apart: Mapping[str, tuple[str, ...]]
+) -> RankingRow:
     if row.defense not in places:
         return row
     rank = places[row.defense]
-    tied = sum(other.group == rank.group for other in places.values()) - 1
-    return replace(row, rank=rank, tied=tied)
+    return replace(row, rank=rank, tied=len(rank.tied), apart=apart[row.defense])
 
 
 def _count(result: DefenseResult, right: Bits) -> Count:
@@ -262,4 +304,5 @@ def best_certificate(
         exact=best.exact,
         error=stated_error(best, certifiers[best.certifier]),
         count=count_interval(int(best.certified.sum()), len(best.certified)),
+        older=is_of_older_code(best, certifiers[best.certifier]),
     )

@@ -8,91 +8,58 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bench.results.rank_notes import defense_option
+from bench.results.report_tables import attacks_with_figures, matrix_of_counts, ranking_of_counts
 from bench.results.text_table import BlockTable, TextColumn
+from bench.results.version_notes import apart_sentence
 
 Json = Mapping[str, Any]
 
 MODE_TEXT = {"full": "mode full", "rank": "mode rank: later attacks run on the survivors only"}
-NO_FIGURE = ("missing", "skipped", "not applicable")
-"""States of a matrix cell that was not evaluated."""
+ORDER_TEXT = {"balanced": "the first of the balanced order", "file": "the first of the file"}
 
 
 def text_report(report: Json) -> Group:
     """The JSON report as tables: ranking, matrix, detectors and warnings."""
-    checks = [(row["defense"], check) for row in report["ranking"] for check in row["flags"]]
-    warnings = [(defense, check) for defense, check in checks if check["state"] == "raised"]
     shown: list[RenderableType] = [
         _heading(report),
-        terminal_ranking(report),
+        ranking_of_counts(report).in_blocks(),
         terminal_matrix(report),
     ]
+    if any(row["measures"]["costs"] for row in report["ranking"]):
+        shown.append(terminal_measures(report))
     if any(cell["detection"] for cell in report["matrix"]):
         shown.append(terminal_detectors(report))
-    if warnings:
-        shown.append(terminal_warnings(warnings))
-    return Group(*shown, *_notes(report["ranking"]))
+    if any(cell["true_gradient"] is not None for cell in report["matrix"]):
+        shown.append(terminal_bpda(report))
+    if any(_refused(cell) for cell in report["matrix"]):
+        shown.append(terminal_refusals(report))
+    if any(_warnings(row) for row in report["ranking"]):
+        shown.append(terminal_warnings(report["ranking"]))
+    ranking = report["ranking"]
+    notes = (*_notes(ranking), *_version_notes(ranking), *_rank_notes(ranking))
+    warned = report.get("attack_checks", {})
+    notes = (*(Text(f"{attack}: {found}") for attack, found in warned.items()), *notes)
+    notes = (*notes, *_machine_notes(report), *_second_notes(report["matrix"]))
+    notes = (*notes, *_canaries(ranking), _root(report))
+    return Group(*shown, *_not_adaptive(report["ranking"]), *notes)
 
 
 def _heading(report: Json) -> Text:
     threat, examples = report["threat"], report["examples"]
     rules = f"{threat['set']['name']} {threat['set']['eps']} on {threat['dataset']}"
     goal = f"access {threat['access']}, {threat['goal']['kind']}"
-    size = f"{examples['n']} examples, {MODE_TEXT[report['mode']]}, digest {report['digest'][:12]}"
-    return Text(f"{threat['name']}: {rules}, {goal}, {size}\n")
-
-
-def terminal_ranking(report: Json) -> BlockTable:
-    """One row per defense."""
-    suite = report.get("suite")
-    columns = (
-        TextColumn("Rank"), TextColumn("Defense", "left"), TextColumn("Clean"),
-        TextColumn("Required"), TextColumn("Robust"), TextColumn("95 %"),
-        TextColumn("Strongest", "left"), TextColumn("Done"), TextColumn("Verdict", "left"),
-        *([TextColumn(suite["name"])] if suite else []),
-    )  # fmt: skip
-    rows = [
-        (
-            _rank(row),
-            row["defense"],
-            count_text(row["clean"]),
-            _known(row["robust_required"]),
-            count_text(row["robust"]),
-            interval_text(row["robust"]),
-            row["strongest"] or "-",
-            coverage_text(row),
-            _verdict(row),
-            *([_suite_figure(row["suite"])] if suite else []),
-        )
-        for row in report["ranking"]
-    ]
-    return BlockTable(f"Ranking under {report['threat']['name']}", columns, rows, keys=2)
+    first = ORDER_TEXT[examples["order"]]
+    size = f"{examples['n']} examples ({first}), {MODE_TEXT[report['mode']]}"
+    digest = f"digest {report['digest'][:12]}"
+    return Text(f"{threat['name']}: {rules}, {goal}, {size}, {digest}\n")
 
 
 def terminal_matrix(report: Json) -> Group:
-    """Unbroken examples of n after each attack, or the state of a cell without a figure.
-
-    In rank mode n is the survivors of the attacks before, and the attacks are in the order in which
-    they ran. Attacks that were run on no defense are left out.
-    """
-    cells = {(cell["defense"], cell["attack"]): cell for cell in report["matrix"]}
-    every = list(dict.fromkeys(attack for _, attack in cells))
-    done = {attack for (_, attack), cell in cells.items() if cell["state"] not in NO_FIGURE}
-    attacks = [name for name in every if name in done] or every
-    defenses = [row["defense"] for row in report["ranking"]]
-    of_survivors = ", of the survivors it ran on" if report["mode"] == "rank" else ""
-    table = _matrix_table(f"Robust examples by attack{of_survivors}", cells, attacks, defenses)
-    return Group(table, *_left_out(every, attacks))
-
-
-def _matrix_table(
-    title: str, cells: Mapping[tuple[str, str], Json], attacks: list[str], defenses: list[str]
-) -> BlockTable:
-    """The figures of all cells; the longer list of names is in rows."""
-    if len(attacks) > len(defenses):
-        rows = [(a, *(_figure(cells[d, a]) for d in defenses)) for a in attacks]
-        return BlockTable(title, [TextColumn("Attack", "left"), *map(TextColumn, defenses)], rows)
-    rows = [(d, *(_figure(cells[d, a]) for a in attacks)) for d in defenses]
-    return BlockTable(title, [TextColumn("Defense", "left"), *map(TextColumn, attacks)], rows)
+    """The matrix, and how many attacks it leaves out because no defense was evaluated with them."""
+    every = dict.fromkeys(cell["attack"] for cell in report["matrix"])
+    left_out = _left_out(list(every), attacks_with_figures(report))
+    return Group(matrix_of_counts(report).in_blocks(), *left_out)
 
 
 def _left_out(every: Sequence[str], shown: Sequence[str]) -> list[Text]:
@@ -116,11 +83,105 @@ def terminal_detectors(report: Json) -> BlockTable:
     return BlockTable(title, (*keys, *map(TextColumn, names)), rows, keys=2)
 
 
-def terminal_warnings(warnings: Iterable[tuple[str, Json]]) -> BlockTable:
-    """The gradient-masking warnings of each defense with their evidence."""
+def terminal_warnings(ranking: Iterable[Json]) -> BlockTable:
+    """The gradient-masking warnings of each defense with evidence and follow-up attacks."""
     columns = [TextColumn(name, "left") for name in ("Defense", "Check", "Evidence")]
-    rows = [(defense, check["name"], check["evidence"]) for defense, check in warnings]
+    rows = [
+        (row["defense"], check["name"], f"{check['evidence']} {_follow_ups(row, check['name'])}")
+        for row in ranking
+        for check in _warnings(row)
+    ]
     return BlockTable("Gradient-masking warnings", columns, rows, keys=2)
+
+
+def _warnings(row: Json) -> list[Json]:
+    return [check for check in row["flags"] if check["state"] == "raised"]
+
+
+def _follow_ups(row: Json, check: str) -> str:
+    """What the follow-up attacks of a warning have shown, and the figure before them."""
+    found = next(one for one in row["follow_ups"] if one["check"] == check)
+    if not found["done"]:
+        return str(found["sentence"])
+    answer = "Answered" if found["answered"] else "Open"
+    before = f"before follow-ups {count_text(row['robust_required'])}"
+    return f"{answer}: {found['sentence']} ({before})"
+
+
+def terminal_measures(report: Json) -> BlockTable:
+    """Further measures over all attacks, one row per defense."""
+    names = ("Of correct", "Confidence", "Top-5 error", "Risk", "PGD gap", "s/image")
+    rows = [
+        (
+            row["defense"],
+            _known(row["robust_on_correct"]),
+            _change(row["measures"]["confidence"], "before", "after", 2),
+            *(_known(found["robust"]) for found in _top_five(row)),
+            _change(row["measures"]["risk"], "clean", "adversarial", 2),
+            _points(row["measures"]["first_order_gap"]),
+            f"{sum(cost['seconds'] for cost in row['measures']['costs']):.2g}",
+        )
+        for row in report["ranking"]
+    ]
+    columns = [TextColumn("Defense", "left"), *map(TextColumn, names)]
+    title = "Measures over all attacks, clean to attacked"
+    return BlockTable(title, columns, rows, keys=1)
+
+
+def _top_five(row: Json) -> list[Json]:
+    found = [one for one in row["measures"]["top_k"] if one["k"] == 5]
+    return found or [{"robust": {"n": 0}}]
+
+
+def _change(found: Json | None, clean: str, attacked: str, decimals: int) -> str:
+    if found is None:
+        return "-"
+    return f"{found[clean]:.{decimals}f} to {found[attacked]:.{decimals}f}"
+
+
+def _points(found: Json | None) -> str:
+    return "-" if found is None else f"{100 * found['gap']:.1f}"
+
+
+def terminal_bpda(report: Json) -> BlockTable:
+    """Examples broken through the declared BPDA approximation, and by the true gradient alone."""
+    rows = [
+        (cell["defense"], cell["attack"], str(_through_approximation(cell, report)),
+         str(cell["true_gradient"]))
+        for cell in report["matrix"]
+        if cell["true_gradient"] is not None
+    ]  # fmt: skip
+    columns = [TextColumn("Defense", "left"), TextColumn("Attack", "left")]
+    columns += [TextColumn("Approximation"), TextColumn("True gradient alone")]
+    title = "Examples broken through the declared BPDA approximation, and by the true gradient"
+    return BlockTable(title, columns, rows, keys=2)
+
+
+def _through_approximation(cell: Json, report: Json) -> int:
+    clean = next(r["clean"]["k"] for r in report["ranking"] if r["defense"] == cell["defense"])
+    return int(clean) - int(cell["robust"]["k"]) - int(cell["true_gradient"])
+
+
+def terminal_refusals(report: Json) -> BlockTable:
+    """The candidates that the referee refused, by reason, for each cell that has some."""
+    reasons = {"norm": "Outside the set", "box": "Outside [0, 1]", "not_finite": "Not finite",
+               "not_adversarial": "Not adversarial"}  # fmt: skip
+    columns = (TextColumn("Defense", "left"), TextColumn("Attack", "left"))
+    rows = [
+        (cell["defense"], cell["attack"], *(_or_dash(cell["refusals"][name]) for name in reasons))
+        for cell in report["matrix"]
+        if _refused(cell)
+    ]
+    title = "Candidates that the referee refused"
+    return BlockTable(title, (*columns, *map(TextColumn, reasons.values())), rows, keys=2)
+
+
+def _refused(cell: Json) -> bool:
+    return any((cell["refusals"] or {}).values())
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def count_text(count: Json) -> str:
@@ -132,47 +193,81 @@ def _known(count: Json) -> str:
     return count_text(count) if count["n"] else "-"
 
 
-def coverage_text(row: Json) -> str:
-    """Required attacks done, of those required, and other attacks done."""
-    further = f" + {row['further']}" if row["further"] else ""
-    return f"{row['coverage']['done']}/{row['coverage']['required']}{further}"
+def _rank_notes(rows: Iterable[Json]) -> list[Text]:
+    """What would change the rank of each ranked row that is tied with a neighbour."""
+    return [
+        Text(f"{row['defense']}: {row['separation']['sentence']}")
+        for row in rows
+        if row["separation"] and row["separation"]["tied"]
+    ]
 
 
-def interval_text(count: Json) -> str:
-    """The interval in percent; two decimals from 10,000 examples on, else one."""
-    decimals = 1 if count["n"] < 10_000 else 2
-    return f"{100 * count['low']:.{decimals}f}-{100 * count['high']:.{decimals}f}"
+def _version_notes(rows: Iterable[Json]) -> list[Text]:
+    """What each row states about its versions, and which rows are therefore never called tied."""
+    known = [row for row in rows if "versions" in row]
+    lines = [f"{row['defense']}: {text}" for row in known for text in row["versions"]["sentences"]]
+    apart = apart_sentence({row["defense"]: row.get("apart", ()) for row in rows})
+    return [Text(line) for line in (*lines, *([apart] if apart else []))]
 
 
-def _rank(row: Json) -> str:
-    if row["rank"] is None:
-        return "-"
-    best, worst = row["rank"]
-    return f"{best}" if best == worst else f"{best}-{worst}"
+def _machine_notes(report: Json) -> list[Text]:
+    """The machine classes where there are several, and the cells that more than one computed."""
+    if len(report["machines"]) < 2:
+        return []
+    lines = [f"{found['sentence']} ({found['cells']} cells)" for found in report["machines"]]
+    mixed = [
+        f"{cell['attack']} against {cell['defense']} was computed on"
+        f" {len(cell['machines'])} machine classes."
+        for cell in report["matrix"]
+        if len(cell["machines"]) > 1
+    ]
+    return [Text(line) for line in ("Machine classes of these results:", *lines, *mixed)]
 
 
-def _verdict(row: Json) -> str:
-    """The verdict, and the number of warnings of all checks that were tested."""
-    warnings = sum(check["state"] == "raised" for check in row["flags"])
-    tested = sum(check["state"] != "not tested" for check in row["flags"])
-    return f"{row['verdict']} {warnings}/{tested}"
+def _second_notes(cells: Iterable[Json]) -> list[Text]:
+    """What evaluating cells again has shown: how many agree, and each that does not."""
+    found = [(cell, one) for cell in cells for one in cell["second"]]
+    if not found:
+        return []
+    same = sum(one["differ"] == 0 for _, one in found)
+    lines = [
+        f"{cell['attack']} against {cell['defense']}, {one['sentence']}"
+        for cell, one in found
+        if one["differ"]
+    ]
+    counted = f"Second evaluations of cells: {same} of {len(found)} gave the same verdicts."
+    return [Text(line) for line in (counted, *lines)]
 
 
-def _suite_figure(found: Json) -> str:
-    """The count over the attacks of a suite; until all are done, how many are."""
-    if found["robust"] is None:
-        return f"{found['done']} of {found['attacks']} done"
-    return count_text(found["robust"]) if found["robust"]["n"] else "undecided"
-
-
-def _figure(cell: Json) -> str:
-    return count_text(cell["robust"]) if cell["robust"] else str(cell["state"])
+def _not_adaptive(rows: Iterable[Json]) -> list[Text]:
+    """The mark of defenses that no attack was written for."""
+    names = [row["defense"] for row in rows if not row["adaptive"]]
+    return [Text(f"No attack was written for {', '.join(names)}.")] if names else []
 
 
 def _notes(rows: Iterable[Json]) -> list[Text]:
-    """Each note once, after the defenses that it is about."""
-    about: dict[str, list[str]] = {}
+    """Each note once, after the defenses that it is about; its command then names all of them."""
+    about: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row["note"]:
-            about.setdefault(row["note"], []).append(row["defense"])
-    return [Text(f"{', '.join(names)}: {note}") for note, names in about.items()]
+            parts = row["note"].split(f"{defense_option(row['defense'])} ")
+            about.setdefault(tuple(parts), []).append(row["defense"])
+    return [
+        Text(f"{', '.join(names)}: {f'{_options(names)} '.join(parts)}")
+        for parts, names in about.items()
+    ]
+
+
+def _options(names: Iterable[str]) -> str:
+    return "".join(defense_option(name) for name in names)
+
+
+def _root(report: Json) -> Text:
+    return Text(f"Root of all results in the database: {report['root']}")
+
+
+def _canaries(rows: Iterable[Json]) -> list[Text]:
+    """What the canaries of the code that evaluated the rows showed, where they came out right."""
+    checks = (check for row in rows for check in row["flags"] if check["name"] == "canaries")
+    passed = {check["evidence"]: None for check in checks if check["state"] == "clear"}
+    return [Text(sentence) for sentence in passed]

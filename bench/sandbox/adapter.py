@@ -12,7 +12,16 @@ import torch
 
 from bench.core.errors import BenchError, PluginError
 from bench.core.isolation import Isolation
-from bench.plugin import Attack, Claim, Defense, Loader, Randomness, hookimpl
+from bench.plugin import (
+    Attack,
+    Claim,
+    Defense,
+    ExternalAttack,
+    Loader,
+    Randomness,
+    ThreatModel,
+    hookimpl,
+)
 from bench.registry.discovery import Plugin
 from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import Submission
@@ -20,6 +29,7 @@ from bench.sandbox import isolation
 from bench.sandbox.attack_proxy import AttackProxy, SingleProcess
 from bench.sandbox.declarations import AttackDeclarations, DefenseDeclarations
 from bench.sandbox.defense_proxy import DefenseProxy
+from bench.sandbox.external_proxy import ExternalAttackProxy
 from bench.sandbox.process import (
     SPARE_PROCESS,
     Exchange,
@@ -29,9 +39,11 @@ from bench.sandbox.process import (
     printable,
 )
 from bench.sandbox.protocol import Frame
+from bench.sandbox.threat_declarations import ThreatDeclarations, unknown_names
 from bench.training.defense_builder import DefenseBuilder
 
 UNSANDBOXED_HINT = "--allow-unsandboxed runs it in this process, with all your permissions"
+MAX_REQUESTS = 200  # for weights, of one build; the harness reads and digests a file for each
 ATTACK_PROCESS = SingleProcess()
 """The worker process of the sandboxed attack that was used last."""
 
@@ -39,7 +51,7 @@ ATTACK_PROCESS = SingleProcess()
 def isolate_submissions(
     registry: Registry, wanted: Mapping[str, Collection[str]] | None = None
 ) -> None:
-    """Register submitted defenses and attacks as proxies of worker processes.
+    """Register submissions as proxies of worker processes.
 
     The registry records for each other submission why its code is not used.
 
@@ -50,8 +62,9 @@ def isolate_submissions(
             wanted defenses are added.
     """
     names = dict(wanted or {})
-    for name in registry.not_imported():
-        kind = registry.submissions[name].card.kind
+    # Threat models come last: they name attacks that may be submissions.
+    for name in sorted(registry.not_imported(), key=lambda n: _kind(registry, n) == "threat"):
+        kind = _kind(registry, name)
         if kind in SANDBOXED_KINDS and name not in names.get(kind, [name]):
             continue
         reason = isolate_submission(registry, registry.submissions[name])
@@ -62,23 +75,40 @@ def isolate_submissions(
     surrogates = {registered.value.surrogate for registered in sandboxed}
     missing = surrogates & set(registry.not_imported()) - set(registry.reasons_not_imported)
     if missing:
-        isolate_submissions(registry, {"defense": missing, "attack": []})
+        isolate_submissions(registry, {"defense": missing, "attack": [], "threat": []})
+
+
+def _kind(registry: Registry, name: str) -> str:
+    return registry.submissions[name].card.kind
 
 
 def isolate_submission(registry: Registry, submission: Submission) -> str:
     """Register one submission as a proxy of worker processes; why not, or an empty string."""
-    if submission.card.kind not in SANDBOXED_KINDS:
-        return f"the sandbox does not support kind {submission.card.kind!r}; {UNSANDBOXED_HINT}"
-    if isolation.why_unavailable():
-        return f"{isolation.why_unavailable()}, or run its code with --allow-unsandboxed"
-    before = len(registry.problems)
+    reason = why_not_sandboxed(submission)
+    if reason:
+        return reason
+    before, card = len(registry.problems), submission.card
     try:
         registry.add_plugins([proxy_plugin(submission)])
     except BenchError as error:  # in its code, or because the process did not start
         return str(error).rstrip(".")
+    if card.kind == "threat" and card.name in registry.threats:
+        wrong = unknown_names(registry, registry.threats[card.name].value)
+        if wrong:
+            del registry.threats[card.name]
+            return wrong.rstrip(".")
     problems = registry.problems[before:]
     del registry.problems[before:]
     return " ".join(problems).rstrip(".")
+
+
+def why_not_sandboxed(submission: Submission) -> str:
+    """Why a submission cannot be sandboxed here, as the end of a sentence; empty where it can."""
+    if submission.card.kind not in SANDBOXED_KINDS:
+        return f"the sandbox does not support kind {submission.card.kind!r}; {UNSANDBOXED_HINT}"
+    if isolation.why_unavailable():
+        return f"{isolation.why_unavailable()}, or run its code with --allow-unsandboxed"
+    return ""
 
 
 def proxy_plugin(submission: Submission) -> Plugin:
@@ -114,20 +144,12 @@ def proxy_defense(submission: Submission) -> Defense:
     )
 
 
-def proxy_attack(submission: Submission) -> Attack:
-    """A submitted attack whose `start` and `step` run in a worker process.
-
-    Raises PluginError for an external attack.
-    """
-    title = submission_title(submission)
-    declared = AttackDeclarations.parse(title, declarations_of(submission))
-    if declared.external:
-        raise PluginError(
-            f"{title} implements `run`; the sandbox supports attacks with `start` and `step` "
-            f"only; {UNSANDBOXED_HINT}."
-        )
+def proxy_attack(submission: Submission) -> Attack | ExternalAttack:
+    """A submitted attack whose methods run in a worker process."""
+    declared = AttackDeclarations.parse(submission_title(submission), declarations_of(submission))
+    kind = ExternalAttackProxy if declared.external else AttackProxy
     start = partial(_start_attack, submission)
-    return AttackProxy(submission.card.name, declared, start, ATTACK_PROCESS)
+    return kind(submission.card.name, declared, start, ATTACK_PROCESS)
 
 
 def _start_attack(submission: Submission) -> SandboxProcess:
@@ -137,9 +159,20 @@ def _start_attack(submission: Submission) -> SandboxProcess:
     return process
 
 
+def proxy_threat(submission: Submission) -> ThreatModel:
+    """A submitted threat model, built here from plain values that a worker process sent.
+
+    Raises PluginError where its perturbation set is not built in.
+    """
+    title = submission_title(submission)
+    declared = ThreatDeclarations.parse(title, declarations_of(submission))
+    return declared.threat_model(title, submission.card.name)
+
+
 SANDBOXED_KINDS: Mapping[str, Callable[[Submission], Any]] = {
     "defense": proxy_defense,
     "attack": proxy_attack,
+    "threat": proxy_threat,
 }
 """Kind -> builder of the proxy of a submission of that kind."""
 
@@ -208,7 +241,8 @@ class WeightsServer:
     """Serves the weights that a build in a worker requests, and records their digests."""
 
     def __init__(self, loader: DefenseBuilder, declared: DefenseDeclarations) -> None:
-        self.has_recipe = declared.recipe
+        self.has_recipe, self.requests = declared.recipe, 0
+        self.title = f"submission {loader.name}"
         self.loaders: dict[tuple[str, ...], DefenseBuilder] = {(loader.name,): loader}
         """Chain of defenses under construction -> its loader."""
 
@@ -216,6 +250,11 @@ class WeightsServer:
         """The answer to one request. Raises PluginError where the request is not valid."""
         header = frame.header
         loader = self._loader(header.get("of"))
+        self.requests += 1
+        if self.requests > MAX_REQUESTS:
+            raise PluginError(
+                f"{self.title} made more than {MAX_REQUESTS} requests for weights; make fewer."
+            )
         match header.get("request"):
             case "trained":
                 content, path = self._trained(loader)
@@ -225,13 +264,16 @@ class WeightsServer:
             case "defense":
                 return {"module": self._build(loader, str(header.get("name")))}, []
             case other:
-                raise PluginError(f"{loader.name} sent the unknown request {printable(other)}.")
+                raise PluginError(f"{self.title} sent the unknown request {printable(other)}.")
         return {"path": str(path)}, [content]
 
     def _loader(self, chain: object) -> DefenseBuilder:
         known = tuple(chain) if isinstance(chain, list) else ()
         if not all(isinstance(name, str) for name in known) or known not in self.loaders:
-            raise PluginError(f"{printable(chain)} names no defense under construction.")
+            raise PluginError(
+                f"{self.title} requested weights for {printable(chain)}, which is no defense under "
+                "construction."
+            )
         return self.loaders[known]
 
     def _trained(self, loader: DefenseBuilder) -> tuple[bytes, Path]:

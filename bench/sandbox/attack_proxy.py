@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import PluginError, require_type
+from bench.engine.attack_view import AttackView
 from bench.engine.problem import BatchProblem
 from bench.plugin import Problem, State, StopRule
 from bench.plugin.losses import Loss
@@ -29,6 +30,7 @@ from bench.sandbox.protocol import Frame, encode_tensors
 from bench.threats.access import Access
 
 BATCHES_PER_FRAME = 64  # a frame of an attack may hold so many batches of images in float64
+MAX_RESTARTS = 10_000  # per example
 SENT_ROWS = ("x", "y", "target", "t", "restart", "active", "key")
 """Tensors of the problem that an attack receives: no example indices, nothing of the defense."""
 
@@ -71,30 +73,48 @@ class SingleProcess:
         return process
 
 
-class AttackProxy:
-    """Runs an attack in a worker process; its queries are answered by the engine's Problem."""
+class DeclaredAttack:
+    """The declared attributes of a sandboxed attack, and its worker process."""
 
     def __init__(
         self, name: str, declared: AttackDeclarations, start: StartProcess, single: SingleProcess
     ) -> None:
         """`start` starts a worker with the attack; of the attacks with one `single` one has one."""
-        self.name, self.steps = name, declared.steps
+        self.name = name
         self.needs = Access[declared.needs]
         self.stop_rule, self.minimises = StopRule(declared.stop_rule), declared.minimises
         self.cite, self.summary, self.source = declared.cite, declared.summary, declared.source
         self.norms, self.goals = tuple(declared.norms), tuple(declared.goals)
+        self.written_for = tuple(declared.written_for)
         self.joint, self.samples = declared.joint, declared.samples
+        self.eot_draws, self.examples = declared.eot_draws, declared.examples
         self.title = f"submission {name}"
         self.parameters, self.start_process, self.single = declared.parameters, start, single
         self.process: SandboxProcess | None = None
         self.sent: dict[str, Tensor] = {}
         """Copies of the rows' tensors as the worker has them."""
-        for method in declared.methods:
-            setattr(self, method, getattr(self, PROXY_METHODS[method]))
 
     def resolved_elsewhere(self) -> Mapping[str, Any]:
         """The attack's parameters, as its worker declared them."""
         return self.parameters
+
+    def live_process(self) -> SandboxProcess:
+        """The worker process; a new one where it has ended."""
+        if self.process is None or not self.process.alive:
+            self.process, self.sent = self.single.start(self.start_process), {}
+        return self.process
+
+
+class AttackProxy(DeclaredAttack):
+    """Runs an attack in a worker process; its queries are answered by the engine's Problem."""
+
+    def __init__(
+        self, name: str, declared: AttackDeclarations, start: StartProcess, single: SingleProcess
+    ) -> None:
+        super().__init__(name, declared, start, single)
+        self.steps = declared.steps
+        for method in declared.methods:
+            setattr(self, method, getattr(self, PROXY_METHODS[method]))
 
     def start(self, problem: Problem) -> State:
         """The initial state of new rows."""
@@ -103,12 +123,6 @@ class AttackProxy:
     def step(self, problem: Problem, state: State) -> State:
         """The next state of all rows."""
         return self._next_state("step", problem, state_tensors("state ", state))
-
-    def live_process(self) -> SandboxProcess:
-        """The worker process; a new one where it has ended."""
-        if self.process is None or not self.process.alive:
-            self.process, self.sent = self.single.start(self.start_process), {}
-        return self.process
 
     def _rows_done(self, state: State) -> Tensor:
         return self._mask("done", state_tensors("state ", state))
@@ -120,9 +134,10 @@ class AttackProxy:
     def _number_of_restarts(self, classes: int) -> int:
         frame = self._call({"method": "restart_count", "classes": classes}, {}, 0)
         found = frame.header.get("restart_count")
-        if type(found) is not int:
+        if type(found) is not int or found > MAX_RESTARTS:
             raise PluginError(
-                f"{self.title} returned {printable(found)} restarts; an integer was expected."
+                f"{self.title} returned {printable(found)} restarts; an integer of at most "
+                f"{MAX_RESTARTS} was expected."
             )
         return found
 
@@ -138,7 +153,8 @@ class AttackProxy:
         return found.to(first.device)
 
     def _next_state(self, method: str, problem: Problem, state: dict[str, Tensor]) -> State:
-        rows = require_type(problem, BatchProblem, "the problem")
+        seen = problem.rows if isinstance(problem, AttackView) else problem
+        rows = require_type(seen, BatchProblem, "the problem")
         header = {
             "method": method, "name": self.name, "classes": rows.classes,
             "set": encode_set(rows.ball, self.title), "goal": [rows.goal.kind, rows.goal.rule],
@@ -176,7 +192,7 @@ class AttackProxy:
         """The state of fields with these names."""
         try:
             return state_type(names)(*parts)
-        except ValueError as error:
+        except (ValueError, SyntaxError) as error:  # two names may be one after normalisation
             raise PluginError(
                 f"{self.title} returned a state with invalid field names: {error}."
             ) from error
@@ -204,7 +220,8 @@ class QueryServer:
         query, problem, given = frame.header.get("request"), self.problem, self._arguments(frame)
         if query == "clean":
             return tensor_message({"clean": problem.clean_logits})
-        if query not in REQUIRED_ARGUMENTS or not REQUIRED_ARGUMENTS[query] <= given.keys():
+        required = REQUIRED_ARGUMENTS.get(str(query))
+        if required is None or not required <= given.keys():
             raise PluginError(
                 f"{self.attack.title} sent an invalid query: {printable((query, list(given)))}."
             )
@@ -215,7 +232,7 @@ class QueryServer:
             answer = problem.jacobian(adv, given["classes"], where, minus=given.get("minus"))
             return tensor_message(answer._asdict())
         method = problem.logits if query == "logits" else problem.labels
-        return tensor_message({query: method(adv, where)})
+        return tensor_message({str(query): method(adv, where)})
 
     def _arguments(self, frame: Frame) -> dict[str, Tensor]:
         x, classes = self.problem.x, self.problem.classes

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.engine.external_model import isolated_random_state
 from bench.engine.model_access import input_gradient
 from bench.engine.problem import BatchProblem
 from bench.plugin import Attack, Gradient, Jacobian, State, Traits
 from bench.plugin.losses import Loss
 from bench.sandbox.channel import WorkerChannel, frame_tensors
+from bench.sandbox.external_worker import run_remotely
 from bench.sandbox.norm_codec import decode_set
 from bench.sandbox.protocol import Frame
 from bench.threats.access import Access, Budget
@@ -20,7 +22,9 @@ from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import Goal
 
 WORKER_METHODS = ("restart_count", "done", "stays")
-VALUE_TRAITS = ("cite", "summary", "minimises", "source", "joint", "samples")
+VALUE_TRAITS = (
+    "cite", "summary", "minimises", "source", "eot_draws", "examples", "joint", "samples", "rows",
+)  # fmt: skip
 """Traits that are sent as they are."""
 
 
@@ -35,6 +39,8 @@ class AttackWorker:
         """Type of the attack's state; None where that is one tensor."""
         self.rows: dict[str, Tensor] = {}
         """Tensors of the current rows; the harness sends only those that have changed."""
+        self.prepared = False
+        """Whether `prepare` of an external attack was called."""
 
     def declare(self, frame: Frame) -> None:
         """Send the attributes of the attack that are plain values; later requests use it."""
@@ -44,6 +50,7 @@ class AttackWorker:
         declarations |= {
             "norms": list(traits.norms),
             "goals": list(traits.goals),
+            "written_for": list(traits.written_for),
             "needs": attack.needs.name,
             "stop_rule": traits.stop_rule.value,
             "external": Traits.is_external(attack),
@@ -64,6 +71,18 @@ class AttackWorker:
         sent = frame_tensors(frame)
         problem = self._problem(frame, sent)  # even if the state is refused: it updates the rows
         self._reply_state(self._declared().step(problem, self._state(sent, "state ")))
+
+    def run(self, frame: Frame) -> None:
+        """Send the candidates of an external attack. Raises TypeError where it is none."""
+        attack = self._declared()
+        if not Traits.is_external(attack):
+            raise TypeError("it has no `run`")
+        prepare = getattr(attack, "prepare", None)
+        if prepare is not None and not self.prepared:
+            with isolated_random_state(0):
+                prepare()
+        self.prepared = True
+        run_remotely(self.channel, attack, frame)
 
     def done(self, frame: Frame) -> None:
         """Send which rows have converged."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.core.errors import PluginError
 from bench.plugin import StopRule
+from bench.registry.validation import MAX_STEPS
 from bench.sandbox.process import printable
 from bench.sandbox.protocol import Frame
 from bench.threats.access import Access
@@ -67,14 +68,18 @@ class AttackDeclarations(Declarations):
     """The attributes of an attack that are plain values, and its optional methods."""
 
     needs: Literal[tuple(Access.__members__)]  # type: ignore[valid-type]
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MAX_STEPS)
     stop_rule: Literal[tuple(kind.value for kind in StopRule)]  # type: ignore[valid-type]
     minimises: bool
     norms: list[str]
     goals: list[str]
+    written_for: list[str]
     source: str
+    eot_draws: int = Field(ge=0, le=1000)
+    examples: int = Field(ge=0, le=10**9)
     joint: bool
     samples: bool
+    rows: int = Field(ge=0)
     external: bool
     methods: list[Literal["restart_count", "done", "stays"]]
     parameters: dict[str, Any]

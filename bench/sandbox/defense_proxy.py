@@ -25,7 +25,8 @@ class DefenseProxy(nn.Module):
         Args:
             title: names the submission in messages.
             start: starts a worker process with the built model.
-            forwards: passes of the network per image; many of them raise the time limit.
+            forwards: passes of the network per image; many of them raise the time limit, at
+                most to `longest_call`.
         """
         super().__init__()
         self.title, self.start = title, start
@@ -75,9 +76,13 @@ class DefenseProxy(nn.Module):
 
     def _call(self, header: dict[str, Any], sent: dict[str, Tensor], largest: int) -> Frame:
         descriptions, parts = encode_tensors(sent)
-        seconds = self.process.limits.call * self.time_factor
-        header |= {"tensors": descriptions}
-        return self.process.call(self.title, header, *parts, seconds=seconds, largest=largest)
+        limits = self.process.limits
+        seconds = min(limits.call * self.time_factor, max(limits.call, limits.longest_call))
+        rate = len(next(reversed(sent.values()))) / seconds
+        return self.process.call(
+            self.title, header | {"tensors": descriptions}, *parts, seconds=seconds,
+            largest=largest, remedy=f"make it faster, at least {rate:.2g} images/s are needed",
+        )  # fmt: skip
 
     def _tensor(self, frame: Frame, name: str) -> Tensor:
         return self.process.tensors(self.title, frame, name)[name]

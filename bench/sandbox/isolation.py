@@ -7,14 +7,15 @@ alone. Before it reads submitted code, `drop_privileges` gives up its user and s
 from __future__ import annotations
 
 import ctypes.util
+import itertools
 import os
 import random
 import shutil
 import site
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,24 +24,23 @@ import torch
 
 import bench
 import plugins
+from bench.core.folders import cache_folder, submissions_folder
+from bench.data.datasets import data_folder
 
 MIB = 1 << 20
 WORKER_USERS = range(60_100, 64_900)
 """User ids that no system assigns; where the harness is root, a worker changes to one of them."""
 
-FORBIDDEN_SYSCALLS = (
-    "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "mount", "umount2",
-    "pivot_root", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
-    "mount_setattr", "unshare", "setns", "chroot", "keyctl", "add_key", "request_key", "bpf",
-    "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
-    "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot",
-    "swapon", "swapoff", "acct", "quotactl", "name_to_handle_at", "open_by_handle_at", "syslog",
-    "settimeofday", "clock_settime", "sethostname", "setdomainname", "iopl", "ioperm",
-    "fanotify_init", "lookup_dcookie", "vhangup", "personality",
+SHUFFLED_USERS = itertools.cycle(random.SystemRandom().sample(WORKER_USERS, len(WORKER_USERS)))
+PACKAGES_OF_PYTHON = (
+    "lib/python3*/*-packages", "lib64/python3*/*-packages", "local/lib/python3*/*-packages",
 )  # fmt: skip
-"""System calls that fail with EPERM."""
-
-NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag
+LABELLED_DATA = ("sklearn/datasets/data", "sklearn/datasets/tests")
+"""Folders of Python packages with data sets; the digits of scikit-learn are one of ours."""
+DEVICES = {"null": "null", "zero": "full", "full": "full", "random": "random", "urandom": "urandom"}
+"""Device in a worker -> the device of this machine that it is: /dev/full reads as zeros, but cannot
+be mapped as memory that the limit does not count."""
+STANDARD_FILES = {"fd": "", "stdin": 0, "stdout": 1, "stderr": 2}
 KEPT_ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """Variables that a worker inherits, so that sums come out as in the harness."""
 
@@ -50,9 +50,11 @@ class Limits:
     """Resources that one worker process may use."""
 
     memory: int = 4096 * MIB
-    """Bytes of all its processes together; shared pages are counted once."""
+    """Bytes of all its processes together, with page tables; shared pages are counted once."""
     scratch: int = 64 * MIB
-    """Bytes in /tmp, and of any one file."""
+    """Bytes in /tmp, which count as memory too, and of any one file."""
+    scratch_files: int = 10_000
+    """Files and folders in /tmp."""
     output: int = MIB
     """Bytes of output."""
     processes: int = 64
@@ -62,7 +64,12 @@ class Limits:
     build: float = 300.0
     """Seconds for the declarations, and for building a model."""
     call: float = 60.0
-    """Seconds for one batch; longer for a defense that declares many forwards."""
+    """Seconds for one batch."""
+    longest_call: float = 600.0
+    """Seconds for one batch of a defense, however many forwards it declares."""
+    cell: float = 86_400.0
+    """Seconds for a cell in which a worker takes part, the time of the harness included; and for
+    each certifier and diagnostic."""
 
 
 LIMITS = Limits()
@@ -103,11 +110,11 @@ def command(limits: Limits, channel: int, filter_descriptor: int) -> list[str]:
     Args:
         limits: resources that it may use.
         channel: descriptor of its end of the socket.
-        filter_descriptor: descriptor that `syscall_filter` returns.
+        filter_descriptor: descriptor that `system_calls.syscall_filter` returns.
     """
     return [
         *(*bubblewrap_command(), "--seccomp", str(filter_descriptor)),
-        *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
+        *("--proc", "/proc", *devices()),
         *("--size", str(limits.scratch), "--perms", "1777", "--tmpfs", "/tmp"),
         *(word for binding in bindings() for word in binding),
         *("--remount-ro", "/", "--chdir", "/tmp", "--clearenv"),
@@ -118,12 +125,21 @@ def command(limits: Limits, channel: int, filter_descriptor: int) -> list[str]:
 
 def _worker_program(limits: Limits, channel: int) -> str:
     """The Python program of a worker process; under root it names a random unused user."""
-    user = random.SystemRandom().choice(WORKER_USERS) if os.getuid() == 0 else 0
+    user = unused_user() if os.getuid() == 0 else 0
     return (
         f"import sys; sys.path[:] = {import_path()!r}\n"
         "from bench.sandbox.isolation import Limits\nfrom bench.sandbox.worker import main\n"
         f"main({channel}, {user}, {limits!r})"
     )
+
+
+def unused_user() -> int:
+    """A user id that no process of this machine has, and no worker of this process had before."""
+    owners = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            owners.add(folder.stat().st_uid)
+    return next(user for user in SHUFFLED_USERS if user not in owners)
 
 
 def _as_root() -> tuple[str, ...]:
@@ -140,6 +156,16 @@ def _as_user() -> tuple[str, ...]:
     return ("--unshare-user", "--disable-userns", "--as-pid-1")
 
 
+def devices() -> Iterator[str]:
+    """Options for /dev: no terminals, and no device that two processes could map."""
+    yield from ("--tmpfs", "/dev")
+    for name, shown in DEVICES.items():
+        yield from ("--dev-bind", f"/dev/{shown}", f"/dev/{name}")
+    for name, number in STANDARD_FILES.items():
+        yield from ("--symlink", f"/proc/self/fd/{number}".rstrip("/"), f"/dev/{name}")
+    yield from ("--dir", "/dev/shm", "--remount-ro", "/dev")
+
+
 def bindings() -> Iterator[tuple[str, ...]]:
     """Options for the read-only file system of a worker: programs, no data, no home folder."""
     yield "--ro-bind", "/usr", "/usr"
@@ -154,18 +180,50 @@ def bindings() -> Iterator[tuple[str, ...]]:
         yield "--perms", "0755", "--dir", str(folder)
     for place in places:
         yield "--ro-bind", str(place.resolve()), str(place)
+    for folder in hidden():
+        yield "--tmpfs", str(folder)
+        for place in sorted(folders()):  # what is below it and needed is shown again
+            if place.is_relative_to(folder) and place != folder:
+                yield "--ro-bind", str(place.resolve()), str(place)
+        yield "--remount-ro", str(folder)
 
 
-def program() -> list[Path]:
-    """Folders of Python, its packages and the project's two packages, none below another."""
+def folders() -> set[Path]:
+    """Folders of Python, its packages and the project's two packages."""
     packages = [Path(str(torch.__file__)).parents[1], *map(Path, site.getsitepackages())]
     own = [Path(bench.__file__).parent, Path(str(plugins.__file__)).parent]
     python = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_prefix).resolve()]
+    return {folder for folder in (*python, *packages, *own) if folder.is_dir()}
+
+
+def program() -> list[Path]:
+    """The folders of a worker outside /usr, none below another."""
     kept = [Path("/usr")]
-    for place in sorted({*python, *packages, *own}):
-        if place.is_dir() and not any(place.is_relative_to(whole) for whole in kept):
+    for place in sorted(folders()):
+        if not any(place.is_relative_to(whole) for whole in kept):
             kept.append(place)
     return kept[1:]
+
+
+def hidden() -> list[Path]:
+    """Folders below those of a worker that are empty there: data, results, other submissions."""
+    places = [Path("/usr"), *program()]
+    project = Path(bench.__file__).parents[1]
+    secret = [data_folder(), cache_folder(), submissions_folder(), project]
+    secret += map(Path, filter(None, [os.environ.get("BENCH_IMAGE_FOLDER")]))
+    found: dict[tuple[Path, Path], Path] = {}  # by place and real path: lib64 may be a link to lib
+    for place in places:
+        real = place.resolve()
+        inside = [place / f.resolve().relative_to(real) for f in secret if _is_below(f, real)]
+        for pattern, name in itertools.product(PACKAGES_OF_PYTHON, LABELLED_DATA):
+            inside += place.glob(f"{pattern}/{name}")
+        inside += [f / name for f in folders() for name in LABELLED_DATA if f.is_relative_to(place)]
+        found |= {(place, folder.resolve()): folder for folder in inside}
+    return sorted(folder for folder in {*found.values()} - folders() if folder.is_dir())
+
+
+def _is_below(folder: Path, place: Path) -> bool:
+    return folder.resolve() != place and folder.resolve().is_relative_to(place)
 
 
 def import_path() -> list[str]:
@@ -182,25 +240,6 @@ def environment() -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **kept}
 
 
-def syscall_filter() -> int:
-    """A descriptor of the compiled seccomp filter, positioned at its beginning."""
-    import pyseccomp as kernel  # loads libseccomp when it is imported
-
-    rules = kernel.SyscallFilter(kernel.ALLOW)
-    for name in FORBIDDEN_SYSCALLS:
-        rules.add_rule(kernel.ERRNO(1), name)
-    # A filter cannot read the flags of clone3 behind a pointer; after ENOSYS libc calls clone.
-    rules.add_rule(kernel.ERRNO(38), "clone3")
-    for bit in (1 << k for k in range(32) if NEW_NAMESPACES >> k & 1):
-        rules.add_rule(kernel.ERRNO(1), "clone", kernel.Arg(0, kernel.MASKED_EQ, bit, bit))
-    rules.add_rule(kernel.ERRNO(1), "socket", kernel.Arg(0, kernel.NE, int(socket.AF_UNIX)))
-    found = os.memfd_create("rules", 0)
-    with os.fdopen(os.dup(found), "wb") as file:
-        rules.export_bpf(file)
-    os.lseek(found, 0, os.SEEK_SET)
-    return found
-
-
 def drop_privileges(user: int, limits: Limits) -> None:
     """Change to another user where `user` is not 0, and set every limit; called in the worker."""
     import resource  # not on every system
@@ -215,5 +254,6 @@ def drop_privileges(user: int, limits: Limits) -> None:
         (resource.RLIMIT_FSIZE, limits.scratch),
         (resource.RLIMIT_DATA, limits.memory),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
     ):
         resource.setrlimit(kind, (most, most))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import select
-import signal
 import socket
 import subprocess
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
-import psutil
 from torch import Tensor
 
+from bench.core.cpu_time import WORKER_METERS
 from bench.core.errors import PluginError, UnavailableError
-from bench.sandbox import isolation
-from bench.sandbox.isolation import MIB, Limits
+from bench.sandbox import isolation, system_calls
+from bench.sandbox.deadline import CELL_DEADLINE
+from bench.sandbox.isolation import Limits
+from bench.sandbox.monitor import ProcessMonitor
+from bench.sandbox.orphans import end_orphans_once
 from bench.sandbox.protocol import (
     BadFrameError,
     Channel,
@@ -28,11 +28,9 @@ from bench.sandbox.protocol import (
     ReplyTimeoutError,
     decode_tensors,
 )
+from bench.sandbox.usage import CpuMeter
 
 START_SECONDS = 120.0  # limit for the start of a worker: it imports torch
-MIN_INTERVAL, MAX_INTERVAL = 0.25, 1.0  # seconds between two measurements of its memory
-INTERVAL_FACTOR = 50  # a measurement takes at most 1/50 of the time
-TAIL_BYTES = 2000  # of its output, kept for messages
 
 Message: TypeAlias = tuple[Mapping[str, Any], Sequence[Any]]
 """The header of a frame, and the parts of its body."""
@@ -42,95 +40,37 @@ RequestHandler: TypeAlias = Callable[[Frame, Exchange], Message]
 """Answers a request that a worker makes before its reply."""
 
 
-class ProcessMonitor(threading.Thread):
-    """Reads a worker's output, measures its memory, and kills it beyond the limits."""
+class WorkerClock:
+    """CPU seconds of all worker processes of this process, each from its first request on."""
 
-    def __init__(self, process: subprocess.Popen[bytes], limits: Limits) -> None:
-        super().__init__(daemon=True, name="monitor of a sandbox process")
-        self.process, self.limits = process, limits
-        self.output_tail, self.output_bytes = b"", 0
-        self.kill_reason = ""  # empty where the process was not killed
-        self.start()
+    def __init__(self) -> None:
+        self.ended = 0.0
+        """Seconds of those that have ended."""
+        self.running: dict[CpuMeter, float] = {}
+        """Meter -> its seconds at the first request: the import of torch is no cost of a cell."""
 
-    def run(self) -> None:
-        """Monitor the process until its output is closed; bubblewrap keeps it open to the end."""
-        pipe = self._output_pipe()
-        due = time.monotonic() + MIN_INTERVAL
-        with pipe:
-            while True:
-                if select.select([pipe], [], [], MIN_INTERVAL)[0]:
-                    chunk = os.read(pipe.fileno(), 1 << 16)
-                    if not chunk:
-                        break
-                    self._add_output(chunk)
-                if time.monotonic() > due:
-                    due = self._measure()
-        self.process.wait()
+    def begin(self, meter: CpuMeter) -> None:
+        """Count what this meter shows from now on."""
+        self.running[meter] = meter.seconds()
 
-    def _output_pipe(self) -> IO[bytes]:
-        if self.process.stdout is None:
-            raise ValueError("the process was started without a pipe for its output")
-        return self.process.stdout
+    def end(self, meter: CpuMeter) -> None:
+        """Keep what this meter shows before its process is ended."""
+        if meter in self.running:
+            self.ended += meter.seconds() - self.running.pop(meter)
 
-    def _measure(self) -> float:
-        """Measure the memory; the time of the next measurement, on the monotonic clock."""
-        since = time.monotonic()
-        self._check_memory()
-        now = time.monotonic()
-        interval = max(MIN_INTERVAL, INTERVAL_FACTOR * (now - since))
-        return now + min(interval, MAX_INTERVAL)
-
-    def _add_output(self, chunk: bytes) -> None:
-        self.output_bytes += len(chunk)
-        self.output_tail = (self.output_tail + chunk)[-TAIL_BYTES:]
-        if self.output_bytes > self.limits.output:
-            self.kill(f"it printed more than {self.limits.output // MIB} MiB")
-
-    def _check_memory(self) -> None:
-        used = memory_of(self.process.pid)
-        if used > self.limits.memory:
-            limit = self.limits.memory // MIB
-            self.kill(f"its processes used {used // MIB} MiB of memory; the limit is {limit} MiB")
-
-    def kill(self, reason: str = "") -> None:
-        """Kill the process and everything in its process namespace."""
-        self.kill_reason = self.kill_reason or reason
-        self.process.kill()
-
-    def exit_reason(self) -> str:
-        """How the process ended, as the end of a sentence."""
-        try:
-            code = self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            return self.kill_reason or "it closed its end of the channel"
-        if self.kill_reason:
-            return self.kill_reason
-        number = -code if code < 0 else code - 128  # of bubblewrap, or of its child as it reports
-        if number > 0:
-            names = {known.value: known.name for known in signal.Signals}
-            return f"its process was killed by {names.get(number, f'signal {number}')}"
-        return f"its process exited with status {code}"
+    def seconds(self) -> float:
+        """CPU seconds so far."""
+        running = list(self.running.items())
+        return self.ended + sum(meter.seconds() - began for meter, began in running)
 
 
-def memory_of(pid: int) -> int:
-    """Bytes of memory of a process and its descendants; shared pages are counted once."""
-    total = 0
-    try:
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    for process in family:
-        try:
-            total += process.memory_full_info().pss
-        except (psutil.Error, OSError):
-            continue  # it has ended meanwhile
-    return total
+WORKER_CLOCK = WorkerClock()
+WORKER_METERS.append(WORKER_CLOCK.seconds)
 
 
 def _start_process(limits: Limits, channel: int) -> subprocess.Popen[bytes]:
     """Start a worker that inherits the descriptor of its end of the socket."""
-    syscall_filter = isolation.syscall_filter()
+    syscall_filter = system_calls.syscall_filter()
     # The environment is empty before bubblewrap: its first process shows it inside.
     process = subprocess.Popen(
         isolation.command(limits, channel, syscall_filter),
@@ -151,6 +91,7 @@ class SandboxProcess:
             raise UnavailableError(
                 f"the sandbox cannot be started on this machine: {isolation.why_unavailable()}."
             )
+        end_orphans_once()
         self.limits = limits or isolation.LIMITS
         own, other = socket.socketpair()
         with other:
@@ -193,6 +134,7 @@ class SandboxProcess:
                 f"{output or self.monitor.exit_reason()}."
             ) from error
         self.ready = True
+        WORKER_CLOCK.begin(self.monitor.cpu)
 
     def call(
         self,
@@ -202,15 +144,17 @@ class SandboxProcess:
         seconds: float,
         largest: int = 0,
         handler: RequestHandler | None = None,
+        remedy: str = "make it faster",
     ) -> Frame:
         """Send one request and wait for the reply.
 
         Args:
             title: names the submission in messages.
             header: the request; `parts` are the bytes of its body.
-            seconds: limit of the time in the worker; time in `handler` does not count.
+            seconds: limit of the time in the worker; time in `handler` counts for the cell only.
             largest: bytes that the body of one of its frames may have.
             handler: answers the requests that the worker makes before its reply.
+            remedy: what its author can do where it is too slow.
 
         Returns:
             The reply.
@@ -231,9 +175,11 @@ class SandboxProcess:
         except ConnectionClosedError as error:
             raise PluginError(f"{title} gave no answer: {self.monitor.exit_reason()}.") from error
         except ReplyTimeoutError as error:
-            raise PluginError(
-                f"{title} gave no answer within {seconds:g} s; its process was ended."
-            ) from error
+            if CELL_DEADLINE.passed:
+                late = f"did not finish its cell within {isolation.LIMITS.cell:g} s"
+            else:
+                late = f"gave no answer within {seconds:g} s"
+            raise PluginError(f"{title} {late}; its process was ended: {remedy}.") from error
         except BadFrameError as error:
             raise PluginError(f"{title} violated the sandbox protocol: {error}.") from error
         finally:
@@ -274,8 +220,9 @@ class RequestExchange:
         """
         header, parts = message
         since = time.monotonic()
-        self.channel.send(self.number, header, *parts, until=since + self.seconds_left)
-        frame = self.channel.receive(self.largest, since + self.seconds_left)
+        until = min(since + self.seconds_left, CELL_DEADLINE.until)
+        self.channel.send(self.number, header, *parts, until=until)
+        frame = self.channel.receive(self.largest, until)
         self.seconds_left -= time.monotonic() - since
         if frame.number != self.number:
             raise BadFrameError(
@@ -307,6 +254,7 @@ SPARE_PROCESS = SpareProcess()
 
 
 def _close(monitor: ProcessMonitor, end: socket.socket) -> None:
+    WORKER_CLOCK.end(monitor.cpu)
     end.close()
     monitor.kill()
     monitor.process.wait()

@@ -27,6 +27,8 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
 )}  # fmt: skip
 """The dtypes of tensors in a frame, by name."""
 MAX_DIMS = 8  # of a tensor
+MAX_DEPTH = 32  # of nested lists and objects in a header
+MAX_ELEMENTS = 1 << 40  # of a tensor, where a dimension of size 0 counts as 1
 
 
 class ProtocolError(Exception):
@@ -65,9 +67,10 @@ class Channel:
     ) -> None:
         """Send one frame; `parts` are bytes-like objects that together form its body.
 
-        Raises ReplyTimeoutError after `until` (monotonic clock), ConnectionClosedError if closed.
+        Raises ReplyTimeoutError after `until` (monotonic clock), ConnectionClosedError if closed,
+        ValueError where a number of the header is not finite.
         """
-        text = json.dumps(header).encode()
+        text = json.dumps(header, allow_nan=False).encode()
         size = sum(memoryview(part).nbytes for part in parts)
         try:
             for piece in (PREFIX.pack(MAGIC, number, len(text), size) + text, *parts):
@@ -121,14 +124,54 @@ class Channel:
 
 
 def _parse_header(content: bytearray) -> dict[str, Any]:
-    """The JSON object of these bytes. Raises BadFrameError where they are none."""
+    """The JSON object of these bytes. Raises BadFrameError where they are none.
+
+    Names that occur twice, NaN, Infinity and halves of characters are no JSON (RFC 8259, RFC 7493).
+    """
     try:
-        header = json.loads(content.decode())
+        header = json.loads(
+            content.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )  # fmt: skip
+        if b"\\u" in content:
+            json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadFrameError("the header of a frame is no JSON") from error
     if not isinstance(header, dict):
         raise BadFrameError("the header of a frame is no JSON object")
+    if _is_deep(header):
+        raise BadFrameError(f"the header of a frame has more than {MAX_DEPTH} levels")
     return header
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these pairs; raises ValueError where a name occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a value of JSON has more than MAX_DEPTH levels."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        ]
+        level = [part for inner in parts for part in inner]
+    return any(isinstance(part, dict | list) for part in level)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    """The number; raises ValueError where it is too large for a float."""
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def encode_tensor(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
@@ -165,6 +208,8 @@ def _size(description: Mapping[str, Any]) -> int:
         raise BadFrameError("a tensor was sent without a valid dtype and shape")
     if len(shape) > MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
         raise BadFrameError("a tensor was sent with an invalid shape")
+    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:  # torch counts strides, too
+        raise BadFrameError("a tensor was sent with a shape that is too large")
     return math.prod(shape) * DTYPES[dtype].itemsize
 
 

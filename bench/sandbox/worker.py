@@ -9,7 +9,8 @@ from __future__ import annotations
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from bench.sandbox.channel import WorkerChannel
 from bench.sandbox.defense_worker import DefenseWorker
 from bench.sandbox.isolation import Limits, drop_privileges
 from bench.sandbox.protocol import Channel, ConnectionClosedError, Frame
+from bench.sandbox.threat_declarations import declare_threat
 
 MAX_ERROR_LENGTH = 1000  # characters
+SCRATCH = Path("/tmp")  # of the sandbox alone
 
 
 def main(channel: int, user: int, limits: Limits) -> None:
@@ -47,11 +50,12 @@ class RequestServer:
         self.channel = channel
         defense = DefenseWorker(channel, submitted_plugin)
         attack = AttackWorker(channel, submitted_plugin)
-        self.methods = {
+        self.methods: Mapping[str, Callable[[Frame], None]] = {
             "declare defense": defense.declare, "build": defense.build,
             "forward": defense.forward, "backward": defense.backward,
             "declare attack": attack.declare, "start": attack.start, "step": attack.step,
             "done": attack.done, "stays": attack.stays, "restart_count": attack.restart_count,
+            "run": attack.run, "declare threat": partial(declare_threat, channel, submitted_plugin),
         }  # fmt: skip
 
     def serve(self, frame: Frame) -> None:
@@ -75,8 +79,11 @@ def submitted_plugin(frame: Frame) -> Any:
     """
     torch.set_num_threads(frame.header["threads"])
     kind, name = frame.header["kind"], frame.header["name"]
-    registry = Registry.empty()
-    module = module_from_source(bytes(frame.body), Path(frame.header["path"]))
+    registry, path = Registry.empty(), Path(frame.header["path"])
+    if kind == "threat":  # the digest of a set of its own reads the file
+        path = SCRATCH / path.name
+        path.write_bytes(frame.body)
+    module = module_from_source(bytes(frame.body), path)
     registry.add_plugins([Plugin(module, "submission", "")])
     if registry.problems:
         raise TypeError(" ".join(registry.problems))

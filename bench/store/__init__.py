@@ -11,6 +11,7 @@ from bench.store.records import (
     PlannedCell,
     SubmissionRow,
     SubmissionStep,
+    WeightsRow,
 )
 from bench.store.store import Store
 
@@ -25,5 +26,6 @@ __all__ = [
     "Store",
     "SubmissionRow",
     "SubmissionStep",
+    "WeightsRow",
     "process_id",
 ]

@@ -10,15 +10,15 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from bench.core.cells import Cell, CellState, Culprit
 from bench.core.errors import BenchError
-from bench.store import leases
+from bench.store import leases, seals
 from bench.store.database import insert_new
-from bench.store.records import CellFigures, CellRow, PlannedCell
+from bench.store.records import FIGURE_COLUMNS, CellFigures, CellRow, PlannedCell
 from bench.store.tables import CELLS
 
 _PLANNABLE = (CellState.MISSING, CellState.SKIPPED, CellState.NOT_APPLICABLE)
 _KEPT = (CellState.RUNNING, CellState.DONE)
 _CELL = [field.name for field in fields(Cell)]
-_FIGURES = [field.name for field in fields(CellFigures)]
+_FIGURES = [FIGURE_COLUMNS.get(f.name, f.name) for f in fields(CellFigures)]
 _STATE = [field.name for field in fields(CellRow) if field.name not in ("cell", "figures")]
 _COLUMNS = [CELLS.c[name] for name in (*_CELL, *_STATE, *_FIGURES)]
 _BATCH = 500
@@ -51,12 +51,16 @@ def plan(
     known = _known(connection, list(wanted))
     fresh = {key: plan for key, plan in wanted.items() if key not in known}
     insert_new(connection, CELLS, [_row(key, plan, moment) for key, plan in fresh.items()])
+    changed = list(fresh)
     for key, (state, reason, *names) in known.items():
         plan = wanted[key]
         if names != [plan.cell.threat, plan.cell.defense, plan.cell.attack, plan.required]:
             _rename(connection, key, plan)
+            changed.append(key)
         if state not in _KEPT and (state, reason) != (plan.state, plan.reason):
             _reopen(connection, key, plan, moment, since)
+            changed.append(key)
+    seals.seal_leased(connection, CELLS, changed)
 
 
 def list_cells(
@@ -83,7 +87,7 @@ def _cell_row(row: RowMapping) -> CellRow:
         "state": CellState(row["state"]),
         "culprit": Culprit(row["culprit"]) if row["culprit"] else None,
     }
-    figures = {name: row[name] for name in _FIGURES}
+    figures = {f.name: row[name] for f, name in zip(fields(CellFigures), _FIGURES, strict=True)}
     return CellRow(
         cell=Cell(**{name: row[name] for name in _CELL}),
         figures=None if row["robust"] is None else CellFigures(**figures),

@@ -1,7 +1,8 @@
 """Outcomes as compact bytes: little-endian columns, bits packed, bytes shuffled, then zlib.
 
-Formats: 1 is a uint32 count, then the columns of `Outcomes` in their order without the last; 2 has
-all columns. Format 1 is written where no image has a rejection score.
+Each format is a uint32 count, then the first columns of `Outcomes` in their order: 12 in format 1,
+13 with the rejection scores in format 2, all 18 in format 3. The first format is written whose
+missing columns hold nothing but the value that stands for "not recorded".
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy.typing as npt
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.outcomes import OUTCOME_DTYPES, Outcomes
 
-FORMAT_1, FORMAT_2 = 1, 2
+FORMATS = {1: 12, 2: 13, 3: 18}
+"""Format -> number of columns that it has."""
+NOT_RECORDED = {
+    "rejection": -np.inf, "target": -1, "claimed": -1, "true_confidence": np.nan, "true_rank": -1,
+    "loss": np.nan,
+}  # fmt: skip
+"""Column that a format may lack -> its value in each row then."""
 
 
 def pack(outcomes: Outcomes) -> bytes:
@@ -30,10 +37,9 @@ def pack(outcomes: Outcomes) -> bytes:
                 f" {np.dtype(kind)}[{count}]: give every column one value per item."
             )
         columns.append(_column_bytes(column))
-    scored = bool((outcomes.rejection != -np.inf).any())
-    kept = columns if scored else columns[:-1]
-    format_ = FORMAT_2 if scored else FORMAT_1
-    return bytes([format_]) + zlib.compress(struct.pack("<I", count) + b"".join(kept))
+    format_ = next(number for number, kept in FORMATS.items() if _holds_all(outcomes, kept))
+    content = b"".join(columns[: FORMATS[format_]])
+    return bytes([format_]) + zlib.compress(struct.pack("<I", count) + content)
 
 
 def unpack(blob: bytes) -> Outcomes:
@@ -41,16 +47,26 @@ def unpack(blob: bytes) -> Outcomes:
     payload = _inflate(blob)
     (count,) = struct.unpack_from("<I", payload)
     offset, columns = 4, []
-    kinds = OUTCOME_DTYPES if blob[0] == FORMAT_2 else OUTCOME_DTYPES[:-1]
-    for kind in map(np.dtype, kinds):
+    for kind in map(np.dtype, OUTCOME_DTYPES[: FORMATS[blob[0]]]):
         size = -(-count // 8) if kind == np.bool_ else count * kind.itemsize
         columns.append(_column(payload[offset : offset + size], kind, count))
         offset += size
     if offset != len(payload):
         raise BenchError(f"a chunk of {count} outcomes has {len(payload)} bytes, not {offset}.")
-    if blob[0] == FORMAT_1:
-        columns.append(np.full(count, -np.inf, np.float32))
-    return Outcomes._make(columns)
+    missing = range(len(columns), len(OUTCOME_DTYPES))
+    return Outcomes._make([*columns, *(_not_recorded(column, count) for column in missing)])
+
+
+def _holds_all(outcomes: Outcomes, kept: int) -> bool:
+    """Whether the columns after the first `kept` ones hold nothing; compared as bytes for NaN."""
+    count = len(outcomes.item)
+    left = range(kept, len(OUTCOME_DTYPES))
+    return all(outcomes[c].tobytes() == _not_recorded(c, count).tobytes() for c in left)
+
+
+def _not_recorded(column: int, count: int) -> npt.NDArray[np.generic]:
+    """The column of that number [count] in outcomes that were stored without it."""
+    return np.full(count, NOT_RECORDED[Outcomes._fields[column]], OUTCOME_DTYPES[column])
 
 
 def unpack_items(blob: bytes) -> npt.NDArray[np.int32]:
@@ -88,15 +104,15 @@ def _column(stored: bytes, kind: np.dtype[np.generic], count: int) -> npt.NDArra
 
 
 def _inflate(blob: bytes) -> bytes:
-    if not blob or blob[0] > FORMAT_2:
+    if not blob or blob[0] not in FORMATS:
         found = blob[0] if blob else "none"
         raise UnavailableError(
-            f"outcomes are packed in format {found}, this program reads up to {FORMAT_2}:"
+            f"outcomes are packed in format {found}, this program reads up to {max(FORMATS)}:"
             " update gauntlet-bench."
         )
     try:
         return zlib.decompress(blob[1:])
     except zlib.error as error:
         raise BenchError(
-            f"a chunk of outcomes is damaged ({error}): run `bench db check`."
+            f"a chunk of outcomes is damaged ({error}): `bench db check` names its cell."
         ) from error

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.engine import Connection
 
-from bench.core.errors import BenchError, UnavailableError
+from bench.core.errors import BenchError, StorageError
 from bench.core.hashing import canonical
 from bench.core.outcomes import KeptImage
+from bench.store.leftovers import partial_path
+from bench.store.seals import add_parts
 from bench.store.tables import CHUNKS, IMAGES, AnyRow
+from bench.store.uncommitted import UncommittedFile
+from bench.store.waiting import NO_SPACE
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 Exact = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
@@ -25,7 +31,9 @@ Exact = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 def add_images(connection: Connection, key: str, kept: tuple[KeptImage, ...]) -> None:
     """Add images of a chunk to its cell; raises BenchError where two shapes differ."""
     if kept:
-        connection.execute(insert(IMAGES), [_row(key, image) for image in kept])
+        rows = [_row(key, image) for image in kept]
+        connection.execute(insert(IMAGES), rows)
+        add_parts(connection, IMAGES, key, rows)
 
 
 def read_images(connection: Connection, key: str) -> list[KeptImage]:
@@ -47,11 +55,11 @@ def _kept_image(row: AnyRow) -> KeptImage:
     )
 
 
-def write_exact(folder: Path, exact: Exact) -> str:
-    """Write images to a file named by its SHA-256, synced to disk; returns the digest.
+def packed_exact(exact: Exact) -> tuple[str, bytes]:
+    """The content of a file of images and its SHA-256.
 
     `exact` is items [n] and images [n, C, H, W]. Raises BenchError where their types or lengths are
-    wrong, and UnavailableError where the file cannot be written.
+    wrong.
     """
     from safetensors.numpy import save
 
@@ -62,15 +70,26 @@ def write_exact(folder: Path, exact: Exact) -> str:
             " expected as many int32 items as float32 images."
         )
     content = save({"item": np.ascontiguousarray(item), "adv": np.ascontiguousarray(adv)})
-    digest = hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content).hexdigest(), content
+
+
+def write_exact(file: UncommittedFile, content: bytes) -> None:
+    """Mark a file as not committed, write it and sync it to disk.
+
+    Raises StorageError where it cannot be written.
+    """
     try:
-        _write_durably(path_of(folder, digest), content)
+        file.begin()
+        _write_durably(file.path, content)
     except OSError as error:
-        raise UnavailableError(
-            f"no images can be written to {folder} ({error.strerror}): free space, set"
-            " BENCH_ARTIFACTS, or run with --keep-images none."
+        remedy = NO_SPACE.get(error.errno or 0)
+        why = f"its disk {remedy}" if remedy else f"{error.strerror}: make it a folder that can be"
+        why += "" if remedy else " written"
+        raise StorageError(
+            f"no images can be written to {file.path.parent.parent}: {why}, set BENCH_ARTIFACTS, or"
+            " run with --keep-images none.",
+            temporary=remedy is not None,
         ) from error
-    return digest
 
 
 def _intact_content(folder: Path, digest: str) -> bytes:
@@ -103,6 +122,14 @@ def files_of(connection: Connection, key: str | None = None) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
+def named_files(connection: Connection, digests: Collection[str]) -> set[str]:
+    """Those of some files of exact images that a row names, once open transactions have ended."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"LOCK TABLE {CHUNKS.name} IN SHARE MODE"))
+    query = select(CHUNKS.c.exact).where(CHUNKS.c.exact.in_(digests))
+    return set(connection.execute(query).scalars())
+
+
 def path_of(folder: Path, digest: str) -> Path:
     """Path of the file with this digest."""
     return folder / digest[:2] / f"{digest}.safetensors"
@@ -116,15 +143,18 @@ def _content(path: Path) -> bytes:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    if path.exists() and path.read_bytes() == content:
+        return  # an altered or unfinished one is written anew
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     for folder in (path.parent, path.parent.parent):
         _sync_folder(folder)
 

@@ -1,7 +1,8 @@
 """Leases: one writer per key.
 
 The fence prevents writes of an expired lease; the clock only decides when another worker may take
-over. The lease of a process of this host lasts as long as the process runs.
+over: at once from a process of this host that has ended, after LEASE_SECONDS from a stopped one and
+from those of other hosts, and after SILENT_SECONDS from one of this host that runs: it may be slow.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from sqlalchemy.engine import Connection
 
 from bench.core.cells import CellState, Culprit, Failure
 from bench.store.database import insert_new
-from bench.store.process_id import is_alive, is_gone
+from bench.store.process_id import described, is_alive, is_gone, is_stopped
 from bench.store.records import Lease, LeaseLostError
+from bench.store.seals import seal_leased
 from bench.store.tables import CELLS, TASKS, AnyRow
+from bench.store.waiting import duration
 
 LEASE_SECONDS = 60.0
+SILENT_SECONDS = 900.0
+"""Without a heartbeat for so long a process of this host loses its lease although it runs."""
 HEARTBEAT_SECONDS = 5.0  # between extensions where nothing is committed
 MAX_ATTEMPTS = 3
 """Attempts that may end without one committed outcome before the cell fails."""
 
 POISONED = Failure(
     Culprit.INFRASTRUCTURE,
-    f"poisoned: {MAX_ATTEMPTS} attempts ended or stopped responding before they committed an"
-    " outcome; read their last lines and run the cell again when the cause is removed.",
+    f"poisoned: {MAX_ATTEMPTS} attempts, the later ones in smaller groups of examples, ended or"
+    " stopped responding before they committed an outcome; read their last lines, then run again,"
+    " which tries anew, with fewer --workers or where there is more memory or time.",
 )
 
 
@@ -54,19 +60,15 @@ def lease(connection: Connection, key: str, owner: str) -> Lease | None:
 
 
 def lease_task(connection: Connection, name: str, owner: str) -> Lease | None:
-    """Lease a task without outcomes, such as a training; None where it is done or leased."""
+    """Lease a task without outcomes, such as a training; None where another worker holds it."""
     fresh = {"key": name, "state": CellState.MISSING, "reason": "", "owner": "", "fence": 0}
-    insert_new(connection, TASKS, [fresh | {"lease_until": 0.0, "attempts": 0, "updated": 0.0}])
+    fresh |= {"lease_until": 0.0, "attempts": 0, "updated": 0.0}
+    if insert_new(connection, TASKS, [fresh]):
+        seal_leased(connection, TASKS, [name])
     row = _locked(connection, TASKS, name)
     if row is None or not _is_open(connection, row, owner, retry=True):
         return None
     return _take(connection, TASKS, row, owner)
-
-
-def task_done(connection: Connection, name: str) -> bool:
-    """Whether a task was finished."""
-    state = connection.execute(select(TASKS.c.state).where(TASKS.c.key == name)).scalar()
-    return bool(state == CellState.DONE)
 
 
 def extend(connection: Connection, lease: Lease, changes: Mapping[str, object]) -> None:
@@ -98,11 +100,6 @@ def heartbeat(connection: Connection, lease: Lease) -> None:
     extend(connection, lease, {})
 
 
-def finish_task(connection: Connection, lease: Lease) -> None:
-    """Mark a task as done; raises LeaseLostError where its lease is lost."""
-    mark_done(connection, lease, {})
-
-
 def _table(lease: Lease) -> Table:
     return TASKS if lease.task else CELLS
 
@@ -114,14 +111,31 @@ def _locked(connection: Connection, table: Table, key: str) -> AnyRow | None:
 
 def _is_open(connection: Connection, row: AnyRow, owner: str, *, retry: bool = False) -> bool:
     if row.state == CellState.RUNNING:
-        expired = row.lease_until <= clock(connection)
-        return is_gone(row.owner) or (expired and _may_take_over(row, owner))
+        return _ends(row.owner, row.updated, row.lease_until, owner) <= clock(connection)
     return row.state == CellState.MISSING or (retry and row.state == CellState.FAILED)
 
 
-def _may_take_over(row: AnyRow, owner: str) -> bool:
-    """Whether an expired lease may be taken: not from a process that runs on this host."""
-    return row.owner == owner or not is_alive(row.owner)
+def _ends(owner: str, updated: float, lease_until: float, asking: str = "") -> float:
+    """When another worker may take a lease over (Unix time), unless it is extended until then."""
+    if is_gone(owner):
+        return 0.0
+    if owner != asking and is_alive(owner) and not is_stopped(owner):
+        return updated + SILENT_SECONDS
+    return lease_until
+
+
+def holder_of(connection: Connection, key: str, *, task: bool = False) -> str:
+    """Who holds a cell or task, its last heartbeat, and when its lease ends; empty: no process."""
+    table = TASKS if task else CELLS
+    row = connection.execute(select(table).where(table.c.key == key)).first()
+    if row is None or row.state != CellState.RUNNING:
+        return ""
+    left = _ends(row.owner, row.updated, row.lease_until) - clock(connection)
+    last = time.strftime("%H:%M:%S", time.localtime(row.updated))
+    return (
+        f"{described(row.owner)} (last heartbeat {last}; without another its lease ends in"
+        f" {duration(max(0.0, left))})"
+    )
 
 
 def _take(connection: Connection, table: Table, row: AnyRow, owner: str) -> Lease:
@@ -135,7 +149,8 @@ def _take(connection: Connection, table: Table, row: AnyRow, owner: str) -> Leas
         "updated": moment,
     }
     connection.execute(update(table).where(table.c.key == row.key).values(values))
-    return Lease(row.key, owner, row.fence + 1, task=table is TASKS)
+    seal_leased(connection, table, [row.key])
+    return Lease(row.key, owner, row.fence + 1, task=table is TASKS, attempt=row.attempts + 1)
 
 
 def _end(connection: Connection, lease: Lease, changes: Mapping[str, object]) -> None:
@@ -156,3 +171,4 @@ def _write(connection: Connection, lease: Lease, changes: Mapping[str, object]) 
             f"the lease of {lease.key[:12]} (fence {lease.fence}) is lost: another worker may"
             " hold it and nothing was written; lease it again."
         )
+    seal_leased(connection, table, [lease.key])

@@ -11,8 +11,10 @@ from sqlalchemy import insert, select
 from sqlalchemy.engine import Connection
 
 from bench.core.cards import Card, CardT, kind_fields, read_card
+from bench.core.cells import BALANCED_ORDER
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical
+from bench.store.attack_versions import ATTACK, new_version_rows
 from bench.store.codec import pack_bits, unpack_bits
 from bench.store.database import insert_new, upsert
 from bench.store.leases import clock
@@ -23,24 +25,41 @@ from bench.store.records import (
     SubmissionRow,
     SubmissionStep,
 )
+from bench.store.seals import seal_rows
 from bench.store.tables import CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, SUBMISSIONS, AnyRow
 
 SUBMISSION_STATES = ("received", "rejected", "queued", "running", "finished", "failed")
 
 
 def record_cards(connection: Connection, cards: Iterable[Card]) -> None:
-    """Make these the current cards of their plugins, by kind and name."""
-    for card in cards:
-        values = {
-            "kind": card.kind,
-            "name": card.name,
-            "origin": card.origin,
-            "digest": card.digest,
-            "cite": card.cite,
-            "summary": card.summary,
-            "detail": canonical(kind_fields(card)),
-        }
-        upsert(connection, CARDS, values)
+    """Make these the current cards of their plugins, by kind and name.
+
+    The versions of attacks that are replaced are kept (`bench.store.attack_versions`).
+    """
+    rows = [_card_row(card) for card in cards]
+    has_attacks = any(row["kind"] == ATTACK for row in rows)
+    if has_attacks:  # of a database from before versions were kept
+        _write_cards(connection, new_version_rows(connection))
+    _write_cards(connection, rows)
+    if has_attacks:
+        _write_cards(connection, new_version_rows(connection))
+
+
+def _card_row(card: Card) -> dict[str, object]:
+    return {
+        "kind": card.kind,
+        "name": card.name,
+        "origin": card.origin,
+        "digest": card.digest,
+        "cite": card.cite,
+        "summary": card.summary,
+        "detail": canonical(kind_fields(card)),
+    }
+
+
+def _write_cards(connection: Connection, rows: Sequence[dict[str, object]]) -> None:
+    upsert(connection, CARDS, *rows)
+    seal_rows(connection, CARDS, rows)
 
 
 def select_cards(connection: Connection, model: type[CardT]) -> list[CardT]:
@@ -59,8 +78,11 @@ def keep_examples(
     labels: npt.NDArray[np.int16],
     classes: Sequence[str],
     shape: Sequence[int],
+    order: str = BALANCED_ORDER,
 ) -> None:
     """Record the labels [n] of a set of examples once; `shape` is [C, H, W].
+
+    `order` says which images of the data set are the first ones.
 
     Raises BenchError where the number of labels is not n.
     """
@@ -73,8 +95,10 @@ def keep_examples(
         "labels": np.ascontiguousarray(labels, "<i2").tobytes(),
         "classes": canonical(list(classes)),
         "shape": canonical(list(shape)),
+        "order": order,
     }
-    insert_new(connection, EXAMPLES, [values])
+    if insert_new(connection, EXAMPLES, [values]):
+        seal_rows(connection, EXAMPLES, [values])
 
 
 def select_examples(connection: Connection, digest: str) -> ExamplesRow:
@@ -84,15 +108,17 @@ def select_examples(connection: Connection, digest: str) -> ExamplesRow:
         raise BenchError(f"no examples {digest[:12]} in this database: `bench run` records them.")
     labels = np.frombuffer(row.labels, "<i2").astype(np.int16)
     names, shape = tuple(json.loads(row.classes)), tuple(json.loads(row.shape))
-    return ExamplesRow(row.digest, row.dataset, row.n, labels, names, shape)
+    return ExamplesRow(row.digest, row.dataset, row.n, labels, names, shape, row.order)
 
 
 def record_evidence(
     connection: Connection, defense: str, defense_digest: str, examples: str, evidence: EvidenceRow
 ) -> None:
     """Record the finding of a diagnostic on a defense; the newest replaces older ones."""
-    values = {"defense": defense, "defense_digest": defense_digest, "examples": examples}
-    upsert(connection, EVIDENCE, values | evidence._asdict())
+    names = {"defense": defense, "defense_digest": defense_digest, "examples": examples}
+    values = names | evidence._asdict()
+    upsert(connection, EVIDENCE, values)
+    seal_rows(connection, EVIDENCE, [values])
 
 
 def select_evidence(connection: Connection, defense: str, examples: str) -> list[EvidenceRow]:
@@ -101,6 +127,13 @@ def select_evidence(connection: Connection, defense: str, examples: str) -> list
     about = (EVIDENCE.c.defense_digest == defense) & (EVIDENCE.c.examples == examples)
     query = select(*columns).where(about).order_by(EVIDENCE.c.diagnostic)
     return [EvidenceRow(*row) for row in connection.execute(query)]
+
+
+def select_evidence_of(connection: Connection, diagnostic: str) -> dict[str, EvidenceRow]:
+    """The findings of one diagnostic by the digest that they are about, on any examples."""
+    columns = [EVIDENCE.c[name] for name in EvidenceRow._fields]
+    query = select(EVIDENCE.c.defense_digest, *columns).where(EVIDENCE.c.diagnostic == diagnostic)
+    return {row[0]: EvidenceRow(*row[1:]) for row in connection.execute(query)}
 
 
 def record_certificate(
@@ -114,6 +147,7 @@ def record_certificate(
         "certified": pack_bits(found.certified),
     }
     upsert(connection, CERTIFICATES, values)
+    seal_rows(connection, CERTIFICATES, [values])
 
 
 def certificates(connection: Connection, threat_id: str, examples: str) -> list[CertificateRow]:
@@ -133,7 +167,8 @@ def record_submission_state(
             f"{state!r} is no submission state: one of {', '.join(SUBMISSION_STATES)}."
         )
     values = {"name": name, "state": state, "reason": reason, "at": clock(connection)}
-    connection.execute(insert(SUBMISSIONS).values(values))
+    (step,) = connection.execute(insert(SUBMISSIONS).values(values)).inserted_primary_key or (0,)
+    seal_rows(connection, SUBMISSIONS, [values | {"step": step}])
 
 
 def select_submissions(connection: Connection) -> list[SubmissionRow]:

@@ -8,6 +8,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL, Connection
 
 from bench.core.errors import UnavailableError
+from bench.store import seals
 from bench.store.database import copy_file, open_engine, sqlite_file, url_text
 from bench.store.tables import REVISIONS
 
@@ -61,6 +62,8 @@ def upgrade(
                 return None
             backup = _backup(url, revision)
             _migrate(connection, migrations)
+            if revision is not None and revision < seals.FIRST_REVISION:
+                seals.seal_all(connection)
             _refuse_dangling(connection)
         return backup
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,15 @@ from sqlalchemy.engine import Connection
 
 from bench.core.errors import BenchError
 from bench.core.hashing import canonical
+from bench.core.machines import Machine
 from bench.core.outcomes import Chunk, Outcomes, Verdict
-from bench.store import images, leases
+from bench.store import images, leases, seals
 from bench.store.codec import pack, unpack, unpack_items
 from bench.store.records import CellFigures, Lease
 from bench.store.tables import CELLS, CHUNKS
+
+_BATCH = 500
+"""Keys in one query."""
 
 
 def append(connection: Connection, lease: Lease, chunk: Chunk, exact: str) -> None:
@@ -49,8 +53,10 @@ def append(connection: Connection, lease: Lease, chunk: Chunk, exact: str) -> No
         "digest": hashlib.sha256(blob).hexdigest(),
         "exact": exact,
         "outcomes": blob,
+        "machine": "" if chunk.machine is None else chunk.machine.to_json(),
     }
     connection.execute(insert(CHUNKS).values(values))
+    seals.add_parts(connection, CHUNKS, lease.key, [values])
     images.add_images(connection, lease.key, chunk.images)
 
 
@@ -66,9 +72,11 @@ def finish(connection: Connection, lease: Lease) -> None:
             f"{lease.key[:12]} has {row.items_done} of {row.items} outcomes: record the rest"
             " before it is finished."
         )
-    figures = cell_figures(read_outcomes(connection, lease.key))
+    found = read_outcomes(connection, lease.key)
+    figures = cell_figures(found)
+    seals.seal_outcomes(connection, lease.key, found)
     leases.mark_done(
-        connection, lease, {**asdict(figures), "seal": seal(connection, lease.key, figures)}
+        connection, lease, {**figures.stored(), "seal": seal(connection, lease.key, figures)}
     )
 
 
@@ -83,12 +91,24 @@ def finished_items(connection: Connection, key: str) -> npt.NDArray[np.int32]:
     return np.sort(np.concatenate([np.zeros(0, np.int32), *parts]))
 
 
+def read_machines(connection: Connection, keys: Iterable[str]) -> dict[str, tuple[Machine, ...]]:
+    """The machine classes that computed each of these cells, sorted; those without are left out."""
+    found: dict[str, tuple[Machine, ...]] = {}
+    wanted = sorted(set(keys))
+    for start in range(0, len(wanted), _BATCH):
+        known = CHUNKS.c.cell.in_(wanted[start : start + _BATCH]) & (CHUNKS.c.machine != "")
+        query = select(CHUNKS.c.cell, CHUNKS.c.machine).where(known).distinct()
+        for key, text in connection.execute(query):
+            found[key] = tuple(sorted({*found.get(key, ()), Machine.from_json(text)}))
+    return found
+
+
 def cell_figures(found: Outcomes) -> CellFigures:
     """The figures of a finished cell."""
     broken = found.verdict == Verdict.BROKEN
     return CellFigures(
         robust=int((~broken).sum()),
-        out_of_ball=int((found.verdict >= Verdict.OUT_OF_BALL).sum()),
+        refused=int((found.verdict >= Verdict.OUT_OF_BALL).sum()),
         fragile=int((broken & found.fragile).sum()),
         broken_8bit=int((broken & found.eight_bit).sum()),
         forwards=int(found.forwards.sum(dtype=np.int64)),
@@ -101,7 +121,7 @@ def cell_figures(found: Outcomes) -> CellFigures:
 def seal(connection: Connection, key: str, figures: CellFigures) -> str:
     """A digest over a cell's key, chunks and figures, which an edit of them does not match."""
     query = select(CHUNKS.c.digest).where(CHUNKS.c.cell == key).order_by(CHUNKS.c.start)
-    written = {name: repr(value) for name, value in asdict(figures).items()}
+    written = {name: repr(value) for name, value in figures.stored().items()}
     content = canonical([key, list(connection.execute(query).scalars()), written])
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -31,6 +31,40 @@ def is_alive(owner: str) -> bool:
     return _runs(owner) is True
 
 
+def is_elsewhere(owner: str) -> bool:
+    """Whether the owner is a process of another host, or of this one before its last start.
+
+    >>> is_elsewhere("17@server.1a2b3c4d.4026#99"), is_elsewhere("a download")
+    (True, False)
+    """
+    parts = _OWNER.fullmatch(owner)
+    return parts is not None and parts["place"] != _place()
+
+
+def is_stopped(owner: str) -> bool:
+    """Whether the owner is a process of this host that was stopped, as by SIGSTOP or Ctrl-Z."""
+    parts = _OWNER.fullmatch(owner)
+    if parts is None or _runs(owner) is not True:
+        return False
+    return _state(int(parts["pid"])) in ("T", "t")
+
+
+def described(owner: str) -> str:
+    """A process as messages name it: its number, where it runs, and whether it was stopped.
+
+    >>> described("17@server.1a2b3c4d.4026#99/gpu0")
+    'process 17 on server'
+    """
+    parts = _OWNER.fullmatch(owner)
+    if parts is None:
+        return f"the worker {owner!r}"
+    if parts["place"] != _place():
+        return f"process {parts['pid']} on {parts['place'].split('.')[0]}"
+    if is_gone(owner):
+        return f"process {parts['pid']}, which has ended"
+    return f"process {parts['pid']} on this host{', which is stopped' if is_stopped(owner) else ''}"
+
+
 def _runs(owner: str) -> bool | None:
     """Whether the owner runs; None where it is not a process of this host."""
     parts = _OWNER.fullmatch(owner)
@@ -63,10 +97,25 @@ def _start(pid: int) -> str | None:
 
 
 def _start_in_proc(pid: int) -> str | None:
+    state, *rest = _fields_in_proc(pid) or ["X"]
+    return None if state in "ZX" else rest[18]
+
+
+def _state(pid: int) -> str:
+    """The state of a process as the system letters it; empty where it is not known."""
+    if Path("/proc/self/stat").exists():
+        return "".join(_fields_in_proc(pid)[:1])
+    found = subprocess.run(
+        ["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()[:1]
+
+
+def _fields_in_proc(pid: int) -> list[str]:
+    """What the system tells of a process, its state first; empty where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return []
     # The name in brackets may contain spaces and brackets, so fields are counted after it.
-    state, *rest = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else rest[18]
+    return stat.rpartition(")")[2].split()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.core.cells import Cell, CellState, Culprit
+from bench.core.cells import BALANCED_ORDER, Cell, CellState, Culprit
 from bench.core.errors import BenchError
 
 
@@ -25,6 +25,8 @@ class Lease:
     fence: int
     """Rises with every lease of the key, so that a worker with an expired lease cannot write."""
     task: bool = False
+    attempt: int = 1
+    """Number of this attempt since the last outcome was committed, from 1."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class CellFigures:
 
     robust: int
     """Items that no verified adversarial example broke; refused candidates count as unbroken."""
-    out_of_ball: int
-    """Items whose candidate the referee refused: outside the set or the box, or not finite."""
+    refused: int
+    """Items whose candidate is outside the set or the box, or not finite."""
     fragile: int
     """Broken items whose margin is under 1e-4 of the logit scale."""
     broken_8bit: int
@@ -60,6 +62,14 @@ class CellFigures:
     """Forward passes of the harness's own final checks."""
     max_distance: float | None
     """Largest distance among broken items, in the norm of the set; None where none broke."""
+
+    def stored(self) -> dict[str, float | None]:
+        """The figures by the names of their database columns, which the seal digests."""
+        return {FIGURE_COLUMNS.get(name, name): value for name, value in asdict(self).items()}
+
+
+FIGURE_COLUMNS = {"refused": "out_of_ball"}
+"""Figure -> database column, where their names differ: the first revision named it so."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,8 @@ class ExamplesRow:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     """[C, H, W]."""
+    order: str = BALANCED_ORDER
+    """Which images of the data set they are: one of EXAMPLE_ORDERS."""
 
 
 class EvidenceRow(NamedTuple):
@@ -120,6 +132,21 @@ class CertificateRow(NamedTuple):
     """Whether every example without a certificate can be broken."""
     certified: npt.NDArray[np.bool_]
     """[n]."""
+
+
+class WeightsRow(NamedTuple):
+    """The trained weights of one recipe."""
+
+    recipe: str
+    """Digest of all that decides the weights, apart from roundings."""
+    digest: str
+    """SHA-256 of the content."""
+    machine: str
+    """The machine class that trained them, as JSON; empty where it is not known."""
+    record: str
+    """Figures of the training, as JSON."""
+    content: bytes
+    """A safetensors file."""
 
 
 class SubmissionStep(NamedTuple):

@@ -19,10 +19,10 @@ from sqlalchemy import (
     Text,
 )
 
-from bench.core.cells import Cell
-from bench.store.records import CellFigures
+from bench.core.cells import BALANCED_ORDER, Cell
+from bench.store.records import FIGURE_COLUMNS, CellFigures
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every known revision, oldest first; the last one is written."""
 
 METADATA = MetaData()
@@ -54,7 +54,8 @@ _BIG = ("seed", "forwards", "gradients", "looks")
 def _columns_of(record: type, *, nullable: bool) -> list[Column[object]]:
     """One column for each field of a record."""
     columns: list[Column[object]] = []
-    for name, kind in get_type_hints(record).items():
+    for field, kind in get_type_hints(record).items():
+        name = FIGURE_COLUMNS.get(field, field)
         type_ = BigInteger if name in _BIG else _SQL_TYPES[kind]
         columns.append(Column(name, type_, nullable=nullable, server_default=_ADDED.get(name)))
     return columns
@@ -84,6 +85,7 @@ EXAMPLES = Table(
     Column("labels", LargeBinary, nullable=False),
     Column("classes", Text, nullable=False),
     Column("shape", Text, nullable=False),
+    Column("order", Text, nullable=False, server_default=BALANCED_ORDER),
 )
 
 CELLS = Table(
@@ -113,6 +115,9 @@ CHUNKS = Table(
     Column("digest", Text, nullable=False),
     Column("exact", Text, nullable=False),
     Column("outcomes", LargeBinary, nullable=False),
+    Column("machine", Text, nullable=False, server_default=""),
+    # It holds both columns, so that the outcomes before them are not read.
+    Index("machines_of_cells", "cell", "machine"),
 )
 
 IMAGES = Table(
@@ -164,4 +169,33 @@ SUBMISSIONS = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at", Double, nullable=False),
+)
+
+WEIGHTS = Table(
+    "weights",
+    METADATA,
+    Column("recipe", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("machine", Text, nullable=False),
+    Column("record", Text, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)
+
+REPLICATIONS = Table(
+    "replications",
+    METADATA,
+    Column("cell", Text, ForeignKey("cells.key"), primary_key=True),
+    Column("machine", Text, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("differ", Integer, nullable=False),
+    Column("outcomes", LargeBinary, nullable=False),
+)
+
+SEALS = Table(
+    "seals",
+    METADATA,
+    Column("kind", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
 )

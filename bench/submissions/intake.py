@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +16,14 @@ from bench.registry import discovery
 from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import NAME_PATTERN, Submission, read_submission
 from bench.registry.weights_file import why_unsafe
-from bench.sandbox import adapter, isolation
+from bench.sandbox import adapter
 from bench.store import Store
+from bench.store.leftovers import abandoned_folders, owned_prefix, remove_folder
 from bench.submissions.archive import unpack_archive
 from bench.submissions.templates import AUTHOR
 
+INCOMING = ".incoming-"
+"""Beginning of the name of a temporary folder for a submission that is checked."""
 OLDER = ".older"
 """Subfolder for replaced submissions, each by name and digest."""
 
@@ -43,6 +47,7 @@ def accept_submission(
     submissions: Path | None = None,
     *,
     allow_unsandboxed: bool = False,
+    taken: Mapping[str, str] | None = None,
 ) -> AcceptedSubmission:
     """Accept a submission: a folder, or a zip file of one.
 
@@ -50,16 +55,19 @@ def accept_submission(
     defense or an attack run in the sandbox, where the machine has one; with `allow_unsandboxed`
     those of any submission run in this process, and missing weights are trained. Each state is
     written to the store: received, then queued or rejected. A rejection does not change the state
-    of an accepted submission of the same name.
+    of an accepted submission of the same name. `taken` names submissions with the digest of each,
+    which no other may replace.
 
     Raises BenchError with the reason of a rejection, UnavailableError where the submissions folder
     cannot be written.
     """
     path, folder = Path(path), submissions or submissions_folder()
+    _end_abandoned(folder, store)
     with _incoming(folder) as incoming:
         name = _name(path)
         try:
             submission = _received(path, Path(incoming))
+            _require_free_name(submission, taken or {})
             name = submission.card.name
             _record_state(store, name, "received")
             _check_files(submission)
@@ -72,16 +80,89 @@ def accept_submission(
     return AcceptedSubmission(name, submission.card.kind, submission.digest, place, checked)
 
 
+def submission_paths(paths: Iterable[Path]) -> list[Path]:
+    """The submissions that paths name: each path itself, or those in a folder of submissions.
+
+    A folder of submissions has no card.toml, but zip files or folders with a card.toml; they come
+    in the order of their names, hidden ones left out. A path that is named twice comes once.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        found.update(dict.fromkeys(_listed(path) or [path]))
+    return list(found)
+
+
+def _listed(path: Path) -> list[Path]:
+    """The submissions in a folder of submissions; none where the path is not such a folder."""
+    if not path.is_dir() or (path / "card.toml").exists():
+        return []
+    return sorted(
+        entry
+        for entry in path.iterdir()
+        if not entry.name.startswith(".")
+        and (entry.suffix == ".zip" or (entry / "card.toml").is_file())
+    )
+
+
+def accept_submissions(
+    paths: Iterable[Path],
+    store: Store,
+    submissions: Path | None = None,
+    *,
+    allow_unsandboxed: bool = False,
+) -> Iterator[tuple[Path, AcceptedSubmission | BenchError]]:
+    """Accept one submission after another: each path with what was accepted, or why it was not.
+
+    Of two different submissions with one name the first is accepted and the second rejected, so
+    that no participant replaces the submission of another. Raises UnavailableError as
+    `accept_submission` does.
+    """
+    taken: dict[str, str] = {}
+    for path in paths:
+        try:
+            accepted = accept_submission(
+                path, store, submissions, allow_unsandboxed=allow_unsandboxed, taken=taken
+            )
+        except UnavailableError:
+            raise
+        except BenchError as error:
+            yield path, error
+        else:
+            taken[accepted.name] = accepted.digest
+            yield path, accepted
+
+
+def _require_free_name(submission: Submission, taken: Mapping[str, str]) -> None:
+    """Raise BenchError where another submission has the name."""
+    name = submission.card.name
+    if taken.get(name, submission.digest) != submission.digest:
+        raise BenchError(
+            f"the name {name!r} is that of another submission that was handed in at the same time; "
+            "choose another name."
+        )
+
+
 def _incoming(folder: Path) -> TemporaryDirectory[str]:
     """A temporary folder beside the later place, so that accepting is one rename."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return TemporaryDirectory(prefix=".incoming-", dir=folder)
+        return TemporaryDirectory(prefix=owned_prefix(INCOMING), dir=folder)
     except OSError as error:
         raise UnavailableError(
             f"no submission can be stored in {folder}: {error.strerror}; run in another folder, or "
             "set BENCH_SUBMISSIONS to one that can be written."
         ) from error
+
+
+def _end_abandoned(folder: Path, store: Store) -> None:
+    """Remove what killed commands have left, and reject what they were checking."""
+    for left in abandoned_folders(folder, INCOMING):
+        names = {path.name for path in left.iterdir()}
+        for entry in store.submissions():
+            if entry.name in names and entry.state == "received":
+                why = "its check was ended before it was done: submit it again."
+                store.record_submission_state(entry.name, "rejected", why)
+        remove_folder(left)
 
 
 def _record_state(store: Store, name: str, state: str, reason: str = "") -> None:
@@ -133,26 +214,18 @@ def _run_contract_checks(submission: Submission, allow_unsandboxed: bool) -> boo
     """Whether most checks could be run and passed; BenchError where one failed."""
     kind, name = submission.card.kind, submission.card.name
     if allow_unsandboxed:
-        results = runner.run_checks(submission.folder, train=True)
-    elif kind in adapter.SANDBOXED_KINDS and not isolation.why_unavailable():
-        results = _run_sandboxed_checks(submission)
-    else:
+        results = runner.run_checks(submission.folder, train=True, sandbox_waiting=False)
+    elif adapter.why_not_sandboxed(submission):
         return False
+    else:
+        registry = Registry.without_submissions()
+        results = list(runner.check_sandboxed(registry, submission, train=True))
     failed = [result for result in results if result.outcome is check.CheckOutcome.FAIL]
     if failed:
         reasons = " ".join(f"{result.check}: {result.sentence}" for result in failed[:3])
         raise BenchError(f"{len(failed)} checks of {name!r} fail. {reasons}")
     outcomes = [result.outcome for result in results if result.kind == kind]
     return outcomes.count(check.CheckOutcome.PASS) > len(outcomes) / 2
-
-
-def _run_sandboxed_checks(submission: Submission) -> list[check.CheckResult]:
-    """Run every check of its kind, its code in a sandbox worker."""
-    kind, name = submission.card.kind, submission.card.name
-    registry = Registry.without_submissions()
-    registry.submissions[name] = submission
-    adapter.isolate_submissions(registry)
-    return list(runner.check_registration(registry, kind, registry.find(kind, name), train=True))
 
 
 def _why_no_hook(submission: Submission) -> str:

@@ -97,18 +97,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.plugin import Access, Fraction, Linf, ThreatModel, hookimpl
+from bench.plugin import Access, Fraction, LeaderboardProtocol, Linf, ThreatModel, hookimpl
 
 
 @hookimpl
 def bench_threat_models() -> Iterator[ThreatModel]:
-    """Register the threat model; each of its rules is part of its id."""
+    """Register the threat model; the protocol, what is asked of defenses, is no part of its id."""
     yield ThreatModel(
         name="{name}",
         dataset="digits",
         ball=Linf(Fraction(25, 255)),  # an exact fraction, not 0.098
         access=Access.GRADIENTS,
-        required=("fgsm", "pgd"),
+        protocol=LeaderboardProtocol(required=("pgd", "transfer-learned", "square", "hopskipjump")),
         summary="Each pixel may change by 25/255; white-box access.",
     )
 '''
@@ -141,6 +141,8 @@ Weights belong into `weights.safetensors`, with their SHA-256 in the card.
 """
 
 TEMPLATES = {"attack": ATTACK_TEMPLATE, "defense": DEFENSE_TEMPLATE, "threat": THREAT_TEMPLATE}
+CHALLENGE = "challenge"
+"""A kind of template with a module of its own: it reads images."""
 
 
 def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
@@ -150,7 +152,15 @@ def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
     where the folder cannot be written.
     """
     if kind not in TEMPLATES:
-        raise BenchError(f"no template is named {kind!r}{did_you_mean(kind, list(TEMPLATES))}.")
+        suggestion = did_you_mean(kind, [*TEMPLATES, CHALLENGE])
+        raise BenchError(f"no template is named {kind!r}{suggestion}.")
+    place = new_place(name, folder)
+    write_files(place, template_files(kind, name))
+    return place
+
+
+def new_place(name: str, folder: Path) -> Path:
+    """The path of a new plugin; BenchError for an invalid name and where something is there."""
     if not NAME_PATTERN.fullmatch(name):
         raise BenchError(
             f"the name came as {name!r}; it must be 1 to 64 of a-z, 0-9, '.', '_', '-', "
@@ -159,11 +169,10 @@ def write_template(kind: str, name: str, folder: Path = Path()) -> Path:
     place = folder / name
     if place.exists():
         raise BenchError(f"{place} exists already; choose another name, or move it.")
-    _write_files(place, template_files(kind, name))
     return place
 
 
-def _write_files(place: Path, texts: Mapping[str, str]) -> None:
+def write_files(place: Path, texts: Mapping[str, str]) -> None:
     """Write text files into a new folder. Raises UnavailableError where that is impossible."""
     try:
         place.mkdir(parents=True)

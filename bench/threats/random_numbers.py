@@ -47,9 +47,9 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 def example_key(seed: int, name: str, example: Tensor, run: Tensor) -> Tensor:
     """A key [n] int64 for each (seed, attack name, example [n], restart [n])."""
-    start = mix(torch.tensor([seed], dtype=torch.int64, device=example.device)) + name_to_int64(
-        name
-    )
+    # Filled on the device: a copy from the host would wait for it.
+    start = mix(torch.full((1,), seed, dtype=torch.int64, device=example.device))
+    start = start + name_to_int64(name)
     return mix(mix(mix(start) + example.long() * _GOLDEN) + run.long() * _STRIDE)
 
 

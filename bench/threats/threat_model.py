@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
+from bench.core.errors import BenchError
 from bench.core.hashing import digest
+from bench.core.protocols import LeaderboardProtocol
+from bench.core.radii import exact_fraction
 from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import class_source_digest, parameters_of
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
@@ -50,17 +54,15 @@ class ThreatModel:
     budget: Budget = field(default_factory=Budget)
     examples: int = 500
     """Number of test images, the first of the data set's fixed order."""
-    required: tuple[str, ...] = ()
-    """Names of the attacks that a defense must have been evaluated with to be ranked."""
-    ranked: bool = True
-    """Whether there is a ranking of defenses under this threat model."""
+    protocol: LeaderboardProtocol = field(default_factory=LeaderboardProtocol)
+    """What the leaderboard of this threat model asks of every defense; no part of `id`."""
     order: int = 100
     """Position in lists; the smallest comes first."""
     summary: str = ""
 
     @property
     def id(self) -> str:
-        """Digest of `rules`; name, summary, order and number of examples are not part of it.
+        """Digest of `rules`; name, protocol, summary, order and number of examples are no part.
 
         Raises PluginError where the perturbation set has parameters without a digest, ValueError
         where its radius is not finite.
@@ -75,13 +77,19 @@ class ThreatModel:
             "access": self.access.name.lower(),
             "goal": {"kind": self.goal.kind, "rule": self.goal.rule},
             "budget": {"gradients": self.budget.gradients, "queries": self.budget.queries},
-            "required": sorted(self.required),
-            "ranked": self.ranked,
         }
 
 
-BUILT_IN_SETS = (Linf, L2, L1)
+NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}
+BUILT_IN_SETS = tuple(NORM_BALLS.values())
 """The built-in perturbation sets, without their subclasses."""
+
+
+def norm_ball(norm: str, eps: float | Fraction | str) -> PerturbationSet:
+    """The norm ball of a radius. Raises BenchError for an unknown norm or no radius."""
+    if norm not in NORM_BALLS:
+        raise BenchError(f"norm is {norm!r}; use one of {', '.join(NORM_BALLS)}.")
+    return NORM_BALLS[norm](exact_fraction(eps))
 
 
 def describe_set(ball: PerturbationSet) -> Mapping[str, Any]:
@@ -96,6 +104,13 @@ def describe_set(ball: PerturbationSet) -> Mapping[str, Any]:
         return known
     code = {"class": kind.__qualname__, "source": class_source_digest(kind)}
     return {**known, **code, "parameters": parameters_of(ball)}
+
+
+def without_ranks(threat: ThreatModel) -> ThreatModel:
+    """The threat model without ranks where its set is code of its own; its id stays the same."""
+    if type(threat.ball) in BUILT_IN_SETS:
+        return threat
+    return replace(threat, protocol=replace(threat.protocol, ranked=False))
 
 
 def finite_radius(value: float) -> float:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
-from bench.core.folders import cache_folder
 from bench.core.hashing import digest
 from bench.data import datasets
 from bench.engine.answers import ClassifierOnly
@@ -21,7 +20,8 @@ from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.training.recipes import checked_recipe, recipe_digest
 from bench.training.state import seeded_by_name
-from bench.training.weights_cache import WeightsFiles, load_weights
+from bench.training.trained_weights import WeightsSource
+from bench.training.weights_cache import load_weights
 
 
 class NeedsTraining(BenchError):  # noqa: N818 - an expected state: the caller trains, then retries
@@ -49,6 +49,7 @@ class DefenseBuilder:
         folder: Path | None = None,
         *,
         below: tuple[str, ...] = (),
+        source: WeightsSource | None = None,
     ) -> None:
         """Look the defense up.
 
@@ -58,17 +59,21 @@ class DefenseBuilder:
             dataset: the data set to build it for.
             folder: holds `weights/`; None: the cache folder.
             below: names of the defenses that build on this one, the outermost first.
+            source: where trained weights are found; None: in the folder.
 
         Raises:
             PluginError: where the defense builds on itself.
             BenchError: where it does not declare the data set.
         """
         self.registration: Registration[Defense] = registry.find("defense", name)
-        self.registry, self.name, self.dataset, self.folder = registry, name, dataset, folder
+        self.registry, self.name, self.dataset = registry, name, dataset
+        self.source = source or WeightsSource(folder)
         self.shape, self.classes = dataset.shape, len(dataset.classes)
         self.chain = (*below, name)
         self._digests: dict[str, str] = {}
         """Digest of each weights file and defense that the builds have used, by name."""
+        self.recipes: dict[str, str] = {}
+        """SHA-256 of the trained weights that the builds have used, by recipe digest."""
         self._built_roles: set[str] = set()
         if name in below:
             raise PluginError(
@@ -129,12 +134,12 @@ class DefenseBuilder:
         """
         checked_recipe(self.record)
         recipe = recipe_digest(self.registry, self.name, self.dataset)
-        files = WeightsFiles(self.folder or cache_folder(), recipe)
-        content = files.content()
-        if content is None:
+        found = self.source.find(recipe)
+        if found is None:
             self.teacher()  # raises NeedsTraining for an untrained teacher, which is trained first
             raise NeedsTraining(recipe, self.name, self.dataset.name)
-        return self._add_digest("trained", content), files.weights
+        self.recipes[recipe] = hashlib.sha256(found.content).hexdigest()
+        return self._add_digest("trained", found.content), found.path
 
     def teacher(self) -> nn.Module | None:
         """The recipe's teacher, built, without its detector; None where it names none."""
@@ -181,11 +186,14 @@ class DefenseBuilder:
         other = self.dependency(name)
         module = other.build()
         self._digests[f"defense {name}"] = other.digest
+        self.recipes |= other.recipes
         return module
 
     def dependency(self, name: str) -> DefenseBuilder:
         """The builder of another defense that this one builds on or learns from."""
-        return DefenseBuilder(self.registry, name, self.dataset, self.folder, below=self.chain)
+        return DefenseBuilder(
+            self.registry, name, self.dataset, below=self.chain, source=self.source
+        )
 
     def _plugin_folders(self) -> list[Path]:
         """The folder of the plugin that registered the defense; empty where it has no file."""

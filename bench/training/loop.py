@@ -214,9 +214,10 @@ def attack_training_images(
 
     Raises PluginError where an image is outside the perturbation set or [0, 1].
     """
+    attacked = Float32Logits(model) if state.mixed else model
     with eval_mode(model), autocast(state):
         adv = attack_once(
-            attack.attack, model, x, y, attack.ball, seed=seed, example=example,
+            attack.attack, attacked, x, y, attack.ball, seed=seed, example=example,
             tally=state.counts if attack.counted else None,
         )  # fmt: skip
     adv = adv.detach().float()
@@ -313,6 +314,19 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "steps": lambda share: 1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01,
 }
 """Share of the training done, 0 to 1 -> share of the peak learning rate."""
+
+
+class Float32Logits(nn.Module):
+    """A module whose logits are float32, as attacks require them, also under autocast."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [n, K] float32 of images [n, C, H, W]."""
+        logits: Tensor = self.module(images).float()
+        return logits
 
 
 @contextmanager

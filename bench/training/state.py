@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.data import datasets
+from bench.engine.machine import this_machine
 from bench.plugin import Attack, Dataset, FreeTraining, InnerAttack, Recipe, TrainingBatch
 from bench.registry.registry import Registry
 from bench.threats.norms import PerturbationSet
@@ -241,20 +242,28 @@ def save_checkpoint(state: TrainingState, checkpoint: Path) -> None:
 
 def save_weights(state: TrainingState, files: WeightsFiles) -> bytes:
     """Write weights and record, delete the checkpoint; returns the content of the weights file."""
-    content = safetensors.torch.save(cpu_state_dict(state.model))
     record = {
-        "sha256": hashlib.sha256(content).hexdigest(),
         "defense": state.name,
-        "device": str(state.device),
+        "machine": asdict(this_machine(state.device)),
         "mixed": state.mixed,
-        "torch": torch.__version__,
         "finished": time.time(),
         "collapsed": state.collapsed,
         "history": [entry._asdict() for entry in state.history],
     }
+    content = write_weights(files, cpu_state_dict(state.model), record)
+    files.checkpoint.unlink(missing_ok=True)
+    return content
+
+
+def write_weights(files: WeightsFiles, weights: dict[str, Tensor], record: dict[str, Any]) -> bytes:
+    """Write weights by name, each [...], then the record with their SHA-256; returns the content.
+
+    The record comes last, so that weights without one were not finished.
+    """
+    content = safetensors.torch.save(weights)
+    record = {"sha256": hashlib.sha256(content).hexdigest(), **record}
     write_atomically(files.weights, lambda path: path.write_bytes(content))
     write_atomically(files.record, lambda path: path.write_text(json.dumps(record, indent=1)))
-    files.checkpoint.unlink(missing_ok=True)
     return content
 
 

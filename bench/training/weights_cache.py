@@ -55,7 +55,8 @@ class WeightsFiles:
             return None
         if hashlib.sha256(content).hexdigest().encode() not in record:
             raise BenchError(
-                f"{self.weights} is not the file that training wrote; delete it and train again."
+                f"{self.weights} is not the file that training wrote; delete it: it is then"
+                " loaded from the database, or trained again."
             )
         return content
 

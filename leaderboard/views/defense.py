@@ -8,7 +8,17 @@ from bench.core.cards import AttackCard, DefenseCard
 from bench.results.defense_report import DefenseReport
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
-from leaderboard import chart_rows, charts, choice, defense_tables, markup, reading, tables, words
+from leaderboard import (
+    chart_rows,
+    charts,
+    choice,
+    defense_tables,
+    markup,
+    measure_tables,
+    reading,
+    tables,
+    words,
+)
 
 
 def main() -> None:
@@ -62,8 +72,10 @@ def show_report(selected: Leaderboard, report: DefenseReport) -> None:
     attacks = {card.name: card for card in reading.read_cards(AttackCard)}
     title = f"Gradient-masking checks under {words.leaderboard_label(selected)}"
     st.subheader(title, anchor="checks")
+    if note := tables.version_note(report.row):
+        st.html(note)
     st.caption(words.CHECKS_CAPTION)
-    st.html(tables.checks_table(report.row.flags))
+    st.html(tables.checks_table(report.row.flags, report.row.follow_ups))
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Robust accuracy vs iterations", anchor="steps")
@@ -79,8 +91,25 @@ def show_report(selected: Leaderboard, report: DefenseReport) -> None:
         mark = None if selected.is_nearest else selected.radius
         chart = charts.radius_chart(drawn, axis, mark)
         st.altair_chart(charts.with_description(chart, words.RADIUS_CAPTION))
+    show_measures(selected, report)
     show_detector(report, attacks)
     show_images(selected, report)
+
+
+def show_measures(selected: Leaderboard, report: DefenseReport) -> None:
+    """Show the measures besides robust accuracy, and what would change the rank."""
+    st.subheader("Measures", anchor="measures")
+    st.caption(words.MEASURES_CAPTION)
+    st.html(measure_tables.measure_tiles(report))
+    if sentence := measure_tables.rank_sentence(report):
+        st.html(sentence)
+    found, classes = report.measures, reading.read_examples(selected.examples).classes
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.html(measure_tables.target_table(found.targets, classes) or words.NOT_MEASURED)
+    with right:
+        st.html(measure_tables.confidence_table(found.confidence) or words.NOT_MEASURED)
+        st.html(measure_tables.cost_table(found.costs) or words.NOT_MEASURED)
 
 
 def show_detector(report: DefenseReport, attacks: Mapping[str, AttackCard]) -> None:
@@ -119,7 +148,7 @@ def show_cells(
         matrix = reading.read_matrix(leaderboard)
         cells = [(cell.attack, cell) for cell in matrix if cell.defense == defense]
         if cells:
-            with st.expander(words.plain_text(label), expanded=leaderboard == selected):
+            with st.expander(markup.label_text(label), expanded=leaderboard == selected):
                 st.html(tables.cells_table(cells, "Attack", leaderboard))
 
 

@@ -55,7 +55,10 @@ def show_matrix(
         columns = [*chart_rows.MARGIN_COLUMNS, *evaluated]
     st.caption(f"{metric.explanation} {chart_rows.left_out_note(attacks, evaluated)}")
     limit = chart_rows.colour_limit(metric, tiles)
-    table = grid.matrix_table(tiles, defenses, columns, limit)
+    warnings = reading.read_attack_warnings(leaderboard)
+    table = grid.matrix_table(tiles, defenses, columns, limit, warnings)
+    if notes := tables.attack_warning_list(warnings):
+        st.html(notes)
     if len(columns) > charts.MAX_CHART_COLUMNS:
         st.html(table)
         return

@@ -16,6 +16,8 @@ def main() -> None:
     for title, text in words.method_sections():
         with st.expander(title, expanded=not any_results):
             st.markdown(text)
+    if any_results:
+        st.caption(words.root_sentence(reading.read_root()))
 
 
 main()

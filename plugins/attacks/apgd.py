@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.plugin import (
     Access,
     Attack,
+    Gradient,
     Loss,
     Problem,
     cross_entropy,
@@ -96,17 +97,22 @@ class APGD:
     def step(self, problem: Problem, state: State) -> State:
         """Evaluate the gradient, adapt the step size at a checkpoint, and move."""
         result = problem.gradient(state.adv, self._loss_function(problem))
+        return self.advanced(problem, state, result, problem.t)
+
+    def advanced(self, problem: Problem, state: State, result: Gradient, t: Tensor) -> State:
+        """The state after step `t` [n], whose query at `adv` had this result."""
         state = with_evaluation(state, result.gradient, result.loss)
-        window = checkpoint_intervals(self.steps, problem.t.device)[problem.t]
+        window = checkpoint_intervals(self.steps, t.device)[t]
         stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
         halve = (window > 0) & ((state.increases < self.rho * window) | stuck)
         back = per_row(halve)
         adv = torch.where(back, state.best, state.adv)
         gradient = torch.where(back, state.best_gradient, result.gradient)
         rate = torch.where(halve, state.rate / 2, state.rate)
-        checkpoint = (window > 0) | (problem.t == 0)
+        checkpoint = (window > 0) | (t == 0)
+        ahead = problem.ball.ascend(adv, gradient, rate, problem.x)
         return state._replace(
-            adv=self._next_iterate(problem, adv, state.previous, gradient, rate),
+            adv=self._with_momentum(problem, adv, state.previous, ahead, t),
             previous=adv,
             checkpoint_loss=torch.where(checkpoint, state.best_loss, state.checkpoint_loss),
             last_loss=torch.where(halve, state.best_loss, result.loss),
@@ -120,17 +126,15 @@ class APGD:
             return targeted_dlr(select_column(problem.other_classes, problem.restart))
         return dlr if self.loss == "dlr" else cross_entropy
 
-    def _next_iterate(
-        self, problem: Problem, adv: Tensor, previous: Tensor, gradient: Tensor, rate: Tensor
+    def _with_momentum(
+        self, problem: Problem, adv: Tensor, previous: Tensor, ahead: Tensor, t: Tensor
     ) -> Tensor:
-        """One step of `rate` [n] radii along the gradient, with momentum after the first."""
-        ball, x = problem.ball, problem.x
-        ahead = ball.ascend(adv, gradient, rate, x)
-        share = per_row(torch.where(problem.t == 0, 1, 1 - self.momentum))
+        """The step from `adv` to `ahead` [n, C, H, W], with momentum where `t` [n] is not 0."""
+        share = per_row(torch.where(t == 0, 1, 1 - self.momentum))
         # At the first step `previous` is `adv` itself, so there is no momentum yet.
         moved = torch.lerp(adv, ahead, share)
         moved.add_(adv - previous, alpha=self.momentum)
-        return ball.project(moved, x)
+        return problem.ball.project(moved, problem.x)
 
 
 def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:

@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.plugin import (
     Access,
     Attack,
+    Gradient,
     Loss,
     Problem,
     cross_entropy,
@@ -117,7 +118,11 @@ class SparseAPGD:
     def step(self, problem: Problem, state: State) -> State:
         """Evaluate the gradient, adapt step size and sparsity at a check, and move."""
         result = problem.gradient(state.point, self._loss_function(problem))
-        now = at_step(schedule(self.steps, problem.t.device), problem.t)
+        return self.advanced(problem, state, result, problem.t)
+
+    def advanced(self, problem: Problem, state: State, result: Gradient, t: Tensor) -> State:
+        """The state after step `t` [n], whose query at `point` had this result."""
+        now = at_step(schedule(self.steps, t.device), t)
         better = now.first | (result.loss > state.best_loss)
         best = torch.where(per_row(better), state.point, state.best)
         gradient = torch.where(per_row(better), result.gradient, state.best_gradient)
@@ -134,16 +139,16 @@ class SparseAPGD:
         size = problem.ball.radius * now.radii * rate
         moved = torch.where(per_row(now.last), best, point + per_row(size) * direction)
         best_loss = torch.where(better, result.loss, state.best_loss)
-        return State(*self._projected(problem, moved), best, gradient, best_loss, changed, rate)
+        return State(*self._projected(problem, moved, t), best, gradient, best_loss, changed, rate)
 
     def _loss_function(self, problem: Problem) -> Loss:
         if self.is_targeted:
             return targeted_dlr(select_column(problem.other_classes, problem.restart))
         return cross_entropy
 
-    def _projected(self, problem: Problem, moved: Tensor) -> tuple[Tensor, Tensor]:
+    def _projected(self, problem: Problem, moved: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The image in the declared ball, and the point in the ball of the row's next step."""
-        phase = per_row(schedule(self.steps, problem.t.device).phase[problem.t + 1])
+        phase = per_row(schedule(self.steps, t.device).phase[t + 1])
         adv = point = problem.ball.project(moved, problem.x)
         for place, radii in enumerate(RADII[:-1]):
             wide = problem.ball.scaled(radii).project(moved, problem.x)

@@ -22,6 +22,7 @@ class JointPGD:
     """
 
     name = "joint-pgd"
+    written_for = ("detector-binary", "detector-lid", "safetynet")
     needs = Access.GRADIENTS
     goals = ("untargeted",)
     joint = True

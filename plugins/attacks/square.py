@@ -163,6 +163,7 @@ def random_offset(place: Tensor, side: Tensor, length: int) -> Tensor:
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Register the attack with 1000 queries, and with the 5000 queries of AutoAttack."""
+    """Register the attack with 1000 queries, with AutoAttack's 5000, and with 10,000."""
     yield Square()
     yield Square("square-5000", 5000, rescaled=False)
+    yield Square("square-long", 10_000)

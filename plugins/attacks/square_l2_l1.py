@@ -74,6 +74,8 @@ class SquareL2L1:
     rescaled: bool = True
     """The schedule is rescaled to the length of this search, instead of counted in absolute steps.
     """
+    examples: int = 0
+    """Number of examples it runs on, the first ones; 0: all."""
 
     needs = Access.SCORES
     goals = ("untargeted",)
@@ -209,7 +211,9 @@ def window_mask(down: Tensor, across: Tensor, side: Tensor) -> Tensor:
 
 @hookimpl
 def bench_attacks() -> Iterator[Attack]:
-    """Register the attack in each norm with 1000 queries, and with AutoAttack's 5000 queries."""
+    """Register the attack in each norm with 1000 queries, also on 100 examples, 5000 and 10,000."""
     for power in (2, 1):
         yield SquareL2L1(f"square-l{power}", power)
         yield SquareL2L1(f"square-l{power}-5000", power, 5000, rescaled=False)
+        yield SquareL2L1(f"square-l{power}-long", power, 10_000)
+        yield SquareL2L1(f"square-l{power}-100", power, examples=100)

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Claim, Defense, Fraction, Linf, Loader, ThreatModel, hookimpl
+from bench.plugin import (
+    Claim,
+    Defense,
+    Fraction,
+    LeaderboardProtocol,
+    Linf,
+    Loader,
+    ThreatModel,
+    hookimpl,
+)
 
 REPOSITORY = "https://github.com/Verified-Intelligence/alpha-beta-CROWN"
 PUBLISHED = "7828015f3676449a96b0374327e76d73d250f5a8d30c9282d8fb63ab4b4fdb6c"
@@ -71,7 +80,9 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         "cifar10-linf-2",
         "cifar10",
         Linf(Fraction(2, 255)),
-        required=("fgsm", "pgd", "pgd-margin"),
+        protocol=LeaderboardProtocol(
+            required=("fgsm", "pgd", "pgd-margin", "transfer-learned", "square", "hopskipjump")
+        ),
         order=16,
         summary="Linf changes up to 2/255 on cifar10; white-box.",
     )

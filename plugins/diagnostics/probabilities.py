@@ -7,25 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
-
-from bench.plugin import Defense, Diagnostic, Evidence, Finding, hookimpl
-from plugins.diagnostics._model_probe import logits_of, seeded_random_state
+from bench.plugin import Diagnostic, Evidence, Finding, Subject, hookimpl
+from plugins.diagnostics._model_probe import ModelDiagnostic, logits_of
 
 NEAR = 1e-3
 
 
-class Probabilities:
+class Probabilities(ModelDiagnostic):
     """Whether every output is a distribution: entries in [0, 1] that sum to 1."""
 
     name = "probabilities"
     cite = "arXiv:2003.01690"
     summary = "Raised when the output is a probability distribution instead of logits."
 
-    def examine(self, module: nn.Module, x: Tensor, y: Tensor, defense: Defense) -> Evidence:
-        """The finding and the range of the outputs, for images x [n, C, H, W]."""
-        with seeded_random_state(x):
-            output = logits_of(module, x)
+    def finding(self, subject: Subject) -> Evidence:
+        """The finding and the range of the outputs."""
+        output = logits_of(subject.module, subject.x)
         low, high = float(output.min()), float(output.max())
         off = float((output.sum(1) - 1).abs().max())
         if low >= 0 and high <= 1 + NEAR and off <= NEAR:

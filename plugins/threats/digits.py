@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from bench.plugin import L1, L2, Access, Budget, Fraction, Goal, Linf, ThreatModel, hookimpl
+from bench.plugin import (
+    L1,
+    L2,
+    Access,
+    Budget,
+    Fraction,
+    Goal,
+    LeaderboardProtocol,
+    Linf,
+    PerturbationSet,
+    ThreatModel,
+    hookimpl,
+)
+from plugins.threats._protocols import label_protocol, white_box_protocol
 
 EPS = Fraction(51, 255)
 """A fifth of the range of a pixel."""
+SURROGATES = {"standard": "undefended", "robust": "pgd-training"}
 
 
 @hookimpl
 def bench_threat_models() -> Iterator[ThreatModel]:
     """Register the ranked threat models first, then those that serve as evidence only."""
-    yield ThreatModel(
-        "digits-linf",
-        "digits",
-        Linf(EPS),
-        required=("random", "fgsm", "bim", "pgd", "pgd-margin", "transfer", "joint-pgd"),
-        order=1,
-        summary="Every pixel may change by 51/255; white-box.",
-    )
-    yield ThreatModel(
-        "digits-l2",
-        "digits",
-        L2(Fraction(1)),
-        required=("random", "fgm-l2", "pgd", "pgd-margin"),
-        order=2,
-        summary="Changes of Euclidean length 1; white-box.",
-    )
-    yield ThreatModel(
-        "digits-l1",
-        "digits",
-        L1(Fraction(2)),
-        required=("random", "fgm-l1", "pgd", "pgd-margin"),
-        order=3,
-        summary="Absolute changes that sum to 2 pixels; white-box.",
-    )
+    linf, l2, l1 = Linf(EPS), L2(Fraction(1)), L1(Fraction(2))
+    balls: tuple[Linf | L2 | L1, ...] = (linf, l2, l1)
+    yield white_box("digits-linf", linf, 1, "Every pixel may change by 51/255; white-box.")
+    yield white_box("digits-l2", l2, 2, "Changes of Euclidean length 1; white-box.")
+    yield white_box("digits-l1", l1, 3, "Absolute changes that sum to 2 pixels; white-box.")
     yield ThreatModel(
         "digits-labels",
         "digits",
-        L2(Fraction(1)),
+        l2,
         access=Access.LABELS,
         budget=Budget(queries=1000),
-        required=("boundary",),
+        protocol=label_protocol("L2", SURROGATES),
         order=4,
         summary="Changes of Euclidean length 1; labels only, 1000 queries an image.",
     )
     yield from evidence()
+    for place, ball in enumerate(balls):
+        yield from half_and_double(f"digits-{ball.name.lower()}", ball, 20 + 2 * place)
+
+
+def white_box(name: str, ball: PerturbationSet, order: int, summary: str) -> ThreatModel:
+    """A ranked threat model with gradient access."""
+    protocol = white_box_protocol(ball.name, SURROGATES, (f"{name}-half", f"{name}-double"))
+    return ThreatModel(name, "digits", ball, protocol=protocol, order=order, summary=summary)
+
+
+def half_and_double(name: str, ball: Linf | L2 | L1, order: int) -> Iterator[ThreatModel]:
+    """The same threat model at half and at double the radius, where PGD shows its progress."""
+    for place, (word, factor) in enumerate((("half", Fraction(1, 2)), ("double", Fraction(2)))):
+        yield ThreatModel(
+            f"{name}-{word}",
+            "digits",
+            replace(ball, eps=ball.eps * factor),
+            protocol=LeaderboardProtocol(required=("pgd",), ranked=False),
+            order=order + place,
+            summary=f"As {name}, at {word} the radius: success must rise with the radius.",
+        )
 
 
 def evidence() -> Iterator[ThreatModel]:
@@ -57,8 +74,7 @@ def evidence() -> Iterator[ThreatModel]:
         "digits",
         Linf(EPS),
         goal=Goal("targeted", "next"),
-        required=("pgd",),
-        ranked=False,
+        protocol=LeaderboardProtocol(required=("pgd",), ranked=False),
         order=5,
         summary="Every pixel may change by 51/255; the target is the next digit; white-box.",
     )
@@ -67,8 +83,7 @@ def evidence() -> Iterator[ThreatModel]:
         "digits",
         L2(Fraction(8)),
         goal=Goal("nearest"),
-        required=("deepfool",),
-        ranked=False,
+        protocol=LeaderboardProtocol(required=("deepfool",), ranked=False),
         order=6,
         summary="Distance of the nearest adversarial example; radius 8 covers every image.",
     )
@@ -76,8 +91,7 @@ def evidence() -> Iterator[ThreatModel]:
         "digits-box",
         "digits",
         Linf(Fraction(1)),
-        required=("unbounded",),
-        ranked=False,
+        protocol=LeaderboardProtocol(required=("unbounded",), ranked=False),
         order=7,
         summary="Any image in the pixel box: apparent robustness here indicates masked gradients.",
     )

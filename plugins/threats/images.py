@@ -4,35 +4,57 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
-from bench.plugin import L2, Fraction, Linf, PerturbationSet, ThreatModel, hookimpl
+from bench.plugin import (
+    L2,
+    Fraction,
+    LeaderboardProtocol,
+    Linf,
+    PerturbationSet,
+    ThreatModel,
+    hookimpl,
+)
+from plugins.threats._protocols import white_box_protocol
+
+STANDARD = {"standard": "undefended-images"}
 
 
 @hookimpl
 def bench_threat_models() -> Iterator[ThreatModel]:
     """Register one threat model for each data set and radius."""
-    required = ("fgsm", "pgd", "pgd-margin")
-    yield white_box("mnist-linf", "mnist", Linf(Fraction(1, 10)), required, 10)
-    yield white_box("fashion-linf", "fashion-mnist", Linf(Fraction(1, 10)), required, 11)
-    yield white_box("cifar10-linf", "cifar10", Linf(Fraction(8, 255)), required, 12)
-    yield white_box(
-        "cifar10-l2", "cifar10", L2(Fraction(1, 2)), ("fgm-l2", "pgd", "pgd-margin"), 13
-    )
-    # With a hundred classes, one restart for each other class would be 99 restarts an image.
-    yield white_box("cifar100-linf", "cifar100", Linf(Fraction(8, 255)), ("fgsm", "pgd"), 14)
+    yield white_box("mnist-linf", "mnist", Linf(Fraction(1, 10)), 10)
+    yield white_box("fashion-linf", "fashion-mnist", Linf(Fraction(1, 10)), 11)
+    yield white_box("cifar10-linf", "cifar10", Linf(Fraction(8, 255)), 12)
+    yield white_box("cifar10-l2", "cifar10", L2(Fraction(1, 2)), 13)
+    yield white_box("cifar100-linf", "cifar100", Linf(Fraction(8, 255)), 14, without=MANY_CLASSES)
     if os.environ.get("BENCH_IMAGE_FOLDER"):
-        yield white_box("folder-linf", "image-folder", Linf(Fraction(4, 255)), ("fgsm", "pgd"), 15)
+        own = LeaderboardProtocol(required=("fgsm", "pgd", "square", "hopskipjump"))
+        yield ThreatModel(
+            "folder-linf",
+            "image-folder",
+            Linf(Fraction(4, 255)),
+            protocol=own,
+            order=15,
+            summary="Linf changes up to 4/255 on image-folder; white-box.",
+        )
+
+
+MANY_CLASSES = ("pgd-margin",)
+"""One restart for each other class: 99 restarts an image with a hundred classes."""
 
 
 def white_box(
-    name: str, dataset: str, ball: PerturbationSet, required: tuple[str, ...], order: int
+    name: str, dataset: str, ball: PerturbationSet, order: int, without: tuple[str, ...] = ()
 ) -> ThreatModel:
-    """A white-box threat model whose summary states its numbers."""
+    """A ranked white-box threat model whose summary states its numbers."""
+    protocol = white_box_protocol(ball.name, STANDARD)
+    required = tuple(attack for attack in protocol.required if attack not in without)
     return ThreatModel(
         name,
         dataset,
         ball,
-        required=required,
+        protocol=replace(protocol, required=required),
         order=order,
         summary=f"{ball.name} changes up to {ball.eps} on {dataset}; white-box.",
     )

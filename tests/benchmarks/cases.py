@@ -170,18 +170,19 @@ def trained_weights(recipe: Recipe) -> dict[str, Tensor]:
     return safetensors.torch.load_file(recipe.file)
 
 
-def train(recipe: Recipe) -> nn.Module:
+def train(recipe: Recipe, device: str = "cpu") -> nn.Module:
     """Train with Adam and a cosine rate on clean images or on their PGD examples."""
-    x, y = (part[:TRAINING_IMAGES] for part in images(recipe.network))
+    x, y = (part[:TRAINING_IMAGES].to(device) for part in images(recipe.network))
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
-        model = NETWORKS[recipe.network]()
+        model = NETWORKS[recipe.network]().to(device)
         optimiser = torch.optim.Adam(model.parameters(), recipe.rate)
         batches = len(x) // recipe.batch
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * batches)
         for epoch in range(recipe.epochs):
             for batch in torch.randperm(len(x))[: batches * recipe.batch].view(-1, recipe.batch):
-                train_batch(recipe, model, optimiser, x[batch], y[batch], batch + epoch * len(x))
+                rows = batch.to(device)
+                train_batch(recipe, model, optimiser, x[rows], y[rows], rows + epoch * len(x))
                 schedule.step()
     return model
 

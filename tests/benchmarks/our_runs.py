@@ -13,6 +13,7 @@ from torch import nn
 from bench.core.cells import Numeric
 from bench.core.errors import UnavailableError
 from bench.engine.cell_spec import Candidates, CellSpec
+from bench.engine.fast_forms import CudaGraphModel
 from bench.engine.fast_selftest import FastModel, fastest_form
 from bench.engine.model_access import ModelAccess
 from bench.engine.problem import pad_rows
@@ -44,6 +45,10 @@ class RunOptions(NamedTuple):
     slots: int = 128
     order: Sequence[int] | None = None
     finished: Sequence[int] = ()
+    graphs: bool = True
+    """Whether a form of the model may use CUDA graphs."""
+    heartbeat: Callable[[], None] = lambda: None
+    """Called after each step of the engine."""
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -99,7 +104,7 @@ def cascade_result(first: RunResult, then: RunResult) -> RunResult:
 
 def run(case: Case, chosen: Attack, options: RunOptions, seed: int) -> RunResult:
     """Run an attack, timed; then verify every image, untimed."""
-    fast = fast_model(case, options.numeric)
+    fast = fast_model(case, options.numeric, graphs=options.graphs)
     ball, minimises = options.ball or case.ball, Traits.of(chosen).minimises
     rules = referee(case, ball, options.goal, minimises=minimises)
     cell = CellSpec(
@@ -107,7 +112,7 @@ def run(case: Case, chosen: Attack, options: RunOptions, seed: int) -> RunResult
         defense=ModelAccess(case.model), ball=ball,
         goal=options.goal, budget=Budget(), x=case.x, y=case.y, target=torch.full_like(case.y, -1),
         clean_logits=case.clean_logits, reached_on_clean=~case.correct,
-        seed=seed, slots=options.slots,
+        seed=seed, slots=options.slots, heartbeat=options.heartbeat,
     )  # fmt: skip
     exact = (
         replace(cell, model_access=ModelAccess(case.model))
@@ -147,9 +152,15 @@ def to_result(
 FAST_MODELS: dict[tuple[nn.Module, Numeric], FastModel] = {}
 
 
-def fast_model(case: Case, numeric: Numeric) -> FastModel:
-    """The fastest form of a case's model; its self-tests run once per model and arithmetic."""
+def fast_model(case: Case, numeric: Numeric, *, graphs: bool = True) -> FastModel:
+    """The fastest form of a case's model; its self-tests run once per model and arithmetic.
+
+    Without `graphs` it is the form that the CUDA graphs would record.
+    """
     key = case.model, numeric
     if key not in FAST_MODELS:
         FAST_MODELS[key] = fastest_form(case.model, pad_rows(case.x[:PROBES], PROBES), numeric)
-    return FAST_MODELS[key]
+    fast = FAST_MODELS[key]
+    if not graphs and isinstance(fast.module, CudaGraphModel):
+        return fast._replace(module=fast.module.module, applied=fast.applied[:-1])
+    return fast

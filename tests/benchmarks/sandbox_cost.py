@@ -2,25 +2,30 @@
 
     uv run python -m tests.benchmarks.sandbox_cost
 
-Five pairs run alternately with one thread. The figure is the median ratio of wall time, because
-the CPU time of a worker is not that of this process. For networks the time until the worker is
-ready is printed too.
+Five pairs run alternately with one thread. PGD on ResNet-18 is compared by CPU time, that of the
+workers included, and its images bit by bit: with the defense, the attack, or both in the sandbox.
+The other figures are median ratios of wall time. For networks the time until the worker is ready is
+printed too.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bench.core.cpu_time import cpu_seconds
 from bench.engine.model_access import ModelAccess
+from bench.engine.problem import attack_once
 from bench.evaluation.launcher import set_deterministic
-from bench.plugin import cross_entropy
+from bench.plugin import Attack, Linf, cross_entropy
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
 from tests.engine.single_run import SingleRun
@@ -43,9 +48,25 @@ ATTACKS = {
 }  # fmt: skip
 
 
+class PgdCost(NamedTuple):
+    """PGD with a sandboxed side against PGD in this process."""
+
+    sandboxed: str
+    ratios: list[float]
+    """CPU time with the workers' over that without a sandbox, of each pair."""
+    seconds: float
+    """Median CPU seconds without a sandbox."""
+    equal: bool
+    """Whether all images are bitwise the same."""
+
+
 def main() -> None:
-    """Print the ratios for two networks and three attacks."""
+    """Print the ratios for PGD on ResNet-18, two networks and three attacks."""
     set_deterministic()
+    for cost in pgd_costs():
+        ratios = ", ".join(f"{ratio:.3f}" for ratio in sorted(cost.ratios))
+        print(f"PGD on ResNet-18 with a sandboxed {cost.sandboxed}: CPU time {ratios} of "
+              f"{cost.seconds:.2f} s in process, images equal: {cost.equal}")  # fmt: skip
     loaders = (sandboxed, unsandboxed)
     with TemporaryDirectory() as folder:
         for name, (source, shape) in NETWORKS.items():
@@ -68,6 +89,52 @@ def main() -> None:
             sandboxed_run, plain_run = (SingleRun(attack).run for attack in attacks)
             ratio, seconds = compare(sandboxed_run, plain_run)
             print(f"{name} on 150 digits: {ratio:.2f} ({seconds:.3f} s in process)")
+
+
+def pgd_costs(pairs: int = COST_PAIRS, batch: int = 64, steps: int = 40) -> Iterator[PgdCost]:
+    """The costs with the defense, the attack, or both in the sandbox; the order alternates."""
+    source, shape = NETWORKS["ResNet-18 of torchvision, 3 x 32 x 32"]
+    text = BUILT_IN.replace("{module}", "plugins.attacks.pgd").replace("{of}", "pgd")
+    kind = 'object.__setattr__(attack, "__class__", renamed)'
+    text = text.replace(kind, f'{kind}; object.__setattr__(attack, "steps", {steps})')
+    with TemporaryDirectory() as folder:
+        write_submission(Path(folder) / "net", source)
+        write_submission(Path(folder) / "attack", text, kind="attack")
+        loaders = (unsandboxed, sandboxed)
+        nets = [built(load(Path(folder) / "net")) for load in loaders]
+        attacks = [load(Path(folder) / "attack").find("attack", "mine").value for load in loaders]
+        x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
+        plain = pgd(attacks[0], nets[0], x)
+        for name, attack, net in (
+            ("defense", attacks[0], nets[1]), ("attack", attacks[1], nets[0]),
+            ("defense and attack", attacks[1], nets[1]),
+        ):  # fmt: skip
+            yield pgd_cost(name, plain, pgd(attack, net, x), pairs)
+
+
+def pgd(attack: Attack, net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """A function that attacks images [n, C, H, W] once."""
+    y, example = torch.arange(len(x)) % 10, torch.arange(len(x))
+    ball = Linf(Fraction(8, 255))
+    return lambda: attack_once(attack, net, x, y, ball, seed=0, example=example)
+
+
+def pgd_cost(
+    name: str, plain: Callable[[], Tensor], inside: Callable[[], Tensor], pairs: int
+) -> PgdCost:
+    """The cost of one function beside another, after one unmeasured run of each."""
+    expected, ratios, seconds = plain(), [], []
+    equal = torch.equal(inside(), expected)
+    for pair in range(pairs):
+        used = {}
+        for run in (plain, inside) if pair % 2 else (inside, plain):
+            before = cpu_seconds()
+            images = run()
+            used[run] = cpu_seconds() - before
+            equal &= torch.equal(images, expected)
+        ratios.append(used[inside] / used[plain])
+        seconds.append(used[plain])
+    return PgdCost(name, ratios, statistics.median(seconds), equal)
 
 
 def built(registry: Registry) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bench.core.cells import Numeric
 from bench.plugin import Goal
+from plugins.threats._protocols import GRADIENT, SCORE
 from tests.benchmarks import peer_attacks
 from tests.benchmarks.comparison import (
     NORM_TOLERANCE,
@@ -31,6 +32,8 @@ CASES = {
     "resnet2b": 300,
 }  # fmt: skip
 """Case -> number of examples."""
+PROTOCOL = (*GRADIENT["Linf"], SCORE["Linf"])
+"""The gradient and score attacks that the built-in Linf leaderboards require."""
 
 
 def points_above_peer(name: str, mine: Runner, other: Runner, needs: Sequence[str]) -> Measure:
@@ -105,6 +108,14 @@ def suite_targets(name: str, count: int) -> list[Target]:
             peer("pyautoattack", peer_attacks.autoattack()),
             0.1,
             STANDARD,
+            1,
+        ),
+        (
+            "protocol",
+            cascade(PROTOCOL, FAST),
+            peer("pyautoattack", peer_attacks.autoattack()),
+            0.4,
+            PROTOCOL,
             1,
         ),
         ("apgd-ce", ours("apgd-ce", FAST), peer("pyautoattack", peer_attacks.apgd), 0.5, (), SEEDS),

@@ -11,6 +11,7 @@ import pytest
 from bench.cli.doctor import DoctorFinding, examine_machine
 from bench.data import datasets
 from bench.registry.registry import Registry
+from tests.plugins.datasets.test_image_folder import save
 
 PLACES = ("MNIST", "FashionMNIST", "cifar-10-batches-py", "cifar-100-python")
 
@@ -58,3 +59,21 @@ def test_data_sets_that_are_present_are_read_and_listed(monkeypatch: pytest.Monk
     if not there:
         pytest.skip("no data set lies here")
     assert all(name in found("data").sentence for name in there)
+
+
+def test_an_image_folder_is_listed_with_its_settings_and_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("BENCH_IMAGE_FOLDER", str(tmp_path / "images"))
+    monkeypatch.setenv("BENCH_IMAGE_SIZE", "7")
+    missing = found("data")
+    assert not missing.fit
+    assert "images does not exist; name a folder" in missing.sentence
+    save(tmp_path / "images" / "dogs" / "1.png")
+    read = found("data")
+    assert read.fit
+    digest = datasets.first_examples(Registry.load().datasets["image-folder"].value, 1).digest
+    sentence = f"image-folder (1 images of 1 classes in {tmp_path / 'images'}. 1 are read as "
+    assert f"{sentence}7 x 7 pixels, digest {digest})" in read.sentence

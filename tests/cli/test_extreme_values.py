@@ -39,4 +39,4 @@ def test_an_invalid_database_url_is_refused(shell: Shell, url: str) -> None:
     with pytest.raises(BenchError, match="is not a database URL"):
         resolve_url(url)
     code, _, err = shell.run("report", "--db", url)
-    assert code == 2 and "is not a database URL: write sqlite:///bench.db or" in err
+    assert code == 2 and "is not a database URL: write bench.db, sqlite:///bench.db or" in err

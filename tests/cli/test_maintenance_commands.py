@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bench.cli.maintenance_commands import database
 from bench.store import PlannedCell, Store
 from tests.store.chunks import leased, tiny_chunk
-from tests.store.workers import tiny_cell
+from tests.store.workers import keep_tiny_examples, tiny_cell
 
 
 @pytest.fixture
@@ -19,6 +19,7 @@ def url(tmp_path: Path) -> str:
     """A database with one finished cell."""
     path = f"sqlite:///{tmp_path / 'bench.db'}"
     with Store.open(path) as store:
+        keep_tiny_examples(store)
         cell = tiny_cell(items=2)
         store.plan([PlannedCell(cell)])
         lease = leased(store, cell.key)
@@ -36,7 +37,7 @@ def damage(url: str) -> None:
 def test_an_intact_database_passes(url: str) -> None:
     done = CliRunner().invoke(database, ["check", "--db", url])
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "every stored digest and reference is correct" in done.stderr
+    assert "every stored key and digest is correct" in done.stderr
 
 
 def test_a_damaged_database_has_exit_code_4(url: str) -> None:

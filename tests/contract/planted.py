@@ -17,18 +17,22 @@ from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 
 
+def extended(registry: Registry, kind: str, value: Any, origin: str = "planted") -> Registry:
+    """A copy of the registry in which a value is registered."""
+    registration = Registration(value, origin, "planted", "0" * 64)
+    changed: dict[str, Any] = {
+        f"{kind}s": {**getattr(registry, f"{kind}s"), value.name: registration}
+    }
+    return replace(registry, **changed)
+
+
 def run_named_check(
     registry: Registry, kind: str, value: Any, name: str, origin: str = "planted"
 ) -> CheckResult:
     """The result of the check `name` on a value that is registered under `kind` for it."""
-    table = {
-        **getattr(registry, f"{kind}s"),
-        value.name: Registration(value, origin, "planted", "0" * 64),
-    }
-    changed: dict[str, Any] = {f"{kind}s": table}
-    extended = replace(registry, **changed)
+    known = extended(registry, kind, value, origin)
     (check,) = (check for check in CHECKS[kind] if check.name == name)
-    return run_check(kind, value.name, check, FIXTURES[kind](extended, value))
+    return run_check(kind, value.name, check, FIXTURES[kind](known, value))
 
 
 def defense(build: Callable[[Loader], Any], **record: Any) -> Defense:

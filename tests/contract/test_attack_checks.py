@@ -5,6 +5,7 @@ Covers bench.contract.attack_fixture too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,9 +14,15 @@ from torch import Tensor
 
 from bench.contract.check import CheckOutcome
 from bench.contract.runner import CHECKS
-from bench.plugin import Access, Linf, Problem, State, StopRule
+from bench.plugin import Access, Attack, Linf, Problem, State, StopRule
 from bench.registry.registry import Registry
+from plugins.attacks import apgd
+from plugins.attacks.bim import BIM
+from plugins.attacks.pgd import PGD
+from plugins.attacks.pgd_margin import MarginPGD
 from tests.contract.planted import Climb, gradient, run_named_check
+
+CE: Any = next(iter(apgd.bench_attacks()))
 
 
 class Pair(NamedTuple):
@@ -180,3 +187,40 @@ def test_a_check_fails_on_an_attack_made_to_fail_it(
 @pytest.mark.parametrize("check", [check.name for check in CHECKS["attack"]])
 def test_a_correct_attack_fails_no_check(registry: Registry, check: str) -> None:
     assert run_named_check(registry, "attack", Climb(), check).outcome is not CheckOutcome.FAIL
+
+
+@pytest.mark.row("RP10")
+@pytest.mark.parametrize(
+    ("attack", "share"),
+    [
+        (PGD(steps=10, rate=1 / 30), "20."), (PGD(steps=10, rate=0.1), "70."),
+        (PGD(steps=19, rate=0.1), "99."), (BIM(steps=4, rate=0.2), "80."),
+        (MarginPGD(steps=3, rate=0.1), ""), (replace(CE, rate=0.01, steps=4), ""),
+    ],
+)  # fmt: skip
+def test_steps_that_cannot_cross_the_set_are_a_warning(
+    registry: Registry, attack: Attack, share: str
+) -> None:
+    result = run_named_check(registry, "attack", attack, "steps-cross-the-set")
+    assert result.outcome is CheckOutcome.WARNING
+    assert f"after {attack.steps} steps it has made {share}" in result.sentence
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=20, rate=0.1), PGD(steps=2, rate=1.0), PGD(steps=5, rate=0.2, random_start=False),
+        BIM(), CE,
+    ],
+)  # fmt: skip
+def test_steps_that_cross_the_set_pass(registry: Registry, attack: Attack) -> None:
+    """Without a random start one radius is enough to reach the end."""
+    result = run_named_check(registry, "attack", attack, "steps-cross-the-set")
+    assert result.outcome is CheckOutcome.PASS
+
+
+@pytest.mark.parametrize("name", ["fgsm", "random", "deepfool", "square", "boundary"])
+def test_crossing_is_not_asked_of_other_attacks(registry: Registry, name: str) -> None:
+    attack = registry.attacks[name].value
+    result = run_named_check(registry, "attack", attack, "steps-cross-the-set")
+    assert result.outcome is CheckOutcome.NOT_APPLICABLE

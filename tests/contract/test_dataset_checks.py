@@ -48,6 +48,8 @@ def too_small(images: Images) -> Images:
 
 
 DATASETS: list[tuple[str, Callable[[Images], Images] | None, dict[str, Any]]] = [
+    ("images-can-be-read", None, {"problem": "the folder is empty."}),
+    ("images-can-be-read", None, {"local": True, "digest": "0" * 64}),
     ("digest-is-declared", None, {"digest": ""}),
     ("digest-is-that-of-the-images", None, {"digest": "0" * 64}),
     ("digest-is-that-of-the-images", None, {"train_digest": "0" * 64}),
@@ -75,3 +77,9 @@ def test_a_check_fails_on_a_data_set_made_to_fail_it(
     bad = replace(good, name="planted", **record)
     assert run_named_check(registry, "dataset", bad, check).outcome is CheckOutcome.FAIL
     assert run_named_check(registry, "dataset", good, check).outcome is CheckOutcome.PASS
+
+
+def test_no_digest_is_asked_for_of_files_that_are_the_users_own(registry: Registry) -> None:
+    own = replace(registry.datasets["digits"].value, digest="", local=True)
+    outcome = run_named_check(registry, "dataset", own, "digest-is-declared").outcome
+    assert outcome is CheckOutcome.NOT_APPLICABLE

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from bench.contract.check import CheckOutcome
 from bench.contract.fixtures import RidgeClassifier
-from bench.contract.runner import CHECKS
+from bench.contract.runner import CHECKS, FIXTURES, run_check
 from bench.data import datasets
-from bench.plugin import Claim, Randomness
+from bench.plugin import Claim, Dataset, Images, Randomness, Split
 from bench.registry.registry import Registry
+from tests.contract import planted
 from tests.contract.planted import Wrapped, defense, run_named_check
 
 
@@ -83,6 +84,7 @@ def batch_mean(self: Any, images: Tensor) -> Any:
 
 
 FORWARDS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "answers-are-logits": lambda self, x: {"logits": self.inner(x)},
     "logits-have-one-column-a-class": lambda self, x: self.inner(x)[:, :9],
     "logits-are-float32": lambda self, x: self.inner(x).double(),
     "logits-are-finite": lambda self, x: self.inner(x) / 0,
@@ -112,6 +114,198 @@ def test_a_check_fails_on_a_forward_made_to_fail_it(
     good = defense(lambda loader: Wrapped(classifier, lambda self, x: self.inner(x)))
     result = run_named_check(registry, "defense", good, check)
     assert result.outcome is CheckOutcome.PASS, result.sentence
+
+
+def clamped(self: Any, images: Tensor) -> Any:
+    images.data.clamp_(0.25, 0.75)
+    return self.inner(images)
+
+
+def rounded(self: Any, images: Tensor) -> Any:
+    images.data.mul_(255).round_().div_(255)
+    return self.inner(images)
+
+
+def boxed(self: Any, images: Tensor) -> Any:
+    given = images if not images.requires_grad else images.clone()
+    return self.inner(given.clamp_(0, 1))
+
+
+def large(self: Any, images: Tensor) -> Any:
+    if len(images) > 100:
+        images.data.zero_()
+    return self.inner(images)
+
+
+def single(self: Any, images: Tensor) -> Any:
+    if len(images) == 1:
+        images.data.mul_(0.9)
+    return self.inner(images)
+
+
+def in_grad_mode(self: Any, images: Tensor) -> Any:
+    if images.requires_grad:
+        images.data[0].add_(0.1)
+    return self.inner(images)
+
+
+def after_a_gradient(self: Any, images: Tensor) -> Any:
+    self.calls += images.requires_grad
+    if self.calls and not images.requires_grad:
+        images.data[-1].add_(0.1)
+    return self.inner(images)
+
+
+def at_the_next_call(self: Any, images: Tensor) -> Any:
+    if isinstance(self.calls, Tensor):
+        self.calls.data.zero_()
+    self.calls = images
+    return self.inner(images)
+
+
+class Late(torch.autograd.Function):
+    """The identity; its backward pass writes into the images."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, source: Tensor) -> Tensor:
+        ctx.source = source
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.source.data.zero_()
+        return grads[0], None
+
+
+WRITING = (clamped, rounded, boxed, large, single, in_grad_mode, after_a_gradient)
+LATE_WRITING = (at_the_next_call, lambda self, x: self.inner(Late.apply(x, x)))
+
+
+@pytest.mark.parametrize("forward", [*WRITING, *LATE_WRITING])
+def test_a_forward_that_writes_into_its_images_fails(
+    registry: Registry, classifier: nn.Module, forward: Callable[[Any, Tensor], Any]
+) -> None:
+    bad = defense(lambda loader: Wrapped(classifier, forward))
+    checks = [check for check in CHECKS["defense"] if check.name != "images-are-left-alone"]
+    extended = planted.extended(registry, "defense", bad)
+    fixture = FIXTURES["defense"](extended, bad)
+    for check in checks[:10]:  # they come first in `bench check`, and query the same images
+        run_check("defense", "planted", check, fixture)
+    (check,) = (check for check in CHECKS["defense"] if check.name == "images-are-left-alone")
+    result = run_check("defense", "planted", check, fixture)
+    assert result.outcome is CheckOutcome.FAIL
+    assert "forward wrote into its input" in result.sentence
+    x, _ = fixture.examples
+    assert torch.equal(x, datasets.first_examples(fixture.dataset, len(x)).tensor())
+
+
+@pytest.mark.parametrize("size", [1, 2, 20])
+def test_a_data_set_of_few_images_is_enough(
+    registry: Registry, classifier: nn.Module, size: int
+) -> None:
+    whole = datasets.load_dataset(registry.datasets["digits"].value)
+    test = Split(whole.test.images[:size].copy(), whole.test.labels[:size].copy())
+    few = Dataset(
+        "few", registry.datasets["digits"].value.classes, (1, 8, 8),
+        lambda folder: Images(whole.train, test, whole.index[:size].copy()), size,
+    )  # fmt: skip
+    small = planted.extended(registry, "dataset", few)
+    good = defense(
+        lambda loader: Wrapped(classifier, lambda self, x: self.inner(x)), datasets=("few",)
+    )
+    for check in CHECKS["defense"]:
+        result = run_named_check(small, "defense", good, check.name)
+        few_right = check.name in ("better-than-chance", "not-memorised", "not-looked-up")
+        assert few_right or result.outcome is not CheckOutcome.FAIL, result
+    bad = defense(lambda loader: Wrapped(classifier, batch_mean), datasets=("few",))
+    result = run_named_check(small, "defense", bad, "companions-do-not-matter")
+    assert result.outcome is CheckOutcome.FAIL
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_constant_logits_that_are_not_finite_fail_no_check_of_repetition(
+    registry: Registry, classifier: nn.Module, value: float
+) -> None:
+    def one_column(self: Any, images: Tensor) -> Any:
+        return self.inner(images).index_fill(1, torch.tensor([9]), value)
+
+    bad = defense(lambda loader: Wrapped(classifier, one_column))
+    for name in (
+        "asking-twice-answers-twice-the-same", "companions-do-not-matter",
+        "order-does-not-matter", "one-image-is-a-batch", "calls-leave-no-trace",
+        "randomness-is-declared", "two-builds-are-one", "saved-is-loaded",
+    ):  # fmt: skip
+        result = run_named_check(registry, "defense", bad, name)
+        assert result.outcome is CheckOutcome.PASS, result
+    finite = run_named_check(registry, "defense", bad, "logits-are-finite")
+    assert finite.outcome is CheckOutcome.FAIL
+
+
+def test_logits_that_are_finite_at_times_are_called_not_finite(
+    registry: Registry, classifier: nn.Module
+) -> None:
+    def in_company(self: Any, images: Tensor) -> Any:
+        return self.inner(images) + (-torch.inf if len(images) == 1 else 0)
+
+    bad = defense(lambda loader: Wrapped(classifier, in_company))
+    result = run_named_check(registry, "defense", bad, "one-image-is-a-batch")
+    assert result.outcome is CheckOutcome.FAIL
+    assert "not finite at batch size 1" in result.sentence and "inf of" not in result.sentence
+
+
+def above_64(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Any]:
+    """A forward whose logits are changed in batches of more than 64 images."""
+
+    def forward(self: Any, images: Tensor) -> Any:
+        logits = self.inner(images)
+        return change(logits) if len(images) > 64 else logits
+
+    return forward
+
+
+@pytest.mark.parametrize("change", [
+    torch.neg, lambda logits: logits.roll(1, 1), lambda logits: logits - logits.mean(0),
+])  # fmt: skip
+def test_other_logits_in_large_batches_fail(
+    registry: Registry, classifier: nn.Module, change: Callable[[Tensor], Tensor]
+) -> None:
+    """Right: a batch of 128, as a run has it, fails; batches above 32 were not tried before."""
+    bad = defense(lambda loader: Wrapped(classifier, above_64(change)))
+    result = run_named_check(registry, "defense", bad, "one-image-is-a-batch")
+    assert result.outcome is CheckOutcome.FAIL
+    assert "of their scale at batch size 128; " in result.sentence
+
+
+@pytest.mark.parametrize("change", [
+    torch.Tensor.detach, lambda logits: 2 * logits.detach() - logits,
+    lambda logits: logits.detach() + (logits - logits.detach()).roll(1, 1),
+])  # fmt: skip
+def test_other_gradients_in_large_batches_fail(
+    registry: Registry, classifier: nn.Module, change: Callable[[Tensor], Tensor]
+) -> None:
+    """Right: the slopes are those of a batch of 128; in batches above 64 they were not compared."""
+    bad = defense(lambda loader: Wrapped(classifier, above_64(change)))
+    result = run_named_check(registry, "defense", bad, "gradient-is-the-slope")
+    assert result.outcome is CheckOutcome.FAIL
+    assert "the cosine of gradients and finite differences is" in result.sentence
+
+
+def test_the_slope_of_a_control_is_checked(registry: Registry) -> None:
+    control = registry.defenses["argmax-only"].value
+    result = run_named_check(registry, "defense", control, "a-gradient-exists", "built-in")
+    assert result.outcome is CheckOutcome.NOT_APPLICABLE
+    assert "control" in result.sentence
+    wrong = replace(control, build=lambda loader: Reversed())
+    result = run_named_check(registry, "defense", wrong, "gradient-is-the-slope", "built-in")
+    assert result.outcome is CheckOutcome.FAIL
+
+
+class Reversed(nn.Module):
+    """A linear model whose gradient has the wrong sign."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)[:, :10]
+        return 2 * flat.detach() - flat
 
 
 class Unsaved(RidgeClassifier):
@@ -168,7 +362,8 @@ def test_build_must_return_a_module(registry: Registry) -> None:
 def test_a_module_must_return_a_tensor(registry: Registry, classifier: nn.Module) -> None:
     bad = defense(lambda loader: Wrapped(classifier, lambda self, x: {"logits": self.inner(x)}))
     result = run_named_check(registry, "defense", bad, "logits-are-finite")
-    assert result.sentence == "what the module returns is dict; Tensor was expected."
+    assert "the defense returned a value of type dict; a tensor of logits" in result.sentence
+    assert "return one entry of it (logits)." in result.sentence
 
 
 def test_two_builds_that_differ_fail(registry: Registry, classifier: nn.Module) -> None:

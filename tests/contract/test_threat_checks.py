@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bench.contract.check import CheckOutcome
+from bench.core.protocols import LeaderboardProtocol
 from bench.plugin import Access, Goal, Linf, ThreatModel
 from bench.registry.registry import Registry
-from tests.contract.planted import run_named_check
+from tests.contract.planted import extended, run_named_check
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,44 @@ class Far(Linf):
 
 
 EPS = Fraction(1, 5)
+EACH_KIND = ("pgd", "transfer-learned", "square", "hopskipjump")
+"""A gradient, a transfer, a score-based and a decision-based attack."""
 THREATS: list[tuple[str, dict[str, Any]]] = [
     ("radius-is-an-exact-fraction", {"ball": SimpleNamespace(eps=0.031)}),
     ("radius-is-an-exact-fraction", {"ball": Linf(Fraction(0))}),
     ("data-set-is-known", {"dataset": "digitz"}),
     ("data-set-is-known", {"examples": 501}),
-    ("required-attacks-are-known", {"required": ("pdg",)}),
-    ("required-attacks-are-applicable", {"required": ("pgd",), "access": Access.LABELS}),
+    ("required-attacks-are-known", {"protocol": LeaderboardProtocol(("pdg",))}),
     (
         "required-attacks-are-applicable",
-        {"required": ("deepfool",), "goal": Goal("targeted", "next")},
+        {"protocol": LeaderboardProtocol(("pgd",)), "access": Access.LABELS},
+    ),
+    (
+        "required-attacks-are-applicable",
+        {"protocol": LeaderboardProtocol(("deepfool",)), "goal": Goal("targeted", "next")},
+    ),
+    ("follow-up-attacks-are-known", {"protocol": LeaderboardProtocol((), {"luck": ("pgd",)})}),
+    ("follow-up-attacks-are-known", {"protocol": LeaderboardProtocol((), {"EOT": ("pdg",)})}),
+    (
+        "follow-up-attacks-are-known",
+        {"protocol": LeaderboardProtocol(surrogates={"standard": "absent"})},
+    ),
+    ("follow-up-attacks-are-known", {"protocol": LeaderboardProtocol(evidence=("nowhere",))}),
+    *(
+        (
+            "ranked-protocol-has-an-attack-of-each-kind",
+            {"protocol": LeaderboardProtocol(tuple(n for n in EACH_KIND if n != left_out))},
+        )
+        for left_out in EACH_KIND
     ),
     ("id-is-a-digest-of-the-rules", {"ball": SimpleNamespace(eps=EPS, name="x", radius=np.inf)}),
     ("projection-is-feasible-and-idempotent", {"ball": Loose(EPS)}),
     ("projection-is-feasible-and-idempotent", {"ball": Drifting(EPS)}),
     ("clean-image-is-inside", {"ball": Shifted(EPS)}),
     ("samples-are-inside", {"ball": Far(EPS)}),
+    ("goal-has-a-target", {"dataset": "one-class", "goal": Goal("targeted", "next")}),
+    ("goal-has-a-target", {"dataset": "one-class", "goal": Goal("targeted", "all")}),
+    ("goal-has-a-target", {"dataset": "one-class", "goal": Goal("targeted", "random")}),
 ]
 
 
@@ -74,7 +97,9 @@ THREATS: list[tuple[str, dict[str, Any]]] = [
 def test_a_check_fails_on_a_threat_model_made_to_fail_it(
     registry: Registry, check: str, record: dict[str, Any]
 ) -> None:
-    good = ThreatModel("planted", "digits", Linf(EPS))
+    good = ThreatModel("planted", "digits", Linf(EPS), protocol=LeaderboardProtocol(EACH_KIND))
     assert run_named_check(registry, "threat", good, check).outcome is CheckOutcome.PASS
     bad = replace(good, **record)
+    one = replace(registry.datasets["digits"].value, name="one-class", classes=("zero",))
+    registry = extended(registry, "dataset", one)
     assert run_named_check(registry, "threat", bad, check).outcome is CheckOutcome.FAIL

@@ -34,6 +34,12 @@ CERTIFIERS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("smaller-balls-certify-more", {"certify": lambda m, x, y, ball: y < 10 * ball.radius}),
     ("model-is-left-alone", {"certify": lambda m, x, y, ball: m.train() and y > 9}),
+    ("images-are-left-alone", {"certify": lambda m, x, y, ball: x.zero_()[:, 0, 0, 0] > 2}),
+    (
+        "images-are-left-alone",
+        {"certify": lambda m, x, y, ball: x.clamp_(0, 1).flatten(1)[:, 0] > 2},
+    ),
+    ("images-are-left-alone", {"certify": lambda m, x, y, ball: y.add_(1) > 9}),
 ]
 
 
@@ -65,12 +71,18 @@ def seeding(*args: Any) -> Evidence:
     return Evidence(Finding.PASSED, "all is well.")
 
 
+def overwriting(module: Any, x: Any, y: Any, defense: Any) -> Evidence:
+    x.data.clamp_(0.25, 0.75)
+    return Evidence(Finding.PASSED, "all is well.")
+
+
 DIAGNOSTICS: list[tuple[str, Callable[..., Any]]] = [
     ("evidence-is-a-finding-and-a-sentence", lambda *args: True),
     ("evidence-is-a-finding-and-a-sentence", lambda *args: Evidence(Finding.PASSED, " ")),
     ("honest-models-raise-no-flag", lambda *args: Evidence(Finding.WARNING, "guilty.")),
     ("looking-is-repeatable", changing_evidence),
     ("model-is-left-alone", seeding),
+    ("images-are-left-alone", overwriting),
 ]
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.core.outcomes import OUTCOME_DTYPES, Chunk, KeptImage, Outcomes, Verdict
+from bench.core.outcomes import (
+    OUTCOME_DTYPES,
+    Chunk,
+    KeptImage,
+    Outcomes,
+    Refusals,
+    Verdict,
+    refusals,
+)
 
 
 def outcomes(items: list[int], verdicts: list[Verdict]) -> Outcomes:
@@ -50,3 +58,20 @@ def test_a_chunk_without_some_items_keeps_its_seconds() -> None:
     assert rest.exact is not None
     assert rest.exact[0].tolist() == [2]
     assert np.array_equal(rest.exact[1], exact[1][1:])
+
+
+def test_refused_candidates_are_counted_by_reason() -> None:
+    """One count held all refusals before, under the name of one of them."""
+    codes = [Verdict.OUT_OF_BALL] * 3 + [Verdict.OUT_OF_BOX] * 2 + [Verdict.NOT_FINITE]
+    codes += [Verdict.ROBUST, Verdict.ROBUST, Verdict.BROKEN]
+    claimed = np.array([1, 0, 1, 1, 0, 1, 1, 0, 1], np.int8)
+    made = outcomes(list(range(9)), codes)._replace(claimed=claimed)
+    assert refusals(made) == Refusals(norm=3, box=2, not_finite=1, not_adversarial=1)
+    assert refusals(made).total == 7
+
+
+def test_without_a_record_of_claims_the_unconfirmed_ones_are_not_known() -> None:
+    made = outcomes([0, 1], [Verdict.ROBUST, Verdict.OUT_OF_BOX])
+    found = refusals(made._replace(claimed=np.array([0, -1], np.int8)))
+    assert (found.not_adversarial, found.box, found.total) == (None, 1, 1)
+    assert refusals(outcomes([], [])) == Refusals(0, 0, 0, 0)

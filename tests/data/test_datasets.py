@@ -17,14 +17,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets as torchvision_sets
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.data import datasets
 from bench.plugin import Dataset, Images, Split
-from plugins.datasets import digits, image_folder, torchvision_datasets
+from plugins.datasets import digits, torchvision_datasets
 from plugins.datasets._balanced_order import balanced_order
 
 DIGITS = next(iter(digits.bench_datasets()))
@@ -133,6 +132,41 @@ def test_fewer_examples_are_the_first_of_more(n: int) -> None:
 def test_more_examples_than_there_are_is_refused(n: int) -> None:
     with pytest.raises(BenchError, match="use 1 to 500"):
         datasets.first_examples(DIGITS, n)
+
+
+@given(st.integers(1, 499))
+def test_examples_of_the_file_order_are_the_first_of_the_file(n: int) -> None:
+    few, more = (datasets.first_examples(DIGITS, k, "file") for k in (n, n + 1))
+    whole = datasets.load_dataset(DIGITS)
+    places = np.sort(whole.index)[:n]
+    raw = load_digits()
+    assert (few.labels == raw.target[places]).all()
+    assert (few.images[:, 0] == np.rint(255 * raw.images[places] / 16)).all()
+    assert (few.images == more.images[:n]).all()
+    assert few.order == "file"
+    assert datasets.first_examples(DIGITS, n).order == "balanced"
+
+
+@pytest.mark.parametrize("n", [1, 2, 64, 500])
+def test_the_two_orders_have_different_digests(n: int) -> None:
+    digests = {datasets.first_examples(DIGITS, n, order).digest for order in ("balanced", "file")}
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("cifar10", [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]), ("mnist", [7, 2, 1, 0, 4, 1, 4, 9, 5, 9])],
+)
+def test_the_file_order_is_that_of_the_official_file(name: str, labels: list[int]) -> None:
+    found(name)
+    assert datasets.first_examples(OFFICIAL[name], 10, "file").labels.tolist() == labels
+
+
+def test_an_unknown_order_and_a_folder_without_one_are_refused() -> None:
+    with pytest.raises(BenchError, match="--order is 'random'; use one of balanced, file"):
+        datasets.first_examples(DIGITS, 4, "random")
+    with pytest.raises(BenchError, match="has no official order; use --order balanced"):
+        datasets.first_examples(replace(DIGITS, local=True), 4, "file")
 
 
 def test_pixels_become_255ths_exactly() -> None:
@@ -374,49 +408,6 @@ def test_missing_files_are_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert datasets.first_examples(OFFICIAL["fashion-mnist"], 100).digest == expected
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["FashionMNIST"]
     shutil.rmtree(tmp_path / "new")
-
-
-# --- a folder of photographs -----------------------------------------------------------------
-
-
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Six images of two classes, each of one grey level."""
-    for name, levels in (("dogs", (10, 20, 30)), ("cats", (210, 220, 230))):
-        (tmp_path / name).mkdir()
-        for level in levels:
-            Image.new("RGB", (48, 32), (level, level, level)).save(tmp_path / name / f"{level}.png")
-    return tmp_path
-
-
-def test_an_image_folder_is_a_data_set(photographs: Path) -> None:
-    dataset = image_folder.image_folder(photographs, size=14, examples=4)
-    images = datasets.load_dataset(dataset)
-    assert dataset.classes == ("cats", "dogs")
-    assert dataset.test_size == 4
-    assert images.test.images.shape == (4, 3, 14, 14)
-    assert sorted(images.test.labels.tolist()) == [0, 0, 1, 1]
-    assert ((images.test.images.max((1, 2, 3)) > 200) == (images.test.labels == 0)).all()
-
-
-def test_the_centre_of_an_image_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    picture = np.zeros((16, 48, 3), dtype=np.uint8)
-    picture[:, 16:32] = 255
-    Image.fromarray(picture).save(tmp_path / "one" / "a.png")
-    images = datasets.load_dataset(image_folder.image_folder(tmp_path, size=14)).test.images
-    assert (images == 255).all()
-
-
-def test_the_image_folder_is_registered_when_the_variable_names_it(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("BENCH_IMAGE_FOLDER", raising=False)
-    assert list(image_folder.bench_datasets()) == []
-    monkeypatch.setenv("BENCH_IMAGE_FOLDER", str(photographs))
-    monkeypatch.setenv("BENCH_IMAGE_SIZE", "7")
-    (registered,) = image_folder.bench_datasets()
-    assert (registered.shape, registered.test_size) == ((3, 7, 7), 6)
 
 
 def test_pixels_are_contiguous_for_any_memory_layout_of_the_input() -> None:

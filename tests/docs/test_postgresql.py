@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import blocks
 from tests.docs.walk import Reader
+from tests.store.conftest import postgres as postgres
 from tests.store.conftest import server as server
 
 PAGE = "docs/howto/postgresql.md"
@@ -17,9 +17,7 @@ PAGE = "docs/howto/postgresql.md"
 def test_the_commands_of_the_page_run(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = Reader(tmp_path, monkeypatch)
-    for block in blocks(PAGE):
-        example = "postgresql://bench@localhost/gauntlet"
-        reader.do(block._replace(text=block.text.replace(example, server)))
+    reader = Reader(tmp_path, monkeypatch, server)
+    reader.follow(PAGE)
     assert "undefended" in reader.stdout
     assert not list(tmp_path.glob("*.db"))

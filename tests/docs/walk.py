@@ -27,13 +27,17 @@ from tests.docs.pages import ROOT, Block, blocks
 
 UNSANDBOXED = "--allow-unsandboxed"
 JUSTFILE = ROOT / "justfile"
+EXAMPLE_DATABASE = "postgresql://bench@localhost/gauntlet"
 
 
 class Reader:
     """A reader in an empty folder, with the environment of the project activated."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.monkeypatch = folder, monkeypatch
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, database: str = EXAMPLE_DATABASE
+    ) -> None:
+        """`database` is the URL that stands for the one in the examples."""
+        self.folder, self.monkeypatch, self.database = folder, monkeypatch, database
         monkeypatch.chdir(folder)
         for name in ("BENCH_DB", "BENCH_SUBMISSIONS", "BENCH_IMAGE_FOLDER"):
             monkeypatch.delenv(name, raising=False)
@@ -51,7 +55,8 @@ class Reader:
             path = self.folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
-        for command in block.commands:
+        for written in block.commands:
+            command = written.replace(EXAMPLE_DATABASE, self.database)
             exception = exception_of(command)
             if exception:
                 exception.check(self, command)

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from bench.engine.batch_size import KNOWN
 from bench.engine.problem import BATCH_UNIT
 from bench.engine.runner import run_attack
 from bench.threats.norms import Linf
@@ -35,8 +36,11 @@ def test_the_last_items_run_in_smaller_batches() -> None:
         )
         assert min(module.rows) < BATCH_UNIT
         rows.append(sum(module.rows))
-    assert rows[0] < 1.6 * spent
-    assert rows[1] < 1.4 * spent  # the self-tests have run by then
+    known = KNOWN[module]
+    tested = sum(few for few, _ in known.exact) + sum(unit for unit, _ in known.probes)
+    assert rows[0] <= rows[1] + 2 * tested  # the self-tests have run by then
+    # Where 8 rows change bits on this processor, the last items run in batches of 16.
+    assert rows[1] < (1.4 if all(known.exact.values()) else 1.6) * spent
 
 
 def test_batches_stay_whole_units_where_small_ones_change_bits() -> None:

@@ -278,9 +278,9 @@ def test_output_of_a_library_goes_to_standard_error(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda p: p.x.double(), r"external returned torch.float64 \[32, 1, 8, 8\]; torch.float32"),
-        (lambda p: p.x[:3], r"external returned torch.float32 \[3, 1, 8, 8\]"),
-        (lambda p: None, "external returned NoneType"),
+        (lambda p: p.x.double(), r"external.run returned torch.float64 \[32, 1, 8, 8\]"),
+        (lambda p: p.x[:3], r"external.run returned torch.float32 \[3, 1, 8, 8\]"),
+        (lambda p: None, "external.run returned None"),
         (lambda p: p.model(p.x.double()), "queried torch.float64 images; float32 was expected"),
         (lambda p: p.model(p.x[0]), r"queried images \[1, 8, 8\]; \[rows, 1, 8, 8\] was expe"),
         (lambda p: p.model(p.x[:5]), "queried 5 images for 32 rows, so that their rows are"),

@@ -19,6 +19,7 @@ from bench.engine.fast_selftest import CLOSE, NEAR, FastModel, ProbeAnswers, fas
 from bench.engine.model_access import ModelAccess, freeze
 from bench.threats.norms import Linf
 from tests.fixtures.known_models import digits, small_cnn
+from tests.fixtures.writing_plugins import WRITES, WritingModel
 
 BALL = Linf(Fraction(51, 255))
 
@@ -364,6 +365,27 @@ def test_random_and_batch_coupled_defenses_are_left_as_built(
     fast = fastest_form(module, probes(), Numeric.BFLOAT16)
     assert fast.module is module
     assert message in fast.notes[0]
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_a_defense_whose_logits_are_not_finite_is_left_as_built(value: float) -> None:
+    class OneColumn(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :10].index_fill(1, torch.tensor([9]), value)
+
+    module = freeze(OneColumn())
+    fast = fastest_form(module, probes(), Numeric.FAST)
+    assert fast.module is module
+    assert fast.notes == ("plain float32: its answers are not finite.",)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_the_images_of_the_self_test_stay_as_they_are(write: str) -> None:
+    images = probes()[:, :1, :8, :8].contiguous()
+    given = images.clone()
+    module = freeze(WritingModel(small_cnn(), write, honest=False))
+    fastest_form(module, images, Numeric.FAST)
+    assert torch.equal(images, given)
 
 
 def test_a_defense_with_hooks_is_left_as_built() -> None:

@@ -15,6 +15,7 @@ from bench.core.outcomes import Outcomes, Verdict
 from bench.data import datasets
 from bench.engine.runner import run_attack
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
+from bench.evaluation.surrogate_model import SurrogateModel
 from bench.evaluation.targets import TARGET_FUNCTIONS
 from bench.plugin import Dataset
 from bench.referee.referee import judge
@@ -79,9 +80,11 @@ def test_a_transfer_attack_queries_the_surrogate_and_orders_classes_by_its_logit
     registry: Registry,
 ) -> None:
     linear, surrogate = build(registry, "linear"), build(registry, "undefended")
-    spec = linear.cell_spec(THREAT, registry.attacks["transfer"].value, surrogate)
+    queried = surrogate.as_surrogate().model()
+    spec = linear.cell_spec(THREAT, registry.attacks["transfer"].value, queried)
     assert spec.model_access.module is surrogate.module and spec.defense.module is linear.module
     assert torch.equal(spec.clean_logits, surrogate.clean.logits)
+    assert isinstance(queried, SurrogateModel)
     own = linear.cell_spec(THREAT, registry.attacks["pgd"].value, None)
     assert own.model_access.module is linear.module
     assert torch.equal(own.clean_logits, linear.clean.logits)
@@ -93,7 +96,7 @@ def test_the_key_changes_with_everything_that_may_change_a_verdict(registry: Reg
     keys = [
         linear.cell(THREAT, pgd, "full", None).key,
         linear.cell(THREAT, fgsm, "full", None).key,
-        linear.cell(THREAT, pgd, "full", other).key,
+        linear.cell(THREAT, pgd, "full", other.as_surrogate()).key,
         linear.cell(THREAT, pgd, "rank", None).key,
         linear.cell(replace(THREAT, ball=Linf(Fraction(50, 255))), pgd, "full", None).key,
         other.cell(THREAT, pgd, "full", None).key,

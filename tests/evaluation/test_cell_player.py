@@ -90,3 +90,30 @@ def test_the_global_random_state_is_left_unchanged(cache: DefenseCache) -> None:
     before = torch.random.get_rng_state()
     CellPlayer().outcomes(pair, built)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("defense", "attack", "group", "largest"),
+    [
+        ("linear", "pgd", 8, 8), ("linear", "pgd", 5, 5), ("linear", "transfer", 32, 32),
+        ("noise-first", "pgd", 8, 64), ("linear", "fgsm", 200, 96),
+    ],
+)  # fmt: skip
+def test_the_outcomes_do_not_depend_on_the_groups_in_which_they_are_committed(
+    cache: DefenseCache, defense: str, attack: str, group: int, largest: int
+) -> None:
+    pair, built = planned(cache, defense, attack)
+    surrogate = cache.surrogate(pair)
+    whole = CellPlayer().outcomes(pair, built, surrogate)
+    finished = [0, 41]
+    chunks = list(CellPlayer().chunks(pair, built, surrogate, finished=finished, group=group))
+    assert max(len(chunk.outcomes.item) for chunk in chunks) <= largest
+    found = Outcomes.concatenate([chunk.outcomes for chunk in chunks])
+    left = [item for item in range(96) if item not in finished]
+    if defense == "linear":
+        assert found.item.tolist() == left
+    rows = np.isin(found.item, left)
+    assert_equal(
+        Outcomes._make(column[rows] for column in found),
+        Outcomes._make(column[left] for column in whole),
+    )

@@ -19,6 +19,7 @@ from bench.evaluation.plan import PlannedPair, Selection
 from bench.registry.registry import Registry
 from bench.store import Store
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
+from bench.training.tasks import training_task
 
 CPU = RunSettings(torch.device("cpu"), 32)
 SELECTION = Selection(("digits-linf",), ("linear",), ("transfer", "pgd"), examples=32)
@@ -45,8 +46,10 @@ def test_only_transfer_attacks_have_a_surrogate(registry: Registry) -> None:
     cache = DefenseCache(registry=registry, selection=SELECTION, settings=CPU)
     assert cache.surrogate(pairs(registry)["pgd"]) is None
     surrogate = cache.surrogate(pairs(registry)["transfer"])
-    assert surrogate is not None and surrogate.defense.name == "undefended"
-    assert len(surrogate.x) == 32
+    built = cache.built["undefended", "digits", 32]
+    assert surrogate is not None and surrogate.digest == built.digest
+    assert surrogate.model().module is built.module
+    assert len(surrogate.model().clean_logits) == 32
 
 
 def test_missing_weights_are_trained_first(
@@ -71,14 +74,18 @@ def test_a_training_of_another_worker_is_reported(
     with pytest.raises(NeedsTraining) as need:
         DefenseBuilder(registry, "linear", registry.datasets["digits"].value).build()
     with Store.open(f"sqlite:///{tmp_path / 'bench.db'}") as store:
-        assert store.lease_task(f"train:{need.value.recipe}", "17@another-host#12345") is not None
+        assert (
+            store.lease_task(training_task(need.value.recipe), "17@another-host#12345") is not None
+        )
         cache = RecordedDefenseCache(
             registry=registry, selection=SELECTION, settings=CPU, listener=events.append,
             store=store, owner="me",
         )  # fmt: skip
         with pytest.raises(TrainedElsewhereError):
             cache.defense(pair.defense, pair.threat)
-    assert events == [TrainingElsewhere("linear")]
+    (event,) = events
+    assert isinstance(event, TrainingElsewhere) and event.defense == "linear"
+    assert event.holder.startswith("process 17 on another-host (last heartbeat")
 
 
 def test_the_digest_of_a_built_defense_is_recorded(registry: Registry, tmp_path: Path) -> None:

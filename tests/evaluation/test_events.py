@@ -28,6 +28,7 @@ EXAMPLES: list[Event] = [
     events.DefenseFailed("linear", "no such layer."),
     events.TrainingProgress("epoch 1/2"),
     events.TrainingElsewhere("linear"),
+    events.CellsElsewhere(CELL, 2, "12:00:00", "process 17 on another-host"),
     events.LeaseLost(CELL, "lost"),
     events.RunNotice("careful"),
     events.PluginProblem("refused"),

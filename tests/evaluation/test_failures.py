@@ -87,6 +87,42 @@ def test_what_a_plugin_raises_is_its_fault(
     assert found.reason.endswith(".") and not found.reason.endswith(": .")
 
 
+LINF = "from bench.plugin import Fraction, Linf; ball = Linf(Fraction(1, 10)); "
+X = "torch.zeros(3, 1, 2, 2)"
+WRONG_VALUES = (
+    f"{LINF}ball.project(torch.zeros(2, 1, 2, 2), {X})",
+    f"{LINF}ball.project(None, {X})",
+    f"{LINF}ball.distance({X}, [0.5])",
+    f"from bench.plugin import margin; margin({X}, torch.zeros(3))",
+    "from bench.plugin import cross_entropy as ce; ce(torch.zeros(3, 4), torch.zeros(2).long())",
+    "from bench.plugin import example_key; example_key('0', 3, 'x', None)",
+)
+
+
+@pytest.mark.parametrize("origin", ["submitted", "installed"])
+@pytest.mark.parametrize("statement", WRONG_VALUES)
+def test_a_value_that_the_contract_cannot_use_is_the_fault_of_the_plugin(
+    request: pytest.FixtureRequest, origin: str, statement: str
+) -> None:
+    make: Make = request.getfixturevalue(origin)
+    module = make(statement)
+    found = failed(module.go)
+    assert found.culprit is Culprit.PLUGIN
+    assert f" in {Path(module.go.__code__.co_filename).name}, line 5" in found.reason
+
+
+def test_an_error_deep_in_the_harness_below_a_plugin_is_the_harness_fault(submitted: Make) -> None:
+    found = failed(
+        submitted("from bench.registry.submission import did_you_mean; did_you_mean(3, ['a'])").go
+    )
+    assert found.culprit is Culprit.HARNESS
+
+
+def test_memory_that_torch_cannot_get_is_the_infrastructures_fault(submitted: Make) -> None:
+    found = failed(submitted("torch.empty(2**52)").go)
+    assert found.culprit is Culprit.INFRASTRUCTURE
+
+
 @pytest.mark.parametrize("origin", ["submitted", "installed"])
 def test_memory_that_ran_out_is_the_infrastructures_fault(
     request: pytest.FixtureRequest, origin: str

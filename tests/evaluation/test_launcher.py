@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench.core.cells import CLEAN, CellState
 from bench.core.errors import BenchError
@@ -26,7 +27,7 @@ from bench.evaluation.events import (
     Event,
     TrainingElsewhere,
 )
-from bench.evaluation.launcher import MatrixRun, make_worker
+from bench.evaluation.launcher import MatrixRun, default_workers, make_worker
 from bench.evaluation.plan import Selection
 from bench.evaluation.reproduce import reproduce
 from bench.referee.fresh_model import FreshModel
@@ -34,6 +35,7 @@ from bench.registry.registry import Registry
 from bench.results import json_report
 from bench.store import CellRow, Store, leases
 from bench.training.defense_builder import DefenseBuilder, NeedsTraining
+from bench.training.tasks import training_task
 
 ROOT = Path(__file__).parents[2]
 SUBMISSIONS = ROOT / "submissions"
@@ -102,6 +104,17 @@ def test_two_workers_share_the_matrix(finished: MatrixRun, tmp_path: Path) -> No
     assert digest(shared.url) == digest(finished.url)
     owners = {row.owner for row in rows(shared.url) if row.state is CellState.DONE}
     assert len(owners) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "workers"),
+    [("auto", 0, 1), ("auto", 1, 1), ("auto", 3, 3), ("cuda", 3, 1), ("cpu", 3, 1)],
+)
+def test_by_default_each_cuda_device_has_a_worker(
+    device: str, count: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert default_workers(device) == workers
 
 
 def test_an_interrupted_run_resumes_in_the_middle_of_a_cell(
@@ -329,7 +342,7 @@ def test_while_another_worker_trains_a_defense_the_other_defenses_are_evaluated(
             DefenseBuilder(
                 registry, "cnn-dropout", registry.find("dataset", "digits").value
             ).complete()
-        other = store.lease_task(f"train:{need.value.recipe}", "17@another-host#12345")
+        other = store.lease_task(training_task(need.value.recipe), "17@another-host#12345")
         assert other is not None
 
         def listen(event: Event) -> None:

@@ -74,7 +74,7 @@ def test_a_surrogate_for_other_data_excludes_only_the_transfer_attack(registry: 
     pairs = pairs_with_surrogate(registry, datasets=("mnist",))
     assert pairs["random"].reason == ""
     assert (
-        "queries its surrogate undefended, which is declared for mnist" in pairs["transfer"].reason
+        "queries the surrogate undefended, which is declared for mnist" in pairs["transfer"].reason
     )
     assert pairs_with_surrogate(registry, datasets=("mnist", "digits"))["transfer"].reason == ""
 
@@ -84,7 +84,7 @@ def test_a_randomized_surrogate_excludes_only_the_transfer_attack(registry: Regi
     pairs = pairs_with_surrogate(registry, randomness=Randomness())
     assert pairs["random"].reason == ""
     reason = pairs["transfer"].reason
-    assert "queries its surrogate undefended, which is randomized" in reason
+    assert "queries the surrogate undefended, which is randomized" in reason
 
 
 def test_the_default_is_the_embedded_data_with_the_required_attacks_and_quick_defenses(
@@ -112,3 +112,44 @@ def test_a_joint_attack_applies_to_rejecting_defenses_only() -> None:
     assert "plain has no detector" in plan.why_not_applicable(threat, plain, JointPGD())
     assert plan.why_not_applicable(threat, guarded, JointPGD()) == ""
     assert plan.why_not_applicable(threat, guarded, PGD()) == ""
+
+
+def test_patterns_and_variants_name_attacks(registry: Registry) -> None:
+    threat = registry.find("threat", "digits-linf").value
+    chosen = Selection(attacks=("pgd-r*", "pgd[steps=7]", "pgd[steps=40]", "pgd"))
+    names = [attack.name for attack in plan.selected_attacks(registry, chosen, threat)]
+    assert names == ["pgd-rescaled", "pgd-restarts", "pgd[steps=7]", "pgd"]
+    with pytest.raises(BenchError, match="the pattern 'pdg\\*' matches none of "):
+        plan.selected_attacks(registry, Selection(attacks=("pdg*",)), threat)
+
+
+def test_patterns_and_variants_name_threat_models(registry: Registry) -> None:
+    chosen = Selection(("digits-l?[eps=0.3]",), ("linear",), ("pgd",))
+    with pytest.raises(BenchError, match="has no setting"):
+        plan.selected_threats(registry, replace(chosen, threats=("digits-l?[size=1]",)))
+    names = [threat.name for threat in plan.selected_threats(registry, chosen)]
+    assert names == ["digits-l2[eps=0.3]", "digits-l1[eps=0.3]"]
+
+
+def test_variants_are_selected_by_radius_and_are_no_pattern(registry: Registry) -> None:
+    names = ("digits-linf[eps=16/255]", "digits-linf[eps=8/255]", "digits-linf[eps=0.2]")
+    selection = Selection(names, ("linear",))
+    assert [t.name for t in plan.selected_threats(registry, selection)] == [
+        "digits-linf", "digits-linf-half", "digits-linf-double", names[1], names[0],
+    ]  # fmt: skip
+    assert plan.named_threats(registry, selection) == {"digits-linf", *names[:2]}
+    everything = {t.name for t in plan.selected_threats(registry, Selection(("digits-linf*",)))}
+    assert not {name for name in everything if "[" in name}
+
+
+def test_every_radius_of_a_curve_meets_the_same_attacks(registry: Registry) -> None:
+    names = ("digits-linf[eps=0.05]", "digits-linf[eps=0.1]", "digits-linf")
+    selection = Selection(names, ("undefended",))
+    required = registry.find("threat", "digits-linf").value.protocol.required
+    for threat in plan.selected_threats(registry, selection):
+        attacks = {attack.name for attack in plan.selected_attacks(registry, selection, threat)}
+        expected = {"pgd"} if threat.name == "digits-linf-double" else set(required)
+        assert attacks >= expected and ("fgsm" in attacks) == ("fgsm" in expected)
+    (half,) = plan.selected_threats(registry, Selection(("digits-linf-half",), attacks=("fgsm",)))
+    attacks = {a.name for a in plan.selected_attacks(registry, Selection((half.name,)), half)}
+    assert "fgsm" not in attacks, "named by its own name it asks for what its protocol asks"

@@ -11,6 +11,7 @@ from bench.core.statistics import count_interval
 from bench.evaluation.events import (
     CellFailed,
     CellFinished,
+    CellsElsewhere,
     CellStarted,
     ChunkRecorded,
     DefenseFailed,
@@ -51,6 +52,9 @@ def test_without_a_terminal_each_result_is_one_line(capsys: pytest.CaptureFixtur
         show(PluginProblem("refused: no hook"))
         show(TrainingProgress("linear: epoch 1/2"))
         show(TrainingElsewhere("linear"))
+        show(TrainingElsewhere("linear", "process 17"))
+        show(CellsElsewhere(CELL, 0, "12:00:01", "process 17 on host"))
+        show(CellsElsewhere(CELL, 2, "12:00:01", "process 17 on host"))
         show(DefenseFailed("distillation", "no such layer."))
     out, err = capsys.readouterr()
     assert out == ""
@@ -62,6 +66,10 @@ def test_without_a_terminal_each_result_is_one_line(capsys: pytest.CaptureFixtur
         "refused: no hook",
         "linear: epoch 1/2",
         "linear is being trained by another worker",
+        "linear is being trained by process 17",
+        "waiting since 12:00:01 for threat · pgd · smoothing: process 17 on host evaluates it",
+        "waiting since 12:00:01 for threat · pgd · smoothing and 2 more cells: process 17 on host "
+        "evaluates it",
         "distillation: no such layer.",
     ]
 

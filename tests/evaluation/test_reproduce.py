@@ -45,7 +45,7 @@ def test_only_the_database_of_the_cell_is_opened(
     result = reproduce(row(url).key[:16], url, "cpu", allow_unsandboxed=False)
     assert result["same"] and result["differ"] == []
     assert result["sentence"] == "digits-linf · pgd · linear: all 48 verdicts are the same."
-    assert opened == [True, True], "one read of this test, one of the command"
+    assert opened == [True, True, False], "the read of this test; the command reads, then writes"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -19,10 +20,12 @@ from bench.engine.external_model import AttackStopped
 from bench.evaluation import plan
 from bench.evaluation import worker as worker_module
 from bench.evaluation.built_defense import RunSettings
-from bench.evaluation.events import Event, LeaseLost
+from bench.evaluation.cell_task import CellTask
+from bench.evaluation.events import CellsElsewhere, ChunkRecorded, Event, LeaseLost
 from bench.evaluation.launcher import MatrixRun, run_worker_process
 from bench.evaluation.plan import Selection
-from bench.evaluation.worker import CellTask, MatrixWorker
+from bench.evaluation.stopping import OwnLevel
+from bench.evaluation.worker import MatrixWorker
 from bench.plugin import Access, Defense, Evidence, Loader, Problem
 from bench.referee.referee import clean_outcomes
 from bench.registry.registration import Registration
@@ -30,6 +33,7 @@ from bench.registry.registry import Registry
 from bench.results.current_cells import current_cells
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store
 from bench.store.tables import CELLS
+from bench.store.waiting import Reminder
 from tests.store.chunks import AWAY
 
 SELECTION = Selection(("digits-linf",), ("linear",), ("random", "fgsm"), examples=32)
@@ -304,6 +308,59 @@ def test_a_failing_clean_pass_is_tried_once_per_run(
     assert [row.state for row in store.cells()] == [FAILED] * 3
 
 
+def test_a_waiting_worker_tells_for_whom_and_takes_over(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.evaluation.worker.Reminder", partial(Reminder, first=0.0))
+    told: list[CellsElsewhere] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, CellsElsewhere):
+            told.append(event)
+            take_over(store, "fgsm")
+            store.release(Lease(rows(store)["fgsm"].key, AWAY, 2))
+
+    make(registry, store, selection=replace(SELECTION, attacks=("random",))).run()
+    worker = make(registry, store, listener=listen)
+    pairs = plan.plan_pairs(registry, SELECTION)
+    built = worker.defenses.defense(pairs[0].defense, pairs[0].threat)
+    cells = [built.cell(pair.threat, pair.attack, "full", None) for pair in pairs]
+    store.plan(PlannedCell(cell) for cell in cells)
+    (key,) = [cell.key for cell in cells if cell.attack == "fgsm"]
+    assert store.lease(key, AWAY) is not None
+    worker.run()
+    (event,) = told
+    assert (event.cell.attack, event.more) == ("fgsm", 0)
+    assert event.holder.startswith("process 17 on another-host (last heartbeat")
+    assert rows(store)["fgsm"].state is DONE
+
+
+@pytest.mark.parametrize(("ended", "largest"), [(0, 32), (1, 32), (2, 8)])
+def test_a_cell_whose_attempts_ended_early_is_committed_in_smaller_groups(
+    ended: int, largest: int, registry: Registry, store: Store
+) -> None:
+    sizes: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, ChunkRecorded):
+            sizes.append(event.items)
+
+    worker = make(registry, store, selection=replace(SELECTION, attacks=("fgsm",)), listener=listen)
+    (pair,) = plan.plan_pairs(registry, worker.selection)
+    cell = worker.defenses.defense(pair.defense, pair.threat).cell(
+        pair.threat, pair.attack, "full", None
+    )
+    store.plan([PlannedCell(cell)])
+    for _ in range(ended):
+        assert store.lease(cell.key, AWAY) is not None
+        with store._engine.begin() as connection:
+            connection.execute(update(CELLS).values(lease_until=0.0))
+    worker.run()
+    assert rows(store)["fgsm"].state is DONE
+    assert max(sizes) <= largest and sum(sizes) == 32
+    assert len(sizes) >= 32 // largest
+
+
 def test_worker_processes_of_a_run_share_its_start(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,5 +378,5 @@ def test_worker_processes_of_a_run_share_its_start(
     with Store.open(whole.url) as store:
         began = store.clock()
     for rank in range(2):
-        run_worker_process(whole, rank, events, began)
+        run_worker_process(whole, rank, events, began, OwnLevel())
     assert len(calls) == 1

@@ -23,6 +23,7 @@ from bench.core.cards import (
 from bench.core.cells import CLEAN, Cell, CellState, Culprit, Failure
 from bench.core.hashing import digest
 from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
+from bench.core.protocols import LeaderboardProtocol
 from bench.store import CertificateRow, EvidenceRow, PlannedCell, Store
 
 HOSTILE = "![x](http://evil.example/x.png)<img src=http://evil.example/y.png>:red[a]"
@@ -84,19 +85,20 @@ CASCADES = ("undefended", "trades", "lipschitz-margin")
 def _threat(
     name: str, norm: str, eps: str, radius: float, order: int, **more: Any
 ) -> tuple[ThreatCard, float]:
+    protocol = more.pop("protocol", LeaderboardProtocol(tuple(sorted(REQUIRED))))
     rules = {
         "dataset": "digits",
         "set": {"name": norm, "eps": eps, "radius": radius},
         "access": "gradients",
         "goal": {"kind": "untargeted", "rule": ""},
         "budget": {"gradients": None, "queries": None},
-        "required": sorted(REQUIRED),
-        "ranked": True,
         **more,
     }
     own: dict[str, Any] = {"id": digest(rules)[:16], "examples": N, "order": order, **rules}
     summary = f"Real handwriting, {norm} up to {eps}."
-    return ThreatCard(name=name, origin="built-in", summary=summary, **own), radius
+    return ThreatCard(
+        name=name, origin="built-in", summary=summary, protocol=protocol, **own
+    ), radius
 
 
 THREATS = (
@@ -104,7 +106,8 @@ THREATS = (
     _threat("digits-l2", "L2", "1", 1.0, 2),
     _threat(
         "digits-linf-nearest", "Linf", "1", 1.0, 3,
-        goal={"kind": "nearest", "rule": ""}, ranked=False, required=["deepfool"],
+        goal={"kind": "nearest", "rule": ""},
+        protocol=LeaderboardProtocol(("deepfool",), ranked=False),
     ),
 )  # fmt: skip
 BUILT = [("digits-linf", 1.0), ("digits-l2", 1.0), ("digits-linf-nearest", 5.0)]
@@ -152,6 +155,7 @@ def _judged(
     distance = np.where(right, margin if nearest else np.minimum(margin, radius), 0.0)
     late = np.ceil(steps * np.clip(margin / radius, 0, 1) ** 2).astype(np.int32)
     step = np.where(broken, np.where(right, late, 0), -1).astype(np.int32)
+    share = np.where(broken, 0.17, 0.5 + 0.45 * np.clip(margin / (radius + margin), 0, 1))
     return Outcomes(
         item=np.arange(n, dtype=np.int32),
         verdict=np.where(broken, Verdict.BROKEN, Verdict.ROBUST).astype(np.uint8),
@@ -166,6 +170,11 @@ def _judged(
         step=step,
         restart=np.where(broken, 0, -1).astype(np.int32),
         rejection=np.full(n, -np.inf, np.float32),
+        target=np.full(n, -1, np.int16),
+        claimed=broken.astype(np.int8),
+        true_confidence=share.astype(np.float32),
+        true_rank=broken.astype(np.int16),
+        loss=-np.log(share).astype(np.float32),
     )
 
 
@@ -245,7 +254,7 @@ def _play_board(
     nearest = threat.goal["kind"] == "nearest"
     for attack, (power, detail) in ATTACKS.items():
         cell = _cell(threat, name, attack)
-        required = attack in threat.required
+        required = attack in threat.protocol.required
         minimises = bool(detail.get("minimises"))
         if nearest and not minimises:
             reason = f"{attack} does not look for the nearest wrong answer"

@@ -100,7 +100,8 @@ class Visitor:
     def settle(self) -> None:
         self.page.wait_for_selector(".g-head")
         self.page.wait_for_selector(SETTLED)
-        assert self.page.locator("[data-testid=stException]").count() == 0
+        errors = self.page.locator("[data-testid=stException]").all_inner_texts()
+        assert errors == []
 
     def said(self) -> str:
         return self.page.inner_text("[data-testid=stMain]")

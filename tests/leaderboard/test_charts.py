@@ -16,6 +16,7 @@ from PIL import Image
 
 from bench.core.cards import AttackCard
 from bench.core.outcomes import KeptImage
+from bench.core.protocols import LeaderboardProtocol
 from bench.core.statistics import Count, count_interval
 from bench.results.defense_report import AccuracyCurve, RadiusPoint
 from bench.results.detection import DetectorRoc
@@ -29,7 +30,8 @@ BOARD = Leaderboard(
     name="digits-linf", id="0123", dataset="digits",
     set={"name": "Linf", "eps": "51/255", "radius": 0.2}, access="gradients",
     goal={"kind": "untargeted", "rule": ""}, budget={"gradients": None, "queries": None},
-    summary="", ranked=True, order=1, required=("pgd",), examples="e" * 16, n=500, mode="full",
+    summary="", protocol=LeaderboardProtocol(("pgd",)), order=1, examples="e" * 16, n=500,
+    mode="full",
 )  # fmt: skip
 
 
@@ -249,7 +251,7 @@ def test_long_text_is_cut() -> None:
 def test_evidence_is_not_cut() -> None:
     said = " ".join(f"attack-{number}" for number in range(60))
     assert words.MAX_TEXT < len(said) < words.MAX_REASON
-    assert said in tables.checks_table([MaskingCheck("a-check", WARNING, said)])
+    assert said in tables.checks_table([MaskingCheck("a-check", WARNING, said)], ())
 
 
 def test_links_lead_to_pages_of_this_site() -> None:

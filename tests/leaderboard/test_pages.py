@@ -101,7 +101,7 @@ def test_a_database_of_another_version_is_refused_by_its_revision(
 
 
 def test_an_invalid_database_url_is_shown_as_a_sentence(visit: Visit) -> None:
-    app = visit("bench.db")
+    app = visit("postgresql://h:abc/x")
     assert "not a database URL" in html(app)
 
 

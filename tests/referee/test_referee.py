@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core.errors import PluginError
-from bench.core.outcomes import NO_ANSWER, REJECTED, Outcomes, Verdict
+from bench.core.outcomes import NO_ANSWER, REJECTED, Chunk, Outcomes, Verdict, refusals
 from bench.engine.answers import predicted_labels, reaches_goal
 from bench.engine.cell_spec import Candidates
+from bench.engine.machine import this_machine
 from bench.engine.model_access import SeededNoise
 from bench.referee.fresh_model import FreshModel
 from bench.referee.referee import (
@@ -25,6 +29,8 @@ from bench.referee.referee import (
     goal_reached,
     judge,
 )
+from bench.results.export import write_images
+from bench.store import Store
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
 from tests.fixtures.known_models import UNTARGETED, digits, small_cnn
@@ -37,8 +43,17 @@ from tests.fixtures.rejecting_defenses import (
     never_rejects,
     rejects_by_second_pixel,
 )
+from tests.fixtures.small_store import World
 
 EPS = Fraction(51, 255)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/bench.db") as opened:
+        yield opened
+
+
 BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(EPS),
     "L2": L2(Fraction(1)),
@@ -203,6 +218,19 @@ def test_confirmations_use_new_draws_in_every_group() -> None:
     assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * 3 * 10
 
 
+@pytest.mark.parametrize("repeats", [1, 2, 5])
+def test_more_rows_than_a_group_has_are_confirmed_in_parts(repeats: int) -> None:
+    """Several restarts of an item may wait for one check: 64 items, up to 320 rows."""
+    x, y = digits(64)
+    pixels = FreshModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    fresh = SeededNoise(0, "confirm", torch.device("cpu"))
+    target = torch.full_like(y, -1)
+    judging = Referee(pixels, Linf(EPS), UNTARGETED, x, y, target, confirmation_noise=fresh)
+    items = torch.arange(64).repeat(repeats)
+    expected = pixels.labels(x)[0] != y
+    assert torch.equal(judging.confirm(items, x[items]), expected.repeat(repeats))
+
+
 class Threshold(nn.Module):
     """Class 1 where the first pixel reaches `level`, class 0 below, with a margin of 2 `gap`."""
 
@@ -234,6 +262,84 @@ def test_eight_bits_round_towards_the_clean_pixel() -> None:
     assert outcome_of_first_pixel(Threshold(19.9 / 255), between).eight_bit == [True]
     on_the_grid = float(torch.tensor(51.0) / 255)
     assert outcome_of_first_pixel(Threshold(50.9 / 255), on_the_grid).eight_bit == [True]
+
+
+@pytest.mark.row("G18")
+@pytest.mark.parametrize("eps", [Fraction(8, 255), Fraction(51, 255)])
+def test_exported_images_saved_with_8_bits_stay_in_the_ball(
+    eps: Fraction, tmp_path: Path, store: Store
+) -> None:
+    """Exported, rounded towards the clean pixel, saved as PNG and read again: in whole levels."""
+    x, y = digits(64)
+    x = (x * 255).round() / 255  # images as files hold them
+    images = x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(small_cnn()(images), y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    size = 0.9 + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    adversarial = Linf(eps).project(x + size * float(eps) * gradient.sign(), x)
+    judging = Referee(FreshModel(small_cnn()), Linf(eps), UNTARGETED, x, y, torch.full_like(y, -1))
+    clean = judging.fresh_model.answer(x, [0])
+    (chunk,) = judge([candidates(adversarial)], judging, clean, keep_all=True)
+    saved = saved_as_png(exported(store, chunk, tmp_path), x, tmp_path)
+    limit = int(eps * 255)
+    change = (saved * 255).round().int() - (x * 255).round().int()
+    assert change.abs().amax() <= limit and change.abs().amax() >= limit - 1
+    broken = torch.from_numpy(chunk.outcomes.verdict == Verdict.BROKEN)
+    again = broken & (small_cnn()(saved).argmax(1) != y)
+    assert torch.equal(again, torch.from_numpy(chunk.outcomes.eight_bit))
+    assert 0 < again.sum() <= broken.sum()
+
+
+def exported(store: Store, chunk: Chunk, folder: Path) -> Tensor:
+    """The images of a chunk, recorded and then exported: [n, C, H, W]."""
+    world = World(store, n=64)
+    world.threat("linf", "pgd")
+    world.attack("pgd")
+    world.defense("d")
+    assert chunk.exact is not None
+    world.record(world.cell("d", "pgd"), chunk.outcomes, exact=chunk.exact[1])
+    write_images(store, "linf", "d", "pgd", folder / "images.safetensors")
+    return load_file(folder / "images.safetensors")["adv"]
+
+
+def saved_as_png(images: Tensor, x: Tensor, folder: Path) -> Tensor:
+    """Images [n, 1, H, W], rounded towards x, written as 8-bit files and read again in [0, 1]."""
+    level = np.rint(x.double().numpy() * 255)
+    levels = level + np.trunc(np.round(images.double().numpy() * 255 - level, 4))
+    read = []
+    for row, pixels in enumerate(levels[:, 0]):
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{row}.png")
+        read.append(np.asarray(Image.open(folder / f"{row}.png")))
+    return torch.from_numpy(np.stack(read)[:, None]).float() / 255
+
+
+@pytest.mark.row("G04")
+def test_the_worst_image_of_a_linear_model_lowers_confidence_as_eps_grows() -> None:
+    """Closed form: confidence falls with eps, and a changed label means confidence up to 1/2."""
+    weights = torch.randn(64, generator=torch.Generator().manual_seed(0))
+
+    class Linear(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            score = (images - 0.5).flatten(1) @ weights
+            return torch.stack([-score, score], 1)
+
+    x = 0.5 + 0.02 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = Linear()(x).argmax(1)
+    worse = -(2 * y - 1).view(-1, 1, 1, 1) * weights.view(1, 1, 8, 8).sign()
+    before, broken = np.ones(64, np.float32), np.zeros(64, np.bool_)
+    for levels in (0, 1, 2, 4, 8, 16):
+        eps = Fraction(levels, 255)
+        ball = Linf(eps) if levels else Linf(Fraction(1, 255))
+        judging = Referee(FreshModel(Linear()), ball, UNTARGETED, x, y, torch.full_like(y, -1))
+        found = judging.judge(candidates(x + 0.999 * float(eps) * worse))
+        margin = 2 * (Linear()(x).amax(1).double() - 0.999 * float(eps) * weights.abs().sum())
+        assert np.allclose(found.true_confidence, margin.sigmoid(), atol=1e-4)
+        assert (found.true_confidence < before).all() and (found.true_confidence >= 0).all()
+        broken = found.verdict == Verdict.BROKEN
+        assert (found.true_confidence[broken] <= 0.5).all()
+        assert (found.true_confidence[~broken] >= 0.5).all()
+        before = found.true_confidence
+    assert broken.any()
 
 
 def test_a_success_with_a_tiny_margin_is_marked_fragile() -> None:
@@ -380,3 +486,113 @@ def test_rejecting_votes_neither_reach_the_goal_nor_name_the_label() -> None:
     assert goal_reached(votes, y, none, UNTARGETED).tolist() == [True, False, False, True]
     assert clean_errors(votes, y).tolist() == [True, True, False, True]
     assert goal_reached(votes, y, y + 1, TARGETED).tolist() == [True, False, False, True]
+
+
+def test_the_true_class_of_each_candidate_is_recorded() -> None:
+    """Confidence, rank and loss against torch's own, on the images as they were offered."""
+    x, y = digits(64)
+    images = x + 0.19 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).sign()
+    images = images.clamp(0, 1)
+    y = (y + torch.arange(64)) % 10  # most labels are wrong, so that every rank occurs
+    judging = Referee(FreshModel(small_cnn()), Linf(EPS), UNTARGETED, x, y, torch.full_like(y, -1))
+    found = judging.judge(candidates(images))
+    logits = small_cnn()(images).double().detach()
+    loss = nn.functional.cross_entropy(logits, y, reduction="none")
+    own = logits.gather(1, y[:, None])
+    assert np.allclose(found.loss, loss, rtol=1e-5)
+    assert np.allclose(found.true_confidence, (-loss).exp(), rtol=1e-5)
+    assert found.true_rank.tolist() == (logits > own).sum(1).tolist()
+    assert ((found.true_rank == 0) == (found.label == y.numpy())).all()
+    assert set(found.true_rank.tolist()) == set(range(10))
+
+
+def test_of_equal_logits_the_predicted_class_ranks_first() -> None:
+    class Equal(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), 10)
+
+    x, y = digits(64)
+    found = referee(Equal(), Linf(EPS)).judge(candidates(x))
+    assert found.true_rank.tolist() == y.tolist()
+    assert ((found.true_rank == 0) == (found.label == y.numpy())).all()
+
+
+def test_nothing_is_recorded_of_the_true_class_on_inadmissible_images() -> None:
+    """Refused images, and those that a minimising attack found outside the ball."""
+    x, _ = digits(64)
+    images = x.clone()
+    images[0] = 1 - x[0]
+    images[1, 0, 0, 0] = -0.1
+    images[2, 0, 0, 0] = torch.nan
+    found = referee(small_cnn(), Linf(EPS)).judge(candidates(images))
+    assert np.isnan(found.true_confidence).tolist() == [True] * 3 + [False] * 61
+    assert np.isnan(found.loss).tolist() == [True] * 3 + [False] * 61
+    assert (found.true_rank < 0).tolist() == [True] * 3 + [False] * 61
+    far = referee(small_cnn(), Linf(EPS), minimises=True).judge(candidates((x + 0.5).clamp(0, 1)))
+    assert (far.verdict == Verdict.ROBUST).all() and np.isnan(far.loss).all()
+
+
+def test_an_answer_that_is_not_finite_has_no_loss_and_the_last_rank() -> None:
+    x, y = digits(64)
+    answer = FreshModel(NaNLogits()).answer(x, [0])
+    judged_images = referee(NaNLogits(), Linf(EPS)).judge(candidates(x))
+    for found in (judged_images, clean_outcomes(answer, y)):
+        assert np.isnan(found.loss).all()
+        assert set(found.true_confidence.tolist()) == {0.0}
+        assert set(found.true_rank.tolist()) == {10}
+
+
+def test_the_clean_pass_records_the_true_class_too() -> None:
+    x, y = digits(64)
+    answer = FreshModel(small_cnn()).answer(x, [0])
+    found = clean_outcomes(answer, y)
+    again = referee(small_cnn(), Linf(EPS)).judge(candidates(x))
+    for name in ("true_confidence", "true_rank", "loss"):
+        assert np.array_equal(getattr(found, name), getattr(again, name)), name
+    assert set(found.target.tolist()) == {-1} and set(found.claimed.tolist()) == {0}
+
+
+def test_the_true_class_of_a_random_defense_is_that_of_the_mean_softmax() -> None:
+    class Flips(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = torch.zeros(len(images), 10)
+            logits[:, 0] = 4 * torch.randn(1)
+            return logits
+
+    x, y = digits(64)
+    noise = SeededNoise(0, "referee", torch.device("cpu"))
+    answer = FreshModel(Flips(), noise=noise).answer(x, [0])
+    predicted = clean_outcomes(answer, answer.label)
+    assert np.allclose(predicted.true_confidence, answer.confidence.numpy(), rtol=1e-6)
+    assert np.allclose(predicted.loss, -answer.confidence.log().numpy(), rtol=1e-6)
+    found = clean_outcomes(answer, torch.zeros_like(y))
+    of_mean = answer.logits.double().softmax(1)[:, 0].numpy()
+    assert not np.allclose(found.true_confidence, of_mean, atol=1e-2)
+
+
+def test_a_claim_that_the_fresh_model_does_not_confirm_is_counted() -> None:
+    x, y = digits(64)
+    right = (small_cnn()(x).argmax(1) == y).numpy()
+    offered = candidates(x)
+    offered = offered._replace(step=torch.where(torch.arange(64) < 20, 3, -1))
+    found = referee(small_cnn(), Linf(EPS)).judge(offered)
+    assert found.claimed.tolist() == [1] * 20 + [0] * 44
+    assert refusals(found).not_adversarial == right[:20].sum() > 0
+    assert refusals(found).total == right[:20].sum()
+
+
+def test_the_target_class_of_each_item_is_recorded() -> None:
+    x, y = digits(64)
+    judging = Referee(
+        FreshModel(small_cnn()), Linf(EPS), Goal("targeted", "next"), x, y, (y + 1) % 10
+    )
+    rows = torch.tensor([5, 3, 60])
+    found = judging.judge(candidates(x[rows], rows))
+    assert found.target.tolist() == ((y + 1) % 10)[rows].tolist()
+
+
+def test_each_chunk_names_the_machine_class() -> None:
+    x, judging = digits(64)[0], referee(small_cnn(), Linf(EPS))
+    (chunk,) = judge([candidates(x)], judging, judging.fresh_model.answer(x, [0]))
+    assert chunk.machine == this_machine(torch.device("cpu"))
+    assert chunk.without([3]).machine == chunk.machine

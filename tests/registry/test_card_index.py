@@ -48,6 +48,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(command: list[str], root: Path, cache: Path, *, torch: bool = False) -> str:
     """Standard output of a command run in the source folder `root`."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONSAFEPATH"] = ""  # the source is in `root`
     program = ("" if torch else BLOCK_TORCH) + RUN.format(command)
     done = subprocess.run(
         [sys.executable, "-c", program],

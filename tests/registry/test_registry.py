@@ -94,6 +94,10 @@ BAD = {
         attack("x").replace("steps = 1", "steps = 0"),
         "motionless: its attack has steps = 0; at least one is needed.",
     ),
+    "endless": (
+        attack("x").replace("steps = 1", "steps = 10**6 + 1"),
+        "endless: its attack has steps = 1000001; at most 1000000 are allowed.",
+    ),
     "headless": (
         attack("x").replace("def start", "def begin"),
         "without 'start', which every attack has.",

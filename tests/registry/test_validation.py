@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.plugin import Claim, Defense, Recipe
+from bench.registry.registry import Registry
 from bench.registry.validation import why_invalid
 from tests.fixtures.known_models import small_cnn
 from tests.fixtures.planted_plugins import ATTACK, planted_registry
@@ -69,7 +70,10 @@ WRONG: list[tuple[str, str]] = [
     (DEFENSE.format("rejects=1.5"), "has rejects = 1.5; it should be the share of clean images"),
     (DEFENSE.format("summary='\\ud800'"), "cannot be listed: UnicodeEncodeError: 'utf-8' codec"),
     (THREAT.format("{'examples': 'x'}"), "has examples = 'x'; it should be a valid integer."),
-    (THREAT.format("{'required': ['pgd']}"), "has required = ['pgd']; it should be a valid tuple."),
+    (
+        THREAT.format("{'protocol': LeaderboardProtocol(['pgd'])}"),
+        "has protocol.required = ['pgd']; it should be a valid tuple.",
+    ),
     (
         THREAT.format("{'budget': Budget('x')}"),
         "has budget.gradients = 'x'; it should be a valid integer.",
@@ -80,6 +84,8 @@ WRONG: list[tuple[str, str]] = [
     (DATASET.format("{'shape': (1, 8)}"), "has shape = (1, 8); it has too few items."),
     (DATASET.format("{'classes': 10}"), "has classes = 10; it should be a valid tuple."),
     (DATASET.format("{'test_size': 'x'}"), "has test_size = 'x'; it should be a valid integer."),
+    (attack("written_for = 'alp'"), "has written_for = 'alp'; it should be a valid tuple."),
+    (attack("written_for = (1,)"), "has written_for.0 = 1; it should be a valid string."),
     (attack("norms = 5"), "has norms = 5; it should be a valid tuple."),
     (attack("norms = 'linf'"), "has norms = 'linf'; it should be a valid tuple."),
     (attack("stop_rule = 'x'"), "has stop_rule = 'x'; it should be an instance of StopRule."),
@@ -126,3 +132,12 @@ def test_a_declared_rejection_share_must_lie_between_zero_and_one(share: Any) ->
     record = Defense("guarded", lambda loader: small_cnn(), rejects=share)
     assert "share of clean images" in why_invalid("defense", record)
     assert why_invalid("defense", replace(record, rejects=0.05)) == ""
+
+
+@pytest.mark.row("E09")
+def test_an_attack_names_the_defenses_that_it_was_written_for(tmp_path: Path) -> None:
+    named = attack("written_for = ('alp', 'clp')")
+    registry = planted_registry(tmp_path, {"one": named})
+    assert registry.attack_card("odd").written_for == ("alp", "clp")
+    assert registry.problems == []
+    assert Registry.without_submissions().attack_card("pgd").written_for == ()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.store import Store
-from tests.fixtures.small_store import World
+from tests.fixtures.small_store import World, first
+from tests.results.small_results import FIVE, complete
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,14 @@ def world(store: Store) -> World:
     made.attack("fgsm", steps=1)
     made.attack("pgd", steps=40)
     return made
+
+
+@pytest.fixture
+def five(store: Store) -> World:
+    """One threat model that requires five attacks; defense `d` broken by each on 100 examples."""
+    world = World(store)
+    world.threat("linf", *FIVE)
+    for name in FIVE:
+        world.attack(name)
+    complete(world, "d", first(100))
+    return world

@@ -16,7 +16,7 @@ def test_a_broken_certified_example_makes_the_row_invalid(world: World, exact: b
     enter(world, "d", ALL, NONE, first(100))
     certify(world, ~first(100), exact=exact)
     row = rows_of(world)["d"]
-    assert (row.verdict, row.rank) == ("sound", (1, 1, 1))
+    assert (row.verdict, row.rank) == ("sound", (1, 1, 1, ()))
     assert row.certified is not None
     assert (row.certified.count.k, row.certified.certifier) == (500, "linear")
     certify(world, ~first(99), exact=exact)
@@ -26,16 +26,15 @@ def test_a_broken_certified_example_makes_the_row_invalid(world: World, exact: b
     assert (flag.state, "1 are broken" in flag.evidence) == ("raised", True)
 
 
-def test_a_certificate_of_older_code_does_not_count(world: World) -> None:
+def test_a_certificate_of_older_code_counts_until_it_is_made_anew(world: World) -> None:
     enter(world, "d", ALL, NONE, NONE)
     certify(world, ALL)
-    assert rows_of(world)["d"].certified is not None
     world.certifier("linear", source="mended")
-    assert rows_of(world)["d"].certified is None
-    assert flag_of(world, "soundness-error").state == "not tested"
+    found = rows_of(world)["d"].certified
+    assert found is not None and (found.count.k, found.older) == (600, True)
     certify(world, ~first(600))
     found = rows_of(world)["d"].certified
-    assert found is not None and found.count.k == 0
+    assert found is not None and (found.count.k, found.older) == (0, False)
 
 
 def test_a_refuted_certifier_is_named_with_its_examples(world: World) -> None:

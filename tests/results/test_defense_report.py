@@ -169,7 +169,7 @@ def test_the_json_report_has_the_documented_shape(world: World) -> None:
     said = json.loads(json.dumps(json_report(world.store), allow_nan=False))
     assert said["schema"] == 2
     assert said["threat"].keys() >= {"id", "name", "dataset", "set", "access", "goal", "budget"}
-    assert said["examples"] == {"n": 600, "digest": "examples"}
+    assert said["examples"] == {"n": 600, "digest": "examples", "order": "balanced"}
     (row,) = said["ranking"]
     assert row["rank"] == [1, 1]
     assert row["robust"].keys() == {"k", "n", "low", "high"}
@@ -259,9 +259,9 @@ def test_the_terminal_shows_counts_intervals_ranks_coverage_and_warnings(world: 
     text = printed.get()
     assert "540/600" in text
     assert "87.3-92.2" in text
-    assert "suspect 2/4" in text
+    assert "suspect 1/2" in text
     assert "random-beats-gradient" in text
-    assert "60 of 600 are broken by random" in text
+    assert "Of 600 examples that both evaluated, random break 60 and fgsm, pgd 0" in text
     assert "[bold]e: Provisional: 1 of 2 required attacks are done." in text
     assert "missing" in text
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench.core.cells import COSTLY_FORWARDS, FEW_EXAMPLES
+from bench.core.errors import BenchError
 from bench.evaluation import plan
 from bench.evaluation.plan import Selection
 from bench.registry.registry import Registry
@@ -55,6 +56,31 @@ def test_a_costly_defense_is_listed_with_its_own_n_and_without_a_rank(
     assert "the first 128 of 600 examples" in costly.note
     assert costly.coverage.done == costly.coverage.required == 1
     assert [b.n for b in leaderboards(store)] == [600], "it has no leaderboard of its own"
+
+
+def test_the_leaderboards_of_two_orders_are_apart(store: Store, world: World) -> None:
+    """`costly` was evaluated on the first 128 of the balanced order and is on that one alone."""
+    file = replace(world, examples="the file", order="file")
+    file.clean("plain", first(600))
+    file.evaluate("plain", "pgd", some(600, *range(500)))
+    balanced, other = leaderboards(store)
+    assert (balanced.example_order, other.example_order) == ("balanced", "file")
+    assert find_leaderboard(store, "linf") == find_leaderboard(store, None, "full", "balanced")
+    assert find_leaderboard(store, "linf", order="file") == other
+    rows = {order: json_report(store, "linf", order=order) for order in ("balanced", "file")}
+    found = {order: {r["defense"]: r["robust"]["k"] for r in report["ranking"]}
+             for order, report in rows.items()}  # fmt: skip
+    assert found == {"balanced": {"plain": 400, "costly": 117}, "file": {"plain": 100}}
+    assert {order: report["examples"]["order"] for order, report in rows.items()} == {
+        "balanced": "balanced", "file": "file",
+    }  # fmt: skip
+    with pytest.raises(BenchError, match="--order is 'x'; use one of balanced, file"):
+        find_leaderboard(store, "linf", order="x")
+
+
+def test_an_order_without_a_leaderboard_is_named(store: Store, world: World) -> None:
+    with pytest.raises(BenchError, match="no leaderboard of the file order; `bench run --order"):
+        find_leaderboard(store, "linf", order="file")
 
 
 def test_the_reports_include_a_costly_defense(store: Store, world: World) -> None:

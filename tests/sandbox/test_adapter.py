@@ -150,11 +150,11 @@ def test_invalid_declarations_are_refused_by_name(
         ),
         (
             "loader.channel.request({'request': 'trained', 'of': ['undefended']})",
-            "names no defense under construction",
+            "submission mine requested weights for .*, which is no defense under construction",
         ),
         (
             "loader.channel.request({'request': 'trained', 'of': {'x': 1}})",
-            "names no defense under construction",
+            "submission mine requested weights for .*, which is no defense under construction",
         ),
         (
             "loader.channel.request({'request': 'defense', 'of': ['mine'], 'name': ['x']})",
@@ -180,14 +180,13 @@ def test_the_sandbox_does_not_train_a_submitted_recipe(tmp_path: Path) -> None:
         loader(sandboxed(tmp_path)).build()
 
 
-def test_threat_models_are_not_sandboxed_and_reviewed_submissions_need_not_be(
-    tmp_path: Path,
-) -> None:
+def test_threat_models_are_read_in_the_sandbox(tmp_path: Path) -> None:
     place = templates.write_template("threat", "mine", tmp_path)
-    registry = sandboxed(place.parent)
-    assert registry.why_not_imported("mine").startswith(
-        "the sandbox does not support kind 'threat'; --allow-uns"
-    )
+    found = sandboxed(place.parent).find("threat", "mine")
+    assert (found.isolation, found.value.dataset) == ("sandboxed", "digits")
+
+
+def test_reviewed_submissions_need_no_sandbox() -> None:
     shipped = sandboxed(Path(__file__).parents[2] / "submissions")
     assert {shipped.find("defense", name).isolation for name in REVIEWED_SUBMISSIONS} == {
         "in-process"
@@ -224,11 +223,16 @@ def test_a_sandboxed_run_has_the_outcomes_of_an_unsandboxed_one(evaluated: Path)
     assert {isolation for _, isolation, _ in here} == {"unsandboxed"}
 
 
-def test_a_sandboxed_cell_is_reproduced(evaluated: Path) -> None:
+def test_a_sandboxed_cell_is_reproduced_within_the_time_of_a_cell(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"sqlite:///{evaluated / 'sandboxed.db'}"
     with Store.open(url) as store:
         key = next(row.key for row in store.cells() if row.cell.attack == "pgd")
     assert reproduce(key, url, "cpu", allow_unsandboxed=False)["same"]
+    monkeypatch.setattr(isolation, "LIMITS", isolation.Limits(cell=0.0))
+    with pytest.raises(PluginError, match="mine did not finish its cell within 0 s; its process"):
+        reproduce(key, url, "cpu", allow_unsandboxed=False)
 
 
 def test_a_worker_that_dies_fails_its_cell_alone(

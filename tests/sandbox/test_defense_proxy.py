@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 
 from bench.core.errors import PluginError
 from bench.engine.model_access import ModelAccess, SeededNoise
+from bench.engine.problem import attack_once
 from bench.plugin import Dataset, cross_entropy
 from bench.registry.registry import Registry
 from bench.sandbox.defense_proxy import DefenseProxy
+from bench.sandbox.protocol import Channel
 from bench.training.defense_builder import DefenseBuilder
+from plugins.attacks.pgd import PGD
+from tests.engine.single_run import LINF
 from tests.fixtures.known_models import digits
 from tests.sandbox.isolated import PLAIN, no_process_left, sandboxed, unsandboxed, write_submission
 
@@ -38,7 +43,14 @@ NONLINEAR = PLAIN.replace(
     "return self.layer(images.flatten(1))",
     "return torch.tanh(self.layer(images.flatten(1).sin())).double()",
 )
-SOURCES = {"plain": PLAIN, "noisy": NOISY, "rejecting": REJECTING, "nonlinear": NONLINEAR}
+WRITING = PLAIN.replace(
+    "return self.layer(images.flatten(1))",
+    "images.data.clamp_(0.25, 0.75); return self.layer(images.flatten(1))",
+)
+SOURCES = {
+    "plain": PLAIN, "noisy": NOISY, "rejecting": REJECTING, "nonlinear": NONLINEAR,
+    "writing": WRITING,
+}  # fmt: skip
 
 
 def dataset(registry: Registry) -> Dataset:
@@ -76,6 +88,17 @@ def test_a_sandboxed_defense_returns_the_same_bits(kind: str, tmp_path: Path) ->
         assert one.dtype == two.dtype
         assert torch.equal(one, two)
     assert any(part.any() for part in all_queries(inside, *how)[1::6])
+
+
+def test_images_reach_a_sandboxed_defense_as_copies(tmp_path: Path) -> None:
+    write_submission(tmp_path, WRITING)
+    module, (x, _) = built(sandboxed(tmp_path)), digits(16)
+    given, leaf = x.clone(), x.clone().requires_grad_()
+    with torch.no_grad():
+        logits = module(given)
+    module(leaf).sum().backward()
+    assert torch.equal(given, x) and torch.equal(leaf.detach(), x)
+    assert torch.equal(module(x.clamp(0.25, 0.75)), logits)
 
 
 def test_a_gradient_can_be_computed_after_other_queries(tmp_path: Path) -> None:
@@ -127,6 +150,40 @@ def test_only_a_model_that_draws_random_numbers_advances_the_generator(tmp_path:
             one, two = module(x), module(x)
         assert torch.equal(torch.get_rng_state(), before) != drawn
         assert torch.equal(one, two) != drawn
+
+
+def test_an_attacked_defense_gets_images_and_weights_of_its_logits_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_submission(tmp_path, PLAIN)
+    sent: list[tuple[str, list[str]]] = []
+    send = Channel.send
+
+    def recording(
+        self: Channel, number: int, header: dict[str, Any], *parts: Any, **how: Any
+    ) -> None:
+        sent.append((header["method"], sorted(header.keys() | header.get("tensors", {}).keys())))
+        send(self, number, header, *parts, **how)
+
+    monkeypatch.setattr(Channel, "send", recording)
+    module, (x, y) = built(sandboxed(tmp_path)), digits(20)
+    sent.clear()
+    adv = attack_once(PGD(), module, x, y, LINF, seed=0, example=torch.arange(20))
+    assert not torch.equal(adv, x)
+    assert sorted({(method, *names) for method, names in sent}) == [
+        ("backward", "method", "tensors", "weight"),
+        ("forward", "images", "keep", "method", "state", "tensors"),
+    ]
+
+
+def test_the_weight_of_a_gradient_shows_the_label_that_the_attack_avoids(tmp_path: Path) -> None:
+    # This cannot be hidden from a white-box attack's copy; docs/howto/sandbox.md says so.
+    write_submission(tmp_path, PLAIN)
+    module, (x, y), sent = built(sandboxed(tmp_path)), digits(16), []
+    evaluate = module.gradient
+    module.gradient = lambda weight, shape: sent.append(weight) or evaluate(weight, shape)  # type: ignore[assignment, func-returns-value, operator]
+    ModelAccess(module).gradient(x, lambda logits: cross_entropy(logits, y))
+    assert torch.equal(sent[0].argmin(1), y)
 
 
 def test_a_second_derivative_is_refused(tmp_path: Path) -> None:

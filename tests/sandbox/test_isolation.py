@@ -1,10 +1,15 @@
-"""Isolation: a submission that tries every way out of its process finds none."""
+"""Isolation: a submission that tries every way out of its process finds none.
+
+Covers bench.sandbox.system_calls too.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
+import re
 import socket
 import sqlite3
 import subprocess
@@ -12,14 +17,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import sklearn
 
 import bench
+import plugins
 from bench.registry.registry import Registry
-from bench.sandbox import isolation
+from bench.sandbox import isolation, system_calls
+from bench.sandbox.process import SandboxProcess
+from bench.sandbox.usage import family
 from tests.sandbox.isolated import PLAIN, no_process_left, sandboxed, write_submission
 
 PACKAGE = Path(bench.__file__).parent
+DIGITS = Path(str(sklearn.__file__)).parent / "datasets" / "data" / "digits.csv.gz"
 SECRET = "text that no worker may read"
 TRIALS = {
     "tcp": "socket.create_connection(('127.0.0.1', PORT), 2)",
@@ -37,6 +48,10 @@ TRIALS = {
     "project": "[name for name in os.listdir(PROJECT) if name not in ('bench', 'plugins', '.venv')]"
     " or none()",
     "data": "os.listdir(DATA)",
+    "digits of scikit-learn": "open(DIGITS).read()",
+    "data sets of packages": "glob.glob(os.path.join(os.path.dirname(os.path.dirname("
+    "torch.__file__)), 'sklearn/datasets/[dt]*a/*')) or none()",
+    "write into hidden data": "open(DIGITS, 'w')",
     "environment": "SECRET in str(os.environ) and found() or none()",
     "environments": "any(SECRET in text(p) for p in glob.glob('/proc/[0-9]*/environ'))"
     " and found() or none()",
@@ -66,6 +81,36 @@ TRIALS = {
     " check=True, capture_output=True, timeout=5)",
     "ownership": "os.chown('/tmp', 0, 0)",
     "clock": "time.clock_settime(time.CLOCK_REALTIME, 0)",
+    "memory file": "os.memfd_create('x')",
+    "shared memory": "mmap.mmap(-1, 4096)",
+    "shared memory of a device": "mmap.mmap(os.open('/dev/zero', os.O_RDWR), 4096)",
+    "shared memory with checked flags": "kernel(libc.mmap(None, 4096, 3, 0x23, -1, 0))",
+    "huge pages": "kernel(libc.mmap(None, 2**21, 3, 0x40022, -1, 0))",
+    "System V shared memory": "kernel(libc.shmget(0, 2**20, 0o1600))",
+    "System V messages": "kernel(libc.msgget(0, 0o1600))",
+    "System V semaphores": "kernel(libc.semget(0, 1, 0o1600))",
+    "message queue": "kernel(libc.mq_open(b'/x', 0o102, 0o600, None))",
+    "pair of sockets": "socket.socketpair()",
+    "local socket": "socket.socket(socket.AF_UNIX)",
+    "splice": "kernel(libc.splice(os.open('/dev/zero', 0), None, os.pipe()[1], None, 4096, 0))",
+    "tee": "kernel(libc.tee(os.pipe()[0], os.pipe()[1], 4096, 2))",
+    "pages in a pipe": "kernel(libc.vmsplice(os.pipe()[1], ctypes.byref(VECTOR), 1, 0))",
+    "larger pipes": "fcntl.fcntl(os.pipe()[1], 1031, 2**20)",
+    "event polls": "select.epoll()",
+    "terminals": "os.openpty()",
+    "event loop": "asyncio.run(asyncio.sleep(0))",
+    "queue of processes": "multiprocessing.Queue()",
+    "workers that load data": "next(iter(DataLoader([1], num_workers=1)))",
+    "file lock": "fcntl.flock(os.open(torch.__file__, 0), fcntl.LOCK_EX)",
+    "record lock": "fcntl.lockf(os.open(torch.__file__, 0), fcntl.LOCK_SH)",
+    "question for a lock": "fcntl.fcntl(os.open(torch.__file__, 0), fcntl.F_GETLK, bytes(32))",
+    "lock of an open file": "fcntl.fcntl(os.open(torch.__file__, 0), 37, bytes(32))",
+    "lease": "fcntl.fcntl(os.open(torch.__file__, 0), fcntl.F_GETLEASE)",
+    "notices of a folder": "fcntl.fcntl(os.open('/usr', 0), fcntl.F_NOTIFY, 1)",
+    "notices of files": "kernel(libc.inotify_init1(0))",
+    "pages in memory": "kernel(libc.mincore(MAPPED, 4096, ctypes.create_string_buffer(9)))",
+    "dropping pages": "os.posix_fadvise(os.open(torch.__file__, 0), 0, 0, os.POSIX_FADV_DONTNEED)",
+    "reading without waiting": "os.preadv(os.open(torch.__file__, 0), [bytearray(9)], 0, 8)",
 }  # fmt: skip
 if platform.machine() == "x86_64":  # elsewhere these calls have other numbers
     TRIALS |= {
@@ -77,13 +122,33 @@ if platform.machine() == "x86_64":  # elsewhere these calls have other numbers
         "bpf": "kernel(libc.syscall(321, 0, 0, 0))",
         "perf": "kernel(libc.syscall(298, 0, 0, -1, -1, 0))",
         "page faults": "kernel(libc.syscall(323, 0))",
+        "secret memory": "kernel(libc.syscall(447, 0))",
+        "state of the page cache": "kernel(libc.syscall(451, 0, 0, 0, 0))",
+        "calls of later systems": "kernel(libc.syscall(463, 0, 0, 0, 0))",
+        "asynchronous input": "kernel(libc.syscall(206, 8, ctypes.byref(ctypes.c_ulong())))",
     }
 
+WORKING = {
+    "a thread": "found() if [t.start() or t.join() for t in [Thread(target=found)]] else none()",
+    "a program": "subprocess.run(['/bin/sh', '-c', 'echo found'], check=True).returncode",
+}  # fmt: skip
+"""What the same submission can do all the same."""
+FCNTL_COMMANDS = {name: value for name, value in vars(fcntl).items() if name.startswith("F_")} | {
+    "F_OFD_GETLK": 36, "F_OFD_SETLK": 37, "F_OFD_SETLKW": 38,
+}  # fmt: skip
+"""By the names of fcntl(2); older versions of Python lack some."""
+
 PROGRAM = """
-import ctypes, glob, json, os, resource, socket, stat, subprocess, time
+import asyncio, ctypes, fcntl, glob, json, mmap, multiprocessing, os, resource, select, socket
+import stat, subprocess, time
+from threading import Thread
+
 import torch
+from torch.utils.data import DataLoader
 
 libc = ctypes.CDLL(None, use_errno=True)
+VECTOR = (ctypes.c_void_p * 2)(ctypes.cast(ctypes.create_string_buffer(9), ctypes.c_void_p), 9)
+MAPPED = ctypes.c_void_p(id(0) & ~4095)
 
 
 def kernel(answer):
@@ -146,9 +211,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
         unix.listen()
         constants = {
             "PORT": server.getsockname()[1], "ABSTRACT": abstract, "DATABASE": str(database),
-            "HOME_FILE": str(home), "SUBMISSIONS": str(folder), "SECRET": SECRET,
+            "HOME_FILE": str(home), "DIGITS": str(DIGITS),
+            "SUBMISSIONS": str(folder), "SECRET": SECRET,
             "PROJECT": str(PACKAGE.parent), "BENCH": str(PACKAGE),
-            "DATA": os.environ.get("BENCH_DATA", "/nowhere"), "TRIALS": TRIALS,
+            "DATA": os.environ.get("BENCH_DATA", "/nowhere"), "TRIALS": TRIALS | WORKING,
         }  # fmt: skip
         assignments = "\n".join(f"{name} = {value!r}" for name, value in constants.items())
         source = PLAIN.replace("from bench.plugin", PROGRAM.replace("ASSIGNMENTS", assignments)
@@ -170,9 +236,37 @@ def test_every_way_out_is_blocked(trial: str, results: dict[str, list[str]]) -> 
     assert state == "blocked", f"{trial}: {result}"
 
 
-@pytest.mark.parametrize("trial", ["tcp", "new user namespace", "mount", "trace"])
+@pytest.mark.parametrize("trial", WORKING)
+def test_what_a_computation_needs_works(trial: str, results: dict[str, list[str]]) -> None:
+    state, result = results[trial]
+    assert state == "open", f"{trial}: {result}"
+
+
+@pytest.mark.parametrize(
+    "trial",
+    ["tcp", "new user namespace", "mount", "trace", "memory file", "shared memory", "huge pages",
+     "System V shared memory", "pages in a pipe", "pair of sockets", "file lock",
+     "pages in memory"],
+)  # fmt: skip
 def test_the_kernel_refuses_these_calls(trial: str, results: dict[str, list[str]]) -> None:
     assert results[trial][1].startswith("PermissionError: [Errno 1]")
+
+
+def test_the_documentation_lists_the_calls_that_fail() -> None:
+    page = (PACKAGE.parent / "docs" / "howto" / "sandbox.md").read_text()
+    section = page.partition("## System calls that fail\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
+    listed = [re.findall(r"`(\w+)`", row) for row in rows]
+    known = [system_calls.ESCAPES, system_calls.UNCOUNTED_MEMORY, system_calls.CHANNELS_TO_OTHERS]
+    assert listed[1].pop() == "memfd_secret"
+    assert [tuple(calls) for calls in listed] == known
+    assert {call for group in known for call in group} == {
+        call for call in system_calls.FORBIDDEN_SYSCALLS if isinstance(call, str)
+    }
+    commands = tuple(FCNTL_COMMANDS[name] for name in re.findall(r"`(F_\w+)`", section))
+    assert commands == system_calls.FILE_COMMANDS
+    newer = system_calls.NEWER_CALLS
+    assert f"numbers from {newer.start} to {newer.stop - 1} end with" in " ".join(section.split())
 
 
 def test_the_same_trials_succeed_outside_the_sandbox(tmp_path: Path) -> None:
@@ -199,6 +293,77 @@ def test_a_worker_can_read_programs_only() -> None:
     assert not folders & closed
     for folder in map(Path, folders):
         assert not (folder / "bench.db").exists()
+
+
+def _list(*folders: Path) -> list[str]:
+    """What a process in the file system of a worker finds in folders."""
+    words = [word for binding in isolation.bindings() for word in binding]
+    words = [*isolation.bubblewrap_command(), *words, "--remount-ro", "/"]
+    done = subprocess.run(
+        [*words, "/bin/ls", *map(str, folders)],
+        env={}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("variable", ["BENCH_DATA", "BENCH_IMAGE_FOLDER", "BENCH_SUBMISSIONS"])
+@pytest.mark.usefixtures("sandbox")
+def test_data_below_the_folders_of_python_is_hidden(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "labels").touch()
+    (tmp_path / "program").touch()
+    places = [*isolation.program(), tmp_path]
+    monkeypatch.setattr(isolation, "program", lambda: places)
+    assert _list(tmp_path / "data", tmp_path) == [f"{tmp_path}:", "data", "program",
+                                                  f"{tmp_path}/data:", "labels"]  # fmt: skip
+    monkeypatch.setenv(variable, str(tmp_path / "data"))
+    assert _list(tmp_path / "data", tmp_path) == [f"{tmp_path}:", "data", "program",
+                                                  f"{tmp_path}/data:"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_project_below_usr_shows_its_two_packages_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "app"
+    for name in ("bench", "plugins", "submissions"):
+        (project / name).mkdir(parents=True)
+        (project / name / "__init__.py").touch()
+    (project / "bench.db").write_text(SECRET)
+    places = [*isolation.program(), tmp_path]
+    monkeypatch.setattr(isolation, "program", lambda: places)
+    monkeypatch.setattr(bench, "__file__", str(project / "bench" / "__init__.py"))
+    monkeypatch.setattr(plugins, "__file__", str(project / "plugins" / "__init__.py"))
+    assert _list(project) == ["bench", "plugins"]
+    assert _list(project / "bench") == ["__init__.py"]
+
+
+def test_no_two_workers_have_one_user() -> None:
+    users = [isolation.unused_user() for _ in range(200)]
+    assert len(set(users)) == 200
+    assert not set(users) & {process.uids().real for process in psutil.process_iter()}
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_two_workers_share_no_namespace_no_scratch_and_no_user() -> None:
+    workers = [SandboxProcess(), SandboxProcess()]
+    try:
+        for worker in workers:
+            worker.start()
+        inner = [Path(f"/proc/{family(w.monitor.process.pid)[-1]}") for w in workers]
+        for kind in ("pid", "ipc", "net", "mnt", "uts", "cgroup"):
+            assert (
+                len({*(p.joinpath("ns", kind).readlink() for p in [*inner, Path("/proc/self")])})
+                == 3
+            )
+        assert len({p.joinpath("root/tmp").stat().st_dev for p in inner}) == 2
+        if os.getuid() == 0:
+            assert len({p.stat().st_uid for p in inner}) == 2
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def test_without_a_sandbox_the_code_of_a_submission_is_not_used(

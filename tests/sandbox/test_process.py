@@ -1,15 +1,18 @@
 """Hostile submissions: each one ends in one clear message, and no process is left.
 
-Covers bench.sandbox.worker too.
+Covers bench.sandbox.monitor and bench.sandbox.worker too.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import multiprocessing
 import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 
@@ -20,6 +23,8 @@ import torch
 from bench.core.errors import PluginError
 from bench.sandbox import isolation
 from bench.sandbox.isolation import MIB, Limits
+from bench.sandbox.orphans import end_orphans
+from bench.sandbox.process import SandboxProcess
 from bench.training.defense_builder import DefenseBuilder
 from tests.fixtures.known_models import digits
 from tests.sandbox.isolated import PLAIN, no_process_left, sandboxed, write_submission
@@ -27,6 +32,8 @@ from tests.sandbox.isolated import PLAIN, no_process_left, sandboxed, write_subm
 pytestmark = [pytest.mark.usefixtures("sandbox"), pytest.mark.slow]
 
 SMALL_LIMITS = Limits(memory=1024 * MIB, build=8.0, call=4.0)
+PATIENT_LIMITS = replace(SMALL_LIMITS, call=25.0)
+"""Time to fill a memory on a busy machine."""
 
 IMPORT = {
     "an import that never ends": (
@@ -80,6 +87,34 @@ FORWARD = {
         "kept = []\nwhile True: kept.append(torch.rand(2**20))",
         r"used \d+ MiB of memory; the limit|failed: .*(allocate|memory)",
     ),
+    "memory that is written, then read-only": (
+        "import ctypes, mmap, time\nkept = []\nwhile True:\n"
+        "    kept.append(mmap.mmap(-1, 2**25, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))\n"
+        "    kept[-1].write(bytes(2**25))\n"
+        "    at = ctypes.addressof(ctypes.c_char.from_buffer(kept[-1]))\n"
+        "    ctypes.CDLL(None).mprotect(ctypes.c_void_p(at), 2**25, 1)",
+        r"used \d+ MiB of memory; the limit is 1024 MiB",
+    ),
+    "memory of page tables": (
+        "import mmap, time\nkept = []\nwhile True:\n    kept.append(mmap.mmap("
+        "-1, 2**36, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ))\n"
+        "    kept[-1].madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "    for place in range(0, 2**36, 2**21): kept[-1][place]",
+        r"used \d+ MiB of memory; the limit is 1024 MiB",
+    ),
+    "many files": (
+        "for k in range(10**6): open(f'/tmp/{k}', 'w').close()\nimport time; time.sleep(60)",
+        "made more than 10000 files in /tmp",
+    ),
+    "many folders": (
+        "import os\nfor k in range(10**6): os.mkdir(f'/tmp/{k}')\nimport time; time.sleep(60)",
+        "made more than 10000 files in /tmp",
+    ),
+    "many links": (
+        "import os\nfor k in range(10**6): os.symlink('x', f'/tmp/{k}')\n"
+        "import time; time.sleep(60)",
+        "made more than 10000 files in /tmp",
+    ),
     "much text output": ("while True: print('x' * 1000)", "printed more than 1 MiB"),
     "much binary output": (
         "import os\nwhile True: os.write(2, bytes([255, 27]) * 1000)", "printed more than 1 MiB"
@@ -95,10 +130,10 @@ FORWARD = {
         "can't start new thread",
     ),
     "bottomless recursion": ("f = lambda: f()\nf()", "RecursionError"),
-    "None": ("return None", "NoneType; a tensor of logits"),
+    "None": ("return None", "None; a tensor of logits"),
     "a list": ("return [0.0]", "list; a tensor of logits"),
-    "a wrong shape": ("return torch.zeros(len(images))", r"torch.float32 \(8,\) for 8 images"),
-    "one row too few": ("return torch.zeros(len(images) - 1, 10)", r"\(7, 10\) for 8 images"),
+    "a wrong shape": ("return torch.zeros(len(images))", r"torch.float32 \[8\] for 8 images"),
+    "one row too few": ("return torch.zeros(len(images) - 1, 10)", r"\[7, 10\] for 8 images"),
     "integers": ("return torch.zeros(len(images), 10).long()", "torch.int64"),
     "complex numbers": ("return torch.zeros(len(images), 10) * 1j", "complex64"),
     "sparse logits": ("return torch.zeros(len(images), 10).to_sparse()", "failed: "),
@@ -191,8 +226,12 @@ def test_code_that_fails_at_import_is_reported(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", FORWARD)
-def test_code_that_fails_in_the_forward_pass_is_reported(kind: str, tmp_path: Path) -> None:
+def test_code_that_fails_in_the_forward_pass_is_reported(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, message = FORWARD[kind]
+    if "the limit is" in message:
+        monkeypatch.setattr(isolation, "LIMITS", PATIENT_LIMITS)
     write_submission(tmp_path, hostile(code))
     _check_failure(tmp_path, message)
 
@@ -264,6 +303,37 @@ def test_a_worker_ends_with_a_killed_harness() -> None:
     _, alive = psutil.wait_procs(family, timeout=5)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
     assert len(family) > 1
+
+
+def _start_workers_and_wait() -> None:
+    kept = [SandboxProcess() for _ in range(2)]
+    time.sleep(60)
+    del kept
+
+
+def _children(known: set[int]) -> list[psutil.Process]:
+    """Processes that this process has adopted, but not those with a known id."""
+    return [child for child in psutil.Process().children() if child.pid not in known]
+
+
+def test_no_worker_survives_a_harness_that_is_killed_at_any_moment() -> None:
+    libc = ctypes.CDLL(None)
+    libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what survives becomes a child of this process
+    try:
+        for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0):
+            before = {child.pid for child in psutil.Process().children()}
+            harness = multiprocessing.get_context("fork").Process(target=_start_workers_and_wait)
+            harness.start()
+            time.sleep(delay)
+            harness.kill()
+            harness.join()
+            deadline = time.monotonic() + 60
+            while (left := _children(before)) and time.monotonic() < deadline:
+                end_orphans()  # of bubblewrap, where it was killed while it started a worker
+                psutil.wait_procs(left, timeout=0.5)
+            assert left == [], delay
+    finally:
+        libc.prctl(36, 0)
 
 
 def test_patches_of_torch_in_the_worker_have_no_effect_here(tmp_path: Path) -> None:

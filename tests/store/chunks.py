@@ -7,7 +7,7 @@ from sqlalchemy import update
 from bench.core.outcomes import Chunk, Outcomes
 from bench.store import Lease, PlannedCell, Store
 from bench.store.tables import CELLS
-from tests.store.workers import tiny_cell, tiny_outcomes
+from tests.store.workers import keep_tiny_examples, tiny_cell, tiny_outcomes
 
 AWAY = "17@another-host#12345"
 """An owner on another host, whose lease ends by the clock alone."""
@@ -29,6 +29,7 @@ def leased(store: Store, key: str, owner: str = AWAY) -> Lease:
 
 
 def planned(store: Store, items: int = 6) -> str:
+    keep_tiny_examples(store)
     cell = tiny_cell(items=items)
     store.plan([PlannedCell(cell)])
     return cell.key

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import sqlite3
 import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from bench.store import Store
+from tests.fixtures.sealed_database import fill
+from tests.store.servers import (
+    PROGRAMS,
+    PostgresServer,
+    SmallDisk,
+    postgres_server,
+    small_disk,
+)
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """A PostgreSQL server for the tests, on a socket in its own folder."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the tests, which they may stop and start again."""
+    if not PROGRAMS:
         pytest.skip("no PostgreSQL server programs in /usr/lib/postgresql")
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    user = "nobody" if os.geteuid() == 0 else ""
-    if user:
-        shutil.chown(folder, user)
-    switch = ["runuser", "-u", user, "--"] if user else []
+    with postgres_server() as server:
+        yield server
 
-    def run(program: str, *arguments: str) -> None:
-        command = [*switch, str(found[-1] / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
+@pytest.fixture(scope="session")
+def server(postgres: PostgresServer) -> str:
+    """The URL of that server."""
+    return postgres.url
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A small disk that can be filled."""
     try:
-        run("initdb", "-A", "trust", "-U", "bench", "-E", "UTF8", "--no-sync")
-        quiet = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", quiet, "start")
-        yield f"postgresql://bench@/postgres?host={folder}"
-        run("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+        with small_disk(tmp_path / "disk") as made:
+            yield made
+    except PermissionError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -61,3 +69,27 @@ def store(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("BENCH_ARTIFACTS", str(tmp_path / "artifacts"))
     with Store.open(url) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a row in every table of results, in one file."""
+    path = tmp_path_factory.mktemp("filled") / "bench.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        fill(store)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    return path
+
+
+@pytest.fixture
+def path(filled: Path, tmp_path: Path) -> Path:
+    """A copy that a test may edit."""
+    return Path(shutil.copy(filled, tmp_path / "bench.db"))
+
+
+@pytest.fixture(scope="module")
+def dead() -> str:
+    """The id of a process that has ended."""
+    code = "from bench.store.process_id import process_id; print(process_id())"
+    return subprocess.check_output([sys.executable, "-c", code], text=True).strip()

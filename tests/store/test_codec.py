@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,6 +48,47 @@ def test_outcomes_without_rejection_scores_are_packed_in_the_first_format() -> N
     assert np.array_equal(unpack(pack(scored)).rejection, scored.rejection)
 
 
+def test_outcomes_with_a_measured_true_class_are_packed_in_the_third_format() -> None:
+    plain = tiny_outcomes([4, 5, 6])
+    changes: dict[str, npt.NDArray[Any]] = {
+        "target": np.array([-1, 2, -1], np.int16), "claimed": np.array([0, -1, 1], np.int8),
+        "true_confidence": np.array([0.5, np.nan, 1], np.float32),
+        "true_rank": np.array([-1, 0, -1], np.int16), "loss": np.array([0, 0, np.inf], np.float32),
+    }  # fmt: skip
+    for name, column in changes.items():
+        packed = pack(plain._replace(**{name: column}))
+        assert packed[0] == 3, name
+        assert same_bits(unpack(packed), plain._replace(**{name: column}))
+
+
+@pytest.mark.parametrize("format_", [1, 2])
+def test_a_chunk_of_an_older_version_is_read_with_nothing_recorded(format_: int) -> None:
+    """Bytes written out here as older versions wrote them, not by today's `pack`."""
+    item, verdict = np.array([7, 9], "<i4"), np.array([1, 0], np.uint8)
+    bits = np.packbits([True, False], bitorder="little").tobytes()
+    distance, label = np.array([0.5, 0.25], "<f8"), np.array([3, 4], "<i2")
+    confidence, counts = np.array([0.75, 0.5], "<f4"), np.array([11, 12], "<i4")
+    rejection = np.array([-0.5, 0.125], "<f4")
+
+    def shuffled(column: npt.NDArray[Any]) -> bytes:
+        size = column.dtype.itemsize
+        return column.view(np.uint8).reshape(2, size).T.tobytes()
+
+    content = (
+        b"\2\0\0\0" + shuffled(item) + verdict.tobytes() + bits + bits + shuffled(distance)
+        + shuffled(label) + shuffled(confidence) + shuffled(counts) * 5
+        + (shuffled(rejection) if format_ == 2 else b"")
+    )  # fmt: skip
+    found = unpack(bytes([format_]) + zlib.compress(content))
+    assert (found.item.tolist(), found.verdict.tolist()) == ([7, 9], [1, 0])
+    assert (found.distance.tolist(), found.restart.tolist()) == ([0.5, 0.25], [11, 12])
+    assert found.rejection.tolist() == ([-0.5, 0.125] if format_ == 2 else [-np.inf, -np.inf])
+    assert found.target.tolist() == found.claimed.tolist() == found.true_rank.tolist() == [-1, -1]
+    assert np.isnan(found.true_confidence).all() and np.isnan(found.loss).all()
+    assert [c.dtype for c in found] == [np.dtype(kind) for kind in OUTCOME_DTYPES]
+    assert pack(found)[0] == format_
+
+
 def test_outcomes_of_the_wrong_type_or_length_are_refused() -> None:
     good = tiny_outcomes([1, 2])
     with pytest.raises(BenchError, match=r"item came as int64\[2\], expected int32\[2\]"):
@@ -56,7 +99,7 @@ def test_outcomes_of_the_wrong_type_or_length_are_refused() -> None:
 
 def test_a_newer_format_or_damaged_bytes_are_refused_with_a_message() -> None:
     blob = pack(tiny_outcomes([1]))
-    with pytest.raises(UnavailableError, match="format 3"):
-        unpack(b"\3" + blob[1:])
+    with pytest.raises(UnavailableError, match="format 4"):
+        unpack(b"\4" + blob[1:])
     with pytest.raises(BenchError, match="damaged"):
         unpack(blob[:-3])

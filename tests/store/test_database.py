@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 
+from bench.cli import main
+from bench.core.cells import CellState
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.outcomes import Chunk
 from bench.store import PlannedCell, Store, migrate
-from bench.store.database import open_engine, resolve_url
+from bench.store.database import open_engine, resolve_url, url_text
 from bench.store.tables import METADATA, REVISIONS
-from tests.store.workers import tiny_cell, tiny_outcomes
+from tests.store.workers import keep_tiny_examples, tiny_cell, tiny_outcomes
 
 NEWEST = REVISIONS[-1]
 NEXT = f"{int(NEWEST) + 1:04d}"
@@ -60,6 +67,7 @@ def path(tmp_path: Path) -> Path:
 def filled(path: Path) -> Path:
     """A database with one finished cell."""
     with Store.open(f"sqlite:///{path}") as store:
+        keep_tiny_examples(store)
         cell = tiny_cell(items=3)
         store.plan([PlannedCell(cell)])
         lease = store.lease(cell.key, "owner")
@@ -102,6 +110,42 @@ def test_the_migrations_lead_to_the_tables_of_the_program(filled: Path) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
+
+
+def test_a_database_without_machine_classes_is_upgraded_with_its_outcomes_and_seals(
+    filled: Path,
+) -> None:
+    """The tables of revision 0004, as its migration made them."""
+    with closing(sqlite3.connect(filled)) as connection:
+        connection.executescript(
+            "drop table weights; drop table replications; drop table seals;"
+            " drop index machines_of_cells; alter table chunks drop column machine;"
+            ' alter table examples drop column "order";'
+            " update alembic_version set version_num = '0004';"
+        )
+        connection.execute("insert into examples values ('e', 'digits', 0, x'', '[]', '[]')")
+        connection.commit()
+    before = on_disk(filled)["chunks"]
+    with Store.open(f"sqlite:///{filled}") as store:
+        assert store.examples("e").order == "balanced"
+        (row,) = store.cells()
+        assert (row.state, robust(store)) == (CellState.DONE, 2)
+        assert store.machines([row.key]) == {}
+        found = store.outcomes(row.key)
+        assert np.isnan(found.loss).all() and set(found.claimed.tolist()) == {-1}
+        assert store.check() == []
+    assert [line[:-1] for line in on_disk(filled)["chunks"]] == before
+    assert (filled.parent / "bench.db.0004.backup").exists()
+
+
+def test_the_machine_class_is_read_without_the_outcomes(filled: Path) -> None:
+    """The index holds it, so that no chunk of outcomes is read for it."""
+    with Store.open(f"sqlite:///{filled}") as store, store.reading() as connection:
+        plan = connection.exec_driver_sql(
+            "explain query plan select distinct cell, machine from chunks where cell in ('a')"
+            " and machine != ''"
+        ).all()
+    assert any("COVERING INDEX machines_of_cells" in str(step) for step in plan), plan
 
 
 def test_the_program_knows_every_revision_it_ships() -> None:
@@ -159,13 +203,46 @@ def test_several_processes_may_create_one_database_at_once(path: Path) -> None:
     assert not list(path.parent.glob("*.backup"))
 
 
+PATHS = (
+    "100%20.db", "what?.db", "a#b.db", "with space.db", "größe 日本.db", "a&mode=ro.db", "%.db",
+    "sub/x:y@z.db", "sqlite:", "plus+;=.db",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_is_taken_character_by_character(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Store.open(name) as store:
+        store.plan([PlannedCell(tiny_cell())])
+    assert (tmp_path / name).is_file()
+    assert {p.name for p in tmp_path.iterdir()} <= {"sub", name}
+    for read_only in (True, False):
+        with Store.open(str(tmp_path / name), read_only=read_only) as store:
+            assert len(store.cells()) == 1 and store.url == str(tmp_path / name)
+
+
+def test_a_path_begins_at_the_home_folder_after_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BENCH_DB", "~/bench %41.db")
+    Store.open().close()
+    assert (tmp_path / "bench %41.db").is_file()
+
+
 # Refusals, each with a message.
 
 
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("bench.db", "is not a database URL"),
+        ("postgresql://h:abc/x", "is not a database URL"),
+        (":memory:", "in memory"),
+        ("a\0b", "null character"),
+        ("a:b@c", "looks like a server"),
         ("mysql://localhost/x", "neither a plain sqlite:/// nor a postgresql:// URL"),
         ("sqlite:///bench.db?mode=ro", "neither a plain"),
         ("sqlite://", "in memory"),
@@ -217,6 +294,55 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
         UnavailableError, match=r"postgresql\+psycopg://me:\*\*\*@.*: the server does"
     ):
         Store.open("postgresql://me:secret@/none?host=/nowhere")
+
+
+SECRET_URLS = (
+    "postgres://u:s3cret@host",
+    "mysql://u:s3cret@host/name",
+    "oracle+cx://u:s3cret@host/name",
+    "postgresql//u:s3cret@host",
+    "postgresql://u:s3cret@host:port/name",
+    "postgresql://u:s3cr@s3cret@host:99x/name",
+    "postgresql://u@host:s3cret",
+    "mysql://host/name?password=s3cret&user=u",
+    "sqlite:///file.db?key=s3cret",
+    "sqlite:///postgresql:u:s3cret@host/name",
+    "u:s3cret@host",
+)
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_a_refused_url_does_not_show_its_password(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BenchError) as error:
+        Store.open(url)
+    assert "s3cret" not in "".join(traceback.format_exception(error.value))
+    assert "s3cret" not in str(error.value) and "***" in str(error.value)
+    monkeypatch.setenv("BENCH_DB", url)
+    monkeypatch.setattr("sys.argv", ["bench", "report"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr()
+    assert "s3cret" not in shown.out + shown.err and "***" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:s3cret@host/name", "postgresql+psycopg://u:***@host/name"),
+        ("postgresql+foo://u:s3cret@host/name", "postgresql+psycopg://u:***@host/name"),
+        (
+            "postgresql://u@host/name?password=s3cret&sslmode=require&pasword=s3cret",
+            "postgresql+psycopg://u@host/name?password=***&sslmode=require&pasword=***",
+        ),
+        ("postgresql://u@host:5432/name", "postgresql+psycopg://u@host:5432/name"),
+    ],
+)
+def test_a_server_is_named_without_its_password(url: str, shown: str) -> None:
+    found = url_text(resolve_url(url))
+    assert "s3cret" not in found
+    assert sorted(re.split("[?&]", found)) == sorted(re.split("[?&]", shown))
 
 
 def test_a_reader_cannot_write(filled: Path) -> None:
@@ -378,3 +504,49 @@ def test_a_backup_is_a_whole_database_and_never_replaces_a_file(filled: Path) ->
         with Store.open(f"sqlite:///{target}") as copy:
             assert copy.cells() == store.cells()
             assert copy.check() == []
+
+
+def test_after_a_close_the_results_are_in_the_file_itself(filled: Path) -> None:
+    """Even while another process reads, which keeps the files beside it."""
+    url = f"sqlite:///{filled}"
+    with Store.open(url, read_only=True) as reader, reader._engine.connect() as reading:
+        reading.exec_driver_sql("SELECT count(*) FROM cells").scalar_one()
+        reading.rollback()
+        with Store.open(url) as writer:
+            writer.plan([PlannedCell(tiny_cell(7))])
+        copy = filled.with_name("copy.db")
+        shutil.copy(filled, copy)
+    with Store.open(f"sqlite:///{copy}", read_only=True) as store:
+        assert {row.cell.attack for row in store.cells()} == {"a0", "a7"}
+
+
+def test_a_close_does_not_wait_for_a_reader(filled: Path) -> None:
+    url = f"sqlite:///{filled}"
+    with Store.open(url, read_only=True) as reader, reader._reader.begin() as reading:
+        reading.exec_driver_sql("SELECT count(*) FROM cells").scalar_one()
+        with Store.open(url) as writer:
+            writer.plan([PlannedCell(tiny_cell(7))])
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copyfile, shutil.copy2])
+def test_a_copy_without_tables_says_how_to_copy(
+    path: Path, tmp_path: Path, copy: Callable[[Path, Path], object]
+) -> None:
+    target = tmp_path / "copy.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        store.plan([PlannedCell(tiny_cell())])
+        copy(path, target)
+        for name in ("bench.db-wal", "bench.db-shm"):
+            assert (tmp_path / name).exists()
+        with pytest.raises(UnavailableError, match=r"`bench db backup` copies a database in use"):
+            Store.open(f"sqlite:///{target}", read_only=True)
+
+
+def test_the_backup_of_a_server_is_the_servers_own(server: str, tmp_path: Path) -> None:
+    with (
+        Store.open(server) as store,
+        pytest.raises(UnavailableError, match=r"pg_dump --format=custom --file=\S+b\.db 'postgres"),
+    ):
+        store.backup(tmp_path / "b.db")

@@ -1,98 +1,104 @@
-"""The integrity check names each fault of a stored cell."""
+"""The integrity check names the place of each edit, and finds nothing where nothing was edited.
+
+Its parts are bench.store.faults, bench.store.known_seals, bench.store.row_faults,
+bench.store.cell_faults and bench.store.outcome_faults.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
-from bench.store import PlannedCell, Store
+from bench.store import Store, seals
+from bench.store.faults import Fault
 from bench.store.integrity import problems
-from tests.store.chunks import leased, tiny_chunk
-from tests.store.workers import tiny_cell
+from bench.store.tables import CARDS, EXAMPLES
+from tests.fixtures.sealed_database import EDITS, Edit, apply, fill
 
 FIGURES = ("robust", "out_of_ball", "fragile", "broken_8bit", "forwards", "gradients", "looks")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with one finished cell of four items in two chunks."""
-    path = tmp_path / "bench.db"
-    with Store.open(f"sqlite:///{path}") as store:
-        cell = tiny_cell(items=4)
-        store.plan([PlannedCell(cell)])
-        lease = leased(store, cell.key)
-        store.record(lease, tiny_chunk(0, 1))
-        store.record(lease, tiny_chunk(2, 3))
-        store.finish(lease)
-    return path
+def faults(path: Path, statements: str = "") -> list[Fault]:
+    """What the check finds after an edit."""
+    apply(path, statements)
+    with Store.open(f"sqlite:///{path}", read_only=True) as store:
+        return store.check()
 
 
-def faults(path: Path, *statements: str) -> list[str]:
-    """What the check finds after these changes of the database."""
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-        found = problems(connection, path.parent / "artifacts")
-    engine.dispose()
-    return found
+def test_an_unchanged_database_has_no_fault(store: Store) -> None:
+    fill(store)
+    assert store.check() == []
 
 
-def test_an_unchanged_database_has_no_fault(path: Path) -> None:
-    assert faults(path) == []
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.name)
+def test_an_edit_is_found_at_its_place(path: Path, edit: Edit) -> None:
+    found = faults(path, edit.statements)
+    assert (edit.table, edit.column) in {(fault.table, fault.column) for fault in found}
+    assert all(fault.sentence.isprintable() for fault in found)
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_a_changed_figure_is_named(path: Path, figure: str) -> None:
-    (found,) = faults(path, f"update cells set {figure} = {figure} + 1")
-    assert f"has {figure} that its outcomes do not give" in found
+def test_a_changed_figure_is_named_with_both_values(path: Path, figure: str) -> None:
+    found = faults(path, f"update cells set {figure} = {figure} + 1 where state = 'done'")
+    given = [f for f in found if f.column == figure and "its outcomes give" in f.text]
+    assert len(given) == 8
 
 
-def test_a_changed_seal_is_found(path: Path) -> None:
-    (found,) = faults(path, "update cells set seal = 'x'")
-    assert "does not match its seal" in found
+def test_a_changed_cell_is_named_by_its_key(path: Path) -> None:
+    with Store.open(f"sqlite:///{path}", read_only=True) as store:
+        key = next(row.key for row in store.cells() if row.cell.attack == "pgd")
+    found = faults(path, f"update cells set protocol = 7 where key = '{key}'")
+    assert {fault.key for fault in found} == {key}
+    assert {fault.column for fault in found} == {"protocol", "key"}
 
 
-def test_changed_outcomes_are_found(path: Path) -> None:
-    (found,) = faults(path, "update chunks set outcomes = x'00' where start = 2")
-    assert "has 1 altered chunks of outcomes" in found
+def test_an_edit_with_its_seal_is_found_by_what_contradicts_it(path: Path) -> None:
+    """Labels that are sealed again contradict the clean outcomes."""
+    apply(path, "update examples set labels = zeroblob(length(labels));")
+    with Store.open(f"sqlite:///{path}") as store, store.writing() as connection:
+        rows = connection.execute(EXAMPLES.select()).mappings().all()
+        seals.seal_rows(connection, EXAMPLES, rows)
+        (one, other) = problems(connection, path.parent)
+    assert {one.column, other.column} == {"labels"}
+    assert "7 labels contradict the clean outcomes" in one.text
 
 
-def test_a_missing_chunk_is_found(path: Path) -> None:
-    found = faults(path, "delete from chunks where start = 2")
-    assert any("counts 4 outcomes and has 2" in fault for fault in found)
-
-
-def test_a_wrong_count_of_outcomes_is_found(path: Path) -> None:
-    (found,) = faults(path, "update cells set items_done = 3")
-    assert "counts 3 outcomes and has 4" in found
-
-
-def test_an_item_that_is_stored_twice_is_found(path: Path) -> None:
-    columns = "count, first, last, digest, exact, outcomes"
-    copied = f"select cell, start + 4, {columns} from chunks"
-    (found,) = faults(
+def test_labels_are_not_compared_with_the_majority_of_a_random_defense(path: Path) -> None:
+    """Its label is that of most draws, the rank of the true class that of their mean."""
+    apply(
         path,
-        f"insert into chunks (cell, start, {columns}) {copied}",
-        "update cells set items_done = 8, state = 'running'",
+        "update examples set labels = zeroblob(length(labels));"
+        "update cards set detail = json_set(detail, '$.randomness', 4) where kind = 'defense';",
     )
-    assert "has an item twice" in found
+    with Store.open(f"sqlite:///{path}") as store, store.writing() as connection:
+        for table in (CARDS, EXAMPLES):
+            seals.seal_rows(connection, table, connection.execute(table.select()).mappings().all())
+        found = problems(connection, path.parent)
+    assert not any("contradict the clean outcomes" in fault.text for fault in found)
+
+
+def test_a_missing_chunk_and_a_doubled_item_are_found(path: Path) -> None:
+    found = faults(path, "delete from chunks where start = 5")
+    assert any("counts 12 outcomes and has 5" in fault.text for fault in found)
+    columns = "count, first, last, digest, exact, outcomes"
+    found = faults(
+        path,
+        f"insert into chunks (cell, start, {columns}) select cell, 12, {columns} from chunks"
+        " where start = 0",
+    )
+    assert any("an item is there twice" in fault.text for fault in found)
+    assert {fault.column for fault in found if "start" in fault.column} == {"start"}
 
 
 def test_a_chunk_without_a_cell_is_found(path: Path) -> None:
-    found = faults(path, "update chunks set cell = 'unknown' where start = 2")
-    assert any("refers to a missing row of cells" in fault for fault in found)
+    found = faults(path, "update chunks set cell = 'lost ' || cell where start = 5")
+    assert any("refers to a missing row of cells" in fault.text for fault in found)
 
 
 def test_a_damaged_page_is_found(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode=DELETE")
     pages = bytearray(path.read_bytes())
     pages[4096 * 6 : 4096 * 7] = bytes([255]) * 4096
     path.write_bytes(pages)
     with Store.open(f"sqlite:///{path}") as store:
-        assert any("damaged" in fault for fault in store.check())
+        assert "file" in {fault.table for fault in store.check()}

@@ -15,9 +15,10 @@ import pytest
 
 from bench.core.cells import CellState
 from bench.store import PlannedCell, Store, migrate
+from bench.store.database import resolve_url
 from bench.store.tables import REVISIONS
 from tests.store.test_database import LATER, NEXT
-from tests.store.workers import tiny_cell
+from tests.store.workers import keep_tiny_examples, tiny_cell
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
@@ -36,6 +37,7 @@ def test_kill_9_loses_no_committed_outcome_and_repeats_none(tmp_path: Path) -> N
     url, log = f"sqlite:///{tmp_path / 'bench.db'}", tmp_path / "log"
     cells = [tiny_cell(number, ITEMS) for number in range(CELLS)]
     with Store.open(url) as store:
+        keep_tiny_examples(store)
         store.plan(PlannedCell(cell) for cell in cells)
     (kills,) = run_workers("chaos", url, str(log), "3", "120", "120")
     # A write cut short by a kill leaves a line without its end; none here is that long.
@@ -80,3 +82,27 @@ def test_a_kill_in_the_middle_of_a_migration_leaves_the_database_untouched(tmp_p
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(NEXT,)]
         assert connection.execute("SELECT attack, note FROM cells").fetchall() == [("a0", "a0")]
+
+
+def test_a_kill_while_tables_for_weights_are_added_leaves_the_database_untouched(
+    tmp_path: Path,
+) -> None:
+    path, older = tmp_path / "bench.db", tmp_path / "older"
+    shutil.copytree(migrate.MIGRATIONS, older)
+    (older / "versions" / "0007_weights.py").unlink()
+    before = REVISIONS[: REVISIONS.index("0007")]
+    migrate.upgrade(resolve_url(f"sqlite:///{path}"), migrations=older, known=before)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO examples VALUES ('e', 'digits', 0, x'', '[]', '[]', '')")
+        connection.commit()
+    states = run_workers("upgrade", f"sqlite:///{path}", str(migrate.MIGRATIONS), *REVISIONS)
+    assert len(states) > 5
+    assert len(set(states)) == 1
+    assert states[0].startswith("ok")
+    with Store.open(f"sqlite:///{path}", read_only=True) as store:
+        assert store.examples("e").dataset == "digits"
+        assert store.check() == []
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
+    assert {("weights",), ("replications",), ("seals",)} <= set(tables)
+    assert (tmp_path / "bench.db.0006.backup").exists()

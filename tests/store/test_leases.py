@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,7 +21,8 @@ from sqlalchemy import update
 from bench.core.cells import CellState, Culprit, Failure
 from bench.core.errors import BenchError
 from bench.store import Lease, LeaseLostError, PlannedCell, Store, process_id
-from bench.store.tables import CELLS
+from bench.store.leases import SILENT_SECONDS
+from bench.store.tables import CELLS, TASKS
 from tests.store.chunks import AWAY, expire, leased, planned, tiny_chunk
 from tests.store.workers import tiny_cell
 
@@ -131,6 +136,69 @@ def test_a_slow_owner_who_lives_on_this_host_keeps_its_cell(store: Store) -> Non
     assert leased(store, key, process_id()).fence == 2
 
 
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[str]]:
+    """A process of this host that prints its owner id and does nothing."""
+    command, pipe = [sys.executable, "-c", SLEEPER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.kill()
+
+
+def owner_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_stopped_owner_loses_its_expired_lease_and_is_refused_when_it_goes_on(
+    store: Store, sleeper: subprocess.Popen[str]
+) -> None:
+    key = planned(store)
+    late = leased(store, key, owner_of(sleeper))
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitpid(sleeper.pid, os.WUNTRACED)
+    assert store.lease(key, process_id()) is None
+    assert "which is stopped (last heartbeat" in store.holder_of(key)
+    expire(store, key)
+    assert leased(store, key, process_id()).fence == 2
+    sleeper.send_signal(signal.SIGCONT)
+    with pytest.raises(LeaseLostError):
+        store.record(late, tiny_chunk(0))
+
+
+@pytest.mark.parametrize("task", [False, True])
+def test_a_silent_owner_that_runs_loses_its_lease_after_a_stated_time(
+    store: Store, sleeper: subprocess.Popen[str], task: bool
+) -> None:
+    table = TASKS if task else CELLS
+    key = "train:silent" if task else planned(store)
+    lease_it = store.lease_task if task else store.lease
+    late = lease_it(key, owner_of(sleeper))
+    assert late is not None
+
+    def silent_for(seconds: float) -> None:
+        with store._engine.begin() as connection:
+            changes = {"updated": store.clock() - seconds, "lease_until": 0.0}
+            connection.execute(update(table).where(table.c.key == key).values(changes))
+
+    silent_for(SILENT_SECONDS - 60)
+    assert lease_it(key, AWAY) is None
+    assert f"process {sleeper.pid} on this host (last" in store.holder_of(key, task=task)
+    assert re.search("its lease ends in (1 min|59 s)", store.holder_of(key, task=task))
+    silent_for(SILENT_SECONDS + 1)
+    assert lease_it(key, AWAY) is not None
+    assert "process 17 on another-host" in store.holder_of(key, task=task)
+    with pytest.raises(LeaseLostError):
+        store.heartbeat(late)
+
+
+def test_a_cell_without_a_lease_has_no_holder(store: Store) -> None:
+    key = planned(store)
+    assert store.holder_of(key) == store.holder_of("unknown") == ""
+    leased(store, key, "somewhere")
+    assert store.holder_of(key).startswith("the worker 'somewhere' (last heartbeat")
+
+
 def test_a_late_owner_of_another_host_is_taken_for_dead(store: Store) -> None:
     key = planned(store)
     leased(store, key, AWAY)
@@ -184,22 +252,19 @@ def test_an_outcome_or_a_release_clears_the_count_of_attempts(store: Store) -> N
         expire(store, key)
 
 
-def test_a_task_is_done_once(store: Store) -> None:
-    lease = store.lease_task("train:abc", process_id())
+def test_a_task_has_one_owner_at_a_time(store: Store) -> None:
+    lease = store.lease_task("weights:abc", process_id())
     assert lease is not None
-    assert store.lease_task("train:abc", process_id()) is None
+    assert store.lease_task("weights:abc", process_id()) is None
     store.heartbeat(lease)
     store.release(lease)
-    again = store.lease_task("train:abc", AWAY)
+    again = store.lease_task("weights:abc", AWAY)
     assert again is not None
     assert again.fence == 2
     with pytest.raises(LeaseLostError):
-        store.finish_task(lease)
-    assert not store.task_done("train:abc")
-    store.finish_task(again)
-    assert store.task_done("train:abc")
-    assert store.lease_task("train:abc", AWAY) is None
-    assert not store.task_done("train:other")
+        store.release(lease)
+    store.release(again)
+    assert store.lease_task("weights:other", AWAY) is not None
 
 
 def test_a_failed_task_may_be_tried_again(store: Store) -> None:

@@ -41,6 +41,9 @@ def test_examples_are_kept_once(store: Store) -> None:
     assert row.labels.tolist() == [-1, 300, 7]
     assert row.labels.dtype == np.int16
     assert (row.dataset, row.n, row.classes, row.shape) == ("digits", 3, ("zero", "one"), (1, 8, 8))
+    assert row.order == "balanced"
+    store.keep_examples("file", "digits", 3, labels, (), (1, 8, 8), "file")
+    assert store.examples("file").order == "file"
     with pytest.raises(BenchError, match="no examples other"):
         store.examples("other")
     with pytest.raises(BenchError, match="give one each"):

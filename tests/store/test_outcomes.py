@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bench.core.cells import CellState
 from bench.core.errors import BenchError
+from bench.core.machines import Machine
 from bench.core.outcomes import Chunk, Verdict
 from bench.store import Store
 from bench.store.records import CellFigures
@@ -76,11 +79,23 @@ def test_the_figures_follow_from_the_outcomes(store: Store) -> None:
     store.finish(lease)
     (row,) = store.cells()
     assert row.figures == CellFigures(
-        robust=4, out_of_ball=3, fragile=1, broken_8bit=1,
+        robust=4, refused=3, fragile=1, broken_8bit=1,
         forwards=6 * (2**31 - 1), gradients=15, looks=6, max_distance=0.5,
     )  # fmt: skip
     assert (row.seconds, row.state) == (1.25, CellState.DONE)
     assert store.check() == []
+
+
+def test_the_machine_classes_of_a_cell_are_those_of_its_chunks(store: Store) -> None:
+    """A cell that was resumed on another machine has two; a chunk without one adds none."""
+    key = planned(store)
+    lease = leased(store, key)
+    one, two = Machine("cpu", "AVX2", "2.9.1", 1), Machine("cpu", "AVX512", "2.9.1", 1)
+    for items, machine in (((0, 1), two), ((2,), one), ((3,), two), ((4,), None)):
+        store.record(lease, replace(tiny_chunk(*items), machine=machine))
+    assert store.machines([key, "unknown"]) == {key: (one, two)}
+    assert store.machines([]) == {}
+    assert store.machines([*map(str, range(1200)), key]) == {key: (one, two)}
 
 
 def test_a_cell_that_nothing_broke_has_no_largest_distance(store: Store) -> None:

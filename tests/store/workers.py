@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,11 @@ def tiny_cell(number: int = 0, items: int = 80) -> Cell:
     return Cell("t", "d", f"a{number}", "threat-id", "dd", f"attack-{number}", "ex", items)
 
 
+def keep_tiny_examples(store: Store) -> None:
+    """Record the examples that tiny cells name."""
+    store.keep_examples("ex", "digits", 80, np.zeros(80, np.int16), ("a", "b"), (1, 2, 2))
+
+
 def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
     """Outcomes whose columns follow from item and salt, so that a mixed-up row is noticed."""
     columns = [np.asarray(items).astype(kind) for kind in OUTCOME_DTYPES]
@@ -37,6 +43,11 @@ def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
         fragile=np.zeros(len(items), np.bool_),
         forwards=(made.item * 7 + salt).astype(np.int32),
         rejection=np.full(len(items), -np.inf, np.float32),
+        target=np.full(len(items), -1, np.int16),
+        claimed=np.full(len(items), -1, np.int8),
+        true_confidence=np.full(len(items), np.nan, np.float32),
+        true_rank=np.full(len(items), -1, np.int16),
+        loss=np.full(len(items), np.nan, np.float32),
     )
 
 
@@ -99,8 +110,8 @@ def _forked(url: str, log: Path) -> int:
     os._exit(0)
 
 
-def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: int) -> bool:
-    """Upgrade in a child that exits before its statement number `at`; whether it exited."""
+def killed_at(at: int, work: Callable[[], object]) -> bool:
+    """Whether a child that does some work is killed before its statement or commit number `at`."""
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -114,8 +125,14 @@ def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: 
 
     event.listen(Engine, "before_cursor_execute", count)
     event.listen(Engine, "commit", count)
-    migrate.upgrade(resolve_url(url), migrations=migrations, known=known)
+    work()
     os._exit(0)
+
+
+def interrupted_upgrade(url: str, migrations: Path, known: tuple[str, ...], at: int) -> bool:
+    """Upgrade in a child that is killed before its statement number `at`; whether it was."""
+    place = resolve_url(url)
+    return killed_at(at, lambda: migrate.upgrade(place, migrations=migrations, known=known))
 
 
 def upgrades(url: str, migrations: Path, known: tuple[str, ...]) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import stat
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from bench.registry.submission import parse_card, read_submission
 from bench.registry.weights_file import why_unsafe
 from bench.sandbox import isolation
 from bench.store import Store
+from bench.store.leftovers import owned_prefix
 from bench.submissions import archive, templates
 from bench.submissions.intake import accept_submission
 from tests.fixtures.planted_plugins import CARD
@@ -70,6 +73,24 @@ def test_a_submission_is_accepted_and_queued(tmp_path: Path, store: Store, mine:
         read_submission(accepted.folder).digest == read_submission(mine).digest == accepted.digest
     )
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["mine"]
+
+
+def test_what_a_killed_command_left_is_removed_and_rejected(
+    tmp_path: Path, store: Store, mine: Path
+) -> None:
+    code = "from bench.store.leftovers import owned_prefix as p; print(p('.incoming-'))"
+    gone = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+    alive = tmp_path / "in" / f"{owned_prefix('.incoming-')}b"
+    left = tmp_path / "in" / f"{gone}a"
+    for folder, name in ((left, "lost"), (left, "queued-before"), (alive, "checked-now")):
+        (folder / name).mkdir(parents=True)
+        store.record_submission_state(name, "received")
+    store.record_submission_state("queued-before", "queued")
+    accept_submission(mine, store, tmp_path / "in")
+    assert states(store, "lost") == ["received", "rejected"]
+    assert states(store, "queued-before") == ["received", "queued"]
+    assert states(store, "checked-now") == ["received"]
+    assert not left.exists() and alive.exists()
 
 
 def test_an_accepted_submission_is_found_by_the_next_run(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from scipy.optimize import linprog, minimize
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
+from bench.core.protocols import LeaderboardProtocol
 from bench.plugin import KeyedRandomNumbers, example_key
 from bench.registry.loader import module_from_source
 from bench.threats.access import Access, Budget
@@ -401,46 +401,9 @@ def test_samples_are_uniform_in_the_ball(norm: Callable[[Fraction], Perturbation
     assert abs(float((middle * first).mean())) < 4 / count**0.5
 
 
-# Membership.
-
-
-@every_norm
-def test_contains_ends_at_the_radius_and_at_the_box(
-    norm: Callable[[Fraction], PerturbationSet],
-) -> None:
-    ball = norm(Fraction(1, 4))
-    x = torch.full((1, 1, 1, 4), 0.5, dtype=torch.float64)
-    unit = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64).view(1, 1, 1, 4)
-    assert ball.contains(x + 0.25 * unit, x).item()
-    assert ball.contains(x + (0.25 + 5e-7) * unit, x).item()
-    assert not ball.contains(x + (0.25 + 5e-6) * unit, x).item()
-    edge = torch.ones_like(x)
-    assert not ball.contains(edge + 1e-12 * unit, edge).item()
-    assert not ball.contains(0 * edge - 1e-12 * unit, 0 * edge).item()
-    assert not ball.contains(edge * torch.nan, edge).item()
-
-
-def test_only_the_l1_tolerance_grows_with_the_image() -> None:
-    assert L1(Fraction(2)).tolerance(1024) == 1e-6 + 1024 / 2**24
-    assert Linf(Fraction(2)).tolerance(1024) == L2(Fraction(2)).tolerance(1024) == 1e-6
-
-
-@every_norm
-@pytest.mark.parametrize("eps", [8 / 255, 1, "1/2"])
-def test_a_radius_that_is_not_a_fraction_is_refused(norm: Callable[..., Any], eps: object) -> None:
-    with pytest.raises(TypeError, match=r"write Fraction\(8, 255\)"):
-        norm(eps)
-
-
-@every_norm
-def test_a_negative_radius_is_refused(norm: Callable[[Fraction], PerturbationSet]) -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        norm(Fraction(-1, 255))
-
-
 # Threat models.
 
-RULES = ThreatModel("digits-linf", "digits", Linf(Fraction(51, 255)), required=("pgd", "fgsm"))
+RULES = ThreatModel("digits-linf", "digits", Linf(Fraction(51, 255)))
 TARGETED = Goal("targeted", "next")
 
 
@@ -456,8 +419,6 @@ TARGETED = Goal("targeted", "next")
         replace(RULES, goal=Goal("nearest")),
         replace(RULES, budget=Budget(gradients=10)),
         replace(RULES, budget=Budget(queries=10)),
-        replace(RULES, required=("pgd",)),
-        replace(RULES, ranked=False),
     ],
 )
 def test_a_changed_rule_changes_the_id(other: ThreatModel) -> None:
@@ -465,9 +426,11 @@ def test_a_changed_rule_changes_the_id(other: ThreatModel) -> None:
     assert other.id != replace(RULES, goal=TARGETED).id or other.goal == TARGETED
 
 
-def test_name_order_and_summary_do_not_change_the_id() -> None:
-    renamed = replace(RULES, name="x", order=3, summary="y", examples=10, required=("fgsm", "pgd"))
+def test_name_order_summary_and_protocol_do_not_change_the_id() -> None:
+    renamed = replace(RULES, name="x", order=3, summary="y", examples=10)
     assert renamed.id == RULES.id
+    for protocol in (LeaderboardProtocol(("pgd",)), LeaderboardProtocol(ranked=False)):
+        assert replace(RULES, protocol=protocol).id == RULES.id
     assert replace(RULES, ball=Linf(Fraction(1, 5))).id == RULES.id
     assert len(RULES.id) == 16
 

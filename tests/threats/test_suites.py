@@ -9,6 +9,7 @@ import pytest
 from bench.core.errors import BenchError
 from bench.evaluation.launcher import MatrixRun
 from bench.evaluation.plan import Selection
+from bench.registry.registry import Registry
 from bench.threats import suites
 from bench.threats.suites import SUITES, Suite
 
@@ -30,17 +31,41 @@ def plan(folder: Path, *threats: str, **more: object) -> dict[str, list[str]]:
 
 
 def test_a_suite_adds_its_attacks_to_those_that_are_named(tmp_path: Path) -> None:
-    assert plan(tmp_path, "digits-linf") == {"digits-linf": ["bim", "fgsm"]}
     more = plan(tmp_path, "digits-linf", attacks=("pgd", "fgsm"))
     assert more == {"digits-linf": ["pgd", "fgsm", "bim"]}
     cascade = plan(tmp_path, "digits-linf", attacks=("pgd", "random"), mode="rank")
     assert cascade == {"digits-linf": ["fgsm", "bim", "pgd", "random"]}
 
 
+@pytest.mark.parametrize(
+    ("threat", "suite"), [("digits-linf", ["bim", "fgsm"]), ("digits-l1", ["fgm-l1"])]
+)
+def test_a_suite_alone_adds_what_the_protocol_requires(
+    tmp_path: Path, threat: str, suite: list[str]
+) -> None:
+    """Finding 17: the suite alone gave 0 of 3 required attacks and no rank."""
+    found = plan(tmp_path, threat)
+    protocol = Registry.without_submissions().find("threat", threat).value.protocol
+    wanted = {*protocol.required, *suite}
+    assert wanted <= set(found[threat])
+    assert set(found) == {threat, *protocol.evidence}
+    # The suite is for the ranked leaderboard; its evidence is as in a run without a suite.
+    assert {tuple(found[name]) for name in protocol.evidence} == {("pgd",)}
+
+
+def test_a_suite_runs_where_a_leaderboard_that_is_evidence_is_named(tmp_path: Path) -> None:
+    assert plan(tmp_path, "digits-box")["digits-box"] == ["unbounded", "bim", "fgsm"]
+    cascade = plan(tmp_path, "digits-l1", mode="rank")["digits-l1"]
+    protocol = Registry.without_submissions().find("threat", "digits-l1").value.protocol
+    assert {*protocol.required, "fgm-l1"} <= set(cascade)
+
+
 def test_threat_models_that_a_suite_does_not_cover_are_left_out_unless_named(
     tmp_path: Path,
 ) -> None:
-    assert set(plan(tmp_path)) == {"digits-linf", "digits-l1", "digits-box"}
+    covered = {"digits-linf", "digits-l1", "digits-box"}
+    radii = {f"digits-{norm}-{word}" for norm in ("linf", "l1") for word in ("half", "double")}
+    assert set(plan(tmp_path)) == covered | radii
     for threat, message in (
         ("digits-l2", "suite tiny covers Linf, L1; digits-l2 is L2"),
         ("digits-labels", "suite tiny covers Linf, L1; digits-labels is L2"),

@@ -39,7 +39,7 @@ OPEN, CLOSE = "<!-- renamed names -->", "<!-- end of renamed names -->"
 
 EXEMPT: dict[tuple[str, str], str] = {
     ("plugins/datasets/torchvision_datasets.py", "house"): "a class name of CIFAR-100",
-    ("tests/store/conftest.py", "nobody"): "the user without rights of Unix systems",
+    ("tests/store/servers.py", "nobody"): "the user without rights of Unix systems",
 }
 """(file, word) -> why a string keeps a retired word: a fixed value or a name given elsewhere."""
 

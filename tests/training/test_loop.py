@@ -392,6 +392,14 @@ def test_mixed_precision_learns_as_well(tmp_path: Path) -> None:
     assert mixed != train(tmp_path / "b", small_recipe(epochs=4))
 
 
+def test_mixed_precision_trains_against_an_inner_attack(tmp_path: Path) -> None:
+    """The attack gets float32 logits; those under autocast are bfloat16."""
+    reports: list[state.EpochReport] = []
+    recipe = small_recipe(epochs=1, inner=InnerAttack("pgd", Linf(EPS), {"steps": 1}))
+    train(tmp_path, recipe, mixed=True, progress=reports.append)
+    assert reports[-1].robust is not None and reports[-1].gradients > 0
+
+
 def test_a_missing_device_is_an_error(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")

@@ -182,7 +182,7 @@ def test_a_training_that_another_worker_takes_over_is_left_to_it(
         if not others:
             with store._engine.begin() as connection:
                 connection.execute(update(TASKS).values(lease_until=0.0))
-            others.append(store.lease_task(f"train:{need.value.recipe}", AWAY))
+            others.append(store.lease_task(tasks.training_task(need.value.recipe), AWAY))
 
     rest = (need.value, DIGITS, torch.device("cpu"), lose)
     assert not tasks.train_once(known, store, "me", *rest)

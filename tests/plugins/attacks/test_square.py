@@ -154,7 +154,8 @@ def test_on_a_linear_model_it_finds_the_farthest_corner() -> None:
 
 
 def test_the_long_form_counts_halvings_in_steps_and_the_short_one_in_shares() -> None:
-    short, long = bench_attacks()
+    short, long, longer = bench_attacks()
+    assert (longer.name, longer.steps) == ("square-long", 10_000)
     assert (short.name, short.steps, long.name, long.steps) == (
         "square", 1000, "square-5000", 5000,
     )  # fmt: skip

@@ -84,7 +84,7 @@ def test_supports_are_the_first_images_of_each_class() -> None:
     store_supports(TrainingBatch(model, x, y, x))
     with torch.no_grad():
         expected = model.encoder(x[[1, 4, 7, 10, 13]])
-    assert torch.equal(model.support[1], expected)
+    torch.testing.assert_close(model.support[1], expected)  # batches differ in the last bit
     assert (model(x[:3]).argmax(1) == y[:3]).all(), "a support is its own nearest"
 
 

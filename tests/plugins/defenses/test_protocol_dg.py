@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.contract.attack_checks import why_steps_do_not_cross
 from bench.plugin import FreeTraining, InnerAttack, Linf, Recipe, TrainingBatch, cross_entropy
 from bench.training import loop
 from bench.training.state import TrainingState
+from plugins.attacks.pgd import PGD
 from plugins.defenses import (
     cascade_training,
     fgsm_batch_training,
@@ -62,7 +64,7 @@ def test_a_random_start_does_not_prevent_overfitting_to_large_steps(testbed: Dig
     assert testbed.robust(model, pgd(100, WIDE)) < 0.05
 
 
-@pytest.mark.row("D11")
+@pytest.mark.row("D11", "RP10")
 @pytest.mark.parametrize("form", ["logits", "probabilities"])
 def test_weak_pairing_is_broken_by_steps_that_can_cross_the_ball(
     testbed: DigitsTestbed, form: str
@@ -72,8 +74,10 @@ def test_weak_pairing_is_broken_by_steps_that_can_cross_the_ball(
     assert testbed.clean(model) > 0.8
     short = testbed.robust(model, crossing(10, 0.01))  # 10 * .01 < .3
     assert short > 0.25
+    assert why_steps_do_not_cross(PGD(steps=10, rate=0.01 / float(WIDE)))
     for steps, length in ((10, 0.075), (40, 0.02), (1000, 0.01)):
         assert steps * length >= 2 * WIDE
+        assert not why_steps_do_not_cross(PGD(steps=steps, rate=length / float(WIDE)))
         assert testbed.robust(model, crossing(steps, length)) < min(0.12, short / 3)
 
 

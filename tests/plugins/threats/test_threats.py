@@ -30,21 +30,33 @@ RULES = [
     ("cifar10-linf", "cifar10", "Linf", Fraction(8, 255), "untargeted", True),
     ("cifar10-l2", "cifar10", "L2", Fraction(1, 2), "untargeted", True),
     ("cifar100-linf", "cifar100", "Linf", Fraction(8, 255), "untargeted", True),
+    ("digits-linf-half", "digits", "Linf", Fraction(1, 10), "untargeted", False),
+    ("digits-linf-double", "digits", "Linf", Fraction(2, 5), "untargeted", False),
+    ("digits-l2-half", "digits", "L2", Fraction(1, 2), "untargeted", False),
+    ("digits-l2-double", "digits", "L2", Fraction(2), "untargeted", False),
+    ("digits-l1-half", "digits", "L1", Fraction(1), "untargeted", False),
+    ("digits-l1-double", "digits", "L1", Fraction(4), "untargeted", False),
 ]
 
 IDS = {
-    "digits-linf": "d09cc8f73526710b",
-    "digits-l2": "d5b54ac84b7ec812",
-    "digits-l1": "687473ef34ad2f0a",
-    "digits-labels": "7edc12694aeaf540",
-    "digits-targeted": "bd7f2752aacc645d",
-    "digits-nearest": "4e8549a9bb5e46df",
-    "digits-box": "f829ff92f6d42890",
-    "mnist-linf": "fc22cd117ed5b731",
-    "fashion-linf": "92927a5fe44da5ef",
-    "cifar10-linf": "84aa728f760aec43",
-    "cifar10-l2": "484e9bd20b4a6981",
-    "cifar100-linf": "16c266da9d23ec89",
+    "digits-linf": "b44e60d878811b67",
+    "digits-l2": "d2ba5cc1fad47fd5",
+    "digits-l1": "40c48c196291e761",
+    "digits-labels": "8213b77bbce0a688",
+    "digits-targeted": "9a64eda89640555c",
+    "digits-nearest": "be179c0732d52657",
+    "digits-box": "b77d7418a2f568f8",
+    "digits-linf-half": "9cd4644ec644fb16",
+    "digits-linf-double": "4cd880a6e2084e66",
+    "digits-l2-half": "bed324599e0ce075",
+    "digits-l2-double": "70429a6c9cd27496",
+    "digits-l1-half": "c125603830b6cbe1",
+    "digits-l1-double": "ba924c4b4d9001e5",
+    "mnist-linf": "00476ffb5968fff3",
+    "fashion-linf": "8b293e85ae5c4624",
+    "cifar10-linf": "1dcbed173b31af53",
+    "cifar10-l2": "1b4c43a816b9a94a",
+    "cifar100-linf": "255d74d887dee4e4",
 }
 """Results are stored under these ids; with another id they would not be found."""
 
@@ -57,7 +69,7 @@ def known() -> Registry:
 
 def test_the_threat_models_have_these_rules() -> None:
     found = [
-        (b.name, b.dataset, b.ball.name, b.ball.eps, b.goal.kind, b.ranked)
+        (b.name, b.dataset, b.ball.name, b.ball.eps, b.goal.kind, b.protocol.ranked)
         for b in sorted(MODELS, key=lambda threat_model: threat_model.order)
     ]
     assert found == RULES
@@ -96,19 +108,19 @@ def test_the_radius_of_digits_nearest_covers_every_image() -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_required_attacks_exist_and_can_run(name: str, known: Registry) -> None:
     threat_model: ThreatModel = known.find("threat", name).value
-    assert threat_model.required
+    assert threat_model.protocol.required
     assert threat_model.dataset in known.datasets
     plain = replace(known.defenses["undefended"].value, name="other")
     detector = replace(plain, rejects=0.05)
-    for attack in (known.find("attack", name).value for name in threat_model.required):
+    for attack in (known.find("attack", name).value for name in threat_model.protocol.required):
         other = detector if Traits.of(attack).joint else plain
         assert why_not_applicable(threat_model, other, attack) == ""
 
 
 def test_ranked_threat_models_require_more_than_one_gradient_step(known: Registry) -> None:
     for threat_model in MODELS:
-        attacks = [known.find("attack", name).value for name in threat_model.required]
-        if threat_model.ranked:
+        attacks = [known.find("attack", name).value for name in threat_model.protocol.required]
+        if threat_model.protocol.ranked:
             assert any(attack.steps >= 20 and not Traits.of(attack).source for attack in attacks)
 
 

@@ -1,0 +1,1 @@
+"""The steps of `tests.benchmarks.device`, one topic in each module."""

@@ -1,0 +1,1 @@
+"""Planted defenses and attacks: dishonest, broken and honest ones, played by `python -m`."""

@@ -1,0 +1,1 @@
+"""Hostile submissions of our own, each with the result that it must have."""
