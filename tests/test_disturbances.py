@@ -79,7 +79,8 @@ def test_files_of_images_that_no_row_names_are_counted(tmp_path: Path) -> None:
     with at_artifacts(tmp_path / "artifacts"):
         work(url, tmp_path / "log", 0.0)
         with Store.open(url) as store:
-            assert unnamed_files(store) == 0
+            assert unnamed_files(store) == []
             (tmp_path / "artifacts" / "00").mkdir(exist_ok=True)
-            (tmp_path / "artifacts" / "00" / f"{'0' * 64}.safetensors").touch()
-            assert unnamed_files(store) == 1
+            unnamed = tmp_path / "artifacts" / "00" / f"{'0' * 64}.safetensors"
+            unnamed.touch()
+            assert unnamed_files(store) == [unnamed]

@@ -179,11 +179,11 @@ def missing(before: Outcomes, now: Outcomes | None) -> int:
     return int(changed.sum())
 
 
-def unnamed_files(store: Store) -> int:
+def unnamed_files(store: Store) -> list[Path]:
     """Files of images that no row names."""
     with store.reading() as connection:
         named = set(files_of(connection))
-    return len({path.stem for path in store.artifacts.rglob("*.safetensors")} - named)
+    return [path for path in store.artifacts.rglob("*.safetensors") if path.stem not in named]
 
 
 def judged(matrix: DisturbedMatrix, expected: tuple[str, str]) -> Trial:
@@ -193,23 +193,30 @@ def judged(matrix: DisturbedMatrix, expected: tuple[str, str]) -> Trial:
         items = {row.key: store.finished_items(row.key) for row in store.cells()}
         whole = all(row.state is CellState.DONE for row in store.cells())
         same = (store.root(), digest_of(store)) == expected
-        faults = len(store.check()) + unnamed_files(store)
+        faults = [*store.check(), *unnamed_files(store)]
+    if faults:
+        print(*faults, *sorted(store.artifacts.rglob("*")), sep="\n")
+    waits = matrix.log.read_text().count(" waits since ")
     return Trial(
         matrix.made, sum(map(len, items.values())), lost=matrix.lost,
         doubled=sum(len(known) - len(np.unique(known)) for known in items.values()),
-        faults=faults, same=whole and same, waits=matrix.log.read_text().count(" waits since "),
+        faults=len(faults), same=whole and same, waits=waits,
     )  # fmt: skip
 
 
 def undisturbed(folder: Path, examples: int) -> tuple[Path, tuple[str, str]]:
-    """A database with canaries and weights alone, and (root, digest) of the matrix on a copy."""
-    base, whole, log = folder / "base.db", folder / "whole" / "bench.db", folder / "log"
-    whole.parent.mkdir()
-    run_whole(f"sqlite:///{base}", log, 16)
-    shutil.copy(base, whole)
-    with at_artifacts(folder / "artifacts"):
-        run_whole(f"sqlite:///{whole}", log, examples)
-        with Store.open(f"sqlite:///{whole}", read_only=True) as store:
+    """A folder with canaries and weights alone, and (root, digest) of the matrix on a copy.
+
+    Each folder has a database and the images that its rows name, and no others.
+    """
+    base, whole, log = folder / "base", folder / "whole", folder / "log"
+    base.mkdir()
+    with at_artifacts(base / "artifacts"):
+        run_whole(f"sqlite:///{base / 'bench.db'}", log, 16)
+    shutil.copytree(base, whole)
+    with at_artifacts(whole / "artifacts"):
+        run_whole(f"sqlite:///{whole / 'bench.db'}", log, examples)
+        with Store.open(f"sqlite:///{whole / 'bench.db'}", read_only=True) as store:
             return base, (store.root(), digest_of(store))
 
 
@@ -245,9 +252,7 @@ def _one_matrix(
             run_whole(url, log, 16)
             disturb = partial(_once, lambda running: restart(server, running))
         else:
-            shutil.copy(base, place / "bench.db")
-            if (base.parent / "artifacts").exists():
-                shutil.copytree(base.parent / "artifacts", place / "artifacts")
+            shutil.copytree(base, place, dirs_exist_ok=True)
         matrix = DisturbedMatrix(url, log, examples)
         matrix.play(disturb, count)
         return judged(matrix, expected)
