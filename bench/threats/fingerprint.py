@@ -123,26 +123,35 @@ def _imported_files(path: Path, home: Path, seen: set[Path]) -> set[Path]:
 def _direct_imports(path: Path, home: Path) -> set[Path]:
     """The files of its top package that a file imports, with the `__init__.py` files above them."""
     top = path.relative_to(home).parts[0]
-    tree = ast.parse(path.read_bytes())
-    places = [place for node in ast.walk(tree) for place in _places(node, path, home)]
+    places = [place for node in _imports(path.read_bytes()) for place in _places(node, path, home)]
     modules = {place.with_suffix(".py") for place in places}
     packages = {place / "__init__.py" for place in (*places, *path.parents)}
     there = {file for file in modules | packages if file.is_relative_to(home / top)}
-    return {file for file in there if file.is_file() and _has_code(file)}
+    return {file for file in there if file.is_file() and _is_imported_code(file)}
 
 
-def _has_code(file: Path) -> bool:
-    """Whether a file is more than the `__init__.py` with a docstring alone."""
-    body = ast.parse(file.read_bytes()).body if file.name == "__init__.py" else [ast.Pass()]
+@functools.cache
+def _imports(source: bytes) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """The import statements of a source file, also those inside functions."""
+    nodes = ast.walk(ast.parse(source))
+    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def _is_imported_code(file: Path) -> bool:
+    """Whether a file is more than an `__init__.py` with a docstring alone."""
+    return file.name != "__init__.py" or _has_code(file.read_bytes())
+
+
+@functools.cache
+def _has_code(source: bytes) -> bool:
+    body = ast.parse(source).body
     return not all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in body)
 
 
-def _places(node: ast.AST, path: Path, home: Path) -> list[Path]:
+def _places(node: ast.Import | ast.ImportFrom, path: Path, home: Path) -> list[Path]:
     """Paths, without suffix, of the modules that an import statement may name."""
     if isinstance(node, ast.Import):
         return [home.joinpath(*alias.name.split(".")) for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        base = path.parents[node.level - 1] if node.level else home
-        package = base.joinpath(*node.module.split(".")) if node.module else base
-        return [package, *(package / alias.name for alias in node.names)]
-    return []
+    base = path.parents[node.level - 1] if node.level else home
+    package = base.joinpath(*node.module.split(".")) if node.module else base
+    return [package, *(package / alias.name for alias in node.names)]
