@@ -4,7 +4,8 @@
 
 Each defense of tests/planted on `digits-linf` has a white-box version, whose robust accuracy is the
 truth. The row of a misleading one holds where the ranked count is at most the one that the standard
-suite of pyautoattack leaves, or where the verdict is suspect or invalid; that of an honest one
+suite of pyautoattack leaves (where that ends with an exception: at most the truth), or where the
+verdict is suspect or invalid; that of an honest one
 where it is sound and the ranked count is at most two in 500 above. AutoAttack gets a defense that
 nothing has called before, and its count is that of the images it returns.
 """
@@ -61,6 +62,7 @@ class PlantedRow:
     def holds(self) -> bool:
         """Whether the verdict warns, or the ranked count is at most that of AutoAttack.
 
+        Where AutoAttack has none, at most the truth.
         Of an honest defense: whether it is sound and at most HONEST_ABOVE over that of AutoAttack.
         """
         if not self.group:
@@ -69,7 +71,7 @@ class PlantedRow:
             return known and self.verdict == "sound" and above <= HONEST_ABOVE * self.n
         if self.ranked is None or self.verdict in ("suspect", "invalid"):
             return True
-        return self.autoattack is not None and self.ranked <= self.autoattack
+        return self.ranked <= (self.truth if self.autoattack is None else self.autoattack)
 
 
 def comparable() -> list[Case]:

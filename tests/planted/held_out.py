@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.plugin import Loader, Randomness
+from bench.plugin import Loader, Randomness, straight_through
 from plugins.datasets import digits as digits_plugin
 from tests.planted import networks
 from tests.planted.cases import Around, Build, Case, around, dishonest, honest, inner
@@ -67,6 +67,11 @@ def noise_of_the_batch(self: Any, x: Tensor) -> Tensor:
 
 def saturated_tanh(self: Any, x: Tensor) -> Tensor:
     return torch.tanh(40 * self.inner(x))
+
+
+def open_tanh(self: Any, x: Tensor) -> Tensor:
+    """The same answers, many of them ties in float32, with the inner gradient."""
+    return straight_through(lambda logits: torch.tanh(40 * logits))(self.inner(x))
 
 
 def everything(loader: Loader) -> nn.Module:
@@ -141,7 +146,7 @@ DISHONEST: tuple[Case, ...] = (
     ),
     dishonest(
         "tanh-logits", "temperature", "saturates its logits by tanh", around(CNN, saturated_tanh),
-        OPEN, **SELF_CHOSEN,
+        around(CNN, open_tanh), **SELF_CHOSEN,
     ),
     dishonest(
         "knows-copies", "memorised", "knows test images, their copies and training images",
