@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.options import AsJson, Database, Mode, Unsandboxed, print_json
+from bench.cli.radii_tables import RADII_TABLE, print_radii_table
 from bench.core.cards import Card, card_record, kind_fields
 from bench.core.errors import BenchError
 from bench.registry.card_index import ListedCards, indexed_cards
@@ -164,7 +165,7 @@ def report(
         str, typer.Option("--format", help="text, json, csv, markdown or latex (booktabs).")
     ] = "text",
     table: Annotated[
-        str, typer.Option(help="ranking or matrix alone, where the format is for papers or CSV.")
+        str, typer.Option(help="ranking or matrix, for papers or CSV; radii in every format.")
     ] = "",
 ) -> None:
     """Print the leaderboard of a threat model: ranking, matrix and gradient-masking checks.
@@ -175,6 +176,9 @@ def report(
     chosen = "json" if json else format_
     if chosen not in REPORT_FORMATS:
         raise BenchError(f"--format is {chosen!r}; use one of {', '.join(REPORT_FORMATS)}.")
+    if table == RADII_TABLE and chosen != "json":
+        print_radii_table(db, threat, mode=mode, order=order, format_=chosen)
+        return
     if table and chosen in WHOLE_FORMATS:
         raise BenchError(f"--table is for csv, markdown and latex; {chosen} has the whole report.")
     reports = read_reports(db, [threat], mode, suite, order)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.options import AsJson, Database, Mode, Order, Unsandboxed, print_json
+from bench.cli.radii_tables import print_radii_of_run
 from bench.cli.read_commands import print_reports, read_reports
 from bench.cli.variant_options import (
     AttackSettings,
@@ -20,6 +21,7 @@ from bench.cli.variant_options import (
     variants_of,
 )
 from bench.core.cells import BALANCED_ORDER
+from bench.core.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.evaluation.launcher import MatrixRun
@@ -117,18 +119,40 @@ def run(
         print_plan(matrix_run.plan(), as_json=json)
         return
     failed = matrix_run.run()
-    reports = read_reports(matrix_run.url, _threat_names(matrix_run), mode, suite, order)
-    _print_results(reports, db, failed, as_json=json, quiet=quiet)
+    _print_results(matrix_run, (threat or (), eps, norm), as_json=json)
+    _print_end(db, failed, quiet=quiet)
+
+
+def _print_radii(url: str | None, threats: Sequence[str], eps: str, norm: str, order: str) -> bool:
+    """Print the table over the radii of a run; False where no attack is done within two."""
+    try:
+        print_radii_of_run(url, threats, eps, norm, order)
+    except BenchError:
+        return False
+    return True
 
 
 def _print_results(
-    reports: Sequence[dict[str, Any]], db: str | None, failed: int, *, as_json: bool, quiet: bool
+    matrix_run: MatrixRun, varied: tuple[Sequence[str], str, str], *, as_json: bool
 ) -> None:
-    """Print the reports of a run; raises typer.Exit with code 3 where cells failed."""
+    """Print the reports of a run, one line on them, or the table over its radii.
+
+    `varied`: the options `--threat`, `--eps` and `--norm`.
+    """
+    chosen, quiet, (threats, eps, norm) = matrix_run.selection, matrix_run.quiet, varied
+    tabled = "," in eps and chosen.mode == "full" and not (as_json or quiet)
+    if tabled and _print_radii(matrix_run.url, threats, eps, norm, chosen.order):
+        return
+    names = _threat_names(matrix_run)
+    reports = read_reports(matrix_run.url, names, chosen.mode, chosen.suite, chosen.order)
     if quiet and not as_json:
         print(summary_line(reports))
     else:
         print_reports(reports, as_json=as_json)
+
+
+def _print_end(db: str | None, failed: int, *, quiet: bool) -> None:
+    """Say what comes next; raises typer.Exit with code 3 where cells failed."""
     if not quiet:
         print(f"next: bench leaderboard{f' --db {db}' if db else ''}", file=sys.stderr)
     if failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -36,7 +36,11 @@ class ParameterCurve:
 
 
 def curves_over_radii(
-    store: Store, board: Leaderboard, defenses: Sequence[str] = (), attacks: Sequence[str] = ()
+    store: Store,
+    board: Leaderboard,
+    defenses: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    radii: Collection[float] | None = None,
 ) -> list[ParameterCurve]:
     """Accuracy against the radius, over the leaderboards that differ from `board` in it alone.
 
@@ -48,6 +52,7 @@ def curves_over_radii(
         board: one of the leaderboards.
         defenses: names or patterns; empty: all.
         attacks: names or patterns; empty: those that are done within two radii or more.
+        radii: the radii of the curves; None: all that have results.
 
     Returns:
         The curves by defense and attack.
@@ -55,11 +60,7 @@ def curves_over_radii(
     Raises:
         BenchError: a name is unknown, or no attack is done within two radii.
     """
-    radii = [board, *board.other_radii(leaderboards(store))]
-    results = sorted(
-        (load_results(store, one) for one in radii), key=lambda one: one.leaderboard.radius
-    )
-    rows = _rows_over_radii(results)
+    rows = results_over_radii(store, board, radii)
     names = chosen_names(defenses, rows, "defense")
     known = list(dict.fromkeys(a for row in rows.values() for _, one in row for a in one.attacks))
     several = [a for a in sorted(known) if any(_radii_of(row, a) > 1 for row in rows.values())]
@@ -78,10 +79,19 @@ def curves_over_radii(
     return found
 
 
-def _rows_over_radii(
-    results: Sequence[LeaderboardResults],
+def results_over_radii(
+    store: Store, board: Leaderboard, radii: Collection[float] | None = None
 ) -> dict[str, list[tuple[float, DefenseResult]]]:
-    """By defense the radii and results of the version of it that is on most leaderboards."""
+    """By defense the radii and results of the version of it that is on most leaderboards.
+
+    Args:
+        store: the database.
+        board: one of the leaderboards that differ in their radius alone.
+        radii: the radii that are loaded; None: all that have results.
+    """
+    alike = [board, *board.other_radii(leaderboards(store))]
+    chosen = [one for one in alike if radii is None or one.radius in radii]
+    results = [load_results(store, one) for one in sorted(chosen, key=lambda one: one.radius)]
     versions: dict[str, dict[str, list[tuple[float, DefenseResult]]]] = {}
     for one in results:
         for name, result in one.defenses.items():
@@ -105,7 +115,7 @@ def _points_over_radii(
     among = ~first.attacks[attack].left_out
     clean = count_interval(int((first.clean & among).sum()), int(among.sum()))
     start = () if done[0][0] == 0 else ((0.0, clean),)
-    return (*start, *((radius, _count_of(result, attack)) for radius, result in done))
+    return (*start, *((radius, count_under(result, attack)) for radius, result in done))
 
 
 def curves_over_steps(
@@ -157,15 +167,15 @@ def _points_over_steps(
 ) -> tuple[tuple[float, Count], ...]:
     done = [result.attacks[name] for name in variants if name in result.attacks]
     points = {
-        float(attack.card.steps): _count_of(result, attack.card.name)
+        float(attack.card.steps): count_under(result, attack.card.name)
         for attack in done
         if attack.card.steps
     }
     return tuple(sorted(points.items()))
 
 
-def _count_of(result: DefenseResult, attack: str) -> Count:
-    """Right and unbroken examples, of those that the attack runs on."""
+def count_under(result: DefenseResult, attack: str) -> Count:
+    """Right and unbroken examples under an attack, of those that it runs on."""
     among = ~result.attacks[attack].left_out
     right = result.robust([attack]) & among
     return count_interval(int(np.count_nonzero(right)), int(np.count_nonzero(among)))

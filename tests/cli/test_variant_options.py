@@ -41,7 +41,12 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--db", str(path),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert done.stdout.index(NAMES[0]) < done.stdout.index(NAMES[1]), "by radius"
+    assert done.stdout.count("Robust examples by Linf radius on digits") == 1, "one table"
+    assert done.stdout.index("4/255") < done.stdout.index("8/255") < done.stdout.index("0.2")
+    named = [line for line in done.stderr.splitlines() if line.startswith("full report: ")]
+    threats = (*NAMES, "digits-linf[eps=0.2]")
+    commands = [f"bench report --threat '{name}' --db {path}" for name in threats]
+    assert named == [f"full report: {command}" for command in commands]
     return path
 
 

@@ -201,6 +201,7 @@ class Exception_(NamedTuple):  # noqa: N801 - Exception is taken
 EXCEPTIONS = (
     Exception_(r"bench leaderboard(?!.*--export)", "serves until stopped", served),
     Exception_(r"bench run .*(--defense all|--device cuda)", "an hour, or a GPU", plan_exists),
+    Exception_(r"bench run .*--threat cifar10", "trains a network for minutes", plan_exists),
     Exception_(r"bench train ", "minutes to hours of training", options_exist),
     Exception_(r"(pip install uv && uv run|--no-sync) bench run", "minutes", small_run),
     Exception_(r"uv pip install \./", "needs the network", package_is_on_path),
