@@ -76,6 +76,8 @@ TESTED_BY = {
     "bench/store/store.py": "tests/store/test_database.py",
     "bench/store/tables.py": "tests/store/test_database.py",
     "bench/cli/compare_commands.py": "tests/results/test_comparison.py",
+    "bench/cli/profile_commands.py": "tests/evaluation/test_cell_profile.py",
+    "bench/cli/radii_tables.py": "tests/results/test_radii_table.py",
     "bench/cli/import_commands.py": "tests/submissions/test_import_checkpoint.py",
     "bench/submissions/architectures.py": "tests/submissions/test_import_checkpoint.py",
     "bench/submissions/state_dicts.py": "tests/submissions/test_import_checkpoint.py",

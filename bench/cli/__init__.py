@@ -23,6 +23,7 @@ from bench.cli.import_commands import add_import_commands
 from bench.cli.maintenance_commands import add_maintenance_commands
 from bench.cli.plot_commands import add_plot_commands
 from bench.cli.plugin_commands import add_plugin_commands
+from bench.cli.profile_commands import add_profile_commands
 from bench.cli.read_commands import add_read_commands
 from bench.cli.run_commands import add_run_commands
 from bench.cli.sweep_commands import add_sweep_commands
@@ -30,7 +31,7 @@ from bench.cli.table_commands import add_table_commands
 from bench.core.errors import INTERRUPTED, BenchError
 
 HELP_PANELS = {
-    "Evaluate": ("run", "sweep", "train", "reproduce"),
+    "Evaluate": ("run", "sweep", "profile", "train", "reproduce"),
     "Results": ("report", "leaderboard", "compare", "plot", "cite", "export", "check-table"),
     "Plugins": ("list", "show", "new", "import", "check", "submit"),
     "Maintenance": ("doctor", "db"),
@@ -64,6 +65,7 @@ add_plugin_commands(app)
 add_import_commands(app)
 add_table_commands(app)
 add_sweep_commands(app)
+add_profile_commands(app)
 add_maintenance_commands(app)
 _PANEL_OF = {name: panel for panel, names in HELP_PANELS.items() for name in names}
 for _command in app.registered_commands:
