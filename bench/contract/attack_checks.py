@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from bench.contract.fixtures import (
 )
 from bench.core.protocols import DECLARED, LEARNED, LEARNED_STRONG
 from bench.engine.cell_spec import CellSpec
-from bench.engine.problem import BatchProblem, images_of, tensors_of
+from bench.engine.problem import BatchProblem, points_of, tensors_of
 from bench.engine.runner import run_attack
 from bench.plugin import OPTIONAL_METHODS, Attack, StopRule, Traits
 from bench.registry.registry import Registry
@@ -103,13 +102,16 @@ def start_asks_nothing(fixture: AttackFixture) -> str:
 
 
 def start_keeps_the_shape(fixture: AttackFixture) -> str:
-    """`start` returns images with the shape, dtype and device of the clean ones."""
-    problem = fixture.problem()
-    return _why_unlike(images_of(fixture.start(problem)), problem.x, "start")
+    """`start` returns points with the shape, dtype and device of the clean ones, in every set."""
+    for ball in fixture.balls.values():
+        problem = fixture.problem(ball=ball)
+        if why := _why_unlike(points_of(fixture.start(problem)), problem.points, "start"):
+            return why
+    return ""
 
 
 def steps_keep_the_shape(fixture: AttackFixture) -> str:
-    """`step` returns images like the clean ones, and a state with the same types and shapes."""
+    """`step` returns points like the clean ones, and a state with the same types and shapes."""
     problem = fixture.problem()
     before = fixture.start(problem)
     after = fixture.advance(problem, before, 1)
@@ -122,7 +124,7 @@ def steps_keep_the_shape(fixture: AttackFixture) -> str:
     ]
     if changed:
         return f"step turned a field of the state from {changed[0]}."
-    return _why_unlike(images_of(after), problem.x, "step")
+    return _why_unlike(points_of(after), problem.points, "step")
 
 
 def _why_unlike(adv: Tensor, x: Tensor, where: str) -> str:
@@ -199,7 +201,7 @@ def radius_zero_is_the_clean_image(fixture: AttackFixture) -> str:
     """
     if fixture.traits.minimises:
         raise DoesNotApply("it minimises; its iterates need not stay in the ball.")
-    points = {n: type(ball)(Fraction(0)) for n, ball in fixture.balls.items()}  # type: ignore[call-arg]
+    points = {n: ball.scaled(0) for n, ball in fixture.balls.items()}
     problems = ((f"in {n} of radius 0", fixture.problem(ball=point)) for n, point in points.items())
     return _first_outside(fixture, problems)
 
@@ -252,10 +254,11 @@ def _steps_of_all_restarts(fixture: AttackFixture) -> int:
 def _broken_images(spec: CellSpec) -> int:
     """How many adversarial examples the attack of a cell finds."""
 
-    def confirm(items: Tensor, images: Tensor) -> Tensor:
-        """Which candidates [m, C, H, W] are adversarial examples, bool [m]."""
-        inside = spec.ball.contains(images.double(), spec.x[items].double())
-        return inside & spec.reaches_goal(spec.defense.logits(images), items)
+    def confirm(items: Tensor, points: Tensor) -> Tensor:
+        """Which candidates [m, ...] are adversarial examples, bool [m]."""
+        x = spec.x[items]
+        inside = spec.ball.contains(points.double(), x.double())
+        return inside & spec.reaches_goal(spec.defense.logits(spec.ball.apply(points, x)), items)
 
     return sum(int(confirm(a.item, a.image).sum()) for a in run_attack(spec, confirm))
 
@@ -276,7 +279,7 @@ def steps_cross_the_set(fixture: AttackFixture) -> str:
     model, linear = linear_fixture((1, 8, 8), 10)
     problem = fixture.problem(linear, goal=Goal())
     state = fixture.advance(problem, fixture.start(problem), min(attack.steps, MOST_STEPS))
-    reached = _share_of_the_way(problem, model, images_of(state))
+    reached = _share_of_the_way(problem, model, points_of(state))
     if reached >= REACHED:
         return ""
     return (

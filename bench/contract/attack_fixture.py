@@ -15,28 +15,35 @@ from bench.contract.fixtures import ROWS, ModelFixture, fitted_fixture
 from bench.data.datasets import first_examples, load_dataset
 from bench.engine.cell_spec import CellSpec
 from bench.engine.model_access import ModelAccess
-from bench.engine.problem import BatchProblem, images_of
+from bench.engine.problem import BatchProblem, points_of
 from bench.engine.runner import run_attack
 from bench.engine.values import checked_state
 from bench.plugin import Attack, State, Traits
 from bench.registry.registry import Registry
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import Goal
 
 CHECKED_STEPS = 12
 EXTERNAL_BUDGET = Budget(gradients=100, queries=100)
 """Budget per example of an external attack while it is checked."""
 ONE_BY_ONE_ROWS = 4  # examples of an external attack that takes one at a time
-BALLS: dict[str, PerturbationSet] = {
+NORMS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(51, 255)),
     "L2": L2(Fraction(1)),
     "L1": L1(Fraction(2)),
 }
+PARAMETRIC_EXAMPLES: dict[str, PerturbationSet] = {
+    "rotation-translation": RotationTranslation(degrees=30.0, pixels=1.0),
+}
+"""Attacks that work in every parametric set are checked in these."""
+BALLS = NORMS | PARAMETRIC_EXAMPLES
 WIDE_BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(1, 2)),
     "L2": L2(Fraction(4)),
     "L1": L1(Fraction(16)),
+    "rotation-translation": RotationTranslation(degrees=90.0, pixels=3.0),
 }
 GOAL_EXAMPLES = {
     "untargeted": Goal(),
@@ -79,11 +86,12 @@ class AttackFixture:
 
     @property
     def balls(self) -> dict[str, PerturbationSet]:
-        """A norm ball for each norm that the attack declares; all three where it declares none.
+        """A set for each one that the attack declares; the three norms where it declares none.
 
-        Raises DoesNotApply where it declares only norms that are not built in.
+        Raises DoesNotApply where it declares only sets that are not built in.
         """
-        names = self.traits.norms or tuple(BALLS)
+        names = self.traits.norms or tuple(NORMS)
+        names += tuple(PARAMETRIC_EXAMPLES) if self.traits.coordinates else ()
         known = {name: BALLS[name] for name in names if name in BALLS}
         if not known:
             raise DoesNotApply(
@@ -139,27 +147,27 @@ class AttackFixture:
         """The state before the first step. Raises DoesNotApply for an external attack."""
         self.require_steps()
         rows = problem.at_start(torch.arange(len(problem.x)))
-        return checked_state(self.attack.start(rows), problem.x, "start")
+        return checked_state(self.attack.start(rows), problem.points, "start")
 
     def advance(self, problem: BatchProblem, state: State, steps: int) -> State:
         """The state after `steps` more steps."""
         for _ in range(steps):
-            state = checked_state(self.attack.step(problem, state), problem.x, "step")
+            state = checked_state(self.attack.step(problem, state), problem.points, "step")
             problem.t = problem.t + 1
         return state
 
     def iterates(self, problem: BatchProblem) -> list[Tensor]:
-        """The images [n, C, H, W] at the start and after each step.
+        """The points [n, ...] at the start and after each step.
 
         Of an external attack, its final images only.
         """
         if Traits.is_external(self.attack):
             return [self.external_images(problem)]
         state = self.start(problem)
-        images = [images_of(state).detach().clone()]
+        images = [points_of(state).detach().clone()]
         for _ in range(self.steps):
             state = self.advance(problem, state, 1)
-            images.append(images_of(state).detach().clone())
+            images.append(points_of(state).detach().clone())
         return images
 
     def cell_spec(self, problem: BatchProblem, budget: Budget) -> CellSpec:
@@ -188,15 +196,16 @@ class AttackFixture:
         return images
 
     def final_images(self, problem: BatchProblem) -> Tensor:
-        """The images [n, C, H, W] after the last step that is run."""
+        """The points [n, ...] after the last step that is run."""
         return self.iterates(problem)[-1]
 
     def why_outside(self, problem: BatchProblem) -> str:
         """Which step leaves the ball or [0, 1], as a sentence; empty where none does."""
         for step, adv in enumerate(self.iterates(problem)):
             if not torch.isfinite(adv).all():
-                return f"step {step} returned NaN or infinite pixels."
-            inside = (adv.flatten(1).amin(1) >= 0) & (adv.flatten(1).amax(1) <= 1)
+                return f"step {step} returned NaN or infinite values."
+            images = problem.images(adv).flatten(1)
+            inside = (images.amin(1) >= 0) & (images.amax(1) <= 1)
             if not self.traits.minimises:
                 inside &= problem.ball.contains(adv.double(), problem.x.double())
             if not inside.all():

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.contract.attack_fixture import CHECKED_STEPS, AttackFixture
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.fixtures import ROWS, ModelState, RandomState
-from bench.engine.problem import BatchProblem, images_of, map_state, tensors_of
+from bench.engine.problem import BatchProblem, map_state, points_of, tensors_of
 from bench.plugin import State
 from bench.threats.fingerprint import parameters_of
 from bench.threats.norms import per_row
@@ -55,12 +55,12 @@ def late_rows_are_as_good(fixture: AttackFixture) -> str:
         raise DoesNotApply("it makes one step only.")
     steps = min(CHECKED_STEPS, fixture.attack.steps - ahead)
     alone = fixture.problem(first=ROWS)
-    wanted = images_of(fixture.advance(alone, fixture.start(alone), steps))
+    wanted = points_of(fixture.advance(alone, fixture.start(alone), steps))
     mixed, late = fixture.problem(), torch.arange(ROWS // 2, ROWS)
     state = fixture.advance(mixed, fixture.start(mixed), ahead)
     state = fixture.advance(mixed, _with_late_rows(fixture, mixed, state, late), steps)
     beside = f"images that are {ahead} steps ahead"
-    return _why_changed(wanted[late], images_of(state)[late], beside)
+    return _why_changed(wanted[late], points_of(state)[late], beside)
 
 
 def _with_late_rows(

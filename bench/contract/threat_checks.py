@@ -40,9 +40,10 @@ class ThreatFixture:
 
     @property
     def outside_points(self) -> Tensor:
-        """Points [32, C, H, W] outside [0, 1] and, mostly, outside the ball around `x`."""
-        generator = torch.Generator().manual_seed(1)
-        return self.x + torch.randn(self.x.shape, generator=generator)
+        """Points [32, ...], most of them outside the set around `x`, images also outside [0, 1]."""
+        generator, start = torch.Generator().manual_seed(1), self.threat.ball.start(self.x)
+        size = 2 * self.threat.ball.radius if self.threat.ball.parametric else 1
+        return start + size * torch.randn(start.shape, generator=generator)
 
 
 def radius_is_an_exact_fraction(fixture: ThreatFixture) -> str:
@@ -77,8 +78,8 @@ def required_attacks_are_applicable(fixture: ThreatFixture) -> str:
         traits = Traits.of(attack)
         if not traits.source and attack.needs > threat.access:
             return f"{name} needs access {attack.needs.name}; {threat.access.name} is declared."
-        if traits.norms and threat.ball.name not in traits.norms:
-            return f"{name} does not support the norm {threat.ball.name}."
+        if why := traits.why_not_in(threat.ball):
+            return f"{name} {why}; the set is {threat.ball.name}."
         if traits.goals and threat.goal.kind not in traits.goals:
             return f"{name} does not support the goal {threat.goal.kind}."
     return ""
@@ -153,7 +154,7 @@ def _fits(threat: ThreatModel, attack: Attack) -> bool:
     """Whether an attack fits access, perturbation set and goal of a threat model."""
     traits = Traits.of(attack)
     needs = Access.NOTHING if traits.source else attack.needs
-    fits_set = not traits.norms or threat.ball.name in traits.norms
+    fits_set = not traits.why_not_in(threat.ball)
     fits_goal = not traits.goals or threat.goal.kind in traits.goals
     return needs <= threat.access and fits_set and fits_goal
 
@@ -165,12 +166,16 @@ def id_is_a_digest_of_the_rules(fixture: ThreatFixture) -> str:
 
 
 def projection_is_feasible_and_idempotent(fixture: ThreatFixture) -> str:
-    """`project` gives points inside the ball and [0, 1]; projecting again does not move them."""
-    ball = fixture.threat.ball
-    once = ball.project(fixture.outside_points, fixture.x)
-    if not ball.contains(once.double(), fixture.x.double()).all():
-        return "project returned points outside the ball or [0, 1]."
-    again = float(ball.distance(ball.project(once, fixture.x), once).max())
+    """`project` gives points inside the set and [0, 1]; projecting again does not move them."""
+    ball, x = fixture.threat.ball, fixture.x
+    once = ball.project(fixture.outside_points, x)
+    if not ball.contains(once.double(), x.double()).all():
+        return "project returned points outside the set or [0, 1]."
+    twice = ball.project(once, x)
+    if ball.parametric:
+        again = float((twice - once).flatten(1).abs().amax())
+    else:
+        again = float(ball.distance(twice, once).max())
     return (
         ""
         if again <= ball.tolerance(once[0].numel())
@@ -179,20 +184,36 @@ def projection_is_feasible_and_idempotent(fixture: ThreatFixture) -> str:
 
 
 def clean_image_is_inside(fixture: ThreatFixture) -> str:
-    """The clean image is in the set, at distance 0, and is its own projection."""
+    """The clean image's point is in the set, at distance 0, and gives the image to the bit."""
     ball, x = fixture.threat.ball, fixture.x
-    if not ball.contains(x, x).all() or float(ball.distance(x, x).abs().max()) > 0:
+    start = ball.start(x)
+    if not ball.contains(start, x).all() or float(ball.distance(start, x).abs().max()) > 0:
         return "the clean image is not in the set at distance 0."
-    return "" if torch.equal(ball.project(x, x), x) else "project moved the clean image."
+    if not torch.equal(ball.apply(start, x), x):
+        return "apply(start(x), x) is not the clean image to the bit."
+    return "" if torch.equal(ball.project(start, x), start) else "project moved the clean image."
 
 
 def samples_are_inside(fixture: ThreatFixture) -> str:
-    """`sample` gives points inside the ball and [0, 1]."""
+    """`sample` gives points inside the set, whose images are in [0, 1]."""
     key = example_key(0, "check", torch.arange(32), torch.zeros(32, dtype=torch.int64))
     draws = KeyedRandomNumbers(key, torch.zeros(32, dtype=torch.int64))
-    inside = fixture.threat.ball.contains(fixture.threat.ball.sample(fixture.x, draws), fixture.x)
+    ball, x = fixture.threat.ball, fixture.x
+    points = ball.sample(x, draws)
+    images = ball.apply(points, x).flatten(1)
+    inside = ball.contains(points, x) & (images.amin(1) >= 0) & (images.amax(1) <= 1)
     outside = int((~inside).sum())
-    return f"{outside} of 32 samples are outside the ball or [0, 1]." if outside else ""
+    return f"{outside} of 32 samples are outside the set or [0, 1]." if outside else ""
+
+
+def images_depend_on_their_own_row(fixture: ThreatFixture) -> str:
+    """`apply` makes each image from its own point and clean image, the same in any batch."""
+    ball, x = fixture.threat.ball, fixture.x
+    points = ball.project(fixture.outside_points, x)
+    whole = ball.apply(points, x)
+    if not torch.equal(ball.apply(points[5:6], x[5:6]), whole[5:6]):
+        return "apply gives another image where a row is alone."
+    return "" if torch.equal(ball.apply(points, x), whole) else "apply differs from call to call."
 
 
 THREAT_CHECKS = checks_of(
@@ -207,4 +228,5 @@ THREAT_CHECKS = checks_of(
     projection_is_feasible_and_idempotent,
     clean_image_is_inside,
     samples_are_inside,
+    images_depend_on_their_own_row,
 )

@@ -162,6 +162,8 @@ class Chunk:
     """Items [n] and their images [n, C, H, W], where every image is kept."""
     machine: Machine | None = None
     """The machine that computed it; None where it is not known."""
+    points: npt.NDArray[np.float32] | None = None
+    """The points [n, ...] of a parametric perturbation set; None in a norm ball."""
 
     def without(self, items: Collection[int]) -> Chunk:
         """The chunk without these items; its seconds stay."""
@@ -173,4 +175,5 @@ class Chunk:
             tuple(image for image in self.images if image.item not in items),
             None if exact is None else (exact[0][kept], exact[1][kept]),
             self.machine,
+            None if self.points is None else self.points[kept],
         )

@@ -73,7 +73,7 @@ class AttackView:
         return self.rows.other_classes.clone()
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        """Gradient [n, C, H, W], loss [n] and logits [n, K] at `adv` [n, C, H, W]."""
+        """Gradient [n, ...], loss [n] and logits [n, K] at points `adv` [n, ...]."""
         return self.rows.gradient(adv, loss, where)
 
     def jacobian(
@@ -88,11 +88,11 @@ class AttackView:
         return self.rows.jacobian(adv, classes, where, minus=minus)
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Logits [n, K] at `adv` [n, C, H, W]."""
+        """Logits [n, K] at points `adv` [n, ...]."""
         return self.rows.logits(adv, where)
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Labels [n] int64 at `adv` [n, C, H, W]."""
+        """Labels [n] int64 at points `adv` [n, ...]."""
         return self.rows.labels(adv, where)
 
     def reaches_goal(self, answer: Tensor) -> Tensor:
@@ -119,6 +119,11 @@ def view_of(rows: Problem) -> Problem:
     return problem
 
 
+def points_in(rows: Problem) -> Tensor:
+    """The points [n, ...] of the clean images of rows in their perturbation set."""
+    return rows.ball.start(rows.x)
+
+
 def started(attack: Attack, rows: Problem) -> State:
     """The state before the first step of `rows`, which come from `BatchProblem.at_start`.
 
@@ -126,7 +131,7 @@ def started(attack: Attack, rows: Problem) -> State:
         PluginError: the attack returned no state of these rows.
     """
     state = attack.start(view_of(rows))
-    return checked_state(state, rows.x, f"{attack.name}.start")
+    return checked_state(state, points_in(rows), f"{attack.name}.start")
 
 
 def stepped(attack: Attack, rows: Problem, state: State) -> State:
@@ -136,7 +141,7 @@ def stepped(attack: Attack, rows: Problem, state: State) -> State:
         PluginError: the attack returned no state of these rows.
     """
     after = attack.step(view_of(rows), state)
-    checked = checked_state(after, rows.x, f"{attack.name}.step")
+    checked = checked_state(after, points_in(rows), f"{attack.name}.step")
     if type(checked) is not type(state):
         raise PluginError(
             f"{attack.name}.step turned a state of type {type(state).__name__} into "

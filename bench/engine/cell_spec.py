@@ -22,7 +22,7 @@ from bench.threats.threat_model import Goal
 NOISE_GROUP = 64  # rows of a declared-random defense that share one random state
 
 Confirm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(items [n] int64, images [n, C, H, W]) -> [n] bool: the referee's rule finds them broken."""
+"""(items [n] int64, points [n, ...]) -> [n] bool: the referee's rule finds them broken."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Candidates(NamedTuple):
     item: Tensor
     """[n] int64, as are the other numbers."""
     image: Tensor
-    """[n, C, H, W]: the claimed success, else the last iterate."""
+    """[n, ...]: the point of the claimed success, else of the last iterate; the image itself in a
+    norm ball."""
     forwards: Tensor
     """[n]: queries."""
     gradients: Tensor
@@ -103,7 +104,7 @@ class Candidates(NamedTuple):
         """Items whose goal is reached on the clean image: broken at no cost."""
         item = torch.tensor(items, dtype=torch.int64)
         zero = torch.zeros_like(item)
-        image = spec.x[to_device(item, spec.x.device)]
+        image = spec.ball.start(spec.x[to_device(item, spec.x.device)])
         return cls(item, image, zero, zero, zero, zero, zero, zero.double() + torch.inf)
 
 
@@ -111,7 +112,7 @@ class NearestCandidates(NamedTuple):
     """The nearest success of each row of an attack that minimises its perturbation; [m] each."""
 
     image: Tensor
-    """[m, C, H, W]."""
+    """[m, ...], as are all points."""
     distance: Tensor
     """[m] float64; infinite without a success."""
     step: Tensor
@@ -126,12 +127,12 @@ class EndedRestarts(NamedTuple):
     final: Tensor
     """[m] bool: the item has no later restart."""
     image: Tensor
-    """[m, C, H, W]: the last iterate."""
+    """[m, ...]: the last iterate."""
     forwards: Tensor
     gradients: Tensor
     step: Tensor
     nearest_image: Tensor
-    """[m, C, H, W]: the nearest success before it, where the attack minimises."""
+    """[m, ...]: the nearest success before it, where the attack minimises."""
     nearest_distance: Tensor
     """[m] float64: of that success; infinite without any."""
     nearest_step: Tensor
@@ -168,18 +169,18 @@ class DeferredRestarts(NamedTuple):
     final: Tensor
     """[m] bool: the item has no later restart."""
     image: Tensor
-    """[m, C, H, W]: the last iterate."""
+    """[m, ...]: the last iterate."""
     claimed: Tensor
     """[m] bool: one of the restart's queries succeeded."""
     claim: Tensor
-    """[m, C, H, W]: that query, else the last iterate."""
+    """[m, ...]: that query, else the last iterate."""
     counts: Tensor
     """[m, 5] int64: forwards and gradients at the end; forwards, gradients and step of the claim.
     """
 
     @property
     def query(self) -> Tensor:
-        """[m, C, H, W]: the claim, or else the last iterate, which gets its final check."""
+        """[m, ...]: the claim, or else the last iterate, which gets its final check."""
         return torch.where(per_row(self.claimed, self.image), self.claim, self.image)
 
 

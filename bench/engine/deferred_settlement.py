@@ -84,7 +84,7 @@ class DeferredSettlement:
         self.pending: list[DeferredRestarts] = []
 
     def end(self, slots: HostArray, final: HostMask, images: Tensor) -> None:
-        """Takes the restarts in these slots [k], whose last iterates are images [n, C, H, W].
+        """Takes the restarts in these slots [k], whose last iterates are `images` [n, ...].
 
         `final` [k] bool on the host: the item has no later restart.
         """
@@ -149,7 +149,8 @@ class DeferredSettlement:
         spec, count, query = self.spec, len(ended.item), ended.query
         items = to_device(ended.item, query.device)
         x = spec.x[items]
-        logits = spec.defense.logits(pad_rows(query, padded_size(count)))[:count]
+        images = spec.ball.apply(query, x)
+        logits = spec.defense.logits(pad_rows(images, padded_size(count)))[:count]
         reached = spec.reaches_goal(logits, items) & spec.ball.contains(query, x)
         won = (ended.claimed | reached) & self.confirm(items, query)
         facts = (won, ended.claimed, spec.ball.distance(query, x), *ended.counts.unbind(1))

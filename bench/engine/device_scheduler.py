@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.engine.cell_spec import CellSpec, Confirm
 from bench.engine.deferred_settlement import DeferredSettlement, can_defer
-from bench.engine.problem import BATCH_UNIT, images_of, padded_size
+from bench.engine.problem import BATCH_UNIT, padded_size, points_of
 from bench.engine.scheduler import SETTLE_STEPS, Scheduler
 from bench.engine.slots import HostArray
 
@@ -67,7 +67,7 @@ class DeviceScheduler(Scheduler):
             self.spec.heartbeat()
             problem.ledger.forwards.index_add_(0, where, made.steps)
             if self.tracks:
-                images = problem.x.index_copy(0, where, made.images)
+                images = problem.points.index_copy(0, where, made.images)
                 none = made.logits.new_zeros(len(images), made.logits.shape[1])
                 charged = torch.zeros_like(searching).index_copy(0, where, made.steps > 0)
                 last_step = problem.t.index_add(0, where, made.steps - 1)
@@ -112,7 +112,7 @@ class DeviceScheduler(Scheduler):
         if not len(over):
             return
         final = slots.restart[over] + 1 >= self.restarts
-        self.deferred.end(over, final, images_of(self.state))
+        self.deferred.end(over, final, points_of(self.state))
         again = over[~final]
         slots.clear(over[final])
         self._begin(again, slots.item[again], slots.restart[again] + 1)

@@ -33,7 +33,7 @@ from bench.engine.external_model import (
 from bench.engine.external_tracker import ExternalTracker
 from bench.engine.ledger import QueryLedger
 from bench.engine.problem import pad_rows, padded_size
-from bench.engine.values import checked_images
+from bench.engine.values import checked_points
 from bench.plugin import ExternalAttack, PerturbationSet, Traits
 from bench.plugin.external import Model
 from bench.threats.access import Budget
@@ -105,7 +105,7 @@ def _run_batch(
             raise PluginError(_foreign_stop(attack.name, stop)) from stop
         return tracker.candidates(None)
     else:
-        given = checked_images(images, spec.x[where], f"{attack.name}.run returned")
+        given = checked_points(images, spec.x[where], f"{attack.name}.run returned")
         return tracker.candidates(given.detach().clone())
     finally:
         ledger.running = False

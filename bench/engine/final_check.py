@@ -71,15 +71,16 @@ class FinalCheck:
 
     def _query(self, ended: EndedRestarts) -> tuple[Tensor, Tensor]:
         """Success [m] bool and distance [m] of the last iterates."""
-        images, count = ended.image, len(ended.item)
-        items = ended.item.to(images.device)
+        adv, count = ended.image, len(ended.item)
+        items = ended.item.to(adv.device)
         x = self.spec.x[items]
+        images = self.spec.ball.apply(adv, x)
         logits = self.spec.defense.logits(pad_rows(images, padded_size(count)))[:count]
-        won = self.spec.reaches_goal(logits, items) & self.spec.ball.contains(images, x)
+        won = self.spec.reaches_goal(logits, items) & self.spec.ball.contains(adv, x)
         if won.any():
             claimed = won.nonzero()[:, 0]
-            won[claimed] = self.confirm(items[claimed], images[claimed])
-        return won.cpu(), self.spec.ball.distance(images, x).double().cpu()
+            won[claimed] = self.confirm(items[claimed], adv[claimed])
+        return won.cpu(), self.spec.ball.distance(adv, x).double().cpu()
 
 
 def first_of_each(item: Tensor, where: Tensor) -> Tensor:

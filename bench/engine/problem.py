@@ -14,7 +14,8 @@ from bench.engine.answers import predicted_labels, reaches_goal
 from bench.engine.attack_view import started, stepped
 from bench.engine.ledger import QueryLedger
 from bench.engine.model_access import ModelAccess, signed_loss
-from bench.engine.values import checked_column, checked_images, description
+from bench.engine.pull_back import pulled_back
+from bench.engine.values import checked_column, checked_points, description
 from bench.plugin import Attack, Gradient, Jacobian, State, Traits
 from bench.plugin.losses import Loss
 from bench.threats.access import Access, Budget
@@ -26,7 +27,7 @@ GradientAnswer = TypeVar("GradientAnswer", Gradient, Jacobian)
 Answer = TypeVar("Answer", Tensor, Gradient, Jacobian)
 BATCH_UNIT = 32  # rows; in other batches CPU kernels may differ in the last bit
 QueryCallback = Callable[[Tensor, Tensor, Tensor], None]
-"""Called for every query with images [n, C, H, W], whole answers [n, K] and charged rows [n]."""
+"""Called for every query with points [n, ...], whole answers [n, K] and charged rows [n]."""
 
 
 class BatchProblem:
@@ -80,6 +81,11 @@ class BatchProblem:
         """Discards what was derived from examples and restarts; call it after they have changed."""
         self._key: Tensor | None = None
         self._other_classes: Tensor | None = None
+
+    @property
+    def points(self) -> Tensor:
+        """The points [n, ...] of the clean images in the perturbation set; x in a norm ball."""
+        return self.ball.start(self.x)
 
     @property
     def key(self) -> Tensor:
@@ -147,7 +153,7 @@ class BatchProblem:
         return self._other_classes
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        """Gradient [n, C, H, W], loss [n] and logits [n, K] at `adv` [n, C, H, W].
+        """Gradient [n, ...], loss [n] and logits [n, K] at the points `adv` [n, ...].
 
         Charges one query and one gradient evaluation to each active row, or to those of `where`
         [n] bool.
@@ -156,9 +162,11 @@ class BatchProblem:
         allowed = self._charge(where, model_access.draws, model_access.draws)
         targeted = self.goal.kind == "targeted"
         label = (self.target if targeted else self.y).clone()
-        answer = model_access.gradient(adv, signed_loss(loss, label, -1 if targeted else 1))
+        signed = signed_loss(loss, label, -1 if targeted else 1)
+        answer = model_access.gradient(self.images(adv), signed)
+        pulled = pulled_back(self.ball, adv, self.x, answer.gradient)
         self._report(adv, answer.logits, allowed)
-        return self._visible(self._allowed(answer, allowed, where))
+        return self._visible(self._allowed(answer._replace(gradient=pulled), allowed, where))
 
     def jacobian(
         self,
@@ -168,7 +176,7 @@ class BatchProblem:
         *,
         minus: Tensor | None = None,
     ) -> Jacobian:
-        """Gradients [n, k, C, H, W] of the logits `classes` [n, k], and logits [n, K].
+        """Gradients [n, k, ...] of the logits `classes` [n, k], and logits [n, K].
 
         Charges one query and k gradient evaluations to each active row, or to those of `where`
         [n] bool. With `minus` [n], the gradients of the differences to the logit of that class.
@@ -177,17 +185,20 @@ class BatchProblem:
         self._check_classes(classes, minus)
         draws = model_access.draws
         allowed = self._charge(where, draws, draws * classes.shape[1])
-        answer = model_access.jacobian(adv, classes, minus)
+        answer = model_access.jacobian(self.images(adv), classes, minus)
+        if self.ball.parametric:
+            rows = [pulled_back(self.ball, adv, self.x, one) for one in answer.rows.unbind(1)]
+            answer = answer._replace(rows=torch.stack(rows, 1))
         self._report(adv, answer.logits, allowed)
         return self._visible(self._allowed(answer, allowed, where))
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Logits [n, K] at `adv` [n, C, H, W]; charges one query to each row of `where` [n]."""
+        """Logits [n, K] at points `adv` [n, ...]; charges one query to each row of `where` [n]."""
         model_access = self._granted(Access.SCORES, adv)
         return self._query(adv, where, model_access.draws, model_access.logits)
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Labels [n] int64 at `adv` [n, C, H, W]; charges one query to each row of `where` [n].
+        """Labels [n] int64 at points `adv` [n, ...]; charges one query to each row of `where` [n].
 
         Of a random defense each label may be a vote over several draws, each of which is charged.
         """
@@ -206,6 +217,10 @@ class BatchProblem:
         known = self.target if targeted else self.y
         return reaches_goal(label, known, targeted=targeted, rejects=rejects)
 
+    def images(self, adv: Tensor) -> Tensor:
+        """The images [n, C, H, W] of points [n, ...] of these rows."""
+        return self.ball.apply(adv, self.x)
+
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform keyed random numbers [n, *shape] in [0, 1)."""
         return KeyedRandomNumbers(self.key, self.t).uniform(name, shape)
@@ -222,19 +237,19 @@ class BatchProblem:
         self, adv: Tensor, where: Tensor | None, draws: int, answers: Callable[[Tensor], Tensor]
     ) -> Tensor:
         allowed = self._charge(where, draws, 0)
-        answer = answers(adv)
+        answer = answers(self.images(adv))
         self._report(adv, answer, allowed)
         return self.required_model_access.visible(self._allowed(answer, allowed, where))
 
     def _granted(self, access: Access, adv: Tensor) -> ModelAccess:
-        """The model, where it may be queried so with images `adv` [n, C, H, W].
+        """The model, where it may be queried so at points `adv` [n, ...].
 
         Raises:
-            PluginError: the access is not granted, or the images are none of these rows.
+            PluginError: the access is not granted, or the points are none of these rows.
         """
         model_access = self.required_model_access
         model_access.require(access)
-        checked_images(adv, self.x, f"{self.name} queried")
+        checked_points(adv, self.points, f"{self.name} queried")
         return model_access
 
     def _check_classes(self, classes: Tensor, minus: Tensor | None) -> None:
@@ -280,8 +295,8 @@ class BatchProblem:
             self.on_query(adv, answer, allowed)
 
 
-def images_of(state: State) -> Tensor:
-    """The images [n, C, H, W] of a state: the tensor itself, or its first field."""
+def points_of(state: State) -> Tensor:
+    """The points [n, ...] of a state: the tensor itself, or its first field."""
     return state if isinstance(state, Tensor) else state[0]
 
 
@@ -321,7 +336,7 @@ def attack_once(
     example: Tensor,
     tally: Counter[str] | None = None,
 ) -> Tensor:
-    """The last iterate of one restart against a model, for adversarial training.
+    """The image of the last iterate of one restart against a model, for adversarial training.
 
     Every row makes every step; nothing is verified and no row stops early. Training mode and the
     `requires_grad` flags of the parameters are restored.
@@ -358,7 +373,7 @@ def attack_once(
         model.train(training)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-    return images_of(state).detach()
+    return ball.apply(points_of(state), x).detach()
 
 
 def checked_restart_count(attack: Attack, classes: int) -> int:

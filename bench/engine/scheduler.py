@@ -24,10 +24,10 @@ from bench.engine.final_check import FinalCheck
 from bench.engine.problem import (
     BatchProblem,
     checked_restart_count,
-    images_of,
     map_state,
     pad_rows,
     padded_size,
+    points_of,
 )
 from bench.engine.slots import HostArray, SlotArray, slot_indices
 from bench.engine.speculative import SpeculativeQueries
@@ -178,7 +178,7 @@ class Scheduler:
         """The smallest batch in which `count` slots get the same bits."""
         if self.grouped:
             return rounded_size(count)
-        images, steps = images_of(self.state), self._steps_left()
+        images, steps = self.problem.images(points_of(self.state)), self._steps_left()
         return smallest_exact_batch(self.spec.model_access, images, count, steps)
 
     def _steps_left(self) -> int:
@@ -212,7 +212,7 @@ class Scheduler:
         """Makes one step in every slot."""
         active, limited = self.problem.active, self.problem.ledger.limited
         # An attack may write into the state that it gets.
-        before = images_of(self.state).clone() if limited else images_of(self.state)
+        before = points_of(self.state).clone() if limited else points_of(self.state)
         self.state = stepped(self.attack, self.problem, self.state)
         self.spec.heartbeat()
         if limited:
@@ -225,7 +225,7 @@ class Scheduler:
                 done, len(active), f"{self.attack.name}.done returned"
             )
             if not self.on_cpu or converged.any():
-                self.slots.converge(converged, images_of(self.state))
+                self.slots.converge(converged, points_of(self.state))
                 if self.on_cpu and not self.grouped:
                     self.recently_converged += int(converged.sum())
 
@@ -238,7 +238,7 @@ class Scheduler:
         self.spec.heartbeat()
         problem.ledger.forwards.index_add_(0, where, made.steps)
         if self.tracks and (not self.on_cpu or made.success.any()):
-            images = problem.x.index_copy(0, where, made.images)
+            images = problem.points.index_copy(0, where, made.images)
             none = made.logits.new_zeros(len(images), made.logits.shape[1])
             logits = none.index_copy(0, where, made.logits)
             last_step = problem.t.index_add(0, where, made.steps - 1)
@@ -290,7 +290,7 @@ class Scheduler:
         where = array.on_device(slots)
         early = array.converged[where]
         image = torch.where(
-            per_row(early, self.problem.x), array.last_image[where], images_of(self.state)[where]
+            per_row(early, array.last_image), array.last_image[where], points_of(self.state)[where]
         )
         step = torch.where(early, array.last_step[where], self.problem.t[where])
         spent = (ledger.forwards, ledger.gradients, tracker.step, tracker.restart)

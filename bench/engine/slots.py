@@ -40,8 +40,8 @@ class SlotArray:
         self.step = np.zeros(count, dtype=np.int64)
         self.converged = torch.zeros(count, dtype=torch.bool, device=device)
         """[n] bool: the restart in the slot has ended before its last step."""
-        self.last_image = problem.x.clone()
-        """[n, C, H, W]: the iterate at which it ended."""
+        self.last_image = problem.points.clone()
+        """[n, ...]: the iterate at which it ended, as a point."""
         self.last_step = torch.zeros(count, dtype=torch.int64, device=device)
         """[n] int64: the steps made by then."""
         problem.active = self.converged.clone()
@@ -104,7 +104,7 @@ class SlotArray:
         self.step[where.cpu().numpy()] += steps.cpu().numpy()
 
     def converge(self, where: Tensor, images: Tensor) -> None:
-        """Ends the restarts in the slots `where` [n] bool at `images` [n, C, H, W]."""
+        """Ends the restarts in the slots `where` [n] bool at the points `images` [n, ...]."""
         self.last_image = torch.where(per_row(where, images), images, self.last_image)
         self.last_step = torch.where(where, self.problem.t, self.last_step)
         self.converged = self.converged | where

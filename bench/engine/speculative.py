@@ -18,7 +18,7 @@ from bench.core.errors import PluginError
 from bench.engine.attack_view import stepped
 from bench.engine.cell_spec import CellSpec
 from bench.engine.model_access import ModelAccess
-from bench.engine.problem import BATCH_UNIT, BatchProblem, images_of, map_state, tensors_of
+from bench.engine.problem import BATCH_UNIT, BatchProblem, map_state, points_of, tensors_of
 from bench.engine.query_cache import QueryCache
 from bench.engine.values import checked_column
 from bench.plugin import State, StopRule, Traits
@@ -42,7 +42,7 @@ class SpeculativeStep(NamedTuple):
     success: Tensor
     """[m] bool: the query of the last step reached the goal."""
     images: Tensor
-    """[m, C, H, W]: the image of that query."""
+    """[m, ...]: the point of that query."""
     logits: Tensor
     """[m, K]: its answer."""
     state: State
@@ -184,7 +184,7 @@ class SpeculativeQueries:
         """[n] bool: the rows that a step left unchanged, by the rule of the attack."""
         if self.unchanged is None:
             raise PluginError(f"{self.attack.name} does not declare which rows a step changes.")
-        rows = len(images_of(after))
+        rows = len(points_of(after))
         what = f"{self.attack.name}.stays returned"
         return checked_column(self.unchanged(before, after), rows, what)
 

@@ -36,8 +36,9 @@ class SuccessTracker:
         none = torch.zeros(len(slots), dtype=torch.int64, device=spec.x.device)
         self.found = none > 0
         """[n] bool: the slot has a success that waits for its confirmation."""
-        self.image = slots.problem.x.clone()
-        """[n, C, H, W]: the first success, or the nearest where the attack minimises."""
+        self.image = slots.problem.points.clone()
+        """[n, ...]: the point of the first success, or of the nearest where the attack minimises.
+        """
         self.distance = torch.full_like(none, math.inf, dtype=torch.float32)
         """[n]: distance of the nearest success to the clean image; infinite without any."""
         self.step, self.restart = none - 1, none - 1
@@ -49,7 +50,7 @@ class SuccessTracker:
         """Records the successes among queried images.
 
         Args:
-            images: [n, C, H, W], one query of each slot.
+            images: [n, ...], the point of one query of each slot.
             logits: [n, K], the answers, with the rejection score if there is one.
             charged: [n] bool, the slots whose query counts.
             step: [n] int64, the steps that each slot had made before the query.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bench.core.errors import PluginError
 
+IMAGE_RANK = 4
+
 
 def description(value: Any) -> str:
     """A value in words: dtype, shape and device of a tensor or array, else its type."""
@@ -20,47 +22,50 @@ def description(value: Any) -> str:
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
-def checked_images(images: Any, like: Tensor, what: str) -> Tensor:
-    """Images [n, C, H, W] from a plugin, checked to be like `like` [n, C, H, W].
+def checked_points(points: Any, like: Tensor, what: str) -> Tensor:
+    """Points [n, ...] from a plugin, which in a norm ball are images, checked to be like `like`.
 
     Args:
-        images: what the plugin passed.
-        like: has the expected shape, dtype and device.
+        points: what the plugin passed.
+        like: [n, ...]; has the expected shape, dtype and device.
         what: subject of the message, as `pgd.step returned`.
 
     Raises:
         PluginError: they are something else.
     """
     if (
-        isinstance(images, Tensor)
-        and images.shape == like.shape
-        and images.dtype is like.dtype
-        and images.device == like.device
+        isinstance(points, Tensor)
+        and points.shape == like.shape
+        and points.dtype is like.dtype
+        and points.device == like.device
     ):
-        return images
+        return points
+    kind = "images" if like.dim() == IMAGE_RANK else "points"
     raise PluginError(
-        f"{what} {description(images)}; images {description(like)} were expected: "
-        f"{_remedy(images, like)}."
+        f"{what} {description(points)}; {kind} {description(like)} were expected: "
+        f"{_remedy(points, like)}."
     )
 
 
-def _remedy(images: Any, like: Tensor) -> str:
-    """What to do about images that are not like `like` [n, C, H, W]."""
-    if images is None:
+def _remedy(points: Any, like: Tensor) -> str:
+    """What to do about points that are not like `like` [n, ...]."""
+    if points is None:
         return "return a tensor"
-    if not isinstance(images, Tensor):
+    if not isinstance(points, Tensor):
         return "use torch.as_tensor(..., dtype=torch.float32)"
-    if images.shape != like.shape:
+    if points.shape != like.shape:
+        if like.dim() != IMAGE_RANK:
+            return "begin at problem.ball.start(problem.x) or at a sample of the set"
         return "keep one row for each row of problem.x, in the same order and shape"
     return "convert them with .to(problem.x)"
 
 
-def checked_state(state: Any, x: Tensor, what: str) -> Any:
-    """A state from an attack: a tensor of images, or a NamedTuple that begins with them.
+def checked_state(state: Any, points: Tensor, what: str) -> Any:
+    """A state from an attack: a tensor of points, or a NamedTuple that begins with them.
 
     Args:
         state: what the attack returned.
-        x: [n, C, H, W], the clean images.
+        points: [n, ...], those of the clean images.
         what: the method of the attack, as `pgd.step`.
 
     Raises:
@@ -68,14 +73,14 @@ def checked_state(state: Any, x: Tensor, what: str) -> Any:
     """
     fields = getattr(state, "_fields", ())
     if not (isinstance(state, tuple) and fields):
-        return checked_images(state, x, f"{what} returned")
+        return checked_points(state, points, f"{what} returned")
     for name, part in zip(fields, state, strict=True):
-        if not isinstance(part, Tensor) or part.dim() == 0 or part.shape[0] != x.shape[0]:
+        if not isinstance(part, Tensor) or part.dim() == 0 or part.shape[0] != points.shape[0]:
             raise PluginError(
                 f"{what} returned a state with {name} = {description(part)}; a tensor of "
-                f"{x.shape[0]} rows was expected: put the rows first."
+                f"{points.shape[0]} rows was expected: put the rows first."
             )
-    checked_images(state[0], x, f"{what} returned a state with {fields[0]} =")
+    checked_points(state[0], points, f"{what} returned a state with {fields[0]} =")
     return state
 
 

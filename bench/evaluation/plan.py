@@ -269,8 +269,10 @@ def why_not_applicable(
         revealed = ACCESS_NAMES.get(threat.access, "nothing")
         needed = ACCESS_NAMES[needed_access]
         return f"{attack.name} needs {needed}; {threat.name} reveals {revealed} only."
-    if traits.norms and threat.ball.name not in traits.norms:
-        return f"{attack.name} works in {', '.join(traits.norms)}; {threat.name} is {_set(threat)}."
+    if Traits.is_external(attack) and threat.ball.parametric:
+        return f"{attack.name} returns images; the points of {threat.name} are parameters."
+    if why := traits.why_not_in(threat.ball):
+        return f"{attack.name} {why}; {threat.name} is {_set(threat)}."
     if traits.goals and threat.goal.kind not in traits.goals:
         return f"{attack.name} supports {', '.join(traits.goals)} goals; {_goal(threat)}."
     if threat.goal.kind == "nearest" and not traits.minimises:

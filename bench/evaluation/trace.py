@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.core.errors import BenchError
 from bench.engine.attack_view import started, stepped
 from bench.engine.cell_spec import CellSpec
-from bench.engine.problem import BatchProblem, checked_restart_count, images_of
+from bench.engine.problem import BatchProblem, checked_restart_count, points_of
 from bench.evaluation import plan
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.defense_cache import DefenseCache
@@ -126,7 +126,7 @@ def _steps(spec: CellSpec, item: int) -> Iterator[TraceStep]:
         problem.t = torch.zeros_like(rows)
         problem.reset_keys()
         state = started(spec.attack, problem.at_start(torch.zeros_like(rows)))
-        last = _trace_step(spec, problem, rows, images_of(state))
+        last = _trace_step(spec, problem, rows, points_of(state))
         yield last
         for _ in range(spec.attack.steps):
             hits.clear()
@@ -135,7 +135,7 @@ def _steps(spec: CellSpec, item: int) -> Iterator[TraceStep]:
             if ended and last.success:
                 return  # the query of the iterate before
             problem.t = problem.t + 1
-            last = _trace_step(spec, problem, rows, images_of(state))
+            last = _trace_step(spec, problem, rows, points_of(state))
             yield replace(last, queried_success=any(hits))
             if ended:
                 return
@@ -146,8 +146,8 @@ def _steps(spec: CellSpec, item: int) -> Iterator[TraceStep]:
 
 
 def _trace_step(spec: CellSpec, problem: BatchProblem, rows: Tensor, adv: Tensor) -> TraceStep:
-    """What one iterate [1, C, H, W] shows, by a query that the attack is not charged for."""
-    answer = spec.defense.logits(adv)
+    """What one iterate [1, ...] shows, by a query that the attack is not charged for."""
+    answer = spec.defense.logits(problem.images(adv))
     logits = answer[:, : problem.classes]
     targeted = spec.goal.kind == "targeted"
     label, sign = (problem.target, -1.0) if targeted else (problem.y, 1.0)

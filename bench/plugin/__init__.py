@@ -14,7 +14,7 @@ By use: attacks `Attack`, `Problem`, `State`, `StopRule`, `Access`, `cross_entro
 external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
-`L2`, `L1`, `Goal`, `Budget`;
+`L2`, `L1`, `ParametricSet`, `RotationTranslation`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`.
 """
@@ -55,12 +55,14 @@ from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, select_c
 from bench.plugin.training import FreeTraining, InnerAttack, Recipe, TrainingBatch
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
+from bench.threats.parametric import ParametricSet, clamp_straight_through
 from bench.threats.random_numbers import (
     KeyedRandomNumbers,
     RandomNumbers,
     example_key,
     name_to_int64,
 )
+from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import Goal, ThreatModel
 
 __all__ = [
@@ -94,11 +96,13 @@ __all__ = [
     "Loss",
     "MissingLibrary",
     "Model",
+    "ParametricSet",
     "PerturbationSet",
     "Problem",
     "RandomNumbers",
     "Randomness",
     "Recipe",
+    "RotationTranslation",
     "Split",
     "State",
     "StopRule",
@@ -106,6 +110,7 @@ __all__ = [
     "ThreatModel",
     "TrainingBatch",
     "Traits",
+    "clamp_straight_through",
     "clopper_pearson",
     "cross_entropy",
     "example_key",

@@ -15,7 +15,10 @@ from bench.threats.norms import PerturbationSet
 from bench.threats.random_numbers import RandomNumbers
 
 State: TypeAlias = Any
-"""Images [n, C, H, W], or a NamedTuple of tensors [n, ...] with the images first, as `adv`."""
+"""Points [n, ...], or a NamedTuple of tensors [n, ...] with the points first, as `adv`.
+
+In a norm ball the points are images [n, C, H, W].
+"""
 
 
 class StopRule(StrEnum):
@@ -33,7 +36,7 @@ class Gradient(NamedTuple):
     """The result of `problem.gradient`."""
 
     gradient: Tensor
-    """[n, C, H, W] of the attacker's loss: ascent leads towards the goal, targeted ones too."""
+    """[n, ...] of the attacker's loss: ascent leads towards the goal, targeted ones too."""
     loss: Tensor
     """[n]: larger is better for the attacker."""
     logits: Tensor
@@ -44,7 +47,7 @@ class Jacobian(NamedTuple):
     """The result of `problem.jacobian`."""
 
     rows: Tensor
-    """[n, k, C, H, W]: the gradient of each requested logit, or of its difference."""
+    """[n, k, ...]: the gradient of each requested logit, or of its difference."""
     logits: Tensor
     """[n, K]."""
 
@@ -65,7 +68,7 @@ class Problem(RandomNumbers, Protocol):
     target: Tensor
     """[n] int64: the declared target classes of a targeted goal; -1 for other goals."""
     ball: PerturbationSet
-    """The perturbation set: `sample`, `steepest`, `project`, `distance`, `contains`, `radius`."""
+    """The perturbation set: `start`, `sample`, `steepest`, `project`, `contains`, `radius`."""
     t: Tensor
     """[n] int64: number of steps made for this row, as the t of a step-size schedule."""
     restart: Tensor
@@ -82,7 +85,9 @@ class Problem(RandomNumbers, Protocol):
         """[n, K - 1]: all classes but the label, by clean logit, largest first; needs scores."""
 
     def gradient(self, adv: Tensor, loss: Loss, where: Tensor | None = None) -> Gradient:
-        """Gradients [n, C, H, W] of a loss at images [n, C, H, W], with losses and logits.
+        """Gradients [n, ...] of a loss at points [n, ...], with losses and logits.
+
+        In a parametric set the gradient of the image is pulled back through `ball.apply`.
 
         `loss` is called with the label; for a targeted goal with the target, and its sign reversed.
         Costs one query and one gradient evaluation a row.
@@ -96,17 +101,17 @@ class Problem(RandomNumbers, Protocol):
         *,
         minus: Tensor | None = None,
     ) -> Jacobian:
-        """Gradients [n, k, C, H, W] of the logits `classes` [n, k] at images [n, C, H, W].
+        """Gradients [n, k, ...] of the logits `classes` [n, k] at points [n, ...].
 
         With `minus` [n] int64, of their differences to the logit of that class. Costs one query and
         k gradient evaluations a row.
         """
 
     def logits(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Logits [n, K] of images [n, C, H, W]. Costs one query a row."""
+        """Logits [n, K] of the images of points [n, ...]. Costs one query a row."""
 
     def labels(self, adv: Tensor, where: Tensor | None = None) -> Tensor:
-        """Predicted labels [n] int64 of images [n, C, H, W]. Costs one query a row."""
+        """Predicted labels [n] int64 of the images of points [n, ...]. Costs one query a row."""
 
     def reaches_goal(self, answer: Tensor) -> Tensor:
         """Whether logits [n, K] or labels [n] reach the threat model's goal, bool [n]."""
@@ -119,8 +124,8 @@ class Attack(Protocol):
     """An attack as `start` and `step` over explicit state; the engine owns everything else.
 
     Optional attributes, whose defaults are those of `Traits`: `cite`, `summary`, `stop_rule`,
-    `minimises`, `norms`, `goals`, `source`, `eot_draws`, `examples`, `joint`, `samples`,
-    `written_for`.
+    `minimises`, `norms`, `coordinates`, `goals`, `source`, `eot_draws`, `examples`, `joint`,
+    `samples`, `written_for`.
 
     Optional methods:
 
@@ -166,7 +171,13 @@ class Traits:
     minimises: bool
     """Whether it looks for the smallest perturbation; its iterates may then leave the ball."""
     norms: tuple[str, ...]
-    """Names of the norms it supports, as `Linf`. Empty: every perturbation set."""
+    """Names of the sets it supports, as `Linf`. Empty: every norm ball."""
+    coordinates: bool
+    """Whether it also works in every parametric set.
+
+    It then begins at `ball.start(problem.x)` or `ball.sample`, moves points of any shape [n, ...]
+    by the methods of the set alone, and never takes a point for an image.
+    """
     goals: tuple[str, ...]
     """Kinds of goals it supports: `untargeted`, `targeted`, `nearest`. Empty: every goal."""
     source: str
@@ -204,6 +215,7 @@ class Traits:
             stop_rule=getattr(attack, "stop_rule", StopRule.FIRST_SUCCESS),
             minimises=getattr(attack, "minimises", False),
             norms=tuple(getattr(attack, "norms", ())),
+            coordinates=getattr(attack, "coordinates", False),
             goals=tuple(getattr(attack, "goals", ())),
             source=getattr(attack, "source", ""),
             eot_draws=getattr(attack, "eot_draws", 0),
@@ -213,6 +225,14 @@ class Traits:
             written_for=tuple(getattr(attack, "written_for", ())),
             rows=getattr(attack, "rows", EXTERNAL_BATCH),
         )
+
+    def why_not_in(self, ball: PerturbationSet) -> str:
+        """Why the attack does not work in a perturbation set; empty where it does."""
+        if ball.name in self.norms or (self.coordinates and ball.parametric):
+            return ""
+        if self.norms:
+            return f"works in {', '.join(self.norms)}"
+        return "works in norm balls, whose points are images" if ball.parametric else ""
 
     @staticmethod
     def is_external(attack: Attack | ExternalAttack) -> TypeGuard[ExternalAttack]:

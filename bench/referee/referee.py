@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from bench.engine.cell_spec import NOISE_GROUP, Candidates
 from bench.engine.machine import this_machine
 from bench.engine.model_access import SeededNoise
 from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
-from bench.threats.norms import PerturbationSet
+from bench.threats.norms import PerturbationSet, per_row
 from bench.threats.threat_model import Goal
 
 # Of the confirmation draws; a success at VOTE_SHARE itself would fail half of the final votes.
@@ -75,42 +76,47 @@ class Referee:
         self.minimises = minimises
         self.confirmation_noise = confirmation_noise
 
-    def legality(self, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Verdict codes [k] and distances [k] of images [k, C, H, W] for the items [k], in float64.
+    def legality(self, items: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Verdict codes [k] and distances [k] of points [k, ...] for the items [k], in float64.
 
-        The code is ROBUST where the image is finite, in the box and in the ball.
+        The code is ROBUST where the point is finite and in the set, and its image in the box.
 
         Raises:
-            PluginError: the images have another shape or are no floating-point numbers.
+            PluginError: the points have another shape or are no floating-point numbers.
         """
-        clean = self.x[items].double()
-        if images.shape != clean.shape or not images.is_floating_point():
+        x = self.x[items]
+        start = self.ball.start(x)
+        if points.shape != start.shape or not points.is_floating_point():
             raise PluginError(
-                f"the attack returned {images.dtype} {tuple(images.shape)}; float images "
-                f"{tuple(clean.shape)} were expected."
+                f"the attack returned {points.dtype} {tuple(points.shape)}; float "
+                f"{'points' if self.ball.parametric else 'images'} {tuple(start.shape)} were "
+                "expected."
             )
-        exact = images.double()
-        finite = exact.flatten(1).isfinite().all(1)
-        exact = torch.where(finite.view(-1, 1, 1, 1), exact, clean)
-        flat = exact.flatten(1)
+        finite = points.flatten(1).isfinite().all(1)
+        points = torch.where(per_row(finite, points), points, start)
+        flat = self.ball.apply(points, x).flatten(1)
+        finite &= flat.isfinite().all(1)
         boxed = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        exact, clean = points.double(), x.double()
         distance = self.ball.distance(exact, clean)
-        inside = distance <= self.ball.radius + self.ball.tolerance(flat.shape[1])
+        inside = self._inside(points, x, distance)
         code = torch.full_like(items, Verdict.ROBUST)
         code = torch.where(inside | self.minimises, code, int(Verdict.OUT_OF_BALL))
         code = torch.where(boxed, code, int(Verdict.OUT_OF_BOX))
         code = torch.where(finite, code, int(Verdict.NOT_FINITE))
         return code, distance
 
-    def confirm(self, items: Tensor, images: Tensor) -> Tensor:
-        """[k] bool: images [k, C, H, W] of the items [k] reach the goal on the fresh model.
+    def confirm(self, items: Tensor, points: Tensor) -> Tensor:
+        """[k] bool: points [k, ...] of the items [k] reach the goal on the fresh model.
 
         The engine retires an item only where this holds, because the attack may have queried a
         faster form of the defense. A random defense must be wrong on 9 of 10 draws.
         """
         items = items.to(self.x.device)
-        code, distance = self.legality(items, images)
-        confirmed = (code == Verdict.ROBUST) & self._inside(distance)
+        code, distance = self.legality(items, points)
+        x = self.x[items]
+        confirmed = (code == Verdict.ROBUST) & self._inside(points, x, distance)
+        images = self.ball.apply(points, x)
         y, target = self.y[items], self.target[items]
         if self.confirmation_noise is None:
             return confirmed & goal_reached(self.fresh_model.labels(images), y, target, self.goal)
@@ -126,15 +132,21 @@ class Referee:
                 )
         return confirmed
 
+    def images(self, candidates: Candidates) -> Tensor:
+        """The images [k, C, H, W] of candidates, made from their points and the clean images."""
+        return self.ball.apply(candidates.image, self.x[candidates.item.to(self.x.device)])
+
     def judge(self, candidates: Candidates) -> Outcomes:
         """The outcomes of one chunk of candidates."""
         items = candidates.item.to(self.x.device)
-        code, distance = self.legality(items, candidates.image)
+        x, points = self.x[items], candidates.image
+        code, distance = self.legality(items, points)
         admissible = code == Verdict.ROBUST
-        images = torch.where(admissible.view(-1, 1, 1, 1), candidates.image, self.x[items])
+        points = torch.where(per_row(admissible, points), points, self.ball.start(x))
+        images = self.ball.apply(points, x)
         answer = self.fresh_model.answer(images, self._groups(items))
         reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
-        inside = admissible & self._inside(distance)
+        inside = admissible & self._inside(points, x, distance)
         broken = inside & reached
         code = torch.where(broken, int(Verdict.BROKEN), code)
         success = broken.cpu()
@@ -157,8 +169,11 @@ class Referee:
             **_true_class(answer, self.y[items], inside),
         )
 
-    def _inside(self, distance: Tensor) -> Tensor:
-        return distance <= self.ball.radius + self.ball.tolerance(self.x[0].numel())
+    def _inside(self, points: Tensor, x: Tensor, distance: Tensor) -> Tensor:
+        """[k] bool: points [k, ...] are in the set; in a norm ball by their distance in float64."""
+        if self.ball.parametric:
+            return self.ball.contains(points, x)
+        return distance <= self.ball.radius + self.ball.tolerance(x[0].numel())
 
     def _groups(self, items: Tensor) -> list[int]:
         """The noise group of each 64 rows: for random defenses the group in which they ran."""
@@ -166,10 +181,19 @@ class Referee:
         return [item // NOISE_GROUP for item in first]
 
     def _eight_bit(self, items: Tensor, images: Tensor, broken: Tensor) -> Tensor:
-        """[k] bool: still broken with each pixel rounded to k/255 towards the clean pixel."""
+        """[k] bool: still broken with each pixel rounded to k/255.
+
+        In a norm ball towards the clean pixel, so that the image stays in it; in a parametric set
+        to the nearest, as a file would be.
+        """
         if not broken.any():
             return broken
         clean = self.x[items].double()
+        if self.ball.parametric:
+            rounded = ((images.double() * 255).round() / 255).to(images.dtype)
+            answer = self.fresh_model.answer(rounded, self._groups(items))
+            reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
+            return broken & reached
         level = (clean * 255).round()
         change = images.double() * 255 - level
         steps = (change.abs() + GRID_SLACK).floor() * change.sign()
@@ -177,7 +201,7 @@ class Referee:
         answer = self.fresh_model.answer(rounded, self._groups(items))
         reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
         distance = self.ball.distance(rounded.double(), clean)
-        return broken & reached & self._inside(distance)
+        return broken & reached & self._inside(rounded, self.x[items], distance)
 
     def _fragile(self, logits: Tensor, items: Tensor) -> Tensor:
         """[k] bool: the margin is below FRAGILE of the logit scale."""
@@ -209,21 +233,28 @@ def judge(
     for part in candidates:
         outcomes = referee.judge(part)
         rows = [row for row, item in enumerate(part.item.tolist()) if item in wanted]
-        images = tuple(_kept(referee, part, outcomes, clean, row) for row in rows)
-        exact = (outcomes.item, part.image.float().cpu().numpy()) if keep_all else None
+        adv = referee.images(part).float().cpu().numpy()
+        images = tuple(_kept(referee, part, adv, outcomes, clean, row) for row in rows)
+        exact = (outcomes.item, adv) if keep_all else None
+        points = part.image.float().cpu().numpy() if referee.ball.parametric else None
         now = cpu_seconds()
-        yield Chunk(outcomes, now - since, images, exact, machine)
+        yield Chunk(outcomes, now - since, images, exact, machine, points)
         since = now
 
 
 def _kept(
-    referee: Referee, part: Candidates, outcomes: Outcomes, clean: FreshAnswers, row: int
+    referee: Referee,
+    part: Candidates,
+    adv: npt.NDArray[np.float32],
+    outcomes: Outcomes,
+    clean: FreshAnswers,
+    row: int,
 ) -> KeptImage:
     item = int(part.item[row])
     return KeptImage(
         item=item,
         original=_numpy((referee.x[item].double() * 255).round(), np.uint8),
-        adversarial=part.image[row].float().cpu().numpy(),
+        adversarial=adv[row],
         true_label=int(referee.y[item]),
         clean_label=int(clean.label[item]),
         clean_confidence=float(clean.confidence[item]),

@@ -1,17 +1,18 @@
-"""Faults of chunks, of the figures that they give, and of kept images; one cell in memory."""
+"""Faults of chunks, of their figures, and of kept images and points; one cell in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy import Table, select
 from sqlalchemy.engine import Connection
 
 from bench.core.cells import CLEAN, CellState
@@ -22,10 +23,13 @@ from bench.store.cell_faults import Context, cell_name
 from bench.store.codec import unpack
 from bench.store.faults import Fault, raw_rows, type_faults
 from bench.store.known_seals import KnownSeals
+from bench.store.points import expected_bytes
 from bench.store.seals import Values
-from bench.store.tables import CELLS, CHUNKS, IMAGES
+from bench.store.tables import CELLS, CHUNKS, IMAGES, POINTS
 
 _Items = npt.NDArray[np.int32]
+_RowCheck = Callable[[str, Values], Iterator[Fault]]
+_CHUNK_SIZES = select(CHUNKS.c.cell, CHUNKS.c.start, CHUNKS.c["count"])
 
 
 @dataclass
@@ -158,15 +162,44 @@ def _blob_faults(name: str, chunk: Values, start: int, parts: list[Outcomes]) ->
 def image_faults(connection: Connection, known: KnownSeals) -> Iterator[Fault]:
     """Faults of the images that are kept in the database."""
     rows = raw_rows(connection, IMAGES, order=("cell", "item"))
+    return _part_faults(IMAGES, rows, known, _pixel_faults)
+
+
+def point_faults(connection: Connection, known: KnownSeals) -> Iterator[Fault]:
+    """Faults of the points of parametric perturbation sets."""
+    counts = {(cell, start): count for cell, start, count in connection.execute(_CHUNK_SIZES)}
+
+    def wrong(name: str, row: Values) -> Iterator[Fault]:
+        count = counts.get((row["cell"], row["start"]))
+        if count is None:
+            yield Fault(POINTS.name, name, "start", "belongs to no chunk")
+            return
+        try:
+            size = expected_bytes(row["shape"], count)
+        except (ValueError, TypeError):
+            yield Fault(POINTS.name, name, "shape", f"is {row['shape']!r}, not a list of sizes")
+            return
+        if len(row["points"]) != size:
+            text = f"has {len(row['points'])} bytes, {size} were expected"
+            yield Fault(POINTS.name, name, "points", text)
+
+    rows = raw_rows(connection, POINTS, order=("cell", "start"))
+    return _part_faults(POINTS, rows, known, wrong)
+
+
+def _part_faults(
+    table: Table, rows: Iterable[Values], known: KnownSeals, wrong_values: _RowCheck
+) -> Iterator[Fault]:
+    """Faults of rows of cells, in the order of cells, and of the seals over their sums."""
     for key, group in groupby(rows, key=lambda row: str(row["cell"])):
         total: int | None = 0
         for row in group:
-            name = seals.row_key(IMAGES, row)
-            wrong = [*type_faults(IMAGES, name, row)] or [*_pixel_faults(name, row)]
+            name = seals.row_key(table, row)
+            wrong = [*type_faults(table, name, row)] or [*wrong_values(name, row)]
             yield from wrong
             damaged = wrong or total is None
-            total = None if damaged else (total or 0) + seals.part_digest(IMAGES, row)
-        yield from known.sum_faults(IMAGES.name, key, total)
+            total = None if damaged else (total or 0) + seals.part_digest(table, row)
+        yield from known.sum_faults(table.name, key, total)
 
 
 def _pixel_faults(name: str, row: Values) -> Iterator[Fault]:

@@ -14,7 +14,7 @@ from bench.core.errors import BenchError
 from bench.core.hashing import canonical
 from bench.core.machines import Machine
 from bench.core.outcomes import Chunk, Outcomes, Verdict
-from bench.store import images, leases, seals
+from bench.store import images, leases, points, seals
 from bench.store.codec import pack, unpack, unpack_items
 from bench.store.records import CellFigures, Lease
 from bench.store.tables import CELLS, CHUNKS
@@ -58,6 +58,7 @@ def append(connection: Connection, lease: Lease, chunk: Chunk, exact: str) -> No
     connection.execute(insert(CHUNKS).values(values))
     seals.add_parts(connection, CHUNKS, lease.key, [values])
     images.add_images(connection, lease.key, chunk.images)
+    points.add_points(connection, lease.key, int(values["start"]), chunk.points)
 
 
 def finish(connection: Connection, lease: Lease) -> None:

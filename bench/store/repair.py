@@ -18,11 +18,20 @@ from bench.store.damage import check_database
 from bench.store.database import resolve_url, sqlite_file, url_text
 from bench.store.faults import Fault
 from bench.store.store import Store
-from bench.store.tables import CELLS, CHUNKS, EXAMPLES, IMAGES, METADATA, REPLICATIONS, SEALS
+from bench.store.tables import (
+    CELLS,
+    CHUNKS,
+    EXAMPLES,
+    IMAGES,
+    METADATA,
+    POINTS,
+    REPLICATIONS,
+    SEALS,
+)
 
-_OF_CELLS = (CELLS.name, CHUNKS.name, IMAGES.name, seals.OUTCOMES)
+_OF_CELLS = (CELLS.name, CHUNKS.name, IMAGES.name, POINTS.name, seals.OUTCOMES)
 """Tables and kinds of seals whose faults remove a whole cell."""
-_CELL_KINDS = (CELLS.name, seals.RUNS, seals.OUTCOMES, CHUNKS.name, IMAGES.name)
+_CELL_KINDS = (CELLS.name, seals.RUNS, seals.OUTCOMES, CHUNKS.name, IMAGES.name, POINTS.name)
 
 
 @dataclass
@@ -149,7 +158,7 @@ def _cells_of(connection: Connection, fault: Fault) -> list[str]:
 def _remove_cell(connection: Connection, key: str, removed: Removed) -> None:
     names = [CELLS.c[name] for name in ("attack", "defense", "threat")]
     row = connection.execute(select(*names).where(CELLS.c.key == key)).first()
-    for table in (IMAGES, CHUNKS, REPLICATIONS):
+    for table in (IMAGES, POINTS, CHUNKS, REPLICATIONS):
         connection.execute(delete(table).where(table.c.cell == key))
     connection.execute(delete(CELLS).where(CELLS.c.key == key))
     seals.remove_seals(connection, _CELL_KINDS, key)

@@ -28,6 +28,7 @@ from bench.store.tables import (
     EVIDENCE,
     EXAMPLES,
     IMAGES,
+    POINTS,
     REPLICATIONS,
     SEALS,
     SUBMISSIONS,
@@ -51,7 +52,7 @@ SEALED_ROWS = (
     CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, REPLICATIONS, SUBMISSIONS, TASKS, WEIGHTS,
 )  # fmt: skip
 """Tables of which each row has one seal over all its columns; the kind is the table's name."""
-SEALED_PARTS = (CHUNKS, IMAGES)
+SEALED_PARTS = (CHUNKS, IMAGES, POINTS)
 """Tables whose rows have one seal for each cell: a sum, so that rows are added one by one."""
 OUTCOMES = "outcomes"
 """Kind of the seal over all outcomes of a done cell, in item order."""

@@ -22,6 +22,7 @@ from bench.store import cells as cell_table
 from bench.store import images as image_files
 from bench.store import integrity, leases, metadata, migrate, seals
 from bench.store import outcomes as chunks
+from bench.store import points as point_rows
 from bench.store import replications as second_evaluations
 from bench.store import weights as weights_table
 from bench.store.database import (
@@ -250,6 +251,7 @@ class Store:
     outcomes = _reading(chunks.read_outcomes)
     machines = _reading(chunks.read_machines)
     images = _reading(image_files.read_images)
+    points = _reading(point_rows.read_points)
 
     def heartbeats(self, lease: Lease) -> Callable[[], None]:
         """A function that extends a lease, at most once in 5 seconds however often it is called."""

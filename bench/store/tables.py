@@ -22,7 +22,7 @@ from sqlalchemy import (
 from bench.core.cells import BALANCED_ORDER, Cell
 from bench.store.records import FIGURE_COLUMNS, CellFigures
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 """Every known revision, oldest first; the last one is written."""
 
 METADATA = MetaData()
@@ -133,6 +133,15 @@ IMAGES = Table(
     Column("clean_confidence", Double, nullable=False),
     Column("label", Integer, nullable=False),
     Column("confidence", Double, nullable=False),
+)
+
+POINTS = Table(
+    "points",
+    METADATA,
+    Column("cell", Text, ForeignKey("cells.key"), primary_key=True),
+    Column("start", Integer, primary_key=True),
+    Column("shape", Text, nullable=False),
+    Column("points", LargeBinary, nullable=False),
 )
 
 EVIDENCE = Table(

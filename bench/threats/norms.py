@@ -24,13 +24,17 @@ BISECTION_STEPS = 40  # beyond the resolution of float32
 
 @runtime_checkable
 class PerturbationSet(Protocol):
-    """The allowed perturbed images of each clean image.
+    """The allowed perturbed images of each clean image x [n, C, H, W].
 
-    A norm ball around the clean image x [n, C, H, W], intersected with the box [0, 1].
+    An attack moves points [n, ...] of the set. In a norm ball, intersected with the box [0, 1], a
+    point is the image itself; in a parametric set it is a vector of parameters, such as an angle
+    and a shift, from which `apply` makes the image.
     """
 
     name: str
-    """The norm: `Linf`, `L2`, `L1`."""
+    """The norm, `Linf`, `L2` or `L1`, or the name of a parametric set."""
+    parametric: bool
+    """Whether a point is something other than the image."""
 
     @property
     def eps(self) -> Fraction:
@@ -40,41 +44,50 @@ class PerturbationSet(Protocol):
     def radius(self) -> float:
         """The radius as a float."""
 
+    def start(self, x: Tensor) -> Tensor:
+        """The points [n, ...] of the clean images."""
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        """The images [n, C, H, W] of points [n, ...]; `apply(start(x), x)` is x to the bit."""
+
     def distance(self, adv: Tensor, x: Tensor) -> Tensor:
-        """Distances [n] between images [n, C, H, W], in their dtype."""
+        """Distances [n] of points [n, ...] from those of the clean images, in their dtype."""
 
     def contains(self, adv: Tensor, x: Tensor) -> Tensor:
-        """Whether images [n, C, H, W] are in the ball (up to `tolerance`) and the box, bool [n]."""
+        """Whether points [n, ...] are in the set (up to `tolerance`), bool [n].
+
+        In a norm ball, whether the images are also in the box.
+        """
 
     def tolerance(self, pixels: int) -> float:
         """Allowance for float32 rounding in the distance of images with `pixels` values."""
 
     def sample(self, x: Tensor, draws: RandomNumbers) -> Tensor:
-        """Random points [n, C, H, W]: uniform in the ball around x, then clipped to the box."""
+        """Random points [n, ...]: in a norm ball uniform around x, then clipped to the box."""
 
     def steepest(self, gradient: Tensor, adv: Tensor) -> Tensor:
-        """Direction [n, C, H, W] of norm 1 with the largest product with the gradient.
+        """Direction [n, ...] of norm 1 with the largest product with the gradient.
 
         Zero where the gradient is zero, and at pixels on the edge of the box that would leave it.
         """
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
-        """The point of the set nearest to `adv` in L2 [n, C, H, W]."""
+        """The points [n, ...] of the set nearest to `adv` in L2."""
 
     def ascend(self, adv: Tensor, gradient: Tensor, rate: float | Tensor, x: Tensor) -> Tensor:
-        """project(adv + rate * radius * steepest(gradient, adv), x) [n, C, H, W].
+        """project(adv + rate * radius * steepest(gradient, adv), x) [n, ...].
 
         `rate` is a number, or [n].
         """
 
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
-        """The point [n, C, H, W] of the set at which the linear function <weight, .> is largest."""
+        """The point [n, ...] of the set at which the linear function <weight, .> is largest."""
 
     def onto(self, weight: Tensor, rise: Tensor, x: Tensor) -> Tensor:
         """The point [n, C, H, W] of the box nearest to x, in this norm, on a hyperplane.
 
         The hyperplane is <weight, point - x> = rise, rise [n]. Where the box does not reach it, the
-        point of the box nearest to the hyperplane. The radius is not used.
+        point of the box nearest to the hyperplane. The radius is not used. Norm balls only.
         """
 
     def scaled(self, factor: int) -> PerturbationSet:
@@ -90,6 +103,8 @@ class _Norm:
 
     eps: Fraction
 
+    parametric = False
+
     def __post_init__(self) -> None:
         if not isinstance(self.eps, Fraction):
             raise TypeError(
@@ -104,6 +119,14 @@ class _Norm:
 
     def scaled(self, factor: int) -> Self:
         return replace(self, eps=self.eps * factor)
+
+    def start(self, x: Tensor) -> Tensor:
+        """The clean images [n, C, H, W]."""
+        return x
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        """The points [n, C, H, W], which are images."""
+        return adv
 
     def distance(self, adv: Tensor, x: Tensor) -> Tensor:
         """Distances [n]. Raises NotImplementedError here."""

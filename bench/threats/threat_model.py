@@ -15,6 +15,7 @@ from bench.core.radii import exact_fraction
 from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import class_source_digest, parameters_of
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.spatial import RotationTranslation
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class ThreatModel:
 
 NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}
 BUILT_IN_SETS = tuple(NORM_BALLS.values())
-"""The built-in perturbation sets, without their subclasses."""
+"""The built-in norm balls, without their subclasses."""
+PARAMETRIC_SETS = (RotationTranslation,)
+"""The built-in parametric sets, whose name and parameters say what they are."""
 
 
 def norm_ball(norm: str, eps: float | Fraction | str) -> PerturbationSet:
@@ -102,6 +105,8 @@ def describe_set(ball: PerturbationSet) -> Mapping[str, Any]:
     kind = type(ball)
     if kind in BUILT_IN_SETS:
         return known
+    if kind in PARAMETRIC_SETS:
+        return {**known, "parameters": parameters_of(ball)}
     code = {"class": kind.__qualname__, "source": class_source_digest(kind)}
     return {**known, **code, "parameters": parameters_of(ball)}
 

@@ -34,12 +34,12 @@ class State(NamedTuple):
     """State of APGD; the loss and the gradient at an iterate are known one step later."""
 
     adv: Tensor
-    """[n, C, H, W]: the iterate."""
+    """[n, ...]: the iterate, a point of the set."""
     previous: Tensor
-    """[n, C, H, W]: the iterate before `adv`."""
+    """[n, ...]: the iterate before `adv`."""
     best: Tensor
     best_gradient: Tensor
-    """[n, C, H, W]: the iterate with the largest loss so far, and the gradient there."""
+    """[n, ...]: the iterate with the largest loss so far, and the gradient there."""
     best_loss: Tensor
     """[n]: the loss at `best`."""
     checkpoint_loss: Tensor
@@ -80,6 +80,7 @@ class APGD:
 
     needs = Access.GRADIENTS
     norms = ("Linf", "L2")
+    coordinates = True
     cite = "arXiv:2003.01690"
 
     def restart_count(self, classes: int) -> int:
@@ -89,7 +90,7 @@ class APGD:
     def start(self, problem: Problem) -> State:
         """A random point of the set, with no loss known."""
         adv = problem.ball.sample(problem.x, problem)
-        zero = torch.zeros_like(adv[:, 0, 0, 0])
+        zero = torch.zeros_like(adv.flatten(1)[:, 0])
         low, high, none = zero - torch.inf, zero + torch.inf, zero.long()
         rate = zero + self.rate
         return State(adv, adv, adv, 0 * adv, low, low, high, none, none > 0, rate)
@@ -105,7 +106,7 @@ class APGD:
         window = checkpoint_intervals(self.steps, t.device)[t]
         stuck = ~state.halved & (state.best_loss <= state.checkpoint_loss)
         halve = (window > 0) & ((state.increases < self.rho * window) | stuck)
-        back = per_row(halve)
+        back = per_row(halve, state.adv)
         adv = torch.where(back, state.best, state.adv)
         gradient = torch.where(back, state.best_gradient, result.gradient)
         rate = torch.where(halve, state.rate / 2, state.rate)
@@ -129,8 +130,8 @@ class APGD:
     def _with_momentum(
         self, problem: Problem, adv: Tensor, previous: Tensor, ahead: Tensor, t: Tensor
     ) -> Tensor:
-        """The step from `adv` to `ahead` [n, C, H, W], with momentum where `t` [n] is not 0."""
-        share = per_row(torch.where(t == 0, 1, 1 - self.momentum))
+        """The step from `adv` to `ahead` [n, ...], with momentum where `t` [n] is not 0."""
+        share = per_row(torch.where(t == 0, 1, 1 - self.momentum), adv)
         # At the first step `previous` is `adv` itself, so there is no momentum yet.
         moved = torch.lerp(adv, ahead, share)
         moved.add_(adv - previous, alpha=self.momentum)
@@ -138,9 +139,9 @@ class APGD:
 
 
 def with_evaluation(state: State, gradient: Tensor, loss: Tensor) -> State:
-    """The state with the loss [n] and the gradient [n, C, H, W] at `adv` taken into account."""
+    """The state with the loss [n] and the gradient [n, ...] at `adv` taken into account."""
     higher = loss > state.best_loss
-    here = per_row(higher)
+    here = per_row(higher, state.adv)
     best = torch.where(here, state.adv, state.best)
     best_gradient = torch.where(here, gradient, state.best_gradient)
     best_loss = torch.where(higher, loss, state.best_loss)

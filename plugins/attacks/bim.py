@@ -21,17 +21,18 @@ class BIM:
     needs = Access.GRADIENTS
     cite = "arXiv:1607.02533"
     summary = "Iterated fast gradient steps from the clean image."
+    coordinates = True
 
     steps: int = 10
     rate: float = 0.2
     """Step size, in radii of the ball."""
 
     def start(self, problem: Problem) -> Tensor:
-        """The clean images [n, C, H, W]."""
-        return problem.x
+        """The points [n, ...] of the clean images."""
+        return problem.ball.start(problem.x)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step of ascent, projected onto the set; [n, C, H, W]."""
+        """One step of ascent, projected onto the set; [n, ...]."""
         gradient = problem.gradient(adv, cross_entropy).gradient
         return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 

@@ -16,9 +16,9 @@ class State(NamedTuple):
     """State of MI-FGSM."""
 
     adv: Tensor
-    """[n, C, H, W]: the iterate."""
+    """[n, ...]: the iterate, a point of the set."""
     momentum: Tensor
-    """[n, C, H, W]: the decayed sum of the gradients, each normalised to L1 norm 1."""
+    """[n, ...]: the decayed sum of the gradients, each normalised to L1 norm 1."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class MomentumFGSM:
     needs = Access.GRADIENTS
     cite = "arXiv:1710.06081"
     summary = "Iterated fast gradient steps along the accumulated gradient."
+    coordinates = True
 
     steps: int = 10
     mu: float = 1.0
@@ -39,7 +40,8 @@ class MomentumFGSM:
 
     def start(self, problem: Problem) -> State:
         """The clean image and zero momentum."""
-        return State(problem.x, torch.zeros_like(problem.x))
+        start = problem.ball.start(problem.x)
+        return State(start, torch.zeros_like(start))
 
     def step(self, problem: Problem, state: State) -> State:
         """Add the gradient to the momentum and step along it."""
@@ -50,9 +52,9 @@ class MomentumFGSM:
 
 
 def l1_normalized(gradient: Tensor) -> Tensor:
-    """The gradient divided by its L1 norm, [n, C, H, W]; zero where it is zero."""
+    """The gradient divided by its L1 norm, [n, ...]; zero where it is zero."""
     length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return gradient / per_row(length)
+    return gradient / per_row(length, gradient)
 
 
 @hookimpl

@@ -21,6 +21,7 @@ class PGD:
     needs = Access.GRADIENTS
     cite = "arXiv:1706.06083"
     summary = "Projected gradient ascent on the cross-entropy."
+    coordinates = True
 
     steps: int = 40
     rate: float = 0.1
@@ -33,11 +34,12 @@ class PGD:
         return self.restarts
 
     def start(self, problem: Problem) -> Tensor:
-        """Random points of the set [n, C, H, W], or the clean images."""
-        return problem.ball.sample(problem.x, problem) if self.random_start else problem.x
+        """Random points of the set [n, ...], or those of the clean images."""
+        ball = problem.ball
+        return ball.sample(problem.x, problem) if self.random_start else ball.start(problem.x)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step of ascent, projected onto the set; [n, C, H, W]."""
+        """One step of ascent, projected onto the set; [n, ...]."""
         gradient = problem.gradient(adv, cross_entropy).gradient
         return problem.ball.ascend(adv, gradient, self.rate, problem.x)
 

@@ -26,6 +26,7 @@ class MarginPGD:
     goals = ("untargeted",)
     cite = "arXiv:1910.09338"
     summary = "Projected gradient ascent on the margin to each other class."
+    coordinates = True
 
     steps: int = 40
     rate: float = 0.1
@@ -36,11 +37,11 @@ class MarginPGD:
         return classes - 1
 
     def start(self, problem: Problem) -> Tensor:
-        """Random points of the set [n, C, H, W]."""
+        """Random points of the set [n, ...]."""
         return problem.ball.sample(problem.x, problem)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """One step towards the target class, projected onto the set; [n, C, H, W]."""
+        """One step towards the target class, projected onto the set; [n, ...]."""
         loss = margin_to(select_column(problem.other_classes, problem.restart))
         gradient = problem.gradient(adv, loss).gradient
         return problem.ball.ascend(adv, gradient, self.rate, problem.x)

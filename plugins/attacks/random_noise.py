@@ -17,6 +17,7 @@ class RandomNoise:
     name = "random"
     needs = Access.NOTHING
     samples = True
+    coordinates = True
     steps = 1
     summary = "Uniform noise in the perturbation set, clipped to the box."
 
@@ -28,11 +29,11 @@ class RandomNoise:
         return self.draws
 
     def start(self, problem: Problem) -> Tensor:
-        """The clean images [n, C, H, W]."""
-        return problem.x
+        """The points [n, ...] of the clean images."""
+        return problem.ball.start(problem.x)
 
     def step(self, problem: Problem, adv: Tensor) -> Tensor:
-        """Random points of the set [n, C, H, W]."""
+        """Random points of the set [n, ...]."""
         return problem.ball.sample(problem.x, problem)
 
 

@@ -15,6 +15,7 @@ from bench.plugin import (
     LeaderboardProtocol,
     Linf,
     PerturbationSet,
+    RotationTranslation,
     ThreatModel,
     hookimpl,
 )
@@ -44,8 +45,21 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         summary="Changes of Euclidean length 1; labels only, 1000 queries an image.",
     )
     yield from evidence()
+    yield rotated()
     for place, ball in enumerate(balls):
         yield from half_and_double(f"digits-{ball.name.lower()}", ball, 20 + 2 * place)
+
+
+def rotated() -> ThreatModel:
+    """Rotations and shifts, without a ranking: attacks in norm balls do not apply."""
+    return ThreatModel(
+        "digits-rotation",
+        "digits",
+        RotationTranslation(degrees=30.0, pixels=1.0),
+        protocol=LeaderboardProtocol(ranked=False),
+        order=30,
+        summary="Rotation by up to 30 degrees and shifts by up to one pixel; white-box.",
+    )
 
 
 def white_box(name: str, ball: PerturbationSet, order: int, summary: str) -> ThreatModel:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from bench.contract.check import CheckOutcome
 from bench.core.protocols import LeaderboardProtocol
-from bench.plugin import Access, Goal, Linf, ThreatModel
+from bench.plugin import (
+    Access,
+    Goal,
+    Linf,
+    ParametricSet,
+    ThreatModel,
+    clamp_straight_through,
+)
 from bench.registry.registry import Registry
 from tests.contract.planted import extended, run_named_check
 
@@ -49,6 +56,50 @@ class Far(Linf):
 
     def sample(self, x: Tensor, draws: Any) -> Tensor:
         return Linf(2 * self.eps).sample(x, draws)
+
+
+@dataclass(frozen=True)
+class Brightness(ParametricSet):
+    """A change of all pixels by up to a fifth."""
+
+    name = "brightness"
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return (1,)
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        return clamp_straight_through(x + 0.2 * adv[:, :, None, None])
+
+
+class Darker(Brightness):
+    """Its start is not the clean image."""
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        return super().apply(adv, 0.999 * x)
+
+
+class Unclamped(Brightness):
+    """Its images leave [0, 1]."""
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        return x + 0.2 * adv[:, :, None, None]
+
+
+class OfTheBatch(Brightness):
+    """An image depends on the points of other rows."""
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        return super().apply(adv - adv.mean(0), x)
+
+
+class Forgetful(Brightness):
+    """The same point gives another image in the next call."""
+
+    calls = 0
+
+    def apply(self, adv: Tensor, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().apply(adv / self.calls, x)
 
 
 EPS = Fraction(1, 5)
@@ -87,6 +138,10 @@ THREATS: list[tuple[str, dict[str, Any]]] = [
     ("projection-is-feasible-and-idempotent", {"ball": Drifting(EPS)}),
     ("clean-image-is-inside", {"ball": Shifted(EPS)}),
     ("samples-are-inside", {"ball": Far(EPS)}),
+    ("clean-image-is-inside", {"ball": Darker()}),
+    ("samples-are-inside", {"ball": Unclamped()}),
+    ("images-depend-on-their-own-row", {"ball": OfTheBatch()}),
+    ("images-depend-on-their-own-row", {"ball": Forgetful()}),
     ("goal-has-a-target", {"dataset": "one-class", "goal": Goal("targeted", "next")}),
     ("goal-has-a-target", {"dataset": "one-class", "goal": Goal("targeted", "all")}),
     ("goal-has-a-target", {"dataset": "one-class", "goal": Goal("targeted", "random")}),

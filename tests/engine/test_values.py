@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.core.cells import Culprit
 from bench.core.errors import PluginError
 from bench.core.outcomes import Verdict
-from bench.engine.values import checked_column, checked_images, checked_state
+from bench.engine.values import checked_column, checked_points, checked_state
 from bench.evaluation.failures import failure_of
 from bench.plugin import Access, Problem, StopRule, cross_entropy
 from tests.engine.single_run import SingleRun
@@ -51,7 +51,7 @@ def test_images_of_another_kind_are_refused_in_one_sentence(
     images: Any, came: str, remedy: str
 ) -> None:
     with pytest.raises(PluginError) as error:
-        checked_images(images, X, "pgd.step returned")
+        checked_points(images, X, "pgd.step returned")
     sentence = str(error.value)
     assert sentence.startswith(f"pgd.step returned {came}; images torch.float32 [4, 1, 2, 2] were")
     assert remedy in sentence
@@ -60,7 +60,7 @@ def test_images_of_another_kind_are_refused_in_one_sentence(
 
 def test_images_like_the_clean_ones_are_returned_as_they_are() -> None:
     images = X.clone()
-    assert checked_images(images, X, "pgd.step returned") is images
+    assert checked_points(images, X, "pgd.step returned") is images
     state = State(images, torch.zeros(4))
     assert checked_state(state, X, "pgd.step") is state
     assert checked_state(images, X, "pgd.step") is images

@@ -89,7 +89,8 @@ def test_a_kill_while_tables_for_weights_are_added_leaves_the_database_untouched
 ) -> None:
     path, older = tmp_path / "bench.db", tmp_path / "older"
     shutil.copytree(migrate.MIGRATIONS, older)
-    (older / "versions" / "0007_weights.py").unlink()
+    for revision in ("0007_weights", "0008_points"):
+        (older / "versions" / f"{revision}.py").unlink()
     before = REVISIONS[: REVISIONS.index("0007")]
     migrate.upgrade(resolve_url(f"sqlite:///{path}"), migrations=older, known=before)
     with closing(sqlite3.connect(path)) as connection:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.model_access import ModelAccess
-from bench.engine.problem import BatchProblem, images_of
+from bench.engine.problem import BatchProblem, points_of
 from bench.plugin import Attack, Traits
 from bench.registry.registry import Registry
 from bench.threats.access import Access, Budget
@@ -94,7 +94,7 @@ def test_an_example_gets_the_same_image_in_any_batch(name: str, norm: str) -> No
     alone = states(attack, batch_of(attack, norm, first), steps)
     company = states(attack, batch_of(attack, norm, mixed), steps)
     for one, other in zip(alone, company, strict=True):
-        assert torch.equal(images_of(one)[mixed[known]], images_of(other)[known])
+        assert torch.equal(points_of(one)[mixed[known]], points_of(other)[known])
 
 
 @pytest.mark.row("A06", "G07")
@@ -104,7 +104,7 @@ def test_every_iterate_is_legal(name: str, norm: str) -> None:
     attack = ATTACKS[name]
     rows = batch_of(attack, norm, torch.arange(32))
     for state in states(attack, rows, min(attack.steps, FEW)):
-        adv = images_of(state)
+        adv = points_of(state)
         assert adv.isfinite().all()
         assert adv.min() >= 0
         assert adv.max() <= 1
@@ -125,7 +125,7 @@ def test_a_zero_gradient_gives_no_nan(name: str, norm: str) -> None:
     rows = batch_of(attack, norm, torch.arange(32), Constant())
     rows.y = torch.full_like(rows.y, 9)
     for state in states(attack, rows, min(attack.steps, FEW)):
-        assert images_of(state).isfinite().all()
+        assert points_of(state).isfinite().all()
 
 
 @every_attack

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.model_access import ModelAccess, signed_loss
-from bench.engine.problem import images_of
+from bench.engine.problem import points_of
 from bench.plugin import Attack, cross_entropy
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.threat_model import Goal
@@ -374,7 +374,7 @@ def test_deepfool_crosses_the_boundary_of_a_network_with_saturated_pixels(
     attack, model = DeepFool(), small_cnn()
     rows = rows_of(attack, model, x, y, norm(Fraction(1)))
     *_, state = states(attack, rows, 10)
-    arrived = ModelAccess(model).logits(images_of(state)).argmax(1) != y
+    arrived = ModelAccess(model).logits(points_of(state)).argmax(1) != y
     assert arrived.all()
     assert attack.done(state).all()
     assert rows.ledger.gradients.float().mean() < 40
