@@ -42,6 +42,7 @@ from tests.tools.disturbances import Trial, at_artifacts, digest_of, fill_for_a_
 THREAT, ATTACKS, DEFENSES = "digits-linf", ("fgsm", "pgd"), ("linear", "undefended")
 COMMANDS = 2
 LIMIT_SECONDS = 1800.0
+MOST_DISTURBANCES = 20  # of one matrix, so that it ends within the limit
 MOST_FAILURES = 20  # of commands that were not killed, in one matrix
 
 Disturb = Callable[[list[int]], int]
@@ -227,7 +228,8 @@ def trial(kind: str, count: int, examples: int) -> list[Trial]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         base, expected = undisturbed(folder, examples)
         while (left := count - sum(one.disturbances for one in found)) > 0:
-            found.append(_one_matrix(kind, left, examples, base, expected))
+            most = min(left, MOST_DISTURBANCES)
+            found.append(_one_matrix(kind, most, examples, base, expected))
             print(kind, found[-1], flush=True)
     return found
 
