@@ -28,7 +28,7 @@ from bench.contract.fixtures import ModelState, RandomState
 from bench.contract.gradient_checks import GRADIENT_CHECKS
 from bench.core.outcomes import REJECTED
 from bench.data import datasets
-from bench.data.datasets import to_float
+from bench.data.image_rows import to_float
 from bench.engine import model_access
 from bench.engine.answers import column_mismatch
 

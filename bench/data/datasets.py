@@ -18,6 +18,7 @@ from bench.core.cells import BALANCED_ORDER, EXAMPLE_ORDERS, FILE_ORDER
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.core.folders import cache_folder
 from bench.core.hashing import canonical
+from bench.data.image_rows import CleanImages, clean_images, to_float
 from bench.plugin import Dataset, Images, Split
 
 
@@ -39,12 +40,9 @@ class Examples:
         """The images as float32 [n, C, H, W] in [0, 1]."""
         return to_float(torch.tensor(self.images, device=device))
 
-
-def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images [n, C, H, W] to float32 in [0, 1], contiguous in memory."""
-    # With one channel two memory layouts count as contiguous, and convolutions differ between them
-    # in the last bit; the copy has one fixed layout.
-    return images.clone(memory_format=torch.contiguous_format).float() / 255
+    def rows(self, device: torch.device | str) -> CleanImages:
+        """The images as float32 [n, C, H, W]; of large sets, rows that are read in windows."""
+        return clean_images(self.images, device)
 
 
 def data_folder() -> Path:
@@ -108,7 +106,7 @@ def content_digest(*arrays: npt.NDArray[Any]) -> str:
     for array in arrays:
         plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         sha.update(canonical([plain.dtype.str, list(plain.shape)]).encode())
-        sha.update(plain.tobytes())
+        sha.update(plain.reshape(-1).view(np.uint8).data)  # a copy would be as large as the images
     return sha.hexdigest()
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from bench.data.image_rows import CleanImages
 from bench.engine.answers import predicted_labels, reaches_goal
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import map_state
@@ -41,8 +42,8 @@ class CellSpec:
     ball: PerturbationSet
     goal: Goal
     budget: Budget
-    x: Tensor
-    """[n, C, H, W] clean images of all items."""
+    x: CleanImages
+    """[n, C, H, W] clean images of all items; of large sets rows that are read when needed."""
     y: Tensor
     """[n] int64 labels."""
     target: Tensor

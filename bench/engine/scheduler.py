@@ -70,8 +70,7 @@ class Scheduler:
         self.output = ChunkBuffer()
         reached = set(spec.reached_on_clean.nonzero()[:, 0].tolist())
         self.queue = [item for item in items if item not in reached][::-1]
-        if clean := [item for item in items if item in reached]:
-            self.output.add(Candidates.of_clean_images(spec, clean))
+        self.reached_on_clean = [item for item in items if item in reached]
         # All rows of a noise group share one random state, so its batch shrinks in fixed steps.
         self.grouped = spec.noise is not None
         # Reading a tensor costs nothing on the CPU; elsewhere the host would wait for the device.
@@ -80,6 +79,7 @@ class Scheduler:
 
     def run(self) -> Iterator[Candidates]:
         """Yields the candidates of every item, in chunks."""
+        yield from self._clean_candidates()
         if self.queue:
             self._allocate()
             while self._unfinished() or self._waiting():
@@ -91,6 +91,19 @@ class Scheduler:
                     yield self.output.take()
         if self.output.parts:
             yield self.output.take()
+
+    def _clean_candidates(self) -> Iterator[Candidates]:
+        """Yields the items whose goal is reached on the clean image, in full chunks.
+
+        Those that are left over wait for the first chunk of the others.
+        """
+        clean = self.reached_on_clean
+        for first in range(0, len(clean), CHUNK_ITEMS):
+            self.output.add(
+                Candidates.of_clean_images(self.spec, clean[first : first + CHUNK_ITEMS])
+            )
+            if not self.grouped and first + CHUNK_ITEMS < len(clean):
+                yield self.output.take()
 
     def _allocate(self) -> None:
         """Allocates the slots and fills them; empty ones repeat the data of the last item."""

@@ -175,6 +175,10 @@ class FloatExamples(Examples):
         """The images as float32 [n, C, H, W]."""
         return torch.tensor(self.images, device=device)
 
+    def rows(self, device: torch.device | str) -> Tensor:
+        """The images as float32 [n, C, H, W]."""
+        return self.tensor(device)
+
 
 def _no_images(folder: Path | None) -> Any:
     raise BenchError("these images are in memory and are not read.")

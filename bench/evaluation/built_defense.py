@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.core.cells import CLEAN, Cell, Numeric
 from bench.core.errors import PluginError
 from bench.data.datasets import Examples
+from bench.data.image_rows import CleanImages, selected
 from bench.engine.answers import ClassifierOnly, column_mismatch
 from bench.engine.cell_spec import NOISE_GROUP, CellSpec
 from bench.engine.fast_selftest import FastModel, fastest_form
@@ -69,8 +70,8 @@ class BuiltDefense:
         self._clean: FreshAnswers | None = None
 
     @cached_property
-    def x(self) -> Tensor:
-        """[n, C, H, W] clean images; plugins get copies."""
+    def x(self) -> CleanImages:
+        """[n, C, H, W] clean images, of large sets unread rows; plugins get copies."""
         return self.guard.images
 
     @cached_property
@@ -232,7 +233,7 @@ class BuiltDefense:
             else surrogate.access(),
             defense=ModelAccess(self.module, noise=noise, rejects=self.rejects),
             ball=threat.ball, goal=threat.goal, budget=threat.budget,
-            x=self.x[index], y=y, target=target,
+            x=selected(self.x, index), y=y, target=target,
             clean_logits=clean_logits[index],
             reached_on_clean=goal_reached(self.clean.votes[:, index], y, target, threat.goal),
             seed=self.seed, slots=self.settings.slots, noise=noise,
@@ -285,7 +286,7 @@ class BuiltDefense:
         index = self._example_index(threat)
         return Referee(
             self._fresh_model(f"judge {attack.name}"), threat.ball, threat.goal,
-            self.x[index], self.y[index], self._target_classes(threat),
+            selected(self.x, index), self.y[index], self._target_classes(threat),
             minimises=Traits.of(attack).minimises,
             confirmation_noise=self.noise(f"confirm {attack.name}"),
         )  # fmt: skip

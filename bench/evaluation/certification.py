@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bench.core.errors import PLUGIN_EXCEPTIONS
+from bench.data.image_rows import windows
 from bench.engine.values import checked_column
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.events import Listener, RunNotice
@@ -77,7 +79,12 @@ def certificates_of(
     with CELL_DEADLINE.interrupting(certifier.name), built.fixed_random_state():
         if why_not_certifiable(certifier, built, threat):
             return None
-        found = certifier.certify(built.module, built.x.clone(), built.y.clone(), threat.ball)
-    certified = checked_column(found, len(built.y), f"{certifier.name}.certify returned")
+        parts, first = [], 0
+        for images in windows(built.x):
+            labels = built.y[first : first + len(images)].clone()
+            found = certifier.certify(built.module, images.clone(), labels, threat.ball)
+            parts.append(checked_column(found, len(labels), f"{certifier.name}.certify returned"))
+            first += len(images)
+    certified = torch.cat(parts)
     built.guard.check(certifier.name)
     return certified

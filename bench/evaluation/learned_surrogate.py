@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from bench.data import datasets
+from bench.data.image_rows import windows
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.surrogate_model import Heartbeat, PlannedSurrogate, SurrogateModel
 from bench.plugin import ThreatModel
@@ -36,6 +37,8 @@ def learned_surrogate(
             report=lambda text: report(f"{built.defense.name}, {recipe.name} surrogate: {text}"),
         )  # fmt: skip
         with torch.no_grad():
-            return SurrogateModel(learned.module, learned.module(built.x))
+            return SurrogateModel(
+                learned.module, torch.cat([learned.module(part) for part in windows(built.x)])
+            )
 
     return PlannedSurrogate(digest, make)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.core.isolation import Isolation
 from bench.data import datasets
-from bench.data.datasets import to_float
+from bench.data.image_rows import to_float
 from bench.engine.answers import ClassifierOnly
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.fresh_process import BuildRequest, fresh_process

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.outcomes import NO_ANSWER
+from bench.data.image_rows import CleanImages, blocks
 from bench.engine.answers import predicted_labels
 from bench.engine.cell_spec import NOISE_GROUP
 from bench.engine.model_access import ModelAccess, SeededNoise
@@ -53,7 +54,9 @@ class FreshModel:
         self.model_access = ModelAccess(module, noise=noise, rejects=rejects)
         self.noise = noise
 
-    def answer(self, images: Tensor, groups: Iterable[int], *, draws: int = VOTES) -> FreshAnswers:
+    def answer(
+        self, images: CleanImages, groups: Iterable[int], *, draws: int = VOTES
+    ) -> FreshAnswers:
         """The answers to images [n, C, H, W], 64 rows at a time.
 
         Args:
@@ -67,7 +70,7 @@ class FreshModel:
         if not len(images):
             raise ValueError("the fresh model needs at least one image")
         parts = []
-        for group, block in zip(groups, torch.split(images, NOISE_GROUP), strict=True):
+        for group, block in zip(groups, blocks(images, NOISE_GROUP), strict=True):
             if self.noise is not None:
                 self.noise.begin(group)
             parts.append(self._group(block, draws if self.noise is not None else 1))

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.core.cpu_time import cpu_seconds
 from bench.core.errors import PluginError
 from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
+from bench.data.image_rows import CleanImages
 from bench.engine.answers import reaches_goal
 from bench.engine.cell_spec import NOISE_GROUP, Candidates
 from bench.engine.machine import this_machine
@@ -52,7 +53,7 @@ class Referee:
         fresh_model: a copy of the defense that no attack has queried.
         ball: the perturbation set.
         goal: the goal of the threat model.
-        x: [n, C, H, W] clean images of all items.
+        x: [n, C, H, W] clean images of all items; of large sets rows that are read when needed.
         y: [n] int64 labels.
         target: [n] int64 declared target classes, -1 without.
         minimises: the attack minimises its perturbation, so candidates may lie outside the ball.
@@ -64,7 +65,7 @@ class Referee:
         fresh_model: FreshModel,
         ball: PerturbationSet,
         goal: Goal,
-        x: Tensor,
+        x: CleanImages,
         y: Tensor,
         target: Tensor,
         *,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.core.folders import cache_folder
-from bench.data import datasets
+from bench.data import image_rows
 from bench.engine.problem import attack_once
 from bench.plugin import Dataset, FreeTraining, Recipe, TrainingBatch
 from bench.registry.registry import Registry
@@ -175,7 +175,7 @@ def train_batch(
 
 def training_batch(state: TrainingState, example: Tensor, epoch: int) -> TrainingBatch:
     """The training examples with indices `example` [n], augmented, and their adversarial images."""
-    x, y = datasets.to_float(state.images[example]), state.labels[example]
+    x, y = image_rows.to_float(state.images[example]), state.labels[example]
     if state.recipe.augment is not None:
         x = augment(state, state.recipe.augment, x)
     seed = seed_from_name(f"{state.recipe.seed} epoch {epoch}")
@@ -276,7 +276,7 @@ def optimizer_step(state: TrainingState, batch: TrainingBatch) -> Tensor:
 def monitored_accuracy(state: TrainingState, attack: ResolvedAttack) -> float:
     """Robust accuracy on the first training images under the monitoring attack."""
     rows = torch.arange(min(MONITORED_IMAGES, len(state.labels)), device=state.device)
-    x, y = datasets.to_float(state.images[rows]), state.labels[rows]
+    x, y = image_rows.to_float(state.images[rows]), state.labels[rows]
     adv = attack_training_images(
         state, attack, state.model, x, y, rows, seed_from_name(f"{state.recipe.seed}")
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.hashing import digest
-from bench.data import datasets
+from bench.data import datasets, image_rows
 from bench.engine.answers import checked_logits
 from bench.engine.machine import this_machine
 from bench.engine.model_access import SeededNoise, freeze
@@ -160,4 +160,4 @@ def training_images(dataset: Dataset) -> Tensor:
     rows = torch.arange(len(half.labels))
     order = example_key(0, "surrogate images", rows, torch.zeros_like(rows)).argsort(stable=True)
     chosen = order[:MOST_IMAGES].sort().values
-    return datasets.to_float(torch.tensor(half.images[chosen.numpy()]))
+    return image_rows.to_float(torch.tensor(half.images[chosen.numpy()]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.plugin import Dataset, Images, Split, hookimpl
 from plugins.datasets._balanced_order import balanced_order
@@ -19,6 +22,8 @@ NAME = "image-folder"
 SIZE = 224
 LARGEST_SIZE = 4096
 EXAMPLES = 1000
+IN_MEMORY = 2**26
+"""Of 8-bit images: sets of up to so many bytes are kept in memory."""
 
 
 def image_folder(
@@ -55,8 +60,24 @@ def read(
     labels = np.asarray(found.labels, dtype=np.int64)
     order = balanced_order(labels, name)[:examples]
     paths = [found.root / found.files[i] for i in order]
-    images = np.stack([centre_square(path, read_rgb(path), size) for path in paths])
+    images = _decoded(paths, size)
     return Images(None, Split(images, labels[order]), order)
+
+
+def _decoded(paths: Sequence[Path], size: int) -> npt.NDArray[np.uint8]:
+    """The images [n, 3, size, size]; many of them mapped from a temporary file.
+
+    The file has no name in its folder ($TMPDIR), so that nothing is left of it, and is mapped for
+    reading alone.
+    """
+    shape = (len(paths), 3, size, size)
+    if math.prod(shape) <= IN_MEMORY:
+        return np.stack([centre_square(path, read_rgb(path), size) for path in paths])
+    with tempfile.TemporaryFile(prefix="gauntlet-images-") as file:
+        for path in paths:
+            file.write(np.ascontiguousarray(centre_square(path, read_rgb(path), size)).data)
+        file.flush()
+        return np.memmap(file, np.uint8, "r", shape=shape)
 
 
 def folder_images(root: Path, size: int, examples: int, name: str) -> Images:

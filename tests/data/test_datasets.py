@@ -22,6 +22,7 @@ from torchvision import datasets as torchvision_sets
 
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.data import datasets
+from bench.data.image_rows import to_float
 from bench.plugin import Dataset, Images, Split
 from plugins.datasets import digits, torchvision_datasets
 from plugins.datasets._balanced_order import balanced_order
@@ -414,4 +415,4 @@ def test_pixels_are_contiguous_for_any_memory_layout_of_the_input() -> None:
     """With other strides a convolution may take another path and give other last bits."""
     odd = torch.zeros(2, 8, 8, 1, dtype=torch.uint8).permute(0, 3, 1, 2)
     assert odd.stride() != (64, 64, 8, 1)
-    assert datasets.to_float(odd).stride() == (64, 64, 8, 1)
+    assert to_float(odd).stride() == (64, 64, 8, 1)

@@ -118,7 +118,7 @@ def test_the_query_budget_stops_an_endless_run(images: int, rows: int, forwards:
     spec = cell(attack(endless, rows=rows), AlwaysRight(), n=n, budget=budget, model_access=labels)
     found = run_cell(spec)
     assert found.forwards.tolist() == [forwards] * n
-    assert torch.equal(found.image, spec.x) and found.final_checks.sum() == 0
+    assert torch.equal(found.image, spec.x[:]) and found.final_checks.sum() == 0
 
 
 def test_the_gradient_budget_stops_a_run_in_the_backward_pass() -> None:
@@ -234,7 +234,7 @@ def changes_global_state(problem: ExternalProblem) -> Tensor:
 def test_a_library_leaves_model_and_random_state_unchanged(ball: PerturbationSet) -> None:
     model = copy.deepcopy(small_cnn())
     spec = cell(attack(changes_global_state), model, ball=ball)
-    state, world, x = ModelState.of(model), RandomState.snapshot(), spec.x.clone()
+    state, world, x = ModelState.of(model), RandomState.snapshot(), spec.x[:].clone()
     if ball is LINF:
         run_cell(spec)
     else:
@@ -243,7 +243,7 @@ def test_a_library_leaves_model_and_random_state_unchanged(ball: PerturbationSet
         ):
             run_cell(spec)
     assert state.changed() == [] and world.changed() == []
-    assert torch.equal(spec.x, x) and not any(p.requires_grad for p in model.parameters())
+    assert torch.equal(spec.x[:], x) and not any(p.requires_grad for p in model.parameters())
     assert torch.is_grad_enabled()
 
 

@@ -43,7 +43,7 @@ def ended(items: list[int], restarts: list[int], final: list[bool], x: Tensor) -
 def final_check(goal: Goal = UNTARGETED) -> tuple[FinalCheck, Tensor]:
     """A final check of four digits whose confirmations all succeed, and the negatives' success."""
     spec = SingleRun(PGD(), Linf(Fraction(1)), goal, count=4).spec()
-    x = spec.x.clone()
+    x = spec.x[:].clone()
     check = FinalCheck(replace(spec, x=x), lambda items, images: torch.ones(len(items)) > 0)
     return check, x
 

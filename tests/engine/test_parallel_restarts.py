@@ -71,7 +71,7 @@ class FirstRestartSucceeds:
 def test_restarts_after_a_successful_one_are_cancelled() -> None:
     single = SingleRun(FirstRestartSucceeds(), Linf(Fraction(1)), model=CountingModel(), count=32)
     spec = single.spec(256)
-    spec.reached_on_clean[small_cnn()(1 - spec.x).argmax(1) == spec.y] = True
+    spec.reached_on_clean[small_cnn()(1 - spec.x[:]).argmax(1) == spec.y] = True
     module = spec.model_access.module
     assert isinstance(module, CountingModel)
     module.rows.clear()
@@ -107,7 +107,7 @@ class LastStepSucceeds:
 def test_pending_final_checks_of_later_restarts_are_cancelled_too() -> None:
     single = SingleRun(LastStepSucceeds(), Linf(Fraction(1)), count=32)
     spec = single.spec(256)
-    spec.reached_on_clean[small_cnn()(1 - spec.x).argmax(1) == spec.y] = True
+    spec.reached_on_clean[small_cnn()(1 - spec.x[:]).argmax(1) == spec.y] = True
     parts = list(run_attack(spec, single.referee(spec).confirm))
     attacked = [part for part in parts if part.forwards.any()]
     assert [(set(part.step.tolist()), set(part.restart.tolist())) for part in attacked] == [

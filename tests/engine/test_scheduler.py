@@ -178,11 +178,11 @@ class SucceedsOnSchedule:
 def test_each_item_retires_at_its_success_and_pays_for_no_later_query(slots: int) -> None:
     attack = SucceedsOnSchedule()
     spec = SingleRun(attack, Linf(Fraction(1))).spec(slots)
-    never = small_cnn()(1 - spec.x).argmax(1) == spec.y
+    never = small_cnn()(1 - spec.x[:]).argmax(1) == spec.y
     parts = list(run_attack(spec, lambda items, images: torch.ones(len(items)) > 0))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     found = Candidates(*(column[columns[0].argsort()] for column in columns))
-    due, won = attack.due(1 - spec.x), ~spec.reached_on_clean & ~never
+    due, won = attack.due(1 - spec.x[:]), ~spec.reached_on_clean & ~never
     assert won.sum() > 100 and len(set(due[won].tolist())) == 3 * attack.steps
     assert torch.equal(found.step[won], due[won] % attack.steps)
     assert torch.equal(found.restart[won], due[won] // attack.steps)

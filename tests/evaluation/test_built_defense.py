@@ -114,7 +114,7 @@ def test_the_referee_has_another_copy_of_the_model_than_the_attack(registry: Reg
     attacked = built.cell_spec(THREAT, pgd, None).model_access.module
     judging = built.referee(THREAT, pgd).fresh_model.model_access.module
     assert judging is not attacked
-    x: Tensor = built.x
+    x: Tensor = built.x[:]
     assert torch.equal(judging(x), attacked(x))
 
 

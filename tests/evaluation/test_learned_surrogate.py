@@ -81,6 +81,6 @@ def test_a_random_defense_answers_by_vote(registry: Registry) -> None:
     cache, (pair,) = cache_of(registry, "noise-first")
     built = cache.defense(pair.defense, pair.threat)
     labels = built.label_function()
-    votes = labels(built.x)
+    votes = labels(built.x[:])
     assert votes.shape == (COUNT,) and votes.dtype == torch.int64
     assert float((votes == built.y).double().mean()) > 0.8

@@ -425,7 +425,7 @@ def rejecting_referee(score: Any, n: int = 6) -> Referee:
 
 def judged(score: Any, first: Sequence[float]) -> Outcomes:
     judge = rejecting_referee(score, len(first))
-    images = judge.x.clone()
+    images = judge.x[:].clone()
     images[:, 0, 0, 0] = torch.tensor(first)
     item = torch.arange(len(first))
     one = torch.ones_like(item)

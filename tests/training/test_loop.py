@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import PluginError, UnavailableError
 from bench.data import datasets
+from bench.data.image_rows import to_float
 from bench.plugin import (
     InnerAttack,
     Linf,
@@ -152,7 +153,7 @@ def test_sgd_steps_along_the_gradient_of_the_mean_loss(tmp_path: Path) -> None:
     half = datasets.load_dataset(DIGITS).train
     assert half is not None
     weight = model.get_parameter("1.weight")
-    x, y = datasets.to_float(torch.tensor(half.images)), torch.tensor(half.labels)
+    x, y = to_float(torch.tensor(half.images)), torch.tensor(half.labels)
     cross_entropy(model(x), y).mean().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert torch.allclose(after, weight - 0.5 * weight.grad, atol=1e-6)

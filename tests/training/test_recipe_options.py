@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError, PluginError
 from bench.data import datasets
+from bench.data.image_rows import to_float
 from bench.plugin import FreeTraining, InnerAttack, Linf, Recipe, TrainingBatch, cross_entropy
 from bench.registry.registry import Registry
 from bench.training import loop, recipes, state, weights_cache
@@ -157,7 +158,7 @@ def test_fitted_buffers_are_part_of_the_weights(tmp_path: Path) -> None:
     half = datasets.load_dataset(DIGITS).train
     assert half is not None
     found = weights(tmp_path / "a", CENTRED)["mean"]
-    expected = datasets.to_float(torch.tensor(half.images)).mean(0)
+    expected = to_float(torch.tensor(half.images)).mean(0)
     assert torch.allclose(found, expected, atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.core.outcomes import Outcomes, Verdict
 from bench.core.statistics import roc
 from bench.data import datasets
-from bench.data.datasets import to_float
+from bench.data.image_rows import to_float
 from bench.engine.problem import attack_once
 from bench.engine.runner import run_attack
 from bench.evaluation.built_defense import BuiltDefense, RunSettings

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import UnavailableError
 from bench.data import datasets
+from bench.data.image_rows import to_float
 from bench.engine.problem import attack_once
 from bench.plugin import Linf, Recipe, cross_entropy, straight_through
 from bench.registry.registry import Registry
@@ -61,7 +62,7 @@ def fashion() -> Images:
     except UnavailableError as error:
         pytest.skip(str(error))
     assert train is not None
-    images = datasets.to_float(torch.from_numpy(train.images[:5000].copy()))
+    images = to_float(torch.from_numpy(train.images[:5000].copy()))
     labels = torch.from_numpy(train.labels[:5000].copy())
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

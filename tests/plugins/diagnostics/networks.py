@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import datasets
-from bench.data.datasets import to_float
+from bench.data.image_rows import to_float
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, Randomness, Subject
 from bench.registry.registry import Registry
 
