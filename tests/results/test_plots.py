@@ -355,6 +355,26 @@ def test_a_gallery_shows_clean_adversarial_and_difference(
     assert change.caption == "largest 0.200"
 
 
+@pytest.mark.row("X15")
+def test_the_pictures_of_a_row_add_up_to_the_adversarial_image(
+    pictures: tuple[World, Callable[[], Any]],
+) -> None:
+    """x + eps d = x': the clean picture, the difference without its magnification, the result."""
+    world, _ = pictures
+    found = load_gallery(world.store, results_of(world), "d", ["pgd", "fgsm"], 4)
+    added = 0
+    for clean, *others in found.rows:
+        assert clean is not None
+        for adversarial, change in zip(others[::2], others[1::2], strict=True):
+            assert (adversarial is None) == (change is None)
+            if adversarial is not None and change is not None:
+                difference = (change.pixels - 0.5) / found.magnification
+                total = clean.pixels + difference
+                np.testing.assert_allclose(total, adversarial.pixels, atol=1e-6)
+                added += 1
+    assert added == 5
+
+
 def test_a_gallery_leaves_places_without_an_image_empty(
     pictures: tuple[World, Callable[[], Any]], tmp_path: Path
 ) -> None:
