@@ -21,7 +21,9 @@ from bench.engine.values import checked_state
 from bench.plugin import Attack, State, Traits
 from bench.registry.registry import Registry
 from bench.threats.access import Access, Budget
+from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.patch import Patch
 from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import Goal
 
@@ -36,6 +38,8 @@ NORMS: dict[str, PerturbationSet] = {
 }
 PARAMETRIC_EXAMPLES: dict[str, PerturbationSet] = {
     "rotation-translation": RotationTranslation(degrees=30.0, pixels=1.0),
+    "elastic-field": ElasticField(pixels=1.0),
+    "patch": Patch(3, 3, 1, 1),
 }
 """Attacks that work in every parametric set are checked in these."""
 BALLS = NORMS | PARAMETRIC_EXAMPLES
@@ -44,6 +48,8 @@ WIDE_BALLS: dict[str, PerturbationSet] = {
     "L2": L2(Fraction(4)),
     "L1": L1(Fraction(16)),
     "rotation-translation": RotationTranslation(degrees=90.0, pixels=3.0),
+    "elastic-field": ElasticField(pixels=3.0),
+    "patch": Patch(5, 5),
 }
 GOAL_EXAMPLES = {
     "untargeted": Goal(),

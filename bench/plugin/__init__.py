@@ -14,7 +14,8 @@ By use: attacks `Attack`, `Problem`, `State`, `StopRule`, `Access`, `cross_entro
 external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
-`L2`, `L1`, `ParametricSet`, `RotationTranslation`, `Goal`, `Budget`;
+`L2`, `L1`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
+`Patch`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`.
 """
@@ -54,8 +55,10 @@ from bench.plugin.external import (
 from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, select_column
 from bench.plugin.training import FreeTraining, InnerAttack, Recipe, TrainingBatch
 from bench.threats.access import Access, Budget
+from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
 from bench.threats.parametric import ParametricSet, clamp_straight_through
+from bench.threats.patch import Patch
 from bench.threats.random_numbers import (
     KeyedRandomNumbers,
     RandomNumbers,
@@ -78,6 +81,7 @@ __all__ = [
     "Dataset",
     "Defense",
     "Diagnostic",
+    "ElasticField",
     "Evidence",
     "ExternalAttack",
     "ExternalProblem",
@@ -97,6 +101,7 @@ __all__ = [
     "MissingLibrary",
     "Model",
     "ParametricSet",
+    "Patch",
     "PerturbationSet",
     "Problem",
     "RandomNumbers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ class ParametricSet(ABC):
     `eps` scales all of them, for curves over the size of the set.
     """
 
-    eps: Fraction = Fraction(1)
+    eps: Fraction = field(default=Fraction(1), kw_only=True)
 
     name = ""
     parametric = True

@@ -13,8 +13,10 @@ from bench.core.hashing import digest
 from bench.core.protocols import LeaderboardProtocol
 from bench.core.radii import exact_fraction
 from bench.threats.access import Access, Budget
+from bench.threats.elastic import ElasticField
 from bench.threats.fingerprint import class_source_digest, parameters_of
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.patch import Patch
 from bench.threats.spatial import RotationTranslation
 
 
@@ -84,7 +86,7 @@ class ThreatModel:
 NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}
 BUILT_IN_SETS = tuple(NORM_BALLS.values())
 """The built-in norm balls, without their subclasses."""
-PARAMETRIC_SETS = (RotationTranslation,)
+PARAMETRIC_SETS = (RotationTranslation, ElasticField, Patch)
 """The built-in parametric sets, whose name and parameters say what they are."""
 
 

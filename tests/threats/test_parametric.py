@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.plugin import ParametricSet, clamp_straight_through
+from bench.threats.elastic import ElasticField
+from bench.threats.patch import Patch
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
 from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import ThreatModel
@@ -49,7 +51,7 @@ def test_the_start_gives_the_clean_image_to_the_bit(shape: tuple[int, ...]) -> N
     x = random_images(shape)
     x[0] = 0
     x[1] = 1
-    for ball in (ROTATION, Brightness()):
+    for ball in (ROTATION, Brightness(), ElasticField(), Patch(3, 4)):
         assert torch.equal(ball.apply(ball.start(x), x), x)
         assert ball.contains(ball.start(x), x).all()
         assert (ball.distance(ball.start(x), x) == 0).all()
@@ -87,7 +89,7 @@ def test_every_parameter_of_a_set_is_part_of_the_id_of_its_threat_model() -> Non
     sets = [
         ROTATION, RotationTranslation(degrees=31.0, pixels=1.0),
         RotationTranslation(degrees=30.0, pixels=2.0), ROTATION.scaled(2),
-        RotationTranslation(Fraction(1, 2), degrees=30.0, pixels=1.0), Brightness(),
+        RotationTranslation(eps=Fraction(1, 2), degrees=30.0, pixels=1.0), Brightness(),
     ]  # fmt: skip
     ids = {ThreatModel("a", "digits", ball).id for ball in sets}
     assert len(ids) == len(sets)
