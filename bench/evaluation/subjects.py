@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from bench.core.isolation import Isolation
 from bench.data import datasets
 from bench.data.image_rows import to_float
+from bench.engine.answer_work import work_of_answer
 from bench.engine.answers import ClassifierOnly
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.fresh_process import BuildRequest, fresh_process
-from bench.plugin import Subject
+from bench.plugin import AnswerWork, Subject
 from bench.sandbox.defense_proxy import DefenseProxy
 
 TRAINING_IMAGES = 512  # at most, for comparison with the test images
@@ -29,6 +31,14 @@ def subject_of(built: BuiltDefense, images: int) -> Subject:
         bpda=_without_detector(built),
         training=_training_images(built),
         fresh_process=_fresh_logits(built),
+        answer_work=_answer_work(built.module),
+    )
+
+
+def _answer_work(module: torch.nn.Module) -> Callable[[Tensor], AnswerWork]:
+    """What a defense computes for one answer; that of a sandboxed one is counted in its worker."""
+    return (
+        module.answer_work if isinstance(module, DefenseProxy) else partial(work_of_answer, module)
     )
 
 

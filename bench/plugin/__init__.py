@@ -17,7 +17,7 @@ external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`;
 `L2`, `L1`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
 `Patch`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
-`Subject`.
+`Subject`, `AnswerWork`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from bench.plugin.bpda import straight_through
 from bench.plugin.certifier import Certifier
 from bench.plugin.dataset import Dataset, Images, Split
 from bench.plugin.defense import Defense, Loader, Randomness
-from bench.plugin.diagnostic import Diagnostic, Evidence, Finding, Subject
+from bench.plugin.diagnostic import AnswerWork, Diagnostic, Evidence, Finding, Subject
 from bench.plugin.external import (
     EXTERNAL_BATCH,
     ExternalAttack,
@@ -74,6 +74,7 @@ __all__ = [
     "L2",
     "OPTIONAL_METHODS",
     "Access",
+    "AnswerWork",
     "Attack",
     "Budget",
     "Certifier",

@@ -30,6 +30,15 @@ class Evidence(NamedTuple):
     """One sentence with the figures on which the finding rests."""
 
 
+class AnswerWork(NamedTuple):
+    """What a defense computes for one answer to a batch."""
+
+    passes: int
+    """Passes of its network; 0 where they cannot be counted."""
+    gradients: int
+    """Backward passes that it runs itself."""
+
+
 class Subject(NamedTuple):
     """A built defense with all that a diagnostic may use."""
 
@@ -47,6 +56,8 @@ class Subject(NamedTuple):
     fresh_process: Callable[[Tensor], Tensor | str] | None = None
     """Logits [n, K] of images [n, C, H, W] from the defense built in another process, whose torch
     generator has the seed 0, or the reason why there are none."""
+    answer_work: Callable[[Tensor], AnswerWork] | None = None
+    """The work of one answer to images [n, C, H, W]; None where it cannot be observed."""
 
 
 class Diagnostic(Protocol):

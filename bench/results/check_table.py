@@ -89,6 +89,10 @@ MASKING_CHECKS: Mapping[str, CheckMeaning] = {
     "label-leaking": CheckMeaning(
         "it recognises one-step adversarial examples", (MORE_STEPS, *_WITHOUT_GRADIENTS)
     ),
+    "inner-optimisation": CheckMeaning(
+        "it is dynamic, and attacks spend fewer steps than it does",
+        (MORE_STEPS, *_WITHOUT_GRADIENTS),
+    ),
     "declared-randomness": CheckMeaning(
         "its randomness hides what it answers on average", (EOT, DECISION)
     ),

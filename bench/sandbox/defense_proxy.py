@@ -10,10 +10,12 @@ from torch.autograd.function import once_differentiable
 
 from bench.core.cells import COSTLY_FORWARDS
 from bench.core.errors import PluginError
-from bench.sandbox.process import StartProcess
+from bench.plugin import AnswerWork
+from bench.sandbox.process import StartProcess, printable
 from bench.sandbox.protocol import Frame, encode_tensors
 
 MAX_LOGIT_BYTES = 1 << 16  # per image
+MAX_WORK = 1 << 31  # passes of one answer
 
 
 class DefenseProxy(nn.Module):
@@ -74,6 +76,19 @@ class DefenseProxy(nn.Module):
             )
         return found.to(weight.device)
 
+    def answer_work(self, images: Tensor) -> AnswerWork:
+        """What the model computes for one answer to images [n, C, H, W], as the worker counts it.
+
+        Raises PluginError where it sends something else.
+        """
+        if not self.process.alive:
+            self.process = self.start()
+        self.current_graph = 0
+        frame = self._call(
+            {"method": "answer work"}, {"state": torch.get_rng_state(), "images": images}, 0
+        )
+        return parsed_work(self.title, frame)
+
     def _call(self, header: dict[str, Any], sent: dict[str, Tensor], largest: int) -> Frame:
         descriptions, parts = encode_tensors(sent)
         limits = self.process.limits
@@ -86,6 +101,22 @@ class DefenseProxy(nn.Module):
 
     def _tensor(self, frame: Frame, name: str) -> Tensor:
         return self.process.tensors(self.title, frame, name)[name]
+
+
+def parsed_work(title: str, frame: Frame) -> AnswerWork:
+    """The work of an answer in a worker's reply; raises PluginError where it is none."""
+    found = frame.header.get("work")
+    fields = AnswerWork._fields
+    if (
+        not isinstance(found, dict)
+        or set(found) != set(fields)
+        or not all(type(value) is int and 0 <= value < MAX_WORK for value in found.values())
+    ):
+        raise PluginError(
+            f"{title} violated the sandbox protocol: work {printable(found)} was sent; numbers "
+            f"{list(fields)} from 0 to {MAX_WORK - 1} were expected."
+        )
+    return AnswerWork(**found)
 
 
 class _RemoteForward(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.engine.answer_work import work_of_answer
 from bench.engine.answers import checked_logits
 from bench.engine.model_access import input_gradient
 from bench.plugin import Defense
@@ -75,6 +76,19 @@ class DefenseWorker:
         self.graph = (leaf, logits) if keep else None
         drew = not torch.equal(sent["state"], torch.get_rng_state())
         self.channel.reply({"drew": drew}, {"logits": logits})
+
+    def answer_work(self, frame: Frame) -> None:
+        """Send what the model computes for one answer to images [n, C, H, W].
+
+        Raises TypeError before the model is built.
+        """
+        if self.module is None:
+            raise TypeError("no model has been built yet")
+        sent = frame_tensors(frame)
+        torch.set_rng_state(sent["state"])
+        found = work_of_answer(self.module, sent["images"])
+        self.graph = None
+        self.channel.reply({"work": found._asdict()})
 
     def backward(self, frame: Frame) -> None:
         """Send the gradient [n, C, H, W] of the last logits, weighted with the sent [n, K].

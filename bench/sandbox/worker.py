@@ -53,6 +53,7 @@ class RequestServer:
         self.methods: Mapping[str, Callable[[Frame], None]] = {
             "declare defense": defense.declare, "build": defense.build,
             "forward": defense.forward, "backward": defense.backward,
+            "answer work": defense.answer_work,
             "declare attack": attack.declare, "start": attack.start, "step": attack.step,
             "done": attack.done, "stays": attack.stays, "restart_count": attack.restart_count,
             "run": attack.run, "declare threat": partial(declare_threat, channel, submitted_plugin),

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from bench.core.errors import BenchError, StorageError, UnavailableError
 from bench.store.leftovers import partial_path
+from bench.store.network_disk import require_local_disk
 from bench.store.waiting import why_not_writable
 
 DEFAULT_DATABASE = "bench.db"
@@ -186,10 +187,15 @@ def without_secrets(text: str) -> str:
 
 
 def open_engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True) -> Engine:
-    """An engine with explicit transactions, not connected yet."""
+    """An engine with explicit transactions, not connected yet.
+
+    Raises UnavailableError for a SQLite file on a network disk that is to be written.
+    """
     path = sqlite_file(url)
     if path is None:
         return _server_engine(url)
+    if not read_only:
+        require_local_disk(path)
     engine = _reading_engine(url, path) if read_only else create_engine(url, connect_args=_EXPLICIT)
     pragmas = [f"foreign_keys={int(foreign_keys)}", "trusted_schema=OFF"]
     pragmas += ["query_only=ON"] if read_only else ["journal_mode=WAL", "synchronous=FULL"]

@@ -102,8 +102,8 @@ class Store:
         """Open, create or upgrade a database.
 
         `url` None means $BENCH_DB, else bench.db. `waiting` applies from here on. Raises
-        UnavailableError where it is newer than this program, cannot be opened or is missing for a
-        reader, BenchError for a wrong URL.
+        UnavailableError where it is newer than this program, cannot be opened, is missing for a
+        reader or lies on a network disk for a writer, BenchError for a wrong URL.
         """
         parsed = resolve_url(url)
         path = sqlite_file(parsed)

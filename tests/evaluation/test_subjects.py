@@ -12,6 +12,7 @@ from bench.evaluation.built_defense import BuiltDefense, RunSettings
 from bench.evaluation.diagnostics import DIAGNOSTIC_IMAGES
 from bench.evaluation.fresh_process import fresh_process
 from bench.evaluation.subjects import TRAINING_IMAGES, subject_of
+from bench.plugin import AnswerWork
 from bench.registry.registry import Registry
 from bench.training.defense_builder import DefenseBuilder
 from bench.training.tasks import build_trained
@@ -50,6 +51,12 @@ def test_training_images_are_of_the_training_half(linear: BuiltDefense) -> None:
     assert half is not None
     assert torch.equal((255 * images).round().byte(), torch.tensor(half.images[:TRAINING_IMAGES]))
     assert labels.tolist() == half.labels[:TRAINING_IMAGES].tolist()
+
+
+def test_the_work_of_an_answer_is_that_of_the_attacked_copy(linear: BuiltDefense) -> None:
+    subject = subject_of(linear, 8)
+    assert subject.answer_work is not None
+    assert subject.answer_work(subject.x) == AnswerWork(passes=1, gradients=0)
 
 
 def test_another_process_answers_alike(linear: BuiltDefense) -> None:

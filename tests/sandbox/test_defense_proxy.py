@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from bench.core.errors import PluginError
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import attack_once
-from bench.plugin import Dataset, cross_entropy
+from bench.plugin import AnswerWork, Dataset, cross_entropy
 from bench.registry.registry import Registry
-from bench.sandbox.defense_proxy import DefenseProxy
-from bench.sandbox.protocol import Channel
+from bench.sandbox.defense_proxy import DefenseProxy, parsed_work
+from bench.sandbox.protocol import Channel, Frame
 from bench.training.defense_builder import DefenseBuilder
 from plugins.attacks.pgd import PGD
 from tests.engine.single_run import LINF
@@ -88,6 +88,51 @@ def test_a_sandboxed_defense_returns_the_same_bits(kind: str, tmp_path: Path) ->
         assert one.dtype == two.dtype
         assert torch.equal(one, two)
     assert any(part.any() for part in all_queries(inside, *how)[1::6])
+
+
+OPTIMISING = PLAIN.replace(
+    "return self.layer(images.flatten(1))",
+    """for _ in range(3):
+            with torch.enable_grad():
+                leaf = images.detach().requires_grad_()
+                logits = self.layer(leaf.flatten(1)) + 0 * torch.rand(1)
+                (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), leaf)
+            images = (images + slope.sign() / 255).clamp(0, 1)
+        return self.layer(images.flatten(1))""",
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "work"),
+    [(PLAIN, AnswerWork(1, 0)), (NOISY, AnswerWork(1, 0)), (OPTIMISING, AnswerWork(4, 3))],
+    ids=["plain", "noisy", "optimising"],
+)
+def test_the_work_of_an_answer_is_counted_in_the_sandbox(
+    source: str, work: AnswerWork, tmp_path: Path
+) -> None:
+    write_submission(tmp_path, source)
+    inside, x = built(sandboxed(tmp_path)), digits(8)[0]
+    assert isinstance(inside, DefenseProxy)
+    leaf = x.clone().requires_grad_()
+    torch.manual_seed(2)
+    logits = inside(leaf)
+    expected = torch.autograd.grad(logits.sum(), leaf, retain_graph=True)[0]
+    assert inside.answer_work(x) == work
+    assert torch.equal(torch.autograd.grad(logits.sum(), leaf)[0], expected)
+    inside.process.close()
+    assert inside.answer_work(x) == work
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [None, 3, [], {}, {"passes": 1}, {"passes": 1, "gradients": True},
+     {"passes": 1, "gradients": -1}, {"passes": 2**31, "gradients": 0},
+     {"passes": 1, "gradients": 0, "more": 0}, {"passes": "\x1b[31m", "gradients": 0}],
+)  # fmt: skip
+def test_another_work_of_an_answer_is_refused(sent: object) -> None:
+    with pytest.raises(PluginError, match="mine violated the sandbox protocol: work") as caught:
+        parsed_work("mine", Frame(1, {"work": sent}, b""))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
 def test_images_reach_a_sandboxed_defense_as_copies(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_every_requirement_is_checked() -> None:
     wrong: dict[str, Any] = {
         "end": End.FINISHED, "culprits": ["harness"], "control": False, "survivors": 1,
         "files": ["/tmp/x"], "descriptors": 1, "peak": 2 * LIMITS.memory, "growth": 1 << 30,
-        "message": "another\nsentence",
+        "machine": 3 * LIMITS.memory, "message": "another\nsentence",
     }  # fmt: skip
     for name, value in wrong.items():
         assert faults(case, replace(good, **{name: value})), name

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.sandbox import process
 from bench.sandbox.isolation import MIB, why_unavailable
 from tests.sandbox.hostile.cases import CASES
-from tests.sandbox.hostile.playing import LIMITS, Honest, Played, play
+from tests.sandbox.hostile.playing import LIMITS, MACHINE, Honest, Played, play
 
 
 def main() -> int:
@@ -51,19 +51,22 @@ def line(played: Played) -> str:
     faults = f"; {'; '.join(played.faults)}" if played.faults else ""
     return (
         f"{word:7} {played.family:10} {played.name:40} {played.code:20} {played.seconds:5.1f} s "
-        f"{played.peak // MIB:5} MiB  {played.message or 'no message'}{faults}"
+        f"{played.peak // MIB:5} MiB {played.machine // MIB:5} MiB  "
+        f"{played.message or 'no message'}{faults}"
     )
 
 
 def summary(made: list[Played]) -> str:
     """The totals of all cases."""
     peak = max((played.peak for played in made), default=0)
+    machine = max((played.machine for played in made), default=0)
     user = "root" if os.getuid() == 0 else f"user {os.getuid()}"
     return (
         f"as {user}: {len(made)} cases; {sum(p.contained for p in made)} contained, "
         f"{sum(not p.faults for p in made)} with the expected result, "
         f"{sum(p.survivors for p in made)} processes and {sum(len(p.files) for p in made)} files "
-        f"left, largest memory {peak // MIB} MiB under a limit of {LIMITS.memory // MIB} MiB, "
+        f"left, largest memory {peak // MIB} MiB under a limit of {LIMITS.memory // MIB} MiB "
+        f"({machine // MIB} MiB more in use on the machine, at most {MACHINE // MIB} MiB), "
         f"{sum(p.seconds for p in made):.0f} s."
     )
 

@@ -180,10 +180,13 @@ DEFENSES = (
         "Flagged as dynamic, and its time is reported.",
         ("results/test_example_results.py::"
          "test_a_costly_defense_is_listed_with_its_own_n_and_without_a_rank",
-         "results/test_measures.py::test_costs_are_per_example_and_the_dearest_attack_is_first"),
-        "partly",
-        "Time and declared forward passes are reported; no check recognises an optimisation that "
-        "is not declared.",
+         "results/test_measures.py::test_costs_are_per_example_and_the_dearest_attack_is_first",
+         f"{PROBED}[inner-optimisation: gradients]",
+         f"{PROBED}[inner-optimisation: a search without gradients]",
+         "sandbox/test_defense_proxy.py::"
+         "test_the_work_of_an_answer_is_counted_in_the_sandbox"),
+        reason="The passes that it declares make its cost visible, and then it is not flagged. A "
+        "worker counts its own: who hides the optimisation on purpose can report another number.",
     ),
     TrustCase(
         30, "B", "The defense sets seeds, or patches torch and the harness's objects.",

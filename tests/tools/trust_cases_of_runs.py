@@ -155,8 +155,12 @@ RUNS = (
          f"{STORE}/test_database.py::test_a_file_that_is_no_database_is_refused_and_left_alone",
          f"{STORE}/test_database.py::test_a_path_that_cannot_be_written_is_refused",
          f"{STORE}/test_database.py::test_reading_a_missing_database_says_which_command_fills_it",
-         f"{STORE}/test_lost_writes.py::test_a_power_loss_keeps_every_acknowledged_outcome"),
-        "partly", "A network disk is not recognised.",
+         f"{STORE}/test_lost_writes.py::test_a_power_loss_keeps_every_acknowledged_outcome",
+         f"{STORE}/test_network_disk.py::test_a_network_disk_is_recognised",
+         f"{STORE}/test_network_disk.py::"
+         "test_a_database_on_a_network_disk_is_read_and_not_written"),
+        reason="A network disk is recognised on Linux, by its file system; it is read, and a run "
+        "refuses to write to it.",
     ),
     TrustCase(
         71, "E", "A database of a newer, older or half-migrated version.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.data import datasets
 from bench.data.image_rows import to_float
+from bench.engine.answer_work import work_of_answer
 from bench.plugin import Defense, Diagnostic, Evidence, Finding, Randomness, Subject
 from bench.registry.registry import Registry
 
@@ -132,8 +133,9 @@ def subject(
     defense = Defense("mine", lambda loader: module, bpda=declared, randomness=randomness)
     training = (found.train_x[:TRAINED], found.train_y[:TRAINED])
     return Subject(
-        module.eval().requires_grad_(False), found.x, found.y, defense, bpda, training
-    )._replace(**fields)
+        module.eval().requires_grad_(False), found.x, found.y, defense, bpda, training,
+        answer_work=partial(work_of_answer, module),
+    )._replace(**fields)  # fmt: skip
 
 
 def examine_all(built: Subject) -> dict[str, Evidence]:

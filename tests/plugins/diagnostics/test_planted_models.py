@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.plugin import Finding, Subject
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import three_bits
+from tests.plugins.diagnostics.dynamic import OPTIMISING, costing
 from tests.plugins.diagnostics.networks import (
     Before,
     Changed,
@@ -342,6 +343,8 @@ PLANTED: list[tuple[str, str, Callable[[], Subject]]] = [
     ("approximation-ascends", "reversed", reversed_approximation),
     ("approximation-ascends", "reversed above 64", approximation_of_small_batches),
     ("approximation-ascends", "of another image", useless_approximation_for_a_plain_network),
+    *(("inner-optimisation", what, costing(make, forwards))
+      for what, make, forwards in OPTIMISING),
     ("label-leaking", "right beside the grid", changed(wrong_when_clean)),
     # Randomness.
     ("deterministic", "undeclared noise", changed(

@@ -49,6 +49,8 @@ LIMITS = Limits(memory=1024 * MIB, build=15.0, call=10.0, cell=120.0)
 """Small limits, so that each case ends soon."""
 OVERSHOOT = 512 * MIB
 """Memory that may be taken between two measurements, which are up to a second apart."""
+MACHINE = LIMITS.memory + OVERSHOOT + 2 * 400 * MIB
+"""Memory of the hostile worker, the referee's and the one that is started in advance."""
 THREAT, CONTROL, CONTROL_ATTACK = "digits-linf", "undefended", "fgsm"
 EXAMPLES = 32
 SECRET = "GAUNTLET_SECRET"
@@ -81,6 +83,8 @@ class Played:
     """Open descriptors of the harness beyond those before."""
     peak: int = 0
     """Bytes of memory of the largest worker with its descendants."""
+    machine: int = 0
+    """Bytes by which the memory in use on the machine has grown, all workers included."""
     growth: int = 0
     """Bytes by which the harness itself has grown."""
     seconds: float = 0.0
@@ -93,7 +97,7 @@ class Played:
     def contained(self) -> bool:
         """Whether nothing outside the sandbox was changed, left or exceeded."""
         kept = self.control and not self.files and self.survivors == 0
-        return kept and self.peak <= LIMITS.memory + OVERSHOOT
+        return kept and self.peak <= LIMITS.memory + OVERSHOOT and self.machine <= MACHINE
 
     def record(self) -> dict[str, Any]:
         """JSON values."""
@@ -173,6 +177,7 @@ def play(case: HostileCase, honest: Honest) -> Played:
         gc.collect()
         played.survivors = len(watch.survivors())
         played.files = marked_files(folder)
+    played.machine = watch.machine_peak
     played.peak, played.seconds = watch.peak, time.monotonic() - since
     played.descriptors = descriptors_above(before)
     played.growth = psutil.Process().memory_info().rss - resident
@@ -329,6 +334,7 @@ def faults(case: HostileCase, played: Played) -> list[str]:
         f"files are left: {played.files}": not played.files,
         f"{played.descriptors} descriptors are left": played.descriptors <= 0,
         f"{played.peak // MIB} MiB of memory": played.peak <= LIMITS.memory + OVERSHOOT,
+        f"{played.machine // MIB} MiB more in use on the machine": played.machine <= MACHINE,
         f"the harness grew by {played.growth // MIB} MiB": played.growth < MAX_GROWTH,
     }
     return [fault for fault, met in checks.items() if not met]

@@ -31,7 +31,7 @@ MEMORY = (
         """),
     ),
     memory(
-        name="shared-mapping", code="memory_limit",
+        name="shared-mapping", code="blocked", sentence="PermissionError",
         source=defense(forward="""
             import mmap, time
             kept = mmap.mmap(-1, 3 * 2**29)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -15,10 +16,11 @@ from bench.sandbox import process
 from tests.sandbox.hostile.surroundings import MARK
 
 INTERVAL = 0.4  # seconds between two measurements
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096  # bytes
 
 
 class ProcessWatch(threading.Thread):
-    """Records every process below this one, and the largest memory of one worker's tree."""
+    """Records every process below this one, and the largest memory of a worker and the machine."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="measures the workers")
@@ -26,6 +28,9 @@ class ProcessWatch(threading.Thread):
         """Process id -> time of its creation."""
         self.peak = 0
         """Bytes of a worker with its descendants; shared pages are counted once."""
+        self.idle = machine_memory()
+        self.machine_peak = 0
+        """Bytes by which the memory in use on the machine has grown."""
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -35,6 +40,7 @@ class ProcessWatch(threading.Thread):
                 self._measure()
 
     def _measure(self) -> None:
+        self.machine_peak = max(self.machine_peak, machine_memory() - self.idle)
         for worker in workers():
             family = [worker, *descendants(worker)]
             self.peak = max(self.peak, sum(map(proportional, family)))
@@ -46,7 +52,7 @@ class ProcessWatch(threading.Thread):
         self.ended.set()
         self.join()
 
-    def survivors(self, seconds: float = 3.0) -> list[int]:
+    def survivors(self, seconds: float = 15.0) -> list[int]:
         """The processes that are still alive after some seconds, without the spare worker."""
         until = time.monotonic() + seconds
         while left := [pid for pid in self.seen if self._is_alive(pid)]:
@@ -62,6 +68,26 @@ class ProcessWatch(threading.Thread):
             return same and found.status() != psutil.STATUS_ZOMBIE and pid not in spare_family()
         except psutil.Error:
             return False
+
+
+def machine_memory() -> int:
+    """Bytes in use on this machine, without the private pages of processes that are not below this.
+
+    Counts what no mapping shows, too: open files in memory, pipes, sockets, tables of the kernel.
+    """
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(fields[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    own = {os.getpid()} | {child.pid for child in psutil.Process().children(recursive=True)}
+    return total - free - sum(private_pages(pid) for pid in psutil.pids() if pid not in own)
+
+
+def private_pages(pid: int) -> int:
+    """Bytes of a process that are in no file; 0 where it has ended."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * PAGE
 
 
 def proportional(member: psutil.Process) -> int:
