@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from bench.core.visible_text import encodable_text
+
 INTERRUPTED = 130
 """Exit code of a command that a signal stopped; the same command continues."""
 
@@ -52,7 +54,7 @@ broken plugin is reported and the others are loaded; KeyboardInterrupt still end
 
 def error_text(error: BaseException) -> str:
     """The message of an exception on one line; its type comes first unless it is a BenchError."""
-    text = " ".join(str(error).split())[:300].rstrip(".")
+    text = " ".join(encodable_text(str(error)).split())[:300].rstrip(".")
     if isinstance(error, BenchError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

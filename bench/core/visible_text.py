@@ -29,6 +29,15 @@ def is_hidden(character: str) -> bool:
     return kind[0] == "C" or kind in ("Zl", "Zp") or IGNORABLE.match(character) is not None
 
 
+def encodable_text(text: str) -> str:
+    """A text with its halves of characters, which no file or database can hold, as escapes.
+
+    >>> encodable_text("caf\u00e9 \udcff")
+    'caf\u00e9 \\udcff'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def visible_text(text: str) -> str:
     """A text on one line: a space for each hidden character, no piles of combining marks.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.core.errors import PLUGIN_EXCEPTIONS, PluginError
+from bench.core.visible_text import encodable_text
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.events import Listener, RunNotice
 from bench.evaluation.failures import failure_of
@@ -70,7 +71,7 @@ def evidence_of(diagnostic: Diagnostic, built: BuiltDefense) -> Evidence:
             "expected."
         )
     built.guard.check(diagnostic.name)
-    return Evidence(Finding(found.finding), str(found.sentence))
+    return Evidence(Finding(found.finding), encodable_text(str(found.sentence)))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import bench
 import plugins
 from bench.core.cells import Culprit, Failure
 from bench.core.errors import BenchError, PluginError, StorageError
+from bench.core.visible_text import encodable_text
 from bench.registry.loader import PLUGGY_PROJECT
 
 HARNESS_FOLDER = Path(bench.__file__).parent
@@ -35,7 +36,7 @@ _OUT_OF_MEMORY = Failure(
 
 def failure_of(error: BaseException) -> Failure:
     """The cause of an exception in one sentence, and whose fault it is."""
-    text = " ".join(str(error).split())[:400].rstrip(".")
+    text = " ".join(encodable_text(str(error)).split())[:400].rstrip(".")
     if isinstance(error, PluginError):
         return Failure(Culprit.PLUGIN, f"{text}.")
     frames, folders = _frames(error), (PLUGIN_FOLDER, *_installed_plugin_folders())

@@ -34,6 +34,8 @@ def test_a_value_of_another_type_is_the_plugins_error(value: object, kind: str) 
         (ValueError("bad\tvalue."), "ValueError: bad value"),
         (KeyError(), "KeyError"),
         (SystemExit(3), "SystemExit: 3"),
+        (OSError("no file \udcff.png"), r"OSError: no file \udcff.png"),
+        (BenchError("\ud83d and \U0001f600"), "\\ud83d and \U0001f600"),
     ],
 )
 def test_an_error_reads_as_one_line(error: BaseException, text: str) -> None:

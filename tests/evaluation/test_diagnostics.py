@@ -14,7 +14,7 @@ from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.events import Event, RunNotice
 from bench.evaluation.plan import Selection
 from bench.evaluation.worker import MatrixWorker
-from bench.plugin import Evidence
+from bench.plugin import Evidence, Finding
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.store import CellRow, Store
@@ -78,6 +78,25 @@ def test_a_diagnostic_that_fails_is_not_tested_and_fails_no_cell(
     assert evidence["failing"].finding == "not tested"
     assert evidence["failing"].sentence in text
     assert {row.finding for name, row in evidence.items() if name != "failing"} != {"not tested"}
+
+
+class Halved:
+    """A diagnostic whose sentence holds half a character, as in the name of a file."""
+
+    name = "halved"
+
+    def examine(self, *_: Any) -> Evidence:
+        """Pass."""
+        return Evidence(Finding.PASSED, "it read \udcff.png.")
+
+
+def test_a_sentence_that_no_database_can_hold_is_escaped(registry: Registry, store: Store) -> None:
+    diagnostic: Any = Halved()
+    registry.diagnostics.clear()
+    registry.diagnostics["halved"] = Registration(diagnostic, "entry-point", "tests", "0" * 64)
+    clean = run(registry, store)
+    (found,) = store.evidence(clean.cell.defense_digest, clean.cell.examples)
+    assert (found.finding, found.sentence) == ("clear", r"it read \udcff.png.")
 
 
 def test_a_diagnostic_runs_again_only_when_its_code_has_changed(

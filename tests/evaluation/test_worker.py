@@ -176,7 +176,10 @@ def test_a_clean_pass_that_another_worker_takes_over_fails_no_cell(
     assert not store.evidence(found[CLEAN].cell.defense_digest, found[CLEAN].cell.examples)
 
 
-@pytest.mark.parametrize("error", [LeaseLostError("gone"), AttackStopped(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error",
+    [LeaseLostError("gone"), AttackStopped(), GeneratorExit(), ValueError("half \udcff of one")],
+)
 def test_any_exception_of_a_plugin_fails_its_cell_alone(
     registry: Registry, store: Store, error: BaseException
 ) -> None:

@@ -65,6 +65,9 @@ def test_every_requirement_is_checked() -> None:
     }  # fmt: skip
     for name, value in wrong.items():
         assert faults(case, replace(good, **{name: value})), name
+    assert good.contained
+    for name in ("control", "survivors", "files", "peak", "machine"):
+        assert not replace(good, **{name: wrong[name]}).contained, name
     assert len(faults(case, replace(good, message="another\nsentence"))) == 4
 
 

@@ -29,16 +29,14 @@ from bench.sandbox.protocol import MAGIC, PREFIX, BadFrameError, Channel, Frame,
 from bench.threats.access import Budget
 from bench.threats.fingerprint import short_repr
 from bench.threats.threat_model import Goal
+from tests.sandbox.test_declarations import ATTACK as DECLARED_ATTACK
 from tests.sandbox.test_declarations import DECLARED
 
 SEEDS = 3000
 X, Y = torch.full((4, 1, 2, 2), 0.5), torch.arange(4) % 3
 IMAGES = {"dtype": "float32", "shape": [4, 1, 2, 2]}
-ATTACK: dict[str, Any] = {
-    "cite": "", "summary": "An attack.", "needs": "GRADIENTS", "steps": 4,
-    "stop_rule": "first success", "minimises": False, "norms": [], "goals": [], "written_for": [],
-    "source": "", "eot_draws": 0, "examples": 0, "joint": False, "samples": False,
-    "rows": 0, "external": False, "methods": ["restart_count", "done"], "parameters": {"rate": 0.5},
+ATTACK: dict[str, Any] = DECLARED_ATTACK | {
+    "methods": ["restart_count", "done"], "parameters": {"rate": 0.5},
 }  # fmt: skip
 HOSTILE: tuple[Any, ...] = (
     [0, 2**70], [2**62, 4], [2**40, 0, 2**40], [-1, -4], [True, 16], [16.0], [16], [1] * 9, [], 0,

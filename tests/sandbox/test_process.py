@@ -50,6 +50,9 @@ IMPORT = {
     "an error with control characters": (
         r"raise ValueError('\x1b[31mred\x1b[0m\x07\n\u202eback')", r"ValueError: red +back"
     ),
+    "an error with half a character": (
+        r"raise ValueError('\udcff.png is no file')", r"failed: ValueError: \\udcff\.png is no file"
+    ),
     "an error that cannot be printed": (
         "class Shy(Exception):\n    def __str__(self): raise self\nraise Shy",
         "gave no answer: its process exited",
@@ -62,6 +65,10 @@ FORWARD = {
     "a sleep that ignores signals": (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
         "gave no answer within 4 s; its process was ended",
+    ),
+    "half a character in an error": (
+        r"raise Exception('caf\u00e9 \ud83d')",
+        r"failed: Exception: caf\u00e9 \\ud83d \(plugin",
     ),
     "a segmentation fault": ("import ctypes; ctypes.string_at(0)", "was killed by SIGSEGV"),
     "an abort": ("import os; os.abort()", "was killed by (SIGABRT|SIGSEGV)"),

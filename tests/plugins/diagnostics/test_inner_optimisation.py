@@ -18,6 +18,7 @@ from tests.plugins.diagnostics.dynamic import (
     by_backward,
     by_func,
     by_grad,
+    by_query_and_func,
     by_search,
     costing,
     optimising,
@@ -62,10 +63,11 @@ class MeanOf(nn.Module):
         (Dynamic(by_grad), AnswerWork(STEPS + 1, STEPS)),
         (Dynamic(by_backward, 3), AnswerWork(4, 3)),
         (Dynamic(by_func, 3), AnswerWork(4, 1)),
+        (Dynamic(by_query_and_func, 2), AnswerWork(5, 1)),
         (Dynamic(by_search), AnswerWork(2 * STEPS + 1, 0)),
     ],
     ids=["network", "recurrent", "no parameters", "mean of 7", "gradients", "optimizer",
-         "torch.func", "search"],
+         "torch.func", "torch.func after a query", "search"],
 )  # fmt: skip
 def test_passes_and_gradients_of_an_answer_are_counted(module: nn.Module, work: AnswerWork) -> None:
     images = digits().x[:3]
