@@ -63,9 +63,11 @@ TRICKS = (
         """),
     ),
     tricks(
-        name="signal-handlers-and-alarms", code="worker_died", end=End.FAILED, sentence="SIGALRM",
+        name="signal-handlers-and-alarms", code="worker_died", end=End.FAILED, sentence="status 14",
+        # As a user the worker is the first process, which the default action does not end.
         source=defense(forward="""
-            import signal, time
+            import os, signal, time
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(14))
             signal.alarm(1)
             time.sleep(3)
         """),
