@@ -14,6 +14,7 @@ PROGRAMS = ("benchmarks", "tools", "fixtures")
 """Folders under tests/ that hold programs and fixtures."""
 
 TESTED_BY = {
+    "bench/engine/answer_work.py": "tests/plugins/diagnostics/test_inner_optimisation.py",
     "bench/cli/__main__.py": "tests/test_readme.py",
     "bench/cli/options.py": "tests/cli/test_user_errors.py",
     "bench/cli/plugin_commands.py": "tests/submissions/test_templates.py",

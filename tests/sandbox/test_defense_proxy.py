@@ -131,7 +131,7 @@ def test_the_work_of_an_answer_is_counted_in_the_sandbox(
 )  # fmt: skip
 def test_another_work_of_an_answer_is_refused(sent: object) -> None:
     with pytest.raises(PluginError, match="mine violated the sandbox protocol: work") as caught:
-        parsed_work("mine", Frame(1, {"work": sent}, b""))
+        parsed_work("mine", Frame(1, {"work": sent}, bytearray()))
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 

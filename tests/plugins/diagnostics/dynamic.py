@@ -48,14 +48,14 @@ def by_backward(module: nn.Module, images: Tensor) -> Tensor:
     with torch.enable_grad():
         change = torch.zeros_like(images).requires_grad_()
         optimizer = torch.optim.SGD([change], lr=SIZE)
-        doubt(module(images + change)).sum().backward()
+        doubt(module(images + change)).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return images + change.detach()
 
 
 def by_func(module: nn.Module, images: Tensor) -> Tensor:
     """A sign step by `torch.func.grad`."""
-    gradient = torch.func.grad(lambda x: doubt(module(x)).sum())(images)
+    gradient: Tensor = torch.func.grad(lambda x: doubt(module(x)).sum())(images)
     return images - SIZE * gradient.sign()
 
 

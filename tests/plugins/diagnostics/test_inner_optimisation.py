@@ -145,7 +145,8 @@ class Untrained:
         return module
 
     def defense(self, name: str) -> nn.Module:
-        return registry().find("defense", name).value.build(self)
+        module: nn.Module = registry().find("defense", name).value.build(self)
+        return module
 
 
 def test_no_built_in_defense_is_accused() -> None:

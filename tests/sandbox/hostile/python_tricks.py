@@ -162,7 +162,7 @@ TRICKS = (
 
 ARCHIVES = tuple(
     HostileCase(name, "archives", defense(), "rejected_submission", End.REJECTED, sentence,
-                archive=name if name == "bomb" else "full")
+                archive=name)
     for name, sentence in {
         "bomb": "unpacks to \\d+ bytes from only \\d+",
         "lying-size": "not a readable zip file|more bytes than allowed",
