@@ -98,10 +98,10 @@ def test_outcomes_and_images_are_the_same_in_windows(
     assert 0 < (before.verdict == Verdict.BROKEN).sum() < N
     for one, two in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, two)
-    for one, two in zip(chunks, others, strict=True):
-        assert one.exact is not None and two.exact is not None
-        np.testing.assert_array_equal(one.exact[1], two.exact[1])
-        for mine, other in zip(one.images, two.images, strict=True):
+    for chunk, same in zip(chunks, others, strict=True):
+        assert chunk.exact is not None and same.exact is not None
+        np.testing.assert_array_equal(chunk.exact[1], same.exact[1])
+        for mine, other in zip(chunk.images, same.images, strict=True):
             np.testing.assert_array_equal(mine.original, other.original)
             np.testing.assert_array_equal(mine.adversarial, other.adversarial)
 
