@@ -259,12 +259,16 @@ class BuiltDefense:
         exact: bool,
         bpda: bool = True,
     ) -> ModelAccess:
-        """The access to this model that the threat model grants an attack."""
+        """The access to this model that the threat model grants an attack, as far as it needs it.
+
+        An attack that declares scores counts as a black box, and so it gets no gradients.
+        """
         module = self.module if exact else self.attacked_model(threat, attack).module
+        less = attack.needs < threat.access
         return ModelAccess(
-            module, bpda=self.bpda if bpda else None, access=threat.access,
-            draws=self._draws(attack), votes=LABEL_VOTES, noise=noise,
-            attack_name=attack.name, threat_model=threat.name, rejects=self.rejects,
+            module, bpda=self.bpda if bpda else None, access=min(attack.needs, threat.access),
+            draws=self._draws(attack), votes=LABEL_VOTES, noise=noise, attack_name=attack.name,
+            threat_model="its declared `needs`" if less else threat.name, rejects=self.rejects,
             joint=Traits.of(attack).joint,
         )  # fmt: skip
 

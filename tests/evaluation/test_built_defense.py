@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from bench.core.cells import Numeric
+from bench.core.errors import PluginError
 from bench.core.outcomes import Outcomes, Verdict
 from bench.data import datasets
 from bench.engine.runner import run_attack
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
 from bench.evaluation.surrogate_model import SurrogateModel
 from bench.evaluation.targets import TARGET_FUNCTIONS
-from bench.plugin import Dataset
+from bench.plugin import Access, Dataset, Problem, cross_entropy
 from bench.referee.referee import judge
 from bench.registry.registry import Registry
 from bench.threats.norms import Linf
@@ -159,3 +160,40 @@ def test_the_clean_pass_is_computed_once_with_heartbeats_between_its_groups(
     assert len(beats) == 2, "129 images are three groups of 64"
     assert built.clean_pass(lambda: beats.append(1)) is first is built.clean
     assert len(beats) == 2
+
+
+class Greedy:
+    """Asks for more than it declares."""
+
+    name, steps = "greedy", 1
+
+    def __init__(self, needs: Access, asks: str) -> None:
+        self.needs, self.asks = needs, asks
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, state: Tensor) -> Tensor:
+        if self.asks == "gradients":
+            problem.gradient(state, cross_entropy)
+        else:
+            getattr(problem, "logits" if self.asks == "scores" else "labels")(state)
+        return state
+
+
+@pytest.mark.parametrize(
+    ("needs", "asks"),
+    [(Access.SCORES, "gradients"), (Access.LABELS, "scores"), (Access.NOTHING, "labels")],
+)
+def test_an_attack_gets_no_more_access_than_it_declares(
+    registry: Registry, needs: Access, asks: str
+) -> None:
+    built = build(registry, "linear")
+    attack = Greedy(needs, asks)
+    expected = f"greedy requested {asks}, but its declared `needs` reveals"
+    with pytest.raises(PluginError, match=expected):
+        list(
+            run_attack(built.cell_spec(THREAT, attack, None), built.referee(THREAT, attack).confirm)
+        )
+    honest = Greedy(Access(int(needs) + 1), asks)
+    list(run_attack(built.cell_spec(THREAT, honest, None), built.referee(THREAT, honest).confirm))

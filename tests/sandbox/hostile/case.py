@@ -36,6 +36,7 @@ CODES = {
     "plugin_error": r" failed: ",
     "blocked": r"failed: (BlockedError: all of \d+ refused|PermissionError: \[Errno 1\])",
     "protocol": r"violated the sandbox protocol: |sent an invalid query|returned a state with",
+    "access": r"requested \w+, but its declared `needs` reveals \w+ only",
     "refused_request": r"asked for the weights|no defense under|unknown request|built-in defenses",
     "bad_output": r"was expected|were expected|cannot be sent|is no tensor|does not fit",
     "not_finite": r"gave no finite logits for \d+ of \d+",

@@ -16,7 +16,8 @@ STATE = (
         source=defense(after="logits = logits + self.calls"),
     ),
     stateful(
-        name="keeps-clean-images", sentence="calls-leave-no-trace|asking-twice|companions",
+        name="keeps-clean-images",
+        sentence="calls-leave-no-trace|asking-twice|companions|a-gradient-exists",
         source=defense(after="""
             known = getattr(self, "known", None)
             if known is None: self.known = images.detach().clone()
@@ -82,7 +83,7 @@ ATTACKS = (
                             "problem.x.data.copy_(given)"),
     ),
     cheating(
-        name="moves-the-originals", code="out_of_ball",
+        name="moves-the-originals", code="ok", end=End.FINISHED,  # of copies, without effect
         source=attack(step="problem.x.data.copy_(1 - problem.x)\nadv = problem.x.clone()"),
     ),
     cheating(
@@ -92,7 +93,7 @@ ATTACKS = (
         sentence="nothing takes a claim",
     ),
     cheating(
-        name="gradients-from-a-black-box-attack", code="bad_output", end=End.FAILED,
+        name="gradients-from-a-black-box-attack", code="access", end=End.FAILED,
         sentence="gradients", source=attack().replace("Access.GRADIENTS", "Access.SCORES"),
     ),
     cheating(
@@ -107,11 +108,8 @@ ATTACKS = (
         """),
     ),
     cheating(
-        name="raises-on-the-second-batch", code="plugin_error", end=End.FAILED,
-        sentence="only the first batch",
-        source=attack(top="seen = set()", start="""
-            seen.add(bytes(problem.x[0].numpy().data))
-            if len(seen) > 1: raise ValueError("only the first batch")
-        """),
+        name="raises-on-the-second-step", code="plugin_error", end=End.FAILED,
+        sentence="only the first step",
+        source=attack(step='if self.calls > 1: raise ValueError("only the first step")'),
     ),
 )  # fmt: skip
