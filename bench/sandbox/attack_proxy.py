@@ -85,6 +85,7 @@ class DeclaredAttack:
         self.stop_rule, self.minimises = StopRule(declared.stop_rule), declared.minimises
         self.cite, self.summary, self.source = declared.cite, declared.summary, declared.source
         self.norms, self.goals = tuple(declared.norms), tuple(declared.goals)
+        self.coordinates = declared.coordinates
         self.written_for = tuple(declared.written_for)
         self.joint, self.samples = declared.joint, declared.samples
         self.eot_draws, self.examples = declared.eot_draws, declared.examples

@@ -50,6 +50,7 @@ class AttackWorker:
         declarations |= {
             "norms": list(traits.norms),
             "goals": list(traits.goals),
+            "coordinates": traits.coordinates,
             "written_for": list(traits.written_for),
             "needs": attack.needs.name,
             "stop_rule": traits.stop_rule.value,

@@ -73,6 +73,7 @@ class AttackDeclarations(Declarations):
     minimises: bool
     norms: list[str]
     goals: list[str]
+    coordinates: bool
     written_for: list[str]
     source: str
     eot_draws: int = Field(ge=0, le=1000)

@@ -19,7 +19,8 @@ DECLARED: dict[str, Any] = {
 
 ATTACK: dict[str, Any] = {
     "cite": "", "summary": "An attack.", "needs": "GRADIENTS", "steps": 4,
-    "stop_rule": "first success", "minimises": False, "norms": [], "goals": [], "written_for": [],
+    "stop_rule": "first success", "minimises": False, "norms": [], "coordinates": False,
+    "goals": [], "written_for": [],
     "source": "", "eot_draws": 0, "examples": 0, "joint": False, "samples": False,
     "rows": 0, "external": False, "methods": ["done"], "parameters": {},
 }  # fmt: skip
