@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "systems.md"
 
 SYSTEMS = (
+    "A01",
     "A02", "A03", "A04", "A05", "A06", "A07", "A08", "A09", "A10", "A11", "A13", "A14", "A15",
     "A17", "A18", "A19", "A20", "A22", "A23", "B06", "B09", "B11",
     "D00", "D01", "D02", "D03", "D04", "D05", "D06", "D07", "D08", "D09", "D10", "D11", "D12",
@@ -35,6 +36,7 @@ SYSTEMS = (
 reproductions, verification, extensions."""
 
 SYSTEM_FILES = {
+    "A01": "plugins/attacks/lbfgs.py",
     "A02": "plugins/attacks/fast_gradient.py",
     "A03": "plugins/attacks/fgsm_targeted.py",
     "A04": "plugins/attacks/fast_gradient.py",
