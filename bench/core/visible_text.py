@@ -32,8 +32,8 @@ def is_hidden(character: str) -> bool:
 def encodable_text(text: str) -> str:
     """A text with its halves of characters, which no file or database can hold, as escapes.
 
-    >>> encodable_text("caf\u00e9 \udcff")
-    'caf\u00e9 \\udcff'
+    >>> encodable_text("a" + chr(0xDCFF)) == "a" + chr(92) + "udcff"
+    True
     """
     return text.encode(errors="backslashreplace").decode()
 
