@@ -336,7 +336,7 @@ def attack_once(
     example: Tensor,
     tally: Counter[str] | None = None,
 ) -> Tensor:
-    """The image of the last iterate of one restart against a model, for adversarial training.
+    """The last iterate of one restart against a model, for adversarial training.
 
     Every row makes every step; nothing is verified and no row stops early. Training mode and the
     `requires_grad` flags of the parameters are restored.
@@ -352,7 +352,7 @@ def attack_once(
         tally: the number of gradient evaluations is added under `gradients`.
 
     Returns:
-        [n, C, H, W], detached.
+        Points [n, ...] of the set, detached; in a norm ball images [n, C, H, W].
     """
     training = model.training
     flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -373,7 +373,7 @@ def attack_once(
         model.train(training)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-    return ball.apply(points_of(state), x).detach()
+    return points_of(state).detach()
 
 
 def checked_restart_count(attack: Attack, classes: int) -> int:

@@ -216,18 +216,18 @@ def attack_training_images(
     """
     attacked = Float32Logits(model) if state.mixed else model
     with eval_mode(model), autocast(state):
-        adv = attack_once(
+        points = attack_once(
             attack.attack, attacked, x, y, attack.ball, seed=seed, example=example,
             tally=state.counts if attack.counted else None,
         )  # fmt: skip
-    adv = adv.detach().float()
-    inside = attack.ball.contains(adv, x)
+    points = points.float()
+    inside = attack.ball.contains(points, x)
     if not bool(inside.all()):
         raise PluginError(
             f"{attack.attack.name} inside the training of {state.name} left the set or [0, 1] on "
             f"{int((~inside).sum())} of {len(x)} images; project what it returns."
         )
-    return adv
+    return attack.ball.apply(points, x)
 
 
 def apply_free_perturbation(state: TrainingState, free: FreeTraining, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from bench.evaluation.certification import why_not_certifiable
 from bench.evaluation.events import Event, RunNotice
 from bench.evaluation.launcher import MatrixRun, make_worker
 from bench.evaluation.plan import Selection
-from bench.plugin import Defense
+from bench.plugin import Defense, ElasticField, ParametricSet, Patch, RotationTranslation
 from bench.registry.registry import Registry
 from bench.results import leaderboards, ranking
 from bench.store import Store
@@ -124,3 +124,14 @@ def test_no_certifier_applies_to_a_rejecting_defense() -> None:
     certain: Any = Certain()
     assert "guarded rejects images" in why_not_certifiable(certain, guarded, threat)
     assert why_not_certifiable(certain, plain, threat) == ""
+
+
+@pytest.mark.parametrize("ball", [RotationTranslation(), ElasticField(), Patch()])
+def test_no_certifier_for_images_applies_to_parameters(ball: ParametricSet) -> None:
+    registry = Registry.without_submissions()
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    built: Any = SimpleNamespace(rejects=False, module=module)
+    threat = ThreatModel("moved", "digits", ball)
+    for found in registry.certifiers.values():
+        why = why_not_certifiable(found.value, built, threat)
+        assert why == f"{found.value.name} bounds images of norm balls; {ball.name} is none."
