@@ -22,6 +22,7 @@ from bench.data.image_rows import to_float
 from bench.plugin import (
     InnerAttack,
     Linf,
+    RotationTranslation,
     TrainingBatch,
     cross_entropy,
 )
@@ -355,6 +356,24 @@ def test_an_inner_attack_that_leaves_the_perturbation_set_ends_the_training(tmp_
     far = InnerAttack("one-step", Linf(EPS), {"projects": False, "length": math.nan})
     with pytest.raises(PluginError, match=r"left the set or \[0, 1\] on \d+ of"):
         train(tmp_path, small_recipe(inner=far))
+
+
+@pytest.mark.parametrize(("projects", "length"), [(True, 4.0), (False, 0.5), (False, 4.0)])
+def test_an_inner_attack_on_parameters_is_checked_at_its_points(
+    tmp_path: Path, projects: bool, length: float
+) -> None:
+    recorded = RecordingLoss()
+    options = {"projects": projects, "length": length}
+    inner = InnerAttack("one-step", RotationTranslation(degrees=20.0, pixels=1.0), options)
+    recipe = small_recipe(loss=recorded, inner=inner, epochs=1)
+    if not projects and length > 1:
+        with pytest.raises(PluginError, match="one-step inside the training of student left"):
+            train(tmp_path, recipe)
+        return
+    train(tmp_path, recipe)
+    for batch in recorded.batches:
+        assert batch.adv.shape == batch.x.shape and not torch.equal(batch.adv, batch.x)
+        assert batch.adv.min() >= 0 and batch.adv.max() <= 1
 
 
 # --- errors -------------------------------------------------------------------------
