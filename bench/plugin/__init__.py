@@ -59,6 +59,7 @@ from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
 from bench.threats.parametric import ParametricSet, clamp_straight_through
 from bench.threats.patch import Patch
+from bench.threats.projections import project_l1
 from bench.threats.random_numbers import (
     KeyedRandomNumbers,
     RandomNumbers,
@@ -125,6 +126,7 @@ __all__ = [
     "margin_to",
     "name_to_int64",
     "per_row",
+    "project_l1",
     "require_type",
     "select_column",
     "straight_through",

@@ -14,12 +14,11 @@ from bench.threats.projections import (
     distance_to_box,
     hyperplane_terms,
     moved_in_box,
+    project_l1,
     smallest_divisor,
     smallest_step,
 )
 from bench.threats.random_numbers import RandomNumbers
-
-BISECTION_STEPS = 40  # beyond the resolution of float32
 
 
 @runtime_checkable
@@ -274,21 +273,7 @@ class L1(_Norm):
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """clamp(x + soft(adv - x, threshold)) [n, C, H, W], the least threshold inside the ball."""
-        boxed = adv.clamp(0, 1)
-        reach = distance_to_box(adv - x, x)
-        size = (adv - x).flatten(1).abs()
-        low = torch.zeros_like(size[:, 0])
-        high = size.amax(1)
-        for _ in range(BISECTION_STEPS):
-            middle = (low + high) / 2
-            norm = torch.minimum((size - middle[:, None]).clamp_min_(0), reach).sum(1)
-            outside = norm > self.radius
-            low = torch.where(outside, middle, low)
-            high = torch.where(outside, high, middle)
-        kept = torch.minimum((size - high[:, None]).clamp_min_(0), reach)
-        moved = (x + kept.view_as(x) * (adv - x).sign()).clamp_(0, 1)
-        inside = self.distance(boxed, x) <= self.radius
-        return torch.where(per_row(inside, x), boxed, moved)
+        return project_l1(adv, x, self.radius)
 
     def farthest(self, weight: Tensor, x: Tensor) -> Tensor:
         """Move the pixels of x [n, C, H, W] with the largest weights to the edge of the box.

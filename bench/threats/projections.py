@@ -9,6 +9,7 @@ from torch import Tensor
 
 NEWTON_PRECISION = {torch.float64: 4e-15, torch.float32: 3e-7}
 """Relative size below which a Newton step is rounding."""
+BISECTION_STEPS = 40  # beyond the resolution of float32
 
 
 def distance_to_box(direction: Tensor, x: Tensor) -> Tensor:
@@ -34,6 +35,26 @@ def smallest_step(slope: Tensor, cap: Tensor, bound: Tensor) -> Tensor:
             break
         t = torch.where(unfinished, t + rise, t)
     return t
+
+
+def project_l1(adv: Tensor, x: Tensor, radius: float | Tensor) -> Tensor:
+    """The nearest points [n, C, H, W] of the L1 ball around x in the box; `radius` is one or [n].
+
+    They are clamp(x + soft(adv - x, threshold)) with the least threshold inside the ball.
+    """
+    boxed, change = adv.clamp(0, 1), adv - x
+    reach, size = distance_to_box(change, x), change.flatten(1).abs()
+    low, high = torch.zeros_like(size[:, 0]), size.amax(1)
+    for _ in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        norm = torch.minimum((size - middle[:, None]).clamp_min_(0), reach).sum(1)
+        outside = norm > radius
+        low = torch.where(outside, middle, low)
+        high = torch.where(outside, high, middle)
+    kept = torch.minimum((size - high[:, None]).clamp_min_(0), reach)
+    moved = (x + kept.view_as(x) * change.sign()).clamp_(0, 1)
+    inside = (boxed - x).flatten(1).abs().sum(1) <= radius
+    return torch.where(inside.view(-1, 1, 1, 1), boxed, moved)
 
 
 def smallest_divisor(like: Tensor) -> float:

@@ -24,6 +24,7 @@ from bench.plugin import (
     cross_entropy,
     hookimpl,
     per_row,
+    project_l1,
     select_column,
 )
 from plugins.attacks.apgd import targeted_dlr
@@ -40,7 +41,7 @@ class State(NamedTuple):
     """State of L1 APGD; the loss and the gradient at a point are known one step later."""
 
     adv: Tensor
-    """[n, C, H, W]: `point` projected onto the declared ball."""
+    """[n, C, H, W]: `point`, its move scaled down into the declared ball."""
     point: Tensor
     """[n, C, H, W]: the next query, in the larger ball of the current phase."""
     best: Tensor
@@ -112,7 +113,7 @@ class SparseAPGD:
         x = problem.x
         noise = problem.normal("start", tuple(x.shape[1:]))
         point = problem.ball.scaled(RADII[0]).project(x + noise, x)
-        adv, zero = problem.ball.project(point, x), torch.zeros_like(x[:, 0, 0, 0])
+        adv, zero = x + (point - x) / RADII[0], torch.zeros_like(x[:, 0, 0, 0])
         return State(adv, point, point, 0 * point, zero - torch.inf, zero.long(), zero + 1)
 
     def step(self, problem: Problem, state: State) -> State:
@@ -148,12 +149,11 @@ class SparseAPGD:
 
     def _projected(self, problem: Problem, moved: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The image in the declared ball, and the point in the ball of the row's next step."""
-        phase = per_row(schedule(self.steps, t.device).phase[t + 1])
-        adv = point = problem.ball.project(moved, problem.x)
-        for place, radii in enumerate(RADII[:-1]):
-            wide = problem.ball.scaled(radii).project(moved, problem.x)
-            point = torch.where(phase == place, wide, point)
-        return adv, point
+        radii = schedule(self.steps, t.device).radii[t + 1]
+        point = project_l1(moved, problem.x, problem.ball.radius * radii)
+        # Ball and box are convex, so that a share of the move stays in both.
+        share = problem.x + (point - problem.x) / per_row(radii)
+        return torch.where(per_row(radii == 1), point, share), point
 
 
 def sparse_direction(gradient: Tensor, adv: Tensor, changed: Tensor) -> Tensor:
