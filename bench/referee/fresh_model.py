@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 import torch
@@ -89,17 +89,24 @@ class FreshModel:
         """The labels [..., n] of whole answers [..., n, K]."""
         return predicted_labels(answers, rejects=self.model_access.rejects)
 
-    def confirmation_votes(self, images: Tensor, group: int, noise: SeededNoise) -> Tensor:
-        """Labels [draws, n] of images [n, C, H, W] of one noise group, on draws not used before."""
+    def confirmation_votes(
+        self, images: Tensor, group: int, noise: SeededNoise
+    ) -> Generator[Tensor]:
+        """Yields labels [n] of images [n, C, H, W] of one noise group, on draws not used before.
+
+        CONFIRMATION_DRAWS times. Where the iterator is closed early, the next confirmation still
+        begins at the draw after the last of these.
+        """
         noise.resume(group)
         model_access = ModelAccess(
             self.model_access.module, noise=noise, rejects=self.model_access.rejects
         )
-        full = pad_rows(images, NOISE_GROUP)
-        votes = torch.stack(
-            [self.votes(model_access.single_draw_logits(full)) for _ in range(CONFIRMATION_DRAWS)]
-        )
-        return votes[:, : len(images)]
+        full, first = pad_rows(images, NOISE_GROUP), noise.calls[group]
+        try:
+            for _ in range(CONFIRMATION_DRAWS):
+                yield self.votes(model_access.single_draw_logits(full))[: len(images)]
+        finally:
+            noise.calls[group] = first + CONFIRMATION_DRAWS
 
     def _group(self, block: Tensor, draws: int) -> FreshAnswers:
         full = pad_rows(block, NOISE_GROUP)

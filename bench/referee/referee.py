@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,41 @@ from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
 from bench.threats.norms import PerturbationSet, per_row
 from bench.threats.threat_model import Goal
 
-# Of the confirmation draws; a success at VOTE_SHARE itself would fail half of the final votes.
-CONFIRMATION_SHARE = 0.9
+# Of 10 confirmation draws; a success at VOTE_SHARE itself would fail half of the final votes.
+CONFIRMATION_MISSES = 1
 FRAGILE = 1e-4  # share of the logit scale; smaller margins are marked fragile
 GRID_SLACK = 1e-3  # of a grey level, because k/255 is not exact in float32
 KEPT_IMAGES = 16  # items whose images are kept for the leaderboard
 
 
-def goal_reached(
-    votes: Tensor, y: Tensor, target: Tensor, goal: Goal, *, share: float = VOTE_SHARE
-) -> Tensor:
-    """Whether a share of the votes [draws, n] reaches the goal, for labels and targets [n].
+def goal_reached(votes: Tensor, y: Tensor, target: Tensor, goal: Goal) -> Tensor:
+    """[n] bool: VOTE_SHARE of the votes [draws, n] reach the goal, for labels and targets [n]."""
+    return vote_reaches(votes, y, target, goal).double().mean(0) >= VOTE_SHARE - 1e-9
+
+
+def vote_reaches(votes: Tensor, y: Tensor, target: Tensor, goal: Goal) -> Tensor:
+    """Whether each of the votes [..., n] reaches the goal, for labels and targets [n].
 
     A missing answer reaches every goal, a rejected image none.
     """
     targeted = goal.kind == "targeted"
-    reached = reaches_goal(votes, target if targeted else y, targeted=targeted, rejects=True)
-    return reached.double().mean(0) >= share - 1e-9
+    return reaches_goal(votes, target if targeted else y, targeted=targeted, rejects=True)
+
+
+def reached_on_most(
+    votes: Generator[Tensor], legal: Tensor, y: Tensor, target: Tensor, goal: Goal
+) -> Tensor:
+    """[n] bool: where `legal` [n], all votes [n] but CONFIRMATION_MISSES reach the goal.
+
+    No vote is drawn once every image has missed too often.
+    """
+    misses = torch.zeros_like(y)
+    with closing(votes):
+        for vote in votes:
+            misses += ~vote_reaches(vote, y, target, goal)
+            if not (legal & (misses <= CONFIRMATION_MISSES)).any():
+                break
+    return legal & (misses <= CONFIRMATION_MISSES)
 
 
 def clean_errors(votes: Tensor, y: Tensor) -> Tensor:
@@ -128,9 +147,8 @@ class Referee:
                 votes = self.fresh_model.confirmation_votes(
                     images[where], group, self.confirmation_noise
                 )
-                confirmed[where] &= goal_reached(
-                    votes, y[where], target[where], self.goal, share=CONFIRMATION_SHARE
-                )
+                legal = confirmed[where]
+                confirmed[where] = reached_on_most(votes, legal, y[where], target[where], self.goal)
         return confirmed
 
     def images(self, candidates: Candidates) -> Tensor:

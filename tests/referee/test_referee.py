@@ -218,6 +218,45 @@ def test_confirmations_use_new_draws_in_every_group() -> None:
     assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * 3 * 10
 
 
+class RandomLabels(nn.Module):
+    """Class 1 with the probability in the first pixel of each image, else class 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        first = images.flatten(1)[:, 0]
+        return nn.functional.one_hot((torch.rand(len(images)) < first).long(), 10).float()
+
+
+@pytest.mark.parametrize(
+    ("chances", "drawn"), [([0.0, 0.0], 2), ([0.5, 0.0], None), ([1.0, 0.0], 10), ([0.95] * 64, 10)]
+)
+def test_confirmation_stops_once_every_image_has_failed_twice(
+    chances: list[float], drawn: int | None
+) -> None:
+    """Right: what ten draws at the same numbers decide, and the next confirmation begins at 10."""
+    x = torch.tensor(chances)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    y = torch.zeros(len(x), dtype=torch.int64)
+    module, fresh = RandomLabels(), SeededNoise(0, "confirm", torch.device("cpu"))
+    judging = Referee(
+        FreshModel(module), Linf(EPS), UNTARGETED, x, y, y - 1, confirmation_noise=fresh
+    )
+    found = judging.confirm(torch.arange(len(x)), x)
+    assert drawn is None or module.calls == drawn
+    assert fresh.calls[0] == 10
+    again = SeededNoise(0, "confirm", torch.device("cpu"))
+    again.begin(0)
+    votes = []
+    for _ in range(10):
+        with again.scope():
+            padded = torch.cat([x, x[-1:].expand(64 - len(x), -1, -1, -1)])
+            votes.append(RandomLabels()(padded).argmax(1)[: len(x)])
+    assert torch.equal(found, torch.stack(votes).sum(0) >= 9)
+
+
 @pytest.mark.parametrize("repeats", [1, 2, 5])
 def test_more_rows_than_a_group_has_are_confirmed_in_parts(repeats: int) -> None:
     """Several restarts of an item may wait for one check: 64 items, up to 320 rows."""
