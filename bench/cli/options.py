@@ -31,6 +31,14 @@ Order = Annotated[
         "file: the first N of the data set's file, as RobustBench counts.",
     ),
 ]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        help="Examples on the device at once; default: 512 of at most 256 values, else 128.",
+    ),
+]
 Unsandboxed = Annotated[
     bool,
     typer.Option(

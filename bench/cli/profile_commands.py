@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli.options import AsJson, Order, Unsandboxed, print_json
+from bench.cli.options import AsJson, Batch, Order, Unsandboxed, print_json
 from bench.core.cells import BALANCED_ORDER
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def profile(
     attack: Annotated[str, typer.Option(help="An attack, or a variant as 'pgd[steps=100]'.")],
     examples: Annotated[int, typer.Option(min=1, help="Use the first N examples.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Examples on the device at once.")] = 128,
+    batch: Batch = None,
     order: Order = BALANCED_ORDER,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     json: AsJson = False,

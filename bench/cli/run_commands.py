@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import AsJson, Database, Mode, Order, Unsandboxed, print_json
+from bench.cli.options import AsJson, Batch, Database, Mode, Order, Unsandboxed, print_json
 from bench.cli.radii_tables import print_radii_of_run
 from bench.cli.read_commands import print_reports, read_reports
 from bench.cli.variant_options import (
@@ -72,7 +72,7 @@ def run(
     seed: Annotated[
         int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of all random numbers.")
     ] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Examples on the device at once.")] = 128,
+    batch: Batch = None,
     order: Order = BALANCED_ORDER,
     mode: Mode = "full",
     suite: Annotated[

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from bench.contract.check import Check, DoesNotApply, checks_of
 from bench.contract.defense_fixture import (
-    LARGE_BATCH,
     DefenseFixture,
     gradient_of_weighted,
     logit_weights,
@@ -135,13 +134,13 @@ def order_does_not_matter(fixture: DefenseFixture) -> str:
 
 
 def one_image_is_a_batch(fixture: DefenseFixture) -> str:
-    """An image in a batch of one, and in one of 128, has the same logits as in one of 32."""
+    """An image in a batch of one, and in a full one, has the same logits as in one of 32."""
     module, x = _deterministic_build(fixture), fixture.examples[0]
     one, hint = fixture.logits(module), "Classify each image on its own."
     two = torch.cat([logits_of(module, image[None]) for image in fixture.x[:4]])
-    large = logits_of(module, x[torch.arange(LARGE_BATCH) % len(x)])
+    large = logits_of(module, x[torch.arange(fixture.full_batch) % len(x)])
     return _why_different("at batch size 1", one[:4], two, hint) or _why_different(
-        f"at batch size {LARGE_BATCH}", one, large[: len(one)], hint
+        f"at batch size {fixture.full_batch}", one, large[: len(one)], hint
     )
 
 
@@ -217,7 +216,7 @@ def _batches(fixture: DefenseFixture) -> Iterator[Tensor]:
     """Batches of images [n, C, H, W] off the grid of 8 bits: 1, 32, and as large as a run's."""
     x = fixture.examples[0]
     generator = torch.Generator().manual_seed(5)
-    for rows in (1, 32, max(LARGE_BATCH, len(x))):
+    for rows in (1, 32, max(fixture.full_batch, len(x))):
         images = x[torch.arange(rows) % len(x)]
         yield (images + (torch.rand(images.shape, generator=generator) - 0.5) / 128).clamp(0, 1)
 

@@ -15,13 +15,12 @@ from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, UnavailableError
 from bench.core.isolation import Isolation
 from bench.data import datasets
 from bench.engine import answers, model_access
+from bench.engine.batch_size import default_batch
 from bench.engine.plugin_calls import plugin_error
 from bench.plugin import Dataset, Defense
 from bench.registry.registry import Registry
 from bench.sandbox.defense_proxy import DefenseProxy
 from bench.training.defense_builder import DefenseBuilder
-
-LARGE_BATCH = 128  # images, as many as a run queries at once
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,11 @@ class DefenseFixture:
 
     registry: Registry
     defense: Defense
+
+    @property
+    def full_batch(self) -> int:
+        """As many images as a run queries at once."""
+        return default_batch(self.dataset.shape)
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from bench.contract.check import DoesNotApply, checks_of
 from bench.contract.defense_fixture import (
-    LARGE_BATCH,
     DefenseFixture,
     gradient_of_weighted,
     logit_weights,
@@ -55,7 +54,7 @@ def gradient_is_the_slope(fixture: DefenseFixture) -> str:
 def _slopes(fixture: DefenseFixture) -> tuple[Tensor, Tensor]:
     """Slopes [n] of weighted logits in a random direction, by gradient and by differences."""
     module = fixture.build()
-    x = fixture.examples[0][:LARGE_BATCH].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP)
+    x = fixture.examples[0][: fixture.full_batch].clamp(DIFFERENCE_STEP, 1 - DIFFERENCE_STEP)
     weight = logit_weights(logits_of(module, x))
     generator = torch.Generator().manual_seed(3)
     v = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1

@@ -49,7 +49,7 @@ def evaluate(
     norm: str = "Linf", eps: Radius | Sequence[Radius] | None = None,
     attacks: str | Sequence[str] | None = None,
     name: str = "model", bpda: nn.Module | None = None, random_draws: int = 0,
-    order: str = BALANCED_ORDER, seed: int = 0, batch: int = 128, device: str = "auto",
+    order: str = BALANCED_ORDER, seed: int = 0, batch: int | None = None, device: str = "auto",
     db: str | Path | None = None, progress: bool = True,
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate a model under attack; the referee re-verifies every adversarial example.
@@ -71,7 +71,8 @@ def evaluate(
         bpda: a BPDA approximation of the model, whose gradients attacks use as well.
         random_draws: for a random model, the number of draws that each gradient averages.
         order: which test images are the first, `balanced` or `file`; `seed`: of random numbers.
-        batch: images at once on the `device`: `auto`, `cpu`, `cuda` or `cuda:1`.
+        batch: images on the device at once; None: 512 of at most 256 values, else 128.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
         db: a database for the outcomes, from which an interrupted call goes on.
         progress: show progress on stderr.
 

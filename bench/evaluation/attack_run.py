@@ -74,7 +74,7 @@ def attack(
     *,
     norm: str = "Linf", eps: Radius, target_rule: str = "",
     bpda: nn.Module | None = None, random_draws: int = 0,
-    seed: int = 0, batch: int = 128, device: str = "auto",
+    seed: int = 0, batch: int | None = None, device: str = "auto",
     **parameters: Any,
 ) -> AttackRun:  # fmt: skip
     """Run one attack on images and return the candidates that the referee has judged.
@@ -90,7 +90,8 @@ def attack(
         target_rule: how targets are chosen, `next`, `least-likely` or `random`; empty: untargeted.
         bpda: a BPDA approximation of the model, whose gradients the attack uses as well.
         random_draws: for a random model, the number of draws that each gradient averages.
-        seed: seed of all random numbers; `batch`: images on the device at once.
+        seed: seed of all random numbers.
+        batch: images on the device at once; None: 512 of at most 256 values, else 128.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         parameters: parameters of the attack, such as `steps`.
 

@@ -15,6 +15,7 @@ from bench.core.errors import PluginError
 from bench.data.datasets import Examples
 from bench.data.image_rows import CleanImages, selected
 from bench.engine.answers import ClassifierOnly, column_mismatch
+from bench.engine.batch_size import default_batch
 from bench.engine.cell_spec import NOISE_GROUP, CellSpec
 from bench.engine.fast_selftest import FastModel, fastest_form
 from bench.engine.model_access import ModelAccess, SeededNoise
@@ -47,8 +48,8 @@ class RunSettings:
     """Device, number of slots and arithmetic; none of them can add a success."""
 
     device: torch.device
-    slots: int = 128
-    """Rows that the engine evaluates in one batch."""
+    slots: int | None = None
+    """Rows that the engine evaluates in one batch; None: as many as suit the images."""
     numeric: Numeric = Numeric.FLOAT32
 
 
@@ -236,7 +237,8 @@ class BuiltDefense:
             x=selected(self.x, index), y=y, target=target,
             clean_logits=clean_logits[index],
             reached_on_clean=goal_reached(self.clean.votes[:, index], y, target, threat.goal),
-            seed=self.seed, slots=self.settings.slots, noise=noise,
+            seed=self.seed, slots=self.settings.slots or default_batch(self.dataset.shape),
+            noise=noise,
         )  # fmt: skip
 
     def true_gradient_spec(self, threat: ThreatModel, attack: Attack) -> CellSpec | None:

@@ -59,7 +59,7 @@ class MatrixRun:
     selection: Selection
     url: str | None
     device: str = "auto"
-    batch: int = 128
+    batch: int | None = None
     workers: int = 1
     keep_images: str = "sample"
     allow_unsandboxed: bool = False

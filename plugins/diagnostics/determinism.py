@@ -46,7 +46,13 @@ LARGE_BATCH_DRAWS = 4
 FAR = 4.0
 """Difference of two means in standard errors, above which they differ."""
 FAR_SHARE = 0.25
-"""Share of images with different means above which the batch matters."""
+"""Share of images with different means, or gradients, above which the batch matters."""
+GRADIENT_ROWS = 512
+"""Rows of the largest batch in which an attack computes a gradient."""
+DRAWN_SIZES = 8
+"""Batch sizes that no author knows before, in which gradients are compared."""
+TURNED = 0.5
+"""Cosine of two gradients of an image below which they differ."""
 
 
 class Deterministic(ModelDiagnostic):
@@ -81,14 +87,14 @@ def change_on_repeat(module: nn.Module, images: Tensor, y: Tensor) -> float:
 
 
 class BatchIndependent(ModelDiagnostic):
-    """Whether the logits of an image depend on the other images of its batch, order or size.
+    """Whether logits or gradient of an image depend on the other images of its batch, or its size.
 
     A declared-random defense is queried with equal seeds beside other images, and the means of its
     margins alone and in a batch are compared.
     """
 
     name = "batch-independent"
-    summary = "Raised when the logits of an image change with its batch."
+    summary = "Raised when the logits or the gradient of an image change with its batch."
     images = 256
 
     def finding(self, subject: Subject) -> Evidence:
@@ -101,11 +107,16 @@ class BatchIndependent(ModelDiagnostic):
             return of_random_defense(subject)
         changes = companion_changes(subject) | layout_changes(subject)
         where, moved = max(changes.items(), key=lambda item: item[1])
+        turned = turned_gradients(subject)
+        size, count = max(turned.items(), key=lambda item: item[1])
+        few = min(ALONE, n)
         return warn_if(
-            moved > TOLERANCE,
+            moved > TOLERANCE or count > FAR_SHARE * few,
             f"in batches of 1 to {max([n, *batch_sizes(subject)])} logits change by at most"
-            f" {moved:.2g} of the largest logit ({where}); a warning needs more than"
-            f" {TOLERANCE:g}.",
+            f" {moved:.2g} of the largest logit ({where}), and in batches of 1 to {max(turned)} the"
+            f" gradients of at most {count} of {few} images turn to a cosine below {TURNED:g} (in a"
+            f" batch of {size}); a warning needs more than {TOLERANCE:g}, or {FAR_SHARE:.0%} of the"
+            " images.",
         )
 
 
@@ -172,6 +183,48 @@ def layout_changes(subject: Subject) -> dict[str, float]:
         where: change_in_batch(module, images, expected, scale)
         for where, (images, expected) in batches.items()
     }
+
+
+def turned_gradients(subject: Subject) -> dict[int, int]:
+    """Batch size -> how many of ALONE images have another gradient there than alone."""
+    module, x, y = subject.module, subject.x, subject.y
+    few = min(ALONE, len(x))
+    alone = torch.cat([gradient_of(module, x[i : i + 1], y[i : i + 1]) for i in range(few)])
+    turned = {}
+    for size in gradient_sizes(subject):
+        found = gradient_of(module, repeated(x, size), repeated(y, size))[:few].flatten(1)
+        expected = alone[: len(found)].flatten(1)
+        # Two gradients of zero are alike; one of zero and another one are not.
+        same = (found == expected).all(1)
+        cosine = torch.cosine_similarity(found.double(), expected.double())
+        turned[size] = int((~same & ~(cosine >= TURNED)).sum())
+    return turned
+
+
+def gradient_sizes(subject: Subject) -> list[int]:
+    """The batch sizes in which gradients are compared: known ones, and some that follow from bits.
+
+    An author who knows this code can tell the known ones. The others are drawn with a seed from the
+    answers of the defense, so that they change with its weights.
+    """
+    known = [1, *(size for size in batch_sizes(subject) if size <= GRADIENT_ROWS)]
+    answers = logits_of(subject.module, subject.x[:ALONE]).float().cpu()
+    seed = int(answers.view(torch.int32).long().sum()) % 2**31
+    generator = torch.Generator().manual_seed(seed)
+    units = max(max(known) // 8, 1)
+    drawn = torch.randint(units, (DRAWN_SIZES,), generator=generator) * 8 + min(8, max(known))
+    return sorted({*known, *drawn.tolist()})
+
+
+def gradient_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient [n, C, H, W] of the margin at images x [n, C, H, W] with labels y [n].
+
+    Zero where the module fails on this batch.
+    """
+    try:
+        return input_gradient(module, x, lambda logits: margin(logits, y))
+    except (RuntimeError, ValueError, IndexError):
+        return torch.zeros_like(x)
 
 
 def change_in_batch(module: nn.Module, images: Tensor, expected: Tensor, scale: Tensor) -> float:

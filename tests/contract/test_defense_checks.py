@@ -269,11 +269,11 @@ def above_64(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Any]
 def test_other_logits_in_large_batches_fail(
     registry: Registry, classifier: nn.Module, change: Callable[[Tensor], Tensor]
 ) -> None:
-    """Right: a batch of 128, as a run has it, fails; batches above 32 were not tried before."""
+    """Right: a batch as large as that of a run fails, which has 512 images of this size."""
     bad = defense(lambda loader: Wrapped(classifier, above_64(change)))
     result = run_named_check(registry, "defense", bad, "one-image-is-a-batch")
     assert result.outcome is CheckOutcome.FAIL
-    assert "of their scale at batch size 128; " in result.sentence
+    assert "of their scale at batch size 512; " in result.sentence
 
 
 @pytest.mark.parametrize("change", [

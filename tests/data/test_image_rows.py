@@ -118,7 +118,7 @@ def test_misclassified_images_are_judged_in_chunks(monkeypatch: pytest.MonkeyPat
     chunks = list(CellPlayer().chunks(pair, built))
     whole = Outcomes.concatenate([chunk.outcomes for chunk in chunks])
     assert sorted(whole.item.tolist()) == list(range(N))
-    assert max(len(chunk.outcomes.item) for chunk in chunks) <= 64 + CPU.slots
+    assert max(len(chunk.outcomes.item) for chunk in chunks) <= 64 + 64
     broken = whole.verdict == Verdict.BROKEN
     assert broken.sum() > 0.9 * N and (whole.forwards[broken] == 0).sum() > 0.9 * N
 

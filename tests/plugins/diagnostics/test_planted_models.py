@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.plugin import Finding, Subject
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import three_bits
+from plugins.diagnostics import determinism
 from tests.plugins.diagnostics.dynamic import OPTIMISING, costing
 from tests.plugins.diagnostics.networks import (
     Before,
@@ -233,6 +234,11 @@ def in_larger_batches(
     return changed(otherwise, **fields)
 
 
+def in_batches(rows: Sequence[int], change: Callable[[Tensor], Tensor]) -> Callable[[], Subject]:
+    """An ordinary network whose logits are changed in batches of these numbers of rows."""
+    return changed(lambda logits, images: change(logits) if len(images) in rows else logits)
+
+
 def first_images(n: int, built: Subject) -> Subject:
     """A subject with its first images only."""
     return built._replace(x=built.x[:n], y=built.y[:n])
@@ -276,6 +282,12 @@ PLANTED: list[tuple[str, str, Callable[[], Subject]]] = [
         lambda logits, images: logits - 3 * logits.mean(0))),
     ("batch-independent", "place", changed(by_place)),
     ("batch-independent", "duplicates", changed(by_duplicates)),
+    ("batch-independent", "reversed gradient above 128", in_larger_batches(
+        128, opposite_gradient)),
+    ("batch-independent", "reversed gradient from 65 to 120", in_batches(
+        range(65, 121), opposite_gradient)),
+    ("batch-independent", "no gradient at sizes that no list holds", in_batches(
+        [size for size in range(24, 513, 8) if size not in determinism.SIZES], torch.detach)),
     ("batch-independent", "declared random, alone", changed(noisy_alone, draws=4)),
     ("batch-independent", "declared random, beside black", changed(
         noisy_beside_black, draws=4)),
