@@ -13,6 +13,7 @@ from bench.data.image_rows import CleanImages
 from bench.engine.answers import predicted_labels, reaches_goal
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import map_state
+from bench.engine.surrogate_iterates import SurrogateIterates
 from bench.engine.transfers import to_device
 from bench.plugin import Attack
 from bench.plugin.losses import margin
@@ -60,6 +61,8 @@ class CellSpec:
     """[n] int64: the example of each item, where restarts are items of their own."""
     restart: Tensor | None = None
     """[n] int64: the restart of each item, where restarts are items of their own."""
+    iterates: SurrogateIterates | None = None
+    """Iterates of a transfer attack on the same surrogate; None: they are not kept."""
     heartbeat: Callable[[], None] = lambda: None
     """Called after every step, because the first candidates may come late."""
 

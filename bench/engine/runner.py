@@ -15,6 +15,7 @@ from bench.engine.external_run import run_external
 from bench.engine.parallel_restarts import run_items
 from bench.engine.precision_audit import PrecisionAudit, run_audited
 from bench.engine.scheduler import Scheduler
+from bench.engine.transfer_run import can_share_iterates, run_transfer
 from bench.plugin import Traits
 
 
@@ -50,6 +51,9 @@ def run_attack(
         return
     if exact is not None:
         yield from run_audited(spec, exact, confirm, items, on_audit)
+        return
+    if spec.iterates is not None and can_share_iterates(spec):
+        yield from run_transfer(spec, confirm, items, spec.iterates)
         return
     if spec.noise is None:
         yield from run_items(spec, confirm, items)

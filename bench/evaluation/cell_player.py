@@ -80,7 +80,10 @@ class CellPlayer:
         defense.clean_pass(heartbeat)
         queried = None if surrogate is None else surrogate.model(heartbeat)
         referee = defense.referee(threat, attack)
-        spec = replace(defense.cell_spec(threat, attack, queried), heartbeat=heartbeat)
+        spec = replace(
+            defense.cell_spec(threat, attack, queried), heartbeat=heartbeat,
+            iterates=None if surrogate is None else surrogate.iterates,
+        )  # fmt: skip
         exact = None
         if defense.attacked_model(threat, attack).low_precision:
             exact = defense.cell_spec(threat, attack, queried, exact=True)

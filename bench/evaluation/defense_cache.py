@@ -12,6 +12,7 @@ from bench.core.cards import DefenseCard
 from bench.core.cells import Cell, Numeric
 from bench.data import datasets
 from bench.data.datasets import Examples
+from bench.engine.surrogate_iterates import SurrogateIterates
 from bench.evaluation import plan
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
 from bench.evaluation.events import (
@@ -53,6 +54,10 @@ class DefenseCache:
     """The database whose trained weights are used; None: those of the cache folder."""
     listener: Listener = ignore_event
     built: dict[tuple[str, str, int], BuiltDefense] = field(default_factory=dict)
+    iterates: defaultdict[tuple[str, str, str, str], SurrogateIterates] = field(
+        default_factory=lambda: defaultdict(SurrogateIterates)
+    )
+    """By digests of surrogate and attack, set, and digest of the examples."""
 
     def surrogate(self, pair: PlannedPair) -> PlannedSurrogate | None:
         """The surrogate model of a transfer attack, on the defense's examples; else None."""
@@ -65,7 +70,16 @@ class DefenseCache:
         name = plan.surrogate_name(pair.threat, pair.defense, pair.attack)
         surrogate: Defense = self.registry.find("defense", name).value
         built = self.defense(surrogate, pair.threat, examples_of=pair.defense)
-        return built.as_surrogate()
+        planned = built.as_surrogate()
+        # The plan refuses random surrogates, whose iterates would differ from call to call.
+        planned.iterates = self._iterates(pair, built)
+        return planned
+
+    def _iterates(self, pair: PlannedPair, surrogate: BuiltDefense) -> SurrogateIterates:
+        """What the attack of a pair has reached on this surrogate, for any defense."""
+        attack = attack_digest(self.registry.find("attack", pair.attack.name))
+        examples = surrogate.examples.digest
+        return self.iterates[surrogate.digest, attack, repr(pair.threat.ball), examples]
 
     def _report_surrogate(self, text: str) -> None:
         self.listener(TrainingProgress(text))

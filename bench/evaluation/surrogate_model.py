@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bench.engine.model_access import ModelAccess
+from bench.engine.surrogate_iterates import SurrogateIterates
 
 Heartbeat = Callable[[], None]
 
@@ -42,6 +43,8 @@ class PlannedSurrogate:
     digest: str
     """Part of the cell's key: weights and source, or how it is learned from the defense."""
     make: Callable[[Heartbeat], SurrogateModel]
+    iterates: SurrogateIterates | None = None
+    """Iterates on this surrogate, shared by all defenses; None: each cell makes its own."""
     _made: SurrogateModel | None = None
 
     def model(self, heartbeat: Heartbeat = no_heartbeat) -> SurrogateModel:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.engine.surrogate_iterates import SurrogateIterates
 from bench.evaluation import plan
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.defense_cache import (
@@ -50,6 +51,26 @@ def test_only_transfer_attacks_have_a_surrogate(registry: Registry) -> None:
     assert surrogate is not None and surrogate.digest == built.digest
     assert surrogate.model().module is built.module
     assert len(surrogate.model().clean_logits) == 32
+
+
+def test_iterates_on_a_surrogate_serve_every_defense_under_the_same_set(registry: Registry) -> None:
+    """Right: one set of iterates for each attack, surrogate and set."""
+    threats = ("digits-linf", "digits-l2", "digits-labels")
+    names = ("linear", "weight-decay")
+    attacks = ("transfer", "transfer-standard", "transfer-robust")
+    selection = Selection(threats, names, attacks, examples=32)
+    cache = DefenseCache(registry=registry, selection=selection, settings=CPU)
+    found: dict[tuple[str, str], list[SurrogateIterates]] = {}
+    for pair in plan.plan_pairs(registry, selection):
+        surrogate = cache.surrogate(pair)
+        if surrogate is not None:
+            assert surrogate.iterates is not None
+            key = pair.attack.name, repr(pair.threat.ball)
+            found.setdefault(key, []).append(surrogate.iterates)
+            cache.built.clear()
+    assert len(found) == 2 * 3 == len({id(each[0]) for each in found.values()})
+    assert all(each[0] is one for each in found.values() for one in each)
+    assert max(len(each) for each in found.values()) == 4
 
 
 def test_missing_weights_are_trained_first(
