@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from bench.engine.attack_view import started, stepped
-from bench.engine.cell_spec import Candidates, CellSpec, Confirm, EndedRestarts
+from bench.engine.cell_spec import (
+    NOISE_GROUP,
+    Candidates,
+    CellSpec,
+    Confirm,
+    EndedRestarts,
+    concatenate,
+    select_rows,
+)
 from bench.engine.final_check import FinalCheck
 from bench.engine.problem import (
     BatchProblem,
@@ -32,15 +40,13 @@ from bench.threats.access import Budget
 def can_share_iterates(spec: CellSpec) -> bool:
     """Whether the iterates of this cell depend on the surrogate alone.
 
-    The draws of a random defense belong to whole groups, a budget ends restarts early, and a target
-    class may follow from the answers of the defense.
+    A budget ends restarts early, and a target class may follow from the answers of the defense.
     """
     traits = Traits.of(spec.attack)
     return (
         bool(traits.source)
         and not Traits.is_external(spec.attack)
         and traits.stop_rule is not StopRule.CONVERGENCE
-        and spec.noise is None
         and spec.budget == Budget()
         and spec.goal.kind == "untargeted"
     )
@@ -49,43 +55,50 @@ def can_share_iterates(spec: CellSpec) -> bool:
 def run_transfer(
     spec: CellSpec, confirm: Confirm, items: Sequence[int], iterates: SurrogateIterates
 ) -> Iterator[Candidates]:
-    """Yields the candidates of these items, each once; iterates that are missing are added."""
+    """Yields the candidates of these items, each once; iterates that are missing are added.
+
+    Of a declared-random defense the items' whole noise groups, each in one chunk: its random draws
+    belong to all of its rows.
+    """
+    if spec.noise is not None:
+        for group in sorted({item // NOISE_GROUP for item in items}):
+            spec.noise.begin(group)
+            rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(spec.x)))
+            chunk = concatenate(list(_run_part(spec, confirm, rows, iterates)))
+            yield select_rows(chunk, chunk.item.argsort())
+        return
+    for first in range(0, len(items), spec.slots):
+        yield from _run_part(spec, confirm, items[first : first + spec.slots], iterates)
+
+
+def _run_part(
+    spec: CellSpec, confirm: Confirm, items: Sequence[int], iterates: SurrogateIterates
+) -> Iterator[Candidates]:
+    """The candidates of at most as many items as a batch has, restart after restart."""
     reached = set(spec.reached_on_clean.nonzero()[:, 0].tolist())
     clean = [item for item in items if item in reached]
     if clean:
         yield Candidates.of_clean_images(spec, clean)
-    left = [item for item in items if item not in reached]
-    restarts = checked_restart_count(spec.attack, spec.clean_logits.shape[1])
-    for first in range(0, len(left), spec.slots):
-        yield from _run_part(spec, confirm, left[first : first + spec.slots], restarts, iterates)
-
-
-def _run_part(
-    spec: CellSpec,
-    confirm: Confirm,
-    items: Sequence[int],
-    restarts: int,
-    iterates: SurrogateIterates,
-) -> Iterator[Candidates]:
-    """The candidates of at most as many items as a batch has; restart after restart."""
     check = FinalCheck(spec, confirm)
-    spent = dict.fromkeys(items, (0, 0))
+    spent = {item: (0, 0) for item in items if item not in reached}
+    restarts = checked_restart_count(spec.attack, spec.clean_logits.shape[1])
     for restart in range(restarts):
+        if not spent:
+            return
         found = _last_iterates(spec, list(spent), restart, iterates)
-        before = torch.tensor(list(spent.values()), dtype=torch.int64).view(-1, 2)
+        before = torch.tensor(list(spent.values()), dtype=torch.int64)
         forwards, gradients = before[:, 0] + found.forwards, before[:, 1] + found.gradients
+        costs = zip(forwards.tolist(), gradients.tolist(), strict=True)
         check.pending.append(
             _ended(spec, list(spent), restart, restarts, found.point, forwards, gradients)
         )
-        finished, _, _ = check.run()
-        if len(finished.item):
-            yield finished
-        costs = zip(forwards.tolist(), gradients.tolist(), strict=True)
         spent = dict(zip(spent, costs, strict=True))
-        for item in finished.item.tolist():
-            del spent[item]
-        if not spent:
-            return
+        if check.full or restart + 1 == restarts:
+            finished, _, _ = check.run()
+            if len(finished.item):
+                yield finished
+            for item in finished.item.tolist():
+                del spent[item]
 
 
 def _ended(

@@ -22,7 +22,7 @@ from bench.referee.referee import judge
 from bench.threats.threat_model import Goal
 from plugins.attacks.pgd import PGD
 from plugins.attacks.transfer import Transfer, TransferBank
-from tests.engine.single_run import CountingModel, SingleRun
+from tests.engine.single_run import CountingModel, NoisyModel, SingleRun
 from tests.fixtures.known_models import digits, small_cnn
 
 BANK = TransferBank("bank", "standard", restarts=3, steps=6)
@@ -84,6 +84,23 @@ def test_outcomes_are_those_of_a_run_of_its_own(attack: Attack, slots: int) -> N
     assert len(iterates) > 100
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.3])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_a_random_defense_answers_with_the_draws_of_a_run_of_its_own(
+    restarts: int, sigma: float
+) -> None:
+    """Right: equal outcomes, and a whole noise group in each chunk, also with finished items."""
+    attack, iterates = replace(BANK, restarts=restarts), SurrogateIterates()
+    run = SingleRun(attack, model=NoisyModel(sigma), source=least_squares(), random=True)
+    alone = outcomes(run, run.spec())
+    assert_equal(outcomes(run, replace(run.spec(), iterates=iterates)), alone)
+    spec = replace(run.spec(), iterates=iterates)
+    parts = list(run_attack(spec, run.referee(spec).confirm, finished=range(64)))
+    assert [sorted(part.item.tolist()) for part in parts] == [
+        list(range(64, 128)), list(range(128, 150)),
+    ]  # fmt: skip
+
+
 def test_the_surrogate_is_queried_for_the_first_defense_only() -> None:
     surrogate, iterates = CountingModel(), SurrogateIterates()
     rows = []
@@ -117,9 +134,9 @@ def test_iterates_beyond_the_room_are_made_anew(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("run", "shares"),
     [
-        (SingleRun(BANK, source=nn.Identity()), True),
+        (SingleRun(BANK), True),
         (SingleRun(PGD()), False),
-        (SingleRun(BANK, random=True), False),
+        (SingleRun(BANK, random=True), True),
         (SingleRun(BANK, budget=Budget(queries=10)), False),
         (SingleRun(BANK, goal=Goal("targeted", "next")), False),
         (SingleRun(Converging()), False),
@@ -127,8 +144,7 @@ def test_iterates_beyond_the_room_are_made_anew(monkeypatch: pytest.MonkeyPatch)
     ids=["bank", "no surrogate", "random defense", "budget", "targeted", "convergence"],
 )
 def test_only_cells_that_depend_on_the_surrogate_alone_share(run: SingleRun, shares: bool) -> None:
-    spec = replace(run.spec() if shares is False else SingleRun(BANK).spec(), attack=run.attack)
-    assert can_share_iterates(spec) is shares
+    assert can_share_iterates(run.spec()) is shares
 
 
 def test_the_heartbeat_is_called_at_every_step() -> None:
