@@ -1,7 +1,8 @@
 """BibTeX entries of the attacks, defenses and data sets of a database, from their cards.
 
-A card holds an identifier (arXiv, DOI or address), and of a submission title and authors. A field
-that no card holds is left out; reference managers complete an entry from its identifier.
+A card holds an identifier (arXiv, DOI or address), and of a submission title and authors. Title,
+authors, year and venue of the sources that this project cites are in `bench.results.papers`. A
+field that neither holds is left out; reference managers complete an entry from its identifier.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from urllib.parse import quote
 from bench.core.cards import AttackCard, Card, DatasetCard, DefenseCard, ThreatCard
 from bench.core.cells import CLEAN, CellState
 from bench.core.variant_names import base_name
+from bench.results.papers import Paper, known_papers
 from bench.results.table_formats import escape_latex
 from bench.store import Store
 
@@ -23,6 +25,10 @@ DOI = re.compile(r"(?:doi:|https?://(?:dx\.)?doi\.org/)(10\.\d{4,9}/\S+)", re.IG
 LONGEST_KEY = 60
 KIND_NAMES = {"dataset": "data set"}
 """Kinds of cards with another name in a text."""
+VENUE_FIELDS = {
+    "article": "journal", "book": "publisher", "inproceedings": "booktitle", "misc": "howpublished",
+}  # fmt: skip
+"""The field for the venue in each type of entry."""
 _URL_SIGNS = "/:?=&+,;@!*()'~.-_%#$[]"
 """Signs of an address that BibTeX reads as they are; others are percent-encoded."""
 
@@ -43,7 +49,7 @@ def load_citations(store: Store) -> CitedCards:
     without: list[str] = []
     for card in used_cards(store):
         if card.cite.strip():
-            sources.setdefault(_source(card.cite), []).append(card)
+            sources.setdefault(source_of(card.cite), []).append(card)
         else:
             without.append(f"{KIND_NAMES.get(card.kind, card.kind)} {card.name}")
     keyed: dict[str, list[Card]] = {}
@@ -54,8 +60,12 @@ def load_citations(store: Store) -> CitedCards:
     return CitedCards(entries, tuple(without))
 
 
-def _source(cite: str) -> str:
-    """A citation in one spelling, without the version of an arXiv paper."""
+def source_of(cite: str) -> str:
+    """A citation in one spelling, without the version of an arXiv paper.
+
+    >>> source_of("arXiv:1706.06083v4"), source_of("https://doi.org/10.1109/CVPR.2006.100")
+    ('arXiv:1706.06083', 'doi:10.1109/cvpr.2006.100')
+    """
     arxiv, doi = ARXIV.fullmatch(cite), DOI.fullmatch(cite)
     if arxiv:
         return f"arXiv:{arxiv[1]}"
@@ -108,13 +118,30 @@ def citation_key(cite: str) -> str:
 def bibtex_entry(key: str, cards: Iterable[Card]) -> str:
     """The entry of the source that some cards cite."""
     cited = list(cards)
-    lines = [f"  {name} = {{{value}}}" for name, value in _fields(cited)]
-    return "\n".join([f"@misc{{{key},", ",\n".join(lines), "}"])
+    paper = known_papers().get(source_of(cited[0].cite))
+    lines = [f"  {name} = {{{value}}}" for name, value in _fields(cited, paper)]
+    return "\n".join([f"@{paper.kind if paper else 'misc'}{{{key},", ",\n".join(lines), "}"])
 
 
-def _fields(cards: list[Card]) -> Iterator[tuple[str, str]]:
-    """The fields of an entry, as far as the cards hold them."""
-    cite = cards[0].cite
+def _fields(cards: list[Card], paper: Paper | None) -> Iterator[tuple[str, str]]:
+    """The fields of an entry, as far as the table of papers or the cards hold them."""
+    yield from _described(cards) if paper is None else _published(paper)
+    yield from _identifier(cards[0].cite, dated=paper is not None)
+    uses = dict.fromkeys(f"{KIND_NAMES.get(card.kind, card.kind)} {card.name}" for card in cards)
+    yield "note", _plain(f"Used as {', '.join(uses)}")
+
+
+def _published(paper: Paper) -> Iterator[tuple[str, str]]:
+    """Title, authors, year and venue of a known paper."""
+    yield "title", f"{{{_plain(paper.title)}}}"
+    yield "author", " and ".join(_plain(name) for name in paper.authors)
+    yield "year", str(paper.year)
+    if paper.venue:
+        yield VENUE_FIELDS[paper.kind], _plain(paper.venue)
+
+
+def _described(cards: list[Card]) -> Iterator[tuple[str, str]]:
+    """Title and authors of the first submissions that state them."""
     described = [card.submission for card in cards if card.submission is not None]
     titles = [_plain(one.title) for one in described if one.title]
     authors = [[_plain(name) for name in one.authors] for one in described if one.authors]
@@ -123,9 +150,14 @@ def _fields(cards: list[Card]) -> Iterator[tuple[str, str]]:
     if authors:
         # Braces keep a name whole that holds a comma or the word and.
         yield "author", " and ".join(f"{{{name}}}" for name in authors[0])
+
+
+def _identifier(cite: str, *, dated: bool) -> Iterator[tuple[str, str]]:
+    """The identifier and address of a source; `dated`: its year is known."""
     arxiv, doi = ARXIV.fullmatch(cite), DOI.fullmatch(cite)
     if arxiv:
-        yield "year", f"20{arxiv[2]}"
+        if not dated:
+            yield "year", f"20{arxiv[2]}"
         yield "eprint", arxiv[1]
         yield "archiveprefix", "arXiv"
         yield "url", f"https://arxiv.org/abs/{arxiv[1]}"
@@ -136,8 +168,6 @@ def _fields(cards: list[Card]) -> Iterator[tuple[str, str]]:
         yield "url", _address(cite)
     else:
         yield "howpublished", _plain(cite)
-    uses = dict.fromkeys(f"{KIND_NAMES.get(card.kind, card.kind)} {card.name}" for card in cards)
-    yield "note", _plain(f"Used as {', '.join(uses)}")
 
 
 def _plain(text: str) -> str:

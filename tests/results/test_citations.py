@@ -24,6 +24,9 @@ from tests.results.small_results import ALL, NONE
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9:.-]*")
 
 
+TYPES = {"article", "book", "inproceedings", "misc"}
+
+
 def parsed(text: str) -> dict[str, dict[str, str]]:
     """Entries by key, read as BibTeX reads them; fails where they cannot be."""
     entries: dict[str, dict[str, str]] = {}
@@ -32,6 +35,7 @@ def parsed(text: str) -> dict[str, dict[str, str]]:
         head = re.compile(r"@(\w+)\{([^,\s]+),\s*").match(text, at)
         assert head, text[at : at + 40]
         key, at = head[2], head.end()
+        assert head[1] in TYPES, head[1]
         assert KEY.fullmatch(key) and key not in entries, key
         fields: dict[str, str] = {}
         while text[at] != "}":
@@ -62,7 +66,7 @@ def cited(world: World) -> World:
         world.attack(name, cite=cite)
     about = SubmissionInfo(title="A 100% {robust} net_work", authors=("A. B", "Lee, C and D & E"))
     world.defense("d", cite="arXiv:1706.06083")
-    world.defense("e", cite="doi:10.1109/CVPR.2006.100", submission=about)
+    world.defense("e", cite="doi:10.1109/A.2006.100", submission=about)
     world.defense("f", cite="https://openreview.net/forum?id=S18Su--CW")
     world.defense("g", cite="https://openreview.net/forum?id=s18su--cw")
     world.store.record_cards([DatasetCard(name="digits", origin="built-in", cite="https://a.b/80")])
@@ -78,14 +82,18 @@ def test_the_entries_of_a_database_are_read_back(cited: World) -> None:
     found = load_citations(cited.store)
     entries = parsed("\n".join(found.entries))
     assert entries["arxiv:1706.06083"] == {
-        "year": "2017", "eprint": "1706.06083", "archiveprefix": "arXiv",
+        "title": "{Towards Deep Learning Models Resistant to Adversarial Attacks}",
+        "author": "Aleksander Madry and Aleksandar Makelov and Ludwig Schmidt and "
+        "Dimitris Tsipras and Adrian Vladu",
+        "year": "2018", "booktitle": "International Conference on Learning Representations",
+        "eprint": "1706.06083", "archiveprefix": "arXiv",
         "url": "https://arxiv.org/abs/1706.06083", "note": "Used as attack pgd, defense d",
     }  # fmt: skip
-    assert entries["doi:10.1109-cvpr.2006.100"] == {
+    assert entries["doi:10.1109-a.2006.100"] == {
         "title": r"{A 100\% \lbrace{}robust\rbrace{} net\_work}",
         "author": r"{A. B} and {Lee, C and D \& E}",
-        "doi": "10.1109/CVPR.2006.100",
-        "url": "https://doi.org/10.1109/CVPR.2006.100",
+        "doi": "10.1109/A.2006.100",
+        "url": "https://doi.org/10.1109/A.2006.100",
         "note": "Used as defense e",
     }
     assert entries["a.b-80"] == {"url": "https://a.b/80", "note": "Used as data set digits"}
@@ -111,6 +119,7 @@ def test_every_card_of_this_project_has_a_valid_entry() -> None:
     assert len(entries) == len(cards) > 80
     for key, fields in entries.items():
         assert fields["note"] and (fields.get("url") or fields.get("doi")), key
+        assert fields["title"] and fields["author"] and len(fields["year"]) == 4, key
 
 
 @given(st.text(min_size=1), st.text(min_size=1), st.lists(st.text(min_size=1), max_size=3))
@@ -122,6 +131,17 @@ def test_any_text_gives_an_entry(cite: str, title: str, authors: list[str]) -> N
     signs = "".join(sign for sign in LATEX_SIGNS if sign not in "{}\\")
     for text in (fields.get("title", ""), fields["note"]):
         assert not re.search(rf"(?<!\\)[{re.escape(signs)}]", text), "each sign is escaped"
+
+
+def test_a_submission_of_a_known_paper_has_the_title_of_the_paper() -> None:
+    info = SubmissionInfo(title="My version", authors=("A. Reader",))
+    card = DefenseCard(name="d", origin="submission", cite="arXiv:1901.08573v3", submission=info)
+    (fields,) = parsed(bibtex_entry("k", [card])).values()
+    assert "Trade-off" in fields["title"] and "El Ghaoui, Laurent" in fields["author"]
+    assert fields["note"] == "Used as defense d"
+    unknown = card.model_copy(update={"cite": "arXiv:2412.00001"})
+    (fields,) = parsed(bibtex_entry("k", [unknown])).values()
+    assert fields["title"] == "{My version}" and fields["year"] == "2024"
 
 
 def test_spellings_of_one_source_have_one_key() -> None:
