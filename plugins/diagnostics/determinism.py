@@ -47,10 +47,12 @@ FAR = 4.0
 """Difference of two means in standard errors, above which they differ."""
 FAR_SHARE = 0.25
 """Share of images with different means, or gradients, above which the batch matters."""
-GRADIENT_ROWS = 512
-"""Rows of the largest batch in which an attack computes a gradient."""
-DRAWN_SIZES = 8
-"""Batch sizes that no author knows before, in which gradients are compared."""
+SMALL_IMAGE = 256
+"""Values of an image up to which an attack computes more gradients at once."""
+ATTACK_ROWS_OF_SMALL_IMAGES = 512
+"""Rows of a full batch of such images."""
+SIZES_DRAWN = 2
+"""Batch sizes of each octave in which gradients are compared."""
 TURNED = 0.5
 """Cosine of two gradients of an image below which they differ."""
 
@@ -202,18 +204,28 @@ def turned_gradients(subject: Subject) -> dict[int, int]:
 
 
 def gradient_sizes(subject: Subject) -> list[int]:
-    """The batch sizes in which gradients are compared: known ones, and some that follow from bits.
+    """The batch sizes in which gradients are compared: the largest of an attack, and drawn ones.
 
-    An author who knows this code can tell the known ones. The others are drawn with a seed from the
-    answers of the defense, so that they change with its weights.
+    An author who knows this code could tell a fixed list. So the sizes are drawn with a seed from
+    the answers of the defense, and change with its weights: from 2 on SIZES_DRAWN of each octave,
+    which are multiples of 8 above 16, as the batches of an attack are.
     """
-    known = [1, *(size for size in batch_sizes(subject) if size <= GRADIENT_ROWS)]
+    small = subject.x[0].numel() <= SMALL_IMAGE
+    largest = ATTACK_ROWS_OF_SMALL_IMAGES if small else ATTACK_ROWS
+    if subject.x[0].numel() * largest > LARGEST:
+        return [1, 2]
     answers = logits_of(subject.module, subject.x[:ALONE]).float().cpu()
     seed = int(answers.view(torch.int32).long().sum()) % 2**31
     generator = torch.Generator().manual_seed(seed)
-    units = max(max(known) // 8, 1)
-    drawn = torch.randint(units, (DRAWN_SIZES,), generator=generator) * 8 + min(8, max(known))
-    return sorted({*known, *drawn.tolist()})
+    sizes, low = {largest}, 1
+    while low < largest:
+        octave = torch.arange(low + 1, 2 * low + 1)
+        octave = octave[octave % (8 if low >= 16 else 1) == 0]
+        sizes |= set(
+            octave[torch.randperm(len(octave), generator=generator)][:SIZES_DRAWN].tolist()
+        )
+        low *= 2
+    return sorted(sizes)
 
 
 def gradient_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +24,12 @@ from plugins.defenses._preprocessing import PreprocessedModel
 from plugins.defenses.argmax_only import ArgmaxOnly
 from plugins.defenses.bit_depth import three_bits
 from plugins.defenses.softmax_regression import regression
+from plugins.diagnostics import determinism
 from plugins.diagnostics.determinism import BatchIndependent, Deterministic, batch_sizes
 from plugins.diagnostics.gradient_agrees import GradientAgrees, correlation, scaled_per_image
 from plugins.diagnostics.probabilities import Probabilities
 from plugins.diagnostics.zero_gradients import ZeroGradients
-from tests.plugins.diagnostics.networks import Changed, subject
+from tests.plugins.diagnostics.networks import Changed, network, subject
 
 SHAPE = (1, 8, 8)
 ALL: list[Diagnostic] = [
@@ -380,3 +382,18 @@ def test_one_large_image_is_compared_with_itself() -> None:
         model, x, torch.zeros(1).long(), Defense("mine", lambda _: model)
     )
     assert found.finding is Finding.PASSED and "batches of 1 to 1 logits" in found.sentence
+
+
+def test_gradients_are_compared_at_sizes_that_follow_from_the_weights() -> None:
+    """Right: the largest batch of an attack, and two sizes of each octave below it."""
+    one, two = subject(network()), subject(Changed(lambda logits, images: 1.01 * logits))
+    sizes = determinism.gradient_sizes(one)
+    assert sizes == determinism.gradient_sizes(one) != determinism.gradient_sizes(two)
+    assert max(sizes) == 512 and all(size % 8 == 0 for size in sizes if size > 16)
+    octaves = [math.ceil(math.log2(size)) for size in sizes]
+    assert [octaves.count(k) for k in range(1, 9)] == [1, 2, 2, 2, 2, 2, 2, 2]
+    assert octaves.count(9) in (2, 3)
+    large = one._replace(x=torch.rand(8, 3, 32, 32), module=nn.Flatten())
+    assert max(determinism.gradient_sizes(large)) == 128
+    huge = one._replace(x=torch.rand(2, 3, 224, 224), module=nn.Flatten())
+    assert determinism.gradient_sizes(huge) == [1, 2]
