@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KEPT_BYTES = 2**26  # of the iterates of one attack on one surrogate; what is beyond is made anew
+KEPT_BYTES = 2**25  # of the iterates of one attack on one surrogate; what is beyond is made anew
 
 
 class LastIterates(NamedTuple):
