@@ -44,7 +44,11 @@ KeepImages = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Worker processes; default: one for each CUDA device, else one."),
+    typer.Option(
+        min=1,
+        help="Worker processes; default: one for each CUDA device, else for each core as far as "
+        "memory and open cells allow.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print one summary line and nothing else.")]
 
@@ -99,7 +103,7 @@ def run(
     Raises typer.Exit with code 3 where cells failed.
     """
     from bench.contract.batch_dependence import batch_dependence
-    from bench.evaluation.launcher import MatrixRun, default_workers
+    from bench.evaluation.launcher import MatrixRun
     from bench.evaluation.plan import Selection
 
     matrix_run = MatrixRun(
@@ -108,7 +112,7 @@ def run(
             (*(attack or ()), *variants_of(set_ or ())), examples, seed, mode, suite, order,
         ),
         url=db, device=device, batch=batch,
-        workers=workers or default_workers(device), keep_images=keep_images,
+        workers=workers, keep_images=keep_images,
         allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric, certify=certify,
         attack_check=batch_dependence,
     )  # fmt: skip

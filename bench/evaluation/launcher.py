@@ -39,6 +39,7 @@ from bench.evaluation.stopping import (
     stopped_by_signals,
 )
 from bench.evaluation.worker import MatrixWorker
+from bench.evaluation.worker_count import default_workers
 from bench.plugin import Traits
 from bench.registry.registry import Registry
 from bench.results.current_cells import attack_digests, current_cells
@@ -60,7 +61,8 @@ class MatrixRun:
     url: str | None
     device: str = "auto"
     batch: int | None = None
-    workers: int = 1
+    workers: int | None = 1
+    """Worker processes; None: as many as devices, or cores, memory and open cells, allow."""
     keep_images: str = "sample"
     allow_unsandboxed: bool = False
     quiet: bool = False
@@ -121,11 +123,12 @@ class MatrixRun:
                 self._examine_attacks(registry, store, pairs, show)
                 store.waiting = waiting_of_run(show, stop)
                 store.remove_leftovers()
-                if self.workers == 1:
+                workers = self._worker_count(len(open_cells), show)
+                if workers == 1:
                     make_worker(self, store, registry, show, stop=stop).run()
                 else:
                     canaries_of_run(self, store, registry, show)  # once for all workers
-                    self._run_processes(show, store.clock(), stop)
+                    self._run_processes(workers, show, store.clock(), stop)
             pairs = self._pairs(registry, store)
             rows = [row for _, row in self._cells(store, registry, pairs)]
             return sum(row.state is CellState.FAILED for row in rows)
@@ -178,7 +181,16 @@ class MatrixRun:
                 latest = list(cascade.cascade_as_run(latest, attacks, limited).values())
             yield from (((threat, row.cell.attack, defense), row) for row in latest)
 
-    def _run_processes(self, show: Listener, began: float, stop: StopRequest) -> None:
+    def _worker_count(self, open_cells: int, show: Listener) -> int:
+        """The number of workers; where none was asked for, the listener gets it with its reason."""
+        if self.workers is not None:
+            return self.workers
+        chosen = default_workers(self.device, open_cells)
+        if chosen.workers > 1:
+            show(RunNotice(f"{chosen.workers} workers: {chosen.reason} (--workers overrules)."))
+        return chosen.workers
+
+    def _run_processes(self, workers: int, show: Listener, began: float, stop: StopRequest) -> None:
         """Run several workers on one database; the others take over the cells of a dead one.
 
         Raises BenchError where every worker has died, UnavailableError where one ended because the
@@ -192,7 +204,7 @@ class MatrixRun:
             context.Process(
                 target=run_worker_process, args=(self, rank, events, began, level), daemon=True
             )
-            for rank in range(self.workers)
+            for rank in range(workers)
         ]
         with signals_blocked():
             for process in processes:
@@ -374,11 +386,6 @@ def chosen_device(name: str) -> torch.device:
             f"--device {name} was asked for; this machine has {count} CUDA devices."
         )
     return device
-
-
-def default_workers(device: str) -> int:
-    """The number of workers of a run on a device: one for each CUDA device where it is `auto`."""
-    return max(1, torch.cuda.device_count()) if device == "auto" else 1
 
 
 def require_choice(option: str, value: str, known: list[str]) -> None:

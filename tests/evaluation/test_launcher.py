@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from bench.core.cells import CLEAN, CellState
 from bench.core.errors import BenchError
@@ -27,7 +26,7 @@ from bench.evaluation.events import (
     Event,
     TrainingElsewhere,
 )
-from bench.evaluation.launcher import MatrixRun, default_workers, make_worker
+from bench.evaluation.launcher import MatrixRun, make_worker
 from bench.evaluation.plan import Selection
 from bench.evaluation.reproduce import reproduce
 from bench.referee.fresh_model import FreshModel
@@ -106,15 +105,19 @@ def test_two_workers_share_the_matrix(finished: MatrixRun, tmp_path: Path) -> No
     assert len(owners) == 2
 
 
-@pytest.mark.parametrize(
-    ("device", "count", "workers"),
-    [("auto", 0, 1), ("auto", 1, 1), ("auto", 3, 3), ("cuda", 3, 1), ("cpu", 3, 1)],
-)
-def test_by_default_each_cuda_device_has_a_worker(
-    device: str, count: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert default_workers(device) == workers
+def test_without_a_number_the_run_says_how_many_workers_it_starts(
+    finished: MatrixRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Right: the root of one worker, and one line with the number and its reason."""
+    monkeypatch.setattr("bench.evaluation.worker_count.CELLS_OF_A_WORKER", 2)
+    monkeypatch.setattr("bench.evaluation.worker_count.usable_cores", lambda: 2)
+    shared = replace(matrix_run(tmp_path / "bench.db"), workers=None, quiet=False)
+    assert shared.run() == 0
+    assert digest(shared.url) == digest(finished.url)
+    printed = capsys.readouterr().err
+    assert "2 workers: one for each of 2 cores (--workers overrules)." in printed
+    assert len({row.owner for row in rows(shared.url) if row.state is CellState.DONE}) == 2
 
 
 def test_an_interrupted_run_resumes_in_the_middle_of_a_cell(
