@@ -120,7 +120,7 @@ def run(
         print_trace(matrix_run, trace or 0, trace_file, as_json=json)
         return
     if dry_run:
-        print_plan(matrix_run.plan(), as_json=json)
+        print_plan(matrix_run, as_json=json)
         return
     failed = matrix_run.run()
     _print_results(matrix_run, (threat or (), eps, norm), as_json=json)
@@ -188,13 +188,20 @@ def print_trace(matrix_run: MatrixRun, example: int, file: Path | None, *, as_js
         print(f"{step.restart:>7}  {step.step:>4}  {figures}  {said}")
 
 
-def print_plan(plan: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """Write the cells of a run to stdout, one line each or as JSON."""
+def print_plan(matrix_run: MatrixRun, *, as_json: bool) -> None:
+    """Write the cells of a run to stdout, one line each or as JSON; their cost to stderr."""
+    from bench.evaluation.run_plan import forecast
+
+    plan = matrix_run.plan()
+    expected = forecast(plan, matrix_run.device)
     if as_json:
-        print_json({"cells": plan})
+        told = {**expected._asdict(), "workers": expected.workers._asdict()}
+        print_json({"cells": plan, "forecast": told})
         return
     for row in plan:
         print("\t".join(str(row[name]) for name in ("threat", "defense", "attack", "state")))
+    if not matrix_run.quiet:
+        print(expected.sentence, file=sys.stderr)
 
 
 def summary_line(reports: Sequence[Mapping[str, Any]]) -> str:

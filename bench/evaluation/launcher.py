@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ from bench.evaluation.follow_up_plan import follow_up_pairs
 from bench.evaluation.malloc import raise_thresholds
 from bench.evaluation.plan import ALL, PlannedPair, Selection
 from bench.evaluation.progress import CostEstimates, ProgressDisplay
+from bench.evaluation.run_plan import planned_cells
 from bench.evaluation.stopping import (
     Level,
     StopRequest,
@@ -90,19 +92,14 @@ class MatrixRun:
         whole = ALL in self.selection.threats
         return [t for t in chosen if whole or t.name not in evidence or t.name in named]
 
-    def plan(self) -> list[dict[str, str]]:
-        """Every pair of the selection with the state of its cell; evaluates nothing."""
+    def plan(self) -> list[dict[str, Any]]:
+        """Every pair of the selection with state and expected cost of its cell; runs nothing."""
         registry = load_registry(self.allow_unsandboxed, self.selection)
         with Store.open(self.url) as store:
             pairs = self._pairs(registry, store)
             states = {name: str(row.state) for name, row in self._cells(store, registry, pairs)}
-        rows = []
-        for pair in pairs:
-            names = (pair.threat.name, pair.attack.name, pair.defense.name)
-            state = "not applicable" if pair.reason else states.get(names, "missing")
-            named = dict(zip(("threat", "attack", "defense"), names, strict=True))
-            rows.append({**named, "state": state, "reason": pair.reason})
-        return rows
+            costs = CostEstimates(store.cells())
+        return planned_cells(registry, self.selection, pairs, states, costs)
 
     def run(self) -> int:
         """Evaluate the open cells; returns the number of failed cells."""

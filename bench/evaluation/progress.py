@@ -50,10 +50,15 @@ class CostEstimates:
 
     def estimate(self, attack: str, defense: str) -> float:
         """Expected seconds per item: the pair's median, else the attack's, else a default."""
+        known = self.recorded(attack, defense)
+        return UNKNOWN_COST if known is None else known
+
+    def recorded(self, attack: str, defense: str) -> float | None:
+        """Seconds per item: the pair's median, else the attack's; None without any record."""
         for key in ((attack, defense), (attack, "")):
             if key in self._seconds:
                 return median(self._seconds[key])
-        return UNKNOWN_COST
+        return None
 
 
 class ProgressDisplay:
