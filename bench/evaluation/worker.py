@@ -226,8 +226,8 @@ class MatrixWorker:
         return cells
 
     def _row(self, cell: Cell) -> CellRow:
-        rows = self.store.cells(examples=cell.examples, mode=cell.mode)
-        return next(row for row in rows if row.key == cell.key)
+        (row,) = self.store.cells(key=cell.key)
+        return row
 
     def _isolation(self, pair: PlannedPair) -> str:
         """Isolation of a cell: the less isolated of its defense and its attack."""

@@ -68,15 +68,17 @@ def list_cells(
     threat: str | None = None,
     examples: str | None = None,
     mode: str | None = None,
+    key: str | None = None,
 ) -> list[CellRow]:
-    """The cells with this threat name, examples digest and mode; None matches all.
+    """The cells with this threat name, examples digest, mode and key; None matches all.
 
     They are ordered by threat model, defense, attack and seed.
     """
     query = select(*_COLUMNS).order_by(
         CELLS.c.threat, CELLS.c.defense, CELLS.c.attack, CELLS.c.seed, CELLS.c.key
     )
-    for name, value in (("threat", threat), ("examples", examples), ("mode", mode)):
+    wanted = {"threat": threat, "examples": examples, "mode": mode, "key": key}
+    for name, value in wanted.items():
         if value is not None:
             query = query.where(CELLS.c[name] == value)
     return [_cell_row(row) for row in connection.execute(query).mappings()]

@@ -81,7 +81,7 @@ def test_two_cells_that_share_a_key_are_refused() -> None:
         _by_key([PlannedCell(tiny_cell()), PlannedCell(replace(tiny_cell(), attack="surrogate"))])
 
 
-def test_cells_are_found_by_threat_examples_and_mode(store: Store) -> None:
+def test_cells_are_found_by_threat_examples_mode_and_key(store: Store) -> None:
     first = tiny_cell(0)
     others = [
         Cell("u", "d", "a", "1", "2", "3", "ex", 1),
@@ -91,3 +91,6 @@ def test_cells_are_found_by_threat_examples_and_mode(store: Store) -> None:
     store.plan([PlannedCell(cell) for cell in [first, *others]])
     assert len(store.cells()) == 4
     assert [row.key for row in store.cells("t", "ex", "full")] == [first.key]
+    for cell in others:
+        assert [row.cell for row in store.cells(key=cell.key)] == [cell]
+    assert store.cells(key="none") == []
