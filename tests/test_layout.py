@@ -41,6 +41,8 @@ TESTED_BY = {
     "bench/plugin/diagnostic.py": "tests/plugins/diagnostics/test_diagnostics.py",
     "bench/plugin/external.py": "tests/engine/test_external_run.py",
     "bench/plugin/losses.py": "tests/plugin/test_plugin.py",
+    "bench/plugin/shared.py": "tests/engine/test_shared_point.py",
+    "bench/core/fitted.py": "tests/store/test_fits.py",
     "bench/plugin/training.py": "tests/training/test_recipe_options.py",
     "bench/registry/cards.py": "tests/registry/test_registry.py",
     "bench/registry/discovery.py": "tests/registry/test_registry.py",

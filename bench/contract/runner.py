@@ -7,12 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.contract import attack_checks, dataset_checks, defense_checks, threat_checks, tool_checks
+from bench.contract import (
+    attack_checks,
+    dataset_checks,
+    defense_checks,
+    shared_checks,
+    threat_checks,
+    tool_checks,
+)
 from bench.contract.attack_fixture import AttackFixture
 from bench.contract.check import Check, CheckOutcome, CheckResult, DoesNotApply
 from bench.contract.defense_fixture import DefenseFixture
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, UnavailableError, error_text
 from bench.core.folders import submissions_folder
+from bench.plugin import is_shared
 from bench.registry.discovery import Plugin, is_reviewed
 from bench.registry.loader import module_from_source
 from bench.registry.registration import Registration
@@ -34,11 +42,18 @@ CHECKS: Mapping[str, tuple[Check[Any], ...]] = {
 FIXTURES: Mapping[str, Callable[[Registry, Any], Any]] = {
     "dataset": lambda registry, value: dataset_checks.DatasetFixture(value),
     "threat": threat_checks.ThreatFixture,
-    "attack": AttackFixture,
+    "attack": lambda registry, value: (
+        shared_checks.SharedFixture if is_shared(value) else AttackFixture
+    )(registry, value),
     "defense": DefenseFixture,
     "certifier": lambda registry, value: tool_checks.ToolFixture(value),
     "diagnostic": lambda registry, value: tool_checks.ToolFixture(value),
 }
+
+
+def checks_for(kind: str, value: object) -> tuple[Check[Any], ...]:
+    """The checks of a plugin of a kind; an attack that fits a point has its own."""
+    return shared_checks.SHARED_CHECKS if is_shared(value) else CHECKS[kind]
 
 
 def run_checks(
@@ -176,7 +191,7 @@ def check_registration(
     yield from untrained
     described: dict[str, str] = {}
     stopped = ""
-    for check in CHECKS[kind]:
+    for check in checks_for(kind, registration.value):
         if stopped and not check.stands_alone:
             yield _not_run(kind, name, check, f"because {stopped}.")
             continue

@@ -13,7 +13,7 @@ from bench.contract.check import checks_of
 from bench.core.protocols import DECLARED
 from bench.data.datasets import load_dataset, require_available
 from bench.evaluation.targets import why_no_target
-from bench.plugin import Access, Attack, Dataset, ThreatModel, Traits
+from bench.plugin import SHARED, Access, Attack, Dataset, ThreatModel, Traits, is_shared
 from bench.registry.registry import Registry
 from bench.results.check_table import ANSWERS
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
@@ -135,7 +135,7 @@ def ranked_protocol_has_an_attack_of_each_kind(fixture: ThreatFixture) -> str:
         lacking.remove("transfer")
     if not lacking:
         return ""
-    fitting.sort(key=Traits.is_external)
+    fitting.sort(key=lambda attack: not Traits.has_steps(attack))
     examples = [next(a.name for a in fitting if KINDS[kind](a)) for kind in lacking]
     return (
         f"the protocol ranks without a {' and a '.join(lacking)} attack, so a defense that hides "
@@ -153,6 +153,8 @@ def _has_surrogates(fixture: ThreatFixture) -> bool:
 def _fits(threat: ThreatModel, attack: Attack) -> bool:
     """Whether an attack fits access, perturbation set and goal of a threat model."""
     traits = Traits.of(attack)
+    if is_shared(attack) != (threat.scope == SHARED):
+        return False
     needs = Access.NOTHING if traits.source else attack.needs
     fits_set = not traits.why_not_in(threat.ball)
     fits_goal = not traits.goals or threat.goal.kind in traits.goals

@@ -89,7 +89,8 @@ class Cell:
     mode: str = "full"
     numeric: str = Numeric.FLOAT32
     source_digest: str = ""
-    """Digest of the surrogate model that a transfer attack queries instead of the defense."""
+    """Digest of what the attack uses besides the defense: the surrogate that a transfer attack
+    queries, or the training half that a shared point is fitted to. Empty for other attacks."""
     before: str = ""
     """Key of the cell before this one in a cascade; empty for the first, and in full mode."""
     protocol: int = PROTOCOL

@@ -107,7 +107,7 @@ class Refusals:
     """The candidates of a cell that the referee refused, by reason."""
 
     norm: int
-    """Outside the perturbation set."""
+    """Outside the perturbation set; of a shared point, also another point than that one."""
     box: int
     """A pixel outside [0, 1]."""
     not_finite: int
@@ -163,7 +163,8 @@ class Chunk:
     machine: Machine | None = None
     """The machine that computed it; None where it is not known."""
     points: npt.NDArray[np.float32] | None = None
-    """The points [n, ...] of a parametric perturbation set; None in a norm ball."""
+    """The points [n, ...] of a parametric perturbation set; None in a norm ball, and where all
+    examples share one point, which is stored once."""
 
     def without(self, items: Collection[int]) -> Chunk:
         """The chunk without these items; its seconds stay."""

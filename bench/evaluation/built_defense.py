@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.core.cells import CLEAN, Cell, Numeric
 from bench.core.errors import PluginError
+from bench.data import datasets
 from bench.data.datasets import Examples
 from bench.data.image_rows import CleanImages, selected
 from bench.engine.answers import ClassifierOnly, column_mismatch
@@ -28,7 +29,7 @@ from bench.evaluation.surrogate_model import (
     no_heartbeat,
 )
 from bench.evaluation.targets import target_classes
-from bench.plugin import Access, Attack, Traits
+from bench.plugin import Access, Attack, Traits, is_shared
 from bench.referee.fresh_model import FreshAnswers, FreshModel
 from bench.referee.referee import Referee, goal_reached
 from bench.registry.cards import attack_digest
@@ -151,7 +152,7 @@ class BuiltDefense:
         query the surrogate model; the nearest adversarial example lies so close to the decision
         boundary that other arithmetic changes its class.
         """
-        queries_other_code = Traits.is_external(attack) or Traits.of(attack).source
+        queries_other_code = not Traits.has_steps(attack) or Traits.of(attack).source
         if queries_other_code or threat.goal.kind == "nearest":
             return FastModel(self.module, (), ())
         return self.fast_model
@@ -211,8 +212,13 @@ class BuiltDefense:
             examples=self.examples.digest,
             items=self.item_count(threat, attack), seed=self.seed,
             mode=mode, numeric=self.settings.numeric,
-            source_digest="" if surrogate is None else surrogate.digest,
+            source_digest=self._source_digest(attack, surrogate),
         )  # fmt: skip
+
+    def _source_digest(self, attack: Attack, surrogate: PlannedSurrogate | None) -> str:
+        if is_shared(attack):
+            return datasets.training_digest(self.dataset)
+        return "" if surrogate is None else surrogate.digest
 
     def cell_spec(
         self,
@@ -248,9 +254,15 @@ class BuiltDefense:
         """
         if self.bpda is None or attack.needs < Access.GRADIENTS or Traits.of(attack).source:
             return None
+        if is_shared(attack):
+            return None
         spec = self.cell_spec(threat, attack, None)
         access = self._attack_access(threat, attack, spec.noise, exact=True, bpda=False)
         return replace(spec, model_access=access)
+
+    def fit_access(self, threat: ThreatModel, attack: Attack) -> ModelAccess:
+        """The access of a shared attack while it fits its point, with draws of its own."""
+        return self._attack_access(threat, attack, self.noise(f"fit {attack.name}"), exact=True)
 
     def _attack_access(
         self,
@@ -287,14 +299,17 @@ class BuiltDefense:
         limit, count = Traits.of(attack).examples, len(self.examples.labels)
         return min(count, limit or count) * self._targets_per_example(threat)
 
-    def referee(self, threat: ThreatModel, attack: Attack) -> Referee:
-        """The referee of a cell, with a fresh copy of the model that no attack has queried."""
+    def referee(self, threat: ThreatModel, attack: Attack, shared: Tensor | None = None) -> Referee:
+        """The referee of a cell, with a fresh copy of the model that no attack has queried.
+
+        `shared` is the one point [1, ...] of a shared attack.
+        """
         index = self._example_index(threat)
         return Referee(
             self._fresh_model(f"judge {attack.name}"), threat.ball, threat.goal,
             selected(self.x, index), self.y[index], self._target_classes(threat),
             minimises=Traits.of(attack).minimises,
-            confirmation_noise=self.noise(f"confirm {attack.name}"),
+            confirmation_noise=self.noise(f"confirm {attack.name}"), shared=shared,
         )  # fmt: skip
 
     def _fresh_model(self, role: str) -> FreshModel:

@@ -38,15 +38,15 @@ def order_key(attack: Attack, classes: int) -> tuple[bool, int, float, str]:
     """The sort key of an attack by expected cost, smaller is earlier.
 
     Attacks that no table lists follow the listed ones of their kind, fewest total steps first;
-    external attacks, which have no steps, come last.
+    external and shared attacks, which have no steps, come last.
     """
     without_gradients = attack.needs is not Access.GRADIENTS
     known = QUERY_ATTACKS if without_gradients else GRADIENT_ATTACKS
     position = known.index(attack.name) if attack.name in known else len(known)
     steps = (
-        math.inf
-        if Traits.is_external(attack)
-        else attack.steps * Traits.restart_count(attack, classes)
+        attack.steps * Traits.restart_count(attack, classes)
+        if Traits.has_steps(attack)
+        else math.inf
     )
     return without_gradients, position, steps, attack.name
 

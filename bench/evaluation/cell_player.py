@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.core.fitted import FittedPoint
 from bench.core.outcomes import Chunk, Outcomes
 from bench.engine.both_gradients import run_with_both_gradients
 from bench.engine.cell_spec import Candidates, CellSpec
 from bench.engine.precision_audit import PrecisionAudit
 from bench.engine.runner import run_attack
+from bench.engine.shared_point import offer_point
 from bench.evaluation.built_defense import BuiltDefense
 from bench.evaluation.events import Listener, ignore_event, missed_in_low_precision
 from bench.evaluation.plan import PlannedPair
+from bench.evaluation.shared_fit import fitted_point
 from bench.evaluation.surrogate_model import Heartbeat, PlannedSurrogate, no_heartbeat
-from bench.plugin import Traits
+from bench.plugin import Traits, is_shared
 from bench.referee.referee import KEPT_IMAGES, judge
 
 GROUPS = (None, 32, 8)
@@ -49,6 +52,7 @@ class CellPlayer:
         included: Collection[int] | None = None,
         heartbeat: Heartbeat = no_heartbeat,
         group: int | None = None,
+        fitted: FittedPoint | None = None,
     ) -> Iterator[Chunk]:
         """Run the attack of a pair and yield the referee's outcomes, chunk by chunk.
 
@@ -61,25 +65,30 @@ class CellPlayer:
             heartbeat: called between the groups of a clean pass and every few attack steps.
             group: evaluate so many items to their end before the next ones, where the attack and
                 the defense allow it; None: as the batch allows. Outcomes do not depend on it.
+            fitted: the point of a shared attack; None: it is fitted first. None for other attacks.
         """
+        if fitted is None and is_shared(pair.attack):
+            fitted = fitted_point(pair, defense, heartbeat)
         if group is None or not _divisible(pair, defense):
-            yield from self._chunks(pair, defense, surrogate, finished, included, heartbeat)
+            yield from self._chunks(pair, defense, surrogate, finished, included, heartbeat, fitted)
             return
         possible = set(range(defense.item_count(pair.threat, pair.attack))) - set(finished)
         left = sorted(possible if included is None else possible & set(included))
         for first in range(0, len(left), group):
             part = left[first : first + group]
-            yield from self._chunks(pair, defense, surrogate, finished, part, heartbeat)
+            yield from self._chunks(pair, defense, surrogate, finished, part, heartbeat, fitted)
 
     def _chunks(
         self, pair: PlannedPair, defense: BuiltDefense, surrogate: PlannedSurrogate | None,
         finished: Sequence[int], included: Collection[int] | None, heartbeat: Heartbeat,
+        fitted: FittedPoint | None,
     ) -> Iterator[Chunk]:  # fmt: skip
         """The outcomes of the included items that are not finished."""
         threat, attack = pair.threat, pair.attack
         defense.clean_pass(heartbeat)
         queried = None if surrogate is None else surrogate.model(heartbeat)
-        referee = defense.referee(threat, attack)
+        shared = None if fitted is None else torch.tensor(fitted.point).to(defense.settings.device)
+        referee = defense.referee(threat, attack, shared)
         spec = replace(
             defense.cell_spec(threat, attack, queried), heartbeat=heartbeat,
             iterates=None if surrogate is None else surrogate.iterates,
@@ -93,6 +102,8 @@ class CellPlayer:
         excluded = set(range(len(spec.x))) - chosen
 
         def run(cell: CellSpec, left_out: Sequence[int]) -> Iterator[Candidates]:
+            if shared is not None:
+                return offer_point(cell, shared, referee.confirm, chosen - set(finished))
             return run_attack(
                 cell, referee.confirm, finished=[*finished, *excluded, *left_out],
                 order=self.order(len(spec.x)), exact=exact,

@@ -13,12 +13,12 @@ from bench.core.variant_names import base_name, is_variant
 from bench.engine.model_access import ACCESS_NAMES
 from bench.evaluation import cascade
 from bench.evaluation.targets import why_no_target
-from bench.plugin import Attack, Dataset, Defense, Traits
+from bench.plugin import Attack, Dataset, Defense, Traits, is_shared
 from bench.registry.registry import Registry
 from bench.registry.threat_variants import threat_family
-from bench.threats.access import Access
+from bench.threats.access import Access, Budget
 from bench.threats.suites import find_suite
-from bench.threats.threat_model import ThreatModel
+from bench.threats.threat_model import SHARED, ThreatModel
 
 ALL = "all"
 
@@ -269,6 +269,8 @@ def why_not_applicable(
         revealed = ACCESS_NAMES.get(threat.access, "nothing")
         needed = ACCESS_NAMES[needed_access]
         return f"{attack.name} needs {needed}; {threat.name} reveals {revealed} only."
+    if why := _why_not_in_scope(threat, attack):
+        return why
     if Traits.is_external(attack) and threat.ball.parametric:
         return f"{attack.name} returns images; the points of {threat.name} are parameters."
     if why := traits.why_not_in(threat.ball):
@@ -282,6 +284,18 @@ def why_not_applicable(
     if traits.eot_draws and defense.randomness is None:
         return f"{attack.name} averages over random draws; {defense.name} declares no randomness."
     return _why_no_surrogate(threat, defense, attack, surrogate) if traits.source else ""
+
+
+def _why_not_in_scope(threat: ThreatModel, attack: Attack) -> str:
+    """Why an attack does not make the points of a threat model's scope; empty where it does."""
+    shares = threat.scope == SHARED
+    if is_shared(attack) and not shares:
+        return f"{attack.name} fits one point for all images; {threat.name} has one for each image."
+    if not is_shared(attack) and shares:
+        return f"{attack.name} makes a point for each image; {threat.name} has one for all images."
+    if shares and threat.budget != Budget():
+        return f"{attack.name} queries training images; {threat.name} limits queries of each image."
+    return ""
 
 
 def _why_no_surrogate(

@@ -20,7 +20,7 @@ from bench.evaluation import plan
 from bench.evaluation.built_defense import RunSettings
 from bench.evaluation.defense_cache import DefenseCache
 from bench.evaluation.plan import Selection
-from bench.plugin import StopRule, Traits, cross_entropy, margin
+from bench.plugin import StopRule, Traits, cross_entropy, is_shared, margin
 from bench.registry.registry import Registry
 from bench.results.export import written_whole
 
@@ -84,8 +84,9 @@ def trace_attack(
             defense is random, or there is no such example.
     """
     pair = plan.single_pair(registry, selection, "a trace")
-    if Traits.is_external(pair.attack):
-        raise BenchError(f"{pair.attack.name} has a run of its own and makes no steps to trace.")
+    if not Traits.has_steps(pair.attack):
+        own = "fit" if is_shared(pair.attack) else "run"
+        raise BenchError(f"{pair.attack.name} has a {own} of its own and makes no steps to trace.")
     if pair.defense.randomness is not None:
         raise BenchError(
             f"{pair.defense.name} is random, and its draws belong to whole groups of examples; "

@@ -52,6 +52,7 @@ from bench.evaluation.events import (
 )
 from bench.evaluation.follow_up_plan import follow_up_pairs
 from bench.evaluation.plan import PlannedPair, Selection
+from bench.evaluation.shared_fit import recorded_fit
 from bench.evaluation.stopping import StopRequest
 from bench.evaluation.submission_states import SubmissionStates
 from bench.plugin import Defense, ThreatModel, Traits
@@ -344,6 +345,7 @@ class MatrixWorker:
                 task.pair, task.defense, task.surrogate,
                 finished=finished, included=included, heartbeat=self.store.heartbeats(lease),
                 group=GROUPS[min(lease.attempt, len(GROUPS)) - 1],
+                fitted=recorded_fit(self.store, lease, task),
             )  # fmt: skip
             for chunk in chunks:
                 self.store.record(lease, chunk)

@@ -11,11 +11,12 @@ Contracts are protocols and records, so that a plugin needs no base class. A cla
         yield MyAttack()
 
 By use: attacks `Attack`, `Problem`, `State`, `StopRule`, `Access`, `cross_entropy`, `margin`;
-external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`; defenses `Defense`,
+external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`; attacks that fit
+one point for all images `SharedAttack`, `SharedProblem`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
 `L2`, `L1`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
-`Patch`, `Goal`, `Budget`;
+`Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`, `AnswerWork`.
 """
@@ -53,8 +54,10 @@ from bench.plugin.external import (
     Model,
 )
 from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, select_column
+from bench.plugin.shared import SharedAttack, SharedProblem, is_shared
 from bench.plugin.training import FreeTraining, InnerAttack, Recipe, TrainingBatch
 from bench.threats.access import Access, Budget
+from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
 from bench.threats.parametric import ParametricSet, clamp_straight_through
@@ -66,14 +69,16 @@ from bench.threats.random_numbers import (
     example_key,
     name_to_int64,
 )
+from bench.threats.random_patch import RandomPatch
 from bench.threats.spatial import RotationTranslation
-from bench.threats.threat_model import Goal, ThreatModel
+from bench.threats.threat_model import SHARED, Goal, ThreatModel
 
 __all__ = [
     "EXTERNAL_BATCH",
     "L1",
     "L2",
     "OPTIONAL_METHODS",
+    "SHARED",
     "Access",
     "AnswerWork",
     "Attack",
@@ -96,8 +101,10 @@ __all__ = [
     "InnerAttack",
     "Jacobian",
     "KeyedRandomNumbers",
+    "L2Delta",
     "LeaderboardProtocol",
     "Linf",
+    "LinfDelta",
     "Loader",
     "Loss",
     "MissingLibrary",
@@ -107,9 +114,12 @@ __all__ = [
     "PerturbationSet",
     "Problem",
     "RandomNumbers",
+    "RandomPatch",
     "Randomness",
     "Recipe",
     "RotationTranslation",
+    "SharedAttack",
+    "SharedProblem",
     "Split",
     "State",
     "StopRule",
@@ -122,6 +132,7 @@ __all__ = [
     "cross_entropy",
     "example_key",
     "hookimpl",
+    "is_shared",
     "margin",
     "margin_to",
     "name_to_int64",

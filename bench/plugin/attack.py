@@ -240,6 +240,11 @@ class Traits:
         return hasattr(attack, "run") and not hasattr(attack, "step")
 
     @staticmethod
+    def has_steps(attack: object) -> bool:
+        """Whether it makes steps: it is neither external nor shared."""
+        return hasattr(attack, "step")
+
+    @staticmethod
     def restart_count(attack: Attack | ExternalAttack, classes: int) -> int:
         """Number of restarts (or targets) that an attack makes at most per example."""
         count = getattr(attack, "restart_count", None)

@@ -77,6 +77,7 @@ class Referee:
         target: [n] int64 declared target classes, -1 without.
         minimises: the attack minimises its perturbation, so candidates may lie outside the ball.
         confirmation_noise: random state of the confirmation draws of a declared-random defense.
+        shared: [1, ...], the one point that every candidate must have; None: each has its own.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class Referee:
         *,
         minimises: bool = False,
         confirmation_noise: SeededNoise | None = None,
+        shared: Tensor | None = None,
     ) -> None:
         self.fresh_model, self.ball, self.goal = fresh_model, ball, goal
         self.x, self.y, self.target = x, y, target
         self.minimises = minimises
         self.confirmation_noise = confirmation_noise
+        self.shared = shared
 
     def legality(self, items: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Verdict codes [k] and distances [k] of points [k, ...] for the items [k], in float64.
@@ -189,7 +192,13 @@ class Referee:
         )
 
     def _inside(self, points: Tensor, x: Tensor, distance: Tensor) -> Tensor:
-        """[k] bool: points [k, ...] are in the set; in a norm ball by their distance in float64."""
+        """[k] bool: points [k, ...] are in the set; in a norm ball by their distance in float64.
+
+        Of a shared point, also that they are that point.
+        """
+        if self.shared is not None:
+            same = (points == self.shared).flatten(1).all(1)
+            return same & self.ball.contains(points, x)
         if self.ball.parametric:
             return self.ball.contains(points, x)
         return distance <= self.ball.radius + self.ball.tolerance(x[0].numel())
@@ -255,7 +264,8 @@ def judge(
         adv = referee.images(part).float().cpu().numpy()
         images = tuple(_kept(referee, part, adv, outcomes, clean, row) for row in rows)
         exact = (outcomes.item, adv) if keep_all else None
-        points = part.image.float().cpu().numpy() if referee.ball.parametric else None
+        own = referee.ball.parametric and referee.shared is None
+        points = part.image.float().cpu().numpy() if own else None
         now = cpu_seconds()
         yield Chunk(outcomes, now - since, images, exact, machine, points)
         since = now

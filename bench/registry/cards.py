@@ -36,7 +36,7 @@ def attack_digest(registration: Registration[Attack]) -> str:
 
 
 def attack_card(registration: Registration[Attack]) -> AttackCard:
-    """The card of an attack; an external attack has no number of steps."""
+    """The card of an attack; external and shared attacks have no number of steps."""
     attack = registration.value
     traits = Traits.of(attack)
     return AttackCard(
@@ -46,7 +46,7 @@ def attack_card(registration: Registration[Attack]) -> AttackCard:
         cite=traits.cite,
         summary=traits.summary,
         needs=attack.needs.name.lower(),
-        steps=None if Traits.is_external(attack) else attack.steps,
+        steps=attack.steps if Traits.has_steps(attack) else None,
         norms=traits.norms,
         goals=traits.goals,
         stop_rule=traits.stop_rule.value,

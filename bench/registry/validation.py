@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from bench.core.errors import PluginError
-from bench.plugin import OPTIONAL_METHODS, Access, Dataset, Defense, MissingLibrary, Traits
+from bench.plugin import (
+    OPTIONAL_METHODS,
+    Access,
+    Dataset,
+    Defense,
+    MissingLibrary,
+    Traits,
+    is_shared,
+)
 from bench.registry.submission import NAME_PATTERN
 from bench.threats.fingerprint import parameters_of, short_repr
 from bench.threats.threat_model import ThreatModel, describe_set
@@ -118,6 +126,7 @@ def _complaint(detail: ErrorDetails) -> str:
 
 _STEPWISE = _attributes("attack", name=str, needs=Access, steps=int, start=METHOD, step=METHOD)
 _EXTERNAL = _attributes("attack", name=str, needs=Access, run=METHOD)
+_SHARED = _attributes("attack", name=str, needs=Access, fit=METHOD)
 _SET = _attributes(
     "perturbation set",
     name=str, distance=METHOD, contains=METHOD, sample=METHOD, project=METHOD,
@@ -127,6 +136,11 @@ _DIAGNOSTIC = _attributes("diagnostic", name=str, examine=METHOD)
 
 
 def _attack(value: Any) -> str:
+    if is_shared(value):
+        wrong = _SHARED(value)
+        return (
+            wrong or _why_mistyped(_attack_options(), value) or _why_no_digest(parameters_of, value)
+        )
     external = Traits.is_external(value)
     wrong = _EXTERNAL(value) if external else _STEPWISE(value)
     if wrong:

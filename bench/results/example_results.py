@@ -11,9 +11,17 @@ import numpy.typing as npt
 
 from bench.core.cards import AttackCard, DefenseCard
 from bench.core.cells import CLEAN, CellState
+from bench.core.fitted import FittedPoint
 from bench.core.hashing import canonical
 from bench.core.machines import Machine
-from bench.core.outcomes import TRUE_GRADIENT_RESTART, Outcomes, Refusals, Verdict, refusals
+from bench.core.outcomes import (
+    NO_ANSWER,
+    TRUE_GRADIENT_RESTART,
+    Outcomes,
+    Refusals,
+    Verdict,
+    refusals,
+)
 from bench.results.detection import RejectionScores, rejection_scores
 from bench.results.leaderboard_cells import is_here, leaderboard_cells, outdated_cells
 from bench.results.leaderboards import Leaderboard
@@ -61,6 +69,8 @@ class AttackResult:
     target_pairs: TargetPairs
     by_true_gradient: Bits
     """Broken by the true gradient, where the BPDA approximation that is declared had failed."""
+    changed: Bits
+    """Whether the predicted class of the last candidate is not that of the clean image."""
     left_out: Bits
     """Whether the attack leaves the example out, because it runs on the first few only."""
 
@@ -146,6 +156,8 @@ class LeaderboardResults:
     """By defense, where the database has cells of other versions of it or of attacks."""
     older: Mapping[tuple[str, str], str]
     """Sentence on the shown cell of (defense, attack), where it is of an older version."""
+    fits: Mapping[str, FittedPoint]
+    """The fitted point of a cell, by its key; cells of attacks with many points are absent."""
     second: Mapping[str, tuple[SecondEvaluation, ...]]
     """The second evaluations of a cell, by its key; oldest first, and absent without any."""
 
@@ -192,6 +204,7 @@ def load_results(
         store.machines(outcomes),
         {n: v for n, r in shown.items() if (v := row_versions(history, mine[n], r, n))},
         {(n, a): t for n, r in shown.items() for a, t in cell_notes(history, mine[n], r).items()},
+        store.fits(outcomes),
         second_evaluations(store, outcomes),
     )
 
@@ -241,7 +254,7 @@ def _defense_result(
             card = _card(history, older, done[0])
             parts = [outcomes[row.key] for row in done]
             version = _version(leaderboard, card, done[0])
-            attacks[attack] = _attack_result(leaderboard, examples, card, version, parts)
+            attacks[attack] = _attack_result(leaderboard, examples, card, version, parts, passes)
     return DefenseResult(
         defense=name,
         digest=shown.digest,
@@ -283,6 +296,7 @@ def _attack_result(
     attack: AttackCard,
     version: str,
     parts: list[Outcomes],
+    passes: list[Outcomes],
 ) -> AttackResult:
     made = Outcomes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     per_example = len(examples.classes) - 1 if leaderboard.has_all_targets else 1
@@ -306,6 +320,7 @@ def _attack_result(
             made, example, examples.labels, len(examples.classes), leaderboard.goal
         ),
         by_true_gradient=_any(n, example, broken & (made.restart >= TRUE_GRADIENT_RESTART)),
+        changed=_any(n, example, _changed(made, example, passes)),
         left_out=np.arange(n) >= (attack.examples or n),
     )
 
@@ -320,6 +335,16 @@ def _answered_wrong(made: Outcomes, truth: npt.NDArray[np.int16]) -> Bits:
     accepted = (made.label >= 0) & (made.rejection <= 0)
     wrong: Bits = (made.verdict == Verdict.ROBUST) & accepted & (made.label != truth)
     return wrong
+
+
+def _changed(made: Outcomes, example: Items, passes: list[Outcomes]) -> Bits:
+    """[items]: another class than that of the clean image is predicted."""
+    if not passes or not len(example):
+        return np.zeros(len(example), np.bool_)
+    clean = np.full(max(int(passes[0].item.max()), int(example.max())) + 1, NO_ANSWER, np.int16)
+    clean[passes[0].item] = passes[0].label
+    different: Bits = made.label != clean[example]
+    return different
 
 
 def _any(n: int, example: Items, flags: Bits) -> Bits:

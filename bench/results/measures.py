@@ -121,6 +121,24 @@ class AttackCost:
 
 
 @dataclass(frozen=True)
+class SharedPointResult:
+    """What one point does to all examples, and what fitting it to training images has cost."""
+
+    attack: str
+    changed: Count
+    """Examples whose predicted class it changes, right or wrong on the clean image: the fooling
+    rate of arXiv:1610.08401."""
+    robust: Count
+    """Examples that are right on the clean image and with the point."""
+    queries: int
+    """Queries of the fit; with several seeds of all fits, as are the other costs."""
+    gradients: int
+    """Gradient evaluations of the fit."""
+    seconds: float
+    """CPU seconds of the fit."""
+
+
+@dataclass(frozen=True)
 class Measures:
     """All measures of one defense; None where outcomes or attacks for one are missing."""
 
@@ -131,6 +149,8 @@ class Measures:
     first_order_gap: FirstOrderGap | None
     costs: tuple[AttackCost, ...]
     """By attack, the most seconds first."""
+    shared: tuple[SharedPointResult, ...] = ()
+    """By attack that makes one point for all examples."""
 
 
 def measures(results: LeaderboardResults, result: DefenseResult) -> Measures:
@@ -143,6 +163,7 @@ def measures(results: LeaderboardResults, result: DefenseResult) -> Measures:
         risk=risk(result) if attacked else None,
         first_order_gap=first_order_gap(results, result) if attacked else None,
         costs=attack_costs(results, result.defense),
+        shared=shared_points(results, result),
     )
 
 
@@ -271,6 +292,27 @@ def _cost(attack: str, done: Sequence[CellRow]) -> AttackCost:
         queries=sum(figure.forwards for figure in figures) / items,
         gradients=sum(figure.gradients for figure in figures) / items,
     )
+
+
+def shared_points(
+    results: LeaderboardResults, result: DefenseResult
+) -> tuple[SharedPointResult, ...]:
+    """The results of the attacks that make one point for all examples, the strongest first."""
+    found = []
+    for name, attack in result.attacks.items():
+        rows = results.cells[result.defense, name]
+        fits = [results.fits[row.key] for row in rows if row.key in results.fits]
+        if fits:
+            one = SharedPointResult(
+                attack=name,
+                changed=_count(attack.changed[attack.evaluated]),
+                robust=_count(result.robust([name])[attack.evaluated]),
+                queries=sum(fit.forwards for fit in fits),
+                gradients=sum(fit.gradients for fit in fits),
+                seconds=sum(fit.seconds for fit in fits),
+            )
+            found.append(one)
+    return tuple(sorted(found, key=lambda one: (one.robust.k, one.attack)))
 
 
 @dataclass(frozen=True)

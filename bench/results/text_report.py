@@ -28,6 +28,8 @@ def text_report(report: Json) -> Group:
     ]
     if any(row["measures"]["costs"] for row in report["ranking"]):
         shown.append(terminal_measures(report))
+    if any(row["measures"]["shared"] for row in report["ranking"]):
+        shown.append(terminal_shared_points(report))
     if any(cell["detection"] for cell in report["matrix"]):
         shown.append(terminal_detectors(report))
     if any(cell["true_gradient"] is not None for cell in report["matrix"]):
@@ -66,6 +68,26 @@ def _left_out(every: Sequence[str], shown: Sequence[str]) -> list[Text]:
     left = len(every) - len(shown)
     noun = "attack" if left == 1 else "attacks"
     return [Text(f"Left out: {left} {noun} that no defense was evaluated with.")] if left else []
+
+
+def terminal_shared_points(report: Json) -> BlockTable:
+    """Attacks with one point for all images: changed classes, robust images, cost of the fit."""
+    keys = (TextColumn("Defense", "left"), TextColumn("Attack", "left"))
+    names = ("Class changed", "Robust", "Queries", "Gradients", "Seconds")
+    rows = [
+        (
+            row["defense"],
+            one["attack"],
+            *(count_text(one[name]) for name in ("changed", "robust")),
+            *(str(one[name]) for name in ("queries", "gradients")),
+            f"{one['seconds']:.2g}",
+        )
+        for row in report["ranking"]
+        for one in row["measures"]["shared"]
+    ]
+    columns = [*keys, *map(TextColumn, names)]
+    title = "One point for all images, with the cost of fitting it"
+    return BlockTable(title, columns, rows, keys=2)
 
 
 def terminal_detectors(report: Json) -> BlockTable:

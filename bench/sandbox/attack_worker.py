@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.engine.external_model import isolated_random_state
 from bench.engine.model_access import input_gradient
 from bench.engine.problem import BatchProblem
-from bench.plugin import Attack, Gradient, Jacobian, State, Traits
+from bench.plugin import Attack, Gradient, Jacobian, State, Traits, is_shared
 from bench.plugin.losses import Loss
 from bench.sandbox.channel import WorkerChannel, frame_tensors
 from bench.sandbox.external_worker import run_remotely
@@ -45,6 +45,11 @@ class AttackWorker:
     def declare(self, frame: Frame) -> None:
         """Send the attributes of the attack that are plain values; later requests use it."""
         self.attack = attack = self.load(frame)
+        if is_shared(attack):
+            raise TypeError(
+                "it fits one point for all images, which a sandboxed process does not offer: run it"
+                " with --allow-unsandboxed"
+            )
         traits = Traits.of(attack)
         declarations: dict[str, Any] = {name: getattr(traits, name) for name in VALUE_TRAITS}
         declarations |= {

@@ -19,7 +19,7 @@ from bench.store.faults import (
     tolerant_text,
 )
 from bench.store.known_seals import KnownSeals
-from bench.store.outcome_faults import OutcomeCheck, image_faults, point_faults
+from bench.store.outcome_faults import OutcomeCheck, fit_faults, image_faults, point_faults
 from bench.store.seals import Values
 from bench.store.tables import CHUNKS
 
@@ -56,6 +56,7 @@ def _collect_row_faults(connection: Connection, found: FaultList) -> None:
     found.collect("chunks", OutcomeCheck(connection, known, context, cells).faults())
     found.collect("images", image_faults(connection, known))
     found.collect("points", point_faults(connection, known))
+    found.collect("fits", fit_faults(connection, known))
     found.collect("evidence", cell_faults.evidence_faults(cells, context))
     found.collect("seals", known.left_faults())
 

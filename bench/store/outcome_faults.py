@@ -25,7 +25,7 @@ from bench.store.faults import Fault, raw_rows, type_faults
 from bench.store.known_seals import KnownSeals
 from bench.store.points import expected_bytes
 from bench.store.seals import Values
-from bench.store.tables import CELLS, CHUNKS, IMAGES, POINTS
+from bench.store.tables import CELLS, CHUNKS, FITS, IMAGES, POINTS
 
 _Items = npt.NDArray[np.int32]
 _RowCheck = Callable[[str, Values], Iterator[Fault]]
@@ -185,6 +185,22 @@ def point_faults(connection: Connection, known: KnownSeals) -> Iterator[Fault]:
 
     rows = raw_rows(connection, POINTS, order=("cell", "start"))
     return _part_faults(POINTS, rows, known, wrong)
+
+
+def fit_faults(connection: Connection, known: KnownSeals) -> Iterator[Fault]:
+    """Faults of the points that are fitted to the training half."""
+
+    def wrong(name: str, row: Values) -> Iterator[Fault]:
+        try:
+            size = expected_bytes(row["shape"], 1)
+        except (ValueError, TypeError):
+            yield Fault(FITS.name, name, "shape", f"is {row['shape']!r}, not a list of sizes")
+            return
+        if len(row["point"]) != size:
+            text = f"has {len(row['point'])} bytes, {size} were expected"
+            yield Fault(FITS.name, name, "point", text)
+
+    return _part_faults(FITS, raw_rows(connection, FITS, order=("cell",)), known, wrong)
 
 
 def _part_faults(

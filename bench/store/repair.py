@@ -22,6 +22,7 @@ from bench.store.tables import (
     CELLS,
     CHUNKS,
     EXAMPLES,
+    FITS,
     IMAGES,
     METADATA,
     POINTS,
@@ -29,9 +30,9 @@ from bench.store.tables import (
     SEALS,
 )
 
-_OF_CELLS = (CELLS.name, CHUNKS.name, IMAGES.name, POINTS.name, seals.OUTCOMES)
+_OF_CELLS = (CELLS.name, CHUNKS.name, IMAGES.name, POINTS.name, FITS.name, seals.OUTCOMES)
 """Tables and kinds of seals whose faults remove a whole cell."""
-_CELL_KINDS = (CELLS.name, seals.RUNS, seals.OUTCOMES, CHUNKS.name, IMAGES.name, POINTS.name)
+_CELL_KINDS = (*_OF_CELLS, seals.RUNS)
 
 
 @dataclass
@@ -158,7 +159,7 @@ def _cells_of(connection: Connection, fault: Fault) -> list[str]:
 def _remove_cell(connection: Connection, key: str, removed: Removed) -> None:
     names = [CELLS.c[name] for name in ("attack", "defense", "threat")]
     row = connection.execute(select(*names).where(CELLS.c.key == key)).first()
-    for table in (IMAGES, POINTS, CHUNKS, REPLICATIONS):
+    for table in (IMAGES, POINTS, FITS, CHUNKS, REPLICATIONS):
         connection.execute(delete(table).where(table.c.cell == key))
     connection.execute(delete(CELLS).where(CELLS.c.key == key))
     seals.remove_seals(connection, _CELL_KINDS, key)

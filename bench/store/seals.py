@@ -27,6 +27,7 @@ from bench.store.tables import (
     CHUNKS,
     EVIDENCE,
     EXAMPLES,
+    FITS,
     IMAGES,
     POINTS,
     REPLICATIONS,
@@ -52,7 +53,7 @@ SEALED_ROWS = (
     CARDS, CERTIFICATES, EVIDENCE, EXAMPLES, REPLICATIONS, SUBMISSIONS, TASKS, WEIGHTS,
 )  # fmt: skip
 """Tables of which each row has one seal over all its columns; the kind is the table's name."""
-SEALED_PARTS = (CHUNKS, IMAGES, POINTS)
+SEALED_PARTS = (CHUNKS, IMAGES, POINTS, FITS)
 """Tables whose rows have one seal for each cell: a sum, so that rows are added one by one."""
 OUTCOMES = "outcomes"
 """Kind of the seal over all outcomes of a done cell, in item order."""

@@ -19,8 +19,8 @@ from bench.core.errors import StorageError, UnavailableError
 from bench.core.outcomes import Chunk
 from bench.store import attack_versions as versions
 from bench.store import cells as cell_table
+from bench.store import fits, integrity, leases, metadata, migrate, seals
 from bench.store import images as image_files
-from bench.store import integrity, leases, metadata, migrate, seals
 from bench.store import outcomes as chunks
 from bench.store import points as point_rows
 from bench.store import replications as second_evaluations
@@ -252,6 +252,9 @@ class Store:
     machines = _reading(chunks.read_machines)
     images = _reading(image_files.read_images)
     points = _reading(point_rows.read_points)
+    record_fit = _writing(fits.add_fit)
+    fit = _reading(fits.read_fit)
+    fits = _reading(fits.read_fits)
 
     def heartbeats(self, lease: Lease) -> Callable[[], None]:
         """A function that extends a lease, at most once in 5 seconds however often it is called."""

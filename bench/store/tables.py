@@ -22,7 +22,7 @@ from sqlalchemy import (
 from bench.core.cells import BALANCED_ORDER, Cell
 from bench.store.records import FIGURE_COLUMNS, CellFigures
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 """Every known revision, oldest first; the last one is written."""
 
 METADATA = MetaData()
@@ -142,6 +142,19 @@ POINTS = Table(
     Column("start", Integer, primary_key=True),
     Column("shape", Text, nullable=False),
     Column("points", LargeBinary, nullable=False),
+)
+
+FITS = Table(
+    "fits",
+    METADATA,
+    Column("cell", Text, ForeignKey("cells.key"), primary_key=True),
+    Column("shape", Text, nullable=False),
+    Column("point", LargeBinary, nullable=False),
+    Column("training", Text, nullable=False),
+    Column("forwards", BigInteger, nullable=False),
+    Column("gradients", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("machine", Text, nullable=False),
 )
 
 EVIDENCE = Table(

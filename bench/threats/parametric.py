@@ -53,6 +53,13 @@ class ParametricSet(ABC):
         """The set with `factor` times the radius."""
         return replace(self, eps=self.eps * factor)
 
+    def drawn(self, number: int) -> Self:
+        """The set with another draw of what it draws for each image; itself where it draws nothing.
+
+        Draw 0 is that of the referee. A fitted point sees draws from 1 on.
+        """
+        return self
+
     def tolerance(self, pixels: int) -> float:
         """Allowance for float32 rounding of a parameter."""
         return 1e-6

@@ -13,10 +13,12 @@ from bench.core.hashing import digest
 from bench.core.protocols import LeaderboardProtocol
 from bench.core.radii import exact_fraction
 from bench.threats.access import Access, Budget
+from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.fingerprint import class_source_digest, parameters_of
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.patch import Patch
+from bench.threats.random_patch import RandomPatch
 from bench.threats.spatial import RotationTranslation
 
 
@@ -45,6 +47,10 @@ class Goal:
 TARGET_RULE_NAMES = ["next", "least-likely", "random", "all"]
 
 
+PER_EXAMPLE, SHARED = "example", "shared"
+"""Scopes of a threat model: a point for each example, or one point for all of them."""
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """A threat model: data set, access, goal, perturbation set and budget."""
@@ -62,6 +68,18 @@ class ThreatModel:
     order: int = 100
     """Position in lists; the smallest comes first."""
     summary: str = ""
+    scope: str = PER_EXAMPLE
+    """`example`: a point for each example. `shared`: one point for all examples, fitted to the
+    training half of the data set; the perturbation set is then parametric."""
+
+    def __post_init__(self) -> None:
+        if self.scope not in (PER_EXAMPLE, SHARED):
+            raise ValueError(f"scope is {self.scope!r}; use {PER_EXAMPLE!r} or {SHARED!r}.")
+        if self.scope == SHARED and not self.ball.parametric:
+            raise ValueError(
+                f"{self.name} shares one point among images, and in {self.ball.name} a point is an"
+                " image; use a parametric set, as LinfDelta."
+            )
 
     @property
     def id(self) -> str:
@@ -74,19 +92,21 @@ class ThreatModel:
 
     def rules(self) -> dict[str, Any]:
         """The rules of the threat model as JSON values."""
-        return {
+        rules: dict[str, Any] = {
             "dataset": self.dataset,
             "set": describe_set(self.ball),
             "access": self.access.name.lower(),
             "goal": {"kind": self.goal.kind, "rule": self.goal.rule},
             "budget": {"gradients": self.budget.gradients, "queries": self.budget.queries},
         }
+        # The ids of the others are those from before there were shared points.
+        return rules | ({"scope": self.scope} if self.scope == SHARED else {})
 
 
 NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}
 BUILT_IN_SETS = tuple(NORM_BALLS.values())
 """The built-in norm balls, without their subclasses."""
-PARAMETRIC_SETS = (RotationTranslation, ElasticField, Patch)
+PARAMETRIC_SETS = (RotationTranslation, ElasticField, Patch, LinfDelta, L2Delta, RandomPatch)
 """The built-in parametric sets, whose name and parameters say what they are."""
 
 

@@ -9,7 +9,16 @@ from typing import Any
 from bench.core.errors import BenchError, PluginError
 from bench.core.hashing import digest
 from bench.data import datasets
-from bench.plugin import Attack, Dataset, Defense, FreeTraining, InnerAttack, Recipe, Traits
+from bench.plugin import (
+    Attack,
+    Dataset,
+    Defense,
+    FreeTraining,
+    InnerAttack,
+    Recipe,
+    Traits,
+    is_shared,
+)
 from bench.registry.cards import attack_digest
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
@@ -123,12 +132,14 @@ def describe_inner_attack(
 def resolve_inner_attack(registry: Registry, inner: InnerAttack) -> Registration[Attack]:
     """The registered attack with the recipe's options in place of its own fields.
 
-    Raises BenchError for an external attack, or an option that is no field of the attack.
+    Raises BenchError for an external or shared attack, or an option that is no field of the attack.
     """
     registration: Registration[Any] = registry.find("attack", inner.attack)
-    if Traits.is_external(registration.value):
+    if not Traits.has_steps(registration.value):
+        kind = "shared" if is_shared(registration.value) else "external"
+        method = "fit" if kind == "shared" else "run"
         raise BenchError(
-            f"the attack {inner.attack} is external (it implements `run`); inside training an "
+            f"the attack {inner.attack} is {kind} (it implements `{method}`); inside training an "
             "attack with `start` and `step` is needed."
         )
     return dataclasses.replace(registration, value=_with_options(registration.value, inner))

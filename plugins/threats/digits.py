@@ -8,12 +8,15 @@ from dataclasses import replace
 from bench.plugin import (
     L1,
     L2,
+    SHARED,
     Access,
     Budget,
     Fraction,
     Goal,
+    L2Delta,
     LeaderboardProtocol,
     Linf,
+    LinfDelta,
     PerturbationSet,
     RotationTranslation,
     ThreatModel,
@@ -46,6 +49,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
     )
     yield from evidence()
     yield rotated()
+    yield from shared()
     for place, ball in enumerate(balls):
         yield from half_and_double(f"digits-{ball.name.lower()}", ball, 20 + 2 * place)
 
@@ -60,6 +64,21 @@ def rotated() -> ThreatModel:
         order=30,
         summary="Rotation by up to 30 degrees and shifts by up to one pixel; white-box.",
     )
+
+
+def shared() -> Iterator[ThreatModel]:
+    """One change for all images, fitted to the training half; without a ranking."""
+    sets = (("linf", LinfDelta(eps=EPS)), ("l2", L2Delta(eps=Fraction(2))))
+    for place, (norm, ball) in enumerate(sets):
+        yield ThreatModel(
+            f"digits-universal-{norm}",
+            "digits",
+            ball,
+            protocol=LeaderboardProtocol(ranked=False),
+            order=31 + place,
+            summary=f"One change of {norm.capitalize()} size {ball.eps} for all images; white-box.",
+            scope=SHARED,
+        )
 
 
 def white_box(name: str, ball: PerturbationSet, order: int, summary: str) -> ThreatModel:

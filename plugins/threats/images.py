@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from bench.plugin import (
     L2,
+    SHARED,
     Fraction,
     LeaderboardProtocol,
     Linf,
     PerturbationSet,
+    RandomPatch,
     ThreatModel,
     hookimpl,
 )
@@ -28,6 +30,15 @@ def bench_threat_models() -> Iterator[ThreatModel]:
     yield white_box("cifar10-linf", "cifar10", Linf(Fraction(8, 255)), 12)
     yield white_box("cifar10-l2", "cifar10", L2(Fraction(1, 2)), 13)
     yield white_box("cifar100-linf", "cifar100", Linf(Fraction(8, 255)), 14, without=MANY_CLASSES)
+    yield ThreatModel(
+        "fashion-patch",
+        "fashion-mnist",
+        RandomPatch(size=8, smallest=0.8, largest=1.2, degrees=20.0),
+        protocol=LeaderboardProtocol(ranked=False),
+        order=33,
+        summary="One patch of about 8 x 8 pixels at a random place of all images; white-box.",
+        scope=SHARED,
+    )
     if os.environ.get("BENCH_IMAGE_FOLDER"):
         own = LeaderboardProtocol(required=("fgsm", "pgd", "square", "hopskipjump"))
         yield ThreatModel(

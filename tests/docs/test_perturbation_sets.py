@@ -36,6 +36,9 @@ def test_a_set_from_the_page_goes_through_the_matrix(
     with Store.open(read_only=True) as store:
         assert store.check() == []
         for row in store.cells():
+            if row.cell.threat == "digits-universal-linf":
+                assert store.fit(row.key) is not None
+                continue
             found = store.points(row.key)
             assert (found is None) == (row.cell.attack == "clean")
             if found is not None:

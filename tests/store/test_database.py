@@ -119,6 +119,7 @@ def test_a_database_without_machine_classes_is_upgraded_with_its_outcomes_and_se
     with closing(sqlite3.connect(filled)) as connection:
         connection.executescript(
             "drop table weights; drop table replications; drop table seals; drop table points;"
+            " drop table fits;"
             " drop index machines_of_cells; alter table chunks drop column machine;"
             ' alter table examples drop column "order";'
             " update alembic_version set version_num = '0004';"

@@ -89,7 +89,7 @@ def test_a_kill_while_tables_for_weights_are_added_leaves_the_database_untouched
 ) -> None:
     path, older = tmp_path / "bench.db", tmp_path / "older"
     shutil.copytree(migrate.MIGRATIONS, older)
-    for revision in ("0007_weights", "0008_points"):
+    for revision in ("0007_weights", "0008_points", "0009_fits"):
         (older / "versions" / f"{revision}.py").unlink()
     before = REVISIONS[: REVISIONS.index("0007")]
     migrate.upgrade(resolve_url(f"sqlite:///{path}"), migrations=older, known=before)

@@ -45,7 +45,7 @@ BALLS: dict[str, PerturbationSet] = {
 ATTACKS = {
     name: registration.value
     for name, registration in Registry.load(Path("no-such-folder")).attacks.items()
-    if not Traits.is_external(registration.value)  # these have no iterates
+    if Traits.has_steps(registration.value)  # the others have no iterates
 }
 FEW = 12  # steps, enough to leave the first phase of each schedule
 

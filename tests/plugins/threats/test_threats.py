@@ -37,6 +37,9 @@ RULES = [
     ("digits-l1-half", "digits", "L1", Fraction(1), "untargeted", False),
     ("digits-l1-double", "digits", "L1", Fraction(4), "untargeted", False),
     ("digits-rotation", "digits", "rotation-translation", Fraction(1), "untargeted", False),
+    ("digits-universal-linf", "digits", "linf-delta", Fraction(1, 5), "untargeted", False),
+    ("digits-universal-l2", "digits", "l2-delta", Fraction(2), "untargeted", False),
+    ("fashion-patch", "fashion-mnist", "random-patch", Fraction(1), "untargeted", False),
 ]
 
 IDS = {
@@ -54,6 +57,9 @@ IDS = {
     "digits-l1-half": "c125603830b6cbe1",
     "digits-l1-double": "ba924c4b4d9001e5",
     "digits-rotation": "f3daa7c1d3ee60ff",
+    "digits-universal-linf": "f1a9e2d5cc6148d0",
+    "digits-universal-l2": "05f0b3b124955d00",
+    "fashion-patch": "bee0c108ef595ca9",
     "mnist-linf": "00476ffb5968fff3",
     "fashion-linf": "8b293e85ae5c4624",
     "cifar10-linf": "1dcbed173b31af53",
@@ -111,7 +117,7 @@ def test_the_radius_of_digits_nearest_covers_every_image() -> None:
 def test_required_attacks_exist_and_can_run(name: str, known: Registry) -> None:
     threat_model: ThreatModel = known.find("threat", name).value
     # Without required attacks it is no part of the default run.
-    assert threat_model.protocol.required or name == "digits-rotation"
+    assert threat_model.protocol.required or threat_model.ball.parametric
     assert threat_model.dataset in known.datasets
     plain = replace(known.defenses["undefended"].value, name="other")
     detector = replace(plain, rejects=0.05)
