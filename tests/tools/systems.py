@@ -1,4 +1,4 @@
-"""The table of systems: each system of the list, its files and the tests of its oracle.
+"""The table of systems: each row of the list, its state, files and the tests of its oracle.
 
 `python -m tests.tools.systems` writes docs/systems.md; tests/test_systems.py compares it.
 """
@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from bench.registry.registry import Registry
+from tests.tools.system_rows import ROWS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "systems.md"
@@ -181,12 +183,16 @@ DEFENSE_SYSTEMS = {
 
 HEAD = """# Systems
 
-Every system of the list, the file that implements it, and the tests of its oracle. Written by
-`python -m tests.tools.systems` from the registered plugins and the marks of the tests.
+Every system of the list and every reproduction. A row *works* where a test carries the mark of its
+oracle and a file is named; it is there *partly* where one of both is missing; else it is *absent*.
+Written by `python -m tests.tools.systems` from the registered plugins and the marks of the tests.
 
-| id | what | file | test |
-|---|---|---|---|
+{counts}
+
+| id | what | state | file | test |
+|---|---|---|---|---|
 """
+WORKS, PARTLY, ABSENT = "works", "partly", "absent"
 
 
 @cache
@@ -218,22 +224,34 @@ def marked(path: Path) -> Iterator[str]:
             yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
 
 
-def first_sentence(path: str) -> str:
-    """The first line of a module's docstring, as text for a table cell."""
-    text = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
-    return text.split("\n")[0].removesuffix(".").replace("|", "/")
+def state(row: str) -> str:
+    """`works`, `partly` or `absent`: a row works only where a test carries its mark."""
+    has_file, has_test = bool(implementations().get(row)), bool(oracle_tests().get(row))
+    if has_file and has_test:
+        return WORKS
+    return PARTLY if has_file or has_test else ABSENT
 
 
 def page() -> str:
     """The text of docs/systems.md."""
     files, tests = implementations(), oracle_tests()
     lines = [
-        f"| {system} | {first_sentence(files[system][0])} | {links(files[system])}"
-        f" | {links(tests.get(system, []))} |"
-        for system in sorted({*SYSTEMS, *files})
-        if system in files
+        f"| {row} | {title} | {state(row)} | {links(files.get(row, []))}"
+        f" | {links(tests.get(row, []))} |"
+        for row, title in ROWS.items()
     ]
-    return HEAD + "\n".join(lines) + "\n"
+    return HEAD.format(counts=counted()) + "\n".join(lines) + "\n"
+
+
+def counted() -> str:
+    """How many systems and reproductions are in each state, as a sentence."""
+    found = Counter((row.startswith("RP"), state(row)) for row in ROWS)
+    parts = []
+    for kind, name in ((False, "systems"), (True, "reproductions")):
+        states = [(one, found[kind, one]) for one in (WORKS, PARTLY, ABSENT)]
+        each = ", ".join(f"{one}: {count}" for one, count in states)
+        parts.append(f"{sum(count for _, count in states)} {name} ({each})")
+    return " and ".join(parts) + "."
 
 
 def links(paths: list[str]) -> str:
