@@ -24,6 +24,7 @@ from bench.threats.access import Access, Budget
 from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.patch import Patch
+from bench.threats.sparse import L0
 from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import Goal
 
@@ -42,11 +43,12 @@ PARAMETRIC_EXAMPLES: dict[str, PerturbationSet] = {
     "patch": Patch(3, 3, 1, 1),
 }
 """Attacks that work in every parametric set are checked in these."""
-BALLS = NORMS | PARAMETRIC_EXAMPLES
+BALLS = NORMS | PARAMETRIC_EXAMPLES | {"L0": L0(Fraction(4))}
 WIDE_BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(1, 2)),
     "L2": L2(Fraction(4)),
     "L1": L1(Fraction(16)),
+    "L0": L0(Fraction(32)),
     "rotation-translation": RotationTranslation(degrees=90.0, pixels=3.0),
     "elastic-field": ElasticField(pixels=3.0),
     "patch": Patch(5, 5),

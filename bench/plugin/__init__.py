@@ -15,7 +15,7 @@ external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`;
 one point for all images `SharedAttack`, `SharedProblem`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
-`L2`, `L1`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
+`L2`, `L1`, `L0`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
 `Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`, `AnswerWork`.
@@ -70,11 +70,13 @@ from bench.threats.random_numbers import (
     name_to_int64,
 )
 from bench.threats.random_patch import RandomPatch
+from bench.threats.sparse import L0
 from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import SHARED, Goal, ThreatModel
 
 __all__ = [
     "EXTERNAL_BATCH",
+    "L0",
     "L1",
     "L2",
     "OPTIONAL_METHODS",

@@ -171,9 +171,9 @@ class Traits:
     minimises: bool
     """Whether it looks for the smallest perturbation; its iterates may then leave the ball."""
     norms: tuple[str, ...]
-    """Names of the sets it supports, as `Linf`. Empty: every norm ball."""
+    """Names of the sets it supports, as `Linf`. Empty: every convex norm ball."""
     coordinates: bool
-    """Whether it also works in every parametric set.
+    """Whether it also works in every parametric set, and in the sparse ball `L0`.
 
     It then begins at `ball.start(problem.x)` or `ball.sample`, moves points of any shape [n, ...]
     by the methods of the set alone, and never takes a point for an image.
@@ -228,11 +228,14 @@ class Traits:
 
     def why_not_in(self, ball: PerturbationSet) -> str:
         """Why the attack does not work in a perturbation set; empty where it does."""
-        if ball.name in self.norms or (self.coordinates and ball.parametric):
+        other = ball.parametric or ball.name == "L0"
+        if ball.name in self.norms or (self.coordinates and other):
             return ""
         if self.norms:
             return f"works in {', '.join(self.norms)}"
-        return "works in norm balls, whose points are images" if ball.parametric else ""
+        if ball.parametric:
+            return "works in norm balls, whose points are images"
+        return "works in convex norm balls" if other else ""
 
     @staticmethod
     def is_external(attack: Attack | ExternalAttack) -> TypeGuard[ExternalAttack]:

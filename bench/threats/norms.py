@@ -94,8 +94,8 @@ class PerturbationSet(Protocol):
 
 
 @dataclass(frozen=True)
-class _Norm:
-    """Base of the three norm balls.
+class NormBall:
+    """Base of the norm balls.
 
     Raises TypeError where eps is not a Fraction, ValueError where it is negative.
     """
@@ -114,9 +114,11 @@ class _Norm:
 
     @functools.cached_property
     def radius(self) -> float:
+        """The radius as a float."""
         return float(self.eps)
 
     def scaled(self, factor: int) -> Self:
+        """The ball with `factor` times the radius."""
         return replace(self, eps=self.eps * factor)
 
     def start(self, x: Tensor) -> Tensor:
@@ -146,6 +148,7 @@ class _Norm:
         return self.project(adv + length * self.steepest(gradient, adv), x)
 
     def tolerance(self, pixels: int) -> float:
+        """Allowance for float32 rounding of a distance."""
         return 1e-6
 
     def contains(self, adv: Tensor, x: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ class _Norm:
 
 
 @dataclass(frozen=True)
-class Linf(_Norm):
+class Linf(NormBall):
     """max |adv - x| <= eps."""
 
     name = "Linf"
@@ -197,7 +200,7 @@ class Linf(_Norm):
 
 
 @dataclass(frozen=True)
-class L2(_Norm):
+class L2(NormBall):
     """||adv - x||_2 <= eps."""
 
     name = "L2"
@@ -243,7 +246,7 @@ class L2(_Norm):
 
 
 @dataclass(frozen=True)
-class L1(_Norm):
+class L1(NormBall):
     """||adv - x||_1 <= eps."""
 
     name = "L1"

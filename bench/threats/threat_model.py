@@ -19,6 +19,7 @@ from bench.threats.fingerprint import class_source_digest, parameters_of
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.patch import Patch
 from bench.threats.random_patch import RandomPatch
+from bench.threats.sparse import L0
 from bench.threats.spatial import RotationTranslation
 
 
@@ -106,8 +107,8 @@ class ThreatModel:
 NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}
 BUILT_IN_SETS = tuple(NORM_BALLS.values())
 """The built-in norm balls, without their subclasses."""
-PARAMETRIC_SETS = (RotationTranslation, ElasticField, Patch, LinfDelta, L2Delta, RandomPatch)
-"""The built-in parametric sets, whose name and parameters say what they are."""
+NAMED_SETS = (RotationTranslation, ElasticField, Patch, LinfDelta, L2Delta, RandomPatch, L0)
+"""The other built-in sets, whose name and parameters say what they are."""
 
 
 def norm_ball(norm: str, eps: float | Fraction | str) -> PerturbationSet:
@@ -127,7 +128,7 @@ def describe_set(ball: PerturbationSet) -> Mapping[str, Any]:
     kind = type(ball)
     if kind in BUILT_IN_SETS:
         return known
-    if kind in PARAMETRIC_SETS:
+    if kind in NAMED_SETS:
         return {**known, "parameters": parameters_of(ball)}
     code = {"class": kind.__qualname__, "source": class_source_digest(kind)}
     return {**known, **code, "parameters": parameters_of(ball)}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.plugin import (
+    L0,
     L1,
     L2,
     SHARED,
@@ -48,10 +49,23 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         summary="Changes of Euclidean length 1; labels only, 1000 queries an image.",
     )
     yield from evidence()
+    yield one_pixel()
     yield rotated()
     yield from shared()
     for place, ball in enumerate(balls):
         yield from half_and_double(f"digits-{ball.name.lower()}", ball, 20 + 2 * place)
+
+
+def one_pixel() -> ThreatModel:
+    """One pixel, without a ranking: attacks in convex norm balls do not apply."""
+    return ThreatModel(
+        "digits-one-pixel",
+        "digits",
+        L0(Fraction(1)),
+        protocol=LeaderboardProtocol(ranked=False),
+        order=34,
+        summary="One pixel may take any value; white-box.",
+    )
 
 
 def rotated() -> ThreatModel:
