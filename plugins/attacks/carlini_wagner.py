@@ -19,6 +19,14 @@ BOX_SHARE = 0.9999  # of the way to the edge of the box, where artanh is infinit
 BETA_1, BETA_2 = 0.9, 0.999  # of Adam's two running means
 
 
+class Adam(NamedTuple):
+    """Adam's variable and its two running means, [n, C, H, W] each."""
+
+    w: Tensor
+    mean: Tensor
+    square: Tensor
+
+
 class State(NamedTuple):
     """State of the search, one example a row."""
 
@@ -128,12 +136,8 @@ class CarliniWagner:
 
     def adam_step(self, state: State, gradient: Tensor) -> State:
         """Adam's next step of each row's round; `gradient` [n, C, H, W] is the gradient for w."""
-        count = state.round_step + 1
-        mean = BETA_1 * state.mean + (1 - BETA_1) * gradient
-        square = BETA_2 * state.square + (1 - BETA_2) * gradient.square()
-        first, second = (-torch.expm1(count * math.log(b)) for b in (BETA_1, BETA_2))
-        size = (square / per_row(second)).sqrt() + 1e-8
-        w = state.w - self.rate * (mean / per_row(first)) / size
+        before = Adam(state.w, state.mean, state.square)
+        w, mean, square = adam_step(before, gradient, state.round_step + 1, self.rate)
         return state._replace(w=w, mean=mean, square=square)
 
     def end_converged_rounds(self, state: State, objective: Tensor) -> State:
@@ -164,6 +168,15 @@ class CarliniWagner:
 def tanh_space(x: Tensor) -> Tensor:
     """The w [n, C, H, W] of images x [n, C, H, W], moved slightly from the edges of the box."""
     return torch.atanh((2 * x - 1) * BOX_SHARE)
+
+
+def adam_step(before: Adam, gradient: Tensor, count: Tensor, rate: float) -> Adam:
+    """Adam after step number `count` [n] of each row, with this gradient [n, C, H, W] for w."""
+    mean = BETA_1 * before.mean + (1 - BETA_1) * gradient
+    square = BETA_2 * before.square + (1 - BETA_2) * gradient.square()
+    first, second = (-torch.expm1(count * math.log(b)) for b in (BETA_1, BETA_2))
+    size = (square / per_row(second)).sqrt() + 1e-8
+    return Adam(before.w - rate * (mean / per_row(first)) / size, mean, square)
 
 
 def begin_rounds(state: State, origin: Tensor) -> State:
