@@ -6,16 +6,28 @@ Buckman et al. 2018 (https://openreview.net/forum?id=S18Su--CW); broken in arXiv
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Defense, Loader, Recipe, hookimpl, require_type
+from bench.plugin import (
+    Defense,
+    Loader,
+    Recipe,
+    TrainingBatch,
+    cross_entropy,
+    hookimpl,
+    require_type,
+)
 from plugins.defenses._cnn import cnn
+from plugins.defenses._logit_space_ascent import LogitSpaceAscent
 from plugins.defenses._losses import clean_loss
 from plugins.defenses._preprocessing import PreprocessedModel
 
 LEVELS = 16
+INNER = LogitSpaceAscent(radius=0.2, levels=LEVELS)
+"""The attack of the adversarial training, with the radius 51/255 of the other digits defenses."""
 RAMP = 0.25  # of the range; the gradient of a ramp as narrow as one level misleads an attack
 
 
@@ -53,9 +65,15 @@ def bpda(loader: Loader) -> nn.Module:
     return PreprocessedModel(network.classifier, soft_thermometer)
 
 
+def ascent_loss(batch: TrainingBatch, inner: LogitSpaceAscent = INNER) -> Tensor:
+    """The cross-entropy [n] of the images of the inner attack on the code of each pixel."""
+    network = require_type(batch.model, PreprocessedModel, "the network on the bits")
+    return cross_entropy(network(inner.images(network.classifier, batch.x, batch.y)), batch.y)
+
+
 @hookimpl
 def bench_defenses() -> Iterator[Defense]:
-    """Register the encoding, trained on clean images."""
+    """Register the encoding, trained on clean images and on those of LS-PGA."""
     yield Defense(
         name="thermometer",
         cite="https://openreview.net/forum?id=S18Su--CW",
@@ -65,3 +83,15 @@ def bench_defenses() -> Iterator[Defense]:
         bpda=bpda,
         quick=False,
     )
+    yield Defense(
+        name="thermometer-training",
+        cite="https://openreview.net/forum?id=S18Su--CW",
+        summary=f"Encodes each pixel as {LEVELS} bits; trained on LS-PGA images, L-infinity .2.",
+        recipe=Recipe(
+            thermometer_cnn, ascent_loss, epochs=30, rate=2e-3, schedule="cosine",
+            options=asdict(INNER),
+        ),
+        build=build,
+        bpda=bpda,
+        quick=False,
+    )  # fmt: skip

@@ -114,6 +114,17 @@ def test_attacks_with_its_own_gradient_fail_and_bpda_attacks_succeed(
     assert field.aware(name) < left
 
 
+@pytest.mark.row("D29")
+def test_adversarial_training_on_the_bits_keeps_what_the_bits_alone_do_not(
+    field: Defenses,
+) -> None:
+    """Published: 0 % without and 30 % with the training, under BPDA (arXiv:1802.00420)."""
+    trained, plain = field.aware("thermometer-training"), field.aware("thermometer")
+    assert field.clean("thermometer-training") > 0.85
+    assert plain < 0.2 and trained > plain + 0.3
+    assert field.naive("thermometer-training") > trained, "its own gradient is none"
+
+
 @pytest.mark.parametrize(
     ("name", "clean", "gap"),
     [
