@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,24 @@ from bench.registry.registry import Registry
 from bench.training.tasks import build_trained
 from plugins.defenses import _residual_blocks as residual
 from plugins.defenses._losses import adversarial_loss, clean_loss
+from tests.benchmarks.capacity import (
+    EVALUATION,
+    LINES,
+    PAGE,
+    TRAININGS,
+    WIDTHS,
+    capacity_curves,
+    capacity_figure,
+    capacity_page,
+    plain,
+    robust,
+)
 from tests.fixtures.images import accuracy, attacked, first_of, held_out
 from tests.fixtures.protocol_dg import DigitsTestbed, pgd, recipe, testbed
 from tests.fixtures.small_defenses import DIGITS, defense, registry
 
 __all__ = ["testbed"]
 pytestmark = pytest.mark.slow
-EVALUATION = pgd(10)
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("digits")
 
 
-def of_width(hidden: int, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """64 - hidden - hidden - 10, the network of the testbed at another width."""
-    pixels = shape[0] * shape[1] * shape[2]
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(pixels, hidden), nn.ReLU(),
-        nn.Linear(hidden, hidden), nn.ReLU(),
-        nn.Linear(hidden, classes),
-    )  # fmt: skip
-
-
-def plain(testbed: DigitsTestbed, hidden: int, seed: int = 0) -> nn.Module:
-    made_by = recipe(model=partial(of_width, hidden), seed=seed)
-    return testbed.train(f"plain-{hidden}-{seed}", made_by)
-
-
-def robust(testbed: DigitsTestbed, hidden: int, seed: int = 0) -> nn.Module:
-    made_by = recipe(adversarial_loss, inner=pgd(7), model=partial(of_width, hidden), seed=seed)
-    return testbed.train(f"robust-{hidden}-{seed}", made_by)
-
-
-@pytest.mark.row("D09", "E20")
+@pytest.mark.row("D09", "E20", "RP21")
 def test_a_small_network_predicts_one_class_after_adversarial_training(
     testbed: DigitsTestbed,
 ) -> None:
@@ -61,7 +52,7 @@ def test_a_small_network_predicts_one_class_after_adversarial_training(
     assert sum(testbed.clean(plain(testbed, 3, seed)) for seed in range(3)) / 3 > 0.3
 
 
-@pytest.mark.row("D09", "E20")
+@pytest.mark.row("D09", "E20", "RP21")
 def test_robustness_costs_more_width_than_clean_accuracy_does(testbed: DigitsTestbed) -> None:
     clean = sum(testbed.clean(plain(testbed, 6, seed)) for seed in range(3)) / 3
     trained = sum(testbed.clean(robust(testbed, 6, seed)) for seed in range(3)) / 3
@@ -70,6 +61,38 @@ def test_robustness_costs_more_width_than_clean_accuracy_does(testbed: DigitsTes
     assert clean > 0.75 and trained < clean - 0.3
     assert testbed.clean(large) > 0.9 and testbed.robust(large, EVALUATION) > max(0.5, small + 0.25)
     assert testbed.robust(plain(testbed, 64), EVALUATION) < 0.15, "capacity alone is no defense"
+
+
+@pytest.mark.row("E20", "RP21")
+def test_the_figure_of_capacity_shows_each_training_over_the_width(
+    testbed: DigitsTestbed,
+) -> None:
+    curves = capacity_curves(testbed, (3, 6, 64))
+    trained, undefended = curves["PGD training"], curves["standard training"]
+    for lines in (trained, undefended):
+        clean, attacked_ = ([count.k for _, count in lines[name]] for name in ("clean", "PGD-10"))
+        assert all(under <= without for under, without in zip(attacked_, clean, strict=True))
+        assert clean[-1] > clean[0]
+    assert trained["PGD-10"][-1][1].k > max(k.k for _, k in trained["PGD-10"][:-1])
+    assert trained["PGD-10"][-1][1].k > undefended["PGD-10"][-1][1].k + 150
+    panels = [axes for axes in capacity_figure(curves).axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == list(TRAININGS)
+    assert all(axes.get_xscale() == "log" and len(axes.get_lines()) >= 2 for axes in panels)
+    last = capacity_page(curves, 1).splitlines()[-1].split("|")[1:-1]
+    expected = [curves[training][name][-1][1].k for training in TRAININGS for name in LINES]
+    assert [cell.strip() for cell in last] == ["64", *(f"{k / 500:.1%}" for k in expected)]
+
+
+@pytest.mark.row("E20", "RP21")
+def test_the_page_shows_that_robustness_needs_more_width_than_accuracy() -> None:
+    lines = re.findall(r"^\| \d.*\|$", PAGE.read_text(), re.MULTILINE)
+    rows = [[float(cell.strip(" %")) for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in rows] == list(WIDTHS)
+    plain_clean, _, robust_clean, robust_pgd = zip(*(row[1:] for row in rows), strict=True)
+    assert all(row[2] < 15 for row in rows), "standard training leaves little at any width"
+    assert plain_clean[0] - robust_clean[0] > 30 and plain_clean[1] - robust_clean[1] > 10
+    assert robust_clean[-1] > 95 and robust_pgd[-1] > 60
+    assert sorted(robust_pgd) == list(robust_pgd)
 
 
 @pytest.mark.row("D02", "D04")
