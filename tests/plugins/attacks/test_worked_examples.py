@@ -12,7 +12,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from bench.core.errors import UnavailableError
+from bench.data.datasets import load_dataset
 from bench.engine.model_access import ModelAccess
+from bench.registry.registry import Registry
 from bench.results.defense_report import accuracy_curve
 from bench.results.figures import GalleryPicture, draw_gallery
 from bench.threats.norms import L2, Linf
@@ -107,6 +110,74 @@ def test_confidence_falls_from_90_to_55_percent_without_a_change_of_label() -> N
         )
         assert before == pytest.approx(0.9, abs=1e-5)
         assert after == pytest.approx(0.55, abs=1e-5)
+
+
+@pytest.mark.row("RP17")
+@pytest.mark.parametrize(
+    ("eps", "before", "after"),
+    [(Fraction(5, 1000), 0.91, 0.99), (Fraction(1, 1000), 0.9, 0.9)],
+    ids=["a two-hundredth", "a thousandth"],
+)
+def test_many_pixels_of_a_photograph_make_a_tiny_change_decisive(
+    eps: Fraction, before: float, after: float
+) -> None:
+    """logit(before) + logit(after) = eps ||w||_1 for 3x224x224 pixels and weights of one size.
+
+    The same weights move by eps ||w||_2 along a random direction: less than a hundredth.
+    """
+    pixels = 3 * 224 * 224
+    move = math.log(before / (1 - before)) + math.log(after / (1 - after))
+    weight = gaussian(pixels, seed=7).sign() * move / float(eps) / pixels
+    assert float(eps) * float(weight.double().norm()) < 0.01 * move
+    x = 0.4 + 0.2 * torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    at = float(x.flatten().double() @ weight.double())
+    model = binary(weight, math.log(before / (1 - before)) - at)
+    y = torch.tensor([1])
+    adv = last_iterate(FGSM, rows_of(FGSM, model, x, y, Linf(eps)))
+    shares = [float(ModelAccess(model).logits(one).softmax(1)[0, 1]) for one in (x, adv)]
+    assert shares[0] == pytest.approx(before, abs=2e-3)
+    assert 1 - shares[1] == pytest.approx(after, abs=2e-3)
+    noise = x + float(eps) * gaussian(1, 3, 224, 224).sign()
+    assert float(ModelAccess(model).logits(noise).softmax(1)[0, 1]) > before - 0.02
+
+
+def photographs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Horses (1) and aeroplanes (0) of CIFAR-10: 2,000 to train on, 400 of the test half."""
+    data = Registry.without_submissions().find("dataset", "cifar10").value
+    try:
+        images = load_dataset(data)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    assert images.train is not None
+    found: list[Tensor] = []
+    for half, count in ((images.train, 2000), (images.test, 400)):
+        chosen = np.flatnonzero(np.isin(half.labels, (0, 7)))[:count]
+        found += [
+            torch.from_numpy(half.images[chosen].astype(np.float32) / 255),
+            torch.from_numpy((half.labels[chosen] == 7).astype(np.int64)),
+        ]
+    return found[0], found[1], found[2], found[3]
+
+
+@pytest.mark.row("RP17")
+def test_a_confident_horse_becomes_a_confident_aeroplane_within_a_two_hundredth() -> None:
+    """A logistic regression on photographs, at .005: the slide's pig of 91 %, airliner of 99 %."""
+    x, y, test_x, test_y = photographs()
+    made = LogisticRegression(C=1e4, max_iter=300).fit(x.flatten(1).numpy(), y.numpy())
+    weight = torch.from_numpy(made.coef_[0]).float()
+    model = binary(weight, float(made.intercept_[0]))
+    eps = Fraction(5, 1000)
+    clean = ModelAccess(model).logits(test_x).softmax(1)
+    horses = (test_y == 1) & (clean[:, 1] > 0.91)
+    assert horses.sum() > 50
+    rows = rows_of(FGSM, model, test_x[horses], test_y[horses], Linf(eps))
+    adv = last_iterate(FGSM, rows)
+    assert (adv - test_x[horses]).abs().max() <= float(eps) + 1e-6
+    planes = ModelAccess(model).logits(adv).softmax(1)[:, 0]
+    assert (planes > 0.99).sum() >= 5
+    noise = test_x[horses] + float(eps) * gaussian(*adv.shape).sign()
+    kept = ModelAccess(model).logits(noise.clamp(0, 1)).argmax(1) == 1
+    assert kept.float().mean() > 0.9
 
 
 @pytest.mark.row("E01", "E19")

@@ -88,7 +88,7 @@ def test_supports_are_the_first_images_of_each_class() -> None:
     assert (model(x[:3]).argmax(1) == y[:3]).all(), "a support is its own nearest"
 
 
-@ROW
+@pytest.mark.row("D27", "RP03")
 @pytest.mark.slow
 def test_the_latent_space_is_as_vulnerable_as_its_head(testbed: DigitsTestbed) -> None:
     """On this testbed 1-NN has .918 clean and .002 under FGSM, and the head .002."""

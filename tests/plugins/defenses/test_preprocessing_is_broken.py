@@ -157,7 +157,7 @@ def test_a_masked_model_resists_its_own_gradient_and_is_broken_by_transfer(
     assert seen.finding is Finding.WARNING
 
 
-@pytest.mark.row("D23")
+@pytest.mark.row("D23", "RP03")
 @pytest.mark.parametrize("name", ["noise-first", "noise-dense"])
 def test_small_noise_gains_nothing_under_fgsm(field: Defenses, name: str) -> None:
     assert field.clean(name) > 0.9
