@@ -22,6 +22,9 @@ LINE_COLORS = (
 )  # fmt: skip
 """Colours that stay apart for colour-blind readers (Okabe and Ito), and two greys."""
 LINE_MARKERS = "os^DvPX*"
+MOST_TICK_STEPS = 5
+"""Most steps between the numbers at a linear axis of a panel; with more, radii such as 0.125 touch.
+"""
 DARK_BELOW = 0.55
 """Share below which a cell of the matrix is so dark that its text is white."""
 
@@ -43,6 +46,8 @@ def draw_accuracy_curve(
     Returns:
         The axes.
     """
+    from matplotlib.ticker import MaxNLocator
+
     drawn = _axes(axes)
     for number, (name, line) in enumerate(points.items()):
         at, counts = [value for value, _ in line], [count for _, count in line]
@@ -53,6 +58,8 @@ def draw_accuracy_curve(
         drawn.errorbar(
             at, shares, yerr=_lengths(counts), fmt="none", ecolor=color, elinewidth=0.8, capsize=2
         )
+    if drawn.get_xscale() == "linear":
+        drawn.xaxis.set_major_locator(MaxNLocator(MOST_TICK_STEPS))
     drawn.set_xlabel(label)
     drawn.legend(frameon=False, fontsize="small")
     return _finished(drawn, title)

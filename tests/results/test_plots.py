@@ -6,6 +6,7 @@ The command is that of bench.cli.plot_commands.
 from __future__ import annotations
 
 import csv
+import itertools
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,21 @@ def test_values_are_written_at_the_axis_where_there_is_room(
     shown = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     at_values = np.array_equal(figure.axes[0].get_xticks(), values)
     assert (shown, at_values) == (texts, True) if texts else not at_values
+
+
+@pytest.mark.parametrize("largest", [4 / 255, 0.2, 0.5, 3.0])
+@pytest.mark.parametrize("panels", [1, 3])
+def test_the_numbers_at_the_axis_do_not_touch(largest: float, panels: int) -> None:
+    line = [(share * largest, count_interval(1, 2)) for share in (0.0, 0.3, 1.0)]
+    figure = draw_curve_panels({f"{i}": {"pgd": line} for i in range(panels)}, "title", "radius")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        at_ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        boxes = [text.get_window_extent() for tick, text in at_ticks if low <= tick <= high]
+        assert len(boxes) >= 3
+        space = figure.dpi / 72 * 4  # four points
+        assert all(a.x1 + space < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_too_many_lines_are_refused(radii: World) -> None:
