@@ -32,6 +32,7 @@ from bench.referee.referee import (
 from bench.results.export import write_images
 from bench.store import Store
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.sparse import L0
 from bench.threats.threat_model import Goal
 from tests.fixtures.known_models import UNTARGETED, digits, small_cnn
 from tests.fixtures.rejecting_defenses import (
@@ -160,6 +161,20 @@ def test_a_correctly_classified_clean_image_is_robust() -> None:
     right = small_cnn()(x).argmax(1) == y
     found = torch.tensor(verdicts(referee(small_cnn(), Linf(EPS)), x))
     assert torch.equal(found == Verdict.ROBUST, right)
+
+
+@pytest.mark.parametrize("change", [0.5, 1e-7])
+def test_one_place_more_than_a_sparse_ball_allows_is_refused(change: float) -> None:
+    """Right: two changed pixels are in L0 of two, three are not, however small the change."""
+    x, y = digits(3)
+    x = x.clamp(0.1, 0.4)
+    images = x.clone()
+    for row, places in enumerate((0, 2, 3)):
+        images[row].view(-1)[:places] += change
+    assert [int((images[row] != x[row]).sum()) for row in range(3)] == [0, 2, 3]
+    target = torch.full_like(y, -1)
+    judging = Referee(FreshModel(NaNLogits()), L0(Fraction(2)), UNTARGETED, x, y, target)
+    assert verdicts(judging, images) == [Verdict.BROKEN, Verdict.BROKEN, Verdict.OUT_OF_BALL]
 
 
 def test_a_nan_answer_is_a_wrong_answer() -> None:

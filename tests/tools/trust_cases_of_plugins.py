@@ -25,10 +25,10 @@ ATTACK_RESULTS = (
         (f"{REFEREE}::test_float32_rounding_at_the_edge_is_no_violation",),
     ),
     TrustCase(
-        3, "A", "An image exceeds its L2 or L1 budget.", "It counts as unbroken.",
+        3, "A", "An image exceeds its L2, L1 or L0 budget.", "It counts as unbroken.",
         (f"{REFEREE}::test_ball_and_box_checks_equal_those_of_numpy_near_the_boundary",
-         f"{REFEREE}::test_each_kind_of_invalid_image_has_its_own_verdict_and_none_is_changed"),
-        reason="There is no L0 set.",
+         f"{REFEREE}::test_each_kind_of_invalid_image_has_its_own_verdict_and_none_is_changed",
+         f"{REFEREE}::test_one_place_more_than_a_sparse_ball_allows_is_refused"),
     ),
     TrustCase(
         4, "A", "A pixel is -0.01 or 1.01.", "The image counts as unbroken.",
