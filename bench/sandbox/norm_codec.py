@@ -7,8 +7,9 @@ from typing import Any
 
 from bench.core.errors import PluginError
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.sparse import L0
 
-ENCODED_SETS = {kind.name: kind for kind in (Linf, L2, L1)}
+ENCODED_SETS = {kind.name: kind for kind in (Linf, L2, L1, L0)}
 
 
 def encode_set(perturbation_set: PerturbationSet, title: str) -> list[str]:

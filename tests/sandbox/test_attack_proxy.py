@@ -33,6 +33,7 @@ from bench.store import Store
 from bench.submissions.intake import accept_submission
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.sparse import L0
 from bench.threats.threat_model import Goal
 from tests.engine.single_run import LINF, NEAREST, NoisyModel, SingleRun
 from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submission
@@ -101,8 +102,10 @@ def bench_attacks():
     yield Own()
 '''
 QUICK = ("apgd-t", "fgsm-targeted", "square")
+LONG = ("one-pixel-evolution",)
+"""Attacks whose tens of thousands of steps would take many minutes in the sandbox."""
 BALLS: dict[str, PerturbationSet] = {
-    "Linf": LINF, "L2": L2(Fraction(1)), "L1": L1(Fraction(2)),
+    "Linf": LINF, "L2": L2(Fraction(1)), "L1": L1(Fraction(2)), "L0": L0(Fraction(1)),
 }  # fmt: skip
 
 
@@ -113,7 +116,8 @@ def built_in() -> list[Any]:
         n
         for n, o in offers
         if o.module.startswith("plugins.")
-        and not Traits.is_external(o.value)
+        and Traits.has_steps(o.value)
+        and n not in LONG
         and not Traits.of(o.value).source
         and not Traits.of(o.value).joint  # other defenses
     ]
@@ -154,6 +158,14 @@ def test_every_attack_gives_the_same_results_in_the_sandbox(name: str, tmp_path:
     if traits.goals == ("targeted",):
         goal = Goal("targeted", "next")
     check_same(inside, here, ball=BALLS[(traits.norms or ("Linf",))[0]], goal=goal)
+
+
+def test_an_attack_that_fits_a_point_is_refused(tmp_path: Path) -> None:
+    source = BUILT_IN.replace("{module}", "plugins.attacks.shared_gradient")
+    write_submission(tmp_path, source.replace("{of}", "shared-random"), kind="attack")
+    (why,) = sandboxed(tmp_path).reasons_not_imported.values()
+    assert "fits one point for all images, which a sandboxed process does not offer" in why
+    assert why.endswith("run it with --allow-unsandboxed")
 
 
 def test_its_card_is_the_same_as_in_this_process(tmp_path: Path) -> None:
@@ -313,7 +325,7 @@ def test_perturbation_sets_of_plugins_are_refused(tmp_path: Path) -> None:
 
     inside, _ = pair(tmp_path, OWN)
     with pytest.raises(
-        PluginError, match="supports the sets Linf, L2, L1 only; Linf is a set of a plug"
+        PluginError, match="supports the sets Linf, L2, L1, L0 only; Linf is a set of a plug"
     ):
         SingleRun(inside.value, ball=Ring(Fraction(1, 5))).run()
 

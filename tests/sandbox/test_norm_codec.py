@@ -10,9 +10,12 @@ import pytest
 from bench.core.errors import PluginError
 from bench.sandbox.norm_codec import decode_set, encode_set
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.sparse import L0
 
 
-@pytest.mark.parametrize("ball", [Linf(Fraction(8, 255)), L2(Fraction(1, 2)), L1(Fraction(12))])
+@pytest.mark.parametrize(
+    "ball", [Linf(Fraction(8, 255)), L2(Fraction(1, 2)), L1(Fraction(12)), L0(Fraction(3))]
+)
 def test_a_ball_is_decoded_to_itself(ball: PerturbationSet) -> None:
     decoded = decode_set(encode_set(ball, "pgd"))
     assert decoded == ball
