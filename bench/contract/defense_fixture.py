@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.contract.fixtures import RandomState
+from bench.core.batches import default_batch
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, UnavailableError
 from bench.core.isolation import Isolation
 from bench.data import datasets
 from bench.engine import answers, model_access
-from bench.engine.batch_size import default_batch
 from bench.engine.plugin_calls import plugin_error
 from bench.plugin import Dataset, Defense
 from bench.registry.registry import Registry

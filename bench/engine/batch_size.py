@@ -7,8 +7,6 @@ for each model and size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 from bench.engine.model_access import ModelAccess
 from bench.engine.problem import pad_rows, padded_size
 
-SMALL_IMAGE = 256  # values; of such images more rows at once cost less for each
-DEFAULT_ROWS = (512, 128)  # rows of a batch of small images, and of larger ones
 SMALL_UNIT = 8  # rows; smaller batches were no faster on any kernel measured
 MAX_TESTED_BATCH = 128  # rows; padding is a small part of larger batches
 TEST_COST = 4  # steps that a row of the self-test must save, since few rows stay to the end
@@ -48,16 +44,6 @@ class KnownSizes(NamedTuple):
 
 KNOWN: WeakKeyDictionary[nn.Module, KnownSizes] = WeakKeyDictionary()
 """By module; an entry is dropped together with its module."""
-
-
-def default_batch(shape: Sequence[int]) -> int:
-    """Rows of a full batch of images of this shape (C, H, W), where no size is asked for.
-
-    >>> default_batch((1, 8, 8)), default_batch((3, 32, 32))
-    (512, 128)
-    """
-    small, large = DEFAULT_ROWS
-    return small if math.prod(shape) <= SMALL_IMAGE else large
 
 
 def smallest_exact_batch(model_access: ModelAccess, images: Tensor, rows: int, steps: int) -> int:

@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from bench.core.batches import default_batch
 from bench.core.cells import CLEAN, Cell, Numeric
 from bench.core.errors import PluginError
 from bench.data import datasets
 from bench.data.datasets import Examples
 from bench.data.image_rows import CleanImages, selected
 from bench.engine.answers import ClassifierOnly, column_mismatch
-from bench.engine.batch_size import default_batch
 from bench.engine.cell_spec import NOISE_GROUP, CellSpec
 from bench.engine.fast_selftest import FastModel, fastest_form
 from bench.engine.model_access import ModelAccess, SeededNoise

@@ -27,6 +27,7 @@ from fractions import Fraction
 
 import pluggy
 
+from bench.core.batches import default_batch
 from bench.core.cards import Claim
 from bench.core.errors import require_type
 from bench.core.protocols import LeaderboardProtocol
@@ -132,6 +133,7 @@ __all__ = [
     "clamp_straight_through",
     "clopper_pearson",
     "cross_entropy",
+    "default_batch",
     "example_key",
     "hookimpl",
     "is_shared",

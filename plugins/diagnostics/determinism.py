@@ -12,6 +12,7 @@ from bench.plugin import (
     Evidence,
     Subject,
     cross_entropy,
+    default_batch,
     hookimpl,
     margin,
 )
@@ -47,10 +48,6 @@ FAR = 4.0
 """Difference of two means in standard errors, above which they differ."""
 FAR_SHARE = 0.25
 """Share of images with different means, or gradients, above which the batch matters."""
-SMALL_IMAGE = 256
-"""Values of an image up to which an attack computes more gradients at once."""
-ATTACK_ROWS_OF_SMALL_IMAGES = 512
-"""Rows of a full batch of such images."""
 SIZES_DRAWN = 2
 """Batch sizes of each octave in which gradients are compared."""
 TURNED = 0.5
@@ -158,10 +155,10 @@ def companion_changes(subject: Subject) -> dict[str, float]:
 
 
 def batch_sizes(subject: Subject) -> list[int]:
-    """The batch sizes to compare; of a costly defense up to ATTACK_ROWS."""
+    """The batch sizes to compare; of a costly defense up to the largest of an attack's steps."""
     largest = max(len(subject.x), LARGEST // subject.x[0].numel())
     if subject.defense.forwards > COSTLY_FORWARDS:
-        largest = ATTACK_ROWS
+        largest = default_batch(subject.x.shape[1:])
     return [size for size in SIZES if size <= largest]
 
 
@@ -210,8 +207,7 @@ def gradient_sizes(subject: Subject) -> list[int]:
     the answers of the defense, and change with its weights: from 2 on SIZES_DRAWN of each octave,
     which are multiples of 8 above 16, as the batches of an attack are.
     """
-    small = subject.x[0].numel() <= SMALL_IMAGE
-    largest = ATTACK_ROWS_OF_SMALL_IMAGES if small else ATTACK_ROWS
+    largest = default_batch(subject.x.shape[1:])
     if subject.x[0].numel() * largest > LARGEST:
         return [1, 2]
     answers = logits_of(subject.module, subject.x[:ALONE]).float().cpu()

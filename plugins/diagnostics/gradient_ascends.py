@@ -9,9 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.plugin import Diagnostic, Evidence, Finding, Subject, hookimpl, margin
+from bench.plugin import (
+    Diagnostic,
+    Evidence,
+    Finding,
+    Subject,
+    default_batch,
+    hookimpl,
+    margin,
+)
 from plugins.diagnostics._model_probe import (
-    ATTACK_ROWS,
     ModelDiagnostic,
     draws_of,
     input_gradient,
@@ -111,7 +118,7 @@ def judged(subject: Subject, gradient: Tensor, what: str) -> Evidence:
 
 def in_full_batch(subject: Subject) -> Subject:
     """The subject with its images repeated to a batch as large as those of an attack."""
-    rows = max(ATTACK_ROWS, len(subject.x))
+    rows = max(default_batch(subject.x.shape[1:]), len(subject.x))
     return subject._replace(x=repeated(subject.x, rows), y=repeated(subject.y, rows))
 
 

@@ -362,12 +362,12 @@ def test_correlation_is_pearsons() -> None:
 @pytest.mark.parametrize(
     ("n", "side", "forwards", "largest"),
     [(256, 8, 1, 2048), (256, 32, 1, 512), (256, 224, 1, 256), (1, 512, 1, 2), (1, 1600, 1, 0),
-     (64, 8, 21, 128), (64, 224, 21, 128), (64, 8, 20, 2048)],
+     (64, 8, 21, 512), (64, 224, 21, 128), (64, 8, 20, 2048)],
 )  # fmt: skip
 def test_batches_are_as_large_as_those_of_a_run_and_stay_cheap(
     n: int, side: int, forwards: int, largest: int
 ) -> None:
-    """Right: 2,048 small images, 128 of a costly defense, the images there are where large."""
+    """Right: 2,048 small images, a full batch of a costly defense, all images of large ones."""
     made = Defense("mine", lambda loader: nn.Flatten(), forwards=forwards)
     x = torch.zeros(1, 1, 1, 1).expand(n, 3 if side > 8 else 1, side, side)
     found = batch_sizes(Subject(nn.Flatten(), x, torch.zeros(n), made))

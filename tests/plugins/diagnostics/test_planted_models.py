@@ -258,10 +258,10 @@ def opposite_gradient(logits: Tensor) -> Tensor:
     return 2 * logits.detach() - logits
 
 
-def approximation_of_small_batches() -> Subject:
-    """Hides its gradient; its approximation helps in batches of at most 64 only."""
-    helpful = Changed(lambda logits, images: -logits if len(images) > 64 else logits)
-    return subject(Before(three_bits), bpda=helpful)
+def approximation_up_to(rows: int) -> Callable[[], Subject]:
+    """Hides its gradient; its approximation helps in batches of at most so many rows only."""
+    helpful = Changed(lambda logits, images: -logits if len(images) > rows else logits)
+    return lambda: subject(Before(three_bits), bpda=helpful)
 
 
 PLANTED: list[tuple[str, str, Callable[[], Subject]]] = [
@@ -352,7 +352,8 @@ PLANTED: list[tuple[str, str, Callable[[], Subject]]] = [
     ("gradient-ascends", "constant sign", with_backward(lambda g: -torch.ones_like(g))),
     ("approximation-ascends", "random", random_approximation),
     ("approximation-ascends", "reversed", reversed_approximation),
-    ("approximation-ascends", "reversed above 64", approximation_of_small_batches),
+    ("approximation-ascends", "reversed above 64", approximation_up_to(64)),
+    ("approximation-ascends", "reversed above 256", approximation_up_to(256)),
     ("approximation-ascends", "of another image", useless_approximation_for_a_plain_network),
     *(("inner-optimisation", what, costing(make, forwards))
       for what, make, forwards in OPTIMISING),
