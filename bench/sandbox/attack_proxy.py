@@ -17,7 +17,6 @@ from bench.engine.problem import BatchProblem
 from bench.plugin import Problem, State, StopRule
 from bench.plugin.losses import Loss
 from bench.sandbox.declarations import AttackDeclarations
-from bench.sandbox.norm_codec import encode_set
 from bench.sandbox.process import (
     Exchange,
     Message,
@@ -27,6 +26,7 @@ from bench.sandbox.process import (
     printable,
 )
 from bench.sandbox.protocol import Frame, encode_tensors
+from bench.sandbox.set_codec import encode_set
 from bench.threats.access import Access
 
 BATCHES_PER_FRAME = 64  # a frame of an attack may hold so many batches of images in float64
@@ -35,10 +35,10 @@ SENT_ROWS = ("x", "y", "target", "t", "restart", "active", "key")
 """Tensors of the problem that an attack receives: no example indices, nothing of the defense."""
 
 ARGUMENTS = {
-    "adv": (4, torch.float32), "where": (1, torch.bool), "classes": (2, torch.int64),
+    "adv": (None, torch.float32), "where": (1, torch.bool), "classes": (2, torch.int64),
     "minus": (1, torch.int64),
 }  # fmt: skip
-"""Number of dimensions and dtype of the arguments of a query."""
+"""Number of dimensions and dtype of the arguments of a query; `adv` has those of the points."""
 REQUIRED_ARGUMENTS = {
     "gradient": {"adv"}, "jacobian": {"adv", "classes"}, "logits": {"adv"}, "labels": {"adv"},
 }  # fmt: skip
@@ -237,11 +237,12 @@ class QueryServer:
 
     def _arguments(self, frame: Frame) -> dict[str, Tensor]:
         x, classes = self.problem.x, self.problem.classes
+        points = self.problem.ball.start(x).shape
         found = self.attack.live_process().tensors(self.attack.title, frame)
         for name, part in found.items():
             dims, dtype = ARGUMENTS.get(name, (0, None))
-            sizes = part.shape if name == "adv" else part.shape[:1]
-            fits = part.dtype is dtype and part.dim() == dims and sizes == x.shape[: len(sizes)]
+            fits = part.dtype is dtype and part.shape[:1] == x.shape[:1]
+            fits = fits and (part.shape == points if name == "adv" else part.dim() == dims)
             if fits and dtype is torch.int64:
                 fits = part.numel() > 0 and 0 <= int(part.min()) <= int(part.max()) < classes
             if not fits:

@@ -15,8 +15,8 @@ from bench.plugin import Attack, Gradient, Jacobian, State, Traits, is_shared
 from bench.plugin.losses import Loss
 from bench.sandbox.channel import WorkerChannel, frame_tensors
 from bench.sandbox.external_worker import run_remotely
-from bench.sandbox.norm_codec import decode_set
 from bench.sandbox.protocol import Frame
+from bench.sandbox.set_codec import decode_set
 from bench.threats.access import Access, Budget
 from bench.threats.fingerprint import parameters_of
 from bench.threats.threat_model import Goal

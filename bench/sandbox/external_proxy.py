@@ -18,9 +18,9 @@ from bench.sandbox.attack_proxy import (
     tensor_message,
 )
 from bench.sandbox.declarations import AttackDeclarations
-from bench.sandbox.norm_codec import encode_set
 from bench.sandbox.process import Exchange, Message, StartProcess, printable
 from bench.sandbox.protocol import Frame, encode_tensors
+from bench.sandbox.set_codec import encode_set
 
 FRAME_ROWS = 64  # a query of one example may hold as many images as one of so many examples
 MAX_GRAPHS = 256

@@ -15,8 +15,8 @@ from bench.engine.external_model import AttackStopped, isolated_random_state
 from bench.engine.external_run import ExternalRows
 from bench.plugin import ExternalAttack
 from bench.sandbox.channel import WorkerChannel, frame_tensors
-from bench.sandbox.norm_codec import decode_set
 from bench.sandbox.protocol import Frame
+from bench.sandbox.set_codec import decode_set
 from bench.threats.access import Budget
 from bench.threats.random_numbers import KeyedRandomNumbers
 

@@ -13,8 +13,8 @@ from bench.plugin import ThreatModel
 from bench.registry.registry import Registry
 from bench.sandbox.channel import WorkerChannel
 from bench.sandbox.declarations import Declarations
-from bench.sandbox.norm_codec import ENCODED_SETS, decode_set
 from bench.sandbox.protocol import Frame
+from bench.sandbox.set_codec import ENCODED_SETS, decode_set, is_encodable, set_values
 from bench.threats.access import Access, Budget
 from bench.threats.threat_model import Goal
 
@@ -28,8 +28,8 @@ class ThreatDeclarations(Declarations):
     """The fields of a ThreatModel and of its protocol."""
 
     dataset: str
-    set: list[str] = Field(min_length=2, max_length=2)
-    """Name and radius of a built-in set."""
+    set: dict[str, str | int | float]
+    """Name and parameters of a built-in set."""
     access: Literal[tuple(Access.__members__)]  # type: ignore[valid-type]
     goal: list[str] = Field(min_length=2, max_length=2)
     gradients: int | None = Field(ge=0, le=MOST)
@@ -41,6 +41,7 @@ class ThreatDeclarations(Declarations):
     surrogates: dict[str, str]
     evidence: list[str]
     ranked: bool
+    scope: str
 
     def threat_model(self, title: str, name: str) -> ThreatModel:
         """The threat model; raises PluginError, which names it by `title`, for invalid values."""
@@ -56,6 +57,7 @@ class ThreatDeclarations(Declarations):
                 name, self.dataset, decode_set(self.set), access=Access[self.access],
                 goal=Goal(*self.goal), budget=Budget(self.gradients, self.queries),
                 examples=self.examples, protocol=protocol, order=self.order, summary=self.summary,
+                scope=self.scope,
             )  # fmt: skip
         except (ValueError, LookupError, ArithmeticError) as error:
             raise PluginError(
@@ -66,23 +68,22 @@ class ThreatDeclarations(Declarations):
 
 def plain_values(threat: ThreatModel) -> dict[str, Any]:
     """What `ThreatDeclarations` parses. Raises PluginError for a set that is not built in."""
-    kind = type(threat.ball)
-    if ENCODED_SETS.get(threat.ball.name) is not kind:
+    if not is_encodable(threat.ball):
         raise PluginError(
-            f"its perturbation set {kind.__name__} is code of its own, and the sandbox supports "
-            f"{', '.join(ENCODED_SETS)}; --allow-unsandboxed runs it in the main process, with all "
-            "your permissions, and without ranks"
+            f"its perturbation set {type(threat.ball).__name__} is code of its own, and the "
+            f"sandbox supports {', '.join(ENCODED_SETS)}; --allow-unsandboxed runs it in the main "
+            "process, with all your permissions, and without ranks"
         )
     protocol = threat.protocol
     return {
         "cite": "", "summary": threat.summary, "dataset": threat.dataset,
-        "set": [threat.ball.name, str(threat.ball.eps)], "access": threat.access.name,
+        "set": set_values(threat.ball), "access": threat.access.name,
         "goal": [threat.goal.kind, threat.goal.rule],
         "gradients": threat.budget.gradients, "queries": threat.budget.queries,
         "examples": threat.examples, "order": threat.order, "required": list(protocol.required),
         "follow_ups": {kind: list(names) for kind, names in protocol.follow_ups.items()},
         "surrogates": dict(protocol.surrogates), "evidence": list(protocol.evidence),
-        "ranked": protocol.ranked,
+        "ranked": protocol.ranked, "scope": threat.scope,
     }  # fmt: skip
 
 

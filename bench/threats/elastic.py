@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class ElasticField(ParametricSet):
     nodes: int = 3
 
     name = "elastic-field"
+    limits: ClassVar = {"pixels": (0, 1000), "nodes": (1, 64)}
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
         """Two displacements for each node."""

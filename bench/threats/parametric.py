@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from bench.threats.norms import per_row
 from bench.threats.random_numbers import RandomNumbers
+
+LARGEST = 4096
+"""Largest height, width or place of a patch in pixels."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,16 @@ class ParametricSet(ABC):
 
     name = ""
     parametric = True
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Smallest and largest value of each field but `eps`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.eps, Fraction) or self.eps < 0:
             raise ValueError(f"eps is {self.eps!r}; write a fraction of at least 0: Fraction(1).")
+        for name, (least, most) in self.limits.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name} of {self.name} is {value}; use {least:g} to {most:g}.")
 
     @abstractmethod
     def shape(self, x: Tensor) -> tuple[int, ...]:

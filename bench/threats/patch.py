@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bench.threats.parametric import ParametricSet, clamp_straight_through
+from bench.threats.parametric import LARGEST, ParametricSet, clamp_straight_through
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Patch(ParametricSet):
     left: int = 0
 
     name = "patch"
+    limits: ClassVar = {
+        "height": (1, LARGEST), "width": (1, LARGEST), "top": (0, LARGEST), "left": (0, LARGEST)
+    }  # fmt: skip
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
         """One parameter for each value in the rectangle; raises ValueError where it does not fit.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from bench.threats.parametric import ParametricSet, clamp_straight_through
+from bench.threats.parametric import LARGEST, ParametricSet, clamp_straight_through
 from bench.threats.random_numbers import KeyedRandomNumbers, mix
 from bench.threats.warps import sine_cosine
 
@@ -42,6 +42,10 @@ class RandomPatch(ParametricSet):
     """Number of the draw for each image; attacks that are fitted use other ones."""
 
     name = "random-patch"
+    limits: ClassVar = {
+        "size": (1, LARGEST), "smallest": (0.01, 100), "largest": (0.01, 100), "degrees": (0, 180),
+        "draw": (0, 2**31),
+    }  # fmt: skip
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
         """One parameter for each value of the patch; raises ValueError where it is too large.

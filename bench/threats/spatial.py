@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class RotationTranslation(ParametricSet):
     pixels: float = 3.0
 
     name = "rotation-translation"
+    limits: ClassVar = {"degrees": (0, 180), "pixels": (0, 1000)}
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
         """Three parameters."""

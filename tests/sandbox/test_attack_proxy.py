@@ -34,6 +34,7 @@ from bench.submissions.intake import accept_submission
 from bench.threats.access import Access, Budget
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.sparse import L0
+from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import Goal
 from tests.engine.single_run import LINF, NEAREST, NoisyModel, SingleRun
 from tests.sandbox.isolated import PLAIN, sandboxed, unsandboxed, write_submission
@@ -106,6 +107,7 @@ LONG = ("one-pixel-evolution",)
 """Attacks whose tens of thousands of steps would take many minutes in the sandbox."""
 BALLS: dict[str, PerturbationSet] = {
     "Linf": LINF, "L2": L2(Fraction(1)), "L1": L1(Fraction(2)), "L0": L0(Fraction(1)),
+    "rotation-translation": RotationTranslation(20.0, 1.0),
 }  # fmt: skip
 
 

@@ -15,9 +15,12 @@ from bench.core.protocols import LeaderboardProtocol
 from bench.plugin import ThreatModel
 from bench.registry.registry import Registry
 from bench.sandbox.protocol import Frame
+from bench.sandbox.set_codec import set_values
 from bench.sandbox.threat_declarations import ThreatDeclarations, plain_values, unknown_names
 from bench.threats.access import Access, Budget
+from bench.threats.delta import LinfDelta
 from bench.threats.norms import L2
+from bench.threats.patch import Patch
 from bench.threats.threat_model import Goal, without_ranks
 from tests.sandbox.isolated import sandboxed, unsandboxed, write_submission
 
@@ -51,6 +54,10 @@ WHOLE = ThreatModel(
 )  # fmt: skip
 
 
+L2_SET = set_values(WHOLE.ball)
+PATCH = set_values(Patch(3, 3))
+
+
 def parsed(**changed: Any) -> ThreatModel:
     """What the harness builds from plain values, some of which are changed."""
     frame = Frame(1, {"declarations": plain_values(WHOLE) | changed}, bytearray())
@@ -64,10 +71,21 @@ def test_every_field_arrives() -> None:
     assert parsed().id == WHOLE.id and parsed().protocol.id == WHOLE.protocol.id
 
 
+def test_one_point_for_all_images_arrives() -> None:
+    shared = replace(WHOLE, ball=LinfDelta(eps=Fraction(1, 5)), scope="shared")
+    found = parsed(**plain_values(shared))
+    assert found == shared and found.id == shared.id
+
+
 @pytest.mark.parametrize(
     "changed",
-    [{"set": ["L2"]}, {"set": ["L2", "1/0"]}, {"set": ["L2", "x"]}, {"set": ["Ring", "1"]},
-     {"set": ["L2", "9" * 5000]}, {"goal": ["targeted", "mine"]}, {"goal": ["none", ""]},
+    [{"set": {"name": "L2"}}, {"set": L2_SET | {"eps": "1/0"}}, {"set": L2_SET | {"eps": "x"}},
+     {"set": L2_SET | {"name": "Ring"}}, {"set": L2_SET | {"eps": "9" * 5000}},
+     {"set": ["L2", "1"]}, {"set": L2_SET | {"eps": 1}}, {"set": L2_SET | {"more": 1}},
+     {"set": PATCH | {"height": 10**9}},
+     {"set": PATCH | {"top": -1}}, {"set": PATCH | {"top": 0.5}}, {"set": PATCH | {"left": True}},
+     {"set": {"eps": "1"}}, {"scope": "all"}, {"scope": "shared"},
+     {"goal": ["targeted", "mine"]}, {"goal": ["none", ""]},
      {"access": "EVERYTHING"}, {"queries": -1}, {"queries": True}, {"queries": 10**12},
      {"examples": 0}, {"examples": "5"}, {"order": 1}, {"required": "pgd"}, {"ranked": 1},
      {"required": [7]}, {"follow_ups": {"transfer": "square"}}, {"surrogates": ["linear"]},

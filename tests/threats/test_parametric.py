@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,6 +14,7 @@ from bench.plugin import ParametricSet, clamp_straight_through
 from bench.threats.elastic import ElasticField
 from bench.threats.patch import Patch
 from bench.threats.random_numbers import KeyedRandomNumbers, example_key
+from bench.threats.random_patch import RandomPatch
 from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import ThreatModel
 
@@ -94,3 +96,18 @@ def test_every_parameter_of_a_set_is_part_of_the_id_of_its_threat_model() -> Non
     ids = {ThreatModel("a", "digits", ball).id for ball in sets}
     assert len(ids) == len(sets)
     assert ThreatModel("b", "digits", ROTATION).id in ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(RotationTranslation, {"degrees": -1.0}), (RotationTranslation, {"pixels": math.nan}),
+     (ElasticField, {"nodes": 0}), (ElasticField, {"nodes": 65}), (Patch, {"top": -1}),
+     (Patch, {"height": 0}), (RandomPatch, {"smallest": 0.0}), (RandomPatch, {"size": 0}),
+     (RandomPatch, {"degrees": math.inf})],
+)  # fmt: skip
+def test_sizes_without_meaning_are_refused(
+    kind: type[ParametricSet], values: dict[str, float]
+) -> None:
+    (name,) = values
+    with pytest.raises(ValueError, match=f"{name} of {kind.name} is"):
+        kind(**values)  # type: ignore[arg-type]
