@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -20,8 +20,6 @@ from bench.plugin.losses import margin
 from bench.threats.access import Budget
 from bench.threats.norms import PerturbationSet, per_row
 from bench.threats.threat_model import Goal
-
-NOISE_GROUP = 64  # rows of a declared-random defense that share one random state
 
 Confirm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(items [n] int64, points [n, ...]) -> [n] bool: the referee's rule finds them broken."""
@@ -72,6 +70,17 @@ class CellSpec:
         known = (self.target if targeted else self.y)[items]
         label = predicted_labels(answer, rejects=rejects)
         return reaches_goal(label, known, targeted=targeted, rejects=rejects)
+
+    def noise_groups(self, items: Iterable[int]) -> Iterator[range]:
+        """The items of each noise group that holds one of `items`, whose random state is begun.
+
+        A group runs whole, because the draws of a declared-random defense belong to all of it.
+        """
+        assert self.noise is not None
+        rows = self.noise.rows
+        for group in sorted({item // rows for item in items}):
+            self.noise.begin(group)
+            yield range(group * rows, min((group + 1) * rows, len(self.x)))
 
     def largest_margin_first(self) -> list[int]:
         """All items, in order of their margin on the clean image, the largest first."""

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.core.batches import FRESH_ROWS
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, PluginError, error_text
 from bench.engine.cell_spec import (
-    NOISE_GROUP,
     Candidates,
     CellSpec,
     Confirm,
@@ -49,7 +49,9 @@ def run_external(
     """
     _prepare(attack)
     rows = Traits.of(attack).rows or len(spec.x)
-    size = max(rows, NOISE_GROUP)
+    size = max(rows, FRESH_ROWS)
+    if spec.noise is not None:  # whole noise groups, so that no group is begun by two blocks
+        size = -(-size // spec.noise.rows) * spec.noise.rows
     for first in range(0, len(spec.x), size):
         block = range(first, min(first + size, len(spec.x)))
         if not any(item in items for item in block):

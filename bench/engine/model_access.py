@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bench.core.batches import FRESH_ROWS
 from bench.core.errors import PLUGIN_EXCEPTIONS, BenchError, PluginError
 from bench.engine.answers import checked_logits, vote_counts
 from bench.engine.plugin_calls import plugin_error
@@ -26,10 +27,18 @@ class SeededNoise:
 
     A module draws from torch's global generator, which has no keys. So each call runs in a forked
     generator state, which makes results with random defenses reproducible.
+
+    Args:
+        seed: of the cell.
+        role: what the draws are for; each has draws of its own.
+        device: of the model.
+        rows: items whose draws belong together; group k holds the items from k * rows on.
     """
 
-    def __init__(self, seed: int, role: str, device: torch.device) -> None:
-        self.seed, self.role, self.device = seed, role, device
+    def __init__(
+        self, seed: int, role: str, device: torch.device, *, rows: int = FRESH_ROWS
+    ) -> None:
+        self.seed, self.role, self.device, self.rows = seed, role, device, rows
         self.group = 0
         self.calls = Counter[int]()
         """The number of calls of each group."""

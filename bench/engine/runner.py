@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.engine.cell_spec import NOISE_GROUP, Candidates, CellSpec, Confirm
+from bench.engine.cell_spec import Candidates, CellSpec, Confirm
 from bench.engine.external_run import run_external
 from bench.engine.parallel_restarts import run_items
 from bench.engine.precision_audit import PrecisionAudit, run_audited
@@ -58,8 +58,5 @@ def run_attack(
     if spec.noise is None:
         yield from run_items(spec, confirm, items)
         return
-    # A noise group runs whole, because its random draws belong to all of its rows.
-    for group in sorted({item // NOISE_GROUP for item in items}):
-        spec.noise.begin(group)
-        rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(spec.x)))
+    for rows in spec.noise_groups(items):
         yield from Scheduler(spec, confirm, list(rows)).run()

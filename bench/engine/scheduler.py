@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.batches import noise_batch
 from bench.engine.attack_view import started, stepped
 from bench.engine.batch_size import rounded_size, smallest_exact_batch
 from bench.engine.cell_spec import (
-    NOISE_GROUP,
     Candidates,
     CellSpec,
     Confirm,
@@ -109,7 +109,8 @@ class Scheduler:
         """Allocates the slots and fills them; empty ones repeat the data of the last item."""
         spec, device = self.spec, self.spec.x.device
         size = min(padded_size(spec.slots), padded_size(len(self.queue)))
-        size = NOISE_GROUP if self.grouped else size
+        if spec.noise is not None:
+            size = min(spec.noise.rows, noise_batch(len(self.queue)))
         taken = [self.queue.pop() for _ in range(min(size, len(self.queue)))]
         item = np.array(taken, dtype=np.int64)
         rows = pad_rows(torch.tensor(taken, device=device), size)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.core.batches import FRESH_ROWS
 from bench.core.errors import PluginError
 from bench.data.image_rows import CleanImages
 from bench.engine.attack_view import view_of
-from bench.engine.cell_spec import NOISE_GROUP, Candidates, CellSpec, Confirm
+from bench.engine.cell_spec import Candidates, CellSpec, Confirm
 from bench.engine.external_model import isolated_random_state
 from bench.engine.ledger import QueryLedger
 from bench.engine.model_access import ModelAccess
@@ -141,13 +142,14 @@ def fit_point(attack: SharedAttack, training: TrainingImages, model_access: Mode
 def offer_point(
     spec: CellSpec, point: Tensor, confirm: Confirm, items: Collection[int]
 ) -> Iterator[Candidates]:
-    """Yield the one point [1, ...] as the candidate of every item, in whole groups of 64.
+    """Yield the one point [1, ...] as the candidate of every item, in whole groups of rows.
 
     An item that is misclassified when clean gets the point too. The draws of a random defense
     belong to all rows of a group, which are then yielded too.
     """
-    for group in sorted({item // NOISE_GROUP for item in items}):
-        rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(spec.x)))
+    size = FRESH_ROWS if spec.noise is None else spec.noise.rows
+    for group in sorted({item // size for item in items}):
+        rows = range(group * size, min((group + 1) * size, len(spec.x)))
         wanted = [item for item in rows if item in items or spec.noise is not None]
         block = torch.tensor(wanted)
         spec.heartbeat()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bench.engine.attack_view import started, stepped
 from bench.engine.cell_spec import (
-    NOISE_GROUP,
     Candidates,
     CellSpec,
     Confirm,
@@ -61,9 +60,7 @@ def run_transfer(
     belong to all of its rows.
     """
     if spec.noise is not None:
-        for group in sorted({item // NOISE_GROUP for item in items}):
-            spec.noise.begin(group)
-            rows = range(group * NOISE_GROUP, min((group + 1) * NOISE_GROUP, len(spec.x)))
+        for rows in spec.noise_groups(items):
             chunk = concatenate(list(_run_part(spec, confirm, rows, iterates)))
             yield select_rows(chunk, chunk.item.argsort())
         return

@@ -10,14 +10,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from bench.core.batches import default_batch
+from bench.core.batches import default_batch, noise_rows
 from bench.core.cells import CLEAN, Cell, Numeric
 from bench.core.errors import PluginError
 from bench.data import datasets
 from bench.data.datasets import Examples
 from bench.data.image_rows import CleanImages, selected
 from bench.engine.answers import ClassifierOnly, column_mismatch
-from bench.engine.cell_spec import NOISE_GROUP, CellSpec
+from bench.engine.cell_spec import CellSpec
 from bench.engine.fast_selftest import FastModel, fastest_form
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import pad_rows
@@ -108,8 +108,9 @@ class BuiltDefense:
         return self._clean
 
     def _compute_clean_pass(self, heartbeat: Heartbeat) -> FreshAnswers:
-        groups = _with_heartbeats(-(-len(self.x) // NOISE_GROUP), heartbeat)
-        answer = self._fresh_model("clean").answer(self.x, groups)
+        fresh_model = self._fresh_model("clean")
+        groups = _with_heartbeats(-(-len(self.x) // fresh_model.rows), heartbeat)
+        answer = fresh_model.answer(self.x, groups)
         columns = answer.logits.shape[1] + self.rejects
         mismatch = column_mismatch(columns, len(self.dataset.classes), rejects=self.rejects)
         if mismatch:
@@ -180,7 +181,8 @@ class BuiltDefense:
         """The random state of a declared-random defense for one role; None if deterministic."""
         if self.defense.randomness is None:
             return None
-        return SeededNoise(self.seed, role, self.settings.device)
+        rows = noise_rows(self.dataset.shape)
+        return SeededNoise(self.seed, role, self.settings.device, rows=rows)
 
     def as_surrogate(self) -> PlannedSurrogate:
         """This defense as the surrogate model of a transfer attack on another one."""

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench.core.batches import FRESH_ROWS, noise_batch
 from bench.core.outcomes import NO_ANSWER
 from bench.data.image_rows import CleanImages, blocks
 from bench.engine.answers import predicted_labels
-from bench.engine.cell_spec import NOISE_GROUP
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import pad_rows
 
@@ -40,7 +40,7 @@ class FreshAnswers(NamedTuple):
 
 
 class FreshModel:
-    """A fresh copy of a defense, evaluated in groups of 64 rows.
+    """A fresh copy of a defense, evaluated in blocks of rows.
 
     Args:
         module: images to logits [n, K], with the rejection score as column K where it rejects.
@@ -53,15 +53,17 @@ class FreshModel:
     ) -> None:
         self.model_access = ModelAccess(module, noise=noise, rejects=rejects)
         self.noise = noise
+        self.rows = FRESH_ROWS if noise is None else noise.rows
+        """Rows of a block: 64, or of a declared-random defense those of a noise group."""
 
     def answer(
         self, images: CleanImages, groups: Iterable[int], *, draws: int = VOTES
     ) -> FreshAnswers:
-        """The answers to images [n, C, H, W], 64 rows at a time.
+        """The answers to images [n, C, H, W], one block of rows after the other.
 
         Args:
             images: n >= 1 images.
-            groups: the noise group of each 64 rows.
+            groups: the noise group of each block.
             draws: votes of a declared-random defense; others have one.
 
         Raises:
@@ -70,7 +72,7 @@ class FreshModel:
         if not len(images):
             raise ValueError("the fresh model needs at least one image")
         parts = []
-        for group, block in zip(groups, blocks(images, NOISE_GROUP), strict=True):
+        for group, block in zip(groups, blocks(images, self.rows), strict=True):
             if self.noise is not None:
                 self.noise.begin(group)
             parts.append(self._group(block, draws if self.noise is not None else 1))
@@ -101,7 +103,7 @@ class FreshModel:
         model_access = ModelAccess(
             self.model_access.module, noise=noise, rejects=self.model_access.rejects
         )
-        full, first = pad_rows(images, NOISE_GROUP), noise.calls[group]
+        full, first = pad_rows(images, noise_batch(len(images))), noise.calls[group]
         try:
             for _ in range(CONFIRMATION_DRAWS):
                 yield self.votes(model_access.single_draw_logits(full))[: len(images)]
@@ -109,7 +111,7 @@ class FreshModel:
             noise.calls[group] = first + CONFIRMATION_DRAWS
 
     def _group(self, block: Tensor, draws: int) -> FreshAnswers:
-        full = pad_rows(block, NOISE_GROUP)
+        full = pad_rows(block, noise_batch(len(block)))
         answers = torch.stack(
             [self.model_access.single_draw_logits(full)[: len(block)] for _ in range(draws)]
         )

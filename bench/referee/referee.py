@@ -16,7 +16,7 @@ from bench.core.errors import PluginError
 from bench.core.outcomes import Chunk, KeptImage, Outcomes, Verdict
 from bench.data.image_rows import CleanImages
 from bench.engine.answers import reaches_goal
-from bench.engine.cell_spec import NOISE_GROUP, Candidates
+from bench.engine.cell_spec import Candidates
 from bench.engine.machine import this_machine
 from bench.engine.model_access import SeededNoise
 from bench.referee.fresh_model import VOTE_SHARE, FreshAnswers, FreshModel
@@ -143,10 +143,11 @@ class Referee:
         y, target = self.y[items], self.target[items]
         if self.confirmation_noise is None:
             return confirmed & goal_reached(self.fresh_model.labels(images), y, target, self.goal)
-        for group in torch.unique(items // NOISE_GROUP).tolist():
-            rows = (items // NOISE_GROUP == group).nonzero()[:, 0]
+        size = self.confirmation_noise.rows
+        for group in torch.unique(items // size).tolist():
+            rows = (items // size == group).nonzero()[:, 0]
             # Several restarts of one item may wait for their check: more rows than a group has.
-            for where in rows.split(NOISE_GROUP):
+            for where in rows.split(size):
                 votes = self.fresh_model.confirmation_votes(
                     images[where], group, self.confirmation_noise
                 )
@@ -204,9 +205,10 @@ class Referee:
         return distance <= self.ball.radius + self.ball.tolerance(x[0].numel())
 
     def _groups(self, items: Tensor) -> list[int]:
-        """The noise group of each 64 rows: for random defenses the group in which they ran."""
-        first: list[int] = items[::NOISE_GROUP].tolist()
-        return [item // NOISE_GROUP for item in first]
+        """The group of each block of rows: for random defenses the one in which they ran."""
+        size = self.fresh_model.rows
+        first: list[int] = items[::size].tolist()
+        return [item // size for item in first]
 
     def _eight_bit(self, items: Tensor, images: Tensor, broken: Tensor) -> Tensor:
         """[k] bool: still broken with each pixel rounded to k/255.

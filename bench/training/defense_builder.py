@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bench.core.batches import FRESH_ROWS, noise_rows
 from bench.core.errors import BenchError, PluginError, UnavailableError
 from bench.core.hashing import digest
 from bench.data import datasets
@@ -111,15 +112,19 @@ class DefenseBuilder:
 
     @property
     def digest(self) -> str:
-        """Digest of source, weights, BPDA approximation and other defenses; builds if needed."""
+        """Digest of source, weights, BPDA, other defenses and how draws are grouped; builds."""
         self.complete()
         randomness = self.record.randomness
+        rows = noise_rows(self.dataset.shape)
+        # Digests of groups of 64 rows are those from before there were other ones.
+        grouped = {"noise_rows": rows} if randomness and rows != FRESH_ROWS else {}
         return digest(
             {
                 "name": self.name,
                 "source": self.registration.source,
                 "draws": randomness.draws if randomness else None,
                 "parts": self._digests,
+                **grouped,
             }
         )
 

@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.core.batches import FRESH_ROWS
 from bench.core.folders import cache_folder
 from bench.data import datasets
-from bench.engine.cell_spec import NOISE_GROUP
 from bench.engine.model_access import freeze
 from bench.engine.problem import attack_once
 from bench.plugin import Linf
@@ -74,7 +74,7 @@ class Case(NamedTuple):
 
 def frozen_case(name: str, model: nn.Module, x: Tensor, y: Tensor, ball: Linf) -> Case:
     """A case with a frozen model and its logits of the clean images [n, C, H, W]."""
-    groups = range(-(-len(x) // NOISE_GROUP))
+    groups = range(-(-len(x) // FRESH_ROWS))
     return Case(name, freeze(model), x, y, ball, FreshModel(model).answer(x, groups).logits)
 
 

@@ -17,7 +17,7 @@ from bench.engine.cell_spec import Candidates, CellSpec
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.runner import run_attack
 from bench.plugin import Attack, Traits
-from bench.referee.fresh_model import FreshModel
+from bench.referee.fresh_model import FreshAnswers, FreshModel
 from bench.referee.referee import Referee, goal_reached, judge
 from bench.threats.access import Budget
 from bench.threats.norms import Linf, PerturbationSet
@@ -50,14 +50,15 @@ class SingleRun:
     random: bool = False
     budget: Budget = FREE
     count: int = COUNT
+    noise_rows: int = 64
+    """Rows of a noise group of a random model."""
 
     def spec(self, slots: int = 64) -> CellSpec:
         model = self.model or small_cnn()
         x, y = digits(self.count)
         target = (y + 1) % 10 if self.goal.kind == "targeted" else torch.full_like(y, -1)
         noise = self.noise("play")
-        groups = range(-(-len(x) // 64))
-        clean = FreshModel(copy.deepcopy(model), noise=self.noise("clean")).answer(x, groups)
+        clean = self.clean(x, self.noise("clean"))
         defense = ModelAccess(model, noise=noise)
         return CellSpec(
             attack=self.attack, model_access=ModelAccess(self.source) if self.source else defense,
@@ -68,7 +69,14 @@ class SingleRun:
         )  # fmt: skip
 
     def noise(self, role: str) -> SeededNoise | None:
-        return SeededNoise(0, role, torch.device("cpu")) if self.random else None
+        if not self.random:
+            return None
+        return SeededNoise(0, role, torch.device("cpu"), rows=self.noise_rows)
+
+    def clean(self, x: Tensor, noise: SeededNoise | None) -> FreshAnswers:
+        """The answers of a copy of the model to clean images."""
+        fresh_model = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=noise)
+        return fresh_model.answer(x, range(-(-len(x) // fresh_model.rows)))
 
     def referee(self, spec: CellSpec) -> Referee:
         fresh_model = FreshModel(
@@ -85,8 +93,7 @@ class SingleRun:
 
     def _run(self, slots: int, cuts: Sequence[int], **options: Any) -> RunResult:
         spec = self.spec(slots)
-        clean_model = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=self.noise("x"))
-        clean = clean_model.answer(spec.x, range(-(-len(spec.x) // 64)))
+        clean = self.clean(spec.x, self.noise("x"))
         candidates: list[Candidates] = []
         calls = [0]
         module = spec.model_access.module

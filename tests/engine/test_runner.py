@@ -59,6 +59,9 @@ RUNS = {
     "transfer": SingleRun(Transfer(steps=8), source=nearest_mean()),
     "targeted": SingleRun(PGD(steps=12), goal=Goal("targeted", "next")),
     "declared random": SingleRun(PGD(steps=8, restarts=2), model=NoisyModel(0.05), random=True),
+    "declared random, small images": SingleRun(
+        PGD(steps=8, restarts=2), model=NoisyModel(0.05), random=True, noise_rows=128
+    ),
 }
 
 
@@ -72,6 +75,19 @@ def test_results_depend_on_neither_batch_nor_order_nor_interruption(name: str) -
     assert_same(first, single.run(512))
     assert_same(first, single.run(64, order=np.random.default_rng(0).permutation(COUNT).tolist()))
     assert_same(first, single.run(64, cuts=[1, 1]))
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(64, [64, 64, 24]), (128, [128, 24]), (512, [152])])
+def test_items_of_a_noise_group_run_as_one_batch(rows: int, batches: list[int]) -> None:
+    model = NoisyModel(0.05)
+    single = SingleRun(
+        PGD(steps=1, restarts=1), Linf(Fraction(1, 255)), model=model, random=True, count=150,
+        noise_rows=rows,
+    )  # fmt: skip
+    spec, sizes = single.spec(), list[int]()
+    model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    list(run_attack(spec, lambda items, points: torch.zeros(len(items), dtype=torch.bool)))
+    assert sizes[:: len(sizes) // len(batches)] == batches
 
 
 def test_another_seed_gives_other_images() -> None:

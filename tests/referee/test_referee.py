@@ -208,8 +208,9 @@ def test_a_refused_image_is_kept_without_an_answer() -> None:
     assert [image.clean_label for image in chunk.images] == clean.label[:2].tolist()
 
 
-def test_confirmations_use_new_draws_in_every_group() -> None:
-    """Each group of 64 draws ten times at each confirmation, and no draw is repeated."""
+@pytest.mark.parametrize(("rows", "groups"), [(64, 3), (128, 2), (512, 1)])
+def test_confirmations_use_new_draws_in_every_group(rows: int, groups: int) -> None:
+    """Each group draws ten times at each confirmation, and no draw is repeated."""
     drawn = list[Tensor]()
 
     class RecordsDraws(nn.Module):
@@ -217,7 +218,7 @@ def test_confirmations_use_new_draws_in_every_group() -> None:
             drawn.append(torch.rand(1))
             return images.flatten(1)[:, :10]
 
-    (x, y), fresh = digits(150), SeededNoise(0, "confirm", torch.device("cpu"))
+    (x, y), fresh = digits(150), SeededNoise(0, "confirm", torch.device("cpu"), rows=rows)
     judging = Referee(
         FreshModel(RecordsDraws()),
         Linf(EPS),
@@ -230,7 +231,7 @@ def test_confirmations_use_new_draws_in_every_group() -> None:
     both = [judging.confirm(torch.arange(150), x) for _ in range(2)]
     expected = x.flatten(1)[:, :10].argmax(1) != y
     assert torch.equal(both[0], expected) and torch.equal(both[1], expected)
-    assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * 3 * 10
+    assert len(drawn) == len(torch.unique(torch.cat(drawn))) == 2 * groups * 10
 
 
 class RandomLabels(nn.Module):

@@ -166,6 +166,18 @@ def test_source_name_weights_and_declared_draws_are_in_the_digest(tmp_path: Path
     assert digest(registry(replace(base, summary="a", cite="b")), "base", tmp_path / "a") in found
 
 
+def test_rows_of_a_noise_group_are_in_the_digest_of_a_random_defense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_base = defense("base", QUICK)
+    random = replace(plain_base, randomness=Randomness(3))
+    before = [digest(registry(base), "base", tmp_path) for base in (plain_base, random)]
+    monkeypatch.setattr("bench.training.defense_builder.noise_rows", lambda _: 256)
+    after = [digest(registry(base), "base", tmp_path) for base in (plain_base, random)]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
 def test_what_a_defense_builds_on_is_in_its_digest(tmp_path: Path) -> None:
     upper = defense("upper", build=on_base)
     with_bpda = defense("upper", build=plain, bpda=on_base)
