@@ -71,6 +71,8 @@ class AttackResult:
     """Broken by the true gradient, where the BPDA approximation that is declared had failed."""
     changed: Bits
     """Whether the predicted class of the last candidate is not that of the clean image."""
+    unconfirmed: Bits
+    """Claimed as broken, which the referee's votes over new draws did not confirm."""
     left_out: Bits
     """Whether the attack leaves the example out, because it runs on the first few only."""
 
@@ -321,6 +323,7 @@ def _attack_result(
         ),
         by_true_gradient=_any(n, example, broken & (made.restart >= TRUE_GRADIENT_RESTART)),
         changed=_any(n, example, _changed(made, example, passes)),
+        unconfirmed=_any(n, example, (made.claimed == 1) & (made.verdict == Verdict.ROBUST)),
         left_out=np.arange(n) >= (attack.examples or n),
     )
 

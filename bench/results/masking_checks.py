@@ -40,6 +40,13 @@ HALF = 0.5
 LEAST_GAIN = 0.01
 """Share of the examples that the last doubling of the steps may gain."""
 
+LOST_VOTES = 0.02
+"""Share of examples of a random defense whose broken images may lose the referee's vote by chance.
+
+An image that is misclassified on 70 % of the draws is confirmed on 9 of 10 draws with a chance of
+15 %, and then loses the vote over 20 draws with one of 11 %.
+"""
+
 _REQUIRES = "Requires {} attack, both done on the same examples."
 _TOO_FEW = (
     "Only {} of {} examples evaluated by both are right on the clean image; at least {} are needed."
@@ -163,17 +170,25 @@ def unbounded_falls_short(result: DefenseResult, box: Mapping[str, DefenseResult
         )
     attacks = ", ".join(sorted(free.attacks))
     evaluated = free.clean & evaluated_by(free, free.attacks)
-    left, n = int((evaluated & free.robust()).sum()), int(evaluated.sum())
+    unbroken, n = evaluated & free.robust(), int(evaluated.sum())
+    claimed = np.any([a.unconfirmed for a in free.attacks.values()], axis=0)
+    left, lost = int(unbroken.sum()), int((unbroken & claimed).sum())
     if not n:
         return MaskingCheck(
             name, NOT_TESTED, f"{attacks} evaluated no example that is right on the clean image."
         )
-    return MaskingCheck(
-        name,
-        WARNING if left else PASSED,
-        f"With the whole pixel box allowed, {left} of {n} right examples are unbroken by"
-        f" {attacks}.",
+    too_many = lost > 0 and tail_of_share(lost, n, LOST_VOTES) < P_LIMIT
+    evidence = (
+        f"With the whole pixel box allowed, {left} of {n} right examples are unbroken by {attacks}"
     )
+    if lost:
+        evidence += (
+            f", {lost} of them because the referee's vote over new draws went against the attack's"
+            f" claim; a warning needs one without a claim, or more than {LOST_VOTES:.0%} with"
+            f" p < {P_LIMIT:g}"
+        )
+    state = WARNING if left > lost or too_many else PASSED
+    return MaskingCheck(name, state, f"{evidence}.")
 
 
 def _shares_of_steps(result: DefenseResult) -> list[Floats]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.outcomes import Outcomes
+from bench.data.image_rows import CleanImages
 from bench.engine.cell_spec import Candidates, CellSpec
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.runner import run_attack
@@ -73,7 +74,7 @@ class SingleRun:
             return None
         return SeededNoise(0, role, torch.device("cpu"), rows=self.noise_rows)
 
-    def clean(self, x: Tensor, noise: SeededNoise | None) -> FreshAnswers:
+    def clean(self, x: CleanImages, noise: SeededNoise | None) -> FreshAnswers:
         """The answers of a copy of the model to clean images."""
         fresh_model = FreshModel(copy.deepcopy(self.model or small_cnn()), noise=noise)
         return fresh_model.answer(x, range(-(-len(x) // fresh_model.rows)))

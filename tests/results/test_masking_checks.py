@@ -185,6 +185,27 @@ def test_unbroken_examples_within_the_whole_box_are_a_warning(
     assert flag_of(world, "unbounded-falls-short", threat="box") == flag
 
 
+@pytest.mark.row("E04c")
+@pytest.mark.parametrize(
+    ("lost", "open_", "state"),
+    [(2, 0, "clear"), (24, 0, "clear"), (25, 0, "raised"), (40, 0, "raised"), (2, 1, "raised")],
+)
+def test_claims_that_lose_the_vote_of_a_random_defense_may_be_chance(
+    world: World, lost: int, open_: int, state: str
+) -> None:
+    """24 of 595 have a chance of 0.0011 where 2 % lose the vote, 25 of 0.0005."""
+    world.threat("box", eps=1.0, ranked=False, order=9)
+    world.attack("unbounded")
+    enter(world, "d", ~first(5), NONE, NONE)
+    claimed = (~first(5) & ~first(5 + open_)).astype(np.int8)
+    world.evaluate("d", "unbounded", ~first(5 + open_ + lost), threat="box", claimed=claimed)
+    flag = flag_of(world, "unbounded-falls-short")
+    assert flag.state == state
+    assert f"{lost + open_} of 595 right examples are unbroken by unbounded, {lost} of them" in (
+        flag.evidence
+    )
+
+
 @pytest.mark.parametrize(("late", "state"), [(21, "clear"), (22, "raised")])
 def test_an_attack_with_late_first_successes_is_not_converged(
     world: World, late: int, state: str
