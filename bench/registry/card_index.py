@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from bench.core import cards
 from bench.core.cards import CARD_MODELS, Card, card_record
 from bench.core.folders import cache_folder, submissions_folder
 from bench.core.hashing import canonical, digest
+from bench.core.json_cache import read_cached, write_cached
 
 HASHED_BYTES = 1 << 20
 """Size up to which a file's content is digested; a larger file is identified by its status."""
@@ -53,7 +53,7 @@ def indexed_cards(load: Callable[[], ListedCards]) -> ListedCards:
         loaded = load()
         body = _body(loaded)
         if index_key() == key:  # no file has changed while the registry was loaded
-            _write(path, key, body)
+            write_cached(path, key, body)
         found = _listed(body)  # as a later call reads them
     return found
 
@@ -67,25 +67,32 @@ def index_path() -> Path:
 def index_key() -> str:
     """SHA-256 of everything that decides the cards.
 
-    That is: the interpreter, environment variables of plugins, the source of bench, of plugins and
-    of every package with an entry point, the names of all installed modules and distributions
-    (they decide which optional libraries are there), and every file of the submissions folder.
+    That is: the code, environment variables of plugins, and every file of the submissions folder.
     """
     variables = {
         name: value
         for name, value in os.environ.items()
         if name.startswith(CACHED_ENVIRONMENT) and name not in RESULTS_ONLY
     }
+    submitted = [_file(path) for path in _submitted(submissions_folder())]
+    return digest({"code": code_key(), "environment": variables, "submissions": submitted})
+
+
+def code_key() -> str:
+    """SHA-256 of the code that decides what a plugin declares.
+
+    That is: the interpreter, the source of bench, of plugins and of every package with an entry
+    point, and the names of all installed modules and distributions (they decide which optional
+    libraries are there).
+    """
     points = sorted(entry_points(group="bench"), key=lambda point: (point.name, point.value))
     folders = [*_own_folders(), *(place for point in points for place in _package(point))]
     return digest(
         {
             "python": sys.version,
-            "environment": variables,
             "entry points": [_entry_point(point) for point in points],
             "source": [_file(path) for folder in folders for path in _sources(folder)],
             "installed": sorted(set(_installed())),
-            "submissions": [_file(path) for path in _submitted(submissions_folder())],
         }
     )
 
@@ -145,12 +152,10 @@ def _file(path: Path) -> list[Any]:
 
 def _read(path: Path, key: str) -> ListedCards | None:
     """The cards that a file holds under this key; None where it is missing, old or damaged."""
+    body = read_cached(path, key)
     try:
-        stored = json.loads(path.read_bytes())
-        if stored["digest"] != digest([key, stored["body"]]):
-            return None
-        return _listed(stored["body"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None if body is None else _listed(body)
+    except (ValueError, LookupError, TypeError):
         return None
 
 
@@ -168,15 +173,3 @@ def _listed(body: Mapping[str, Any]) -> ListedCards:
 def _card(record: Mapping[str, Any]) -> Card:
     fields = {name: value for name, value in record.items() if name != "detail"}
     return CARD_MODELS[record["kind"]].model_validate({**record["detail"], **fields})
-
-
-def _write(path: Path, key: str, body: Mapping[str, Any]) -> None:
-    """Replace the file in one step; a folder that cannot be written to gets no index."""
-    content = canonical({"body": body, "digest": digest([key, body])})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
-    except OSError:
-        return

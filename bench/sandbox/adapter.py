@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import torch
 
 from bench.core.errors import BenchError, PluginError
+from bench.core.folders import cache_folder
+from bench.core.hashing import digest
 from bench.core.isolation import Isolation
+from bench.core.json_cache import read_cached, write_cached
 from bench.plugin import (
     Attack,
     Claim,
@@ -22,6 +26,7 @@ from bench.plugin import (
     ThreatModel,
     hookimpl,
 )
+from bench.registry.card_index import code_key
 from bench.registry.discovery import Plugin
 from bench.registry.registry import HOOK_OF_KIND, Registry
 from bench.registry.submission import Submission
@@ -208,11 +213,24 @@ def submission_title(submission: Submission) -> str:
 
 
 def declarations_of(submission: Submission) -> Frame:
-    """The declarations of a submission, from a worker process that ends afterwards."""
+    """The declarations of a submission, not yet validated.
+
+    They are read once for each submission and version of the code, in a worker process that ends
+    afterwards, and kept in the cache folder; commands on many submissions start no processes.
+    """
+    key = digest([_code_key(), submission.digest, submission.card.kind, submission.card.name])
+    path = cache_folder() / "declarations" / f"{submission.digest[:32]}.json"
+    known = read_cached(path, key)
+    if known is not None:
+        return Frame(0, {"declarations": known}, bytearray())
     process = SandboxProcess()
     frame = request_declarations(submission, process)
     process.close()
+    write_cached(path, key, frame.header.get("declarations"))
     return frame
+
+
+_code_key = functools.cache(code_key)
 
 
 def request_declarations(submission: Submission, process: SandboxProcess) -> Frame:

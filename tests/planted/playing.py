@@ -102,17 +102,25 @@ def load_registry() -> Registry:
     return registry
 
 
-def play(case: Case, registry: Registry, examples: int, attacks: tuple[str, ...] = ()) -> Played:
+def play(
+    case: Case,
+    registry: Registry,
+    examples: int,
+    attacks: tuple[str, ...] = (),
+    *,
+    until_caught: bool = False,
+) -> Played:
     """Play one case; whatever it does, there is a result.
 
     A defense meets these attacks; without any the required and follow-up attacks of the protocol.
+    With `until_caught` no dishonest defense is evaluated that a contract check refuses.
     """
     since = time.process_time()
     state = torch.random.get_rng_state()
     played = Played(case.name, case.group, case.what)
     try:
         if case.attack is None:
-            play_defense(case, registry, examples, played, attacks)
+            play_defense(case, registry, examples, played, attacks, until_caught=until_caught)
         else:
             play_attack(case, registry, examples, played)
     except PLUGIN_EXCEPTIONS as error:  # one case that ends the run is a result of that case
@@ -124,15 +132,19 @@ def play(case: Case, registry: Registry, examples: int, attacks: tuple[str, ...]
 
 
 def play_defense(
-    case: Case, registry: Registry, examples: int, played: Played, attacks: tuple[str, ...]
-) -> None:
+    case: Case, registry: Registry, examples: int, played: Played, attacks: tuple[str, ...], *,
+    until_caught: bool,
+) -> None:  # fmt: skip
     """Train, check, evaluate and judge one defense."""
     assert case.defense is not None
     name = case.defense.name
     dataset = registry.find("dataset", registry.find("threat", case.threat).value.dataset).value
     build_trained(registry, name, dataset)
-    played.truth = truth(case, registry, name, examples)
     played.refused = contract_failures(registry, "defense", name)
+    if until_caught and played.refused and not case.honest:
+        played.caught = True
+        return
+    played.truth = truth(case, registry, name, examples)
     rows, store_rows = evaluate(registry, case.threat, (name,), attacks, examples, played)
     for row in rows:
         if row.defense == name and row.robust.n:

@@ -23,7 +23,8 @@ from bench.evaluation.reproduce import reproduce
 from bench.plugin import Dataset
 from bench.registry.discovery import REVIEWED_SUBMISSIONS
 from bench.registry.registry import Registry
-from bench.sandbox import isolation
+from bench.sandbox import adapter, isolation
+from bench.sandbox.process import SandboxProcess
 from bench.store import Store
 from bench.submissions import templates
 from bench.submissions.intake import accept_submission
@@ -338,3 +339,29 @@ def test_listing_plugins_starts_no_worker(tmp_path: Path, monkeypatch: pytest.Mo
     done = CliRunner().invoke(app, ["list", "defenses", "--json"])
     names = {item["name"] for item in json.loads(done.stdout)["items"]}
     assert "mine" in names
+
+
+def test_declarations_are_read_once_for_each_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command on many submissions starts no process to read them again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    started = []
+
+    class Counted(SandboxProcess):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self)
+
+    monkeypatch.setattr(adapter, "SandboxProcess", Counted)
+    folder = tmp_path / "submissions"
+    write_submission(folder, ROUNDING)
+    first, again = (sandboxed(folder).defense_card("mine") for _ in range(2))
+    assert first == again and len(started) == 1
+    (kept,) = (tmp_path / "cache").rglob("declarations/*.json")
+    kept.write_text(kept.read_text().replace('"forwards":2', '"forwards":1'))
+    assert sandboxed(folder).defense_card("mine") == first and len(started) == 2
+    write_submission(folder, ROUNDING.replace("forwards=2", "forwards=3"))
+    assert sandboxed(folder).defense_card("mine").forwards == 3 and len(started) == 3
+    monkeypatch.setattr(adapter, "_code_key", lambda: "another version of the code")
+    assert sandboxed(folder).defense_card("mine").forwards == 3 and len(started) == 4
