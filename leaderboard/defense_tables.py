@@ -8,7 +8,10 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from bench.core.cards import AttackCard, DefenseCard
+from bench.core.corruptions import SEVERITIES
 from bench.core.outcomes import KeptImage
+from bench.core.statistics import Count
+from bench.results.corruption_rows import corruption_rows, mean_shares
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
 from leaderboard import markup, words
@@ -126,6 +129,27 @@ def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
         for label, row in rows
     ]
     return markup.html_table(THREAT_MODEL_COLUMNS, lines)
+
+
+def corruptions_by_severity(clean: Count, cells: Iterable[MatrixCell]) -> Html:
+    """The accuracy of one defense under each corruption, by severity; empty without a figure."""
+    found = corruption_rows(clean, {cell.attack: cell.robust for cell in cells})
+    lines = [
+        (markup.text(row.kind), *(markup.bar(count, "clean") for count in row.counts))
+        for row in found
+    ]
+    if not lines:
+        return markup.NOTHING
+    means = (
+        markup.text("—" if share is None else f"{100 * share:.1f} %")
+        for share in mean_shares(found)
+    )
+    severities = (
+        Column(f"Severity {severity}" if severity else "Clean", kind="figure")
+        for severity in range(SEVERITIES + 1)
+    )
+    columns = (Column("Corruption", kind="name"), *severities)
+    return markup.html_table(columns, [*lines, (markup.tag("b", markup.text("mean")), *means)])
 
 
 def example_pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:

@@ -183,6 +183,10 @@ def _defense(
         classes = store.examples(by_label[label].examples).classes
         measured = measure_tables.measures_part(found, classes)
         parts.append(_part(f"Measures under {label}", measured))
+        corruptions = defense_tables.corruptions_by_severity(row.clean, found.cells)
+        if corruptions:
+            caption = markup.tag("p", markup.small(words.CORRUPTIONS_CAPTION))
+            parts.append(_part(f"Corruptions under {label}", Html(caption + corruptions)))
         if row.rejects is not None:
             detector = defense_tables.detector_table(row, found.cells, attacks)
             parts.append(_part(f"Detector under {label}", detector))

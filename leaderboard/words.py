@@ -136,6 +136,10 @@ MEASURES_CAPTION = (
     "Over all attacks that were run. Attacks that stop at their first success reduce confidence no"
     " further, so the falls of confidence and the risk under attack are lower bounds."
 )
+CORRUPTIONS_CAPTION = (
+    "Not adversarial: no attacker chooses these images, and no rank reads these figures. Right are"
+    " the examples that are classified correctly on the clean and on the corrupted image."
+)
 NOT_MEASURED = "Not measured."
 
 

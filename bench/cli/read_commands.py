@@ -22,6 +22,8 @@ LISTS = (*LISTED_KINDS, "suites", "submissions")
 WHOLE_FORMATS = ("text", "json")
 """Formats of `bench report` that hold more than tables."""
 REPORT_FORMATS = (*WHOLE_FORMATS, "csv", "markdown", "latex")
+CORRUPTION_TABLE = "corruptions"
+"""The name of the table of corruptions for `bench report --table`."""
 export = typer.Typer(help="Write outcomes or images to a file.", no_args_is_help=True)
 
 ExampleOrder = Annotated[
@@ -165,7 +167,10 @@ def report(
         str, typer.Option("--format", help="text, json, csv, markdown or latex (booktabs).")
     ] = "text",
     table: Annotated[
-        str, typer.Option(help="ranking or matrix, for papers or CSV; radii in every format.")
+        str,
+        typer.Option(
+            help="ranking, matrix or corruptions, for papers or CSV; radii in every format."
+        ),
     ] = "",
 ) -> None:
     """Print the leaderboard of a threat model: ranking, matrix and gradient-masking checks.
@@ -191,13 +196,20 @@ def report(
 def print_tables(document: dict[str, Any], format_: str, name: str) -> None:
     """Write the tables of a report to stdout; as CSV one table, by default the ranking."""
     from bench.results import report_tables, table_formats
+    from bench.results.corruption_rows import corruption_table
+
+    def found_tables(which: str) -> list[report_tables.ReportTable]:
+        """The tables of a name, or ranking and matrix."""
+        if which == CORRUPTION_TABLE:
+            return [corruption_table(document, means=format_ != "csv")]
+        return report_tables.report_tables(document, which)
 
     if format_ == "csv":
-        (found,) = report_tables.report_tables(document, name or "ranking")
+        (found,) = found_tables(name or "ranking")
         listed = report_tables.matrix_list(document) if found.name == "matrix" else found
         sys.stdout.write(table_formats.table_as_csv(listed))
         return
-    for table in report_tables.report_tables(document, name):
+    for table in found_tables(name):
         label = f"{document['threat']['name']}-{table.name}"
         written = (
             table_formats.table_as_markdown(table)

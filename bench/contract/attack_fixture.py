@@ -21,6 +21,7 @@ from bench.engine.values import checked_state
 from bench.plugin import Attack, State, Traits
 from bench.registry.registry import Registry
 from bench.threats.access import Access, Budget
+from bench.threats.corruption import Corruption
 from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.patch import Patch
@@ -43,7 +44,7 @@ PARAMETRIC_EXAMPLES: dict[str, PerturbationSet] = {
     "patch": Patch(3, 3, 1, 1),
 }
 """Attacks that work in every parametric set are checked in these."""
-BALLS = NORMS | PARAMETRIC_EXAMPLES | {"L0": L0(Fraction(4))}
+BALLS = NORMS | PARAMETRIC_EXAMPLES | {"L0": L0(Fraction(4)), "corruption": Corruption()}
 WIDE_BALLS: dict[str, PerturbationSet] = {
     "Linf": Linf(Fraction(1, 2)),
     "L2": L2(Fraction(4)),
@@ -52,6 +53,7 @@ WIDE_BALLS: dict[str, PerturbationSet] = {
     "rotation-translation": RotationTranslation(degrees=90.0, pixels=3.0),
     "elastic-field": ElasticField(pixels=3.0),
     "patch": Patch(5, 5),
+    "corruption": Corruption(),
 }
 GOAL_EXAMPLES = {
     "untargeted": Goal(),

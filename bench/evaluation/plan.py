@@ -72,7 +72,8 @@ def selected_threats(registry: Registry, selection: Selection) -> list[ThreatMod
         chosen = [registry.find("threat", name).value for name in names]
     else:
         chosen = [o.value for o in registry.threats.values() if o.value.dataset == EMBEDDED_DATASET]
-        chosen = [threat for threat in chosen if threat.protocol.required]
+        # Without access there is no attacker: corruptions are evaluated where they are named.
+        chosen = [t for t in chosen if t.protocol.required and t.access > Access.NOTHING]
     if not selection.attacks:
         chosen += evidence_threats(registry, chosen)
     chosen = [threat for threat in chosen if _supports(registry, threat, selection)]

@@ -16,7 +16,7 @@ one point for all images `SharedAttack`, `SharedProblem`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
 `L2`, `L1`, `L0`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
-`Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Goal`, `Budget`;
+`Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Corruption`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`, `AnswerWork`.
 """
@@ -29,6 +29,7 @@ import pluggy
 
 from bench.core.batches import default_batch
 from bench.core.cards import Claim
+from bench.core.corruptions import CORRUPTION_ATTACKS, CORRUPTIONS, SEVERITIES
 from bench.core.errors import require_type
 from bench.core.protocols import LeaderboardProtocol
 from bench.core.statistics import clopper_pearson
@@ -58,6 +59,7 @@ from bench.plugin.losses import Loss, cross_entropy, margin, margin_to, select_c
 from bench.plugin.shared import SharedAttack, SharedProblem, is_shared
 from bench.plugin.training import FreeTraining, InnerAttack, Recipe, TrainingBatch
 from bench.threats.access import Access, Budget
+from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
@@ -76,11 +78,14 @@ from bench.threats.spatial import RotationTranslation
 from bench.threats.threat_model import SHARED, Goal, ThreatModel
 
 __all__ = [
+    "CORRUPTIONS",
+    "CORRUPTION_ATTACKS",
     "EXTERNAL_BATCH",
     "L0",
     "L1",
     "L2",
     "OPTIONAL_METHODS",
+    "SEVERITIES",
     "SHARED",
     "Access",
     "AnswerWork",
@@ -88,6 +93,7 @@ __all__ = [
     "Budget",
     "Certifier",
     "Claim",
+    "Corruption",
     "Dataset",
     "Defense",
     "Diagnostic",

@@ -18,6 +18,8 @@ _Json = Mapping[str, Any]
 
 NO_FIGURE = ("missing", "skipped", "not applicable")
 """States of a matrix cell that was not evaluated."""
+NOT_COUNTED = "-"
+"""In place of a count where nothing was counted."""
 FINE_N = 10_000
 """From this many examples on, percentages have two decimals, else one."""
 TABLE_NAMES = ("ranking", "matrix")
@@ -75,7 +77,7 @@ def report_tables(report: _Json, name: str = "") -> list[ReportTable]:
     Raises BenchError where there is no table of that name.
     """
     if name not in ("", *TABLE_NAMES):
-        known = ", ".join((*TABLE_NAMES, "radii"))
+        known = ", ".join((*TABLE_NAMES, "radii", "corruptions"))
         raise BenchError(f"--table is {name!r}; use one of {known}.")
     found = (ranking_of_counts(report), matrix_of_counts(report))
     return [table for table in found if name in ("", table.name)]
@@ -157,7 +159,7 @@ def count_of(record: _Json) -> Count:
 
 def known_count(record: _Json) -> Count | str:
     """A count, or a dash where nothing was counted."""
-    return count_of(record) if record["n"] else "-"
+    return count_of(record) if record["n"] else NOT_COUNTED
 
 
 def coverage_text(row: _Json) -> str:

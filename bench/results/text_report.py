@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bench.results.corruption_rows import corruption_table, has_corruptions
 from bench.results.rank_notes import defense_option
 from bench.results.report_tables import attacks_with_figures, matrix_of_counts, ranking_of_counts
 from bench.results.text_table import BlockTable, TextColumn
@@ -24,6 +25,7 @@ def text_report(report: Json) -> Group:
     shown: list[RenderableType] = [
         _heading(report),
         ranking_of_counts(report).in_blocks(),
+        *([corruption_table(report).in_blocks()] if has_corruptions(report) else []),
         terminal_matrix(report),
     ]
     if any(row["measures"]["costs"] for row in report["ranking"]):

@@ -13,6 +13,7 @@ from bench.core.hashing import digest
 from bench.core.protocols import LeaderboardProtocol
 from bench.core.radii import exact_fraction
 from bench.threats.access import Access, Budget
+from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.fingerprint import class_source_digest, parameters_of
@@ -107,7 +108,9 @@ class ThreatModel:
 NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}
 BUILT_IN_SETS = tuple(NORM_BALLS.values())
 """The built-in norm balls, without their subclasses."""
-NAMED_SETS = (RotationTranslation, ElasticField, Patch, LinfDelta, L2Delta, RandomPatch, L0)
+NAMED_SETS = (
+    RotationTranslation, ElasticField, Patch, LinfDelta, L2Delta, RandomPatch, L0, Corruption,
+)  # fmt: skip
 """The other built-in sets, whose name and parameters say what they are."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from bench.core.cards import AttackCard, DefenseCard
+from bench.core.corruptions import CORRUPTION_SET
 from bench.results.defense_report import DefenseReport
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
@@ -39,6 +40,7 @@ def main() -> None:
     show_declarations(card, {leaderboards[name].name: row for name, row in reversed(found.items())})
     st.subheader("All threat models", anchor="threat-models")
     st.html(defense_tables.threat_models_table(list(found.items())))
+    show_corruptions(card.name, selected, leaderboards)
     if label not in found:
         st.html(markup.notice(words.not_evaluated(card.name, selected)))
         return
@@ -65,6 +67,20 @@ def show_declarations(card: DefenseCard, rows: Mapping[str, RankingRow]) -> None
     with right:
         st.subheader("Claims", anchor="claims")
         st.html(defense_tables.claims_table(card, rows))
+
+
+def show_corruptions(
+    defense: str, selected: Leaderboard, leaderboards: Mapping[str, Leaderboard]
+) -> None:
+    """Show the accuracy under corruptions of the same data set; nothing without results."""
+    for leaderboard in leaderboards.values():
+        row = reading.read_row(leaderboard, defense)
+        is_meant = leaderboard.set["name"] == CORRUPTION_SET
+        if row and is_meant and leaderboard.dataset == selected.dataset:
+            cells = [one for one in reading.read_matrix(leaderboard) if one.defense == defense]
+            st.subheader("Corruptions", anchor="corruptions")
+            st.caption(words.CORRUPTIONS_CAPTION)
+            st.html(defense_tables.corruptions_by_severity(row.clean, cells) or words.NOT_MEASURED)
 
 
 def show_report(selected: Leaderboard, report: DefenseReport) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from bench.plugin import LeaderboardProtocol
+from bench.plugin import (
+    CORRUPTION_ATTACKS,
+    Access,
+    Corruption,
+    LeaderboardProtocol,
+    ThreatModel,
+)
 
 GRADIENT: Mapping[str, tuple[str, ...]] = {
     "Linf": ("fgsm", "bim", "pgd", "pgd-margin", "apgd-ce", "apgd-t-nearest"),
@@ -39,6 +45,19 @@ def white_box_protocol(
         surrogates=surrogates,
         evidence=tuple(evidence),
     )  # fmt: skip
+
+
+def corruptions(dataset: str, order: int) -> ThreatModel:
+    """Every corruption at every severity of a data set, without an attacker and without ranks."""
+    return ThreatModel(
+        f"{dataset}-corruptions",
+        dataset,
+        Corruption(),
+        access=Access.NOTHING,
+        protocol=LeaderboardProtocol(required=CORRUPTION_ATTACKS, ranked=False),
+        order=order,
+        summary=f"Corruptions of {dataset} at five severities; chosen by no attacker.",
+    )
 
 
 def label_protocol(norm: str, surrogates: Mapping[str, str]) -> LeaderboardProtocol:

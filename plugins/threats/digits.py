@@ -23,7 +23,7 @@ from bench.plugin import (
     ThreatModel,
     hookimpl,
 )
-from plugins.threats._protocols import label_protocol, white_box_protocol
+from plugins.threats._protocols import corruptions, label_protocol, white_box_protocol
 
 EPS = Fraction(51, 255)
 """A fifth of the range of a pixel."""
@@ -51,6 +51,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
     yield from evidence()
     yield one_pixel()
     yield rotated()
+    yield corruptions("digits", 35)
     yield from shared()
     for place, ball in enumerate(balls):
         yield from half_and_double(f"digits-{ball.name.lower()}", ball, 20 + 2 * place)

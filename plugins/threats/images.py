@@ -17,7 +17,7 @@ from bench.plugin import (
     ThreatModel,
     hookimpl,
 )
-from plugins.threats._protocols import white_box_protocol
+from plugins.threats._protocols import corruptions, white_box_protocol
 
 STANDARD = {"standard": "undefended-images"}
 
@@ -39,6 +39,8 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         summary="One patch of about 8 x 8 pixels at a random place of all images; white-box.",
         scope=SHARED,
     )
+    for place, dataset in enumerate(("mnist", "fashion-mnist", "cifar10", "cifar100")):
+        yield corruptions(dataset, 36 + place)
     if os.environ.get("BENCH_IMAGE_FOLDER"):
         own = LeaderboardProtocol(required=("fgsm", "pgd", "square", "hopskipjump"))
         yield ThreatModel(

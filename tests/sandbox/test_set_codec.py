@@ -9,6 +9,7 @@ import pytest
 
 from bench.core.errors import PluginError
 from bench.sandbox.set_codec import ENCODED_SETS, decode_set, encode_set, set_values
+from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
@@ -21,6 +22,7 @@ SETS = [
     Linf(Fraction(8, 255)), L2(Fraction(1, 2)), L1(Fraction(12)), L0(Fraction(3)),
     RotationTranslation(20.0, 2.5, eps=Fraction(1, 3)), ElasticField(2.0, 4), Patch(2, 3, 4, 5),
     RandomPatch(4, 0.5, 1.5, 20.0, 7), LinfDelta(eps=Fraction(1, 7)), L2Delta(eps=Fraction(3, 2)),
+    Corruption(eps=Fraction(3, 5)),
 ]  # fmt: skip
 
 

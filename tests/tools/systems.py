@@ -96,6 +96,7 @@ SYSTEM_FILES = {
     "G03": "bench/results/target_pairs.py",
     "G04": "bench/results/true_class.py",
     "G05": "bench/results/defense_report.py",
+    "G17": "bench/threats/corruption.py",
     "G18": "bench/referee/referee.py",
     "X15": "bench/results/gallery.py",
     "X20": "plugins/attacks/fast_gradient.py",

@@ -41,6 +41,11 @@ RULES = [
     ("digits-universal-l2", "digits", "l2-delta", Fraction(2), "untargeted", False),
     ("fashion-patch", "fashion-mnist", "random-patch", Fraction(1), "untargeted", False),
     ("digits-one-pixel", "digits", "L0", Fraction(1), "untargeted", False),
+    ("digits-corruptions", "digits", "corruption", Fraction(1), "untargeted", False),
+    ("mnist-corruptions", "mnist", "corruption", Fraction(1), "untargeted", False),
+    ("fashion-mnist-corruptions", "fashion-mnist", "corruption", Fraction(1), "untargeted", False),
+    ("cifar10-corruptions", "cifar10", "corruption", Fraction(1), "untargeted", False),
+    ("cifar100-corruptions", "cifar100", "corruption", Fraction(1), "untargeted", False),
 ]
 
 UNRANKED = (
@@ -65,6 +70,11 @@ IDS = {
     "digits-l1-double": "ba924c4b4d9001e5",
     "digits-rotation": "f3daa7c1d3ee60ff",
     "digits-one-pixel": "c82b6f99696462ab",
+    "digits-corruptions": "ebdaf104d51ad783",
+    "mnist-corruptions": "5dd976e131ae03b2",
+    "fashion-mnist-corruptions": "1bbdd6fc9bf96b51",
+    "cifar10-corruptions": "1ac9b245aa0d8dc2",
+    "cifar100-corruptions": "5518f1197448da1a",
     "digits-universal-linf": "f1a9e2d5cc6148d0",
     "digits-universal-l2": "05f0b3b124955d00",
     "fashion-patch": "bee0c108ef595ca9",
@@ -102,10 +112,12 @@ def test_the_ids_are_unchanged() -> None:
     assert {threat_model.name: threat_model.id for threat_model in MODELS} == IDS
 
 
-def test_only_digits_labels_hides_scores_and_limits_queries() -> None:
+def test_only_digits_labels_and_corruptions_hide_scores_and_the_former_limits_queries() -> None:
     for threat_model in MODELS:
         labels = threat_model.name == "digits-labels"
-        assert threat_model.access == (Access.LABELS if labels else Access.GRADIENTS)
+        known = Access.LABELS if labels else Access.GRADIENTS
+        corruptions = threat_model.name.endswith("-corruptions")
+        assert threat_model.access == (Access.NOTHING if corruptions else known)
         assert threat_model.budget == (Budget(queries=1000) if labels else Budget())
 
 
