@@ -13,6 +13,7 @@ PAGE_TITLES = {
     "ranking": "Ranking",
     "matrix": "Matrix",
     "defense": "Defense",
+    "union": "Several sets",
     "submissions": "Submissions",
     "rules": "Rules and method",
 }

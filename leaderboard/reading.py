@@ -13,13 +13,14 @@ import streamlit as st
 
 from bench.core.cards import CardT
 from bench.core.errors import BenchError
-from bench.results import attack_findings, defense_report, leaderboards
+from bench.results import attack_findings, defense_report, leaderboards, set_unions
 from bench.results import matrix as matrices
 from bench.results import ranking as rankings
 from bench.results.defense_report import DefenseReport
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
+from bench.results.set_unions import SetUnion
 from bench.store import CellRow, ExamplesRow, Store, SubmissionRow
 from bench.store.damage import explained_damage
 from bench.store.database import DEFAULT_DATABASE, resolve_url, sqlite_file
@@ -108,6 +109,11 @@ def read_attack_warnings(leaderboard: Leaderboard) -> dict[str, str]:
 def read_defense_report(leaderboard: Leaderboard, defense: str) -> DefenseReport:
     """Cells, curves and images of one defense on a leaderboard."""
     return _call(defense_report.defense_report, leaderboard, defense)
+
+
+def read_set_union(leaderboard: Leaderboard) -> SetUnion:
+    """The score over several sets of the data set and the order of a leaderboard."""
+    return _call(set_unions.load_set_union, leaderboard.dataset, leaderboard.example_order)
 
 
 def read_cards(model: type[CardT]) -> list[CardT]:

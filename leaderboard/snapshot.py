@@ -7,7 +7,8 @@ import html
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -21,14 +22,25 @@ from bench.results import (
     leaderboards,
     matrix,
     ranking,
+    set_unions,
 )
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
 from bench.store import Store
 from bench.store.damage import explained_damage
-from leaderboard import chart_rows, defense_tables, grid, markup, measure_tables, tables, words
+from leaderboard import (
+    chart_rows,
+    defense_tables,
+    grid,
+    markup,
+    measure_tables,
+    tables,
+    union_tables,
+    words,
+)
 from leaderboard.markup import Html
 
+UNION_ORDERS = {"balanced": "", "file": " in file order"}
 PACKAGE_FOLDER = Path(__file__).parent
 SNAPSHOT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SNAPSHOT_STYLE = """
@@ -75,9 +87,23 @@ def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
         pages[snapshot_file("defense", name)] = _page(
             name, _defense(store, name, cards[name], by_label, rows)
         )
+    pages |= _unions(store, by_label)
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
-    pages["index.html"] = _page(words.PRODUCT, _index(by_label, rows, digest, store.root()))
+    pages["index.html"] = _page(words.PRODUCT, _index(by_label, rows, digest, store.root(), pages))
     pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
+    return pages
+
+
+def _unions(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
+    """A page for each data set with results in two sets or more, in each order of the examples."""
+    pages: dict[str, str] = {}
+    for dataset, order in sorted({(one.dataset, one.example_order) for one in by_label.values()}):
+        with suppress(BenchError):
+            found = set_unions.load_set_union(store, dataset, order)
+            title = f"Several perturbation sets on {dataset}" + UNION_ORDERS[order]
+            head = markup.heading(title, markup.text(words.UNION_CAPTION))
+            body = Html(head + union_tables.union_score_table(found))
+            pages[snapshot_file("sets", f"{dataset}{UNION_ORDERS[order]}")] = _page(title, body)
     return pages
 
 
@@ -205,6 +231,7 @@ def _index(
     rows: Mapping[str, Sequence[RankingRow]],
     digest: str,
     root: str,
+    pages: Iterable[str],
 ) -> Html:
     lines = [
         (
@@ -219,11 +246,17 @@ def _index(
         markup.Column(name) for name in ("Threat model", "Perturbation set", "Evaluated", "n")
     ]
     today = f"Snapshot of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; content sha256 {digest}."
+    unions = (
+        markup.tag("p", markup.tag("a", markup.text("Several sets in one score"), href=name))
+        for name in sorted(pages)
+        if name.startswith("sets-")
+    )
     method = markup.tag("a", markup.text("How the figures are computed"), href="method.txt")
     return markup.join(
         (
             markup.heading(words.PRODUCT, markup.text(words.MOTTO)),
             _part("Leaderboards", markup.html_table(columns, lines, today)),
+            *unions,
             markup.tag("p", method),
             markup.tag("p", markup.small(words.root_sentence(root))),
         )

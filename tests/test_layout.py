@@ -81,6 +81,7 @@ TESTED_BY = {
     "bench/cli/compare_commands.py": "tests/results/test_comparison.py",
     "bench/cli/profile_commands.py": "tests/evaluation/test_cell_profile.py",
     "bench/cli/radii_tables.py": "tests/results/test_radii_table.py",
+    "bench/cli/union_tables.py": "tests/results/test_set_unions.py",
     "bench/cli/import_commands.py": "tests/submissions/test_import_checkpoint.py",
     "bench/submissions/architectures.py": "tests/submissions/test_import_checkpoint.py",
     "bench/submissions/state_dicts.py": "tests/submissions/test_import_checkpoint.py",

@@ -13,6 +13,7 @@ import typer
 
 from bench.cli.options import AsJson, Database, Mode, Unsandboxed, print_json
 from bench.cli.radii_tables import RADII_TABLE, print_radii_table
+from bench.cli.union_tables import UNION_TABLE, print_union_table
 from bench.core.cards import Card, card_record, kind_fields
 from bench.core.errors import BenchError
 from bench.registry.card_index import ListedCards, indexed_cards
@@ -169,7 +170,7 @@ def report(
     table: Annotated[
         str,
         typer.Option(
-            help="ranking, matrix or corruptions, for papers or CSV; radii in every format."
+            help="ranking, matrix or corruptions, for papers or CSV; radii or union in any format."
         ),
     ] = "",
 ) -> None:
@@ -183,6 +184,9 @@ def report(
         raise BenchError(f"--format is {chosen!r}; use one of {', '.join(REPORT_FORMATS)}.")
     if table == RADII_TABLE and chosen != "json":
         print_radii_table(db, threat, mode=mode, order=order, format_=chosen)
+        return
+    if table == UNION_TABLE and chosen != "json":
+        print_union_table(db, threat, order=order, format_=chosen)
         return
     if table and chosen in WHOLE_FORMATS:
         raise BenchError(f"--table is for csv, markdown and latex; {chosen} has the whole report.")

@@ -77,7 +77,7 @@ def report_tables(report: _Json, name: str = "") -> list[ReportTable]:
     Raises BenchError where there is no table of that name.
     """
     if name not in ("", *TABLE_NAMES):
-        known = ", ".join((*TABLE_NAMES, "radii", "corruptions"))
+        known = ", ".join((*TABLE_NAMES, "radii", "corruptions", "union"))
         raise BenchError(f"--table is {name!r}; use one of {known}.")
     found = (ranking_of_counts(report), matrix_of_counts(report))
     return [table for table in found if name in ("", table.name)]

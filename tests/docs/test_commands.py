@@ -17,6 +17,7 @@ SLOW = {
     "docs/howto/image-folders.md",
     "docs/howto/real-data.md",
     "docs/howto/reproduce.md",
+    "docs/howto/several-sets.md",
     "docs/howto/workers.md",
 }
 """Pages that take longer than ten seconds."""

@@ -50,7 +50,7 @@ REPLACED = {
     "arXiv:1901.08573": f"javascript:alert(2)//{HOSTILE_TEXT}",
 }
 """Texts of the example database -> what stands in their place."""
-PAGES = ("ranking", "matrix", "defense", "submissions", "rules")
+PAGES = ("ranking", "matrix", "defense", "union", "submissions", "rules")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from leaderboard import defense_tables, states, tables, words
 from tests.leaderboard.conftest import APP, Visit
 from tests.leaderboard.example_database import DEFENSES, HOSTILE
 
-PAGES = ("ranking", "matrix", "defense", "submissions", "rules")
+PAGES = ("ranking", "matrix", "defense", "union", "submissions", "rules")
 NEED_RESULTS = ("ranking", "matrix", "defense")
 
 

@@ -151,7 +151,7 @@ def test_the_command_writes_the_tables_of_a_paper(filled: World) -> None:
         (["--format", "html"], "--format is 'html'; use one of text, json, csv, markdown, latex."),
         (
             ["--format", "latex", "--table", "rank"],
-            "--table is 'rank'; use one of ranking, matrix, radii, corruptions.",
+            "--table is 'rank'; use one of ranking, matrix, radii, corruptions, union.",
         ),
         (["--table", "matrix"], "--table is for csv, markdown and latex; text has the whole"),
         (["--json", "--table", "matrix"], "json has the whole report"),
