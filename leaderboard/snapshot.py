@@ -101,7 +101,7 @@ def _unions(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]
         with suppress(BenchError):
             found = set_unions.load_set_union(store, dataset, order)
             title = f"Several perturbation sets on {dataset}" + UNION_ORDERS[order]
-            head = markup.heading(title, markup.text(words.UNION_CAPTION))
+            head = markup.heading(title, markup.text(union_tables.UNION_CAPTION))
             body = Html(head + union_tables.union_score_table(found))
             pages[snapshot_file("sets", f"{dataset}{UNION_ORDERS[order]}")] = _page(title, body)
     return pages

@@ -6,6 +6,11 @@ from bench.results.set_unions import HEADINGS, SCORED_SETS, SetUnion, UnionRow
 from leaderboard import markup, words
 from leaderboard.markup import Column, Html
 
+UNION_CAPTION = (
+    "Union: an example is robust where no attack in any of the sets broke it. Average: the mean"
+    " over the sets. Both count the examples that were evaluated in every set of the row, and"
+    " nothing is ranked by them; corruptions are not adversarial."
+)
 UNION_COLUMNS = (
     Column("Defense", kind="name"),
     Column("Union ↑", "robust in every set of the row", "figure"),
@@ -16,6 +21,12 @@ UNION_COLUMNS = (
     Column("Not told apart from", "by exact paired tests of the union, as one family", "words"),
     Column("Note", "sets without a result, and open required attacks", "words"),
 )  # fmt: skip
+
+
+def no_union(message: str) -> words.Notice:
+    """The notice for a data set with results in fewer than two sets."""
+    commands = ("bench run --threat digits-linf --threat digits-l2",)
+    return words.Notice("Fewer than two sets", (words.as_sentence(message),), commands)
 
 
 def union_score_table(found: SetUnion) -> Html:

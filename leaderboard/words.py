@@ -140,11 +140,6 @@ CORRUPTIONS_CAPTION = (
     "Not adversarial: no attacker chooses these images, and no rank reads these figures. Right are"
     " the examples that are classified correctly on the clean and on the corrupted image."
 )
-UNION_CAPTION = (
-    "Union: an example is robust where no attack in any of the sets broke it. Average: the mean"
-    " over the sets. Both count the examples that were evaluated in every set of the row, and"
-    " nothing is ranked by them; corruptions are not adversarial."
-)
 NOT_MEASURED = "Not measured."
 
 
@@ -342,12 +337,6 @@ def best_defense_sentence(defense: str, robust: Count) -> str:
     """The description of the interval plot."""
     accuracy = f"{format_count(robust)} ({format_interval(robust)})"
     return f"{plain_text(defense)} is first; its robust accuracy is {accuracy}."
-
-
-def no_union(message: str) -> Notice:
-    """The notice for a data set with results in fewer than two sets."""
-    commands = ("bench run --threat digits-linf --threat digits-l2",)
-    return Notice("Fewer than two sets", (as_sentence(message),), commands)
 
 
 def not_evaluated(defense: str, leaderboard: Leaderboard) -> Notice:

@@ -181,6 +181,8 @@ DEFENSE_SYSTEMS = {
     "shield": ("F02",),
     "thermometer": ("D29",),
     "thermometer-training": ("D29",),
+    "spatial-augmented": ("P02",),
+    "spatial-training": ("P02",),
     "total-variation": ("F05",),
     "trades": ("D13",),
     "undefended-images": ("D01",),
