@@ -101,7 +101,7 @@ def _unions(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]
         with suppress(BenchError):
             found = set_unions.load_set_union(store, dataset, order)
             title = f"Several perturbation sets on {dataset}" + UNION_ORDERS[order]
-            head = markup.heading(title, markup.text(union_tables.UNION_CAPTION))
+            head = markup.heading(title, markup.reason(union_tables.UNION_CAPTION))
             body = Html(head + union_tables.union_score_table(found))
             pages[snapshot_file("sets", f"{dataset}{UNION_ORDERS[order]}")] = _page(title, body)
     return pages
@@ -211,7 +211,7 @@ def _defense(
         parts.append(_part(f"Measures under {label}", measured))
         corruptions = defense_tables.corruptions_by_severity(row.clean, found.cells)
         if corruptions:
-            caption = markup.tag("p", markup.small(words.CORRUPTIONS_CAPTION))
+            caption = markup.tag("p", markup.reason(words.CORRUPTIONS_CAPTION))
             parts.append(_part(f"Corruptions under {label}", Html(caption + corruptions)))
         if row.rejects is not None:
             detector = defense_tables.detector_table(row, found.cells, attacks)

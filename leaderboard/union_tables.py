@@ -47,6 +47,6 @@ def _cells(row: UnionRow) -> tuple[Html, ...]:
         ),
         *(markup.bar(figure.robust if figure else None) for figure in figures),
         markup.bar(row.clean, "clean"),
-        markup.text(", ".join(map(words.plain_text, row.tied)) or "—"),
+        markup.reason(", ".join(map(words.plain_text, row.tied)) or "—"),
         markup.text(row.note or "—"),
     )  # fmt: skip

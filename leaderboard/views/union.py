@@ -10,7 +10,7 @@ def main() -> None:
     """Show the page."""
     selected = choice.selected_leaderboard()
     title = f"Several perturbation sets on {selected.dataset}"
-    st.html(markup.heading(title, markup.text(union_tables.UNION_CAPTION)))
+    st.html(markup.heading(title, markup.reason(union_tables.UNION_CAPTION)))
     try:
         found = reading.read_set_union(selected)
     except BenchError as error:
