@@ -129,6 +129,7 @@ def built_in() -> list[Any]:
         and Traits.has_steps(o.value)
         and not Traits.of(o.value).source
         and not Traits.of(o.value).joint  # other defenses
+        and Traits.of(o.value).norms != ("corruption",)  # its name says what it does
     }
     slow = pytest.mark.slow
     return [pytest.param(n, marks=() if n in QUICK else slow) for n in names.values()]
