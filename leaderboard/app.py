@@ -6,7 +6,7 @@ import streamlit as st
 
 from bench.core.errors import BenchError
 from bench.results.leaderboards import Leaderboard
-from leaderboard import choice, markup, reading, words
+from leaderboard import choice, markup, origin, reading, words
 
 APP_FOLDER = Path(__file__).parent
 PAGE_TITLES = {
@@ -63,6 +63,9 @@ def main() -> None:
     all_leaderboards = load_leaderboards()
     if all_leaderboards is None:
         st.stop()
+    if facts := reading.read_published():
+        notice = origin.published_notice(facts, reading.read_changed_code())
+        st.html(markup.notice(notice))
     here = next(name for name, known in pages.items() if known.title == page.title)
     if not all_leaderboards and here not in PAGES_WITHOUT_RESULTS:
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,17 +14,19 @@ import streamlit as st
 
 from bench.core.cards import CardT
 from bench.core.errors import BenchError
-from bench.results import attack_findings, defense_report, leaderboards, set_unions
+from bench.results import attack_findings, defense_report, leaderboards, published, set_unions
 from bench.results import matrix as matrices
 from bench.results import ranking as rankings
 from bench.results.defense_report import DefenseReport
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
+from bench.results.published import ChangedCode, PublishedFacts, changed_code, mark_changed
 from bench.results.ranking import RankingRow
 from bench.results.set_unions import SetUnion
 from bench.store import CellRow, ExamplesRow, Store, SubmissionRow
 from bench.store.damage import explained_damage
 from bench.store.database import DEFAULT_DATABASE, resolve_url, sqlite_file
+from bench.store.published import address_for_readers, is_published
 
 Result = TypeVar("Result")
 
@@ -31,7 +34,12 @@ REMOTE_SECONDS = 10  # for which results from a database server are cached
 
 
 def database_address() -> str:
-    """The database: a URL or path in $BENCH_DB, else a file in the current folder."""
+    """The database: a URL or path in $BENCH_DB, else a file in the current folder, else published.
+
+    The address of a URL that names no database is returned as it is; opening it states the fault.
+    """
+    with suppress(BenchError):
+        return address_for_readers()
     return os.environ.get("BENCH_DB") or DEFAULT_DATABASE
 
 
@@ -76,6 +84,21 @@ def _call(read: Callable[..., Result], *arguments: Any) -> Result:
     return result
 
 
+def read_published() -> PublishedFacts | None:
+    """Where the published results come from; None where another database is shown."""
+    url = database_address()
+    with suppress(BenchError):
+        if is_published(resolve_url(url)):
+            return _call(published.published_facts)
+    return None
+
+
+@st.cache_data(show_spinner=False)
+def read_changed_code() -> ChangedCode:
+    """The code that has changed since the published results were made."""
+    return changed_code()
+
+
 def read_root() -> str:
     """The root of all results."""
     return _call(Store.root)
@@ -87,8 +110,15 @@ def read_leaderboards() -> list[Leaderboard]:
 
 
 def read_ranking(leaderboard: Leaderboard) -> list[RankingRow]:
-    """The rows of a leaderboard, best first."""
-    return _call(rankings.load_ranking, leaderboard)
+    """The rows of a leaderboard, best first; published ones of changed code are marked."""
+    return _marked(leaderboard, _call(rankings.load_ranking, leaderboard))
+
+
+def _marked(leaderboard: Leaderboard, rows: list[RankingRow]) -> list[RankingRow]:
+    facts = read_published()
+    if facts is None:
+        return rows
+    return mark_changed(rows, read_changed_code(), leaderboard.required, facts.date)
 
 
 def read_row(leaderboard: Leaderboard, defense: str) -> RankingRow | None:
@@ -108,7 +138,9 @@ def read_attack_warnings(leaderboard: Leaderboard) -> dict[str, str]:
 
 def read_defense_report(leaderboard: Leaderboard, defense: str) -> DefenseReport:
     """Cells, curves and images of one defense on a leaderboard."""
-    return _call(defense_report.defense_report, leaderboard, defense)
+    report = _call(defense_report.defense_report, leaderboard, defense)
+    (row,) = _marked(leaderboard, [report.row])
+    return replace(report, row=row)
 
 
 def read_set_union(leaderboard: Leaderboard) -> SetUnion:

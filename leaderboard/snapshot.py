@@ -21,19 +21,24 @@ from bench.results import (
     json_report,
     leaderboards,
     matrix,
+    published,
     ranking,
     set_unions,
 )
 from bench.results.leaderboards import Leaderboard
+from bench.results.published import PublishedFacts
 from bench.results.ranking import RankingRow
 from bench.store import Store
 from bench.store.damage import explained_damage
+from bench.store.database import resolve_url
+from bench.store.published import address_for_readers, is_published
 from leaderboard import (
     chart_rows,
     defense_tables,
     grid,
     markup,
     measure_tables,
+    origin,
     tables,
     union_tables,
     words,
@@ -56,27 +61,37 @@ def write_snapshot(url: str | None, folder: Path) -> list[Path]:
 
     Raises BenchError where the database cannot be read or is empty.
     """
+    url = url or address_for_readers()
     with explained_damage(url), Store.open(url, read_only=True) as store:
         by_label = words.leaderboards_by_label(leaderboards.leaderboards(store))
         if not by_label:
             raise BenchError(
                 "the database holds no results yet; `bench run` evaluates the default cells."
             )
-        pages = _pages(store, by_label)
+        facts = published.published_facts(store) if is_published(resolve_url(url)) else None
+        pages = _pages(store, by_label, facts)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():
         (folder / name).write_text(content, encoding="utf-8")
     return [folder / name for name in pages]
 
 
-def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
+def _pages(
+    store: Store, by_label: Mapping[str, Leaderboard], facts: PublishedFacts | None
+) -> dict[str, str]:
     cards = {card.name: card for card in store.cards(DefenseCard)}
-    ranked = ranking.load_ranking
-    rows = {label: ranked(store, leaderboard) for label, leaderboard in by_label.items()}
-    pages: dict[str, str] = {}
+    rows = {label: ranking.load_ranking(store, board) for label, board in by_label.items()}
+    notice, pages = markup.NOTHING, dict[str, str]()
+    if facts is not None:
+        changed = published.changed_code()
+        notice = markup.notice(origin.published_notice(facts, changed))
+        rows = {
+            label: published.mark_changed(found, changed, by_label[label].required, facts.date)
+            for label, found in rows.items()
+        }
     for label, leaderboard in by_label.items():
         body = _board(store, label, leaderboard, rows[label], cards)
-        pages[snapshot_file("leaderboard", label)] = _page(label, body)
+        pages[snapshot_file("leaderboard", label)] = _page(label, Html(notice + body))
         if label == words.leaderboard_label(leaderboard):
             found = json_report.json_report(
                 store, leaderboard.name, leaderboard.mode, order=leaderboard.example_order
@@ -84,17 +99,17 @@ def _pages(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
             report = json.dumps(found, indent=1, sort_keys=True)
             pages[snapshot_file("leaderboard", label).replace(".html", ".json")] = report
     for name in sorted({row.defense for found in rows.values() for row in found}):
-        pages[snapshot_file("defense", name)] = _page(
-            name, _defense(store, name, cards[name], by_label, rows)
-        )
-    pages |= _unions(store, by_label)
+        body = _defense(store, name, cards[name], by_label, rows)
+        pages[snapshot_file("defense", name)] = _page(name, Html(notice + body))
+    pages |= _unions(store, by_label, notice)
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
-    pages["index.html"] = _page(words.PRODUCT, _index(by_label, rows, digest, store.root(), pages))
+    index = _index(by_label, rows, digest, store.root(), pages)
+    pages["index.html"] = _page(words.PRODUCT, Html(notice + index))
     pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
     return pages
 
 
-def _unions(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]:
+def _unions(store: Store, by_label: Mapping[str, Leaderboard], notice: str) -> dict[str, str]:
     """A page for each data set with results in two sets or more, in each order of the examples."""
     pages: dict[str, str] = {}
     for dataset, order in sorted({(one.dataset, one.example_order) for one in by_label.values()}):
@@ -102,7 +117,7 @@ def _unions(store: Store, by_label: Mapping[str, Leaderboard]) -> dict[str, str]
             found = set_unions.load_set_union(store, dataset, order)
             title = f"Several perturbation sets on {dataset}" + UNION_ORDERS[order]
             head = markup.heading(title, markup.reason(union_tables.UNION_CAPTION))
-            body = Html(head + union_tables.union_score_table(found))
+            body = Html(notice + head + union_tables.union_score_table(found))
             pages[snapshot_file("sets", f"{dataset}{UNION_ORDERS[order]}")] = _page(title, body)
     return pages
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench.core.errors import BenchError, UnavailableError
+from bench.store.published import OR_PUBLISHED
 
 STDERR = 2  # stdout is for data
 START_TIMEOUT = 90.0
@@ -42,7 +43,8 @@ def serve(
     Args:
         host: address to listen on.
         port: 0 selects a free one.
-        db: URL of the database; None: $BENCH_DB, else bench.db in the current folder.
+        db: URL of the database; None: $BENCH_DB, else bench.db in the current folder, and while
+            there is no such file the published database.
         open_browser: whether to open the pages in a browser.
         export: folder for the plain files.
         allowed_hosts: names under which the pages are served, besides `host` and local names.
@@ -111,6 +113,7 @@ def _environment(db: str | None) -> dict[str, str]:
         "BENCH_DB": url,
         "BENCH_ARTIFACTS": str(Path(images).absolute()) if images else "",
         "PYTHONPATH": os.pathsep.join(str(Path(place).absolute()) for place in search),
+        OR_PUBLISHED: "" if db or os.environ.get("BENCH_DB") else "1",
     }
     return {name: value for name, value in {**os.environ, **changed}.items() if value}
 

@@ -41,6 +41,7 @@ from bench.store.database import (
 )
 from bench.store.faults import FILE, Fault
 from bench.store.leftovers import remove_partial_files
+from bench.store.published import is_published
 from bench.store.records import Lease
 from bench.store.tables import REVISIONS
 from bench.store.uncommitted import UncommittedFile, remove_uncommitted_files
@@ -50,6 +51,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _READ_ONLY = "{} was opened for reading only: open it for writing."
+_PUBLISHED = (
+    "{} holds the published results, which are only read: copy it with `bench db backup`, and name"
+    " the copy."
+)
 
 
 def _reading(
@@ -103,12 +108,14 @@ class Store:
 
         `url` None means $BENCH_DB, else bench.db. `waiting` applies from here on. Raises
         UnavailableError where it is newer than this program, cannot be opened, is missing for a
-        reader or lies on a network disk for a writer, BenchError for a wrong URL.
+        reader, or is published or lies on a network disk for a writer, BenchError for a wrong URL.
         """
         parsed = resolve_url(url)
         path = sqlite_file(parsed)
         if read_only and path is not None and not path.exists():
             raise UnavailableError(_nothing_at(parsed))
+        if not read_only and is_published(parsed):
+            raise UnavailableError(_PUBLISHED.format(url_text(parsed)))
         store = cls(parsed, open_engine(parsed, read_only=read_only), read_only=read_only)
         store.waiting = waiting or store.waiting
         try:

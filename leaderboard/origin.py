@@ -1,0 +1,23 @@
+"""The notice on the pages of the published database: where its results come from."""
+
+from __future__ import annotations
+
+from bench.results.published import ChangedCode, PublishedFacts, listed
+from leaderboard import words
+
+
+def published_notice(facts: PublishedFacts, changed: ChangedCode) -> words.Notice:
+    """The notice on every page of the published database: date, machine classes, root, versions."""
+    sentences = [
+        f"Published {facts.date}, evaluated on {'; '.join(facts.machines)}. Root {facts.root}.",
+        "These results come with the project and are shown because there is no other database. "
+        "Your own are shown here instead once `bench run` has written them.",
+    ]
+    if names := sorted(changed.defenses) + sorted(changed.attacks):
+        sentences.append(
+            "The rows marked with an older version were made by an earlier version of "
+            f"{listed(names)}."
+        )
+    if changed.evaluation:
+        sentences.append("They were made by an earlier version of the engine.")
+    return words.Notice("Published results", tuple(sentences))
