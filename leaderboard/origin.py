@@ -10,8 +10,8 @@ def published_notice(facts: PublishedFacts, changed: ChangedCode) -> words.Notic
     """The notice on every page of the published database: date, machine classes, root, versions."""
     sentences = [
         f"Published {facts.date}, evaluated on {'; '.join(facts.machines)}. Root {facts.root}.",
-        "These results come with the project and are shown because there is no other database. "
-        "Your own are shown here instead once `bench run` has written them.",
+        "These results come with the project. Your own take their place once bench run has written "
+        "bench.db in this folder.",
     ]
     if names := sorted(changed.defenses) + sorted(changed.attacks):
         sentences.append(

@@ -1,0 +1,1 @@
+"""Small trained networks whose weights and results come with the project."""
