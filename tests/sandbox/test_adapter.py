@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,7 @@ def test_declarations_are_read_once_for_each_content(
     (kept,) = (tmp_path / "cache").rglob("declarations/*.json")
     kept.write_text(kept.read_text().replace('"forwards":2', '"forwards":1'))
     assert sandboxed(folder).defense_card("mine") == first and len(started) == 2
+    shutil.rmtree(folder)
     write_submission(folder, ROUNDING.replace("forwards=2", "forwards=3"))
     assert sandboxed(folder).defense_card("mine").forwards == 3 and len(started) == 3
     monkeypatch.setattr(adapter, "_code_key", lambda: "another version of the code")
