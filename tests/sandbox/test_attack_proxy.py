@@ -341,9 +341,7 @@ def test_perturbation_sets_of_plugins_are_refused(tmp_path: Path) -> None:
         """A set of a plugin."""
 
     inside, _ = pair(tmp_path, OWN)
-    with pytest.raises(
-        PluginError, match="supports the sets Linf, L2, L1, L0 only; Linf is a set of a plug"
-    ):
+    with pytest.raises(PluginError, match=r"supports the sets Linf, .* only; Linf is a set of a"):
         SingleRun(inside.value, ball=Ring(Fraction(1, 5))).run()
 
 
