@@ -96,7 +96,7 @@ def test_the_global_random_state_is_left_unchanged(cache: DefenseCache) -> None:
     ("defense", "attack", "group", "largest"),
     [
         ("linear", "pgd", 8, 8), ("linear", "pgd", 5, 5), ("linear", "transfer", 32, 32),
-        ("noise-first", "pgd", 8, 64), ("linear", "fgsm", 200, 96),
+        ("noise-first", "pgd", 8, 96), ("linear", "fgsm", 200, 96),
     ],
 )  # fmt: skip
 def test_the_outcomes_do_not_depend_on_the_groups_in_which_they_are_committed(
