@@ -84,6 +84,7 @@ def main() -> None:
         for name, module in ATTACKS.items():
             submission = Path(folder) / name
             text = BUILT_IN.replace("{module}", module).replace("{of}", name)
+            text = text.replace("{most}", "{}")
             write_submission(submission, text, kind="attack")
             attacks = [load(submission).find("attack", "mine").value for load in loaders]
             sandboxed_run, plain_run = (SingleRun(attack).run for attack in attacks)
@@ -95,6 +96,7 @@ def pgd_costs(pairs: int = COST_PAIRS, batch: int = 64, steps: int = 40) -> Iter
     """The costs with the defense, the attack, or both in the sandbox; the order alternates."""
     source, shape = NETWORKS["ResNet-18 of torchvision, 3 x 32 x 32"]
     text = BUILT_IN.replace("{module}", "plugins.attacks.pgd").replace("{of}", "pgd")
+    text = text.replace("{most}", "{}")
     kind = 'object.__setattr__(attack, "__class__", renamed)'
     text = text.replace(kind, f'{kind}; object.__setattr__(attack, "steps", {steps})')
     with TemporaryDirectory() as folder:

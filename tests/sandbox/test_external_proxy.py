@@ -153,7 +153,7 @@ def test_an_attack_of_a_library_gives_the_same_results_in_the_sandbox(
     name: str, tmp_path: Path
 ) -> None:
     known = Registry.without_submissions().attacks[name]
-    text = BUILT_IN.replace("{module}", known.module).replace("{of}", name)
+    text = BUILT_IN.replace("{module}", known.module).replace("{of}", name).replace("{most}", "{}")
     inside, here = pair(tmp_path, text)
     traits = Traits.of(here.value)
     goal = NEAREST if traits.minimises else Goal()

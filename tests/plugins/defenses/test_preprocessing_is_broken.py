@@ -41,12 +41,12 @@ class MeanOfDraws(nn.Module):
 class Defenses:
     """The first digits, and the defenses trained once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, n: int = N) -> None:
         self.registry = Registry.load(SUBMISSIONS)
         self.digits = self.registry.datasets["digits"].value
         self.ball: PerturbationSet = self.registry.threats["digits-linf"].value.ball
         self.folder = folder
-        examples = datasets.first_examples(self.digits, N)
+        examples = datasets.first_examples(self.digits, n)
         self.x, self.y = examples.tensor(), torch.tensor(examples.labels)
 
     def loader(self, name: str) -> DefenseBuilder:
@@ -62,7 +62,13 @@ class Defenses:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             return attack_once(
-                found, through, self.x, self.y, ball or self.ball, seed=0, example=torch.arange(N)
+                found,
+                through,
+                self.x,
+                self.y,
+                ball or self.ball,
+                seed=0,
+                example=torch.arange(len(self.x)),
             )
 
     def right(self, name: str, images: Tensor) -> float:
@@ -166,7 +172,8 @@ def test_small_noise_gains_nothing_under_fgsm(field: Defenses, name: str) -> Non
 
 @pytest.mark.row("D24")
 def test_training_with_noise_helps_in_l2_and_costs_little_in_linf(field: Defenses) -> None:
-    ball = L2(Fraction(1))
+    """On 500 digits: the difference in Linf, 0.07, is uncertain by 0.04 on 128 of them."""
+    ball, whole = L2(Fraction(1)), Defenses(field.folder, 500)
     ours, plain = "randomised-training", "pgd-training"
-    assert field.aware(ours, ball=ball) > field.aware(plain, ball=ball)
-    assert field.aware(ours) > field.aware(plain) - 0.1
+    assert whole.aware(ours, ball=ball) > whole.aware(plain, ball=ball)
+    assert whole.aware(ours) > whole.aware(plain) - 0.1
