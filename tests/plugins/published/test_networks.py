@@ -24,6 +24,9 @@ from tests.tools.published import MOST_ALL_WEIGHTS, MOST_WEIGHTS, trained_names
 URL = f"sqlite:///{published_database()}"
 CHEAP = ("mnist-standard", "fashion-standard", "resnet2b-standard")
 
+ROUNDED = 5
+"""Of 500 examples, those that may differ on another processor class, which rounds differently."""
+
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
@@ -86,12 +89,10 @@ def test_a_published_cell_has_the_same_outcomes_again(defense: str, registry: Re
         rows = [row for row in store.cells() if row.cell.defense == defense]
         (key,) = (row.key for row in rows if row.cell.attack == "fgsm")
         machines = store.machines([key])[key]
-    if this_machine(torch.device("cpu")).cpu_capability not in {
-        one.cpu_capability for one in machines
-    }:
-        pytest.skip("this machine rounds differently: " + machines[0].sentence)
+    here = this_machine(torch.device("cpu")).cpu_capability
+    same_class = here in {one.cpu_capability for one in machines}
     before = published_database().read_bytes()
     again = reproduce(key, URL, "cpu", False)
-    assert again["same"], again["sentence"]
+    assert len(again["differ"]) <= (0 if same_class else ROUNDED), again["sentence"]
     assert "which are only read" in again["not_stored"]
     assert published_database().read_bytes() == before
