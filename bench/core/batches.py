@@ -17,8 +17,7 @@ def default_batch(shape: Sequence[int]) -> int:
     >>> default_batch((1, 8, 8)), default_batch((3, 32, 32))
     (512, 128)
     """
-    small, large = DEFAULT_ROWS
-    return small if math.prod(shape) <= SMALL_IMAGE else large
+    return _rows_for(shape, DEFAULT_ROWS)
 
 
 def noise_rows(shape: Sequence[int]) -> int:
@@ -29,7 +28,11 @@ def noise_rows(shape: Sequence[int]) -> int:
     >>> noise_rows((1, 8, 8)), noise_rows((3, 32, 32))
     (512, 64)
     """
-    small, large = NOISE_ROWS
+    return _rows_for(shape, NOISE_ROWS)
+
+
+def _rows_for(shape: Sequence[int], rows: tuple[int, int]) -> int:
+    small, large = rows
     return small if math.prod(shape) <= SMALL_IMAGE else large
 
 

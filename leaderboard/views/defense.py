@@ -74,9 +74,10 @@ def show_corruptions(
 ) -> None:
     """Show the accuracy under corruptions of the same data set; nothing without results."""
     for leaderboard in leaderboards.values():
-        row = reading.read_row(leaderboard, defense)
         is_meant = leaderboard.set["name"] == CORRUPTION_SET
-        if row and is_meant and leaderboard.dataset == selected.dataset:
+        if not is_meant or leaderboard.dataset != selected.dataset:
+            continue
+        if row := reading.read_row(leaderboard, defense):
             cells = [one for one in reading.read_matrix(leaderboard) if one.defense == defense]
             st.subheader("Corruptions", anchor="corruptions")
             st.caption(words.CORRUPTIONS_CAPTION)

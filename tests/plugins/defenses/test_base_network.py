@@ -50,7 +50,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> DigitsTestbed:
 @pytest.fixture(scope="module")
 def network(part: DigitsTestbed) -> nn.Module:
     """The network with the published recipe for fewer epochs."""
-    made_by = dataclasses.replace(published_recipe(), model=base, epochs=14, batch=64)
+    made_by = dataclasses.replace(published_recipe(), model=base, epochs=22, batch=64)
     return part.train("base", made_by)
 
 
@@ -85,9 +85,8 @@ def test_the_recipe_is_that_of_the_report() -> None:
 
 @pytest.mark.row("M02", "RP03")
 def test_it_learns_and_neither_attack_leaves_much(part: DigitsTestbed, network: nn.Module) -> None:
-    """It learns: four times chance. It reaches 0.49 with AVX2 and above 0.5 with AVX-512."""
     clean, eps = part.clean(network), Fraction(1, 20)
-    assert clean > 0.4
+    assert clean > 0.5
     one, many = (part.robust(network, by) for by in (fgsm(eps), pgd(10, eps)))
     assert many <= one < clean / 2 and many < 0.05
 
@@ -98,7 +97,7 @@ def test_pgd_is_surer_of_a_wrong_class_than_one_step(
 ) -> None:
     """The horse of the report: 48.65 % horse, 61.76 % cat by FGSM, 99.99 % cat by PGD.
 
-    Here PGD breaks every doubtful image and is surer than FGSM on 84 % of them.
+    Here PGD breaks every doubtful image and is surer than FGSM on more than three quarters of them.
     """
     eps = Fraction(1, 20)
     crafted = [attacked(part, network, by) for by in (fgsm(eps), pgd(40, eps, rate=0.1))]
