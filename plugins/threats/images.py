@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from bench.plugin import (
     L2,
@@ -20,7 +21,7 @@ from bench.plugin import (
 from plugins.threats._protocols import corruptions, white_box_protocol
 
 STANDARD = "undefended-images"
-"""The public surrogate of colour images, which is trained before the first transfer attack."""
+"""A public surrogate for any images, which is trained before the first transfer attack."""
 
 
 @hookimpl
@@ -30,8 +31,9 @@ def bench_threat_models() -> Iterator[ThreatModel]:
     yield white_box(
         "fashion-linf", "fashion-mnist", Linf(Fraction(1, 10)), 11, surrogate="fashion-standard"
     )
-    yield white_box("cifar10-linf", "cifar10", Linf(Fraction(8, 255)), 12)
-    yield white_box("cifar10-l2", "cifar10", L2(Fraction(1, 2)), 13)
+    cifar10 = partial(white_box, dataset="cifar10", surrogate="resnet2b-standard")
+    yield cifar10("cifar10-linf", ball=Linf(Fraction(8, 255)), order=12)
+    yield cifar10("cifar10-l2", ball=L2(Fraction(1, 2)), order=13)
     yield white_box("cifar100-linf", "cifar100", Linf(Fraction(8, 255)), 14, without=MANY_CLASSES)
     yield ThreatModel(
         "fashion-patch",

@@ -12,6 +12,7 @@ from bench.evaluation.plan import why_not_applicable
 from bench.plugin import Access, Budget, Goal, Traits
 from bench.registry.registry import Registry
 from bench.threats.threat_model import ThreatModel
+from plugins.published._weights import published_digests
 from plugins.threats import digits, images
 
 MODELS = [*digits.bench_threat_models(), *images.bench_threat_models()]
@@ -151,6 +152,14 @@ def test_ranked_threat_models_require_more_than_one_gradient_step(known: Registr
         attacks = [known.find("attack", name).value for name in threat_model.protocol.required]
         if threat_model.protocol.ranked:
             assert any(attack.steps >= 20 and not Traits.of(attack).source for attack in attacks)
+
+
+def test_the_public_surrogates_of_images_of_ten_classes_need_no_training() -> None:
+    """Their weights come with the project; for CIFAR-100 there are none."""
+    ranked = [one for one in images.bench_threat_models() if one.protocol.ranked]
+    names = {one.name: set(one.protocol.surrogates.values()) for one in ranked}
+    trained = {name for name, found in names.items() if not found <= set(published_digests())}
+    assert trained == {"cifar100-linf"} and len(names) == 5
 
 
 def test_an_image_folder_registers_its_threat_model(monkeypatch: pytest.MonkeyPatch) -> None:
