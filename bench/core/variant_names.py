@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from bench.core.errors import BenchError
 
 _WRITTEN = re.compile(r"(?P<base>[^\[\]]+)\[(?P<settings>[^\[\]]*)\]")
+_NUMBER = re.compile(r"(?<==)([+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?|\d+/0*[1-9]\d*)(?=[,\]])")
+"""A value that is a number, within a variant's name."""
 _EXAMPLES = {"attack": "pgd[steps=100]", "threat": "digits-linf[eps=8/255]"}
 
 
@@ -28,6 +31,17 @@ def base_name(name: str) -> str:
     ('pgd', 'pgd')
     """
     return name.partition("[")[0]
+
+
+def variant_order(name: str) -> tuple[str, tuple[str | Fraction, ...], str]:
+    """The sort key of a name: variants come after their entry, in the order of their numbers.
+
+    >>> sorted(["pgd[eps=16/255]", "pgd-margin", "pgd[eps=2/255]", "pgd"], key=variant_order)
+    ['pgd', 'pgd[eps=2/255]', 'pgd[eps=16/255]', 'pgd-margin']
+    """
+    parts = _NUMBER.split(name.removeprefix(base_name(name)))
+    values = (Fraction(part) if place % 2 else part for place, part in enumerate(parts))
+    return base_name(name), tuple(values), name
 
 
 def split_variant(name: str, kind: str = "attack") -> tuple[str, dict[str, str]]:

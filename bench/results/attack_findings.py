@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bench.core.variant_names import variant_order
 from bench.results.example_results import LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import WARNING
@@ -24,11 +25,11 @@ def attack_warnings(
     """
     found = {}
     for result in results.defenses.values():
-        for name, attack in sorted(result.attacks.items()):
+        for name, attack in result.attacks.items():
             row = evidence.get(attack.card.digest)
             if row is not None and row.finding == WARNING:
                 found[name] = row.sentence
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in sorted(found, key=variant_order)}
 
 
 def load_attack_warnings(store: Store, leaderboard: Leaderboard) -> dict[str, str]:

@@ -10,7 +10,13 @@ import numpy as np
 
 from bench.core.errors import BenchError
 from bench.core.statistics import Count, count_interval
-from bench.core.variant_names import base_name, is_variant, split_variant, variant_name
+from bench.core.variant_names import (
+    base_name,
+    is_variant,
+    split_variant,
+    variant_name,
+    variant_order,
+)
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard, leaderboards
 from bench.store import Store
@@ -63,7 +69,11 @@ def curves_over_radii(
     rows = results_over_radii(store, board, radii)
     names = chosen_names(defenses, rows, "defense")
     known = list(dict.fromkeys(a for row in rows.values() for _, one in row for a in one.attacks))
-    several = [a for a in sorted(known) if any(_radii_of(row, a) > 1 for row in rows.values())]
+    several = [
+        a
+        for a in sorted(known, key=variant_order)
+        if any(_radii_of(row, a) > 1 for row in rows.values())
+    ]
     wanted = chosen_names(attacks, known, "attack") if attacks else several
     found = [
         ParameterCurve(name, attack, points)
@@ -155,7 +165,7 @@ def curves_over_steps(
 def _families(attacks: Iterable[str]) -> dict[str, list[str]]:
     """The variants that differ in their steps alone, by their name without the steps."""
     found: dict[str, list[str]] = {}
-    for name in sorted(set(attacks)):
+    for name in sorted(set(attacks), key=variant_order):
         base, settings = split_variant(name) if is_variant(name) else (name, {})
         settings.pop("steps", None)
         found.setdefault(variant_name(base, settings) if settings else base, []).append(name)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bench.core.errors import BenchError
 from bench.core.statistics import Count, count_interval
+from bench.core.variant_names import variant_order
 from bench.results.example_results import DefenseResult, load_results
 from bench.results.figures import draw_accuracy_curve, draw_attack_bars
 from bench.results.leaderboards import Leaderboard, find_leaderboard, leaderboards
@@ -268,7 +269,7 @@ def _attack_counts(
         refused = found.refusals.total
         counts.append(AttackCount(*shared, attack, count, eight_bit, refused, queries))
     worst = AttackCount(*shared, WORST_CASE, row.robust, None, None, None)
-    return (*sorted(counts, key=lambda count: count.attack), worst)
+    return (*sorted(counts, key=lambda count: variant_order(count.attack)), worst)
 
 
 def _percent(count: Count) -> str:

@@ -22,6 +22,7 @@ from bench.core.outcomes import (
     Verdict,
     refusals,
 )
+from bench.core.variant_names import variant_order
 from bench.results.detection import RejectionScores, rejection_scores
 from bench.results.leaderboard_cells import is_here, leaderboard_cells, outdated_cells
 from bench.results.leaderboards import Leaderboard
@@ -181,7 +182,7 @@ def load_results(
     cells = {
         (name, attack): row.cells[attack]
         for name, row in shown.items()
-        for attack in sorted(row.cells)
+        for attack in sorted(row.cells, key=variant_order)
     }
     outcomes = {
         row.key: store.outcomes(row.key)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.core.cells import CLEAN, CellState
 from bench.core.outcomes import Refusals
 from bench.core.statistics import Count, count_interval
+from bench.core.variant_names import variant_order
 from bench.results.detection import Detection, detector_counts
 from bench.results.example_results import (
     DefenseResult,
@@ -85,10 +86,11 @@ def _attacks(results: LeaderboardResults) -> list[str]:
     planned = {attack for _, attack in results.cells if attack != CLEAN}
     before = _before(results)
     left = sorted(
-        planned | set(results.leaderboard.required), key=lambda name: (name not in before, name)
+        planned | set(results.leaderboard.required),
+        key=lambda name: (name not in before, variant_order(name)),
     )
     if results.leaderboard.mode != "rank":
-        return sorted(left)
+        return sorted(left, key=variant_order)
     found: list[str] = []
     while left:
         # Cascades of different versions may contradict each other; then the name decides.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from shlex import quote
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ from bench.store.database import (
 )
 from bench.store.faults import FILE, Fault
 from bench.store.leftovers import remove_partial_files
-from bench.store.published import is_published
+from bench.store.published import is_published, published_database
 from bench.store.records import Lease
 from bench.store.tables import REVISIONS
 from bench.store.uncommitted import UncommittedFile, remove_uncommitted_files
@@ -380,7 +381,10 @@ class Store:
 
 
 def _nothing_at(url: URL) -> str:
-    path = sqlite_file(url)
+    path, shipped = sqlite_file(url), published_database()
+    published = (
+        f", and `--db {quote(str(shipped))}` reads published results" if shipped.is_file() else ""
+    )
     copied = (
         " If the file is a copy, its results may be in the -wal file beside the original:"
         " `bench db backup` copies a database in use."
@@ -389,5 +393,5 @@ def _nothing_at(url: URL) -> str:
     )
     return (
         f"there is no database at {url_text(url)}: `bench run` fills one, `bench submit` and"
-        f" `bench db upgrade` create one.{copied}"
+        f" `bench db upgrade` create one{published}.{copied}"
     )

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -17,6 +18,7 @@ from bench.cli import main
 from bench.core.cells import CellState
 from bench.sandbox import isolation
 from bench.store import Store
+from bench.store.published import published_database
 
 SMALL = ["--examples", "64", "--threat", "digits-linf", "--defense", "linear", "--attack", "fgsm"]
 HEAD = """from collections.abc import Iterator
@@ -243,3 +245,24 @@ def test_a_quiet_run_with_json_prints_the_report(shell: Shell) -> None:
     code, out, err = shell.run("run", *SMALL, "--quiet", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["threat"]["name"] == "digits-linf"
+
+
+def test_readers_without_a_database_name_the_published_one_and_create_nothing(
+    shell: Shell,
+) -> None:
+    shipped = published_database()
+    for words in (
+        ("report",),
+        ("compare", "pgd", "fgsm"),
+        ("export", "outcomes", "--out", "a.csv"),
+    ):
+        code, out, err = shell.run(*words)
+        assert (code, out) == (5, "")
+        assert err == (
+            f"bench: there is no database at {shell.folder}/bench.db: `bench run` fills one, "
+            "`bench submit` and `bench db upgrade` create one, and `--db "
+            f"{quote(str(shipped))}` reads published results."
+        )
+    assert list(shell.folder.iterdir()) == []
+    code, out, _ = shell.run("report", "--db", str(shipped), "--format", "csv")
+    assert code == 0 and "mnist-pgd" in out

@@ -297,3 +297,16 @@ def test_a_tied_row_states_what_would_change_its_rank(world: World) -> None:
     assert "strong: Tied with peer (3 examples only here, 0 only there, p = 0.25" in text
     assert "about 600 more examples of the same kind would separate them" in text
     assert "weak: " not in text.partition("Machine")[0].rpartition("strong: ")[2]
+
+
+def test_variants_of_an_attack_are_in_the_order_of_their_numbers(world: World) -> None:
+    enter(world, "d", ALL, NONE, NONE)
+    names = [f"pgd[steps={steps}]" for steps in (100, 20, 5)]
+    for name in (*names, "pgd-margin"):
+        world.attack(name)
+        world.evaluate("d", name, NONE)
+    report = json_report(world.store)
+    ordered = ["fgsm", "pgd", *reversed(names), "pgd-margin"]
+    assert [cell["attack"] for cell in report["matrix"]] == ordered
+    text = printed(report, 200)
+    assert sorted(ordered, key=lambda name: text.index(f" {name} ")) == ordered
