@@ -61,6 +61,19 @@ def import_checkpoint(
     if not author:
         print(f"next: write the authors into {place / 'card.toml'}", file=sys.stderr)
     print(f"next: bench submit {place}", file=sys.stderr)
+    if threats := _ranked_threats(dataset):
+        also = f" (or {', '.join(threats[1:])})" if threats[1:] else ""
+        run = f"bench run --threat {threats[0]} --defense {chosen} --suite standard"
+        print(f"then: {run}{also}", file=sys.stderr)
+
+
+def _ranked_threats(dataset: str) -> list[str]:
+    """The names of the threat models of a data set that rank defenses, in their order."""
+    from bench.registry.registry import Registry
+
+    known = [found.value for found in Registry.without_submissions().threats.values()]
+    ranked = [one for one in known if one.dataset == dataset and one.protocol.ranked]
+    return [one.name for one in sorted(ranked, key=lambda one: (one.order, one.name))]
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

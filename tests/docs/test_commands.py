@@ -22,6 +22,7 @@ SLOW = {
 }
 """Pages that take longer than ten seconds."""
 ELSEWHERE = {
+    "docs/tutorials/checkpoint.md": "test_checkpoint",
     "docs/tutorials/evaluate-a-model.md": "test_tutorials",
     "docs/tutorials/first-defense.md": "test_tutorials",
     "docs/tutorials/first-attack.md": "test_tutorials",

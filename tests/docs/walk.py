@@ -175,39 +175,6 @@ def package_is_on_path(reader: Reader, command: str) -> None:
     reader.monkeypatch.setenv("PYTHONPATH", f"{source}:{path}" if path else str(source))
 
 
-SMALLER = {
-    '("cifar10", 1000)': '("cifar10", 2)',
-    'threat_model="cifar10-linf"': 'eps="8/255", attacks="pgd[steps=2]"',
-}
-"""What a checkpoint's script is run with in place of hours of attacks on a CPU."""
-
-
-def checkpoint_evaluated(reader: Reader, command: str) -> None:
-    """Run the script with a checkpoint of the form that its page names, on two images.
-
-    The network is random; its state dict has the prefix of a parallel module. Where CIFAR-10 is
-    missing, the checkpoint is loaded and nothing evaluated.
-    """
-    import torch
-
-    from bench.data.datasets import data_folder
-    from bench.submissions.architectures import find_architecture
-
-    net = find_architecture("torchvision:resnet18", small_images=True).build(10)
-    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 1}, reader.folder / "model.pth")
-    script = reader.folder / shlex.split(command)[-1]
-    text = script.read_text()
-    for written, smaller in SMALLER.items():
-        assert text.count(written) == 1, f"{script.name} has no {written} any more"
-        text = text.replace(written, smaller)
-    if not (data_folder() / "cifar-10-batches-py").is_dir():
-        text = text.replace("print(bench.evaluate(", "print((")
-    script.write_text(text)
-    out = reader.run(command)
-    assert "cifar10" in out or "pgd" in out, out
-
-
 def small_run(reader: Reader, command: str) -> None:
     """Run one attack against one defense in place of the default run, which the CI script does."""
     reader.run("bench run --threat digits-linf --defense undefended --attack fgsm --examples 64")
@@ -235,7 +202,6 @@ EXCEPTIONS = (
     Exception_(r"bench leaderboard(?!.*--export)", "serves until stopped", served),
     Exception_(r"bench run .*(--defense all|--device cuda)", "an hour, or a GPU", plan_exists),
     Exception_(r"bench run .*--threat cifar10", "trains a network for minutes", plan_exists),
-    Exception_(r"python checkpoint\.py", "hours of attacks on a CPU", checkpoint_evaluated),
     Exception_(r"bench train ", "minutes to hours of training", options_exist),
     Exception_(r"(pip install uv && uv run|--no-sync) bench run", "minutes", small_run),
     Exception_(r"uv pip install \./", "needs the network", package_is_on_path),

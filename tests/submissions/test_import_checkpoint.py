@@ -258,4 +258,6 @@ def test_the_command_writes_a_submission_and_says_how_accurate_it_is(
     assert "9 tensors of the file, without the prefix 'module.'." in done.stderr
     assert "of the first 200 test images of digits correctly." in done.stderr
     assert done.stdout.strip() == str(tmp_path / "my-net")
+    first = "then: bench run --threat digits-linf --defense my-net --suite standard (or digits-l2, "
+    assert first in done.stderr
     assert (tmp_path / "my-net" / "plugin.py").read_text().startswith('"""A small network."""')

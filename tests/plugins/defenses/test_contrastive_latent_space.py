@@ -104,8 +104,8 @@ def test_supports_are_the_first_images_of_each_class() -> None:
 def test_the_latent_space_is_as_vulnerable_as_its_head(testbed: DigitsTestbed) -> None:
     """On this testbed 1-NN has .918 clean and .002 under FGSM, and the head .002.
 
-    At eps .01, the radius of the report, FGSM leaves 1-NN .906 and a plain network .960; at .05 .542
-    and .804: no gain over no defense.
+    At eps .01, the radius of the report, FGSM leaves 1-NN .906 and a plain network .960; at .05
+    .542 and .804: no gain over no defense.
     """
 
     def net(shape: tuple[int, int, int], classes: int) -> NearestSupport:
