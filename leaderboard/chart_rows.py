@@ -13,6 +13,7 @@ from bench.results.defense_report import AccuracyCurve, RadiusPoint
 from bench.results.detection import DetectorRoc
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
+from bench.results.measures import seconds_text
 from bench.results.ranking import RankingRow
 from leaderboard import words
 
@@ -81,7 +82,7 @@ FULL_MODE_METRICS: Mapping[str, CellMetric] = {
         _number,
     ),
     "seconds per example": CellMetric(
-        "CPU seconds, averaged over the examples.", _each("seconds"), lambda _, s: f"{s:.2g}"
+        "CPU seconds, averaged over the examples.", _each("seconds"), lambda _, s: seconds_text(s)
     ),
     "refused candidates": CellMetric(
         "Examples whose candidate the referee refused: outside the set or [0, 1], not finite, or"

@@ -350,3 +350,12 @@ def distortion_curve(
         for r, found, name in sorted(done, key=lambda each: each[0])
     ]
     return (CurvePoint(0.0, _count(done[0][1].clean), ""), *points)
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds as text: two significant digits, whole seconds from ten on.
+
+    >>> seconds_text(0.0017), seconds_text(9.96), seconds_text(113.2)
+    ('0.0017', '10', '113')
+    """
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.results.corruption_rows import corruption_table, has_corruptions
+from bench.results.measures import seconds_text
 from bench.results.rank_notes import defense_option
 from bench.results.report_tables import attacks_with_figures, matrix_of_counts, ranking_of_counts
 from bench.results.text_table import BlockTable, TextColumn
@@ -82,7 +83,7 @@ def terminal_shared_points(report: Json) -> BlockTable:
             one["attack"],
             *(count_text(one[name]) for name in ("changed", "robust")),
             *(str(one[name]) for name in ("queries", "gradients")),
-            f"{one['seconds']:.2g}",
+            seconds_text(one["seconds"]),
         )
         for row in report["ranking"]
         for one in row["measures"]["shared"]
@@ -143,7 +144,7 @@ def terminal_measures(report: Json) -> BlockTable:
             *(_known(found["robust"]) for found in _top_five(row)),
             _change(row["measures"]["risk"], "clean", "adversarial", 2),
             _points(row["measures"]["first_order_gap"]),
-            f"{sum(cost['seconds'] for cost in row['measures']['costs']):.2g}",
+            seconds_text(sum(cost["seconds"] for cost in row["measures"]["costs"])),
         )
         for row in report["ranking"]
     ]
