@@ -36,6 +36,7 @@ def pytest_runtest_teardown() -> None:
 LONGEST_FILES = (
     "tests/docs/test_challenge.py",
     "tests/planted/test_planted.py",
+    "tests/docs/test_checkpoint.py",
     "tests/sandbox/test_attack_proxy.py",
     "tests/sandbox/test_process.py",
     "tests/docs/test_tutorials.py",
