@@ -87,13 +87,14 @@ def evaluate(
     dataset, count = _dataset(registry, model, data)
     add_model(registry, model, dataset, name=name, bpda=bpda, random_draws=random_draws)
     threats = _threat_models(registry, dataset, threat_model, norm, eps, attacks, count)
-    chosen = _attack_names(registry, threats, attacks)
+    whole = attacks is None and threat_model is not None and threats[0].protocol.ranked
+    chosen = () if whole else _attack_names(registry, threats, attacks)
     names = tuple(threat.name for threat in threats)
     selection = Selection(names, (name,), chosen, count, seed, order=order)
     with _database(db) as (url, kept):
         settings = RunSettings(chosen_device(device), batch)
-        whole = attacks is None
-        found = _run(registry, selection, settings, url, whole=whole, progress=progress)
+        diagnosed = attacks is None
+        found = _run(registry, selection, settings, url, whole=diagnosed, progress=progress)
         return kept(replace(found, url=url))
 
 
@@ -167,9 +168,7 @@ def _suite_attacks(norm: str, attacks: str | Sequence[str] | None) -> tuple[str,
 def _attack_names(
     registry: Registry, threats: Sequence[ThreatModel], attacks: str | Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The attacks to run; empty: those of the protocol and their follow-ups."""
-    if attacks is None and any(threat.protocol.ranked for threat in threats):
-        return ()
+    """The attacks to run, which are those of the suite `standard` for None."""
     names = _suite_attacks(threats[0].ball.name, attacks)
     found: list[Attack] = [registry.find("attack", name).value for name in names]
     return tuple(dict.fromkeys(attack.name for attack in found))

@@ -134,6 +134,15 @@ def test_a_saved_database_gives_the_same_report(curve: EvaluationResult, tmp_pat
         curve.save(path)
 
 
+def test_a_radius_runs_autoattack_also_where_a_leaderboard_has_it() -> None:
+    """The radius of `digits-linf`, whose protocol runs only where it is named."""
+    model = linear(gaussian(10, 64, seed=3))
+    result = bench.evaluate(model, ("digits", 8), eps="1/5", progress=False)
+    attacks = {"apgd-ce", "apgd-t", "fab-t", "square-5000"}
+    assert set(result.at().result.attacks) == attacks
+    assert result.at().leaderboard.name == "digits-linf"
+
+
 def test_a_named_threat_model_gives_the_outcomes_of_a_run(tmp_path: Path) -> None:
     """The same model as a registered defense, evaluated by the worker of `bench run`."""
     model = linear(gaussian(10, 64, seed=3))
