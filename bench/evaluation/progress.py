@@ -136,7 +136,8 @@ class ProgressDisplay:
             self.costs.add(cell.attack, cell.defense, seconds / cell.items)
         done = self.total - len(self.open)
         self.bars.update(self.matrix_bar, completed=done, left=self._time_left())
-        self._print(f"[{done}/{self.total}] {' · '.join(name)}: {result}")
+        place = f"[{done}/{self.total}] " if self.total else ""  # from Python no plan is known
+        self._print(f"{place}{' · '.join(name)}: {result}")
 
     def _time_left(self) -> str:
         """Expected time until the open cells are finished."""

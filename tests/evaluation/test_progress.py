@@ -74,6 +74,12 @@ def test_without_a_terminal_each_result_is_one_line(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_without_a_plan_a_result_has_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay((), CostEstimates([])) as show:
+        show(CellFinished(CELL, FORTY))
+    assert capsys.readouterr().err == "threat · pgd · smoothing: robust 40/100\n"
+
+
 def test_the_time_left_is_the_sum_over_open_cells() -> None:
     costs = CostEstimates([])
     costs.add("fab", "smoothing", 1.0)
