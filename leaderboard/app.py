@@ -6,19 +6,24 @@ import streamlit as st
 
 from bench.core.errors import BenchError
 from bench.results.leaderboards import Leaderboard
-from leaderboard import choice, markup, origin, reading, words
+from leaderboard import choice, markup, notices, origin, reading, words
 
 APP_FOLDER = Path(__file__).parent
 PAGE_TITLES = {
     "ranking": "Ranking",
     "matrix": "Matrix",
     "defense": "Defense",
+    "attack": "Attack",
+    "compare": "Compare",
     "union": "Several sets",
+    "cell": "Cell",
     "submissions": "Submissions",
     "rules": "Rules and method",
 }
 # Pages that have content before the first cell has been evaluated.
 PAGES_WITHOUT_RESULTS = {"submissions", "rules"}
+PAGES_OF_ALL_THREAT_MODELS = {"cell", "submissions"}
+"""Pages without a selection of the threat model."""
 
 
 def load_leaderboards() -> list[Leaderboard] | None:
@@ -28,7 +33,7 @@ def load_leaderboards() -> list[Leaderboard] | None:
     except BenchError as error:
         missing = not reading.database_exists()
         message = str(error)
-        state = words.no_database(message) if missing else words.unreadable_database(message)
+        state = notices.no_database(message) if missing else notices.unreadable_database(message)
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
         st.html(markup.notice(state, "warn" if missing else "bad"))
         return None
@@ -69,9 +74,9 @@ def main() -> None:
     here = next(name for name, known in pages.items() if known.title == page.title)
     if not all_leaderboards and here not in PAGES_WITHOUT_RESULTS:
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))
-        st.html(markup.notice(words.EMPTY_DATABASE))
+        st.html(markup.notice(notices.EMPTY_DATABASE))
         st.stop()
-    if all_leaderboards and here != "submissions":
+    if all_leaderboards and here not in PAGES_OF_ALL_THREAT_MODELS:
         choose_leaderboard(all_leaderboards)
     page.run()
 

@@ -8,10 +8,13 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from bench.results.leaderboards import Leaderboard
-from leaderboard import markup, reading, words
+from leaderboard import markup, notices, reading, words
 
 THREAT_KEY = "threat"
 DEFENSE_KEY = "name"
+ATTACK_KEY = "attack"
+CELL_KEY = "key"
+COMPARE_KEY = "with"
 FILTER_KEY = "q"
 
 
@@ -31,7 +34,7 @@ def warn_when_stale(key: str, what: str, known: Sequence[str]) -> None:
         st.session_state[memory] = None if wanted in known else wanted
     missing = st.session_state.get(memory)
     if missing is not None:
-        st.html(markup.notice(words.stale_link(what, missing), "warn"))
+        st.html(markup.notice(notices.stale_link(what, missing), "warn"))
 
 
 def dismiss_stale_notice(key: str) -> None:
@@ -65,6 +68,28 @@ def select_option(
         args=(key,),
     )
     return options[0] if chosen is None else chosen
+
+
+def select_several(key: str, label: str, options: Sequence[str], *, most: int) -> list[str]:
+    """The selected options, stored in the URL under `key`; unknown ones are named in a notice."""
+    wanted = st.query_params.get_all(key)
+    if key not in st.session_state:
+        unknown = [name for name in wanted if name not in options]
+        st.session_state[f"stale {key}"] = ", ".join(unknown) or None
+        st.session_state[key] = [name for name in wanted if name in options][:most]
+    if missing := st.session_state.get(f"stale {key}"):
+        st.html(markup.notice(notices.stale_link("entry", missing), "warn"))
+    chosen = st.multiselect(
+        label,
+        list(options),
+        format_func=words.plain_text,
+        key=key,
+        max_selections=most,
+        bind="query-params",
+        on_change=dismiss_stale_notice,
+        args=(key,),
+    )
+    return list(chosen)
 
 
 def selected_label() -> str:

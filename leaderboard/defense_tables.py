@@ -14,9 +14,9 @@ from bench.core.statistics import Count
 from bench.results.corruption_rows import corruption_rows, mean_shares
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
-from leaderboard import markup, words
+from leaderboard import markup, notices, words
 from leaderboard.markup import Column, Html
-from leaderboard.tables import CLAIM_KIND, checks_cell, rank_cell, ranked_cell
+from leaderboard.tables import CLAIM_KIND, attack_link, checks_cell, rank_cell, ranked_cell
 
 Pixels: TypeAlias = npt.NDArray[Any]
 """An image [C, H, W]."""
@@ -77,7 +77,7 @@ def detector_table(
             auc = markup.text(f"{found.auc:.3f}")
             lines.append((name, auc, *(markup.bar(count) for count in counts)))
     table = markup.html_table(columns, lines)
-    return table if both else Html(markup.notice(words.NO_JOINT_ATTACK) + table)
+    return table if both else Html(markup.notice(notices.NO_JOINT_ATTACK) + table)
 
 
 CLAIM_COLUMNS = (
@@ -102,7 +102,7 @@ def claims_table(card: DefenseCard, rows: Mapping[str, RankingRow]) -> Html:
                 markup.text(claim.cite or "—"),
             )
         )
-    return markup.html_table(CLAIM_COLUMNS, lines) if lines else markup.notice(words.NO_CLAIM)
+    return markup.html_table(CLAIM_COLUMNS, lines) if lines else markup.notice(notices.NO_CLAIM)
 
 
 THREAT_MODEL_COLUMNS = (
@@ -122,7 +122,7 @@ def threat_models_table(rows: Iterable[tuple[str, RankingRow]]) -> Html:
             markup.bar(row.robust),
             markup.bar(row.clean, "clean"),
             markup.text(words.format_count(row.robust_8bit)),
-            markup.text(row.strongest or "—"),
+            attack_link(row.strongest, label),
             ranked_cell(row),
             checks_cell(row),
         )

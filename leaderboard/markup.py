@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bench.core.statistics import Count
-from leaderboard import words
+from leaderboard import notices, words
 
 Html = NewType("Html", str)
 
@@ -132,7 +132,7 @@ def definition_list(pairs: Iterable[tuple[str, Html]]) -> Html:
     return tag("dl", Html("".join(rows)), class_="g-facts")
 
 
-def notice(content: words.Notice, kind: str = "info") -> Html:
+def notice(content: notices.Notice, kind: str = "info") -> Html:
     """A notice: heading, sentences and commands."""
     body = tag("h3", text(content.heading)) + join(tag("p", text(s)) for s in content.sentences)
     if content.commands:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bench.results.published import ChangedCode, PublishedFacts, listed
-from leaderboard import words
+from leaderboard import notices
 
 
-def published_notice(facts: PublishedFacts, changed: ChangedCode) -> words.Notice:
+def published_notice(facts: PublishedFacts, changed: ChangedCode) -> notices.Notice:
     """The notice on every page of the published database: date, machine classes, root, versions."""
     sentences = [
         f"Published {facts.date}, evaluated on {'; '.join(facts.machines)}. Root {facts.root}.",
@@ -20,4 +20,4 @@ def published_notice(facts: PublishedFacts, changed: ChangedCode) -> words.Notic
         )
     if changed.evaluation:
         sentences.append("They were made by an earlier version of the engine.")
-    return words.Notice("Published results", tuple(sentences))
+    return notices.Notice("Published results", tuple(sentences))

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import streamlit as st
-
 from bench.core.cards import CardT
 from bench.core.errors import BenchError
-from bench.results import attack_findings, defense_report, leaderboards, published, set_unions
+from bench.results import (
+    attack_findings,
+    attack_report,
+    cell_report,
+    comparison,
+    defense_report,
+    json_report,
+    leaderboards,
+    published,
+    set_unions,
+)
 from bench.results import matrix as matrices
 from bench.results import ranking as rankings
+from bench.results.attack_report import AttackReport
+from bench.results.cell_report import CellReport
+from bench.results.comparison import EntryComparison
 from bench.results.defense_report import DefenseReport
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
@@ -30,6 +43,7 @@ from bench.store.published import address_for_readers, is_published
 
 Result = TypeVar("Result")
 
+CACHED_RESULTS = 256
 REMOTE_SECONDS = 10  # for which results from a database server are cached
 
 
@@ -66,21 +80,19 @@ def database_stamp(url: str) -> tuple[object, ...]:
     return tuple((fact.st_ino, fact.st_mtime_ns, fact.st_size) for fact in facts)
 
 
-@st.cache_data(show_spinner=False, max_entries=256)
-def _cached(
-    url: str,
-    stamp: tuple[object, ...],
-    function: str,
-    arguments: tuple[Any, ...],
-    _read: Callable[..., Any],  # Streamlit leaves it out of the cache key: `function` is its name
-) -> Any:
+@lru_cache(maxsize=CACHED_RESULTS)
+def _cached(url: str, stamp: tuple[object, ...], read: Callable[..., Any], arguments: bytes) -> Any:
     with explained_damage(url), Store.open(url, read_only=True) as store:
-        return _read(store, *arguments)
+        return read(store, *pickle.loads(arguments))
 
 
 def _call(read: Callable[..., Result], *arguments: Any) -> Result:
+    """The result, read once while the database is the same; records are shared, so never changed.
+
+    Leaderboards hold mappings, which are no keys of a cache: arguments are compared as bytes.
+    """
     url = database_address()
-    result: Result = _cached(url, database_stamp(url), read.__qualname__, arguments, read)
+    result: Result = _cached(url, database_stamp(url), read, pickle.dumps(arguments))
     return result
 
 
@@ -93,10 +105,19 @@ def read_published() -> PublishedFacts | None:
     return None
 
 
-@st.cache_data(show_spinner=False)
+@cache
 def read_changed_code() -> ChangedCode:
     """The code that has changed since the published results were made."""
     return changed_code()
+
+
+def is_readable() -> bool:
+    """Whether the database can be opened and read."""
+    try:
+        read_root()
+    except BenchError:
+        return False
+    return True
 
 
 def read_root() -> str:
@@ -131,6 +152,15 @@ def read_matrix(leaderboard: Leaderboard) -> list[MatrixCell]:
     return _call(matrices.load_matrix, leaderboard)
 
 
+def _json_report(store: Store, leaderboard: Leaderboard) -> dict[str, Any]:
+    return json_report.json_report(store, leaderboard=leaderboard)
+
+
+def read_json_report(leaderboard: Leaderboard) -> dict[str, Any]:
+    """The document that `bench report --json` prints of a leaderboard."""
+    return _call(_json_report, leaderboard)
+
+
 def read_attack_warnings(leaderboard: Leaderboard) -> dict[str, str]:
     """Attack -> sentence, for the attacks whose results depend on their batch."""
     return _call(attack_findings.load_attack_warnings, leaderboard)
@@ -141,6 +171,26 @@ def read_defense_report(leaderboard: Leaderboard, defense: str) -> DefenseReport
     report = _call(defense_report.defense_report, leaderboard, defense)
     (row,) = _marked(leaderboard, [report.row])
     return replace(report, row=row)
+
+
+def read_attack_names(leaderboard: Leaderboard) -> list[str]:
+    """The attacks with a finished cell on a leaderboard, required ones first."""
+    return _call(attack_report.load_attack_names, leaderboard)
+
+
+def read_attack_report(leaderboard: Leaderboard, attack: str) -> AttackReport:
+    """What one attack breaks on a leaderboard, and what that costs."""
+    return _call(attack_report.load_attack_report, leaderboard, attack)
+
+
+def read_cell_report(key: str) -> CellReport:
+    """The one cell whose key begins with `key`; raises BenchError if not exactly one."""
+    return _call(cell_report.load_cell_report, key)
+
+
+def read_comparison(leaderboard: Leaderboard, defenses: tuple[str, ...]) -> EntryComparison:
+    """Defenses on the same examples; raises BenchError where they cannot be compared."""
+    return _call(comparison.load_defense_comparison, leaderboard, defenses)
 
 
 def read_set_union(leaderboard: Leaderboard) -> SetUnion:

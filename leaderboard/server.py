@@ -7,6 +7,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leaderboard.json_api import ROUTES
 from leaderboard.request_guard import RequestGuard
 
 ALLOWED_HOSTS = "BENCH_ALLOWED_HOSTS"
@@ -55,6 +56,7 @@ class SecurityHeaders:
 
 app = st.App(
     Path(__file__).with_name("app.py"),
+    routes=ROUTES,
     middleware=[
         Middleware(SecurityHeaders),
         Middleware(RequestGuard, allowed=os.environ.get(ALLOWED_HOSTS, "").split()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.core.cards import DefenseCard
+from bench.results.cell_report import SHORT_KEY
 from bench.results.follow_ups import FollowUp
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import NOT_TESTED, PASSED, WARNING, MaskingCheck
@@ -104,6 +105,13 @@ def rank_cell(row: RankingRow) -> Html:
     return Html(ranks + group)
 
 
+def attack_link(attack: str | None, threat: str) -> Html:
+    """The name of an attack with a link to its page; a dash where there is none."""
+    if attack is None:
+        return markup.text("—")
+    return markup.link("attack", markup.text(attack), attack=attack, threat=threat)
+
+
 def required_done(row: RankingRow) -> str:
     """How many required attacks are done, and how many others: `3/3 + 2`."""
     further = f" + {row.further}" if row.further else ""
@@ -196,7 +204,7 @@ def ranking_table(
                 defense_cell(row, cards.get(row.defense), threat),
                 markup.bar(row.robust),
                 markup.bar(row.clean, "clean"),
-                markup.text(row.strongest or "—"),
+                attack_link(row.strongest, threat),
                 ranked_cell(row),
                 *([certified_cell(row)] if has_certificates else []),
                 checks_cell(row),
@@ -266,6 +274,16 @@ def follow_up_cell(found: FollowUp | None) -> Html:
     return markup.join((chip, markup.reason(found.sentence)), " ")
 
 
+def cell_link(cell: MatrixCell, label: Html) -> Html:
+    """A label with a link to the page of each cell behind a figure; without one where none is."""
+    if not cell.keys:
+        return label
+    first, *others = (key[:SHORT_KEY] for key in cell.keys)
+    links = [markup.link("cell", label, key=first)]
+    links += [markup.link("cell", markup.text(f"+{n}"), key=k) for n, k in enumerate(others, 1)]
+    return markup.join(links, " ")
+
+
 def cells_table(
     found: Sequence[tuple[str, MatrixCell]], first: str, leaderboard: Leaderboard
 ) -> Html:
@@ -288,11 +306,10 @@ def cells_table(
     lines = [
         (
             markup.tag("b", markup.text(label)),
-            markup.chip(cell.state, STATE_KIND.get(cell.state, "quiet"),
-                        words.STATE_EXPLANATIONS[cell.state]),
+            cell_link(cell, markup.chip(cell.state, STATE_KIND.get(cell.state, "quiet"),
+                                        words.STATE_EXPLANATIONS[cell.state])),
             markup.bar(cell.robust),
-            *(markup.text("—" if value is None else f"{value:,}".replace(",", " "))
-              for value in (cell.gradients, cell.forwards)),
+            *(markup.text(words.grouped(value)) for value in (cell.gradients, cell.forwards)),
             markup.text(words.format_seconds(cell.seconds) if cell.state == "done" else "—"),
             markup.text(words.refused(cell.refusals)),
             markup.text("—" if cell.fragile is None else cell.fragile),

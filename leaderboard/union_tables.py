@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.results.set_unions import HEADINGS, SCORED_SETS, SetUnion, UnionRow
-from leaderboard import markup, words
+from leaderboard import markup, notices, words
 from leaderboard.markup import Column, Html
 
 UNION_CAPTION = (
@@ -23,10 +23,10 @@ UNION_COLUMNS = (
 )  # fmt: skip
 
 
-def no_union(message: str) -> words.Notice:
+def no_union(message: str) -> notices.Notice:
     """The notice for a data set with results in fewer than two sets."""
     commands = ("bench run --threat digits-linf --threat digits-l2",)
-    return words.Notice("Fewer than two sets", (words.as_sentence(message),), commands)
+    return notices.Notice("Fewer than two sets", (words.as_sentence(message),), commands)
 
 
 def union_score_table(found: SetUnion) -> Html:

@@ -1,11 +1,10 @@
-"""Texts of the pages: figures, rules as sentences, captions and notices for missing results."""
+"""Texts of the pages: figures, the rules of a leaderboard as sentences, and captions."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.core.cells import BALANCED_ORDER
 from bench.core.isolation import Isolation
@@ -140,6 +139,26 @@ CORRUPTIONS_CAPTION = (
     "Not adversarial: no attacker chooses these images, and no rank reads these figures. Right are"
     " the examples that are classified correctly on the clean and on the corrupted image."
 )
+ATTACK_CAPTION = (
+    "Broken are examples that are right on the clean image. Only by it: no other attack that was"
+    " run breaks them. A dash is a cell without a figure."
+)
+COMPARE_CAPTION = (
+    "Exact McNemar tests on the same examples, over the attacks that all of them met, corrected"
+    " after Holm over the pairs shown here."
+)
+DIFFERENCE_MEANS = (
+    "robust accuracy of A minus that of B in points, with the 95 % interval (Clopper-Pearson) given"
+    " how many examples differ"
+)
+CELL_LEAD = "One attack against one defense: everything that its figures depend on."
+REPRODUCE_LEAD = (
+    "The command evaluates the cell with today's plugins and compares every verdict; the outcomes"
+    " are stored beside the first ones. Where a plugin has changed it says so instead."
+)
+NOT_REPRODUCIBLE = (
+    "Only finished cells of attacks are evaluated again; this one has no outcomes to compare with."
+)
 NOT_MEASURED = "Not measured."
 
 
@@ -160,14 +179,6 @@ def method_sections() -> list[tuple[str, str]]:
     text = Path(__file__).with_name("method.md").read_text(encoding="utf-8")
     sections = text.removeprefix("## ").split("\n## ")
     return [(title, body) for title, _, body in (section.partition("\n") for section in sections)]
-
-
-class Notice(NamedTuple):
-    """A notice on a page: a heading, sentences, and commands to run."""
-
-    heading: str
-    sentences: tuple[str, ...]
-    commands: tuple[str, ...] = ()
 
 
 def plain_text(text: object, most: int = MAX_TEXT) -> str:
@@ -204,6 +215,15 @@ def certificate_note(found: CertifiedCount) -> str:
 def rank_range(best: int, worst: int) -> str:
     """A range of ranks: `1` or `1-3`."""
     return str(best) if best == worst else f"{best}–{worst}"  # noqa: RUF001
+
+
+def grouped(value: int | None) -> str:
+    """A whole number in groups of three digits, or a dash.
+
+    >>> grouped(1234567), grouped(None)
+    ('1 234 567', '—')
+    """
+    return "—" if value is None else f"{value:,}".replace(",", " ")
 
 
 def format_seconds(value: float) -> str:
@@ -275,62 +295,9 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-FILL_COMMANDS = (
-    "bench run                  # every required attack against the quick defenses",
-    "bench run --defense all --attack all",
-    "bench leaderboard          # show the results here",
-)
-
-
 def as_sentence(message: str) -> str:
     """A message of an error as a sentence on a page."""
     return message[:1].upper() + message[1:].replace("`", "")
-
-
-def no_database(message: str) -> Notice:
-    """The notice for a database file that does not exist."""
-    advice = "Evaluate some cells from the same folder, then reload this page:"
-    return Notice("No database yet", (as_sentence(message), advice), FILL_COMMANDS)
-
-
-def unreadable_database(message: str) -> Notice:
-    """The notice for a database that cannot be read; a command in the message comes first."""
-    commands = re.findall(r"`(bench [^`]+)`", message)
-    return Notice(
-        "This database cannot be read",
-        (as_sentence(message), "Nothing was changed. Examine it, or open another database:"),
-        (*commands, "bench db check", "bench leaderboard --db sqlite:///other.db"),
-    )
-
-
-EMPTY_DATABASE = Notice(
-    "The database is empty",
-    ("It holds no evaluation cell yet. Evaluate some, then reload this page:",),
-    FILL_COMMANDS,
-)
-
-NO_SUBMISSIONS = Notice(
-    "No submissions yet",
-    ("A submission is a folder with a card and a plugin. Check it before you submit it:",),
-    ("bench new defense mine", "bench check mine", "bench submit mine"),
-)
-
-NOTHING_LEFT = Notice(
-    "The filter hides every defense", ("Clear the field above, or press “Show all”.",)
-)
-NO_CLAIM = Notice("No claim", ("The authors claim no robust accuracy under a known threat model.",))
-NO_IMAGES = Notice(
-    "No images stored",
-    ("The last candidates of the first examples are stored on request:",),
-    ("bench run --keep-images sample",),
-)
-
-
-NO_JOINT_ATTACK = Notice(
-    "No attack on classifier and detector together",
-    ("Attacks that ignore the detector are weak evidence for it. Run a joint attack:",),
-    ("bench run --attack joint-pgd",),
-)
 
 
 def best_defense_sentence(defense: str, robust: Count) -> str:
@@ -339,48 +306,11 @@ def best_defense_sentence(defense: str, robust: Count) -> str:
     return f"{plain_text(defense)} is first; its robust accuracy is {accuracy}."
 
 
-def not_evaluated(defense: str, leaderboard: Leaderboard) -> Notice:
-    """The notice for a defense without a cell under the selected threat model."""
-    return Notice(
-        "Not evaluated under this threat model",
-        (
-            f"“{plain_text(defense)}” has not been evaluated under"
-            f" “{plain_text(leaderboard_label(leaderboard))}” yet.",
-        ),
-        (f"bench run --threat {leaderboard.name} --defense {defense}{_mode(leaderboard)}",),
-    )
-
-
-def no_results(leaderboard: Leaderboard) -> Notice:
-    """The notice for a threat model without results."""
-    return Notice(
-        "No results under this threat model yet",
-        (
-            f"“{leaderboard_label(leaderboard)}” is declared, but no defense has been evaluated"
-            " under it.",
-        ),
-        (f"bench run --threat {leaderboard.name}{_mode(leaderboard)}",),
-    )
-
-
-def _mode(leaderboard: Leaderboard) -> str:
-    mode = " --mode rank" if leaderboard.mode == "rank" else ""
-    return mode if leaderboard.example_order == BALANCED_ORDER else f"{mode} --order file"
-
-
 def leaderboard_label(leaderboard: Leaderboard) -> str:
     """The name of the threat model, with the mode and the order where they are not the usual."""
     order = "" if leaderboard.example_order == BALANCED_ORDER else " in file order"
     mode = " in rank mode" if leaderboard.mode == "rank" else ""
     return f"{leaderboard.name}{order}{mode}"
-
-
-def stale_link(what: str, name: str) -> Notice:
-    """The notice for a link to something that this database does not have."""
-    return Notice(
-        f"This link names an unknown {what}",
-        (f"“{name}” is not in this database. The page below shows something else.",),
-    )
 
 
 def leaderboards_by_label(known: Sequence[Leaderboard]) -> dict[str, Leaderboard]:

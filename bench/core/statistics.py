@@ -182,6 +182,34 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * total)
 
 
+class PairedDifference(NamedTuple):
+    """The difference of two shares on the same examples, with an interval."""
+
+    difference: float
+    """The share of the first less that of the second."""
+    low: float
+    high: float
+
+
+def paired_difference(only_a: int, only_b: int, n: int, level: float = 0.95) -> PairedDifference:
+    """The difference of two shares of the same n examples, of which these are discordant.
+
+    The interval is that of Clopper and Pearson for the share of `a` among the discordant examples,
+    given their number; it excludes 0 exactly where the exact McNemar test rejects at 1 - level.
+    Raises ValueError where the counts are negative or exceed n.
+
+    >>> [round(value, 3) for value in paired_difference(10, 0, 100)]
+    [0.1, 0.038, 0.1]
+    """
+    discordant = only_a + only_b
+    _require_count(discordant, n)
+    if discordant == 0:
+        return PairedDifference(0.0, 0.0, 0.0)
+    low, high = clopper_pearson(only_a, discordant, level)
+    scale = discordant / n
+    return PairedDifference((only_a - only_b) / n, (2 * low - 1) * scale, (2 * high - 1) * scale)
+
+
 def holm(pvalues: Sequence[float], level: float = 0.05) -> list[bool]:
     """Which hypotheses are rejected by Holm's step-down procedure, in the order given.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.core.cells import BALANCED_ORDER, CLEAN, Cell, CellState, Numeric
+from bench.core.cells import BALANCED_ORDER, Cell, Numeric
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.machines import Machine
 from bench.core.outcomes import Outcomes
@@ -21,8 +21,9 @@ from bench.evaluation.defense_cache import DefenseCache
 from bench.evaluation.launcher import chosen_device, load_registry, set_deterministic
 from bench.evaluation.plan import Selection
 from bench.registry.registry import Registry
+from bench.results.cell_report import find_cell
 from bench.sandbox.deadline import CELL_DEADLINE
-from bench.store import CellRow, Store
+from bench.store import Store
 
 
 def reproduce(key: str, url: str | None, device: str, allow_unsandboxed: bool) -> Mapping[str, Any]:
@@ -35,7 +36,7 @@ def reproduce(key: str, url: str | None, device: str, allow_unsandboxed: bool) -
     set_deterministic()  # as `bench run` does: the number of threads may change a rounding
     where = chosen_device(device)
     with Store.open(url, read_only=True) as store:
-        row = find_cell(store, key)
+        row = find_cell(store, key, finished=True)
         recorded = store.outcomes(row.key)
         machines = store.machines([row.key]).get(row.key, ())
         examples = store.examples(row.cell.examples)
@@ -77,18 +78,6 @@ def _comparison(cell: Cell, found: Sequence[Difference], changed: int) -> str:
         first = found[0].item
         return f"{name}: {len(found)} of {cell.items} verdicts differ, first item {first}.{other}"
     return f"{name}: all {cell.items} verdicts are the same.{other}"
-
-
-def find_cell(store: Store, key: str) -> CellRow:
-    """The one finished cell whose key begins with `key`; raises BenchError if not exactly one."""
-    rows = [row for row in store.cells() if row.key.startswith(key) and row.cell.attack != CLEAN]
-    rows = [row for row in rows if row.state is CellState.DONE]
-    if len(rows) != 1:
-        raise BenchError(
-            f"{len(rows)} finished cells have a key that begins with {key!r}; give more of it: "
-            "the metadata of `bench export images` holds it."
-        )
-    return rows[0]
 
 
 def replay(

@@ -11,8 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import BenchError
-from bench.core.statistics import holm_adjusted, mcnemar
-from bench.results.example_results import Bits, DefenseResult, LeaderboardResults
+from bench.core.statistics import (
+    Count,
+    PairedDifference,
+    count_interval,
+    holm_adjusted,
+    mcnemar,
+    paired_difference,
+)
+from bench.results.example_results import (
+    Bits,
+    DefenseResult,
+    LeaderboardResults,
+    load_results,
+)
+from bench.results.leaderboards import Leaderboard
+from bench.store import Store
 
 FAMILY_LEVEL = 0.05
 """Of the whole family of pairs in one comparison."""
@@ -45,9 +59,72 @@ class PairComparison:
             return ""
         return self.a if len(self.only_a) > len(self.only_b) else self.b
 
+    @property
+    def difference(self) -> PairedDifference:
+        """The share that the first one has less that of the second."""
+        return paired_difference(len(self.only_a), len(self.only_b), self.n)
+
     def record(self) -> dict[str, Any]:
         """The comparison as JSON values."""
-        return asdict(self) | {"winner": self.winner}
+        return asdict(self) | {"winner": self.winner, "difference": self.difference._asdict()}
+
+
+@dataclass(frozen=True)
+class EntryComparison:
+    """Some defenses of one leaderboard, on the same examples."""
+
+    defenses: tuple[str, ...]
+    attacks: tuple[str, ...]
+    """The attacks that all of them met, by name."""
+    pairs: tuple[PairComparison, ...]
+    """Robust examples over these attacks."""
+    clean: tuple[Count, ...]
+    """By defense: right on the clean images."""
+    robust: tuple[Count, ...]
+    """By defense: robust over these attacks."""
+    by_attack: tuple[tuple[Count, ...], ...]
+    """By attack, then by defense: not broken by it, of the examples that it ran on."""
+    labels: npt.NDArray[np.int16]
+    """[n]: true classes of the examples."""
+    classes: tuple[str, ...]
+
+
+def load_defense_comparison(
+    store: Store, leaderboard: Leaderboard, defenses: Sequence[str]
+) -> EntryComparison:
+    """`compare_defenses` of a leaderboard."""
+    return compare_defenses(load_results(store, leaderboard), defenses)
+
+
+def compare_defenses(results: LeaderboardResults, defenses: Sequence[str]) -> EntryComparison:
+    """Defenses on the same examples, over the attacks that all of them met.
+
+    Raises BenchError where a name is unknown here, fewer than two came, they met no attack in
+    common, or they were evaluated on different examples.
+    """
+    _require_known(defenses, results.defenses, "defense")
+    pairs = compare(results, defenses)
+    chosen = [results.defenses[name] for name in dict.fromkeys(defenses)]
+    common = sorted(set.intersection(*(set(result.attacks) for result in chosen)))
+    return EntryComparison(
+        tuple(result.defense for result in chosen),
+        tuple(common),
+        tuple(pairs),
+        tuple(_share(result.clean) for result in chosen),
+        tuple(_share(result.robust(common)) for result in chosen),
+        tuple(
+            tuple(
+                _share(result.robust([name])[result.attacks[name].evaluated]) for result in chosen
+            )
+            for name in common
+        ),
+        chosen[0].labels,
+        chosen[0].classes,
+    )
+
+
+def _share(flags: Bits) -> Count:
+    return count_interval(int(flags.sum()), len(flags))
 
 
 class _Pair(NamedTuple):

@@ -29,15 +29,16 @@ def json_report(
     mode: str = "full",
     suite: Suite | None = None,
     order: str | None = None,
+    leaderboard: Leaderboard | None = None,
 ) -> dict[str, Any]:
     """The leaderboard of a threat model (None: the first) in a mode, with ranking and matrix.
 
-    With a suite, `suite` of a row is the figure over the suite's attacks alone. `digest` is a
-    SHA-256 over the verdicts of all items of all finished cells; it does not depend on time, batch,
-    order or workers. `root` covers all results of the database. Raises BenchError where there is no
-    such leaderboard.
+    `leaderboard` chooses one that is found already instead. With a suite, `suite` of a row is the
+    figure over the suite's attacks alone. `digest` is a SHA-256 over the verdicts of all items of
+    all finished cells; it does not depend on time, batch, order or workers. `root` covers all
+    results of the database. Raises BenchError where there is no such leaderboard.
     """
-    leaderboard = find_leaderboard(store, threat, mode, order)
+    leaderboard = leaderboard or find_leaderboard(store, threat, mode, order)
     attacks = _attacks(suite, leaderboard)
     results = load_results(store, leaderboard)
     known = leaderboards(store)

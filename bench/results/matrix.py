@@ -63,6 +63,8 @@ class MatrixCell:
     """The machine classes that computed it; several where it was resumed on another machine."""
     second: tuple[SecondEvaluation, ...] = ()
     """What evaluating it again has shown."""
+    keys: tuple[str, ...] = ()
+    """The keys of the finished cells behind the figure, one for each seed, or until then of all."""
 
 
 def load_matrix(store: Store, leaderboard: Leaderboard) -> list[MatrixCell]:
@@ -137,6 +139,7 @@ def matrix_cell(results: LeaderboardResults, defense: str, attack: str) -> Matri
         true_gradient=_by_true_gradient(results, defense, attack),
         machines=_machines(results, done),
         second=tuple(one for row in done for one in results.second.get(row.key, ())),
+        keys=tuple(row.key for row in counted),
     )
 
 

@@ -16,6 +16,7 @@ from leaderboard import (
     defense_tables,
     markup,
     measure_tables,
+    notices,
     reading,
     tables,
     words,
@@ -42,7 +43,7 @@ def main() -> None:
     st.html(defense_tables.threat_models_table(list(found.items())))
     show_corruptions(card.name, selected, leaderboards)
     if label not in found:
-        st.html(markup.notice(words.not_evaluated(card.name, selected)))
+        st.html(markup.notice(notices.not_evaluated(card.name, selected)))
         return
     show_report(selected, reading.read_defense_report(selected, card.name))
     show_cells(card.name, selected, leaderboards)
@@ -147,11 +148,13 @@ def show_images(selected: Leaderboard, report: DefenseReport) -> None:
     """Show the stored adversarial examples of the selected attack."""
     st.subheader("Adversarial examples", anchor="images")
     if not report.images:
-        st.html(markup.notice(words.NO_IMAGES))
+        st.html(markup.notice(notices.NO_IMAGES))
         return
     left, _ = st.columns([2, 3])
     names = list(report.images)
-    attack = choice.select_option("attack", "Attack", names, what="attack with images", place=left)
+    attack = choice.select_option(
+        choice.ATTACK_KEY, "Attack", names, what="attack with images", place=left
+    )
     classes = reading.read_examples(selected.examples).classes
     st.html(defense_tables.example_pictures(report.images[attack], classes))
 

@@ -7,7 +7,18 @@ import streamlit as st
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
-from leaderboard import chart_rows, charts, choice, export, grid, markup, reading, tables, words
+from leaderboard import (
+    chart_rows,
+    charts,
+    choice,
+    export,
+    grid,
+    markup,
+    notices,
+    reading,
+    tables,
+    words,
+)
 
 
 def main() -> None:
@@ -17,7 +28,7 @@ def main() -> None:
     title = f"Attacks against defenses under {words.leaderboard_label(leaderboard)}"
     st.html(markup.heading(title, tables.leaderboard_summary(leaderboard, label)))
     if not cells:
-        st.html(markup.notice(words.no_results(leaderboard)))
+        st.html(markup.notice(notices.no_results(leaderboard)))
         return
     if note := tables.mode_note(leaderboard):
         st.html(note)

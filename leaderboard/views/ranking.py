@@ -7,7 +7,7 @@ import streamlit as st
 from bench.core.cards import DefenseCard
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
-from leaderboard import chart_rows, charts, choice, export, markup, reading, tables, words
+from leaderboard import chart_rows, charts, choice, export, markup, notices, reading, tables, words
 
 
 def main() -> None:
@@ -17,14 +17,14 @@ def main() -> None:
     title = f"Robust accuracy under {words.leaderboard_label(leaderboard)}"
     st.html(markup.heading(title, tables.leaderboard_summary(leaderboard, label)))
     if not rows:
-        st.html(markup.notice(words.no_results(leaderboard)))
+        st.html(markup.notice(notices.no_results(leaderboard)))
         return
     if note := tables.mode_note(leaderboard):
         st.html(note)
     st.html(tables.headline_tiles(rows, leaderboard))
     shown = filtered(rows)
     if not shown:
-        st.html(markup.notice(words.NOTHING_LEFT, "warn"))
+        st.html(markup.notice(notices.NOTHING_LEFT, "warn"))
         return
     show_ranking(shown, leaderboard, label)
 

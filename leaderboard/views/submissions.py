@@ -5,7 +5,7 @@ import time
 import streamlit as st
 
 from bench.core.cells import CellState
-from leaderboard import markup, reading, states, words
+from leaderboard import markup, notices, reading, states, words
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     now = time.time()
     st.subheader("Submissions", anchor="submissions")
     submissions = reading.read_submissions()
-    none = markup.notice(words.NO_SUBMISSIONS)
+    none = markup.notice(notices.NO_SUBMISSIONS)
     st.html(states.submissions_table(submissions, now) if submissions else none)
     st.subheader("Cells", anchor="cells")
     cells = reading.read_cells()

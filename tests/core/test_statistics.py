@@ -42,6 +42,24 @@ def test_mcnemar_agrees_with_scipy_and_is_symmetric(a: int, b: int) -> None:
     assert statistics.mcnemar(a, b) == statistics.mcnemar(b, a)
 
 
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+def test_a_paired_difference_excludes_zero_where_the_test_rejects(
+    a: int, b: int, more: int
+) -> None:
+    n = a + b + more
+    found = statistics.paired_difference(a, b, n)
+    mirrored = statistics.paired_difference(b, a, n)
+    assert mirrored == pytest.approx((-found.difference, -found.high, -found.low), abs=1e-9)
+    assert found.low - 1e-12 <= found.difference <= found.high + 1e-12
+    assert found.difference == pytest.approx((a - b) / n if n else 0)
+    assert (found.low > 0 or found.high < 0) == (statistics.mcnemar(a, b) < 0.05)
+
+
+def test_a_paired_difference_of_more_examples_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="a count is 7 of 6"):
+        statistics.paired_difference(4, 3, 6)
+
+
 def test_mcnemar_of_many_examples_neither_overflows_nor_takes_long() -> None:
     assert statistics.mcnemar(0, 10_000) == 0.0
     assert statistics.mcnemar(5_100, 4_900) == pytest.approx(

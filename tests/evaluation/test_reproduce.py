@@ -11,7 +11,7 @@ import torch
 from bench.core.errors import BenchError
 from bench.evaluation.launcher import MatrixRun
 from bench.evaluation.plan import Selection
-from bench.evaluation.reproduce import find_cell, replay, reproduce
+from bench.evaluation.reproduce import replay, reproduce
 from bench.registry.registry import Registry
 from bench.store import CellRow, Store
 
@@ -49,12 +49,9 @@ def test_only_the_database_of_the_cell_is_opened(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_beginning_that_names_no_single_cell_is_an_error(url: str) -> None:
-    with Store.open(url, read_only=True) as store:
-        with pytest.raises(BenchError, match="0 finished cells have a key that begins with 'zz'"):
-            find_cell(store, "zz")
-        with pytest.raises(BenchError, match="2 finished cells have a key that begins with ''"):
-            find_cell(store, "")
+def test_a_beginning_that_names_no_finished_cell_is_an_error(url: str) -> None:
+    with pytest.raises(BenchError, match="0 finished cells have a key that begins with '0000000'"):
+        reproduce("0000000", url, "cpu", allow_unsandboxed=False)
 
 
 def test_a_cell_of_changed_plugins_is_an_error(url: str) -> None:

@@ -40,7 +40,7 @@ def crowded_url(example_url: str, tmp_path_factory: pytest.TempPathFactory) -> s
 def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """Opens a page on a database, with the query string as keywords; no page may raise."""
 
-    def open_page(url: str, page: str = "ranking", **query: str) -> AppTest:
+    def open_page(url: str, page: str = "ranking", **query: str | list[str]) -> AppTest:
         monkeypatch.setenv("BENCH_DB", url)
         app = AppTest.from_file(str(APP), default_timeout=60)
         if page != "ranking":

@@ -15,16 +15,20 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from bench.core.cards import AttackCard, DefenseCard
+from bench.results.attack_report import load_attack_report
+from bench.results.comparison import load_defense_comparison
 from bench.results.defense_report import defense_report
 from bench.results.leaderboards import find_leaderboard
 from bench.results.ranking import load_ranking
 from bench.store import Store
-from leaderboard import defense_tables, states, tables, words
+from leaderboard import compare_tables, defense_tables, states, tables, words
 from tests.leaderboard.conftest import APP, Visit
 from tests.leaderboard.example_database import DEFENSES, HOSTILE
 
-PAGES = ("ranking", "matrix", "defense", "union", "submissions", "rules")
-NEED_RESULTS = ("ranking", "matrix", "defense")
+PAGES = (
+    "ranking", "matrix", "defense", "attack", "compare", "cell", "union", "submissions", "rules",
+)  # fmt: skip
+NEED_RESULTS = ("ranking", "matrix", "defense", "attack", "compare", "cell")
 
 
 def html(app: AppTest) -> str:
@@ -291,6 +295,80 @@ def test_a_defense_without_results_here_has_a_notice_and_its_identity(
     assert "Not evaluated under this threat model" in html(app) and "submission" in html(app)
 
 
+def test_an_attack_page_shows_what_only_it_breaks_and_its_cost(
+    example_url: str, visit: Visit
+) -> None:
+    with Store.open(example_url, read_only=True) as store:
+        found = load_attack_report(store, find_leaderboard(store, "digits-linf"), "square")
+    said = html(visit(example_url, "attack", attack="square"))
+    assert "A synthetic attack." in said and "Scores: the attacker sees the logits" in said
+    assert f"<strong>{found.broken_only_here}</strong>" in said
+    for one in found.defenses:
+        if one.cell.robust is not None:
+            assert f">{one.broken}/{one.right}<" in said
+    assert any(one.only_here for one in found.defenses), "the example shows none"
+    assert "/cell?key=" in said and "left out by --attack" in said
+
+
+def test_the_attack_of_a_link_in_the_ranking_is_shown(example_url: str, visit: Visit) -> None:
+    said = html(visit(example_url))
+    assert "/attack?attack=apgd&amp;threat=digits-linf" in said
+    app = visit(example_url, "attack", attack="apgd", threat="digits-linf")
+    assert app.selectbox(key="attack").value == "apgd"
+
+
+def test_defenses_are_compared_by_a_link(example_url: str, visit: Visit) -> None:
+    app = visit(example_url, "compare", **{"with": ["trades", "undefended"]})
+    with Store.open(example_url, read_only=True) as store:
+        board = find_leaderboard(store, "digits-linf")
+        (pair,) = load_defense_comparison(store, board, ["trades", "undefended"]).pairs
+    said = html(app)
+    assert compare_tables.difference_text(pair.difference) in said
+    assert f">{len(pair.only_a)}<" in said and f">{pair.both}<" in said
+    assert f"{pair.only_a[0]}: " in said and "worst case over these attacks" in said
+    assert "Choose two to four" not in said
+
+
+@pytest.mark.parametrize("names", [[], ["trades"]])
+def test_fewer_than_two_defenses_show_what_to_do(
+    names: list[str], example_url: str, visit: Visit
+) -> None:
+    assert "Choose two to four defenses" in html(visit(example_url, "compare", **{"with": names}))
+
+
+def test_an_unknown_entry_of_a_comparison_is_named(example_url: str, visit: Visit) -> None:
+    app = visit(example_url, "compare", **{"with": ["trades", "retired"]})
+    assert "This link names an unknown entry" in html(app) and "“retired”" in html(app)
+    assert app.multiselect(key="with").value == ["trades"]
+
+
+def test_a_cell_page_shows_inputs_figures_and_the_command(example_url: str, visit: Visit) -> None:
+    with Store.open(example_url, read_only=True) as store:
+        row = next(row for row in store.cells("digits-linf") if row.cell.attack == "pgd")
+    said = html(visit(example_url, "cell", key=row.key[:12]))
+    assert f"pgd against {words.plain_text(row.cell.defense)[:5]}" in said.replace("&lt;", "<")
+    assert f"bench reproduce {row.key[:12]}" in said
+    for digest in (row.key, row.cell.threat_id, row.cell.defense_digest, row.cell.attack_digest):
+        assert f"<code>{digest}</code>" in said
+    assert row.figures is not None
+    assert f"{row.figures.robust} of {row.cell.items}" in said
+
+
+@pytest.mark.parametrize("key", ["zz", "0", "<img src=x>"])
+def test_a_key_that_names_no_single_cell_is_one_sentence(
+    key: str, example_url: str, visit: Visit
+) -> None:
+    said = html(visit(example_url, "cell", key=key))
+    assert "No such cell" in said and "<img" not in said
+
+
+def test_a_failed_cell_shows_its_cause_and_no_command(example_url: str, visit: Visit) -> None:
+    with Store.open(example_url, read_only=True) as store:
+        row = next(row for row in store.cells() if row.state == "failed")
+    said = html(visit(example_url, "cell", key=row.key))
+    assert "deepfool gave NaN" in said and "Only finished cells" in said
+
+
 def test_a_cell_without_a_recent_update_is_shown_as_stalled(example_url: str) -> None:
     with Store.open(example_url, read_only=True) as store:
         running = [cell for cell in store.cells() if cell.state == "running"]
@@ -358,7 +436,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 from streamlit.testing.v1 import AppTest
 app = AppTest.from_file(sys.argv[1], default_timeout=60).run()
-for page in ("matrix", "defense", "submissions", "rules"):
+for page in ("matrix", "defense", "attack", "compare", "cell", "submissions", "rules"):
     assert not app.exception, app.exception
     app.switch_page(f"views/{page}.py").run()
 assert not app.exception, app.exception

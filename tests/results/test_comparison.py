@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.cli.variant_options import variants_of
 from bench.core.errors import BenchError
-from bench.results.comparison import compare
+from bench.results.comparison import compare, compare_defenses
 from bench.results.example_results import LeaderboardResults, load_results
 from bench.results.leaderboards import find_leaderboard
 from bench.store import Store
@@ -119,3 +119,36 @@ def test_the_command_prints_wins_and_examples(world: World, tmp_path: Path) -> N
 def test_a_setting_that_cannot_be_read_is_shown(text: str) -> None:
     with pytest.raises(BenchError, match=r"write attack\.parameter=values"):
         variants_of([text])
+
+
+# Defenses beside one another.
+
+
+def test_defenses_stand_beside_one_another_over_their_common_attacks(world: World) -> None:
+    world.attack("extra")
+    world.evaluate("weak", "extra", ALL)
+    found = compare_defenses(results(world), ["weak", "strong"])
+    assert (found.defenses, found.attacks) == (("weak", "strong"), ("fgsm", "pgd"))
+    assert [count.k for count in found.clean] == [597, 600]
+    assert [count.k for count in found.robust] == [460, 549]
+    assert [[count.k for count in row] for row in found.by_attack] == [[500, 550], [461, 549]]
+    assert found.pairs == tuple(compare(results(world), ["weak", "strong"]))
+    assert found.labels.tolist() == [0] * 600
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(["weak"], "1 name came"), (["weak", "weak"], "1 name came"),
+     (["weak", "retired"], "no defense 'retired'"), (["fgsm", "pgd"], "no defense 'fgsm', 'pgd'")],
+)  # fmt: skip
+def test_what_is_no_pair_of_defenses_is_refused(world: World, names: list[str], says: str) -> None:
+    with pytest.raises(BenchError, match=says):
+        compare_defenses(results(world), names)
+
+
+def test_the_difference_is_that_of_the_shares(world: World) -> None:
+    (pair,) = compare(results(world), ["weak", "strong"])
+    difference, low, high = pair.difference
+    assert difference == pytest.approx((460 - 549) / 600)
+    assert low <= difference <= high < 0
+    assert pair.record()["difference"] == {"difference": difference, "low": low, "high": high}
