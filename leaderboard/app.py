@@ -6,7 +6,7 @@ import streamlit as st
 
 from bench.core.errors import BenchError
 from bench.results.leaderboards import Leaderboard
-from leaderboard import choice, markup, notices, origin, reading, words
+from leaderboard import choice, filters, markup, notices, origin, reading, words
 
 APP_FOLDER = Path(__file__).parent
 PAGE_TITLES = {
@@ -41,14 +41,17 @@ def load_leaderboards() -> list[Leaderboard] | None:
 
 def choose_leaderboard(all_leaderboards: list[Leaderboard]) -> None:
     """Show the selection of the threat model; its value is part of the URL of every page."""
-    left, _ = st.columns([2, 3])
+    known = words.leaderboards_by_label(all_leaderboards)
+    with st.container(horizontal=True, vertical_alignment="center", key="controls"):
+        # The facets are read first, although they stand on the right.
+        place = st.container(width=360)
+        with st.popover("Find a threat model", type="tertiary"):
+            found = filters.chosen_boards(known)
+        choice.CONTROLS.set(st.container(width="stretch"))
     choice.select_option(
-        choice.THREAT_KEY,
-        "Threat model",
-        list(words.leaderboards_by_label(all_leaderboards)),
-        what="threat model",
-        place=left,
-    )
+        choice.THREAT_KEY, "Threat model", list(found), what="threat model", known=list(known),
+        place=place, label_visibility="collapsed",
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -63,14 +66,13 @@ def main() -> None:
         page_icon=APP_FOLDER / "mark.svg",
         layout="wide",
     )
-    st.logo(APP_FOLDER / "logo.svg", icon_image=APP_FOLDER / "mark.svg", size="large")
+    st.logo(APP_FOLDER / "logo.svg", size="large")
     st.html(APP_FOLDER / "style.css")
     all_leaderboards = load_leaderboards()
     if all_leaderboards is None:
         st.stop()
     if facts := reading.read_published():
-        notice = origin.published_notice(facts, reading.read_changed_code())
-        st.html(markup.notice(notice))
+        st.html(origin.published_notice(facts, reading.read_changed_code()))
     here = next(name for name, known in pages.items() if known.title == page.title)
     if not all_leaderboards and here not in PAGES_WITHOUT_RESULTS:
         st.html(markup.heading(words.PRODUCT, markup.text(words.MOTTO)))

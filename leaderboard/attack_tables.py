@@ -47,7 +47,7 @@ def attack_tiles(report: AttackReport, leaderboard: Leaderboard) -> Html:
     """The main figures of an attack on a leaderboard."""
     seconds = sum(one.cell.seconds for one in report.defenses if one.cell.robust)
     items = sum(one.cell.items for one in report.defenses if one.cell.robust)
-    each = f"{words.format_seconds(seconds / items)} an example" if items else "no figure"
+    each = f"{1000 * seconds / items:.2g} ms an example" if items else "no figure"
     values = [
         ("Evaluated", words.plural(report.done, "defense"), f"of {len(report.defenses)} planned"),
         ("Broken by it alone", str(report.broken_only_here), "examples over all defenses"),

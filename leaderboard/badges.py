@@ -22,7 +22,9 @@ FEED_ENTRIES = 50
 """Entries of the feed."""
 
 
-def newest_result(cells: Iterable[CellRow], leaderboard: Leaderboard, defense: str) -> float | None:
+def newest_of_defense(
+    cells: Iterable[CellRow], leaderboard: Leaderboard, defense: str
+) -> float | None:
     """Unix time of the newest finished cell of a defense on a leaderboard; None without one."""
     times = [
         row.updated
@@ -33,11 +35,6 @@ def newest_result(cells: Iterable[CellRow], leaderboard: Leaderboard, defense: s
     return max(times, default=None)
 
 
-def day(at: float | None) -> str:
-    """The day (UTC) of a time stamp, or `no date`."""
-    return "no date" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
-
-
 def badge_text(row: RankingRow, at: float | None) -> str:
     """The right side of a badge: figure, interval, verdict where it is not sound, date.
 
@@ -45,11 +42,11 @@ def badge_text(row: RankingRow, at: float | None) -> str:
     """
     figure = row.robust_ranked
     if row.rank is None or not figure.n:
-        return f"not ranked · {day(at)}"
+        return f"not ranked · {words.day(at)}"
     low, high = (100 * edge for edge in (figure.low, figure.high))
     shown = f"{words.format_count(figure)} ({low:.1f} to {high:.1f})"
     warning = f" · {row.verdict}" if row.verdict != "sound" else ""
-    return f"{shown}{warning} · {day(at)}"
+    return f"{shown}{warning} · {words.day(at)}"
 
 
 def badge(row: RankingRow, label: str, at: float | None) -> str:

@@ -12,12 +12,16 @@ from typing import Any, Literal, TypeAlias
 import altair as alt
 
 from bench.core.visible_text import visible_text
+from leaderboard.grid import BLACK_ABOVE
 
 Row: TypeAlias = Mapping[str, Any]
 Chart: TypeAlias = alt.LayerChart | alt.FacetChart
 
 COLOUR_SCALE: Literal["viridis"] = "viridis"
+Theme: TypeAlias = Literal["light", "dark"]
 GREY = "#8795a1"
+TEXT_GREYS = {"light": "#55606b", "dark": "#aab4bd"}
+"""Grey of texts in charts by theme: a contrast above 6 on its background."""
 """Grey that is readable on a light and on a dark page."""
 ROBUST_COLOUR = "#21918c"
 CLEAN_COLOUR = "#8795a1"
@@ -127,7 +131,7 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
     return best
 
 
-def trade_off_chart(rows: Sequence[Row]) -> Chart:
+def trade_off_chart(rows: Sequence[Row], theme: Theme = "light") -> Chart:
     """Clean and robust accuracy. Rows: defense, clean, robust, name_at, standing, words.
 
     `name_at` is the height of the name, which overlaps no other.
@@ -163,14 +167,19 @@ def trade_off_chart(rows: Sequence[Row]) -> Chart:
             alt.Tooltip("words:N", title="clean, robust"),
         ],
     )
-    names = base.mark_text(align="right", dx=-10, fontSize=12, limit=150, color=GREY).encode(
-        y=alt.Y("name_at:Q", scale=SHARE_SCALE), text="defense:N"
-    )
+    names = base.mark_text(
+        align="right", dx=-10, fontSize=12, limit=150, color=TEXT_GREYS[theme]
+    ).encode(y=alt.Y("name_at:Q", scale=SHARE_SCALE), text="defense:N")
     return alt.layer(equal, best, points, names).properties(height=380)
 
 
 def matrix_chart(
-    cells: Sequence[Row], rows: Sequence[str], columns: Sequence[str], metric: str, top: float
+    cells: Sequence[Row],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    metric: str,
+    top: float,
+    theme: Theme = "light",
 ) -> Chart:
     """The matrix. Cells: defense, attack, state, value (None: no result), shown, words."""
     level = len(columns) * max(map(len, columns), default=0) <= MAX_LEVEL_LETTERS
@@ -214,11 +223,11 @@ def matrix_chart(
     figures = base.transform_filter(known).mark_text(fontSize=13, fontWeight=600).encode(
         text="shown:N",
         color=alt.condition(
-            alt.datum.value > 0.6 * (top or 1), alt.value("#10161c"), alt.value("#ffffff")
+            alt.datum.value > BLACK_ABOVE * (top or 1), alt.value("#000000"), alt.value("#ffffff")
         ),
     )  # fmt: skip
     states = base.transform_filter(f"!{known}").mark_text(
-        fontSize=11, fontStyle="italic", color=GREY
+        fontSize=11, fontStyle="italic", color=TEXT_GREYS[theme]
     ).encode(text="shown:N")  # fmt: skip
     return alt.layer(holes, tiles, figures, states).properties(height=alt.Step(36))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Literal
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -16,6 +18,8 @@ ATTACK_KEY = "attack"
 CELL_KEY = "key"
 COMPARE_KEY = "with"
 FILTER_KEY = "q"
+CONTROLS: ContextVar[DeltaGenerator] = ContextVar("controls")
+"""The place beside the selection of the threat model, for controls of a page."""
 
 
 def url_value(key: str) -> str | None:
@@ -42,16 +46,21 @@ def dismiss_stale_notice(key: str) -> None:
     st.session_state[f"stale {key}"] = None
 
 
-def clear_field(key: str) -> None:
-    """Empty a text field; the callback of a button."""
-    st.session_state[key] = ""
+def theme() -> Literal["light", "dark"]:
+    """The theme of the visitor's browser."""
+    return "dark" if st.context.theme.type == "dark" else "light"
 
 
 def select_option(
-    key: str, label: str, options: Sequence[str], *, what: str, place: DeltaGenerator | None = None
-) -> str:
-    """The selected option, stored in the URL under `key`. Options are shown as plain text."""
-    warn_when_stale(key, what, options)
+    key: str, label: str, options: Sequence[str], *, what: str,
+    known: Sequence[str] | None = None, place: DeltaGenerator | None = None,
+    label_visibility: Literal["visible", "collapsed"] = "visible",
+) -> str:  # fmt: skip
+    """The selected option, stored in the URL under `key`. Options are shown as plain text.
+
+    `known` are the options of which a filter shows some; a link to a hidden one is not stale.
+    """
+    warn_when_stale(key, what, options if known is None else known)
     if st.session_state.get(key, url_value(key)) not in options:
         # The default is written into the URL, too: another option may come first later.
         if key not in st.session_state:
@@ -66,6 +75,7 @@ def select_option(
         bind="query-params",
         on_change=dismiss_stale_notice,
         args=(key,),
+        label_visibility=label_visibility,
     )
     return options[0] if chosen is None else chosen
 

@@ -14,6 +14,9 @@ VIRIDIS_STOPS = (
 )  # fmt: skip
 """The viridis colour map at nine evenly spaced positions."""
 
+BLACK_ABOVE = 0.432
+"""Black text above this position of the colour map and white text below have a contrast of 4.6."""
+
 
 def viridis(share: float) -> tuple[int, int, int]:
     """The colour (red, green, blue) of a value in [0, 1] on the viridis colour map."""
@@ -64,6 +67,6 @@ def _cell(tile: Mapping[str, Any] | None, top: float) -> Html:
     if tile["value"] is None:
         return markup.tag("td", markup.small(tile["shown"]), title=title)
     share = tile["value"] / (top or 1)
-    ink = "#10161c" if share > 0.6 else "#ffffff"
+    ink = "#000000" if share > BLACK_ABOVE else "#ffffff"
     style = f"background:rgb{viridis(share)};color:{ink}"
     return markup.tag("td", markup.text(tile["shown"]), title=title, style=style)

@@ -231,7 +231,7 @@ def badge_endpoint(request: Request) -> Response:
     if row is None:
         name = request.query_params["name"]
         raise AddressError(NOT_FOUND, f"There is no row of a defense {name!r} under {label!r}.")
-    newest = badges.newest_result(reading.read_cells(), leaderboard, row.defense)
+    newest = badges.newest_of_defense(reading.read_cells(), leaderboard, row.defense)
     drawn = badges.badge(row, label, newest)
     return answer(request, drawn.encode(), "image/svg+xml")
 

@@ -106,9 +106,9 @@ class Column(NamedTuple):
 
 
 def html_table(
-    columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = ""
+    columns: Sequence[Column], rows: Iterable[Sequence[Html]], caption: str = "", kind: str = ""
 ) -> Html:
-    """A table that scrolls sideways on a narrow screen."""
+    """A table that scrolls sideways on a narrow screen; of kind `cards` it becomes cards there."""
     head = join(
         tag("th", text(c.label), scope="col", title=c.means or None, class_=f"g-{c.kind}")
         for c in columns
@@ -116,13 +116,17 @@ def html_table(
     lines = []
     for row in rows:
         cells = [
-            tag("td", cell, class_=f"g-{c.kind}") for c, cell in zip(columns, row, strict=True)
+            tag("td", cell, class_=f"g-{c.kind}", data_label=c.label if kind else None)
+            for c, cell in zip(columns, row, strict=True)
         ]
         lines.append(tag("tr", join(cells)))
     titled = tag("caption", text(caption)) if caption else NOTHING
     content = titled + tag("thead", tag("tr", head)) + tag("tbody", join(lines))
     return tag(
-        "div", tag("table", Html(content), class_="g-table"), class_="g-scroll", tabindex="0"
+        "div",
+        tag("table", Html(content), class_=f"g-table g-{kind}".removesuffix(" g-")),
+        class_="g-scroll",
+        tabindex="0",
     )
 
 

@@ -54,7 +54,7 @@ NO_SUBMISSIONS = Notice(
 )
 
 NOTHING_LEFT = Notice(
-    "The filter hides every defense", ("Clear the field above, or press “Show all”.",)
+    "The filters hide every defense", ("Open “Filter and order” above, or press “Show all”.",)
 )
 NO_CLAIM = Notice("No claim", ("The authors claim no robust accuracy under a known threat model.",))
 NO_IMAGES = Notice(

@@ -21,6 +21,7 @@ from bench.results import (
     comparison,
     defense_report,
     json_report,
+    leaderboard_cells,
     leaderboards,
     published,
     set_unions,
@@ -150,6 +151,11 @@ def read_row(leaderboard: Leaderboard, defense: str) -> RankingRow | None:
 def read_matrix(leaderboard: Leaderboard) -> list[MatrixCell]:
     """Every attack against every defense of a leaderboard."""
     return _call(matrices.load_matrix, leaderboard)
+
+
+def read_newest(leaderboard: Leaderboard) -> float | None:
+    """Unix time of the newest finished cell of a leaderboard; None without one."""
+    return _call(leaderboard_cells.newest_result, leaderboard)
 
 
 def _json_report(store: Store, leaderboard: Leaderboard) -> dict[str, Any]:

@@ -17,14 +17,17 @@ from bench.core.cards import AttackCard, DefenseCard
 from bench.core.errors import BenchError
 from bench.results import (
     attack_findings,
+    attack_report,
     defense_report,
     json_report,
+    leaderboard_cells,
     leaderboards,
     matrix,
     published,
     ranking,
     set_unions,
 )
+from bench.results.example_results import load_results
 from bench.results.leaderboards import Leaderboard
 from bench.results.published import PublishedFacts
 from bench.results.ranking import RankingRow
@@ -33,6 +36,7 @@ from bench.store.damage import explained_damage
 from bench.store.database import resolve_url
 from bench.store.published import address_for_readers, is_published
 from leaderboard import (
+    attack_tables,
     chart_rows,
     defense_tables,
     grid,
@@ -84,7 +88,7 @@ def _pages(
     notice, pages = markup.NOTHING, dict[str, str]()
     if facts is not None:
         changed = published.changed_code()
-        notice = markup.notice(origin.published_notice(facts, changed))
+        notice = origin.published_notice(facts, changed)
         rows = {
             label: published.mark_changed(found, changed, by_label[label].required, facts.date)
             for label, found in rows.items()
@@ -101,12 +105,33 @@ def _pages(
     for name in sorted({row.defense for found in rows.values() for row in found}):
         body = _defense(store, name, cards[name], by_label, rows)
         pages[snapshot_file("defense", name)] = _page(name, Html(notice + body))
+    pages |= _attacks(store, by_label, notice)
     pages |= _unions(store, by_label, notice)
     digest = hashlib.sha256("".join(pages[name] for name in sorted(pages)).encode()).hexdigest()
     index = _index(by_label, rows, digest, store.root(), pages)
     pages["index.html"] = _page(words.PRODUCT, Html(notice + index))
     pages["method.txt"] = (PACKAGE_FOLDER / "method.md").read_text(encoding="utf-8")
     return pages
+
+
+def _attacks(store: Store, by_label: Mapping[str, Leaderboard], notice: Html) -> dict[str, str]:
+    """A page for each attack with a finished cell, with its figures on every leaderboard."""
+    parts: dict[str, list[Html]] = {}
+    for label, leaderboard in by_label.items():
+        results = load_results(store, leaderboard)
+        for name in attack_report.attack_names(results):
+            found = attack_report.attack_report(results, name)
+            card, caption = found.card, markup.tag("p", markup.reason(words.ATTACK_CAPTION))
+            head = [markup.heading(card.name, markup.text(card.summary)),
+                    _part("Declared", attack_tables.attack_facts(card)), caption]  # fmt: skip
+            tiles = attack_tables.attack_tiles(found, leaderboard)
+            table = attack_tables.attack_table(found, leaderboard, label)
+            part = _part(f"Under {label}", Html(tiles + table))
+            parts.setdefault(name, head).append(part)
+    return {
+        snapshot_file("attack", name): _page(name, Html(notice + markup.join(some)))
+        for name, some in parts.items()
+    }
 
 
 def _unions(store: Store, by_label: Mapping[str, Leaderboard], notice: str) -> dict[str, str]:
@@ -129,15 +154,24 @@ def snapshot_file(kind: str, name: str) -> str:
     return f"{kind}-{plain}{mark}.html"
 
 
+FILE_LINKS = {"defense": ("defense", "name"), "attack": ("attack", "attack")}
+"""Page of the app -> kind of the file, and the parameter that names it; other pages have the
+parameter `threat`."""
+
+
 def _relative(page: str) -> str:
-    """HTML with links between pages of the app changed to links between files."""
+    """HTML with links between pages of the app changed to links between files.
+
+    Cells have no files: their labels stay without a link, and their keys are in the JSON reports.
+    """
 
     def file_link(link: re.Match[str]) -> str:
         query = parse_qs(html.unescape(link[2]))
-        kind, key = ("defense", "name") if link[1] == "defense" else ("leaderboard", "threat")
+        kind, key = FILE_LINKS.get(link[1], ("leaderboard", "threat"))
         return f'href="{markup.text(snapshot_file(kind, query[key][0]))}"'
 
-    return re.sub(r'href="/(\w*)\?([^"]*)"', file_link, page)
+    plain = re.sub(r'<a href="/cell\?[^"]*">(.*?)</a>', r"\1", page)
+    return re.sub(r'href="/(\w*)\?([^"]*)"', file_link, plain)
 
 
 def _page(title: str, body: Html) -> str:
@@ -175,7 +209,7 @@ def _board(
         (
             markup.heading(f"Robust accuracy under {label}", markup.text(leaderboard.summary)),
             tables.mode_note(leaderboard),
-            tables.headline_tiles(rows, leaderboard),
+            tables.lead(rows, leaderboard, leaderboard_cells.newest_result(store, leaderboard)),
             _part("Ranking", tables.ranking_table(rows, cards, label)),
             tables.unranked_list(rows),
             _part(

@@ -70,25 +70,35 @@ def mode_note(leaderboard: Leaderboard) -> Html:
     return markup.tag("p", markup.join(map(markup.text, words.RANK_MODE), " "), class_="g-mode")
 
 
-def headline_tiles(rows: Sequence[RankingRow], leaderboard: Leaderboard) -> Html:
-    """The main figures: best ranked figure, ranked rows, warnings, claims, required attacks."""
-    ranked, required = [row for row in rows if row.rank], leaderboard.required
-    values = []
+def lead(rows: Sequence[RankingRow], leaderboard: Leaderboard, newest: float | None) -> Html:
+    """Who is first and how sure that is, how many rows have a rank, and the day of the results.
+
+    `newest` is the Unix time of the newest result.
+    """
+    ranked = [row for row in rows if row.rank]
+    first = markup.text("No row has a rank yet.")
     if ranked:
-        first, tied = ranked[0], 1 + ranked[0].tied
-        means = f"first: {first.defense}" if tied == 1 else f"{tied} tied for first"
-        figure = words.format_count(first.robust_ranked)
-        values.append(("Best ranked figure", figure, means))
+        best, tied = ranked[0], 1 + ranked[0].tied
+        name = markup.tag("b", markup.text(best.defense))
+        figure = markup.text(words.figure_with_interval(best.robust_ranked))
+        told = "told apart from all others" if tied == 1 else f"tied with {tied - 1} others"
+        if len(ranked) == 1:
+            told = "the only ranked row"
+        first = Html(f"{name} is first with {figure}, {markup.text(told)}.")
+    counts = [f"{len(ranked)} of {words.plural(len(rows), 'defense')} ranked"]
     suspect = sum(row.verdict in ("suspect", "invalid") for row in rows)
     below = sum(row.claim is not None and row.claim.verdict == "below" for row in rows)
-    claimed = sum(row.claim is not None for row in rows)
-    values += [
-        ("Ranked", f"{len(ranked)} of {len(rows)}", "the reasons for the others are below"),
-        ("Suspect or invalid", str(suspect), "defenses with a warning"),
-        ("Claims not reached", f"{below} of {claimed}", "the interval is below the claim"),
-        ("Required attacks", str(len(required)), ", ".join(required) or "none"),
+    counts += [f"{suspect} suspect or invalid"] if suspect else []
+    counts += [f"{words.plural(below, 'claim')} not reached"] if below else []
+    counts += [
+        f"{leaderboard.n} images",
+        f"{words.plural(len(leaderboard.required), 'required attack')}",
+        f"newest result {words.day(newest)}",
+        f"{words.PRODUCT} {words.VERSION}",
     ]
-    return markup.figure_tiles(values)
+    facts = markup.text(" · ".join(counts))
+    return markup.tag("p", Html(f"{first} {markup.tag('span', facts, class_='g-small')}"),
+                      class_="g-lead")  # fmt: skip
 
 
 def rank_cell(row: RankingRow) -> Html:
@@ -178,10 +188,12 @@ def ranking_table(
     rows: Sequence[RankingRow], cards: Mapping[str, DefenseCard], threat: str
 ) -> Html:
     """The ranking: rank, accuracies with intervals, checks and claims of every defense."""
-    has_certificates = any(row.certified for row in rows)
+    has_certificates = any(row.certified and row.certified.count.k for row in rows)
+    has_claims = any(row.claim for row in rows)
     certificates = Column(
         "Certified ↑", "examples with a certificate: no attack can break them", "figure"
     )
+    claims = Column("Claim", "the authors' claim compared with the measured interval")
     columns = [
         Column("Rank", "range of ranks that the paired tests allow, and the tie group", "rank"),
         Column("Defense", kind="name"),
@@ -194,7 +206,7 @@ def ranking_table(
                " required attacks alone, and how many attacks are done"),
         *([certificates] if has_certificates else []),
         Column("Checks", "gradient-masking checks: warning, passed, not tested"),
-        Column("Claim", "the authors' claim compared with the measured interval"),
+        *([claims] if has_claims else []),
     ]  # fmt: skip
     lines = []
     for row in rows:
@@ -208,10 +220,10 @@ def ranking_table(
                 ranked_cell(row),
                 *([certified_cell(row)] if has_certificates else []),
                 checks_cell(row),
-                claim_cell(row.claim),
+                *([claim_cell(row.claim)] if has_claims else []),
             ]
         )
-    return markup.html_table(columns, lines)
+    return markup.html_table(columns, lines, kind="cards")
 
 
 def certified_cell(row: RankingRow) -> Html:

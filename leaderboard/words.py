@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bench.results.matrix import MatrixCell
 from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
+VERSION = version("gauntlet-bench")
 MOTTO = (
     "Adversarial attacks against defenses under declared threat models. Every adversarial example"
     " is re-verified by an independent referee."
@@ -203,6 +206,17 @@ def format_interval(count: Count | None) -> str:
         return "no result"
     low, high = (format_share(edge, count.n).removesuffix(" %") for edge in (count.low, count.high))
     return f"{low}–{high} %, {count.k}/{count.n}"  # noqa: RUF001
+
+
+def figure_with_interval(count: Count) -> str:
+    """`61.2 % (95 % interval 56.9 to 65.4, 306 of 500)`."""
+    low, high = (format_share(edge, count.n).removesuffix(" %") for edge in (count.low, count.high))
+    return f"{format_count(count)} (95 % interval {low} to {high}, {count.k} of {count.n})"
+
+
+def day(at: float | None) -> str:
+    """The day (UTC) of a Unix time, or `no date`."""
+    return "no date" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
 
 
 def certificate_note(found: CertifiedCount) -> str:

@@ -54,6 +54,12 @@ def is_here(row: CellRow, leaderboard: Leaderboard) -> bool:
     )
 
 
+def newest_result(store: Store, leaderboard: Leaderboard) -> float | None:
+    """Unix time of the newest finished cell of a leaderboard; None without one."""
+    cells = store.cells(leaderboard.name, leaderboard.examples, leaderboard.mode)
+    return max((row.updated for row in cells if row.state == CellState.DONE), default=None)
+
+
 def outdated_cells(
     history: History, rows: Iterable[CellRow], shown: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], str]:

@@ -75,7 +75,7 @@ def show_matrix(
         return
     # The style sheet shows one of the two: a narrow screen has no space for the chart.
     shown = [tile for tile in tiles if tile["attack"] in columns]
-    chart = charts.matrix_chart(shown, defenses, columns, name, limit)
+    chart = charts.matrix_chart(shown, defenses, columns, name, limit, choice.theme())
     description = f"{len(defenses)} defenses against {len(evaluated)} attacks: {name}."
     with st.container(key="wide"):
         st.altair_chart(charts.with_description(chart, description))

@@ -7,7 +7,18 @@ import streamlit as st
 from bench.core.cards import DefenseCard
 from bench.results.leaderboards import Leaderboard
 from bench.results.ranking import RankingRow
-from leaderboard import chart_rows, charts, choice, export, markup, notices, reading, tables, words
+from leaderboard import (
+    chart_rows,
+    charts,
+    choice,
+    export,
+    filters,
+    markup,
+    notices,
+    reading,
+    tables,
+    words,
+)
 
 
 def main() -> None:
@@ -21,7 +32,7 @@ def main() -> None:
         return
     if note := tables.mode_note(leaderboard):
         st.html(note)
-    st.html(tables.headline_tiles(rows, leaderboard))
+    st.html(tables.lead(rows, leaderboard, reading.read_newest(leaderboard)))
     shown = filtered(rows)
     if not shown:
         st.html(markup.notice(notices.NOTHING_LEFT, "warn"))
@@ -30,16 +41,14 @@ def main() -> None:
 
 
 def filtered(rows: Sequence[RankingRow]) -> list[RankingRow]:
-    """The rows whose name matches the text field, with a note on the hidden ones."""
-    field_column, note_column = st.columns([2, 3], vertical_alignment="bottom")
-    wanted = field_column.text_input(
-        "Show only defenses whose name contains", key=choice.FILTER_KEY, bind="query-params"
-    )
-    shown = [row for row in rows if wanted.casefold() in row.defense.casefold()]
-    if len(shown) < len(rows):
-        hidden = len(rows) - len(shown)
-        note_column.text(f"{len(shown)} of {len(rows)} shown, {hidden} hidden by the name.")
-        note_column.button("Show all", on_click=choice.clear_field, args=(choice.FILTER_KEY,))
+    """The rows that the filters leave, with a note on the hidden ones."""
+    cards = {card.name: card for card in reading.read_cards(DefenseCard)}
+    with choice.CONTROLS.get(), st.popover("Filter and order", type="tertiary"):
+        shown, hiding = filters.chosen_rows(rows, cards)
+    if hidden := len(rows) - len(shown):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.text(f"{len(shown)} of {len(rows)} shown, {hidden} hidden by {', '.join(hiding)}.")
+            st.button("Show all", on_click=filters.clear_all)
     return shown
 
 
@@ -59,7 +68,7 @@ def show_ranking(shown: Sequence[RankingRow], leaderboard: Leaderboard, label: s
     with right:
         st.subheader("Clean vs robust accuracy", anchor="trade")
         st.caption(words.TRADE_OFF_CAPTION)
-        chart = charts.trade_off_chart(chart_rows.trade_off_rows(shown))
+        chart = charts.trade_off_chart(chart_rows.trade_off_rows(shown), choice.theme())
         st.altair_chart(charts.with_description(chart, words.TRADE_OFF_CAPTION))
     export.download_buttons(f"ranking-{label}", leaderboard, shown, export.flat_ranking(shown))
 

@@ -12,13 +12,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, sync_playwright
 
+from leaderboard import words
 from leaderboard.server import CONTENT_POLICY
-from tests.leaderboard.example_database import HOSTILE
+from tests.leaderboard.example_database import DEFENSES, HOSTILE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
@@ -266,6 +268,73 @@ def test_pictures_tables_and_scrolling_boxes_are_accessible(visitor: Visitor) ->
     assert page.locator("table.g-table th:not([scope])").count() == 0
     assert page.locator(".g-scroll:not([tabindex])").count() == 0
     assert page.locator("h1").count() == 1
+
+
+def test_the_first_row_is_above_the_fold(visitor: Visitor) -> None:
+    first = visitor.go("/").locator(".g-table tbody tr").first
+    box = first.bounding_box()
+    assert box is not None and box["y"] < 350
+    lead = visitor.page.inner_text(".g-lead")
+    assert "is first with" in lead and "95 % interval" in lead and "500 images" in lead
+    assert words.VERSION in lead and "newest result 20" in lead
+    visitor.page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        page = visitor.go("/")
+        box = page.locator(".g-table tbody tr").first.bounding_box()
+        assert box is not None and box["y"] < 844 / 2 + 100
+        labels = (
+            page.locator(".g-cards tbody tr")
+            .first.locator("td")
+            .evaluate_all("cells => cells.map(e => getComputedStyle(e, '::before').content)")
+        )
+        assert '"Robust accuracy ↑"' in labels, "a card names its figures"
+        wide = page.locator(".g-cards").evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert wide, "a card does not scroll sideways"
+    finally:
+        visitor.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_filters_and_order_are_part_of_the_url(visitor: Visitor) -> None:
+    page = visitor.go("/?trait=claim&sort=name")
+    names = page.locator(".g-table tbody td.g-name a").all_inner_texts()
+    assert names == ["adversarial-training", "bit-depth-3", "trades"]
+    hidden = len(DEFENSES) - len(names)
+    assert f"{hidden} hidden by properties." in visitor.said()
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_selector("text=hidden by", state="detached")
+    visitor.settle()
+    assert page.locator(".g-table tbody tr").count() == len(DEFENSES)
+    page.get_by_text("Filter and order").click()
+    page.get_by_role("button", name="rejects", exact=True).click()
+    page.wait_for_url("**trait=rejects**")
+    page.keyboard.press("Escape")
+    page.get_by_text("Find a threat model").click()
+    page.get_by_role("button", name="L2", exact=True).click()
+    page.wait_for_selector("text=Robust accuracy under digits-l2")
+    page.wait_for_url("**norm=L2**")
+
+
+AXE_PAGES = (
+    "/", "/matrix", "/defense?name=bit-depth-3", "/attack?attack=pgd",
+    "/compare?with=trades&with=undefended", "/cell", "/union", "/submissions", "/rules",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visitor: Visitor, scheme: Literal["light", "dark"]) -> None:
+    visitor.page.emulate_media(color_scheme=scheme)
+    found = {}
+    try:
+        for path in AXE_PAGES:
+            page = visitor.go(path)
+            for chart in page.locator("[data-testid=stVegaLiteChart]").all():
+                chart.locator("canvas, svg").first.wait_for()
+            for violation in Axe().run(page).response["violations"]:
+                if violation["impact"] in ("serious", "critical"):
+                    found[path, violation["id"]] = violation["nodes"][0]["html"][:200]
+    finally:
+        visitor.page.emulate_media(color_scheme="light")
+    assert found == {}
 
 
 def test_every_response_has_the_content_policy(server: Server) -> None:

@@ -206,8 +206,8 @@ def test_a_badge_shows_figure_interval_verdict_and_date(database: str) -> None:
         else:
             assert words.format_count(row.robust_ranked) in title.text
             assert (row.verdict in title.text) == (row.verdict != "sound")
-        newest = badges.newest_result(cells, board, name)
-        assert badges.day(newest) in title.text and newest is not None
+        newest = badges.newest_of_defense(cells, board, name)
+        assert words.day(newest) in title.text and newest is not None
         assert b"<img" not in answer.body and b"http://evil" not in answer.body.replace(
             b"&lt;img src=http://evil", b""
         ).replace(b"![x](http://evil", b"")
@@ -215,7 +215,7 @@ def test_a_badge_shows_figure_interval_verdict_and_date(database: str) -> None:
     assert "suspect" in badges.badge(replace(sound, verdict="suspect"), "digits-linf", 0.0)
 
 
-def test_the_feed_lists_the_newest_results_first(database: str) -> None:
+def test_the_feed_lists_the_newest_of_defenses_first(database: str) -> None:
     root = ElementTree.fromstring(get("/feed.xml").body)
     entries = root.findall(f"{ATOM}entry")
     times = [str(entry.findtext(f"{ATOM}updated")) for entry in entries]
