@@ -158,7 +158,7 @@ def test_the_filter_shows_how_many_rows_it_hides_and_is_part_of_the_url(
 ) -> None:
     app = visit(example_url, q="tra")
     assert app.text_input(key="q").value == "tra"
-    assert f"2 of {len(DEFENSES)} shown, {len(DEFENSES) - 2} hidden by the name." in [
+    assert f"2 of {len(DEFENSES)} shown, {len(DEFENSES) - 2} hidden by name." in [
         text.value for text in app.text
     ]
     assert "name=trades" in html(app) and "name=undefended" not in html(app)
@@ -166,7 +166,7 @@ def test_the_filter_shows_how_many_rows_it_hides_and_is_part_of_the_url(
 
 def test_one_click_clears_the_filter(example_url: str, visit: Visit) -> None:
     app = visit(example_url, q="no such name")
-    assert "hides every defense" in html(app) and not charts(app)
+    assert "hide every defense" in html(app) and not charts(app)
     app.button[0].click().run()
     assert "name=undefended" in html(app)
 
