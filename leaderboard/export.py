@@ -16,6 +16,9 @@ from bench.core.statistics import Count
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.ranking import RankingRow
+from bench.results.report_tables import report_tables
+from bench.results.table_formats import table_as_latex, table_as_markdown
+from leaderboard import reading
 
 NESTED_FIELDS = ("robust", "detection")
 """Fields of a matrix cell that are records themselves."""
@@ -96,14 +99,29 @@ def _counts(name: str, count: Count | None) -> dict[str, Any]:
     return {f"{name}_{part}": value for part, value in values.items()}
 
 
+def shown_report(report: Mapping[str, Any], defenses: Sequence[str]) -> dict[str, Any]:
+    """A JSON report with the shown defenses alone, in their order."""
+    rows = {row["defense"]: row for row in report["ranking"]}
+    cells = [cell for name in defenses for cell in report["matrix"] if cell["defense"] == name]
+    return {**report, "ranking": [rows[name] for name in defenses], "matrix": cells}
+
+
 def download_buttons(
     name: str, leaderboard: Leaderboard, records: Sequence[RankingRow] | Sequence[MatrixCell],
     flat: Sequence[Mapping[str, object]],
 ) -> None:  # fmt: skip
-    """Buttons that download the shown records as CSV and JSON."""
+    """Buttons that download the shown records as CSV, JSON, Markdown and LaTeX, and the sources."""
     key = name.partition("-")[0]
+    report = reading.read_json_report(leaderboard)
+    shown = shown_report(report, list(dict.fromkeys(record.defense for record in records)))
+    (table,) = report_tables(shown, key)
+    files = (
+        ("CSV", as_csv(flat), "csv", "text/csv"),
+        ("JSON", as_json(leaderboard, key, records), "json", "application/json"),
+        ("Markdown", table_as_markdown(table), "md", "text/markdown"),
+        ("LaTeX", table_as_latex(table, name, report["root"]), "tex", "text/x-tex"),
+        ("BibTeX", "\n\n".join((*reading.read_citations().entries, "")), "bib", "text/x-bibtex"),
+    )
     with st.container(horizontal=True):
-        st.download_button("Download CSV", as_csv(flat), f"{name}.csv", "text/csv")
-        st.download_button(
-            "Download JSON", as_json(leaderboard, key, records), f"{name}.json", "application/json"
-        )
+        for label, text, ending, kind in files:
+            st.download_button(f"Download {label}", text, f"{name}.{ending}", kind)

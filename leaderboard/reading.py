@@ -30,6 +30,7 @@ from bench.results import matrix as matrices
 from bench.results import ranking as rankings
 from bench.results.attack_report import AttackReport
 from bench.results.cell_report import CellReport
+from bench.results.citations import CitedCards, load_citations
 from bench.results.comparison import EntryComparison
 from bench.results.defense_report import DefenseReport
 from bench.results.leaderboards import Leaderboard
@@ -213,6 +214,11 @@ def read_cards(model: type[CardT]) -> list[CardT]:
 def read_cells() -> list[CellRow]:
     """Every cell with its current state."""
     return _call(Store.cells)
+
+
+def read_citations() -> CitedCards:
+    """The BibTeX entries of everything that has a finished cell."""
+    return _call(load_citations)
 
 
 def read_examples(digest: str) -> ExamplesRow:

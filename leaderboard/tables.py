@@ -94,7 +94,7 @@ def lead(rows: Sequence[RankingRow], leaderboard: Leaderboard, newest: float | N
         f"{leaderboard.n} images",
         f"{words.plural(len(leaderboard.required), 'required attack')}",
         f"newest result {words.day(newest)}",
-        f"{words.PRODUCT} {words.VERSION}",
+        f"{words.PRODUCT} {words.PRODUCT_VERSION}",
     ]
     facts = markup.text(" · ".join(counts))
     return markup.tag("p", Html(f"{first} {markup.tag('span', facts, class_='g-small')}"),

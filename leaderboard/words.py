@@ -19,7 +19,7 @@ from bench.results.matrix import MatrixCell
 from bench.results.ranking import CertifiedCount
 
 PRODUCT = "Gauntlet"
-VERSION = version("gauntlet-bench")
+PRODUCT_VERSION = version("gauntlet-bench")
 MOTTO = (
     "Adversarial attacks against defenses under declared threat models. Every adversarial example"
     " is re-verified by an independent referee."

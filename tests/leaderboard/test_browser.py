@@ -259,6 +259,14 @@ def test_a_download_has_exactly_the_shown_rows(visitor: Visitor) -> None:
         page.get_by_role("button", name="Download CSV").click()
     lines = waiting.value.path().read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["defense", "trades", "adversarial-training"]
+    for label, row, other in (
+        ("Markdown", "| trades |", "undefended"), ("LaTeX", "trades &", "undefended"),
+        ("BibTeX", "@inproceedings{arxiv:1706.06083", "1901.08573"),
+    ):  # fmt: skip
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=f"Download {label}").click()
+        text = waiting.value.path().read_text()
+        assert row in text and other not in text, label
 
 
 def test_pictures_tables_and_scrolling_boxes_are_accessible(visitor: Visitor) -> None:
@@ -276,7 +284,7 @@ def test_the_first_row_is_above_the_fold(visitor: Visitor) -> None:
     assert box is not None and box["y"] < 350
     lead = visitor.page.inner_text(".g-lead")
     assert "is first with" in lead and "95 % interval" in lead and "500 images" in lead
-    assert words.VERSION in lead and "newest result 20" in lead
+    assert words.PRODUCT_VERSION in lead and "newest result 20" in lead
     visitor.page.set_viewport_size({"width": 390, "height": 844})
     try:
         page = visitor.go("/")

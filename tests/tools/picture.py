@@ -1,7 +1,8 @@
-"""Writes the picture of the README: the matrix page of a database, as a browser shows it.
+"""Writes a picture of the README: a page of a database, as a browser shows it.
 
 bench run --db picture.db
 python -m tests.tools.picture picture.db docs/matrix.png
+python -m tests.tools.picture picture.db docs/ranking.png
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ CHART = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg
 
 
 def save(address: str, out: Path) -> None:
-    """Open the matrix page of the first leaderboard and save its upper part."""
+    """Open the page that the file is named after and save its upper part."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
         page = browser.new_page(viewport=PAGE, color_scheme="light")
-        page.goto(f"{address}/matrix")
+        page.goto(f"{address}/{'' if out.stem == 'ranking' else out.stem}")
         page.add_style_tag(content=HIDDEN)
-        page.wait_for_selector(CHART)
+        page.locator(f"{CHART}, .g-table").first.wait_for(state="attached")
         page.wait_for_selector(SETTLED)
         page.wait_for_timeout(1000)
         page.screenshot(path=out, clip=PART)
