@@ -9,6 +9,8 @@ from typing import Literal
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from bench.core.errors import BenchError
+from bench.results.disputes import Dispute
 from bench.results.leaderboards import Leaderboard
 from leaderboard import markup, notices, reading, words
 
@@ -111,3 +113,13 @@ def selected_label() -> str:
 def selected_leaderboard() -> Leaderboard:
     """The selected leaderboard."""
     return words.leaderboards_by_label(reading.read_leaderboards())[selected_label()]
+
+
+def disputes_about(defenses: Sequence[str], leaderboard: Leaderboard) -> list[Dispute]:
+    """The disputes about these defenses on a leaderboard; a notice where their file is wrong."""
+    try:
+        found = reading.read_disputes()
+    except BenchError as error:
+        st.html(markup.notice(notices.wrong_disputes(str(error)), "warn"))
+        return []
+    return [one for one in found if any(one.is_about(d, leaderboard.name) for d in defenses)]

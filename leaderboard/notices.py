@@ -91,6 +91,11 @@ def unknown_cell(message: str) -> Notice:
     return Notice("No such cell", (as_sentence(message),))
 
 
+def wrong_disputes(message: str) -> Notice:
+    """The notice for a file of disputes that cannot be read."""
+    return Notice("Disputes are not shown", (as_sentence(message),))
+
+
 def refused_comparison(message: str) -> Notice:
     """The notice for entries that cannot be compared."""
     return Notice("These cannot be compared", (as_sentence(message),))

@@ -33,6 +33,7 @@ from bench.results.cell_report import CellReport
 from bench.results.citations import CitedCards, load_citations
 from bench.results.comparison import EntryComparison
 from bench.results.defense_report import DefenseReport
+from bench.results.disputes import Dispute, disputes_path, load_disputes
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell
 from bench.results.published import ChangedCode, PublishedFacts, changed_code, mark_changed
@@ -120,6 +121,11 @@ def is_readable() -> bool:
     except BenchError:
         return False
     return True
+
+
+def read_disputes() -> tuple[Dispute, ...]:
+    """The disputes of the shown database; raises BenchError where their file is wrong."""
+    return load_disputes(disputes_path(database_address()))
 
 
 def read_root() -> str:

@@ -27,6 +27,7 @@ from bench.results import (
     ranking,
     set_unions,
 )
+from bench.results.disputes import Dispute, disputes_path, load_disputes
 from bench.results.example_results import load_results
 from bench.results.leaderboards import Leaderboard
 from bench.results.published import PublishedFacts
@@ -73,7 +74,7 @@ def write_snapshot(url: str | None, folder: Path) -> list[Path]:
                 "the database holds no results yet; `bench run` evaluates the default cells."
             )
         facts = published.published_facts(store) if is_published(resolve_url(url)) else None
-        pages = _pages(store, by_label, facts)
+        pages = _pages(store, by_label, facts, load_disputes(disputes_path(url)))
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in pages.items():
         (folder / name).write_text(content, encoding="utf-8")
@@ -81,7 +82,10 @@ def write_snapshot(url: str | None, folder: Path) -> list[Path]:
 
 
 def _pages(
-    store: Store, by_label: Mapping[str, Leaderboard], facts: PublishedFacts | None
+    store: Store,
+    by_label: Mapping[str, Leaderboard],
+    facts: PublishedFacts | None,
+    disputes: Sequence[Dispute],
 ) -> dict[str, str]:
     cards = {card.name: card for card in store.cards(DefenseCard)}
     rows = {label: ranking.load_ranking(store, board) for label, board in by_label.items()}
@@ -94,7 +98,7 @@ def _pages(
             for label, found in rows.items()
         }
     for label, leaderboard in by_label.items():
-        body = _board(store, label, leaderboard, rows[label], cards)
+        body = _board(store, label, leaderboard, rows[label], cards, disputes)
         pages[snapshot_file("leaderboard", label)] = _page(label, Html(notice + body))
         if label == words.leaderboard_label(leaderboard):
             found = json_report.json_report(
@@ -196,7 +200,10 @@ def _board(
     leaderboard: Leaderboard,
     rows: Sequence[RankingRow],
     cards: Mapping[str, DefenseCard],
+    disputes: Sequence[Dispute],
 ) -> Html:
+    here = [one for one in disputes if any(one.is_about(r.defense, leaderboard.name) for r in rows)]
+    disputed = {one.defense for one in here if not one.answer}
     cells = matrix.load_matrix(store, leaderboard)
     metric = next(iter(chart_rows.cell_metrics(leaderboard).values()))
     tiles = [*chart_rows.margin_tiles(rows), *chart_rows.matrix_tiles(cells, metric)]
@@ -210,7 +217,8 @@ def _board(
             markup.heading(f"Robust accuracy under {label}", markup.text(leaderboard.summary)),
             tables.mode_note(leaderboard),
             tables.lead(rows, leaderboard, leaderboard_cells.newest_result(store, leaderboard)),
-            _part("Ranking", tables.ranking_table(rows, cards, label)),
+            _part("Ranking", tables.ranking_table(rows, cards, label, disputed)),
+            tables.disputes_list(here),
             tables.unranked_list(rows),
             _part(
                 "Every attack against every defense",

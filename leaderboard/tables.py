@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from bench.core.cards import DefenseCard
 from bench.results.cell_report import SHORT_KEY
+from bench.results.disputes import Dispute
 from bench.results.follow_ups import FollowUp
 from bench.results.leaderboards import Leaderboard
 from bench.results.masking_checks import NOT_TESTED, PASSED, WARNING, MaskingCheck
@@ -128,7 +129,9 @@ def required_done(row: RankingRow) -> str:
     return f"{row.coverage.done}/{row.coverage.required}{further}"
 
 
-def defense_cell(row: RankingRow, card: DefenseCard | None, threat: str) -> Html:
+def defense_cell(
+    row: RankingRow, card: DefenseCard | None, threat: str, is_disputed: bool = False
+) -> Html:
     """The name of a defense, its declared properties, and the isolation of its code."""
     chips = [markup.chip("baseline", "quiet")] if row.defense == words.BASELINE else []
     if card is not None:
@@ -141,6 +144,8 @@ def defense_cell(row: RankingRow, card: DefenseCard | None, threat: str) -> Html
             chips.append(markup.chip(card.origin))
     if not row.adaptive:
         chips.append(markup.chip("no attack written for it", "quiet", words.NOT_ADAPTIVE))
+    if is_disputed:
+        chips.append(markup.chip("⚑ disputed", "warn", "see the dispute below the table"))
     if row.versions and row.versions.older:
         chips.append(markup.chip("older version", "warn", " ".join(row.versions.sentences)))
     if row.tier not in ("", "in-process"):
@@ -184,10 +189,24 @@ def claim_cell(found: ClaimCheck | None) -> Html:
     return markup.join((chip, Html("<br>"), markup.small(f"claims {100 * found.robust:.1f} %")))
 
 
+def disputes_list(found: Iterable[Dispute]) -> Html:
+    """Disputes with date, author, text and answer; empty without one."""
+    lines = [
+        markup.tag("li", Html(f"<b>⚑ {markup.text(one.defense)}</b>, disputed: "
+                              f"{markup.text(one.sentence, 2400)}"))
+        for one in found
+    ]  # fmt: skip
+    return markup.tag("ul", markup.join(lines), class_="g-list") if lines else markup.NOTHING
+
+
 def ranking_table(
-    rows: Sequence[RankingRow], cards: Mapping[str, DefenseCard], threat: str
-) -> Html:
-    """The ranking: rank, accuracies with intervals, checks and claims of every defense."""
+    rows: Sequence[RankingRow], cards: Mapping[str, DefenseCard], threat: str,
+    disputed: Collection[str] = (),
+) -> Html:  # fmt: skip
+    """The ranking: rank, accuracies with intervals, checks and claims of every defense.
+
+    `disputed` are the defenses with an open dispute.
+    """
     has_certificates = any(row.certified and row.certified.count.k for row in rows)
     has_claims = any(row.claim for row in rows)
     certificates = Column(
@@ -213,7 +232,7 @@ def ranking_table(
         lines.append(
             [
                 rank_cell(row),
-                defense_cell(row, cards.get(row.defense), threat),
+                defense_cell(row, cards.get(row.defense), threat, row.defense in disputed),
                 markup.bar(row.robust),
                 markup.bar(row.clean, "clean"),
                 attack_link(row.strongest, threat),

@@ -39,6 +39,8 @@ def main() -> None:
     rows = {name: reading.read_row(leaderboards[name], card.name) for name in leaderboards}
     found = {name: row for name, row in rows.items() if row}
     show_declarations(card, {leaderboards[name].name: row for name, row in reversed(found.items())})
+    if notes := tables.disputes_list(choice.disputes_about([card.name], selected)):
+        st.html(notes)
     st.subheader("All threat models", anchor="threat-models")
     st.html(defense_tables.threat_models_table(list(found.items())))
     show_corruptions(card.name, selected, leaderboards)

@@ -55,7 +55,11 @@ def filtered(rows: Sequence[RankingRow]) -> list[RankingRow]:
 def show_ranking(shown: Sequence[RankingRow], leaderboard: Leaderboard, label: str) -> None:
     """Show the table, the notes, two charts and the downloads."""
     cards = {card.name: card for card in reading.read_cards(DefenseCard)}
-    st.html(tables.ranking_table(shown, cards, label))
+    disputes = choice.disputes_about([row.defense for row in shown], leaderboard)
+    disputed = {one.defense for one in disputes if not one.answer}
+    st.html(tables.ranking_table(shown, cards, label, disputed))
+    if notes := tables.disputes_list(disputes):
+        st.html(notes)
     if notes := tables.unranked_list(shown):
         st.html(notes)
     left, right = st.columns([3, 2], gap="large")

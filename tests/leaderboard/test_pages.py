@@ -369,6 +369,24 @@ def test_a_failed_cell_shows_its_cause_and_no_command(example_url: str, visit: V
     assert "deepfool gave NaN" in said and "Only finished cells" in said
 
 
+def test_a_dispute_stands_beside_the_row_and_on_the_page_of_the_defense(
+    example_url: str, visit: Visit, tmp_path: Path
+) -> None:
+    copy = tmp_path / "bench.db"
+    copy.write_bytes(Path(example_url.removeprefix("sqlite:///")).read_bytes())
+    note = '[[dispute]]\ndefense = "trades"\ndate = 2026-11-30\nby = "A. <b>Reader</b>"\n'
+    (tmp_path / "disputes.toml").write_text(note + 'text = "Other weights."\n')
+    for page, query in (("ranking", {}), ("defense", {"name": "trades"})):
+        said = html(visit(f"sqlite:///{copy}", page, **query))
+        assert "2026-11-30 A. &lt;b&gt;Reader&lt;/b&gt;: Other weights. Open." in said
+    assert html(visit(f"sqlite:///{copy}")).count("⚑ disputed") == 1
+    assert "disputed" not in html(visit(f"sqlite:///{copy}", "defense", name="undefended"))
+    (tmp_path / "disputes.toml").write_text(note)
+    said = html(visit(f"sqlite:///{copy}"))
+    assert "Disputes are not shown" in said and "dispute.0.text: Field required" in said
+    assert "/defense?name=trades" in said, "the ranking is shown all the same"
+
+
 def test_a_cell_without_a_recent_update_is_shown_as_stalled(example_url: str) -> None:
     with Store.open(example_url, read_only=True) as store:
         running = [cell for cell in store.cells() if cell.state == "running"]
