@@ -79,6 +79,9 @@ class Outcomes(NamedTuple):
     where `true_confidence` is NaN."""
     loss: npt.NDArray[np.float32]
     """Cross-entropy of the true class; NaN also for logits that are not finite."""
+    share: npt.NDArray[np.float32]
+    """Share of the referee's draws of a nuisance on which the goal is reached; -1 where the threat
+    model declares none, the candidate was refused, and in outcomes of older versions."""
 
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
@@ -98,7 +101,7 @@ class Outcomes(NamedTuple):
 OUTCOME_DTYPES = (
     np.int32, np.uint8, np.bool_, np.bool_, np.float64, np.int16,
     np.float32, np.int32, np.int32, np.int32, np.int32, np.int32, np.float32,
-    np.int16, np.int8, np.float32, np.int16, np.float32,
+    np.int16, np.int8, np.float32, np.int16, np.float32, np.float32,
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from bench.evaluation.memory_plugins import (
     require_module,
 )
 from bench.evaluation.plan import PlannedPair, why_not_applicable
-from bench.plugin import Dataset, Goal, ThreatModel
+from bench.plugin import Dataset, Goal, Nuisance, ThreatModel
 from bench.registry.registration import Registration
 from bench.registry.registry import Registry
 from bench.registry.variants import variant
@@ -72,7 +72,7 @@ def attack(
     y: Array,
     name: str = "pgd",
     *,
-    norm: str = "Linf", eps: Radius, target_rule: str = "",
+    norm: str = "Linf", eps: Radius, target_rule: str = "", nuisance: Nuisance | None = None,
     bpda: nn.Module | None = None, random_draws: int = 0,
     seed: int = 0, batch: int | None = None, device: str = "auto",
     **parameters: Any,
@@ -88,6 +88,7 @@ def attack(
         name: the attack.
         norm: `Linf`, `L2` or `L1`; `eps` is the radius.
         target_rule: how targets are chosen, `next`, `least-likely` or `random`; empty: untargeted.
+        nuisance: how images change on their way to the model; each counts by the share of draws.
         bpda: a BPDA approximation of the model, whose gradients the attack uses as well.
         random_draws: for a random model, the number of draws that each gradient averages.
         seed: seed of all random numbers.
@@ -111,7 +112,7 @@ def attack(
         registry, model, dataset, name="model", bpda=bpda, random_draws=random_draws
     )
     goal = Goal("targeted", target_rule) if target_rule else Goal()
-    threat = ThreatModel("python", dataset.name, norm_ball(norm, eps), goal=goal)
+    threat = ThreatModel("python", dataset.name, norm_ball(norm, eps), goal=goal, nuisance=nuisance)
     pair = PlannedPair(threat, defense, chosen.value)
     _require_applicable(pair)
     settings = RunSettings(chosen_device(device), batch)

@@ -21,6 +21,7 @@ from bench.engine.cell_spec import CellSpec
 from bench.engine.fast_selftest import FastModel, fastest_form
 from bench.engine.model_access import ModelAccess, SeededNoise
 from bench.engine.problem import pad_rows
+from bench.evaluation.nuisance_model import seen_through
 from bench.evaluation.pixel_guard import PixelGuard
 from bench.evaluation.surrogate_model import (
     Heartbeat,
@@ -147,12 +148,15 @@ class BuiltDefense:
         return "it is sandboxed" if isinstance(self.module, DefenseProxy) else ""
 
     def attacked_model(self, threat: ThreatModel, attack: Attack) -> FastModel:
-        """The form of the model that an attack queries: the fast one, with three exceptions.
+        """The form of the model that an attack queries: the fast one, with four exceptions.
 
+        Under a nuisance it is the model that sees images through it, whose draws are random.
         External attacks may keep answers or backpropagate twice through one graph; transfer attacks
         query the surrogate model; the nearest adversarial example lies so close to the decision
         boundary that other arithmetic changes its class.
         """
+        if threat.nuisance is not None:
+            return FastModel(seen_through(threat.nuisance, self.module), (), ())
         queries_other_code = not Traits.has_steps(attack) or Traits.of(attack).source
         if queries_other_code or threat.goal.kind == "nearest":
             return FastModel(self.module, (), ())
@@ -177,9 +181,14 @@ class BuiltDefense:
         """The model without its detector: images [n, C, H, W] to logits [n, K]."""
         return ClassifierOnly(self.module) if self.rejects else self.module
 
-    def noise(self, role: str) -> SeededNoise | None:
-        """The random state of a declared-random defense for one role; None if deterministic."""
-        if self.defense.randomness is None:
+    def is_random(self, threat: ThreatModel | None = None) -> bool:
+        """Whether answers are random: the defense declares it, or the threat model a nuisance."""
+        nuisance = threat is not None and threat.nuisance is not None
+        return nuisance or self.defense.randomness is not None
+
+    def noise(self, role: str, threat: ThreatModel | None = None) -> SeededNoise | None:
+        """The random state of one role, under a threat model; None if answers are deterministic."""
+        if not self.is_random(threat):
             return None
         rows = noise_rows(self.dataset.shape)
         return SeededNoise(self.seed, role, self.settings.device, rows=rows)
@@ -233,14 +242,16 @@ class BuiltDefense:
         """All that the engine needs to run the attack; `exact`: in float32 despite the settings."""
         index, target = self._example_index(threat), self._target_classes(threat)
         y = self.y[index]
-        noise = self.noise(f"play {attack.name}")
+        noise = self.noise(f"play {attack.name}", threat)
         clean_logits = self.clean.logits if surrogate is None else surrogate.clean_logits
         return CellSpec(
             attack=attack,
             model_access=self._attack_access(threat, attack, noise, exact=exact)
             if surrogate is None
             else surrogate.access(),
-            defense=ModelAccess(self.module, noise=noise, rejects=self.rejects),
+            defense=ModelAccess(
+                seen_through(threat.nuisance, self.module), noise=noise, rejects=self.rejects
+            ),
             ball=threat.ball, goal=threat.goal, budget=threat.budget,
             x=selected(self.x, index), y=y, target=target,
             clean_logits=clean_logits[index],
@@ -264,7 +275,8 @@ class BuiltDefense:
 
     def fit_access(self, threat: ThreatModel, attack: Attack) -> ModelAccess:
         """The access of a shared attack while it fits its point, with draws of its own."""
-        return self._attack_access(threat, attack, self.noise(f"fit {attack.name}"), exact=True)
+        noise = self.noise(f"fit {attack.name}", threat)
+        return self._attack_access(threat, attack, noise, exact=True)
 
     def _attack_access(
         self,
@@ -279,21 +291,23 @@ class BuiltDefense:
 
         An attack that declares scores counts as a black box, and so it gets no gradients.
         """
-        module = self.module if exact else self.attacked_model(threat, attack).module
+        plain = seen_through(threat.nuisance, self.module)
+        module = plain if exact else self.attacked_model(threat, attack).module
+        backward = None if self.bpda is None else seen_through(threat.nuisance, self.bpda)
         less = attack.needs < threat.access
         return ModelAccess(
-            module, bpda=self.bpda if bpda else None, access=min(attack.needs, threat.access),
-            draws=self._draws(attack), votes=LABEL_VOTES, noise=noise, attack_name=attack.name,
+            module, bpda=backward if bpda else None, access=min(attack.needs, threat.access),
+            draws=self._draws(threat, attack), votes=LABEL_VOTES, noise=noise,
+            attack_name=attack.name,
             threat_model="its declared `needs`" if less else threat.name, rejects=self.rejects,
             joint=Traits.of(attack).joint,
         )  # fmt: skip
 
-    def _draws(self, attack: Attack) -> int:
-        """Draws over which each gradient or score is averaged; 1 for a deterministic defense."""
-        randomness = self.defense.randomness
-        if randomness is None:
-            return 1
-        return Traits.of(attack).eot_draws or randomness.draws
+    def _draws(self, threat: ThreatModel, attack: Attack) -> int:
+        """Draws over which each gradient or score is averaged; 1 for deterministic answers."""
+        declared = (threat.nuisance, self.defense.randomness)
+        known = [one.draws for one in declared if one is not None]
+        return (Traits.of(attack).eot_draws or max(known)) if known else 1
 
     def item_count(self, threat: ThreatModel, attack: Attack) -> int:
         """Number of items of a cell: examples times targets, of the first examples of a costly
@@ -308,16 +322,18 @@ class BuiltDefense:
         """
         index = self._example_index(threat)
         return Referee(
-            self._fresh_model(f"judge {attack.name}"), threat.ball, threat.goal,
+            self._fresh_model(f"judge {attack.name}", threat), threat.ball, threat.goal,
             selected(self.x, index), self.y[index], self._target_classes(threat),
             minimises=Traits.of(attack).minimises,
-            confirmation_noise=self.noise(f"confirm {attack.name}"), shared=shared,
+            confirmation_noise=self.noise(f"confirm {attack.name}", threat), shared=shared,
+            share=None if threat.nuisance is None else threat.nuisance.share,
         )  # fmt: skip
 
-    def _fresh_model(self, role: str) -> FreshModel:
-        """A new copy of the model; `role` names its random draws."""
+    def _fresh_model(self, role: str, threat: ThreatModel | None = None) -> FreshModel:
+        """A new copy of the model, under a threat model; `role` names its random draws."""
         module = self.builder.build().to(self.settings.device)
-        return FreshModel(module, noise=self.noise(role), rejects=self.rejects)
+        seen = seen_through(None if threat is None else threat.nuisance, module)
+        return FreshModel(seen, noise=self.noise(role, threat), rejects=self.rejects)
 
     def _targets_per_example(self, threat: ThreatModel) -> int:
         """Number of items per example: 1, or one per wrong class where the goal is every class."""

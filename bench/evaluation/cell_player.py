@@ -155,5 +155,5 @@ def _divisible(pair: PlannedPair, defense: BuiltDefense) -> bool:
     audit of low precision samples the survivors.
     """
     model = defense.attacked_model(pair.threat, pair.attack)
-    random = defense.defense.randomness is not None
+    random = defense.is_random(pair.threat)
     return not (Traits.is_external(pair.attack) or random or model.low_precision)

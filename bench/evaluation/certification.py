@@ -65,6 +65,8 @@ def why_not_certifiable(certifier: Certifier, built: BuiltDefense, threat: Threa
     if built.rejects:
         name = built.defense.name
         return f"{name} rejects images: a certificate for its logits does not cover the rejection."
+    if threat.nuisance is not None:
+        return f"{certifier.name} bounds images as they are; {threat.name} changes them at random."
     if threat.ball.parametric:
         return f"{certifier.name} bounds images of norm balls; {threat.ball.name} is none."
     return certifier.refuses(built.module, threat.ball)

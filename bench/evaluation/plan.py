@@ -282,7 +282,7 @@ def why_not_applicable(
         return f"{attack.name} does not minimise its perturbation, and {_goal(threat)}."
     if traits.joint and defense.rejects is None:
         return f"{attack.name} attacks classifier and detector; {defense.name} has no detector."
-    if traits.eot_draws and defense.randomness is None:
+    if traits.eot_draws and defense.randomness is None and threat.nuisance is None:
         return f"{attack.name} averages over random draws; {defense.name} declares no randomness."
     return _why_no_surrogate(threat, defense, attack, surrogate) if traits.source else ""
 

@@ -87,10 +87,11 @@ def trace_attack(
     if not Traits.has_steps(pair.attack):
         own = "fit" if is_shared(pair.attack) else "run"
         raise BenchError(f"{pair.attack.name} has a {own} of its own and makes no steps to trace.")
-    if pair.defense.randomness is not None:
+    if pair.defense.randomness is not None or pair.threat.nuisance is not None:
+        random = pair.defense if pair.threat.nuisance is None else pair.threat
         raise BenchError(
-            f"{pair.defense.name} is random, and its draws belong to whole groups of examples; "
-            "trace the attack on another defense."
+            f"{random.name} is random, and its draws belong to whole groups of examples; "
+            "trace the attack on another one."
         )
     cache = DefenseCache(
         registry=registry, selection=selection, settings=RunSettings(torch.device(device))

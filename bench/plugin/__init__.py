@@ -16,7 +16,7 @@ one point for all images `SharedAttack`, `SharedProblem`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
 `L2`, `L1`, `L0`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
-`Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Corruption`, `Goal`, `Budget`;
+`Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Corruption`, `Nuisance`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`, `AnswerWork`.
 """
@@ -63,6 +63,7 @@ from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
+from bench.threats.nuisance import Nuisance, print_and_scan
 from bench.threats.parametric import ParametricSet, clamp_straight_through
 from bench.threats.patch import Patch
 from bench.threats.projections import project_l1
@@ -118,6 +119,7 @@ __all__ = [
     "Loss",
     "MissingLibrary",
     "Model",
+    "Nuisance",
     "ParametricSet",
     "Patch",
     "PerturbationSet",
@@ -147,6 +149,7 @@ __all__ = [
     "margin_to",
     "name_to_int64",
     "per_row",
+    "print_and_scan",
     "project_l1",
     "require_type",
     "select_column",

@@ -30,9 +30,11 @@ GRID_SLACK = 1e-3  # of a grey level, because k/255 is not exact in float32
 KEPT_IMAGES = 16  # items whose images are kept for the leaderboard
 
 
-def goal_reached(votes: Tensor, y: Tensor, target: Tensor, goal: Goal) -> Tensor:
-    """[n] bool: VOTE_SHARE of the votes [draws, n] reach the goal, for labels and targets [n]."""
-    return vote_reaches(votes, y, target, goal).double().mean(0) >= VOTE_SHARE - 1e-9
+def goal_reached(
+    votes: Tensor, y: Tensor, target: Tensor, goal: Goal, share: float = VOTE_SHARE
+) -> Tensor:
+    """[n] bool: a share of the votes [draws, n] reaches the goal, for labels and targets [n]."""
+    return vote_reaches(votes, y, target, goal).double().mean(0) >= share - 1e-9
 
 
 def vote_reaches(votes: Tensor, y: Tensor, target: Tensor, goal: Goal) -> Tensor:
@@ -78,6 +80,7 @@ class Referee:
         minimises: the attack minimises its perturbation, so candidates may lie outside the ball.
         confirmation_noise: random state of the confirmation draws of a declared-random defense.
         shared: [1, ...], the one point that every candidate must have; None: each has its own.
+        share: of the draws of a nuisance on which the goal must be reached; None without one.
     """
 
     def __init__(
@@ -92,7 +95,9 @@ class Referee:
         minimises: bool = False,
         confirmation_noise: SeededNoise | None = None,
         shared: Tensor | None = None,
+        share: float | None = None,
     ) -> None:
+        self.share = share
         self.fresh_model, self.ball, self.goal = fresh_model, ball, goal
         self.x, self.y, self.target = x, y, target
         self.minimises = minimises
@@ -168,7 +173,7 @@ class Referee:
         points = torch.where(per_row(admissible, points), points, self.ball.start(x))
         images = self.ball.apply(points, x)
         answer = self.fresh_model.answer(images, self._groups(items))
-        reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
+        reached = self._reached(answer.votes, items)
         inside = admissible & self._inside(points, x, distance)
         broken = inside & reached
         code = torch.where(broken, int(Verdict.BROKEN), code)
@@ -190,7 +195,20 @@ class Referee:
             target=_numpy(self.target[items], np.int16),
             claimed=(candidates.step >= 0).numpy().astype(np.int8),
             **_true_class(answer, self.y[items], inside),
+            share=self._shares(answer.votes, items, inside),
         )
+
+    def _reached(self, votes: Tensor, items: Tensor) -> Tensor:
+        """[k] bool: votes [draws, k] for the items [k] reach the goal."""
+        share = VOTE_SHARE if self.share is None else self.share
+        return goal_reached(votes, self.y[items], self.target[items], self.goal, share)
+
+    def _shares(self, votes: Tensor, items: Tensor, known: Tensor) -> npt.NDArray[np.float32]:
+        """The share [k] of votes [draws, k] that reach the goal; -1 where not `known` [k] bool."""
+        reached = vote_reaches(votes, self.y[items], self.target[items], self.goal)
+        counted = known & (self.share is not None)
+        found = torch.where(counted, reached.double().mean(0), -1)
+        return np.asarray(_numpy(found, np.float32))
 
     def _inside(self, points: Tensor, x: Tensor, distance: Tensor) -> Tensor:
         """[k] bool: points [k, ...] are in the set; in a norm ball by their distance in float64.
@@ -222,14 +240,13 @@ class Referee:
         if self.ball.parametric:
             rounded = ((images.double() * 255).round() / 255).to(images.dtype)
             answer = self.fresh_model.answer(rounded, self._groups(items))
-            reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
-            return broken & reached
+            return broken & self._reached(answer.votes, items)
         level = (clean * 255).round()
         change = images.double() * 255 - level
         steps = (change.abs() + GRID_SLACK).floor() * change.sign()
         rounded = ((level + steps) / 255).to(images.dtype)
         answer = self.fresh_model.answer(rounded, self._groups(items))
-        reached = goal_reached(answer.votes, self.y[items], self.target[items], self.goal)
+        reached = self._reached(answer.votes, items)
         distance = self.ball.distance(rounded.double(), clean)
         return broken & reached & self._inside(rounded, self.x[items], distance)
 
@@ -313,6 +330,7 @@ def clean_outcomes(answer: FreshAnswers, y: Tensor) -> Outcomes:
         target=np.full(count, -1, np.int16),
         claimed=np.zeros(count, np.int8),
         **_true_class(answer, y, torch.ones_like(broken)),
+        share=np.full(count, -1, np.float32),
     )  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, get_type_hints
 
 from bench.core.errors import PluginError
 from bench.threats.norms import PerturbationSet
+from bench.threats.nuisance import Nuisance
 from bench.threats.threat_model import BUILT_IN_SETS, NAMED_SETS
 
 ENCODED_SETS: dict[str, type[Any]] = {kind.name: kind for kind in (*BUILT_IN_SETS, *NAMED_SETS)}
@@ -51,14 +53,25 @@ def decode_set(encoded: dict[str, Any]) -> PerturbationSet:
     """
     kind = ENCODED_SETS[encoded["name"]]
     values = {name: value for name, value in encoded.items() if name != "name"}
+    decoded: PerturbationSet = _decoded(kind, kind.name, values)
+    return decoded
+
+
+def decode_nuisance(encoded: Mapping[str, Any]) -> Nuisance:
+    """The nuisance of its parameters; raises ValueError for unknown, missing or invalid values."""
+    decoded: Nuisance = _decoded(Nuisance, "a nuisance", encoded)
+    return decoded
+
+
+def _decoded(kind: type[Any], title: str, values: Mapping[str, Any]) -> Any:
+    """An object of a class whose fields are numbers; raises ValueError, ArithmeticError."""
     types = _types(kind)
     if values.keys() != types.keys():
-        raise ValueError(f"{kind.name} has the parameters {', '.join(types)}")
+        raise ValueError(f"{title} has the parameters {', '.join(types)}")
     for name, value in values.items():
         if type(value) not in ACCEPTED_TYPES[types[name]] or len(str(value)) > LONGEST_NUMBER:
-            raise ValueError(f"{name} of {kind.name} is {str(value)[:40]!r}")
-    decoded: PerturbationSet = kind(**{k: types[k](value) for k, value in values.items()})
-    return decoded
+            raise ValueError(f"{name} of {title} is {str(value)[:40]!r}")
+    return kind(**{k: types[k](value) for k, value in values.items()})
 
 
 def _types(kind: type[Any]) -> dict[str, type[Any]]:

@@ -14,7 +14,13 @@ from bench.registry.registry import Registry
 from bench.sandbox.channel import WorkerChannel
 from bench.sandbox.declarations import Declarations
 from bench.sandbox.protocol import Frame
-from bench.sandbox.set_codec import ENCODED_SETS, decode_set, is_encodable, set_values
+from bench.sandbox.set_codec import (
+    ENCODED_SETS,
+    decode_nuisance,
+    decode_set,
+    is_encodable,
+    set_values,
+)
 from bench.threats.access import Access, Budget
 from bench.threats.threat_model import Goal
 
@@ -42,6 +48,7 @@ class ThreatDeclarations(Declarations):
     evidence: list[str]
     ranked: bool
     scope: str
+    nuisance: dict[str, int | float] | None
 
     def threat_model(self, title: str, name: str) -> ThreatModel:
         """The threat model; raises PluginError, which names it by `title`, for invalid values."""
@@ -58,6 +65,7 @@ class ThreatDeclarations(Declarations):
                 goal=Goal(*self.goal), budget=Budget(self.gradients, self.queries),
                 examples=self.examples, protocol=protocol, order=self.order, summary=self.summary,
                 scope=self.scope,
+                nuisance=None if self.nuisance is None else decode_nuisance(self.nuisance),
             )  # fmt: skip
         except (ValueError, LookupError, ArithmeticError) as error:
             raise PluginError(
@@ -84,6 +92,7 @@ def plain_values(threat: ThreatModel) -> dict[str, Any]:
         "follow_ups": {kind: list(names) for kind, names in protocol.follow_ups.items()},
         "surrogates": dict(protocol.surrogates), "evidence": list(protocol.evidence),
         "ranked": protocol.ranked, "scope": threat.scope,
+        "nuisance": None if threat.nuisance is None else threat.nuisance.parameters(),
     }  # fmt: skip
 
 

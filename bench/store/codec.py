@@ -1,8 +1,9 @@
 """Outcomes as compact bytes: little-endian columns, bits packed, bytes shuffled, then zlib.
 
 Each format is a uint32 count, then the first columns of `Outcomes` in their order: 12 in format 1,
-13 with the rejection scores in format 2, all 18 in format 3. The first format is written whose
-missing columns hold nothing but the value that stands for "not recorded".
+13 with the rejection scores in format 2, 18 in format 3, all 19 with the shares of draws in format
+4. The first format is written whose missing columns hold nothing but the value that stands for "not
+recorded".
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import numpy.typing as npt
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.outcomes import OUTCOME_DTYPES, Outcomes
 
-FORMATS = {1: 12, 2: 13, 3: 18}
+FORMATS = {1: 12, 2: 13, 3: 18, 4: 19}
 """Format -> number of columns that it has."""
 NOT_RECORDED = {
     "rejection": -np.inf, "target": -1, "claimed": -1, "true_confidence": np.nan, "true_rank": -1,
-    "loss": np.nan,
+    "loss": np.nan, "share": -1,
 }  # fmt: skip
 """Column that a format may lack -> its value in each row then."""
 

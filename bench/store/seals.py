@@ -174,7 +174,9 @@ def seal_outcomes(connection: Connection, key: str, found: Outcomes) -> None:
 def outcomes_digest(found: Outcomes) -> str:
     """The digest of outcomes in item order; chunks and packing do not change it."""
     sha = hashlib.sha256(canonical(len(found.item)).encode())
-    for column, kind in zip(found, OUTCOME_DTYPES, strict=True):
+    # Digests of outcomes without shares are those from before the column was there.
+    columns = found[:-1] if (found.share == -1).all() else found
+    for column, kind in zip(columns, OUTCOME_DTYPES[: len(columns)], strict=True):
         sha.update(np.ascontiguousarray(column, np.dtype(kind).newbyteorder("<")).data)
     return sha.hexdigest()
 

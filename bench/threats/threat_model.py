@@ -18,6 +18,7 @@ from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.fingerprint import class_source_digest, parameters_of
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
+from bench.threats.nuisance import Nuisance
 from bench.threats.patch import Patch
 from bench.threats.random_patch import RandomPatch
 from bench.threats.sparse import L0
@@ -73,6 +74,9 @@ class ThreatModel:
     scope: str = PER_EXAMPLE
     """`example`: a point for each example. `shared`: one point for all examples, fitted to the
     training half of the data set; the perturbation set is then parametric."""
+    nuisance: Nuisance | None = None
+    """Of a physical threat model: how each image changes on its way to the defense. Attacks get the
+    mean over draws, and an example is broken on a share of the referee's own draws."""
 
     def __post_init__(self) -> None:
         if self.scope not in (PER_EXAMPLE, SHARED):
@@ -101,8 +105,10 @@ class ThreatModel:
             "goal": {"kind": self.goal.kind, "rule": self.goal.rule},
             "budget": {"gradients": self.budget.gradients, "queries": self.budget.queries},
         }
-        # The ids of the others are those from before there were shared points.
-        return rules | ({"scope": self.scope} if self.scope == SHARED else {})
+        # The ids of the others are those from before there were shared points and nuisances.
+        scope = {"scope": self.scope} if self.scope == SHARED else {}
+        nuisance = {} if self.nuisance is None else {"nuisance": self.nuisance.parameters()}
+        return rules | scope | nuisance
 
 
 NORM_BALLS: Mapping[str, type[Linf | L2 | L1]] = {"Linf": Linf, "L2": L2, "L1": L1}

@@ -18,6 +18,7 @@ from bench.plugin import (
     LeaderboardProtocol,
     Linf,
     LinfDelta,
+    Nuisance,
     PerturbationSet,
     RotationTranslation,
     ThreatModel,
@@ -51,6 +52,7 @@ def bench_threat_models() -> Iterator[ThreatModel]:
     yield from evidence()
     yield one_pixel()
     yield rotated()
+    yield physical()
     yield corruptions("digits", 35)
     yield from shared()
     for place, ball in enumerate(balls):
@@ -78,6 +80,22 @@ def rotated() -> ThreatModel:
         protocol=LeaderboardProtocol(ranked=False),
         order=30,
         summary="Rotation by up to 30 degrees and shifts by up to one pixel; white-box.",
+    )
+
+
+def physical() -> ThreatModel:
+    """Linf changes of an object that is seen under varying conditions, without a ranking."""
+    nuisance = Nuisance(
+        shift=0.5, smallest=0.9, largest=1.1, degrees=10.0, brightness=0.1, contrast=0.1, noise=0.05
+    )
+    return ThreatModel(
+        "digits-physical",
+        "digits",
+        Linf(EPS),
+        protocol=LeaderboardProtocol(ranked=False),
+        order=40,
+        summary="As digits-linf, and each image is moved, rotated, scaled and lit at random.",
+        nuisance=nuisance,
     )
 
 

@@ -17,6 +17,7 @@ from bench.plugin import (
     RandomPatch,
     ThreatModel,
     hookimpl,
+    print_and_scan,
 )
 from plugins.threats._protocols import corruptions, white_box_protocol
 
@@ -43,6 +44,15 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         order=33,
         summary="One patch of about 8 x 8 pixels at a random place of all images; white-box.",
         scope=SHARED,
+    )
+    yield ThreatModel(
+        "fashion-print",
+        "fashion-mnist",
+        Linf(Fraction(1, 10)),
+        protocol=LeaderboardProtocol(ranked=False),
+        order=41,
+        summary="As fashion-linf, and each image is printed and photographed before it is seen.",
+        nuisance=print_and_scan(),
     )
     for place, dataset in enumerate(("mnist", "fashion-mnist", "cifar10", "cifar100")):
         yield corruptions(dataset, 36 + place)

@@ -175,6 +175,7 @@ def _judged(
         true_confidence=share.astype(np.float32),
         true_rank=broken.astype(np.int16),
         loss=-np.log(share).astype(np.float32),
+        share=np.full(n, -1, np.float32),
     )
 
 

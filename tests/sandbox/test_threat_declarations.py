@@ -20,6 +20,7 @@ from bench.sandbox.threat_declarations import ThreatDeclarations, plain_values, 
 from bench.threats.access import Access, Budget
 from bench.threats.delta import LinfDelta
 from bench.threats.norms import L2
+from bench.threats.nuisance import print_and_scan
 from bench.threats.patch import Patch
 from bench.threats.threat_model import Goal, without_ranks
 from tests.sandbox.isolated import sandboxed, unsandboxed, write_submission
@@ -75,6 +76,15 @@ def test_one_point_for_all_images_arrives() -> None:
     shared = replace(WHOLE, ball=LinfDelta(eps=Fraction(1, 5)), scope="shared")
     found = parsed(**plain_values(shared))
     assert found == shared and found.id == shared.id
+
+
+def test_a_nuisance_arrives_and_another_field_is_refused() -> None:
+    physical = replace(WHOLE, nuisance=print_and_scan())
+    values = plain_values(physical)
+    assert parsed(**values) == physical and parsed(**values).id == physical.id
+    for wrong in ({"degrees": 5.0}, values["nuisance"] | {"degrees": -5.0}):
+        with pytest.raises(PluginError, match="a nuisance"):
+            parsed(nuisance=wrong)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ def test_outcomes_with_a_measured_true_class_are_packed_in_the_third_format() ->
         assert same_bits(unpack(packed), plain._replace(**{name: column}))
 
 
+def test_outcomes_with_shares_of_draws_are_packed_in_the_fourth_format() -> None:
+    shares = tiny_outcomes([4, 5, 6])._replace(share=np.array([0.25, -1, 1], np.float32))
+    assert pack(shares)[0] == 4 and same_bits(unpack(pack(shares)), shares)
+
+
 @pytest.mark.parametrize("format_", [1, 2])
 def test_a_chunk_of_an_older_version_is_read_with_nothing_recorded(format_: int) -> None:
     """Bytes written out here as older versions wrote them, not by today's `pack`."""
@@ -99,7 +104,7 @@ def test_outcomes_of_the_wrong_type_or_length_are_refused() -> None:
 
 def test_a_newer_format_or_damaged_bytes_are_refused_with_a_message() -> None:
     blob = pack(tiny_outcomes([1]))
-    with pytest.raises(UnavailableError, match="format 4"):
-        unpack(b"\4" + blob[1:])
+    with pytest.raises(UnavailableError, match="format 5"):
+        unpack(b"\5" + blob[1:])
     with pytest.raises(BenchError, match="damaged"):
         unpack(blob[:-3])

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from sqlalchemy import select, text
 
@@ -13,6 +14,7 @@ from bench.core.cells import CellState, Culprit, Failure
 from bench.store import EvidenceRow, PlannedCell, Store, seals
 from bench.store.tables import CELLS, SEALS
 from tests.store.chunks import leased, planned, tiny_chunk
+from tests.store.workers import tiny_outcomes
 
 
 def stored(store: Store) -> dict[tuple[str, str], str]:
@@ -123,3 +125,14 @@ def test_the_content_of_a_cell_is_in_the_root(store: Store, column: str) -> None
         connection.execute(text(f"update cells set {column} = {value}"))
         seals.seal_leased(connection, CELLS, [key])
     assert store.root() != before
+
+
+def test_shares_of_draws_are_sealed_and_change_no_digest_of_outcomes_without_them() -> None:
+    """The first digest was computed before outcomes had the column."""
+    plain = tiny_outcomes([4, 5, 6])
+    old = hashlib.sha256(b"3")
+    for column in plain[:-1]:
+        old.update(column.tobytes())
+    assert seals.outcomes_digest(plain) == old.hexdigest()
+    shares = [plain._replace(share=np.array([0.25, -1, last], np.float32)) for last in (0.5, 0.75)]
+    assert len({seals.outcomes_digest(one) for one in (plain, *shares)}) == 3

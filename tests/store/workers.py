@@ -48,6 +48,7 @@ def tiny_outcomes(items: list[int], salt: int = 0) -> Outcomes:
         true_confidence=np.full(len(items), np.nan, np.float32),
         true_rank=np.full(len(items), -1, np.int16),
         loss=np.full(len(items), np.nan, np.float32),
+        share=np.full(len(items), -1, np.float32),
     )
 
 

@@ -47,11 +47,13 @@ RULES = [
     ("fashion-mnist-corruptions", "fashion-mnist", "corruption", Fraction(1), "untargeted", False),
     ("cifar10-corruptions", "cifar10", "corruption", Fraction(1), "untargeted", False),
     ("cifar100-corruptions", "cifar100", "corruption", Fraction(1), "untargeted", False),
+    ("digits-physical", "digits", "Linf", Fraction(1, 5), "untargeted", False),
+    ("fashion-print", "fashion-mnist", "Linf", Fraction(1, 10), "untargeted", False),
 ]
 
 UNRANKED = (
     "digits-rotation", "digits-universal-linf", "digits-universal-l2", "digits-one-pixel",
-    "fashion-patch",
+    "fashion-patch", "digits-physical", "fashion-print",
 )  # fmt: skip
 """Without required attacks: no part of the default run."""
 
@@ -79,6 +81,8 @@ IDS = {
     "digits-universal-linf": "f1a9e2d5cc6148d0",
     "digits-universal-l2": "05f0b3b124955d00",
     "fashion-patch": "bee0c108ef595ca9",
+    "digits-physical": "62d1427634a56b7b",
+    "fashion-print": "e84b88847101c150",
     "mnist-linf": "00476ffb5968fff3",
     "fashion-linf": "8b293e85ae5c4624",
     "cifar10-linf": "1dcbed173b31af53",
