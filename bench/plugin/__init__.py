@@ -16,7 +16,8 @@ one point for all images `SharedAttack`, `SharedProblem`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
 `L2`, `L1`, `L0`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
-`Patch`, `RandomPatch`, `LinfDelta`, `L2Delta`, `Corruption`, `Nuisance`, `Goal`, `Budget`;
+`Patch`, `RandomPatch`, `MaskedPattern`, `LinfDelta`, `L2Delta`, `Corruption`, `Nuisance`,
+`Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`, `AnswerWork`.
 """
@@ -62,6 +63,7 @@ from bench.threats.access import Access, Budget
 from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
+from bench.threats.masked_pattern import MaskedPattern
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
 from bench.threats.nuisance import Nuisance, print_and_scan
 from bench.threats.parametric import ParametricSet, clamp_straight_through
@@ -117,6 +119,7 @@ __all__ = [
     "LinfDelta",
     "Loader",
     "Loss",
+    "MaskedPattern",
     "MissingLibrary",
     "Model",
     "Nuisance",

@@ -13,7 +13,7 @@ from bench.threats.nuisance import Nuisance
 from bench.threats.threat_model import BUILT_IN_SETS, NAMED_SETS
 
 ENCODED_SETS: dict[str, type[Any]] = {kind.name: kind for kind in (*BUILT_IN_SETS, *NAMED_SETS)}
-ACCEPTED_TYPES = {Fraction: (str,), float: (float, int), int: (int,)}
+ACCEPTED_TYPES = {Fraction: (str,), float: (float, int), int: (int,), str: (str,)}
 """Type of a parameter -> the types of its value in a frame."""
 LONGEST_NUMBER = 100
 """Characters of a fraction in a frame."""

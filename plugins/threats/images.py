@@ -13,6 +13,7 @@ from bench.plugin import (
     Fraction,
     LeaderboardProtocol,
     Linf,
+    MaskedPattern,
     PerturbationSet,
     RandomPatch,
     ThreatModel,
@@ -52,6 +53,16 @@ def bench_threat_models() -> Iterator[ThreatModel]:
         protocol=LeaderboardProtocol(ranked=False),
         order=41,
         summary="As fashion-linf, and each image is printed and photographed before it is seen.",
+        nuisance=print_and_scan(),
+    )
+    yield ThreatModel(
+        "fashion-stickers",
+        "fashion-mnist",
+        MaskedPattern("stickers"),
+        protocol=LeaderboardProtocol(ranked=False),
+        order=42,
+        summary="Two stickers of one pattern on all images, which are photographed; white-box.",
+        scope=SHARED,
         nuisance=print_and_scan(),
     )
     for place, dataset in enumerate(("mnist", "fashion-mnist", "cifar10", "cifar100")):

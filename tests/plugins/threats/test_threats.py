@@ -49,11 +49,12 @@ RULES = [
     ("cifar100-corruptions", "cifar100", "corruption", Fraction(1), "untargeted", False),
     ("digits-physical", "digits", "Linf", Fraction(1, 5), "untargeted", False),
     ("fashion-print", "fashion-mnist", "Linf", Fraction(1, 10), "untargeted", False),
+    ("fashion-stickers", "fashion-mnist", "masked-pattern", Fraction(1), "untargeted", False),
 ]
 
 UNRANKED = (
     "digits-rotation", "digits-universal-linf", "digits-universal-l2", "digits-one-pixel",
-    "fashion-patch", "digits-physical", "fashion-print",
+    "fashion-patch", "digits-physical", "fashion-print", "fashion-stickers",
 )  # fmt: skip
 """Without required attacks: no part of the default run."""
 
@@ -83,6 +84,7 @@ IDS = {
     "fashion-patch": "bee0c108ef595ca9",
     "digits-physical": "62d1427634a56b7b",
     "fashion-print": "e84b88847101c150",
+    "fashion-stickers": "b2914fd657164635",
     "mnist-linf": "00476ffb5968fff3",
     "fashion-linf": "8b293e85ae5c4624",
     "cifar10-linf": "1dcbed173b31af53",
