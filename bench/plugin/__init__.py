@@ -15,9 +15,9 @@ external attacks `ExternalAttack`, `ExternalProblem`, `Model`, `MissingLibrary`;
 one point for all images `SharedAttack`, `SharedProblem`; defenses `Defense`,
 `Loader`, `Claim`, `Randomness`, `straight_through`; training `Recipe`, `TrainingBatch`,
 `InnerAttack`, `FreeTraining`; threat models `ThreatModel`, `LeaderboardProtocol`, `Linf`,
-`L2`, `L1`, `L0`, `ParametricSet`, `RotationTranslation`, `ElasticField`,
-`Patch`, `RandomPatch`, `MaskedPattern`, `LinfDelta`, `L2Delta`, `Corruption`, `Nuisance`,
-`Goal`, `Budget`;
+`L2`, `L1`, `L0`, `LpBall`, `PerceptualBall`, `ParametricSet`, `RotationTranslation`,
+`ElasticField`, `Patch`, `RandomPatch`, `MaskedPattern`, `LinfDelta`, `L2Delta`, `Corruption`,
+`Nuisance`, `Goal`, `Budget`;
 data `Dataset`, `Images`, `Split`; evidence `Certifier`, `Diagnostic`, `Evidence`, `Finding`,
 `Subject`, `AnswerWork`.
 """
@@ -63,11 +63,13 @@ from bench.threats.access import Access, Budget
 from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
+from bench.threats.lp_ball import LpBall
 from bench.threats.masked_pattern import MaskedPattern
 from bench.threats.norms import L1, L2, Linf, PerturbationSet, per_row
 from bench.threats.nuisance import Nuisance, print_and_scan
 from bench.threats.parametric import ParametricSet, clamp_straight_through
 from bench.threats.patch import Patch
+from bench.threats.perceptual import PerceptualBall
 from bench.threats.projections import project_l1
 from bench.threats.random_numbers import (
     KeyedRandomNumbers,
@@ -119,12 +121,14 @@ __all__ = [
     "LinfDelta",
     "Loader",
     "Loss",
+    "LpBall",
     "MaskedPattern",
     "MissingLibrary",
     "Model",
     "Nuisance",
     "ParametricSet",
     "Patch",
+    "PerceptualBall",
     "PerturbationSet",
     "Problem",
     "RandomNumbers",

@@ -158,6 +158,10 @@ OPTIONAL_METHODS = ("restart_count", "done", "stays", "prepare")
 """The optional methods of an attack; `prepare` of an external attack."""
 
 
+OTHER_BALLS = ("L0", "Lp", "perceptual")
+"""Names of the balls without `onto`, in which attacks apply that name them or move points alone."""
+
+
 @dataclass(frozen=True)
 class Traits:
     """The optional attributes of an attack; `Traits.of` has the defaults."""
@@ -173,7 +177,7 @@ class Traits:
     norms: tuple[str, ...]
     """Names of the sets it supports, as `Linf`. Empty: every convex norm ball."""
     coordinates: bool
-    """Whether it also works in every parametric set, and in the sparse ball `L0`.
+    """Whether it also works in every parametric set, and in `L0`, `Lp` and the perceptual ball.
 
     It then begins at `ball.start(problem.x)` or `ball.sample`, moves points of any shape [n, ...]
     by the methods of the set alone, and never takes a point for an image.
@@ -228,7 +232,7 @@ class Traits:
 
     def why_not_in(self, ball: PerturbationSet) -> str:
         """Why the attack does not work in a perturbation set; empty where it does."""
-        other = ball.parametric or ball.name == "L0"
+        other = ball.parametric or ball.name in OTHER_BALLS
         if ball.name in self.norms or (self.coordinates and other):
             return ""
         if self.norms:

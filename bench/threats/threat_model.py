@@ -17,10 +17,12 @@ from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
 from bench.threats.fingerprint import class_source_digest, parameters_of
+from bench.threats.lp_ball import LpBall
 from bench.threats.masked_pattern import MaskedPattern
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.nuisance import Nuisance
 from bench.threats.patch import Patch
+from bench.threats.perceptual import PerceptualBall
 from bench.threats.random_patch import RandomPatch
 from bench.threats.sparse import L0
 from bench.threats.spatial import RotationTranslation
@@ -117,7 +119,7 @@ BUILT_IN_SETS = tuple(NORM_BALLS.values())
 """The built-in norm balls, without their subclasses."""
 NAMED_SETS = (
     RotationTranslation, ElasticField, Patch, LinfDelta, L2Delta, RandomPatch, L0, Corruption,
-    MaskedPattern,
+    MaskedPattern, PerceptualBall, LpBall,
 )  # fmt: skip
 """The other built-in sets, whose name and parameters say what they are."""
 

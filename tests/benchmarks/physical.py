@@ -7,6 +7,7 @@ About four minutes of one CPU core; Fashion-MNIST must be in the folder that `BE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import bench
 from bench.engine.problem import attack_once
 from bench.evaluation.physical import destruction_rate, labels_over_draws
-from bench.plugin import Fraction, Linf, Nuisance, print_and_scan
+from bench.plugin import Fraction, Linf, Nuisance, Patch, print_and_scan
 from bench.registry.registry import Registry
 from tests.plugins.attacks.test_shared_gradient import fashion
 
@@ -28,6 +29,8 @@ IMAGES = 200
 MOVED = Nuisance(shift=1.5, smallest=0.9, largest=1.1, degrees=22.5, draws=8)
 MOVES = (0.0, 0.5, 1.0, 2.0)
 WIDE, FEW = Fraction(3, 10), 64
+SIDES = (0, 2, 4, 6, 8, 10)
+"""Sides of square patches in pixels."""
 HEAD = f"""# Attacks behind a nuisance
 
 A physical threat model declares a `Nuisance`: how an image changes on its way to the defense. Each
@@ -90,11 +93,47 @@ The share of 100 fresh draws on which an image is the next class, for targeted P
     return "\n".join(lines)
 
 
+def confidence_by_area(
+    model: nn.Module, x: Tensor, y: Tensor, sides: Sequence[int] = SIDES
+) -> list[float]:
+    """The mean confidence in the true class under patches of rising area in the middle, by PGD.
+
+    The first entry is without a patch.
+    """
+    pgd = Registry.without_submissions().find("attack", "pgd").value
+    row, middle = torch.arange(len(x)), x.shape[2] // 2
+    found = []
+    for side in sides:
+        image = x
+        if side:
+            ball = Patch(side, side, middle - side // 2, middle - side // 2)
+            point = attack_once(pgd, model, x, y, ball, seed=0, example=row)
+            image = ball.apply(point, x)
+        found.append(float(model(image).softmax(1).gather(1, y[:, None]).mean()))
+    return found
+
+
+def by_area(model: nn.Module, x: Tensor, y: Tensor) -> str:
+    """The third table: confidence in the true class against the area of a patch."""
+    area = " | ".join(f"{100 * side * side / x[0, 0].numel():.1f} %" for side in SIDES)
+    row = " | ".join(f"{value:.2f}" for value in confidence_by_area(model, x, y))
+    return f"""
+## Confidence against the area of a patch
+
+The mean confidence in the true class over {IMAGES} images, each with a patch of its own in the
+middle, whose colours PGD chooses, over the share of the image that it covers.
+
+| area | {area} |
+|---|{"---:|" * len(SIDES)}
+| confidence | {row} |"""
+
+
 def page() -> str:
     """The page, from new measurements."""
     model, _, (x, y) = fashion()
     first = HEAD + destruction(model, x[:IMAGES], y[:IMAGES])
-    return f"{first}\n{over_severity(model, x[:FEW], y[:FEW])}\n"
+    second = over_severity(model, x[:FEW], y[:FEW])
+    return f"{first}\n{second}\n{by_area(model, x[:IMAGES], y[:IMAGES])}\n"
 
 
 def main(out: Annotated[Path, typer.Option(help="The page to write.")] = PAGE) -> None:

@@ -14,6 +14,7 @@ from bench.engine.problem import attack_once
 from bench.evaluation.physical import destruction_rate, labels_over_draws
 from bench.plugin import Fraction, Linf, Nuisance, print_and_scan
 from bench.registry.registry import Registry
+from tests.benchmarks.physical import confidence_by_area
 from tests.fixtures.known_models import digits, small_cnn
 from tests.plugins.attacks.test_shared_gradient import fashion
 
@@ -69,6 +70,16 @@ def test_fresh_draws_are_fixed_by_their_seed() -> None:
     assert not torch.equal(found, labels_over_draws(small_cnn(), adv, nuisance, draws=10, seed=1))
     alone = labels_over_draws(small_cnn(), x, Nuisance(), draws=3)
     assert torch.equal(alone, small_cnn()(x).argmax(1).expand(3, -1))
+
+
+@pytest.mark.row("RP13")
+def test_confidence_in_the_true_class_falls_with_the_area_of_a_patch() -> None:
+    model, _, (x, y) = fashion()
+    right = model(x).argmax(1) == y
+    x, y = x[right][:60], y[right][:60]
+    found = confidence_by_area(model, x, y, (0, 2, 5, 9))
+    assert found[0] == pytest.approx(float(model(x).softmax(1).gather(1, y[:, None]).mean()))
+    assert found == sorted(found, reverse=True) and found[-1] < 0.5 * found[0], found
 
 
 @pytest.mark.slow

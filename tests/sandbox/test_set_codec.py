@@ -12,9 +12,11 @@ from bench.sandbox.set_codec import ENCODED_SETS, decode_set, encode_set, set_va
 from bench.threats.corruption import Corruption
 from bench.threats.delta import L2Delta, LinfDelta
 from bench.threats.elastic import ElasticField
+from bench.threats.lp_ball import LpBall
 from bench.threats.masked_pattern import MaskedPattern
 from bench.threats.norms import L1, L2, Linf, PerturbationSet
 from bench.threats.patch import Patch
+from bench.threats.perceptual import PerceptualBall
 from bench.threats.random_patch import RandomPatch
 from bench.threats.sparse import L0
 from bench.threats.spatial import RotationTranslation
@@ -23,6 +25,7 @@ SETS = [
     Linf(Fraction(8, 255)), L2(Fraction(1, 2)), L1(Fraction(12)), L0(Fraction(3)),
     RotationTranslation(20.0, 2.5, eps=Fraction(1, 3)), ElasticField(2.0, 4), Patch(2, 3, 4, 5),
     RandomPatch(4, 0.5, 1.5, 20.0, 7), LinfDelta(eps=Fraction(1, 7)), L2Delta(eps=Fraction(3, 2)),
+    LpBall(Fraction(1, 3), 4.5), PerceptualBall(Fraction(2), "identity"),
     Corruption(eps=Fraction(3, 5)), MaskedPattern("stickers", 0.1, 0.2, 0.3, 0.4),
 ]  # fmt: skip
 
