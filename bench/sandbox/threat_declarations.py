@@ -15,7 +15,6 @@ from bench.sandbox.channel import WorkerChannel
 from bench.sandbox.declarations import Declarations
 from bench.sandbox.protocol import Frame
 from bench.sandbox.set_codec import (
-    ENCODED_SETS,
     decode_nuisance,
     decode_set,
     is_encodable,
@@ -79,7 +78,7 @@ def plain_values(threat: ThreatModel) -> dict[str, Any]:
     if not is_encodable(threat.ball):
         raise PluginError(
             f"its perturbation set {type(threat.ball).__name__} is code of its own, and the "
-            f"sandbox supports {', '.join(ENCODED_SETS)}; --allow-unsandboxed runs it in the main "
+            "sandbox supports built-in sets alone; --allow-unsandboxed runs it in the main "
             "process, with all your permissions, and without ranks"
         )
     protocol = threat.protocol

@@ -52,7 +52,7 @@ class LpBall(NormBall):
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """The nearest images [n, C, H, W] in L2, of ball and box, by bisection on the multiplier.
 
-        Each change d of size a becomes the d with d + m p d^(p-1) = a, or the edge of the box.
+        Each change d of size a becomes the d with d + m d^(p-1) = a, or the edge of the box.
         """
         clean = x.double()
         change = (adv.double() - clean).flatten(1)
@@ -81,7 +81,7 @@ class LpBall(NormBall):
         gain, room = weight.double().flatten(1).abs(), distance_to_box(weight, clean)
         power = 1 / (self.p - 1)
         change = self._at_radius(
-            lambda multiplier: torch.minimum((gain / (multiplier * self.p)) ** power, room), x
+            lambda multiplier: torch.minimum((gain / multiplier) ** power, room), x
         )
         return (clean + (change * weight.flatten(1).sign()).view_as(clean)).clamp(0, 1).to(x)
 
@@ -100,11 +100,11 @@ class LpBall(NormBall):
         return change(high.exp())
 
     def _shrunk(self, size: Tensor, multiplier: Tensor) -> Tensor:
-        """The d in [0, size] with d + m p d^(p-1) = size, for sizes [n, d] and m [n, 1]."""
+        """The d in [0, size] with d + m d^(p-1) = size, for sizes [n, d] and m [n, 1]."""
         low, high = torch.zeros_like(size), size
         for _ in range(INNER):
             middle = (low + high) / 2
-            above = middle + multiplier * self.p * middle ** (self.p - 1) > size
+            above = middle + multiplier * middle ** (self.p - 1) > size
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return low
 

@@ -67,6 +67,9 @@ def test_a_single_range_is_drawn_uniformly_to_both_ends() -> None:
     moved = (0.5 - Nuisance(shift=3.0).seen(ramp, draws(2000))[:, 0, 10, 10]) * 20
     assert -3 <= moved.amin() < -2.95 and 2.95 < moved.amax() <= 3
     assert abs(float(moved.std()) - 3 / 3**0.5) < 0.1
+    below = (0.5 - Nuisance(shift=3.0).seen(ramp.mT, draws(2000))[:, 0, 10, 10]) * 20
+    assert -3 <= below.amin() < -2.95 and 2.95 < below.amax() <= 3
+    assert abs(float((below * moved).mean())) < 0.3, "both directions are independent"
 
 
 def test_contrast_moves_values_away_from_grey_and_noise_has_its_deviation() -> None:

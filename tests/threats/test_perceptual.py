@@ -15,7 +15,7 @@ from bench.threats.perceptual import FEATURE_MAPS, PerceptualBall
 from tests.fixtures.known_models import digits, small_cnn
 from tests.threats.test_parametric import draws, random_images
 
-EPS = Fraction(1)
+EPS = Fraction(3, 4)
 IDENTITY = PerceptualBall(EPS, "identity")
 BALL = PerceptualBall(Fraction(1, 4))
 
