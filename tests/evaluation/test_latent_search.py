@@ -25,7 +25,8 @@ class LinearDecoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The latent vectors [n, d] of the nearest outputs to images [n, 1, 8, 8]."""
-        return (images.flatten(1) - self.centre) @ torch.linalg.pinv(self.basis)
+        vectors: Tensor = (images.flatten(1) - self.centre) @ torch.linalg.pinv(self.basis)
+        return vectors
 
 
 class Linear(nn.Module):
