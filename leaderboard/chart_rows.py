@@ -120,7 +120,7 @@ RANK_MODE_METRICS: Mapping[str, CellMetric] = {
 
 def cell_metrics(leaderboard: Leaderboard) -> Mapping[str, CellMetric]:
     """The figures of the cells of a leaderboard."""
-    return RANK_MODE_METRICS if leaderboard.mode == "rank" else FULL_MODE_METRICS
+    return RANK_MODE_METRICS if leaderboard.mode != "full" else FULL_MODE_METRICS
 
 
 def matrix_tiles(cells: Iterable[MatrixCell], metric: CellMetric) -> list[ChartRow]:
@@ -178,7 +178,7 @@ def colour_limit(metric: CellMetric, drawn: Iterable[ChartRow]) -> float:
 
 def attack_columns(leaderboard: Leaderboard, cells: Sequence[MatrixCell]) -> list[str]:
     """The attacks in the order of their columns: strongest first, or as in the cascade."""
-    return cascade_order(cells) if leaderboard.mode == "rank" else strongest_first(cells)
+    return cascade_order(cells) if leaderboard.mode != "full" else strongest_first(cells)
 
 
 def evaluated_attacks(attacks: Sequence[str], cells: Iterable[MatrixCell]) -> list[str]:

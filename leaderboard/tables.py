@@ -66,7 +66,7 @@ def leaderboard_summary(leaderboard: Leaderboard, label: str) -> Html:
 
 def mode_note(leaderboard: Leaderboard) -> Html:
     """An explanation of rank mode; empty in full mode."""
-    if leaderboard.mode != "rank":
+    if leaderboard.mode == "full":
         return markup.NOTHING
     return markup.tag("p", markup.join(map(markup.text, words.RANK_MODE), " "), class_="g-mode")
 
@@ -321,7 +321,7 @@ def cells_table(
     """Cells as a table: `first` is the heading of the first column, whose texts are in `found`."""
     figure = (
         Column("Robust of the examples met ↑", "of those that no earlier attack broke", "figure")
-        if leaderboard.mode == "rank"
+        if leaderboard.mode != "full"
         else Column("Robust accuracy ↑", "classified correctly and not broken", "figure")
     )
     columns = (

@@ -20,7 +20,8 @@ Mode = Annotated[
     str,
     typer.Option(
         "--mode",
-        help="full: every attack meets every example. rank: only examples not broken yet.",
+        help="full: every attack meets every example. rank: only examples not broken yet. "
+        "--suite fast has a mode of its own.",
     ),
 ]
 Order = Annotated[

@@ -113,12 +113,12 @@ def list_submissions(database: str | None, *, as_json: bool) -> None:
 
 def list_suites(*, as_json: bool) -> None:
     """Print every attack suite with its attacks per perturbation set."""
-    from bench.threats.suites import SUITES
+    from bench.results.fast_suite import all_suites
 
     if as_json:
-        print_json({"items": [asdict(suite) for suite in SUITES.values()]})
+        print_json({"items": [asdict(suite) for suite in all_suites().values()]})
         return
-    for suite in SUITES.values():
+    for suite in all_suites().values():
         print(f"{suite.name}  {suite.summary}")
         for norm, attacks in suite.attacks.items():
             print(f"  {norm}: {', '.join(attacks)}")
@@ -231,12 +231,13 @@ def read_reports(
     order: str | None = None,
 ) -> list[dict[str, Any]]:
     """The report of each threat model as JSON values; None: the first in the database."""
+    from bench.results.fast_suite import mode_of_suite, suite_named
     from bench.results.json_report import json_report
     from bench.store import Store
     from bench.store.damage import explained_damage
-    from bench.threats.suites import find_suite
 
-    chosen = find_suite(suite) if suite else None
+    chosen = suite_named(suite) if suite else None
+    mode = mode_of_suite(suite, mode)
     with explained_damage(database), Store.open(database, read_only=True) as store:
         return [json_report(store, threat, mode, chosen, order) for threat in threats]
 

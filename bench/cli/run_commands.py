@@ -105,14 +105,15 @@ def run(
     from bench.contract.batch_dependence import batch_dependence
     from bench.evaluation.launcher import MatrixRun
     from bench.evaluation.plan import Selection
+    from bench.results.fast_suite import mode_of_suite
 
+    chosen = (*(attack or ()), *variants_of(set_ or ()))
     matrix_run = MatrixRun(
         selection=Selection(
             tuple(threat_variants_of(threat or (), eps, norm)), tuple(defense or ()),
-            (*(attack or ()), *variants_of(set_ or ())), examples, seed, mode, suite, order,
+            chosen, examples, seed, mode_of_suite(suite, mode, chosen), suite, order,
         ),
-        url=db, device=device, batch=batch,
-        workers=workers, keep_images=keep_images,
+        url=db, device=device, batch=batch, workers=workers, keep_images=keep_images,
         allow_unsandboxed=allow_unsandboxed, quiet=quiet, numeric=numeric, certify=certify,
         attack_check=batch_dependence,
     )  # fmt: skip

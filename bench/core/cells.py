@@ -15,9 +15,11 @@ SCHEMA = 2
 """Version of every JSON document that a command prints."""
 
 
-MODES = ("full", "rank")
+FAST = "fast"
+MODES = ("full", "rank", FAST)
 """full: every attack runs on every example; rank: a cascade, where each attack runs on the examples
-that the attacks before it did not break."""
+that the attacks before it did not break; fast: the cascade of the suite `fast`, in which most
+attacks run on a part of these."""
 
 
 BALANCED_ORDER, FILE_ORDER = "balanced", "file"
@@ -83,8 +85,8 @@ class Cell:
     examples: str
     """Digest of data and index list."""
     items: int
-    """Outcomes of the complete cell: examples, or (example, target) pairs; in rank mode those of
-    the survivors."""
+    """Outcomes of the complete cell: examples, or (example, target) pairs; in a cascade those that
+    it is left."""
     seed: int = 0
     mode: str = "full"
     numeric: str = Numeric.FLOAT32

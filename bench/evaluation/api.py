@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from bench.core.cells import BALANCED_ORDER
+from bench.core.cells import BALANCED_ORDER, FAST
 from bench.core.errors import BenchError
 from bench.evaluation.attack_run import Array, Radius, deterministic_settings
 from bench.evaluation.built_defense import RunSettings
@@ -34,6 +34,7 @@ from bench.evaluation.worker import MatrixWorker
 from bench.plugin import Attack, Dataset, ThreatModel
 from bench.registry.registry import Registry
 from bench.results.evaluation_result import EvaluationResult, load_evaluation
+from bench.results.fast_suite import mode_of_suite
 from bench.store import Store
 from bench.threats.suites import SUITES
 from bench.threats.threat_model import norm_ball
@@ -47,7 +48,7 @@ def evaluate(
     *,
     threat_model: str | None = None,
     norm: str = "Linf", eps: Radius | Sequence[Radius] | None = None,
-    attacks: str | Sequence[str] | None = None,
+    attacks: str | Sequence[str] | None = None, suite: str = "",
     name: str = "model", bpda: nn.Module | None = None, random_draws: int = 0,
     order: str = BALANCED_ORDER, seed: int = 0, batch: int | None = None, device: str = "auto",
     db: str | Path | None = None, progress: bool = True,
@@ -67,6 +68,8 @@ def evaluate(
         eps: the radius, or several for a curve.
         attacks: attacks, variants such as `pgd[steps=100]`, or suites; None: what the protocol of
             `threat_model` asks for, else the suite `standard`.
+        suite: `fast`, which runs alone: AutoAttack on few survivors, with a bound on what it would
+            still break on the others.
         name: the model in tables.
         bpda: a BPDA approximation of the model, whose gradients attacks use as well.
         random_draws: for a random model, the number of draws that each gradient averages.
@@ -86,14 +89,16 @@ def evaluate(
     registry = memory_registry()
     dataset, count = _dataset(registry, model, data)
     add_model(registry, model, dataset, name=name, bpda=bpda, random_draws=random_draws)
+    mode = mode_of_suite(suite, "full", [attacks] if isinstance(attacks, str) else attacks or ())
     threats = _threat_models(registry, dataset, threat_model, norm, eps, attacks, count)
-    whole = attacks is None and threat_model is not None and threats[0].protocol.ranked
-    chosen = () if whole else _attack_names(registry, threats, attacks)
+    ranked = threat_model is not None and threats[0].protocol.ranked
+    whole = mode == FAST or (attacks is None and not suite and ranked)
+    chosen = () if whole else _attack_names(registry, threats, suite or attacks)
     names = tuple(threat.name for threat in threats)
-    selection = Selection(names, (name,), chosen, count, seed, order=order)
+    selection = Selection(names, (name,), chosen, count, seed, mode, suite, order)
     with _database(db) as (url, kept):
         settings = RunSettings(chosen_device(device), batch)
-        diagnosed = attacks is None
+        diagnosed = attacks is None and suite in ("", FAST)
         found = _run(registry, selection, settings, url, whole=diagnosed, progress=progress)
         return kept(replace(found, url=url))
 
@@ -215,7 +220,9 @@ def _run(
             registry, store, selection, settings, certifiers=certifiers, listener=failures
         ).run()
         failures.raise_first()
-        return load_evaluation(store, selection.defenses[0], selection.threats, selection.order)
+        return load_evaluation(
+            store, selection.defenses[0], selection.threats, selection.order, selection.mode
+        )
 
 
 @contextmanager

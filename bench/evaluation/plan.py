@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from bench.core.cells import BALANCED_ORDER, COSTLY_FORWARDS, FEW_EXAMPLES
+from bench.core.cells import BALANCED_ORDER, COSTLY_FORWARDS, FAST, FEW_EXAMPLES
 from bench.core.errors import BenchError
 from bench.core.protocols import DECLARED, LEARNED, LEARNED_STRONG
 from bench.core.variant_names import base_name, is_variant
@@ -16,8 +16,8 @@ from bench.evaluation.targets import why_no_target
 from bench.plugin import Attack, Dataset, Defense, Traits, is_shared
 from bench.registry.registry import Registry
 from bench.registry.threat_variants import threat_family
+from bench.results.fast_suite import suite_named
 from bench.threats.access import Access, Budget
-from bench.threats.suites import find_suite
 from bench.threats.threat_model import SHARED, ThreatModel
 
 ALL = "all"
@@ -66,7 +66,7 @@ def selected_threats(registry: Registry, selection: Selection) -> list[ThreatMod
     in the suite, or has a targeted goal on a single class; `all` and the default leave those out.
     """
     if selection.suite:
-        find_suite(selection.suite)
+        suite_named(selection.suite)
     if selection.threats:
         names = _expand(selection.threats, registry.threats)
         chosen = [registry.find("threat", name).value for name in names]
@@ -74,7 +74,7 @@ def selected_threats(registry: Registry, selection: Selection) -> list[ThreatMod
         chosen = [o.value for o in registry.threats.values() if o.value.dataset == EMBEDDED_DATASET]
         # Without access there is no attacker: corruptions are evaluated where they are named.
         chosen = [t for t in chosen if t.protocol.required and t.access > Access.NOTHING]
-    if not selection.attacks:
+    if not selection.attacks and selection.mode != FAST:
         chosen += evidence_threats(registry, chosen)
     chosen = [threat for threat in chosen if _supports(registry, threat, selection)]
     return sorted(chosen, key=lambda one: (one.order, base_name(one.name), one.ball.eps, one.name))
@@ -120,7 +120,7 @@ def suite_attacks(selection: Selection, threat: ThreatModel) -> tuple[str, ...]:
     if not selection.suite:
         return ()
     rules = (threat.ball.name, threat.access.name.lower(), threat.goal.kind)
-    return find_suite(selection.suite).attacks_for(threat.name, *rules)
+    return suite_named(selection.suite).attacks_for(threat.name, *rules)
 
 
 EMBEDDED_DATASET = "digits"
@@ -188,6 +188,8 @@ def selected_attacks(registry: Registry, selection: Selection, threat: ThreatMod
     so that a suite alone gives a complete row.
     """
     from_suite = _suite_attacks(registry, selection, threat)
+    if selection.mode == FAST and not selection.attacks:
+        return [registry.find("attack", name).value for name in from_suite]
     required = _required_attacks(registry, selection, threat)
     submitted = [n for n, a in registry.attacks.items() if a.origin == "submission"]
     default = (*required, *submitted)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.core.cells import BALANCED_ORDER, Cell, Numeric
+from bench.core.cells import BALANCED_ORDER, FAST, Cell, Numeric
 from bench.core.errors import BenchError, UnavailableError
 from bench.core.machines import Machine
 from bench.core.outcomes import Outcomes
@@ -104,7 +104,7 @@ def replay(
     cache = DefenseCache(registry=registry, selection=selection, settings=settings, store=store)
     defense, surrogate = cache.defense(pair.defense, pair.threat), cache.surrogate(pair)
     today = defense.cell(pair.threat, pair.attack, cell.mode, surrogate)
-    if cell.before:
+    if cell.before or cell.mode == FAST:
         today = replace(today, before=cell.before, items=cell.items)
     if today.key != cell.key:
         raise BenchError(

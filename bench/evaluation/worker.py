@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from bench.core import statistics
-from bench.core.cells import Cell, CellState, Culprit, Failure
+from bench.core.cells import FAST, Cell, CellState, Culprit, Failure
 from bench.core.errors import PLUGIN_EXCEPTIONS, StorageError
 from bench.core.isolation import Isolation
 from bench.core.outcomes import Chunk, Verdict
@@ -22,6 +22,7 @@ from bench.engine.machine import this_machine
 from bench.evaluation import plan
 from bench.evaluation.built_defense import BuiltDefense, RunSettings
 from bench.evaluation.canaries import CanaryReport, mark_cell
+from bench.evaluation.cascade_run import CascadeRun
 from bench.evaluation.cell_player import GROUPS, CellPlayer
 from bench.evaluation.cell_task import (
     CellTask,
@@ -55,9 +56,10 @@ from bench.evaluation.plan import PlannedPair, Selection
 from bench.evaluation.shared_fit import recorded_fit
 from bench.evaluation.stopping import StopRequest
 from bench.evaluation.submission_states import SubmissionStates
-from bench.plugin import Defense, ThreatModel, Traits
+from bench.plugin import Defense, ThreatModel
 from bench.referee.referee import clean_outcomes
 from bench.registry.registry import Registry
+from bench.results.fast_items import items_of_cell
 from bench.sandbox.deadline import CELL_DEADLINE
 from bench.store import CellRow, Lease, LeaseLostError, PlannedCell, Store, process_id
 from bench.store.waiting import Reminder
@@ -167,7 +169,7 @@ class MatrixWorker:
         if clean.state is CellState.DONE:
             run_diagnostics(self.store, self.registry, built, self.listener)
         run_certifiers(self.store, self.registry, built, threat, self.certifiers, self.listener)
-        if self.selection.mode == "rank":
+        if self.selection.mode != "full":
             return self._evaluate_cascade(pairs, built)
         tasks = [self._task(pair, built) for pair in pairs]
         cells = [task.cell for task in tasks]
@@ -201,30 +203,17 @@ class MatrixWorker:
         return PlannedCell(cell, state, pair.reason, pair.required, self._isolation(pair))
 
     def _evaluate_cascade(self, pairs: list[PlannedPair], built: BuiltDefense) -> list[Cell]:
-        """Attack after attack, each on the examples that the earlier ones have not broken."""
-        cells: list[Cell] = []
-        before, remaining = "", list[int]()
-        for pair in pairs:
-            task = self._task(pair, built)
-            cell = task.cell
-            limit = cell.items
-            if not pair.reason:
-                items = sum(item < limit for item in remaining) if before else limit
-                cell = replace(cell, before=before, items=items)
-            cells.append(cell)
-            self._plan([cell], [pair])
-            if pair.reason:
-                continue
-            self._evaluate_cell(task._replace(cell=cell))
-            state = self._row(cell).state
-            if state in (CellState.RUNNING, CellState.MISSING):
-                self.interrupted_cascades += pairs
-                break
-            # What an attack on the first few examples leaves undecided, the next one must meet.
-            if state is CellState.DONE and not Traits.of(pair.attack).examples:
-                before = cell.key
-                remaining = self.store.outcomes(cell.key).survivors()
-        return cells
+        """Attack after attack, each on the examples that the earlier ones leave it."""
+        run = CascadeRun(
+            self.store, lambda pair: self._task(pair, built), self._plan, self._evaluate_cell
+        )
+        if self.selection.mode == FAST:
+            run.fast(pairs, built)
+        else:
+            run.rank(pairs)
+        if run.interrupted:
+            self.interrupted_cascades += pairs
+        return run.cells
 
     def _row(self, cell: Cell) -> CellRow:
         (row,) = self.store.cells(key=cell.key)
@@ -339,7 +328,9 @@ class MatrixWorker:
         finished = self.store.finished_items(cell.key).tolist()
         left = cell.items - len(finished)
         self.listener(CellStarted(cell, len(finished)))
-        included = self.store.outcomes(cell.before).survivors() if cell.before else None
+        whole = task.defense.item_count(task.pair.threat, task.pair.attack)
+        partial = cell.before or cell.mode == FAST
+        included = items_of_cell(self.store, cell, whole) if partial else None
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             chunks = self.player.chunks(
                 task.pair, task.defense, task.surrogate,

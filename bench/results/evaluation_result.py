@@ -182,7 +182,7 @@ class EvaluationResult:
         )  # fmt: skip
         with console.capture() as capture:
             console.print(BlockTable(self._title(), columns, self._rows()))
-            for sentence in self.warnings:
+            for sentence in (*self.audits, *self.warnings):
                 console.print(sentence, markup=False, highlight=False)
         return capture.get().rstrip()
 
@@ -196,6 +196,12 @@ class EvaluationResult:
     def _title(self) -> str:
         board = self.threats[0].leaderboard
         return f"{self.name} on {self.n} examples of {board.dataset}, {board.set['name']}"
+
+    @property
+    def audits(self) -> tuple[str, ...]:
+        """Sentences on the audits of the suite `fast`; empty for other suites."""
+        found = [(threat, threat.row.audit) for threat in self.threats]
+        return tuple(f"eps {t.eps}: suite fast, {audit.sentence}." for t, audit in found if audit)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -236,7 +242,7 @@ class EvaluationResult:
 
 
 def load_evaluation(
-    store: Store, name: str, threats: Sequence[str], order: str
+    store: Store, name: str, threats: Sequence[str], order: str, mode: str = "full"
 ) -> EvaluationResult:
     """The result of one defense under threat models, by name, from a database.
 
@@ -245,7 +251,7 @@ def load_evaluation(
     known = leaderboards(store)
     found = []
     for threat in threats:
-        board = find_leaderboard(store, threat, order=order)
+        board = find_leaderboard(store, threat, mode, order)
         results = load_results(store, board)
         rows = ranking_rows(results, load_check_context(store, results, known))
         row = next(row for row in rows if row.defense == name)
@@ -260,7 +266,8 @@ def _attack_counts(
     shared = (board.name, str(board.set["name"]), Fraction(str(board.set["eps"])))
     counts = []
     for attack, found in result.attacks.items():
-        among = ~found.left_out
+        # In the mode `fast` most attacks meet a part of the examples.
+        among = ~found.left_out if board.mode == "full" else found.evaluated
         right = result.robust([attack]) & among
         eight_bit = int((result.clean & ~found.broken_8bit & among).sum())
         spent = found.forwards[found.broken & result.clean]

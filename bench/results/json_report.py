@@ -19,8 +19,8 @@ from bench.results.verdicts import load_check_context
 from bench.store import Store
 from bench.threats.suites import Suite
 
-ONLY_WITH_VERSIONS = ("versions", "apart")
-"""Keys of a row that are there only where the database has cells of several versions of code."""
+OPTIONAL_KEYS = ("versions", "apart", "audit")
+"""Keys of a row that are there only with several versions of code, or in the mode `fast`."""
 
 
 def json_report(
@@ -149,9 +149,11 @@ def _row(row: RankingRow) -> dict[str, Any]:
     else:
         values |= {"rank": None, "group": None}
     values["flags"] = [asdict(flag) for flag in row.flags]
-    for name in ONLY_WITH_VERSIONS:
+    for name in OPTIONAL_KEYS:
         if not values[name]:
             del values[name]
+    if row.audit is not None:
+        values["audit"] |= {"most": row.audit.most, "sentence": row.audit.sentence}
     if row.certified is not None:
         certificate = row.certified
         named = {

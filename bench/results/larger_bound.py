@@ -55,7 +55,7 @@ def larger_bound_does_not_help(
         result: the defense's result there.
         radii: results of the leaderboards that differ in the radius alone.
     """
-    if results.leaderboard.mode == "rank":
+    if results.leaderboard.mode != "full":
         return MaskingCheck(NAME, NOT_TESTED, "A cascade runs each attack on other examples.")
     raised: list[str] = []
     passed: list[str] = []

@@ -14,6 +14,7 @@ from bench.core.cells import (
     CLEAN,
     COSTLY_FORWARDS,
     EXAMPLE_ORDERS,
+    FAST,
     FEW_EXAMPLES,
     MODES,
 )
@@ -22,6 +23,7 @@ from bench.core.hashing import canonical
 from bench.core.protocols import LeaderboardProtocol
 from bench.core.radii import exact_fraction
 from bench.core.variant_names import base_name, is_variant, split_variant
+from bench.results.fast_suite import fast_protocol, mode_option
 from bench.store import ExamplesRow, Store
 
 
@@ -128,7 +130,8 @@ def leaderboards(store: Store) -> list[Leaderboard]:
 
 def _place(board: Leaderboard) -> tuple[object, ...]:
     named = (board.order, base_name(board.name), board.radius if board.is_variant else 0.0)
-    return (*named, board.name, board.example_order, -board.n, board.mode, board.examples)
+    mode = MODES.index(board.mode)
+    return (*named, board.name, board.example_order, -board.n, mode, board.examples)
 
 
 def is_costly(defense: DefenseCard) -> bool:
@@ -200,6 +203,7 @@ def _by_id(cards: Iterable[ThreatCard]) -> dict[str, list[ThreatCard]]:
 
 
 def _leaderboard(card: ThreatCard, examples: ExamplesRow, mode: str) -> Leaderboard:
+    norm = str(card.set["name"])
     return Leaderboard(
         name=card.name,
         id=card.id,
@@ -209,7 +213,7 @@ def _leaderboard(card: ThreatCard, examples: ExamplesRow, mode: str) -> Leaderbo
         goal=card.goal,
         budget=card.budget,
         summary=card.summary,
-        protocol=card.protocol,
+        protocol=fast_protocol(card.protocol, norm) if mode == FAST else card.protocol,
         order=card.order,
         examples=examples.digest,
         n=examples.n,
@@ -226,9 +230,10 @@ def _nothing(threat: str | None, mode: str, known: list[Leaderboard]) -> str:
     wanted = [found for found in known if threat in (None, found.name, found.id)]
     if wanted:
         other = wanted[0]
+        option = mode_option(mode) or " --mode full"
         return (
             f"{other.name} was evaluated in {other.mode} mode alone; add --mode {other.mode}, or"
-            f" evaluate it with `bench run --threat {other.name} --mode {mode}`."
+            f" evaluate it with `bench run --threat {other.name}{option}`."
         )
     near = get_close_matches(str(threat), [leaderboard.name for leaderboard in known], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

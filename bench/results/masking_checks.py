@@ -146,7 +146,7 @@ def _compared(
 ) -> MaskingCheck:
     """Warns where the first attacks together break significantly more than the second ones."""
     # In a cascade no other attack runs on the examples that one attack broke.
-    if not first or not second or results.leaderboard.mode == "rank":
+    if not first or not second or results.leaderboard.mode != "full":
         return untested
     counts = paired_counts(result, first, second)
     if not counts.is_testable:
@@ -205,7 +205,7 @@ def not_converged(results: LeaderboardResults, result: DefenseResult) -> Masking
     """
     name = "not-converged"
     runs = _shares_of_steps(result)
-    if not runs or results.leaderboard.mode == "rank":
+    if not runs or results.leaderboard.mode != "full":
         reason = "No iterative gradient attack is done on all examples."
         return MaskingCheck(name, NOT_TESTED, reason)
     earliest = np.minimum.reduce(runs)[result.clean]

@@ -91,7 +91,7 @@ def _attacks(results: LeaderboardResults) -> list[str]:
         planned | set(results.leaderboard.required),
         key=lambda name: (name not in before, variant_order(name)),
     )
-    if results.leaderboard.mode != "rank":
+    if results.leaderboard.mode == "full":
         return sorted(left, key=variant_order)
     found: list[str] = []
     while left:
@@ -174,7 +174,7 @@ def _robust(leaderboard: Leaderboard, result: DefenseResult, attack: str) -> Cou
     if found is None:
         return None
     robust = ~found.broken & result.clean if result.has_clean_pass else ~found.broken
-    among = found.evaluated if leaderboard.mode == "rank" else ~found.left_out
+    among = found.evaluated if leaderboard.mode != "full" else ~found.left_out
     return count_interval(int((robust & among).sum()), int(among.sum()))
 
 

@@ -261,7 +261,7 @@ def first_order_gap(results: LeaderboardResults, result: DefenseResult) -> First
     cards = [attack.card for attack in result.attacks.values()]
     climbing = [card for card in cards if card.needs == "gradients" and not card.source]
     runs = [card for card in climbing if card.name in PGD_NAMES]
-    if not runs or results.leaderboard.mode == "rank":
+    if not runs or results.leaderboard.mode != "full":
         return None
     pgd = max(runs, key=lambda card: (_restarts(card), card.name))
     of_pgd = result.robust([pgd.name])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.core.cells import BALANCED_ORDER
+from bench.core.cells import BALANCED_ORDER, FAST
 from bench.results.example_results import DefenseResult
+from bench.results.fast_suite import mode_option
 from bench.results.follow_ups import FollowUp
 from bench.results.leaderboards import Leaderboard
 
@@ -35,7 +36,7 @@ def why_no_rank(
         return "No required attack applies to it, so it cannot be compared."
     if row_verdict == "invalid":
         return "Invalid: a warning contradicts the figure."
-    if not result.decided_by(leaderboard.required):
+    if leaderboard.mode != FAST and not result.decided_by(leaderboard.required):
         return (
             "Another attack of its cascade broke examples before a required one ran on them: the "
             "figure over the required attacks alone is not known."
@@ -71,7 +72,7 @@ def _how_to_complete(
 
 def completing_command(leaderboard: Leaderboard, defense: str, examples: int) -> str:
     """The command that evaluates what a row lacks, its follow-up attacks included."""
-    mode = "" if leaderboard.mode == "full" else f" --mode {leaderboard.mode}"
+    mode = mode_option(leaderboard.mode)
     order = leaderboard.example_order
     chosen = "" if order == BALANCED_ORDER else f" --order {order}"
     start = f"bench run --threat {leaderboard.name}{defense_option(defense)}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from bench.core.audits import Audit
 from bench.core.cards import CertifierCard
+from bench.core.cells import FAST
 from bench.core.statistics import Count, RankRange, count_interval, rank_ranges
 from bench.results.detection import Rejection, rejection
 from bench.results.example_results import Bits, DefenseResult, LeaderboardResults, load_results
+from bench.results.fast_rows import why_no_fast_rank
 from bench.results.follow_ups import FollowUp, called_attacks, follow_ups
 from bench.results.leaderboards import Leaderboard, leaderboards
 from bench.results.masking_checks import (
@@ -105,6 +108,8 @@ class RankingRow:
     """Number of other rows that it is tied with."""
     versions: RowVersions | None = None
     """The versions that it shows; None where the database has no others of this row."""
+    audit: Audit | None = None
+    """What `standard` broke of a sample; None in other modes than `fast`, and until it is done."""
     apart: tuple[str, ...] = ()
     """Other ranked rows whose ranked attacks have other versions: it is never tied with those."""
 
@@ -174,18 +179,21 @@ def _row(results: LeaderboardResults, result: DefenseResult, context: CheckConte
     row_verdict = verdict(checks, later) if evaluated else ""
     robust = _count(result, result.robust()) if evaluated else count_interval(0, 0)
     complete = result.has_clean_pass and bool(result.attacks) and covered.done == covered.required
+    ranked = robust_count(result, ranked_attacks(results, checks))
+    audit = context.audits.get(result.defense)
+    if leaderboard.mode == FAST:  # all its attacks are required, and none meets every example
+        ranked = robust
     return RankingRow(
         defense=result.defense,
         rank=None,
-        note=why_no_rank(leaderboard, result, _applicable(results, result), row_verdict)
-        or why_provisional(leaderboard, result, later),
+        note=_note(results, result, later, row_verdict, audit),
         clean=_count(result, result.clean),
         robust=robust,
         robust_required=robust_count(result, leaderboard.required),
-        robust_ranked=robust_count(result, ranked_attacks(results, checks)),
+        robust_ranked=ranked,
         robust_8bit=_eight_bit(leaderboard, result),
         # The first attack of a cascade breaks the most because it runs first.
-        strongest=None if leaderboard.mode == "rank" else result.strongest_attack(),
+        strongest=None if leaderboard.mode != "full" else result.strongest_attack(),
         coverage=covered,
         provisional=not complete,
         low_n=len(result.clean) < LOW_N,
@@ -203,7 +211,21 @@ def _row(results: LeaderboardResults, result: DefenseResult, context: CheckConte
         ),
         further=len(set(result.attacks) - set(leaderboard.required)),
         versions=results.versions.get(result.defense),
+        audit=audit,
     )
+
+
+def _note(
+    results: LeaderboardResults, result: DefenseResult, later: tuple[FollowUp, ...],
+    row_verdict: str, audit: Audit | None,
+) -> str:  # fmt: skip
+    """Why a row has no rank; empty where it has one."""
+    leaderboard = results.leaderboard
+    required = _applicable(results, result)
+    note = why_no_rank(leaderboard, result, required, row_verdict)
+    if note or leaderboard.mode != FAST:
+        return note or why_provisional(leaderboard, result, later)
+    return why_no_fast_rank(audit, row_verdict)
 
 
 def ranked_attacks(results: LeaderboardResults, checks: Iterable[MaskingCheck]) -> tuple[str, ...]:
@@ -249,7 +271,7 @@ def _eight_bit(leaderboard: Leaderboard, result: DefenseResult) -> Count:
     In a cascade an example broken in float alone is not attacked again, and the nearest adversarial
     example is so close to the boundary that rounding undoes it.
     """
-    if leaderboard.mode == "rank" or leaderboard.is_nearest:
+    if leaderboard.mode != "full" or leaderboard.is_nearest:
         return count_interval(0, 0)
     return _count(result, result.robust_8bit())
 

@@ -121,7 +121,7 @@ def matrix_of_counts(report: _Json) -> ReportTable:
     cells = {(cell["defense"], cell["attack"]): cell for cell in report["matrix"]}
     attacks = attacks_with_figures(report)
     defenses = [row["defense"] for row in report["ranking"]]
-    of_survivors = ", of the survivors it ran on" if report["mode"] == "rank" else ""
+    of_survivors = ", of the survivors it ran on" if report["mode"] != "full" else ""
     if len(attacks) > len(defenses):
         head, names = "Attack", defenses
         rows = [(a, *(_figure(cells[d, a]) for d in defenses)) for a in attacks]

@@ -121,7 +121,7 @@ def _current_row(history: History, defense: DefenseCard, mine: Sequence[CellRow]
 
 def _newest_row(history: History, defense: DefenseCard, mine: Sequence[CellRow]) -> ShownRow:
     """The newest complete row; without one, the newest of which an attack is done."""
-    select = _cascade_cells if history.leaderboard.mode == "rank" else _full_cells
+    select = _cascade_cells if history.leaderboard.mode != "full" else _full_cells
     digests = [defense.digest, *older_digests(defense.digest, mine)]
     for digest in digests:
         cells = select(history, defense, _of_digest(mine, digest))
@@ -130,7 +130,7 @@ def _newest_row(history: History, defense: DefenseCard, mine: Sequence[CellRow])
     done = [digest for digest in digests if _evaluated(_of_digest(mine, digest))]
     digest = (done or digests)[0]
     kept = _of_digest(mine, digest)
-    if history.leaderboard.mode == "rank":
+    if history.leaderboard.mode != "full":
         current = _by_attack(_of_set(history, kept, history.current))
         newest = _by_attack(_of_set(history, kept, _last_cascade(kept)))
         return ShownRow(digest, current if set(current) - {CLEAN} else newest)

@@ -17,7 +17,11 @@ from bench.results.version_notes import apart_sentence
 
 Json = Mapping[str, Any]
 
-MODE_TEXT = {"full": "mode full", "rank": "mode rank: later attacks run on the survivors only"}
+MODE_TEXT = {
+    "full": "mode full",
+    "rank": "mode rank: later attacks run on the survivors only",
+    "fast": "suite fast: ranks are not those of standard",
+}
 ORDER_TEXT = {"balanced": "the first of the balanced order", "file": "the first of the file"}
 
 
@@ -42,7 +46,7 @@ def text_report(report: Json) -> Group:
     if any(_warnings(row) for row in report["ranking"]):
         shown.append(terminal_warnings(report["ranking"]))
     ranking = report["ranking"]
-    notes = (*_notes(ranking), *_version_notes(ranking), *_rank_notes(ranking))
+    notes = (*_notes(ranking), *_audits(ranking), *_version_notes(ranking), *_rank_notes(ranking))
     warned = report.get("attack_checks", {})
     notes = (*(Text(f"{attack}: {found}") for attack, found in warned.items()), *notes)
     notes = (*notes, *_machine_notes(report), *_second_notes(report["matrix"]))
@@ -216,6 +220,12 @@ def count_text(count: Json) -> str:
 
 def _known(count: Json) -> str:
     return count_text(count) if count["n"] else "-"
+
+
+def _audits(rows: Iterable[Json]) -> list[Text]:
+    """What the audit of each row of the suite `fast` has shown."""
+    found = [(row["defense"], row["audit"]) for row in rows if "audit" in row]
+    return [Text(f"{name}: suite fast, {audit['sentence']}.") for name, audit in found]
 
 
 def _rank_notes(rows: Iterable[Json]) -> list[Text]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.core.audits import Audit
 from bench.core.cards import CertifierCard, DiagnosticCard
 from bench.core.cells import CLEAN, CellState
 from bench.results import masking_checks
 from bench.results.canary_check import CANARY_CHECK, canary_check
 from bench.results.check_table import INVALIDATING
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
+from bench.results.fast_rows import load_audits
 from bench.results.follow_ups import FollowUp
 from bench.results.larger_bound import larger_bound_does_not_help
 from bench.results.leaderboards import Leaderboard
@@ -48,6 +50,8 @@ class CheckContext:
     """By defense."""
     canaries: Mapping[str, EvidenceRow] = field(default_factory=dict)
     """By key of a cell."""
+    audits: Mapping[str, Audit] = field(default_factory=dict)
+    """By defense, of the suite `fast`."""
 
 
 def load_check_context(
@@ -75,6 +79,7 @@ def load_check_context(
             for name, result in results.defenses.items()
         },
         canaries=store.evidence_of(CANARY_CHECK),
+        audits=load_audits(store, results),
     )
 
 

@@ -98,8 +98,8 @@ def sentences(row: RankingRow) -> str:
     return " ".join(row.versions.sentences) if row.versions else ""
 
 
-def shown_text(world: World) -> str:
+def shown_text(world: World, mode: str = "full") -> str:
     """The text report."""
     console = Console(width=200, file=io.StringIO())
-    console.print(text_report(json_report(world.store)))
+    console.print(text_report(json_report(world.store, mode=mode)))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
