@@ -54,7 +54,7 @@ def attack_tiles(report: AttackReport, leaderboard: Leaderboard) -> Html:
         ("Cost", words.format_seconds(seconds), f"CPU time, {each}"),
         ("Required", "yes" if report.required else "no", "for a rank on this leaderboard"),
     ]
-    if leaderboard.mode != "rank":
+    if leaderboard.mode == "full":
         means = "where no attack breaks more examples"
         values.insert(1, ("Strongest on", words.plural(report.strongest_on, "defense"), means))
     return markup.figure_tiles(values)

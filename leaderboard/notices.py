@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from bench.core.cells import BALANCED_ORDER
+from bench.results.fast_suite import mode_option
 from bench.results.leaderboards import Leaderboard
 from leaderboard.words import as_sentence, leaderboard_label, plain_text
 
@@ -126,7 +127,7 @@ def no_results(leaderboard: Leaderboard) -> Notice:
 
 
 def _mode(leaderboard: Leaderboard) -> str:
-    mode = " --mode rank" if leaderboard.mode == "rank" else ""
+    mode = mode_option(leaderboard.mode)
     return mode if leaderboard.example_order == BALANCED_ORDER else f"{mode} --order file"
 
 

@@ -242,15 +242,16 @@ def _defense(
 ) -> Html:
     mine = {label: row for label in by_label for row in rows[label] if row.defense == name}
     full = {label: row for label, row in mine.items() if by_label[label].mode == "full"}
-    rank = {label: row for label, row in mine.items() if label not in full}
-    named = {by_label[label].name: row for label, row in reversed((full or rank).items())}
+    rank = {label: row for label, row in mine.items() if by_label[label].mode == "rank"}
+    fast = {label: row for label, row in mine.items() if label not in {**full, **rank}}
+    named = {by_label[label].name: row for label, row in reversed((full or rank or fast).items())}
     attacks = {each.name: each for each in store.cards(AttackCard)}
     parts = [
         markup.heading(name, markup.text(card.summary)),
         _part("Identity", defense_tables.identity_list(card)),
         _part("Claims", defense_tables.claims_table(card, named)),
     ]
-    for title, part in (("", full), (", in rank mode", rank)):
+    for title, part in (("", full), (", in rank mode", rank), (", by the suite fast", fast)):
         if part:
             table = defense_tables.threat_models_table(list(part.items()))
             parts.append(_part(f"All threat models{title}", table))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from bench.core.cards import DefenseCard
+from bench.core.cells import FAST
 from bench.results.cell_report import SHORT_KEY
 from bench.results.disputes import Dispute
 from bench.results.follow_ups import FollowUp
@@ -20,6 +21,20 @@ VERDICT_KIND = {"sound": "good", "suspect": "warn", "invalid": "bad", "": "quiet
 CLAIM_KIND = {"holds": "good", "below": "bad", "not testable": "quiet"}
 CHECK_KIND = {WARNING: "warn", PASSED: "good", NOT_TESTED: "quiet"}
 STATE_KIND = {"done": "good", "failed": "bad", "running": "warn"}
+
+
+MODE_SENTENCES = {
+    "full": "full: every attack meets every example",
+    "rank": "rank: later attacks meet only examples not broken yet; cells are not comparable",
+    FAST: "fast: the suite fast; ranks are not those of standard",
+}
+FAST_MODE = (
+    "The suite fast: APGD with early stops meets every example; the standard suite meets the"
+    " survivors nearest to falling and, as an audit, a random sample of the others.",
+    "Each row states how many of the sample fell, and an upper bound on what standard would still"
+    " break. A row with a warning, or of whose sample one fell, meets the whole standard suite and"
+    " has no rank here; ranks of both suites are never mixed.",
+)
 
 
 def rules_list(leaderboard: Leaderboard) -> Html:
@@ -46,7 +61,7 @@ def rules_list(leaderboard: Leaderboard) -> Html:
             "Ranked",
             markup.text("yes" if leaderboard.ranked else "no: this leaderboard is evidence only"),
         ),
-        ("Mode", markup.text(words.MODE_SENTENCES.get(leaderboard.mode, leaderboard.mode))),
+        ("Mode", markup.text(MODE_SENTENCES.get(leaderboard.mode, leaderboard.mode))),
         ("Id", markup.tag("code", markup.text(leaderboard.id))),
         ("Examples", markup.tag("code", markup.text(leaderboard.examples))),
     ]
@@ -65,10 +80,11 @@ def leaderboard_summary(leaderboard: Leaderboard, label: str) -> Html:
 
 
 def mode_note(leaderboard: Leaderboard) -> Html:
-    """An explanation of rank mode; empty in full mode."""
+    """An explanation of rank mode and of the suite fast; empty in full mode."""
     if leaderboard.mode == "full":
         return markup.NOTHING
-    return markup.tag("p", markup.join(map(markup.text, words.RANK_MODE), " "), class_="g-mode")
+    lines = FAST_MODE if leaderboard.mode == FAST else words.RANK_MODE
+    return markup.tag("p", markup.join(map(markup.text, lines), " "), class_="g-mode")
 
 
 def lead(rows: Sequence[RankingRow], leaderboard: Leaderboard, newest: float | None) -> Html:
@@ -178,6 +194,7 @@ def ranked_cell(row: RankingRow) -> Html:
     plain = f"{words.format_count(row.robust_required)} before follow-ups"
     lines = [markup.text(words.format_count(row.robust_ranked))]
     lines += [markup.small(plain)] if row.follow_ups else []
+    lines += [markup.small(f"fast: {row.audit.sentence}")] if row.audit else []
     return markup.join((*lines, markup.small(f"{required_done(row)} attacks")), "<br>")
 
 

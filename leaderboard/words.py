@@ -89,10 +89,6 @@ ORDER_WORDS = {
     "balanced": "of its balanced order, a keyed shuffle that alternates between the classes",
     "file": "of its file, in the file's order",
 }
-MODE_SENTENCES = {
-    "full": "full: every attack meets every example",
-    "rank": "rank: later attacks meet only examples not broken yet; cells are not comparable",
-}
 RANK_MODE = (
     "Rank mode: a cascade. The required attacks run first, the cheapest ones at the beginning, and"
     " each later attack meets only the examples that are not broken yet.",
@@ -323,7 +319,7 @@ def best_defense_sentence(defense: str, robust: Count) -> str:
 def leaderboard_label(leaderboard: Leaderboard) -> str:
     """The name of the threat model, with the mode and the order where they are not the usual."""
     order = "" if leaderboard.example_order == BALANCED_ORDER else " in file order"
-    mode = " in rank mode" if leaderboard.mode == "rank" else ""
+    mode = {"full": "", "fast": " by the suite fast"}.get(leaderboard.mode, " in rank mode")
     return f"{leaderboard.name}{order}{mode}"
 
 

@@ -22,6 +22,7 @@ from bench.cli.variant_options import (
 )
 from bench.core.cells import BALANCED_ORDER
 from bench.core.errors import BenchError
+from bench.results.fast_suite import mode_of_suite
 
 if TYPE_CHECKING:
     from bench.evaluation.launcher import MatrixRun
@@ -105,7 +106,6 @@ def run(
     from bench.contract.batch_dependence import batch_dependence
     from bench.evaluation.launcher import MatrixRun
     from bench.evaluation.plan import Selection
-    from bench.results.fast_suite import mode_of_suite
 
     chosen = (*(attack or ()), *variants_of(set_ or ()))
     matrix_run = MatrixRun(

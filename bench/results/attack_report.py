@@ -98,7 +98,7 @@ def _attacked(results: LeaderboardResults, result: DefenseResult, attack: str) -
     broken = result.broken_by([attack])
     others = result.broken_by(name for name in result.attacks if name != attack)
     most = max(int(result.broken_by([name]).sum()) for name in result.attacks)
-    cascade = results.leaderboard.mode == "rank"
+    cascade = results.leaderboard.mode != "full"
     return AttackedDefense(
         cell,
         int((result.clean & found.evaluated).sum()),

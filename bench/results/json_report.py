@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.core.cells import PROTOCOL, SCHEMA
+from bench.core.cells import FAST, PROTOCOL, SCHEMA
 from bench.results.attack_findings import BATCH_CHECK, attack_warnings
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard, find_leaderboard, leaderboards
@@ -39,6 +39,8 @@ def json_report(
     results of the database. Raises BenchError where there is no such leaderboard.
     """
     leaderboard = leaderboard or find_leaderboard(store, threat, mode, order)
+    # In the mode `fast` the row itself is the figure of the suite.
+    suite = None if leaderboard.mode == FAST else suite
     attacks = _attacks(suite, leaderboard)
     results = load_results(store, leaderboard)
     known = leaderboards(store)

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.core.audits import Audit
+from bench.core.audits import BOUND, Audit, audit_order, audit_size
+from bench.results.example_results import load_results
 from bench.results.fast_items import FastStage, stage_of
 from bench.results.fast_rows import why_no_fast_rank
 from bench.results.fast_suite import FAST_SUITE
+from bench.results.leaderboards import leaderboards
+from bench.results.published import published_database
 from bench.results.ranking import RankingRow
 from bench.store import Store
 from tests.fixtures.small_store import World, first, outcomes
@@ -125,3 +128,31 @@ def test_ranks_of_both_suites_never_mix(world: World) -> None:
 def test_a_row_with_an_open_warning_has_no_rank(verdict: str) -> None:
     assert "a gradient-masking check warns" in why_no_fast_rank(Audit(0, 9, 99, 300), verdict)
     assert why_no_fast_rank(Audit(0, 9, 99, 300), "sound") == ""
+
+
+@pytest.mark.parametrize("cheap", [("fgsm",), ("pgd",)], ids=["after fgsm", "after pgd"])
+def test_the_bound_covers_what_stored_outcomes_show(cheap: tuple[str, ...]) -> None:
+    """200 audits of each published row, of the survivors of a cheap attack by all attacks.
+
+    The statement of an audit is true where nothing of the sample fell and at most `most` examples
+    are broken beyond it, and where one fell, since then all are played.
+    """
+    covered, audits, truths = 0, 0, []
+    with Store.open(f"sqlite:///{published_database()}", read_only=True) as store:
+        every = [load_results(store, board) for board in leaderboards(store)]
+    for results in every:
+        for name, result in results.defenses.items():
+            left, robust = result.robust(cheap), result.robust()
+            n, population = len(left), int(left.sum())
+            m, truth = audit_size(population, n), int((left & ~robust).sum())
+            truths.append(truth)
+            for draw in range(200):
+                order = audit_order(n, results.leaderboard.id, name, str(draw))
+                sample = [item for item in order if left[item]][:m]
+                audit = Audit(int((~robust[sample]).sum()), m, population, n)
+                assert not audit.passed or audit.most <= BOUND * n
+                covered += not audit.passed or truth <= audit.most
+                audits += 1
+    assert audits >= 200
+    assert max(truths) > min(truths) > 0
+    assert covered / audits >= 0.93
