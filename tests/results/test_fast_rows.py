@@ -15,9 +15,9 @@ from bench.results.fast_items import FastStage, stage_of
 from bench.results.fast_rows import why_no_fast_rank
 from bench.results.fast_suite import FAST_SUITE
 from bench.results.leaderboards import leaderboards
-from bench.results.published import published_database
 from bench.results.ranking import RankingRow
 from bench.store import Store
+from bench.store.published import published_database
 from tests.fixtures.small_store import World, first, outcomes
 from tests.results.small_results import ranking_of, shown_text
 
