@@ -230,9 +230,9 @@ def _nothing(threat: str | None, mode: str, known: list[Leaderboard]) -> str:
     wanted = [found for found in known if threat in (None, found.name, found.id)]
     if wanted:
         other = wanted[0]
-        option = mode_option(mode) or " --mode full"
+        here, option = (mode_option(one) or " --mode full" for one in (other.mode, mode))
         return (
-            f"{other.name} was evaluated in {other.mode} mode alone; add --mode {other.mode}, or"
+            f"{other.name} was evaluated in {other.mode} mode alone; add{here}, or"
             f" evaluate it with `bench run --threat {other.name}{option}`."
         )
     near = get_close_matches(str(threat), [leaderboard.name for leaderboard in known], n=1)

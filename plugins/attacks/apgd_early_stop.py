@@ -160,13 +160,9 @@ class EarlyStopAPGD:
         climbing = ~over & ~measuring
         place = self._with_margin(problem, place, search, result.logits, climbing)
         moved = self._moved(problem, search, result, place.made.clamp(0, self.length - 1))
-        distance = linearised_distance(problem, result.gradient, result.loss)
-        column = torch.arange(place.distances.shape[1], device=over.device) == place.made[:, None]
-        measured = (measuring & ~over)[:, None] & column
-        place = place._replace(
-            distances=torch.where(measured, distance[:, None], place.distances),
-            made=place.made + 1,
-        )
+        if measuring.any():
+            place = with_distance(problem, place, result, measuring & ~over)
+        place = place._replace(made=place.made + 1)
         return self._in_next_stage(place, choose_rows(climbing, moved, search), over)
 
     def done(self, state: AnyState) -> Tensor:
@@ -223,7 +219,8 @@ class EarlyStopAPGD:
             made=torch.where(ended, 0, place.made),
             best_margin=torch.where(ended, -torch.inf, place.best_margin),
         )
-        search = choose_rows(ended, from_start(place, search), search)
+        if ended.any():
+            search = choose_rows(ended, from_start(place, search), search)
         finished = per_row(place.stage >= TARGETED + self.targets)
         return joined(place._replace(adv=torch.where(finished, place.nearest, search.adv)), search)
 
@@ -239,6 +236,14 @@ def separated(state: AnyState) -> tuple[Stage, SearchState]:
     kind = apgd.State if isinstance(state, State) else apgd_l1.State
     first = len(Stage._fields)
     return Stage(*state[:first]), kind(*state[first:])
+
+
+def with_distance(problem: Problem, place: Stage, result: Gradient, where: Tensor) -> Stage:
+    """The stage with the distance that the rows `where` [n] bool have measured in this step."""
+    distance = linearised_distance(problem, result.gradient, result.loss)
+    column = torch.arange(place.distances.shape[1], device=where.device) == place.made[:, None]
+    now = torch.where(where[:, None] & column, distance[:, None], place.distances)
+    return place._replace(distances=now)
 
 
 def query_of(search: SearchState) -> Tensor:

@@ -301,3 +301,21 @@ def test_radii_are_the_simplest_fractions(denominator: int) -> None:
     for numerator in range(denominator + 1):
         exact = Fraction(numerator, denominator)
         assert exact_fraction(float(exact)) == exact == exact_fraction(str(exact))
+
+
+def test_the_suite_fast_states_its_audit_beside_the_exact_count(
+    arrays: tuple[Tensor, Tensor],
+) -> None:
+    """On a linear model with two classes its worst case is that of the closed form."""
+    x, y = arrays
+    result = bench.evaluate(two_classes(), arrays, eps=0.01, suite="fast", progress=False)
+    assert result.robust.k == int(exactly_robust(x, y, 0.01).sum())
+    (sentence,) = result.audits
+    assert "suite fast, 0 of" in sentence
+    assert sentence in " ".join(str(result).split())
+    assert result.at().row.audit is not None
+
+
+def test_the_suite_fast_runs_alone(arrays: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(BenchError, match="use --suite fast alone"):
+        bench.evaluate(two_classes(), arrays, eps=0.01, attacks=["pgd"], suite="fast")

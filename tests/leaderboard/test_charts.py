@@ -324,11 +324,20 @@ def test_json_has_its_schema_and_the_rules() -> None:
 def test_leaderboards_of_one_threat_model_have_different_labels() -> None:
     small = Leaderboard(**{**vars(BOARD), "n": 100, "examples": "f" * 16})
     cascade = Leaderboard(**{**vars(small), "mode": "rank"})
-    labels = words.leaderboards_by_label([BOARD, small, cascade])
+    fast = Leaderboard(**{**vars(small), "mode": "fast"})
+    labels = words.leaderboards_by_label([BOARD, small, cascade, fast])
     assert list(labels) == [
         "digits-linf", "digits-linf (100 examples)", "digits-linf in rank mode",
+        "digits-linf by the suite fast",
     ]  # fmt: skip
-    assert list(labels.values()) == [BOARD, small, cascade]
+    assert list(labels.values()) == [BOARD, small, cascade, fast]
+
+
+def test_the_page_of_the_suite_fast_says_that_its_ranks_are_its_own() -> None:
+    note = str(tables.mode_note(Leaderboard(**{**vars(BOARD), "mode": "fast"})))
+    assert "an upper bound on what standard would still break" in note
+    assert "never mixed" in note
+    assert str(tables.mode_note(BOARD)) == ""
 
 
 def test_results_are_read_again_when_the_file_changes(tmp_path: Any) -> None:
