@@ -32,8 +32,9 @@ FAST_MODE = (
     "The suite fast: APGD with early stops meets every example; the standard suite meets the"
     " survivors nearest to falling and, as an audit, a random sample of the others.",
     "Each row states how many of the sample fell, and an upper bound on what standard would still"
-    " break. A row with a warning, or of whose sample one fell, meets the whole standard suite and"
-    " has no rank here; ranks of both suites are never mixed.",
+    " break.",
+    "A row with a warning, or of whose sample one fell, meets the whole standard suite and has no"
+    " rank here; ranks of both suites are never mixed.",
 )
 
 
