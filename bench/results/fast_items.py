@@ -14,7 +14,7 @@ from bench.core.cells import FAST, Cell
 from bench.core.outcomes import Outcomes, Verdict
 from bench.store import CellRow, Store
 
-NEAR_SHARE = 0.05
+NEAR_SHARE = 0.04
 """Share of the survivors that are nearest to falling and meet `standard` in any case."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from bench.core.audits import audit_size
 from bench.core.cells import Numeric
 from bench.core.outcomes import Outcomes
-from bench.results.fast_items import fast_stage
+from bench.results.fast_items import NEAR_SHARE, fast_stage
 from bench.results.fast_suite import FAST_SUITE
 from tests.benchmarks.cases import Case, load_case
 from tests.benchmarks.our_runs import RunOptions, attack, cascade, fast_model, run
@@ -77,7 +78,7 @@ class FastLine:
     @staticmethod
     def near(left: int) -> int:
         """How many of the survivors are nearest to falling."""
-        return -(-left // 20)
+        return math.ceil(NEAR_SHARE * left)
 
     @property
     def cells(self) -> list[str]:
