@@ -23,21 +23,6 @@ CHECK_KIND = {WARNING: "warn", PASSED: "good", NOT_TESTED: "quiet"}
 STATE_KIND = {"done": "good", "failed": "bad", "running": "warn"}
 
 
-MODE_SENTENCES = {
-    "full": "full: every attack meets every example",
-    "rank": "rank: later attacks meet only examples not broken yet; cells are not comparable",
-    FAST: "fast: the suite fast; ranks are not those of standard",
-}
-FAST_MODE = (
-    "The suite fast: APGD with early stops meets every example; the standard suite meets the"
-    " survivors nearest to falling and, as an audit, a random sample of the others.",
-    "Each row states how many of the sample fell, and an upper bound on what standard would still"
-    " break.",
-    "A row with a warning, or of whose sample one fell, meets the whole standard suite and has no"
-    " rank here; ranks of both suites are never mixed.",
-)
-
-
 def rules_list(leaderboard: Leaderboard) -> Html:
     """The rules of a leaderboard's threat model."""
     required = markup.join(markup.chip(name) for name in leaderboard.required)
@@ -62,7 +47,7 @@ def rules_list(leaderboard: Leaderboard) -> Html:
             "Ranked",
             markup.text("yes" if leaderboard.ranked else "no: this leaderboard is evidence only"),
         ),
-        ("Mode", markup.text(MODE_SENTENCES.get(leaderboard.mode, leaderboard.mode))),
+        ("Mode", markup.text(words.MODE_SENTENCES.get(leaderboard.mode, leaderboard.mode))),
         ("Id", markup.tag("code", markup.text(leaderboard.id))),
         ("Examples", markup.tag("code", markup.text(leaderboard.examples))),
     ]
@@ -84,7 +69,7 @@ def mode_note(leaderboard: Leaderboard) -> Html:
     """An explanation of rank mode and of the suite fast; empty in full mode."""
     if leaderboard.mode == "full":
         return markup.NOTHING
-    lines = FAST_MODE if leaderboard.mode == FAST else words.RANK_MODE
+    lines = words.FAST_MODE if leaderboard.mode == FAST else words.RANK_MODE
     return markup.tag("p", markup.join(map(markup.text, lines), " "), class_="g-mode")
 
 
@@ -99,7 +84,8 @@ def lead(rows: Sequence[RankingRow], leaderboard: Leaderboard, newest: float | N
         best, tied = ranked[0], 1 + ranked[0].tied
         name = markup.tag("b", markup.text(best.defense))
         figure = markup.text(words.figure_with_interval(best.robust_ranked))
-        told = "told apart from all others" if tied == 1 else f"tied with {tied - 1} others"
+        others = words.plural(tied - 1, "other row")
+        told = "told apart from all others" if tied == 1 else f"tied with {others}"
         if len(ranked) == 1:
             told = "the only ranked row"
         first = Html(f"{name} is first with {figure}, {markup.text(told)}.")

@@ -89,6 +89,19 @@ ORDER_WORDS = {
     "balanced": "of its balanced order, a keyed shuffle that alternates between the classes",
     "file": "of its file, in the file's order",
 }
+MODE_SENTENCES = {
+    "full": "full: every attack meets every example",
+    "rank": "rank: later attacks meet only examples not broken yet; cells are not comparable",
+    "fast": "fast: the suite fast; ranks are not those of standard",
+}
+FAST_MODE = (
+    "The suite fast: APGD with early stops meets every example; the standard suite meets the"
+    " survivors nearest to falling and, as an audit, a random sample of the others.",
+    "Each row states how many of the sample fell, and an upper bound on what standard would still"
+    " break.",
+    "A row with a warning, or of whose sample one fell, meets the whole standard suite and has no"
+    " rank here; ranks of both suites are never mixed.",
+)
 RANK_MODE = (
     "Rank mode: a cascade. The required attacks run first, the cheapest ones at the beginning, and"
     " each later attack meets only the examples that are not broken yet.",
