@@ -145,6 +145,7 @@ def test_a_stopped_library_gets_no_further_answers() -> None:
     assert len(answers_received) == 3 and set(found.forwards.tolist()) == {3}
 
 
+@pytest.mark.row("G11", "G12")
 @pytest.mark.parametrize("access", [Access.LABELS, Access.SCORES, Access.GRADIENTS])
 def test_answers_are_limited_to_the_access_level(access: Access) -> None:
     model, (x, _) = small_cnn(), digits(BATCH_UNIT)

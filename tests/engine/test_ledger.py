@@ -39,6 +39,7 @@ def add(rows: dict[str, int], name: str, tensor: Any) -> None:
     rows[name] += len(tensor)
 
 
+@pytest.mark.row("G12")
 def test_counts_equal_those_of_an_independent_hook() -> None:
     """32 rows that are never broken fill every slot, so every forward is charged to a row."""
     rows = {"forward": 0, "backward": 0}

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.core.errors import PluginError
 from bench.engine.model_access import ModelAccess, SeededNoise, signed_loss
-from bench.engine.problem import BatchProblem
+from bench.engine.problem import BATCH_UNIT, BatchProblem
 from bench.engine.runner import run_attack
 from bench.plugin import Access, Attack, Budget, ExternalProblem, Problem, margin
 from plugins.attacks.deepfool import DeepFool
@@ -52,6 +53,68 @@ class RecordsColumns:
         assert problem.other_classes.shape[1] == problem.classes - 1 == 1
         assert problem.labels(adv).max() < problem.classes
         return adv
+
+
+@dataclass
+class AsksForMore:
+    """Makes one query that needs more access than it declares."""
+
+    needs: Access
+    query: str
+
+    name = "asks-for-more"
+    steps = 1
+
+    def start(self, problem: Problem) -> Tensor:
+        return problem.x
+
+    def step(self, problem: Problem, adv: Tensor) -> Tensor:
+        if self.query == "gradients":
+            problem.gradient(adv, margin)
+        elif self.query == "scores":
+            problem.logits(adv)
+        else:
+            problem.labels(adv)
+        return adv
+
+
+@pytest.mark.row("G12")
+@pytest.mark.parametrize(
+    ("needs", "query", "allowed"),
+    [
+        (Access.NOTHING, "labels", False), (Access.LABELS, "labels", True),
+        (Access.LABELS, "scores", False), (Access.LABELS, "gradients", False),
+        (Access.SCORES, "scores", True), (Access.SCORES, "gradients", False),
+        (Access.GRADIENTS, "gradients", True),
+    ],
+)  # fmt: skip
+def test_a_black_box_answers_no_query_beyond_its_access(
+    needs: Access, query: str, allowed: bool
+) -> None:
+    run = SingleRun(AsksForMore(needs, query), count=BATCH_UNIT)
+    spec = replace(run.spec(), model_access=ModelAccess(small_cnn(), access=needs))
+    if allowed:
+        parts = list(run_attack(spec, run.referee(spec).confirm))
+        assert max(int(part.forwards.max()) for part in parts) == 1
+    else:
+        with pytest.raises(PluginError, match=f"requested {query}"):
+            list(run_attack(spec, run.referee(spec).confirm))
+
+
+@pytest.mark.row("G11")
+def test_a_white_box_gives_the_gradient_of_the_whole_chain() -> None:
+    """Preprocessing and network together, against the chain rule by hand."""
+    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+
+    class Squared(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images**2).flatten(1) @ weight.T
+
+    x = digits(BATCH_UNIT)[0]
+    found = ModelAccess(Squared()).gradient(x, lambda logits: logits[:, 0])
+    expected = 2 * x * weight[0].view(1, 1, 8, 8)
+    torch.testing.assert_close(found.gradient, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.logits, (x**2).flatten(1) @ weight.T)
 
 
 def test_only_a_joint_attack_sees_the_rejection_score() -> None:

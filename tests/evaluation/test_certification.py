@@ -68,7 +68,7 @@ def bench_certifiers():
 """
 
 
-@pytest.mark.row("V09")
+@pytest.mark.row("V09", "E22")
 def test_a_false_certificate_is_detected_and_a_failing_certifier_stops_no_run(
     tmp_path: Path,
 ) -> None:

@@ -58,13 +58,16 @@ def result_of(world: World, threat: str = "linf") -> DefenseResult:
 bits = st.lists(st.booleans(), min_size=24, max_size=24).map(np.array)
 
 
-@pytest.mark.row("E02")
+@pytest.mark.row("E02", "E21", "G01")
 @given(bits, bits, bits)
 @settings(max_examples=15, deadline=None)
 def test_robust_accuracy_is_clean_accuracy_times_that_of_the_correct(
     empty: Path, right: Bits, one: Bits, two: Bits
 ) -> None:
-    """Exactly, in integers: k/n = c/n * k/c."""
+    """Exactly, in integers: k/n = c/n * k/c, and the successes are the rest of the correct ones.
+
+    The worst case is taken example by example, so it is at most the figure of each attack.
+    """
     with small(empty, 24) as world:
         world.attack("fgsm")
         world.attack("pgd")
@@ -75,6 +78,14 @@ def test_robust_accuracy_is_clean_accuracy_times_that_of_the_correct(
             robust, clean = int(result.robust(attacks).sum()), int(right.sum())
             assert (found.k, found.n) == (robust, clean)
             assert found.k * clean == robust * found.n
+            assert int(result.broken_by(attacks or ()).sum()) == clean - int(
+                result.robust(attacks or ()).sum()
+            )
+        assert (result.robust() == (right & ~one & ~two)).all()
+        alone = [int(result.robust([name]).sum()) for name in ("fgsm", "pgd")]
+        assert int(result.robust().sum()) <= min(alone)
+        if not (one & ~two & right).any():
+            assert int(result.robust().sum()) == alone[1], "equal where one attack breaks it all"
 
 
 @pytest.mark.row("G04", "E25")

@@ -53,6 +53,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
+@pytest.mark.row("E03")
 def test_a_figure_is_that_of_its_radius(db: str) -> None:
     with Store.open(db, read_only=True) as store:
         board = find_leaderboard(store, None)

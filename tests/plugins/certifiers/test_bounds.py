@@ -443,7 +443,7 @@ def test_the_bound_of_a_convolution_is_tight_for_large_images() -> None:
     assert excess[2] < 0.02
 
 
-@pytest.mark.row("V09")
+@pytest.mark.row("V09", "E22")
 @every_certifier
 @every_norm
 def test_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
@@ -473,7 +473,7 @@ def test_certificates_do_not_depend_on_the_batch(certifier: Certifier) -> None:
     assert torch.equal(certifier.certify(module, x[order], y[order], ball), whole[order])
 
 
-@pytest.mark.row("V03", "V04", "V05", "V09")
+@pytest.mark.row("V03", "V04", "V05", "V09", "E22")
 @every_certifier
 def test_no_attack_breaks_a_certified_example(certifier: Certifier, registry: Registry) -> None:
     module, ball = shallow(), Linf(Fraction(1, 100))

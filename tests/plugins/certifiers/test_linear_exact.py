@@ -166,7 +166,7 @@ def test_the_radius_is_the_distance_found_by_deepfool(
         assert certifier.certify(*row, norm(Fraction(distance / 1.021))).all(), "its overshoot"
 
 
-@pytest.mark.row("V09")
+@pytest.mark.row("V09", "E22")
 @every_norm
 def test_certificates_shrink_with_the_radius_and_start_at_clean_accuracy(
     norm: Callable[[Fraction], PerturbationSet],

@@ -80,7 +80,7 @@ def test_adversarial_training_certifies_more_and_interval_training_most(
     assert certified(plain, RADII[2]) < 0.2 < 0.5 < certified(plain, RADII[1])
 
 
-@pytest.mark.row("V03", "V04", "V05", "V09")
+@pytest.mark.row("V03", "V04", "V05", "V09", "E22")
 @pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
 def test_every_certified_curve_falls_and_is_below_robust_accuracy(
     robust: bool, testbed: DigitsTestbed
@@ -173,7 +173,7 @@ def relaxed(
     return float(solution.fun + (last.bias[label] - last.bias[other]).double())
 
 
-@pytest.mark.row("V07", "V09")
+@pytest.mark.row("V07", "V09", "E22")
 def test_training_with_noise_certifies_more_and_every_curve_falls(testbed: DigitsTestbed) -> None:
     x, y = testbed.x[:100], testbed.y[:100]
     share: dict[str, list[float]] = {}
@@ -192,7 +192,7 @@ def test_training_with_noise_certifies_more_and_every_curve_falls(testbed: Digit
     assert share["noise"][3] > share["plain"][3] + 0.15
 
 
-@pytest.mark.row("V05", "V09")
+@pytest.mark.row("V05", "V09", "E22")
 def test_the_lipschitz_curve_is_below_robust_accuracy_in_l2(testbed: DigitsTestbed) -> None:
     module = adversarial(testbed)
     x, y = testbed.x[:200], testbed.y[:200]

@@ -198,7 +198,7 @@ def test_certificates_are_reproducible_and_do_not_depend_on_the_batch(certifier:
     assert 5 < int(whole.sum()) < 100 and torch.equal(again, whole[order])
 
 
-@pytest.mark.row("V09")
+@pytest.mark.row("V09", "E22")
 @every_certifier
 def test_certificates_shrink_with_the_radius_and_cover_no_wrong_label(certifier: Certifier) -> None:
     module, x, y, _ = vote_and_images(100, votes=512)
