@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,19 +82,29 @@ def database_stamp(url: str) -> tuple[object, ...]:
     return tuple((fact.st_ino, fact.st_mtime_ns, fact.st_size) for fact in facts)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """A function of the store with its arguments, compared by their texts.
+
+    A leaderboard holds mappings, so that it cannot be a key of a cache itself.
+    """
+
+    read: Callable[..., Any]
+    text: str
+    arguments: tuple[Any, ...] = field(compare=False)
+
+
 @lru_cache(maxsize=CACHED_RESULTS)
-def _cached(url: str, stamp: tuple[object, ...], read: Callable[..., Any], arguments: bytes) -> Any:
+def _cached(url: str, stamp: tuple[object, ...], reading: _Reading) -> Any:
     with explained_damage(url), Store.open(url, read_only=True) as store:
-        return read(store, *pickle.loads(arguments))
+        return reading.read(store, *reading.arguments)
 
 
 def _call(read: Callable[..., Result], *arguments: Any) -> Result:
-    """The result, read once while the database is the same; records are shared, so never changed.
-
-    Leaderboards hold mappings, which are no keys of a cache: arguments are compared as bytes.
-    """
+    """The result, read once while the database is the same; a shared record, never changed."""
     url = database_address()
-    result: Result = _cached(url, database_stamp(url), read, pickle.dumps(arguments))
+    reading = _Reading(read, repr(arguments), arguments)
+    result: Result = _cached(url, database_stamp(url), reading)
     return result
 
 
