@@ -139,6 +139,7 @@ def test_every_hook_has_a_sentence_a_type_and_a_plugin() -> None:
     assert offered == set(HOOK_OF_KIND.values())
 
 
-def test_the_picture_is_there() -> None:
-    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
-    assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+def test_the_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 2
+    assert all((ROOT / one).read_bytes().startswith(b"\x89PNG") for one in pictures)
