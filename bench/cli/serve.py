@@ -108,10 +108,12 @@ def _environment(db: str | None) -> dict[str, str]:
     if found and not scheme and path:
         url = found + str(Path(path).expanduser().absolute())
     images = os.environ.get("BENCH_ARTIFACTS") or ("" if found else "artifacts")
+    disputes = os.environ.get("BENCH_DISPUTES", "")
     search = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     changed = {
         "BENCH_DB": url,
         "BENCH_ARTIFACTS": str(Path(images).absolute()) if images else "",
+        "BENCH_DISPUTES": str(Path(disputes).absolute()) if disputes else "",
         "PYTHONPATH": os.pathsep.join(str(Path(place).absolute()) for place in search),
         OR_PUBLISHED: "" if db or os.environ.get("BENCH_DB") else "1",
     }

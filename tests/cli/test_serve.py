@@ -59,10 +59,12 @@ def test_the_other_process_gets_absolute_paths(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BENCH_DB", raising=False)
     monkeypatch.setenv("BENCH_ARTIFACTS", "images")
+    monkeypatch.setenv("BENCH_DISPUTES", "notes.toml")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "src", "/lib", ""]))
     environment = serve._environment(given)
     assert environment["BENCH_DB"] == expected.format(here=tmp_path)
     assert environment["BENCH_ARTIFACTS"] == str(tmp_path / "images")
+    assert environment["BENCH_DISPUTES"] == str(tmp_path / "notes.toml")
     assert environment["PYTHONPATH"] == os.pathsep.join([str(tmp_path / "src"), "/lib"])
 
 
