@@ -95,11 +95,13 @@ def test_examples_that_an_attack_leaves_out_are_not_broken() -> None:
 def test_shattered_gradients_fall_to_follow_up_attacks() -> None:
     """The measured figures of all defenses are in docs/obfuscated-gradients.md."""
     evaluation = AdaptiveEvaluation(examples=48)
-    names = ("thermometer", "bit-depth")
+    names = ("thermometer", "bit-depth", "pgd-training")
     found = {r.defense: r for r in measure(evaluation, names)}
     assert set(found) == set(names)
     assert {name: r.misses for name, r in found.items()} == dict.fromkeys(names, "")
     assert found["thermometer"].plain - found["thermometer"].follow_up > 0.5
+    trained = found["pgd-training"]
+    assert trained.own_attack == "pgd-restarts" and trained.plain - trained.follow_up < 0.03
 
 
 @pytest.mark.slow
