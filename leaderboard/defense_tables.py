@@ -152,9 +152,16 @@ def corruptions_by_severity(clean: Count, cells: Iterable[MatrixCell]) -> Html:
     return markup.html_table(columns, [*lines, (markup.tag("b", markup.text("mean")), *means)])
 
 
-def example_pictures(kept: Iterable[KeptImage], classes: Sequence[str]) -> Html:
-    """Clean image, adversarial example and magnified perturbation, with predictions."""
-    return markup.tag("div", markup.join(_picture(k, classes) for k in kept), class_="g-pictures")
+def example_pictures(
+    kept: Iterable[KeptImage], classes: Sequence[str], points: Mapping[int, str] | None = None
+) -> Html:
+    """Clean image, adversarial example and magnified perturbation, with predictions.
+
+    `points` are the points of a parametric set behind the images in words, by item.
+    """
+    known = points or {}
+    drawn = (_picture(one, classes, known.get(one.item, "")) for one in kept)
+    return markup.tag("div", markup.join(drawn), class_="g-pictures")
 
 
 def _figure(item: int, pixels: Pixels, name: str, description: str, sure: float | None) -> Html:
@@ -165,7 +172,7 @@ def _figure(item: int, pixels: Pixels, name: str, description: str, sure: float 
     return markup.tag("figure", Html(image + markup.tag("figcaption", caption)))
 
 
-def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
+def _picture(kept: KeptImage, classes: Sequence[str], point: str) -> Html:
     change, factor = markup.magnified_perturbation(kept.original, kept.adversarial)
     truth, clean, predicted = (
         _class(classes, n) for n in (kept.true_label, kept.clean_label, kept.label)
@@ -180,7 +187,8 @@ def _picture(kept: KeptImage, classes: Sequence[str]) -> Html:
         (change, enlarged, around, None),
     )
     drawn = [_figure(kept.item, *parts) for parts in triple]
-    inside = Html(markup.small(f"example {kept.item}")
+    named = f"example {kept.item}" + (f": {point}" if point else "")
+    inside = Html(markup.small(named)
                   + markup.tag("div", markup.join(drawn), class_="g-triple"))  # fmt: skip
     return markup.tag("article", inside, class_="g-example")
 

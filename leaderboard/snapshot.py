@@ -280,7 +280,8 @@ def _defense(
         )
         for attack, kept in found.images.items():
             title = f"Adversarial examples of {attack} under {label}"
-            parts.append(_part(title, defense_tables.example_pictures(kept[:2], classes)))
+            pictures = defense_tables.example_pictures(kept[:2], classes, found.points.get(attack))
+            parts.append(_part(title, pictures))
     return markup.join(parts)
 
 

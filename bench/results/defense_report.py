@@ -26,6 +26,7 @@ from bench.results.masking_checks import same_defense
 from bench.results.matrix import MatrixCell, matrix_cells
 from bench.results.measures import Measures, measures, robust_on_correct
 from bench.results.pairwise import Separation, row_separations
+from bench.results.point_texts import point_text
 from bench.results.ranking import (
     CertifiedCount,
     RankingRow,
@@ -78,6 +79,8 @@ class DefenseReport:
     radii: tuple[RadiusPoint, ...]
     """This leaderboard and those that differ in the radius alone."""
     images: Mapping[str, tuple[KeptImage, ...]]
+    points: Mapping[str, Mapping[int, str]]
+    """By attack and item: the point behind a kept image in words; empty where points are images."""
     """By attack."""
     rocs: Mapping[str, DetectorRoc]
     """By attack, where the defense rejects."""
@@ -109,7 +112,8 @@ def defense_report(store: Store, leaderboard: Leaderboard, defense: str) -> Defe
         forwards={a: _curve_over(attack, attack.forwards, result) for a, attack in done.items()},
         distances=_distances(store, results, known, defense),
         radii=_radius_points(store, results, known, defense),
-        images=_images(store, results, defense),
+        images=(images := _images(store, results, defense)),
+        points=_points(store, results, defense, images),
         rocs=_rocs(result),
         robust_on_correct=robust_on_correct(result),
         measures=measures(results, result),
@@ -210,3 +214,20 @@ def _images(
         if name == defense and done:
             found[attack] = tuple(store.images(done[0]))
     return {attack: images for attack, images in found.items() if images}
+
+
+def _points(
+    store: Store, results: LeaderboardResults, defense: str,
+    images: Mapping[str, tuple[KeptImage, ...]],
+) -> Mapping[str, Mapping[int, str]]:  # fmt: skip
+    """The points behind the kept images, in words."""
+    found: dict[str, Mapping[int, str]] = {}
+    for attack, kept in images.items():
+        rows = results.cells[defense, attack]
+        known = store.points(next(row.key for row in rows if row.state == CellState.DONE))
+        if known is not None:
+            place = {int(item): at for at, item in enumerate(known[0])}
+            shown = (image.item for image in kept if image.item in place)
+            perturbation = results.leaderboard.set
+            found[attack] = {i: point_text(perturbation, known[1][place[i]]) for i in shown}
+    return found

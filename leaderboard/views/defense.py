@@ -158,7 +158,8 @@ def show_images(selected: Leaderboard, report: DefenseReport) -> None:
         choice.ATTACK_KEY, "Attack", names, what="attack with images", place=left
     )
     classes = reading.read_examples(selected.examples).classes
-    st.html(defense_tables.example_pictures(report.images[attack], classes))
+    points = report.points.get(attack)
+    st.html(defense_tables.example_pictures(report.images[attack], classes, points))
 
 
 def show_cells(
