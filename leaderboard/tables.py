@@ -85,7 +85,7 @@ def lead(rows: Sequence[RankingRow], leaderboard: Leaderboard, newest: float | N
         name = markup.tag("b", markup.text(best.defense))
         figure = markup.text(words.figure_with_interval(best.robust_ranked))
         others = words.plural(tied - 1, "other row")
-        told = "told apart from all others" if tied == 1 else f"tied with {others}"
+        told = "tied with no other row" if tied == 1 else f"tied with {others}"
         if len(ranked) == 1:
             told = "the only ranked row"
         first = Html(f"{name} is first with {figure}, {markup.text(told)}.")

@@ -10,6 +10,7 @@ import numpy as np
 from bench.core.cards import AttackCard
 from bench.core.cells import CellState
 from bench.core.errors import BenchError
+from bench.core.variant_names import variant_order
 from bench.results.example_results import DefenseResult, LeaderboardResults, load_results
 from bench.results.leaderboards import Leaderboard
 from bench.results.matrix import MatrixCell, matrix_cell
@@ -115,7 +116,8 @@ def attack_names(results: LeaderboardResults) -> list[str]:
         for (_, attack), rows in results.cells.items()
         if attack in results.attack_cards and any(row.state == CellState.DONE for row in rows)
     }
-    return sorted(done, key=lambda name: (name not in results.leaderboard.required, name))
+    required = results.leaderboard.required
+    return sorted(done, key=lambda name: (name not in required, variant_order(name)))
 
 
 def load_attack_names(store: Store, leaderboard: Leaderboard) -> list[str]:

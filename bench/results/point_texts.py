@@ -31,21 +31,17 @@ def point_text(perturbation: Mapping[str, Any], point: Point) -> str:
             f" {down:.2f} down"
         )
     shape = " x ".join(map(str, point.shape))
-    place = _place(known)
     if perturbation.get("name") == "patch":
-        return f"a patch of {shape} values{place}"
+        top, left = known["top"], known["left"]
+        return f"a patch of {shape} values from row {top} and column {left} on, counted from 0"
     if perturbation.get("name") == "random-patch":
         return f"a patch of {shape} values, whose place is drawn for each image"
     if perturbation.get("name") == "masked-pattern":
-        return f"a print of {shape} values on the region {known.get('region')}{place}"
+        return (
+            f"a print of {shape} values on the region {known['region']}, in a rectangle of"
+            f" {known['height']:.0%} of the height and {known['width']:.0%} of the width,"
+            f" {known['top']:.0%} from the top and {known['left']:.0%} from the left"
+        )
     if values.size <= LISTED_VALUES:
         return f"point ({', '.join(f'{value:.3g}' for value in values)})"
     return f"point of {shape} values, the largest {np.abs(values).max():.3g}"
-
-
-def _place(known: Mapping[str, Any]) -> str:
-    """The rectangle in which a pattern lies, where the set declares one."""
-    if not {"top", "left", "height", "width"} <= set(known):
-        return ""
-    top, left, height, width = (known[name] for name in ("top", "left", "height", "width"))
-    return f", from ({top:g}, {left:g}), {height:g} high and {width:g} wide"

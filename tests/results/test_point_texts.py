@@ -31,10 +31,9 @@ PRINT = {
     [
         (ROTATION, np.zeros(3), "rotated by 0.0 degrees, moved 0.00 pixels to the right and 0.00"),
         (ROTATION, np.array([1, -1, 0.5]), "rotated by 30.0 degrees, moved -2.00 pixels to the"),
-        (PATCH, np.ones((1, 3, 2)), "a patch of 1 x 3 x 2 values, from (1, 4), 3 high and 2 wide"),
-        ({"name": "patch"}, np.ones((1, 3, 2)), "a patch of 1 x 3 x 2 values"),
+        (PATCH, np.ones((1, 3, 2)), "a patch of 1 x 3 x 2 values from row 1 and column 4 on"),
         ({"name": "random-patch"}, np.ones((1, 3, 3)), "whose place is drawn for each image"),
-        (PRINT, np.ones((1, 4, 8)), "a print of 1 x 4 x 8 values on the region glasses, from"),
+        (PRINT, np.ones((1, 4, 8)), "50% of the height and 100% of the width, 25% from the top"),
         ({"name": "colour-shift"}, np.array([0.5, -0.25]), "point (0.5, -0.25)"),
         ({"name": "linf-delta"}, np.full((1, 8, 8), -0.2), "point of 1 x 8 x 8 values"),
     ],
